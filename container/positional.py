@@ -1,0 +1,60 @@
+"""Reads and writes at a position of one open file, from many threads.
+
+POSIX has calls that move no shared file position; where Python lacks them (Windows), a lock is held around seek.
+"""
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Buffer = bytes | bytearray | memoryview | NDArray[Any]
+
+_seeking = threading.Lock()
+
+
+def as_bytes(buffer: Buffer) -> memoryview:
+    """The bytes of any C-contiguous buffer, structured NumPy arrays included. ValueError if it is not contiguous."""
+    if isinstance(buffer, np.ndarray):
+        if not buffer.flags.c_contiguous:
+            raise ValueError("the array is not C-contiguous")
+        return buffer.reshape(-1).view(np.uint8).data
+    return memoryview(buffer).cast("B")
+
+
+def read_at(fd: int, buffer: memoryview, offset: int) -> int:
+    """Fill `buffer` from `offset` on. Returns the bytes read, fewer only at the end of the file."""
+    done = 0
+    while done < len(buffer):
+        count = _read(fd, buffer[done:], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def write_at(fd: int, buffer: memoryview, offset: int) -> None:
+    """Write all of `buffer` at `offset`."""
+    done = 0
+    while done < len(buffer):
+        done += _write(fd, buffer[done:], offset + done)
+
+
+def _read(fd: int, buffer: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [buffer], offset)
+    with _seeking:
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def _write(fd: int, buffer: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, buffer, offset)
+    with _seeking:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, buffer)
