@@ -1,0 +1,152 @@
+"""Compiled kernels, kept on disk so that the second run starts at once.
+
+A kernel is compiled for one signature, on its first call or by `compile`. The machine code goes to the user's cache folder, under
+the version of ggufsmith and the CPU that it is for; a change in any source of this package makes it stale. Where that folder
+cannot be written, kernels are compiled anew in every process; a damaged or half-deleted cache is the same as none. Processes
+may share the cache: files appear by rename, and one index never holds two signatures, which Numba could mix up.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from pickle import PickleError
+from typing import Any
+
+from llvmlite import binding
+from numba import njit, types
+from numba.core import config
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+
+INT = types.intp
+
+
+def read(scalar: types.Type) -> types.Array:
+    """A C-contiguous 1-D array that the kernel does not change."""
+    return types.Array(scalar, 1, "C", readonly=True)
+
+
+def write(scalar: types.Type) -> types.Array:
+    """A C-contiguous 1-D array that the kernel may change."""
+    return types.Array(scalar, 1, "C")
+
+
+READ_F32, READ_U8, READ_U16 = read(types.float32), read(types.uint8), read(types.uint16)
+WRITE_F32, WRITE_U8, WRITE_U16 = write(types.float32), write(types.uint8), write(types.uint16)
+
+
+def user_cache() -> Path:
+    """The folder that the system gives programs for caches, for this user."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+@cache
+def folder() -> Path | None:
+    """Where this version's kernels for this CPU lie; None if it cannot be written."""
+    name = config.CPU_NAME or binding.get_host_cpu_name()
+    features = config.CPU_FEATURES if config.CPU_FEATURES is not None else binding.get_host_cpu_features().flatten()
+    cpu = f"{name}-{hashlib.sha256(features.encode()).hexdigest()[:12]}"
+    try:
+        path = user_cache() / "ggufsmith" / version("ggufsmith") / "kernels" / cpu
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
+        return None
+    return path
+
+
+@cache
+def source_stamp() -> str:
+    """A digest of the package's sources: kernels are made of functions from several files."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Locator:
+    """Tells Numba where the files of a function lie and what makes them stale."""
+
+    def __init__(self, function: Any, file: str) -> None:
+        self._py_file, self._lineno = file, function.__code__.co_firstlineno
+
+    @classmethod
+    def from_function(cls, function: Any, file: str) -> "Locator | None":
+        return cls(function, file) if folder() else None
+
+    def get_cache_path(self) -> str:
+        return str(folder())
+
+    def ensure_cache_path(self) -> None:
+        os.makedirs(self.get_cache_path(), exist_ok=True)
+
+    def get_source_stamp(self) -> str:
+        return source_stamp()
+
+    def get_disambiguator(self) -> str:
+        return "kernel"  # names are unique in a module; Numba's own locators put the line number here
+
+
+class Files(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (Locator,)
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]
+    _impl_class = Files
+
+    @contextmanager
+    def _guard_against_spurious_io_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError, PickleError):  # a full disk or a damaged file only costs a compilation
+            pass
+
+
+class Kernel:
+    """A function over the vocabulary of simd.py, compiled for one signature; it releases the GIL.
+
+    py_func: the same function in plain Python, on NumPy arrays.
+    """
+
+    def __init__(self, function: Callable[..., Any], signature: tuple[types.Type, ...]) -> None:
+        self.py_func = function
+        self.signature = signature
+        self.dispatcher = njit(nogil=True, error_model="numpy")(function)
+        self.compiled = False
+        if folder():
+            self.dispatcher._cache = KernelCache(function)
+
+    def compile(self) -> None:
+        """Compile, or load from the cache."""
+        if not self.compiled:
+            self.dispatcher.compile(self.signature)
+            self.compiled = True
+
+    @property
+    def cached(self) -> bool:
+        """Whether the code of this process came from the disk."""
+        return bool(self.dispatcher.stats.cache_hits)
+
+    def assembly(self) -> str:
+        """The machine code, as text."""
+        self.compile()
+        return "\n".join(self.dispatcher.inspect_asm().values())
+
+    def __call__(self, *args: Any) -> Any:
+        if not self.compiled:
+            self.compile()
+        return self.dispatcher(*args)
+
+
+def kernel(*signature: types.Type) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorate a kernel with the types of its arguments."""
+    return lambda function: Kernel(function, signature)
