@@ -1,0 +1,47 @@
+"""The YAML block at the head of a model card (README.md), as data.
+
+Hugging Face hub documentation, "Model Cards". A card is written by hand: one that cannot be read costs a note, never
+the conversion. It is parsed with the safe loader only, and its size is checked first.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_FRONT_MATTER = 2**20  # characters; cards that list every benchmark reach 300 KB
+FENCE = "---"
+
+
+def read_card(folder: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
+    """The front matter of `folder`/README.md; empty if there is none. `note` is told of one that cannot be used."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_FRONT_MATTER)
+    except (OSError, UnicodeDecodeError) as error:
+        note(f"{path}: the model card is not used: {error}")
+        return {}
+    lines = text.splitlines()
+    if not lines or lines[0] != FENCE:
+        return {}
+    if FENCE not in lines[1:] and len(text) == MAX_FRONT_MATTER:
+        note(f"{path}: the model card is not used: its front matter has more than {MAX_FRONT_MATTER} characters")
+        return {}
+    end = lines.index(FENCE, 1) if FENCE in lines[1:] else len(lines)
+    block = "\n".join(lines[1:end]) + "\n"
+    # Norwegian is a language, not False; and YAML forbids the tabs that some cards indent with.
+    block = block.replace("- no\n", '- "no"\n').replace("\t", "  ")
+    try:
+        data = yaml.load(block, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # both are safe loaders
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        note(f"{path}: the model card is not used: {str(error).splitlines()[0]}")
+        return {}
+    if isinstance(data, dict):
+        return data
+    if data is not None:
+        note(f"{path}: the model card is not used: its front matter is a {type(data).__name__}, not a mapping")
+    return {}
