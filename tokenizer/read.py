@@ -1,0 +1,230 @@
+"""A Hugging Face model folder -> Vocabulary.
+
+tokenizer.model (SentencePiece) is preferred, as in llama.cpp's converter; then tokenizer.json; then vocab.json with
+merges.txt. transformers is not used.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import TokenType
+
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.tokenizer import bpe, pretokenizers, spm
+from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, read_bytes, read_object, read_text
+from ggufsmith.tokenizer.special import Files, find_special
+from ggufsmith.tokenizer.templates import read_templates
+from ggufsmith.tokenizer.vocabulary import Vocabulary
+
+# Classes for which llama.cpp's converter copies `add_prefix_space` of tokenizer_config.json (conversion/llama.py).
+LLAMA_CLASSES = frozenset(
+    "LLaMAForCausalLM LlamaForCausalLM MistralForCausalLM MixtralForCausalLM LlamaModel IQuestCoderForCausalLM".split()
+)
+# Classes for which it writes an `eot` that llama.cpp would find by its text as well (conversion/gemma.py).
+EOT_CLASSES = {"GemmaForCausalLM": "<end_of_turn>"}
+
+
+@dataclass
+class _Parts:
+    """What the three kinds of vocabulary have in common before special tokens are looked up."""
+
+    table: bpe.Table
+    tokens: tuple[str, ...]
+    model: str
+    pre: str
+    merges: tuple[str, ...] = ()
+    adds_bos: bool = False  # what llama.cpp does if the file does not say
+    space_prefix: bool | None = None
+
+
+def read_vocabulary(
+    folder: Path, *, config: Mapping[str, Any], size: int | None, pre: str | None = None, architecture: str
+) -> Vocabulary:
+    """The vocabulary of a model folder.
+
+    config:       parsed config.json.
+    size:         rows of the embedding; None takes `vocab_size` of the config, or as many as there are tokens.
+    pre:          a pre-tokenizer name of llama.cpp that overrides the one found.
+    architecture: the Hugging Face class, for the few keys that llama.cpp's converter writes for some classes only.
+
+    Malformed: a damaged or contradictory file. Unsupported: a kind of vocabulary, or a pre-tokenizer, without a
+    counterpart. Usage: an unknown `pre`.
+    """
+    folder = Path(folder)
+    if pre is not None:
+        pretokenizers.named(pre)
+    notes: list[str] = []
+    rows = _rows(folder, config, size, notes)
+    files = Files(
+        folder,
+        config,
+        read_object(folder, "generation_config.json") or {},
+        read_object(folder, "tokenizer_config.json") or {},
+        read_object(folder, "special_tokens_map.json") or {},
+    )
+    tokenizer = read_object(folder, "tokenizer.json")
+    parts = _parts(folder, files.tokenizer_config, tokenizer, rows, pre, notes)
+    padding = parts.table.types == TokenType.UNUSED
+    index = {text: i for i, text in enumerate(parts.tokens) if not padding[i]}
+    added = {t.text: t.id for t in reversed(bpe.read_added(tokenizer, {}, folder))} if tokenizer else {}
+    post = child(tokenizer or {}, "post_processor", dict, where=folder / "tokenizer.json")
+    del tokenizer
+    special = find_special(files, post, added, parts.tokens, index)
+    if parts.adds_bos and "bos" not in special.add:
+        special.add["bos"] = False
+        special.notes.append("no file adds BOS: written so, as llama.cpp would add it for this pre-tokenizer")
+    template, named, more = read_templates(folder, files.tokenizer_config)
+    vocabulary = Vocabulary(
+        model=parts.model,
+        pre=parts.pre,
+        tokens=parts.tokens,
+        types=parts.table.types,
+        scores=parts.table.scores if parts.model == "llama" else None,
+        merges=parts.merges,
+        special=special.ids,
+        eog=special.eog,
+        add=special.add,
+        add_space_prefix=parts.space_prefix,
+        chat_template=template,
+        chat_templates=named,
+        notes=(*notes, *parts.table.notes, *special.notes, *more),
+    )
+    return _for_class(vocabulary, architecture, files, index)
+
+
+def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list[str]) -> int | None:
+    """How many tokens to write. The embedding decides over the config."""
+    where = folder / "config.json"
+    text_config = child(config, "text_config", dict, where=where) or {}
+    stated: int | None = child(config, "vocab_size", int, where=where)
+    if stated is None:
+        stated = child(text_config, "vocab_size", int, where=where)
+    if stated is not None and not 0 < stated <= MAX_TOKENS:
+        raise Malformed(f"vocab_size is {stated}, outside 1..{MAX_TOKENS}", where=where)
+    if size is None:
+        return stated
+    if stated is not None and stated != size:
+        notes.append(f"config.json says vocab_size {stated}, the embedding has {size} rows: {size} tokens written")
+    return size
+
+
+def _parts(
+    folder: Path, tokenizer_config: Json, tokenizer: Json | None, rows: int | None, pre: str | None, notes: list[str]
+) -> _Parts:
+    raw = read_bytes(folder, "tokenizer.model", spm.MAX_MODEL)
+    if raw is not None and not (spm.is_tiktoken(raw) and tokenizer is not None):
+        return _from_sentencepiece(raw, folder, tokenizer_config, rows, pre, notes)
+    if tokenizer is None:
+        tokenizer = _from_pairs(folder, tokenizer_config)
+    where = folder / "tokenizer.json"
+    model = bpe.read_bpe(tokenizer, where)
+    added = bpe.read_added(tokenizer, tokenizer_config, folder)
+    table = bpe.table_of(model, added, rows, where)
+    tokens = table.finish(where)
+    if model.byte_fallback:
+        _refuse_pre(pre)
+        return _Parts(table, tokens, "llama", "default", space_prefix=_prepends(tokenizer, where))
+    known = {*model.vocab, *(token.text for token in added)}
+    name, row = _pretokenizer(tokenizer, model, known, pre, where, notes)
+    return _Parts(table, tokens, "gpt2", name, model.merges, row.adds_bos)
+
+
+def _from_sentencepiece(
+    raw: bytes, folder: Path, tokenizer_config: Json, rows: int | None, pre: str | None, notes: list[str]
+) -> _Parts:
+    _refuse_pre(pre)
+    where = folder / "tokenizer.model"
+    pieces = spm.parse_pieces(raw, where)
+    if pieces.unigram:
+        notes.append(
+            "tokenizer.model is a unigram model: llama.cpp merges it by score, which may split words differently"
+        )
+    table = spm.table_of(pieces, folder, tokenizer_config, rows)
+    return _Parts(table, table.finish(where), "llama", "default", space_prefix=None if pieces.dummy_prefix else False)
+
+
+def _refuse_pre(pre: str | None) -> None:
+    if pre not in (None, "default"):
+        raise Usage(
+            f"--pre {pre} is for byte-level BPE, but this vocabulary is a SentencePiece one", fix="Leave it out."
+        )
+
+
+def _from_pairs(folder: Path, tokenizer_config: Json) -> Json:
+    """vocab.json and merges.txt in the shape of a tokenizer.json. UTF-8, whatever the platform's default is."""
+    vocab, lines = read_object(folder, "vocab.json"), read_text(folder, "merges.txt")
+    if vocab is None or lines is None:
+        raise Unsupported(
+            "no vocabulary: neither tokenizer.model, nor tokenizer.json, nor vocab.json with merges.txt",
+            where=folder,
+            fix="Copy the tokenizer files of the base model into the folder.",
+        )
+    kind = child(tokenizer_config, "tokenizer_class", str, where=folder / "tokenizer_config.json")
+    stages = pretokenizers.BY_CLASS.get(kind or "")
+    if stages is None:
+        raise Unsupported(
+            f"vocab.json and merges.txt do not say how text is split, and tokenizer_class {kind!r} is not known to",
+            where=folder,
+            fix="Save the tokenizer with transformers, which writes a tokenizer.json.",
+        )
+    merges = [line for line in lines.splitlines() if line.strip() and not line.startswith("#version")]
+    extra = read_object(folder, "added_tokens.json") or {}
+    if extra:
+        bpe.check_vocab(extra, folder / "added_tokens.json", "the file")
+    return {
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+        "added_tokens": [{"id": token, "content": text} for text, token in extra.items()],
+        "stages": stages,
+    }
+
+
+def _pretokenizer(
+    tokenizer: Json, model: bpe.Bpe, known: set[str], pre: str | None, where: Path, notes: list[str]
+) -> tuple[str, pretokenizers.Pretokenizer]:
+    if pre is not None:
+        return pre, pretokenizers.named(pre)
+    stages = tokenizer.get("stages") or pretokenizers.stages_of(tokenizer, where)
+    name, row = pretokenizers.match(stages, model.ignore_merges, known, where)
+    if row.ignore_merges != model.ignore_merges:
+        notes.append(f"ignore_merges is {model.ignore_merges}, llama.cpp's {name} assumes {row.ignore_merges}")
+    kinds = _normalizers(child(tokenizer, "normalizer", dict, where=where), where)
+    for kind in kinds - {"NFC"}:
+        notes.append(f"the normalizer {kind} is not applied by llama.cpp")
+    return name, row
+
+
+def _normalizers(node: Json | None, where: Path) -> set[str]:
+    """Types of all normalizers, sequences flattened."""
+    if node is None:
+        return set()
+    inner = child(node, "normalizers", list, where=where, path="normalizer.")
+    if inner is None:
+        return {str(node.get("type"))}
+    nodes = [expect(n, dict, where=where, key="normalizer.normalizers") for n in inner]
+    return {str(n.get("type")) for n in nodes}
+
+
+def _prepends(tokenizer: Json, where: Path) -> bool | None:
+    """None (llama.cpp's default, true) if a byte-fallback tokenizer puts a space before a text, else False."""
+    if "Prepend" in _normalizers(child(tokenizer, "normalizer", dict, where=where), where):
+        return None
+    stages = pretokenizers.stages_of(tokenizer, where)
+    metaspace = [stage for stage in stages if stage.startswith("Metaspace")]
+    return None if any("prepend_scheme=never" not in stage for stage in metaspace) else False
+
+
+def _for_class(vocabulary: Vocabulary, architecture: str, files: Files, index: Mapping[str, int]) -> Vocabulary:
+    """The keys that llama.cpp's converter writes for some classes only."""
+    special, add, prefix = dict(vocabulary.special), dict(vocabulary.add), vocabulary.add_space_prefix
+    text = EOT_CLASSES.get(architecture)
+    if text is not None and text in index:
+        special.setdefault("eot", index[text])
+    where = files.folder / "tokenizer_config.json"
+    stated = child(files.tokenizer_config, "add_prefix_space", bool, where=where)
+    if architecture in LLAMA_CLASSES:
+        prefix = prefix if stated is None else stated
+        if files.config.get("vocab_size") == 49152:  # small Granite and SmolLM models
+            add.setdefault("bos", False)
+    return replace(vocabulary, special=special, add=add, add_space_prefix=prefix)

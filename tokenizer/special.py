@@ -1,0 +1,226 @@
+"""Special token ids and what is added around a text, from every file that states them.
+
+Precedence, chosen so that ordinary folders give what llama.cpp's gguf-py/gguf/vocab.py gives:
+
+    1. the texts in tokenizer_config.json (`bos_token`, ...), looked up among the added tokens of tokenizer.json, after
+       the TemplateProcessing of tokenizer.json had its say: a token it puts last is the EOS, and the token that
+       tokenizer_config.json calls EOS is then the end of a turn (Qwen3-Embedding);
+    2. `bos_token_id`, ... in config.json, then in its text_config; the first of an array;
+    3. for BOS and EOS only, which llama.cpp would otherwise set to 1 and 2 or to 11: generation_config.json, then the
+       texts of step 1 looked up in the whole vocabulary.
+
+special_tokens_map.json stands in for tokenizer_config.json where that is missing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ggufsmith.tokenizer.source import Json, child, expect, token_ids, token_text
+
+ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")
+
+# Names in the tokenizer_config.json of CodeLlama -> role.
+INFILL = {"prefix_token": "fim_pre", "suffix_token": "fim_suf", "middle_token": "fim_mid", "eot_token": "eot"}
+
+# Texts that llama.cpp takes for the end of generation whatever the keys say (src/llama-vocab.cpp, special_eog_ids).
+EOG_TEXTS = frozenset(
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|>"
+    " <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> [e~["
+    " <｜end▁of▁sentence｜>".split()
+)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The parsed files of a folder that speak of special tokens; {} for a missing one."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    generation: Json
+    tokenizer_config: Json
+    special_tokens_map: Json
+
+    @property
+    def text_config(self) -> Json:
+        return child(self.config, "text_config", dict, where=self.folder / "config.json") or {}
+
+
+@dataclass
+class Special:
+    """ids: role -> token id. eog: all ids stated as end of generation. add: role -> added around a text or not."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    eog: tuple[int, ...] = ()
+    add: dict[str, bool] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_special(
+    files: Files, post_processor: Json | None, added: Mapping[str, int], tokens: Sequence[str], index: Mapping[str, int]
+) -> Special:
+    """Resolve every role.
+
+    added: text -> id of the added tokens of tokenizer.json, {} without that file.
+    tokens, index: the whole vocabulary, padding excluded from `index`.
+    """
+    found = Special()
+    names = _names(files)
+    template = _read_template(post_processor, files.folder / "tokenizer.json")
+    _apply_template(template, names, found, with_config=bool(files.tokenizer_config))
+    _read_flags(files, found)
+
+    def take(role: str, ids: Iterable[int], origin: str) -> None:
+        for token in ids:
+            if role in found.ids:
+                return
+            if token < len(tokens):
+                found.ids[role] = token
+            else:
+                found.notes.append(f"{origin} gives {role} the id {token}, outside the {len(tokens)} tokens: ignored")
+
+    direct = added if files.tokenizer_config else index
+    for role, text in names.items():
+        if text in direct:
+            take(role, [direct[text]], "tokenizer_config.json")
+    stated = _stated_ids(files)
+    for role in ROLES:
+        for origin in ("config.json", "config.json text_config"):
+            take(role, stated[role][origin], origin)
+    for role in ("bos", "eos"):
+        take(role, stated[role]["generation_config.json"], "generation_config.json")
+        if role in names and names[role] in index:
+            take(role, [index[names[role]]], "tokenizer_config.json")
+    for name, role in INFILL.items():
+        infill = token_text(files.tokenizer_config.get(name), where=files.folder / "tokenizer_config.json", key=name)
+        if infill is not None and infill in index:
+            take(role, [index[infill]], "tokenizer_config.json")
+
+    _collect_eog(found, stated["eos"], tokens)
+    return found
+
+
+def _names(files: Files) -> dict[str, str]:
+    """Role -> text, from tokenizer_config.json or, where that is missing, from special_tokens_map.json."""
+    stand_in = not files.tokenizer_config
+    source = files.special_tokens_map if stand_in else files.tokenizer_config
+    where = files.folder / ("special_tokens_map.json" if stand_in else "tokenizer_config.json")
+    texts = {
+        role: token_text(source.get(f"{role}_token"), where=where, key=f"{role}_token") for role in (*ROLES, "cls")
+    }
+    texts["bos"] = texts["bos"] or texts["cls"]
+    texts["eos"] = texts["eos"] or texts["sep"]
+    return {role: text for role, text in texts.items() if text and role != "cls"}
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What a TemplateProcessing puts around one text (first, last) and between two (between)."""
+
+    first: str | None
+    last: str | None
+    between: tuple[str | None, ...]
+
+
+def _read_template(post_processor: Json | None, where: Path) -> _Template | None:
+    if not post_processor:
+        return None
+    nested = child(post_processor, "processors", list, where=where, path="post_processor.")
+    for step in [post_processor] if nested is None else nested:
+        expect(step, dict, where=where, key="post_processor.processors")
+        if step.get("type") == "TemplateProcessing":
+            return _parse_template(step, where)
+    return None
+
+
+def _parse_template(step: Json, where: Path) -> _Template:
+    single, pair = (_pieces(step, key, where) for key in ("single", "pair"))
+    first, last = (single[0][1], single[-1][1]) if len(single) > 1 else (None, None)
+    inner = pair[1 if first and pair and pair[0][1] == first else 0 :]
+    inner = inner[: -1 if last and inner and inner[-1][1] == last else None]
+    whole = len(inner) > 2 and (inner[0][0], inner[-1][0]) == ("A", "B")
+    return _Template(first, last, tuple(text for _, text in inner[1:-1]) if whole else ())
+
+
+def _pieces(step: Json, key: str, where: Path) -> list[tuple[str | None, str | None]]:
+    """The parts of a template as (sequence, None) or (None, special token)."""
+    path = f"post_processor.{key}"
+    result: list[tuple[str | None, str | None]] = []
+    for piece in child(step, key, list, where=where, path="post_processor.") or []:
+        expect(piece, dict, where=where, key=path)
+        inner = [child(piece, kind, dict, where=where, path=f"{path}.") or {} for kind in ("Sequence", "SpecialToken")]
+        a, b = (child(part, "id", str, where=where, path=f"{path}.") for part in inner)
+        result.append((a, b))
+    return result
+
+
+def _apply_template(template: _Template | None, names: dict[str, str], found: Special, *, with_config: bool) -> None:
+    if template is None:
+        return
+    if template.first:
+        names.setdefault("bos", template.first)
+        found.add["bos"] = template.first == names["bos"]
+    if template.last:
+        spoken = names.get("eos")
+        if with_config and spoken is not None and spoken != template.last:
+            names["eot"] = spoken
+        names["eos"] = template.last
+        found.add["eos"] = True
+    if template.between:
+        ends = {names.get("sep"), names.get("eos")} - {None}
+        head, *rest = template.between
+        separated = (head in ends and not template.last) or (len(rest) == 1 and rest[0] in ends)
+        found.add["sep"] = separated
+        if separated and "sep" not in names and "eos" in names:
+            names["sep"] = names["eos"]
+
+
+def _read_flags(files: Files, found: Special) -> None:
+    """`add_bos_token`, ...: where stated, transformers rebuilds the post-processor from them, so they win."""
+    where = files.folder / "tokenizer_config.json"
+    for role in ("bos", "eos", "sep"):
+        key = f"add_{role}_token"
+        value = files.tokenizer_config.get(key)
+        if value is None:
+            continue
+        expect(value, bool, where=where, key=key)
+        if found.add.get(role, value) != value:
+            found.notes.append(
+                f"tokenizer_config.json says {key}: {value}, tokenizer.json's template does the opposite"
+            )
+        found.add[role] = value
+
+
+def _stated_ids(files: Files) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Role -> file -> the ids it states."""
+    sources: dict[str, Mapping[str, Any]] = {
+        "config.json": files.config,
+        "config.json text_config": files.text_config,
+        "generation_config.json": files.generation,
+    }
+    return {
+        role: {
+            origin: token_ids(
+                source.get(f"{role}_token_id"), where=files.folder / origin.split()[0], key=f"{role}_token_id"
+            )
+            for origin, source in sources.items()
+        }
+        for role in ROLES
+    }
+
+
+def _collect_eog(found: Special, stated: Mapping[str, Iterable[int]], tokens: Sequence[str]) -> None:
+    """All ends of generation. llama.cpp knows most by text; the others need `eot` and `eom`, the keys that are left."""
+    ids = dict.fromkeys(found.ids[role] for role in ("eos", "eot", "eom") if role in found.ids)
+    ids |= dict.fromkeys(token for group in stated.values() for token in group if token < len(tokens))
+    found.eog = tuple(ids)
+    for token in found.eog:
+        if tokens[token] in EOG_TEXTS or token in (found.ids.get(role) for role in ("eos", "eot", "eom")):
+            continue
+        free = next((role for role in ("eom", "eot") if role not in found.ids), None)
+        if free:
+            found.ids[free] = token
+            found.notes.append(f"{tokens[token]!r} also ends a generation: written as {free}")
+        else:
+            found.notes.append(f"{tokens[token]!r} also ends a generation, but GGUF has no key left for it")

@@ -1,0 +1,64 @@
+"""Chat templates: found, copied, never rendered.
+
+Precedence, that of llama.cpp's gguf-py/gguf/vocab.py: `chat_template` in tokenizer_config.json, then
+chat_template.jinja with additional_chat_templates/*.jinja, then chat_template.json.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ggufsmith.container.errors import Malformed
+from ggufsmith.tokenizer.source import expect, inside, read_object, read_text
+
+Templates = tuple[str | None, dict[str, str]]  # the default, and name -> template for the others
+
+
+def read_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str | None, dict[str, str], list[str]]:
+    """The default template (None if there is none), the named ones, and notes."""
+    where = folder / "tokenizer_config.json"
+    stated = _parse(tokenizer_config.get("chat_template"), where)
+    jinja = _from_jinja(folder)
+    lonely = read_object(folder, "chat_template.json") or {}
+    other = jinja if jinja != (None, {}) else _parse(lonely.get("chat_template"), folder / "chat_template.json")
+    if stated == (None, {}):
+        return *other, []
+    differ = other[0] is not None and other[0] != stated[0]
+    note = "two chat templates differ: the one in tokenizer_config.json was copied, the one in its own file was not"
+    return *stated, [note] if differ else []
+
+
+def _parse(value: Any, where: Path) -> Templates:
+    """A template as one string, or as an array of {"name", "template"}."""
+    if value is None or isinstance(value, str):
+        return value, {}
+    named: dict[str, str] = {}
+    for index, entry in enumerate(expect(value, list, where=where, key="chat_template")):
+        key = f"chat_template[{index}]"
+        expect(entry, dict, where=where, key=key)
+        name = expect(entry.get("name"), str, where=where, key=f"{key}.name")
+        _add(named, name, expect(entry.get("template"), str, where=where, key=f"{key}.template"), where)
+    return named.pop("default", None), named
+
+
+def _from_jinja(folder: Path) -> Templates:
+    default = read_text(folder, "chat_template.jinja")
+    named: dict[str, str] = {}
+    more = folder / "additional_chat_templates"
+    if more.is_dir() and inside(folder, more):
+        for path in sorted(more.glob("*.jinja")):
+            text = read_text(folder, f"{more.name}/{path.name}")
+            if text is not None:
+                _add(named, path.stem, text, path)
+    return (named.pop("default", None) if default is None else default), named
+
+
+def _add(named: dict[str, str], name: str, template: str, where: Path) -> None:
+    """File under the name as it can stand in a GGUF key: letters and digits, everything else becomes "_"."""
+    name = re.sub("[^A-Za-z0-9]", "_", name)
+    if not name or name in named:
+        raise Malformed(
+            f"two chat templates are called {name!r}" if name else "a chat template has no name", where=where
+        )
+    named[name] = template
