@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 MAX_FRONT_MATTER = 2**20  # characters; cards that list every benchmark reach 300 KB
+MAX_DEPTH = 32  # of lists in lists; the C loader recurses, and a deep enough document would end the process
 FENCE = "---"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # both are safe loaders; PyYAML's wheels have the C one
 
 
 def read_card(folder: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
@@ -36,12 +38,26 @@ def read_card(folder: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
     # Norwegian is a language, not False; and YAML forbids the tabs that some cards indent with.
     block = block.replace("- no\n", '- "no"\n').replace("\t", "  ")
     try:
-        data = yaml.load(block, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # both are safe loaders
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        note(f"{path}: the model card is not used: {str(error).splitlines()[0]}")
+        _check_depth(block)
+        data = yaml.load(block, LOADER)
+    except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML's constructors let through what int(), float() and date() raise for `!!int ""` and the like.
+        note(f"{path}: the model card is not used: {str(error).partition(chr(10))[0]}")
         return {}
     if isinstance(data, dict):
         return data
     if data is not None:
         note(f"{path}: the model card is not used: its front matter is a {type(data).__name__}, not a mapping")
     return {}
+
+
+def _check_depth(block: str) -> None:
+    """ValueError for a document nested too deep to be built."""
+    depth = 0
+    for event in yaml.parse(block, LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")

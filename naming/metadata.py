@@ -8,6 +8,7 @@ prepare_metadata). Of several sources the first that has a value wins: an overri
 import difflib
 import json
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from os.path import abspath
@@ -222,7 +223,7 @@ def _related(entry: Any, total: int, note: Note) -> Mapping[str, Any]:
     if isinstance(entry, dict):
         return entry
     if not isinstance(entry, str):
-        note(f"model card: {entry!r:.80} names no model and no data set")
+        note(f"model card: {reprlib.repr(entry)} names no model and no data set")
         return {}
     url: str | None
     if entry.startswith(("http://", "https://", "ssh://")):
@@ -246,7 +247,7 @@ def _values(found: Found, note: Note) -> Metadata:
         if isinstance(value, PLAIN) and str(value):
             out[key] = string(str(value))
         elif value not in (None, ""):
-            note(f"{key}: {value!r:.80} is no text, and is not written")
+            note(f"{key}: {reprlib.repr(value)} is no text, and is not written")
 
     for key, _, make in SAMPLING:
         value = found.get(key)
@@ -255,7 +256,7 @@ def _values(found: Found, note: Note) -> Metadata:
         elif value is not None and (number := _number(value, whole=make is i32)) is not None:
             out[key] = make(number)
         elif value is not None:
-            note(f"{key}: {value!r:.80} is no number of its type, and is not written")
+            note(f"{key}: {reprlib.repr(value)} is no number of its type, and is not written")
     for key, _ in TEXTS:
         value = found.get(key)
         put_text(
