@@ -1,0 +1,138 @@
+"""The command line: gguf-convert, gguf-quant, and ggufsmith with both as subcommands.
+
+Everything heavy is imported inside the command that needs it: `--help` must answer at once.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+EXAMPLES = """
+**Examples**
+
+`gguf-convert ./DeepSeek-R1-Distill-Qwen-7B` — writes DeepSeek-R1-Distill-Qwen-7B-F16.gguf into that folder
+
+`gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf` — keeps bfloat16, writes elsewhere
+
+`gguf-convert ./Qwen3-0.6B --dry-run` — shows every tensor and the exact size, writes nothing
+
+**Exit codes**
+
+0 done and verified · 1 failed while working · 2 usage · 3 input not supported · 4 input malformed or unsafe ·
+5 no space · 6 output locked or would be overwritten · 130, 143 interrupted
+"""
+
+options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "markdown", "pretty_exceptions_enable": False}
+app = typer.Typer(
+    help="Hugging Face checkpoints to GGUF files, converted in one pass.", no_args_is_help=True, **options
+)
+convert_app = typer.Typer(**options)
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that every `with` on the way out cleans up."""
+
+
+@app.command("convert", epilog=EXAMPLES, no_args_is_help=True)
+@convert_app.command(epilog=EXAMPLES, no_args_is_help=True)
+def convert(
+    model: Annotated[Path, typer.Argument(help="Folder with config.json, *.safetensors and the tokenizer.")],
+    outtype: Annotated[
+        str, typer.Option(help="Type of the matrices: f16, bf16, f32, or auto (what the checkpoint has).")
+    ] = "f16",
+    outfile: Annotated[Path | None, typer.Option("--outfile", "-o", help="The output file.")] = None,
+    outdir: Annotated[Path | None, typer.Option(help="Folder for the output, named after the model.")] = None,
+    vocab_only: Annotated[bool, typer.Option("--vocab-only", help="Only the vocabulary and keys, no tensors.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and the exact size; write nothing.")
+    ] = False,
+    pre: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The pre-tokenizer, if its structure is not recognised.")
+    ] = None,
+    model_name: Annotated[str | None, typer.Option(help="general.name, instead of the folder's.")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="JSON file of general.* keys that override.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")] = None,
+    no_sync: Annotated[
+        bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")
+    ] = False,
+    no_overwrite: Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Convert a Hugging Face model folder into one GGUF file that llama.cpp runs.
+
+    The output appears under its name only when it is complete and verified.
+    """
+    from ggufsmith.cli.convert import run_convert
+    from ggufsmith.convert.run import Job
+
+    job = Job(
+        folder=model,
+        outtype=outtype,
+        outfile=outfile,
+        outdir=outdir,
+        vocab_only=vocab_only,
+        pre=pre,
+        model_name=model_name,
+        metadata=metadata,
+        threads=threads,
+        sync=not no_sync,
+        overwrite=not no_overwrite,
+    )
+    guarded(lambda: run_convert(job, dry_run=dry_run, machine=as_json, quiet=quiet), as_json)
+
+
+def guarded(command: Callable[[], None], machine: bool) -> None:
+    """Run a command; turn errors and signals into one message and an exit code."""
+    from ggufsmith.cli import render
+    from ggufsmith.container.errors import Failure
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        command()
+    except Failure as error:
+        render.failure(error, machine)
+        code = error.code
+    except OSError as error:
+        render.failure(Failure(error.strerror or str(error), where=error.filename), machine)
+        code = Failure.code
+    except Exception as error:  # a bug: never a traceback for the user, unless asked for
+        if os.environ.get("GGUFSMITH_DEBUG"):
+            raise
+        what = f"internal error: {type(error).__name__}: {error}"
+        render.failure(Failure(what, fix="Please report it, with the output of GGUFSMITH_DEBUG=1."), machine)
+        code = Failure.code
+    except KeyboardInterrupt:
+        code = 130
+    except Terminated:
+        code = 143
+    else:
+        return
+    if code in (130, 143):
+        render.err.print("interrupted; nothing was left behind", markup=False)
+    raise typer.Exit(code)
+
+
+@app.callback()
+def common() -> None:
+    """Hugging Face checkpoints to GGUF files, converted in one pass."""
+
+
+def main() -> None:
+    app()
+
+
+def convert_main() -> None:
+    convert_app()
+
+
+if __name__ == "__main__":
+    main()

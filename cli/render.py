@@ -1,0 +1,97 @@
+"""What a person, a log or a machine sees: progress, summaries, errors. The only module that knows rich."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from ggufsmith.container.errors import Failure
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
+
+
+def size(nbytes: float) -> str:
+    """Bytes in decimal units, as disks and model pages count them."""
+    for unit in ("B", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def count(number: float) -> str:
+    for unit in ("", " thousand", " million"):
+        if number < 1000:
+            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.2f} billion"
+
+
+@contextmanager
+def progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal, a line every ten seconds in a log, nothing when quiet; yields `advance(weights)`."""
+    if quiet or total == 0:
+        yield lambda weights: None
+    elif err.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task(title, total=total, rate="")
+            begun, done = time.monotonic(), 0
+
+            def advance(weights: int) -> None:
+                nonlocal done
+                done += weights
+                rate = done / max(time.monotonic() - begun, 1e-3)
+                bar.update(task, advance=weights, rate=f"{count(rate)} weights/s")
+
+            yield advance
+    else:
+        begun = last = time.monotonic()
+        done = 0
+
+        def log(weights: int) -> None:
+            nonlocal done, last
+            done += weights
+            now = time.monotonic()
+            if now - last >= 10:
+                last = now
+                err.print(f"{title}: {100 * done // total} %, {count(done / (now - begun))} weights/s", markup=False)
+
+        yield log
+
+
+def lines(rows: Iterator[tuple[str, str]]) -> None:
+    """A summary: label and value, aligned."""
+    pairs = list(rows)
+    width = max(len(label) for label, _ in pairs)
+    for label, value in pairs:
+        out.print(f"{label:<{width}}  {value}", markup=False)
+
+
+def as_json(report: Mapping[str, Any]) -> None:
+    """One JSON object on standard output, UTF-8 whatever the platform's default."""
+    text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
+    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+    sys.stdout.buffer.flush()
+
+
+def failure(error: Failure, machine: bool) -> None:
+    """The message of an error, for people on standard error, for machines as JSON on standard output."""
+    if machine:
+        body = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix, "also": error.also}
+        as_json({"error": body})
+    else:
+        err.print("error: ", style="bold red", end="")
+        err.print(str(error), markup=False)

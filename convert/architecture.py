@@ -1,0 +1,176 @@
+"""What an architecture is: a frozen record of the Hugging Face classes it takes, its keys and its tensors.
+
+The records themselves are in `convert/architectures.py`. Key names, tensor names and the table from Hugging Face names
+to GGUF tensors come from the `gguf` package (`gguf.constants`, `gguf.tensor_mapping`); a record says which of those
+tensors must be there, what shape they must have, and which op makes them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, MODEL_TENSOR
+
+from ggufsmith.container.values import Value, u32
+from ggufsmith.convert.ops import Copy, Op
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes that tensor shapes are made of. 0 where a model has no such thing.
+
+    vocab:     rows of the embedding (the padded vocabulary).
+    head_dim:  size of one attention head, taken from attn_q itself when it is there.
+    rotary:    how many of them rotate.
+    expert_ff: feed-forward length of one expert; shared_ff: of the shared expert.
+    """
+
+    blocks: int
+    vocab: int
+    embd: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: int
+    ff: int
+    experts: int = 0
+    expert_ff: int = 0
+    shared_ff: int = 0
+    one: int = 1
+
+    @property
+    def q(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def qkv(self) -> int:
+        return self.q + 2 * self.kv
+
+    @property
+    def gate_up(self) -> int:
+        return 2 * self.ff
+
+    @property
+    def expert_gate_up(self) -> int:
+        return 2 * self.expert_ff
+
+    def sizes(self, names: str) -> tuple[int, ...]:
+        """The shape spelled by a rule: "q embd" -> (q, embd)."""
+        return tuple(getattr(self, name) for name in names.split())
+
+
+class Need(Enum):
+    """Whether a tensor, or a config key, has to be there."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+
+
+def copy(dims: Dims) -> Op:
+    return Copy()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One GGUF tensor (in every block, if its name has a block number).
+
+    shape:    names of `Dims` members, slowest axis first, of the source `.weight`; a bias has the first of them.
+    op:       makes the output from its source.
+    need:     OPTIONAL tensors may be absent; `fallback` then names the tensor to take instead, if llama.cpp wants one.
+    bias:     an optional bias goes through the same op.
+    stacked:  the sources may also be one tensor per expert, stacked in front.
+    """
+
+    tensor: MODEL_TENSOR
+    shape: str
+    op: Callable[[Dims], Op] = copy
+    need: Need = Need.REQUIRED
+    bias: bool = False
+    stacked: bool = False
+    fallback: MODEL_TENSOR | None = None
+    when: Callable[[Dims], bool] = lambda dims: True
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A source in every block that holds several GGUF tensors.
+
+    suffix: the end of its name, after "layers.N.". shape: as in `Rule`. parts: each tensor with the op that cuts it.
+    """
+
+    suffix: str
+    shape: str
+    parts: tuple[tuple[MODEL_TENSOR, Callable[[Dims], Op]], ...]
+
+
+@dataclass(frozen=True)
+class Key:
+    """One GGUF key.
+
+    name:    with "{arch}", from gguf.constants.Keys.
+    names:   config keys in order of preference.
+    make:    the typed value constructor; also decides how the config value is read.
+    default: used when no config key is there; None leaves the GGUF key out, Need.REQUIRED is an error.
+    of:      takes the value from the dimensions instead of the config.
+    """
+
+    name: str
+    make: Callable[[Any], Value] = u32
+    names: tuple[str, ...] = ()
+    default: Any = Need.REQUIRED
+    of: Callable[[Dims], int] | None = None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How the rotary embedding of an architecture is described.
+
+    theta:            transformers' default where config.json is silent.
+    local_theta:      the same for the sliding-window layers, if they have their own.
+    scaling:          the rope types that can be expressed for it, besides "default".
+    write_theta:      False where llama.cpp's graph has the base built in.
+    original_context: always write the context length the model was first trained for.
+    """
+
+    theta: float = 10000.0
+    local_theta: float | None = None
+    scaling: tuple[str, ...] = ("linear", "yarn")
+    write_theta: bool = True
+    original_context: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One GGUF architecture as Hugging Face spells it.
+
+    classes:  entries of "architectures" in config.json.
+    require:  config keys that may hold only these values, because llama.cpp's graph assumes them.
+    defaults: what transformers assumes where config.json is silent.
+    drop:     substrings of source names that are left out, with the reason.
+    warn:     config keys whose meaning llama.cpp does not carry out: harmless values, and the sentence for the others.
+    check:    the escape hatch: a sentence if config and dimensions do not fit llama.cpp's graph, else None.
+    pooling:  sentence-transformers folders say how the hidden states are pooled; write it.
+    """
+
+    arch: MODEL_ARCH
+    classes: tuple[str, ...]
+    tensors: tuple[Rule, ...]
+    keys: tuple[Key, ...]
+    rope: Rope = Rope()
+    fused: tuple[Fused, ...] = ()
+    require: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    drop: Mapping[str, str] = field(default_factory=dict)
+    warn: Mapping[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
+    check: Callable[[Mapping[str, Any], Dims], str | None] | None = None
+    pooling: bool = False
+
+    @property
+    def name(self) -> str:
+        """general.architecture."""
+        return str(MODEL_ARCH_NAMES[self.arch])

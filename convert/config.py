@@ -1,0 +1,119 @@
+"""config.json and its neighbours: untrusted JSON, read with a cap, and an account of which keys were used."""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ggufsmith.container.errors import Malformed
+
+MAX_JSON = 64 << 20  # the largest published index files are a few MiB
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The known name most like `name`, for error messages."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Malformed if it is too large, not UTF-8, not JSON, or not an object."""
+    size = path.stat().st_size
+    if size > MAX_JSON:
+        raise Malformed(f"{size} bytes of JSON are more than the limit of {MAX_JSON}", where=path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise Malformed(f"this is not valid JSON: {error}", where=path, fix="Download the file again.") from None
+    if not isinstance(data, dict):
+        raise Malformed(f"a JSON object was expected, not {type(data).__name__}", where=path)
+    return data
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+class Config(Mapping[str, Any]):
+    """A model's config.json, the text model's part of it on top, that remembers which keys were asked for.
+
+    A key whose value is null counts as absent: that is how configs spell "default".
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        text = values.get("text_config")
+        merged = {**values, **text} if isinstance(text, Mapping) else dict(values)
+        if isinstance(text, Mapping) and "architectures" in values:
+            merged["architectures"] = values["architectures"]
+        self._values = {key: value for key, value in merged.items() if value is not None}
+        self.path = path
+        self.used: set[str] = set()
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Config":
+        path = folder / "config.json"
+        if not path.is_file():
+            raise Malformed(
+                "there is no config.json, so this is not a Hugging Face model folder",
+                where=folder,
+                fix="Pass the folder that holds config.json and the *.safetensors files.",
+            )
+        return cls(read_json(path), path)
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._values[key]
+        self.used.add(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def first(self, *names: str) -> Any:
+        """The value of the first name present, None if there is none. All of them count as used."""
+        self.used.update(names)
+        return next((self._values[name] for name in names if name in self._values), None)
+
+    def integer(self, *names: str, default: int | None = None) -> int | None:
+        """A whole number; Malformed names the key if it holds anything else."""
+        value = self.first(*names)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise Malformed(f"{' or '.join(names)} must be a whole number, not {value!r}", where=self.path)
+        if not -(1 << 63) <= value < 1 << 63:
+            raise Malformed(f"{' or '.join(names)} is out of range: {value}", where=self.path)
+        return value
+
+    def number(self, *names: str, default: float | None = None) -> float | None:
+        value = self.first(*names)
+        if value is None:
+            return default
+        return as_number(value, " or ".join(names), self.path)
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        value = self.first(name)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise Malformed(f"{name} must be an object, not {value!r}", where=self.path)
+        return value
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "Config":
+        """The same config, with values for keys it leaves open."""
+        filled = Config({**defaults, **self._values}, self.path)
+        filled.used = {*self.used, *defaults}
+        return filled
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        return tuple(key for key in self._values if key not in self.used)
+
+
+def as_number(value: object, name: str, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Malformed(f"{name} must be a number, not {value!r}", where=path)
+    return float(value)

@@ -1,0 +1,164 @@
+"""Ops: how the rows of an output tensor are made from the rows of its sources.
+
+A tensor is seen as rows: all axes but the last are flattened, a vector of n numbers is n rows of one. An op knows its
+output shape without data (plan, layout and dry run need no more), and makes any range of rows on demand, so that
+nothing larger than a chunk is ever in memory.
+
+`read(k, start, stop)` gives rows of source k as an array (stop - start, width) in the dtype they are stored in:
+float32, or uint16 holding the bits of float16 or bfloat16. An op that only moves rows returns that dtype; for an op
+that computes, `read` gives float32.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shape = tuple[int, ...]
+Array = NDArray[Any]
+Read = Callable[[int, int, int], Array]
+
+
+def rows_of(shape: Shape) -> tuple[int, int]:
+    """(rows, width) of a tensor of this shape."""
+    if len(shape) < 2:
+        return math.prod(shape), 1
+    return math.prod(shape[:-1]), shape[-1]
+
+
+@dataclass(frozen=True)
+class Op:
+    """The base of all ops. `computes`: `read` gives float32, and the result is float32, whatever the sources hold."""
+
+    computes: ClassVar[bool] = False
+
+    def shape(self, *sources: Shape) -> Shape:
+        """The output shape. ValueError, in words, if the op does not apply to these sources."""
+        return sources[0]
+
+    def granule(self, *sources: Shape) -> int:
+        """Chunks should begin at a multiple of this many rows, or source rows are read twice."""
+        return 1
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        """Rows start..stop (exclusive) of the output, as an array (stop - start, width)."""
+        return read(0, start, stop)
+
+
+@dataclass(frozen=True)
+class Copy(Op):
+    """The source as it is. Also reshapes (1, n) to (n): `squeeze` drops axes of length one in front."""
+
+    squeeze: bool = False
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return source[1:] if self.squeeze and source[:1] == (1,) else source
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        out = self.shape(*sources)
+        if rows_of(out) == rows_of(sources[0]):
+            return read(0, start, stop)
+        return read(0, 0, rows_of(sources[0])[0]).reshape(rows_of(out))[start:stop]
+
+
+@dataclass(frozen=True)
+class RopePermute(Op):
+    """Reorder the rows of each head from "halves" to "pairs".
+
+    Hugging Face rotates dimension t with t + d/2, ggml's llama rotates 2t with 2t + 1 (LLAMA_ROPE_TYPE_NORM): output
+    row 2t + k of a head is its source row t + k d/2. `heads` counts the heads in this very tensor: query heads for
+    attn_q, key-value heads for attn_k. Applies to weights and biases alike.
+    """
+
+    heads: int
+    undo: bool = False
+
+    @property
+    def inverse(self) -> "RopePermute":
+        return RopePermute(self.heads, not self.undo)
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if source[0] % (2 * self.heads):
+            raise ValueError(f"{source[0]} rows are not {self.heads} heads of an even size")
+        return source
+
+    def granule(self, *sources: Shape) -> int:
+        return sources[0][0] // self.heads
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        head = self.granule(*sources)
+        first, last = start // head * head, -(-stop // head) * head
+        within = np.arange(head).reshape((head // 2, 2) if self.undo else (2, head // 2)).T.ravel()
+        order = (np.arange(first, last, head)[:, None] + within).ravel()[start - first : stop - first]
+        permuted: Array = read(0, first, last)[order - first]
+        return permuted
+
+
+@dataclass(frozen=True)
+class Stack(Op):
+    """Sources of one shape (r, c), one per expert, become (experts, r, c)."""
+
+    def shape(self, *sources: Shape) -> Shape:
+        if len(set(sources)) != 1:
+            raise ValueError(f"the experts differ in shape: {sorted(set(sources))}")
+        return (len(sources), *sources[0])
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        each = rows_of(sources[0])[0]
+        parts = [
+            read(k, max(start - k * each, 0), min(stop - k * each, each))
+            for k in range(start // each, -(-stop // each))
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Part(Op):
+    """One of several tensors fused along the second last axis: rows begin..end (exclusive) of each matrix."""
+
+    begin: int
+    end: int
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if not 0 <= self.begin < self.end <= source[-2]:
+            raise ValueError(f"rows {self.begin} to {self.end} are not within {source[-2]}")
+        return (*source[:-2], self.end - self.begin, source[-1])
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        fused, each = sources[0][-2], self.end - self.begin
+        parts = []
+        for matrix in range(start // each, -(-stop // each)):
+            shift = matrix * fused + self.begin
+            low, high = max(start - matrix * each, 0), min(stop - matrix * each, each)
+            parts.append(read(0, shift + low, shift + high))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class AddOne(Op):
+    """x + 1 in float32: Gemma's norms store their distance from one, ggml's hold the factor itself."""
+
+    computes: ClassVar[bool] = True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        return read(0, start, stop) + np.float32(1)
+
+
+@dataclass(frozen=True)
+class Constant(Op):
+    """A float32 vector computed from the config alone, such as rope factors. It has no source."""
+
+    values: tuple[float, ...]
+    computes: ClassVar[bool] = True
+
+    def shape(self, *sources: Shape) -> Shape:
+        return (len(self.values),)
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        return np.asarray(self.values[start:stop], np.float32)[:, None]

@@ -1,0 +1,348 @@
+"""The plan: every output tensor of a conversion, with its shape and how its rows are made. Pure: headers in, plan out.
+
+The completeness rule: every source tensor is used or dropped with a reason, every required output is made, every config
+key is used, known to be harmless, or reported. All problems are collected and raised together.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
+from gguf.tensor_mapping import TensorNameMap, get_tensor_name_map
+
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.values import Metadata
+from ggufsmith.convert.architecture import Architecture, Dims, Need, Rule
+from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
+from ggufsmith.convert.checkpoint import Source
+from ggufsmith.convert.config import Config, nearest
+from ggufsmith.convert.ops import Constant, Op, Shape, Stack
+from ggufsmith.convert.rope import rope_metadata
+
+SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
+# llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
+ALWAYS_F32 = frozenset({MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP})
+COMPANIONS = (
+    "qweight qzeros scales g_idx weight_scale weight_scale_inv weight_packed weight_shape weight_zero_point "
+    "input_scale absmax quant_map nested_absmax nested_quant_map SCB activation_scale k_scale v_scale"
+).split()
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
+MAX_BLOCKS = 4096
+MAX_PROBLEMS = 40
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of the GGUF file. `keep_f32`: stored in float32 whatever the output type."""
+
+    name: str
+    shape: Shape
+    op: Op
+    sources: tuple[Source, ...]
+    keep_f32: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write: `metadata` holds the architecture's own keys, `notes` what the user should know."""
+
+    architecture: Architecture
+    dims: Dims
+    outputs: tuple[Output, ...]
+    metadata: Metadata
+    notes: tuple[str, ...]
+
+
+class Slot(NamedTuple):
+    """A place for one GGUF tensor: block is None for tensors outside the blocks, part is "weight" or "bias"."""
+
+    tensor: MODEL_TENSOR
+    block: int | None
+    part: str
+
+    @property
+    def name(self) -> str:
+        return f"{TENSOR_NAMES[self.tensor].format(bid=self.block)}.{self.part}"
+
+
+class Piece(NamedTuple):
+    """A source for a slot; `expert` if it is one of several; `op` and `shape` if the slot is a part of it."""
+
+    source: Source
+    expert: int | None = None
+    op: Callable[[Dims], Op] | None = None
+    shape: str | None = None
+
+
+def find_architecture(config: Config) -> Architecture:
+    """The record for config.json's "architectures". Unsupported, with the nearest known class, if there is none."""
+    classes = config.first("architectures")
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise Malformed('"architectures" must name the model class', where=config.path)
+    for name in classes:
+        if name in BY_CLASS:
+            return BY_CLASS[name]
+    near = nearest(classes[0], BY_CLASS)
+    raise Unsupported(
+        f"architecture {classes[0]} is not supported{f'; the nearest known one is {near}' if near else ''}",
+        where=config.path,
+        fix=f"Supported: {', '.join(record.classes[0] for record in ARCHITECTURES)}.",
+    )
+
+
+def make_plan(config: Config, tensors: Mapping[str, Source] | None) -> Plan:
+    """The whole conversion; without tensors, only what the config says (a file that holds the vocabulary alone).
+
+    Unsupported or Malformed lists everything that stands in the way of a faithful conversion.
+    """
+    record = find_architecture(config)
+    _refuse_quantized(config)
+    config = config.with_defaults(record.defaults)
+    problems: list[str] = []
+    blocks = config.integer("num_hidden_layers", "n_layers")
+    if blocks is None or not 0 < blocks <= MAX_BLOCKS:
+        raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
+    slots, dropped = _assign(record, blocks, tensors or {}, problems)
+    dims = _dimensions(config, blocks, slots)
+    rope_keys, generated, rope_notes = rope_metadata(config, record.rope, dims)
+    outputs: list[Output] = []
+    if tensors is not None:
+        outputs += [
+            Output(Slot(tensor, None, "weight").name, (len(values),), Constant(values), (), True)
+            for tensor, values in generated.items()
+        ]
+        outputs += _outputs(record, dims, slots, problems)
+    _check_config(record, config, dims, problems)
+    metadata = _metadata(record, config, dims, problems)
+    metadata.update({key.format(arch=record.name): value for key, value in rope_keys.items()})
+    if problems:
+        raise Unsupported(
+            f"{len(problems)} problems keep this {record.classes[0]} checkpoint from a faithful conversion",
+            where=config.path.parent,
+            also=[
+                *problems[:MAX_PROBLEMS],
+                *([f"and {len(problems) - MAX_PROBLEMS} more"][: len(problems) > MAX_PROBLEMS]),
+            ],
+        )
+    notes = [*rope_notes, *_warnings(record, config), *(f"{count} dropped: {why}" for why, count in dropped.items())]
+    unknown = [key for key in config.unused if key not in IGNORED]
+    if unknown:
+        notes.append(f"config keys without a meaning here: {', '.join(unknown)}")
+    return Plan(record, dims, tuple(outputs), metadata, tuple(notes))
+
+
+def _refuse_quantized(config: Config) -> None:
+    quantization = config.mapping("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown")
+        raise Unsupported(
+            f"the checkpoint is already quantized (quant_method {method!r})",
+            where=config.path,
+            fix="Convert the original 16-bit checkpoint it was made from.",
+        )
+
+
+# -- which source goes where ------------------------------------------------------------------------------------------
+
+
+def _assign(
+    record: Architecture, blocks: int, tensors: Mapping[str, Source], problems: list[str]
+) -> tuple[dict[Slot, list[Piece]], dict[str, int]]:
+    """Sort the source tensors into slots; count the dropped ones by reason."""
+    names = get_tensor_name_map(record.arch, blocks)
+    rules = {rule.tensor for rule in record.tensors}
+    slots: dict[Slot, list[Piece]] = {}
+    dropped: dict[str, int] = {}
+    for source in tensors.values():
+        reason = next((why for part, why in record.drop.items() if part in source.name), None)
+        if reason is not None:
+            dropped[reason] = dropped.get(reason, 0) + 1
+            continue
+        places = list(_places(record, names, source))
+        if not places or any(slot.tensor not in rules for slot, _ in places):
+            problems.append(_unknown(source.name, names))
+        for slot, piece in places:
+            slots.setdefault(slot, []).append(piece)
+    return slots, dropped
+
+
+def _places(record: Architecture, names: TensorNameMap, source: Source) -> Iterator[tuple[Slot, Piece]]:
+    """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
+
+    Names with and without the "model." prefix are the same tensor, as are those of a language model inside another.
+    """
+    base = source.name.replace("language_model.", "")
+    base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
+    block = next((int(piece) for piece in base.split(".") if piece.isdecimal()), None)
+    for fused in record.fused:
+        if base.endswith(fused.suffix):
+            for tensor, op in fused.parts:
+                yield Slot(tensor, block, part), Piece(source, None, op, fused.shape)
+            return
+    expert = EXPERT.search(base)
+    key = EXPERT.sub(".experts.", base)
+    for candidate in (key, f"model.{key}"):
+        found = names.get_type_and_name(candidate)
+        if found is not None:
+            yield Slot(found[0], block, part), Piece(source, int(expert[1]) if expert else None)
+            return
+
+
+def _unknown(name: str, names: TensorNameMap) -> str:
+    last = name.rpartition(".")[2]
+    if last in COMPANIONS:
+        return f"{name}: a companion of a quantized tensor ({last}) that nothing here reads"
+    near = nearest(name, (alias for alias in names.mapping if alias.startswith(("model.", "lm_head"))))
+    return f"{name}: no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"
+
+
+# -- dimensions -------------------------------------------------------------------------------------------------------
+
+
+def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[Piece]]) -> Dims:
+    """Sizes from the config, and from the tensors where configs are known to lie (vocabulary, head size, experts)."""
+
+    def shape(tensor: MODEL_TENSOR, block: int | None) -> Shape:
+        pieces = slots.get(Slot(tensor, block, "weight"))
+        return pieces[0].source.shape if pieces else ()
+
+    def positive(*names: str, default: int | None = None) -> int:
+        value = config.integer(*names, default=default)
+        if value is None or value <= 0:
+            raise Malformed(f"{names[0]} must be a positive number, not {value}", where=config.path)
+        return value
+
+    embedding = shape(MODEL_TENSOR.TOKEN_EMBD, None)
+    embd = positive("hidden_size", "dim")
+    heads = positive("num_attention_heads", "n_heads")
+    query = shape(MODEL_TENSOR.ATTN_Q, 0)
+    head_dim = positive("head_dim", default=max(embd // heads, 1))
+    if query and query[0] % heads == 0:
+        head_dim = query[0] // heads
+    experts = config.integer("num_local_experts", "num_experts", default=0) or 0
+    stacked = slots.get(Slot(MODEL_TENSOR.FFN_DOWN_EXP, 0, "weight"), [])
+    if stacked:
+        experts = len(stacked) if stacked[0].expert is not None else stacked[0].source.shape[0]
+    ff = positive("intermediate_size")
+    partial = config.number("partial_rotary_factor", default=1.0) or 1.0
+    return Dims(
+        blocks=blocks,
+        vocab=embedding[0] if embedding else positive("vocab_size"),
+        embd=embd,
+        heads=heads,
+        kv_heads=positive("num_key_value_heads", "n_kv_heads", default=heads),
+        head_dim=head_dim,
+        rotary=int(partial * embd) // heads if partial != 1.0 else head_dim,
+        ff=ff,
+        experts=experts,
+        expert_ff=config.integer("moe_intermediate_size", default=ff) or ff,
+        shared_ff=config.integer("shared_expert_intermediate_size", default=0) or 0,
+    )
+
+
+# -- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def _outputs(record: Architecture, dims: Dims, slots: dict[Slot, list[Piece]], problems: list[str]) -> Iterator[Output]:
+    """Every output tensor: those outside the blocks first, then block by block, in the order of the record."""
+    left = dict(slots)
+    rules = [rule for rule in record.tensors if rule.when(dims)]
+    in_blocks = [rule for rule in rules if "{bid}" in TENSOR_NAMES[rule.tensor]]
+    places: list[tuple[Rule, int | None]] = [(rule, None) for rule in rules if rule not in in_blocks]
+    places += [(rule, block) for block in range(dims.blocks) for rule in in_blocks]
+    for rule, block in places:
+        for part in ("weight", "bias"):
+            slot = Slot(rule.tensor, block, part)
+            pieces = left.pop(slot, None) if part == "weight" or rule.bias else None
+            if pieces is None and part == "weight" and rule.fallback is not None:
+                pieces = slots.get(Slot(rule.fallback, block, part))
+            if pieces is not None:
+                output = _output(rule, slot, pieces, dims, problems)
+                if output is not None:
+                    yield output
+            elif part == "weight" and rule.need is Need.REQUIRED:
+                problems.append(f"{slot.name}: its source is missing from the checkpoint")
+    for slot, pieces in left.items():
+        if slot.tensor in {rule.tensor for rule in record.tensors}:  # else reported as unknown
+            problems.append(f"{pieces[0].source.name}: {slot.name} has no place in this model")
+
+
+def _output(rule: Rule, slot: Slot, pieces: list[Piece], dims: Dims, problems: list[str]) -> Output | None:
+    """One output from its pieces; None after adding what is wrong to `problems`."""
+    pieces = sorted(pieces, key=lambda piece: -1 if piece.expert is None else piece.expert)
+    names = [piece.source.name for piece in pieces]
+    op = pieces[0].op(dims) if pieces[0].op else rule.op(dims)
+    expected = dims.sizes(pieces[0].shape or rule.shape)
+    if pieces[0].expert is not None:
+        missing = sorted(set(range(dims.experts)) - {piece.expert for piece in pieces if piece.expert is not None})
+        if missing or len(pieces) != dims.experts:
+            problems.append(f"{slot.name}: {len(pieces)} experts for {dims.experts}, missing {missing[:8]}")
+            return None
+        op, expected = Stack(), expected[1:]
+    elif len(pieces) > 1:
+        problems.append(f"{slot.name}: {' and '.join(names[:3])} both claim it")
+        return None
+    if slot.part == "bias":
+        expected = expected[:1]
+    before = len(problems)
+    for piece in pieces:
+        source = piece.source
+        if source.shape != expected:
+            problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
+        if source.dtype not in SOURCE_FORMATS:
+            problems.append(
+                f"{source.name}: {source.dtype} weights are not supported ({', '.join(SOURCE_FORMATS)} are)"
+            )
+        elif source.dtype != pieces[0].source.dtype:
+            problems.append(f"{source.name}: {source.dtype}, while {names[0]} is {pieces[0].source.dtype}")
+    if len(problems) > before:
+        return None
+    try:
+        shape = op.shape(*(piece.source.shape for piece in pieces))
+    except ValueError as error:
+        problems.append(f"{names[0]}: {error}")
+        return None
+    small = len(shape) <= 1 or slot.part != "weight" or slot.tensor in ALWAYS_F32
+    return Output(slot.name, shape, op, tuple(piece.source for piece in pieces), small)
+
+
+# -- config -----------------------------------------------------------------------------------------------------------
+
+
+def _check_config(record: Architecture, config: Config, dims: Dims, problems: list[str]) -> None:
+    for key, allowed in record.require.items():
+        value = config.first(key)
+        if value is not None and value not in allowed:
+            wanted = " or ".join(repr(choice) for choice in allowed) or "nothing"
+            problems.append(f"config.json: {key} is {value!r}, and llama.cpp assumes {wanted}")
+    problem = record.check(config, dims) if record.check else None
+    if problem:
+        problems.append(f"config.json: {problem}")
+    claimed = config.integer("num_local_experts", "num_experts", default=0)
+    if claimed and claimed != dims.experts:
+        problems.append(f"config.json: {claimed} experts, but the tensors hold {dims.experts}")
+
+
+def _metadata(record: Architecture, config: Config, dims: Dims, problems: list[str]) -> Metadata:
+    """The keys of the record, from dimensions, config or default."""
+    metadata: Metadata = {}
+    for key in record.keys:
+        value = key.of(dims) if key.of else config.first(*key.names)
+        value = key.default if value is None else value
+        if value is Need.REQUIRED:
+            problems.append(f"config.json: {key.names[0]} is missing")
+        elif value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            problems.append(f"config.json: {key.names[0]} must be a number, not {value!r}")
+        elif value is not None:
+            metadata[key.name.format(arch=record.name)] = key.make(value)
+    return metadata
+
+
+def _warnings(record: Architecture, config: Config) -> Iterator[str]:
+    for key, (harmless, sentence) in record.warn.items():
+        value = config.first(key)
+        if value is not None and value not in harmless:
+            yield f"{key} is {value!r}: {sentence}"

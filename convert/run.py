@@ -1,0 +1,170 @@
+"""From a model folder to a finished GGUF file: open, plan, lay out (`prepare`), then execute and verify (`run`)."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from gguf.constants import LlamaFileType
+
+from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.layout import Layout, TensorSpec, lay_out
+from ggufsmith.container.values import Metadata
+from ggufsmith.container.writer import Writer
+from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
+from ggufsmith.convert.config import Config
+from ggufsmith.convert.execute import Target, execute, weights_of
+from ggufsmith.convert.plan import Plan, find_architecture, make_plan
+from ggufsmith.naming.filename import FileName, output_name
+from ggufsmith.naming.identity import Parameters
+from ggufsmith.naming.metadata import general_metadata, read_overrides
+from ggufsmith.tokenizer.read import read_vocabulary
+
+FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
+    {
+        "F32": LlamaFileType.ALL_F32,
+        "F16": LlamaFileType.MOSTLY_F16,
+        "BF16": LlamaFileType.MOSTLY_BF16,
+    }
+)
+OUTTYPES = (*(name.lower() for name in FILE_TYPES), "auto")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One conversion as the user asks for it.
+
+    outtype:  f32, f16, bf16, or auto: the type that most of the checkpoint's weights have.
+    outfile:  the output; else it is named after the model, in `outdir`, else in the model folder.
+    pre:      the pre-tokenizer, when its structure is not recognised.
+    metadata: a JSON file of general.* keys that overrides what is found.
+    threads:  None takes every core this process may use.
+    sync:     False leaves flushing to the operating system.
+    """
+
+    folder: Path
+    outtype: str = "f16"
+    outfile: Path | None = None
+    outdir: Path | None = None
+    vocab_only: bool = False
+    pre: str | None = None
+    model_name: str | None = None
+    metadata: Path | None = None
+    threads: int | None = None
+    sync: bool = True
+    overwrite: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything decided, nothing written: what a dry run shows."""
+
+    job: Job
+    checkpoint: Checkpoint
+    plan: Plan
+    layout: Layout
+    path: Path
+    notes: tuple[str, ...]
+
+    @property
+    def weights(self) -> int:
+        return weights_of(self.plan.outputs)
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(source.nbytes for source in self.checkpoint.tensors.values())
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished, verified output. seconds: wall time of reading, computing, writing and verifying."""
+
+    prepared: Prepared
+    seconds: float
+
+
+def prepare(job: Job) -> Prepared:
+    """Read headers, configs and vocabulary; decide every byte's place. Raises what is wrong with the input."""
+    folder = Path(os.path.abspath(job.folder))
+    if not folder.is_dir():
+        raise Malformed("there is no such folder", where=job.folder, fix="Pass the folder of a Hugging Face model.")
+    config = Config.of_folder(folder)
+    record = find_architecture(config)
+    checkpoint = Checkpoint(folder, {}) if job.vocab_only else open_checkpoint(folder)
+    plan = make_plan(config, None if job.vocab_only else checkpoint.tensors)
+    kind = _output_format(job.outtype, checkpoint)
+    vocabulary = read_vocabulary(
+        folder, config=config, size=plan.dims.vocab, pre=job.pre, architecture=record.classes[0]
+    )
+    notes: list[str] = [*checkpoint.notes, *plan.notes, *vocabulary.notes]
+    general = general_metadata(
+        folder,
+        config,
+        Parameters.of((output.name, output.shape) for output in plan.outputs),
+        architecture=record.name,
+        file_type=FILE_TYPES[kind.name],
+        name=job.model_name,
+        overrides=read_overrides(job.metadata) if job.metadata else None,
+        note=notes.append,
+    )
+    metadata: Metadata = {**general, **plan.metadata, **vocabulary.metadata()}
+    specs = [
+        TensorSpec(output.name, output.shape, BY_NAME["F32"] if output.keep_f32 else kind) for output in plan.outputs
+    ]
+    model = model_folder_name(folder)
+    name = FileName(model, type="vocab").format() if job.vocab_only else output_name(model, kind.name)
+    path = job.outfile or (job.outdir or folder) / name
+    return Prepared(job, checkpoint, plan, lay_out(metadata, specs), path, tuple(notes))
+
+
+def run(prepared: Prepared, advance: Callable[[int], None] = lambda weights: None) -> Done:
+    """Convert, verify, and give the file its name. `advance` is told of weights as they are written."""
+    job, started = prepared.job, time.perf_counter()
+    writer = Writer(
+        prepared.path,
+        prepared.layout,
+        sync=job.sync,
+        overwrite=job.overwrite,
+        inputs=prepared.checkpoint.files,
+    )
+    with prepared.checkpoint as checkpoint, writer:
+        execute(
+            checkpoint,
+            prepared.plan.outputs,
+            [Target(prepared.layout, writer)],
+            threads=job.threads or available_cores(),
+            advance=advance,
+        )
+        writer.commit()
+    return Done(replace(prepared, path=writer.path), time.perf_counter() - started)
+
+
+def available_cores() -> int:
+    """The cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def model_folder_name(folder: Path) -> str:
+    """The model's name as its folder gives it; the hub cache hides it in models--ORG--NAME/snapshots/REVISION."""
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        return folder.parent.parent.name.rsplit("--", 1)[1]
+    return folder.name or "model"
+
+
+def _output_format(outtype: str, checkpoint: Checkpoint) -> Format:
+    name = outtype.upper()
+    if name == "AUTO":
+        sizes = dict.fromkeys(FILE_TYPES, 0)
+        for source in checkpoint.tensors.values():
+            if source.dtype in sizes:
+                sizes[source.dtype] += math.prod(source.shape)
+        name = max(sizes, key=lambda key: sizes[key]) if any(sizes.values()) else "F16"
+    if name not in FILE_TYPES:
+        raise Usage(f"unknown output type {outtype!r}", fix=f"Choose one of {', '.join(OUTTYPES)}.")
+    return BY_NAME[name]
