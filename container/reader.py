@@ -38,8 +38,7 @@ from ggufsmith.container.layout import (
 from ggufsmith.container.positional import Buffer, as_bytes, read_at
 from ggufsmith.container.values import DTYPES, Metadata, Value
 
-MAX_HEADER = 2**30  # bytes; headers with 262 144 tokens and their merges are below 32 MiB
-MAX_STRING = 2**26  # bytes; chat templates are below 1 MiB
+MAX_HEADER = 2**28  # bytes; headers with 262 144 tokens and their merges are below 32 MiB
 MAX_STRINGS = 2**24  # in one file: a Python string costs 50 bytes where the file spends 8
 MAX_KEYS, MAX_TENSORS = 2**16, 2**20  # models with unstacked experts have about 100 000 tensors
 MIN_PAIR, MIN_RECORD = 8 + 1 + 4 + 1, 8 + 1 + 4 + 8 + 4 + 8  # the shortest key-value pair and tensor record, bytes
@@ -214,8 +213,6 @@ class _Header:
             (size,) = unpack(data, at)
             at = begin + size
             if at > held:
-                if size > MAX_STRING:
-                    raise self.refuse(f"a string of {size} bytes; the limit is {MAX_STRING}", what)
                 self.at = begin
                 self.need(size, what)
                 data, held = self.data, len(self.data)
