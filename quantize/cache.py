@@ -1,9 +1,10 @@
 """Compiled kernels, kept on disk so that the second run starts at once.
 
-A kernel is compiled for one signature, on its first call or by `compile`. The machine code goes to the user's cache folder, under
-the version of ggufsmith and the CPU that it is for; a change in any source of this package makes it stale. Where that folder
-cannot be written, kernels are compiled anew in every process; a damaged or half-deleted cache is the same as none. Processes
-may share the cache: files appear by rename, and one index never holds two signatures, which Numba could mix up.
+A kernel is compiled for one signature, on its first call or by `compile`. The machine code goes to the user's cache
+folder, under the version of ggufsmith and the CPU that it is for; a change in any source of this package makes it
+stale. Where that folder cannot be written, kernels are compiled anew in every process; a damaged or half-deleted cache
+is the same as none. Processes may share the cache: files appear by rename, and one index never holds two signatures,
+which Numba could mix up.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -105,10 +106,8 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
 
     @contextmanager
     def _guard_against_spurious_io_errors(self) -> Iterator[None]:
-        try:
+        with suppress(OSError, EOFError, PickleError):  # a full disk or a damaged file only costs a compilation
             yield
-        except (OSError, EOFError, PickleError):  # a full disk or a damaged file only costs a compilation
-            pass
 
 
 class Kernel:

@@ -5,27 +5,27 @@
     q = minimum(maximum(q, 0), 15)      # scalars are spread over the lanes
     store(s, i * W, select(x < 0, -q, q))
 
-**The rule.** Lane l belongs to block l, for the whole kernel. A lane does exactly the scalar algorithm's float32 operations
-in the scalar algorithm's order, so results do not depend on W, on the CPU or on how rows are cut into chunks. Nothing here
-reduces across lanes except `any_lane`, which may only decide whether work can be skipped.
+**The rule.** Lane l belongs to block l, for the whole kernel. A lane does exactly the scalar algorithm's float32
+operations in the scalar algorithm's order, so results do not depend on W, on the CPU or on how rows are cut into
+chunks. Nothing here reduces across lanes except `any_lane`, which may only decide whether work can be skipped.
 
-**Two ways to run it.** Inside `kernel` (quantize/cache.py) every call becomes one or a few machine instructions (LLVM vectors,
-through Numba's extension interface). Outside, the same functions work on NumPy arrays of shape (W,), so that
-`some_kernel.py_func(...)` is the readable twin that the tests compare with. Functions made of the vocabulary are decorated
-with `jitable`: plain Python outside, compiled inside.
+**Two ways to run it.** Inside `kernel` (quantize/cache.py) every call becomes one or a few machine instructions (LLVM
+vectors, through Numba's extension interface). Outside, the same functions work on NumPy arrays of shape (W,), so that
+`some_kernel.py_func(...)` is the readable twin that the tests compare with. Functions made of the vocabulary are
+decorated with `jitable`: plain Python outside, compiled inside.
 
-**Types.** A vector has the element type of the array that it was loaded from: float32 `f32`, integers `i8 u8 i16 u16 i32 u32`;
-comparisons give masks. Operators: + - * / (floats), + - * & | ^ ~ << >> (integers; >> shifts in zeros for unsigned elements and
-copies of the sign for signed), comparisons, & | ^ ~ on masks. Both sides have the same type, or one is a Python or NumPy
-scalar, which takes the vector's type. Write constants that matter as `f32(0.1)`. A variable keeps its type: start an
-accumulator with `broadcast(f32(0))`, not with 0.
+**Types.** A vector has the element type of the array that it was loaded from: float32 `f32`, integers `i8 u8 i16 u16
+i32 u32`; comparisons give masks. Operators: + - * / (floats), + - * & | ^ ~ << >> (integers; >> shifts in zeros for
+unsigned elements and copies of the sign for signed), comparisons, & | ^ ~ on masks. Both sides have the same type, or
+one is a Python or NumPy scalar, which takes the vector's type. Write constants that matter as `f32(0.1)`. A variable
+keeps its type: start an accumulator with `broadcast(f32(0))`, not with 0.
 
 **Floats** behave as IEEE 754 says: no contraction to FMA, no reassociation, denormals kept.
 """
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import binding, ir
@@ -35,8 +35,13 @@ from numba.core.typeconv import Conversion
 from numba.core.typing.templates import signature
 from numba.extending import lower_builtin, lower_cast, models, register_jitable, register_model, type_callable
 
-jitable = register_jitable
 f32 = np.float32
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def jitable(function: Function) -> Function:
+    """A function made of the vocabulary: plain Python outside kernels, compiled inside."""
+    return register_jitable(function)  # type: ignore[no-any-return]
 
 
 def host_lanes() -> int:
@@ -98,7 +103,9 @@ Emit = Callable[..., Any]
 
 
 def define(function: Any, typer: Callable[..., Any], emit: Emit, arity: int, first: Any = types.Any) -> None:
-    """`function` means `emit(context, builder, sig, args)` when `typer(*argument types)` gives a type or a signature."""
+    """`function` means `emit(context, builder, sig, args)` when `typer(*argument types)` gives a type or a
+    signature.
+    """
 
     # Numba reads the number of arguments from the signature of the typer, so each arity has its own wrapper.
     wrappers: dict[int, Callable[[Any], Any]] = {
@@ -261,7 +268,7 @@ def pointer(context: Any, builder: Any, sig: Any, args: Any, array: int, at: int
     return builder.bitcast(builder.gep(data, [offset]), kind.as_pointer())
 
 
-def unaligned(value: Any, vec: Vec) -> Any:
+def unaligned(value: Any, vec: Any) -> Any:
     value.align = max(1, SCALARS[vec.element][1].bitwidth // 8)
     return value
 
@@ -549,7 +556,7 @@ def half_to_f32(h: Any) -> Any:
 
 @jitable
 def f32_to_half(x: Any) -> Any:
-    """f32 to float16 bits in u16, to nearest even; 65520 and above become infinite, NaN becomes 0x7E00 with its sign."""
+    """f32 to float16 bits in u16, to nearest even; 65520 and above become infinite, NaN keeps its sign: 0x7E00."""
     b = bits(x)
     magnitude = b & 0x7FFFFFFF
     normal = minimum((magnitude + 0x0FFF + ((magnitude >> 13) & 1) - 0x38000000) >> 13, 0x7C00)

@@ -1,0 +1,324 @@
+"""Rows of weights to the bytes of a ggml type, and back.
+
+The bytes are those of `ggml_quantize_chunk` and the numbers those of ggml's `to_float`, as llama.cpp ships them for
+x86-64: float32 operations in the order of ggml-quants.c, never contracted to FMA. They do not depend on the CPU, on how
+a tensor is cut into calls, or on threads. Where ggml silently loses weights, we do not follow:
+
+- **Importance that says nothing.** ggml erases weights (writes a scale of zero) where all the importance that their
+  search sees is zero, and gives nonsense where some is negative or not finite. Such a group of weights gets the mean
+  importance of the row instead; `Report.unweighted` counts the weights concerned.
+- **Values that the type cannot hold.** A weight whose scale overflows float16, or whose square overflows float32,
+  becomes infinite, NaN or zero and takes its neighbours with it. The bytes are as ggml's, and `Report.overflow` counts
+  the weights, for the caller to refuse.
+- **NaN and infinity** have no quantized form: `Report.nonfinite` counts them, and a chunk of rows with any is not
+  quantized (its bytes are zeros). Conversions between F32, F16 and BF16 keep them.
+
+This module does not import Numba; the first use of a format does.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.formats import BY_NAME, Format
+
+if TYPE_CHECKING:
+    from ggufsmith.quantize.kernels import Codec
+
+F32 = BY_NAME["F32"]
+FLOATS = ("F32", "F16", "BF16")
+
+MODULES: Mapping[str, str] = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q1_0", "Q2_0"), "legacy"),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"), "kquants"),
+    **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S"), "iq2"),
+    **dict.fromkeys(("IQ3_XXS", "IQ3_S"), "iq3"),
+    **dict.fromkeys(("IQ1_S", "IQ1_M"), "iq1"),
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS"), "iq4"),
+    **dict.fromkeys(("TQ1_0", "TQ2_0"), "ternary"),
+    **dict.fromkeys(("MXFP4", "NVFP4"), "fp4"),
+}
+CHUNK = 1 << 18  # weights per call of a kernel: their float32 form stays in the cache between reading and quantizing
+INFINITE = 0x7F800000  # float32 bits of infinity; NaN lies above
+LARGEST_HALF = 0x477FE000  # float32 bits of 65504, the largest float16
+ROUNDS_TO_INFINITY = 65520.0  # the smallest magnitude that float16 cannot hold
+LOCAL = threading.local()  # per thread: `room`, a float32 chunk
+FAINTEST = np.float32(2.0**-100)  # importance below this vanishes in the float32 sums of the searches
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How many weights, and the (row, column) of the first."""
+
+    count: int = 0
+    first: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the caller must know about rows that were encoded; see the head of the module."""
+
+    nonfinite: Finding = Finding()
+    overflow: Finding = Finding()
+    unweighted: Finding = Finding()
+
+    @staticmethod
+    def merge(parts: Iterable[tuple[int, "Report"]]) -> "Report":
+        """One report from those of several calls, each with the number of its first row, in the order of rows."""
+
+        def total(shifted: list[tuple[int, Finding]]) -> Finding:
+            firsts = ((row + found.first[0], found.first[1]) for row, found in shifted if found.first is not None)
+            return Finding(sum(found.count for _, found in shifted), next(firsts, None))
+
+        listed = list(parts)
+        return Report(
+            total([(row, report.nonfinite) for row, report in listed]),
+            total([(row, report.overflow) for row, report in listed]),
+            total([(row, report.unweighted) for row, report in listed]),
+        )
+
+
+def encode(
+    target: Format,
+    rows: NDArray[Any],
+    out: NDArray[np.uint8],
+    *,
+    source: Format = F32,
+    importance: NDArray[np.float32] | None = None,
+) -> Report:
+    """Write `rows` into `out` as `target`. One thread, which lets go of the GIL; the caller spreads rows over threads.
+
+    rows:       (n, width), C-contiguous: float32, or uint16 with the bits of float16 or bfloat16 as `source` says.
+    out:        (n, bytes per row of target) uint8, C-contiguous.
+    importance: (width,) float32, the importance matrix's weights of the columns; formats without a weighted search
+                ignore it.
+
+    ValueError for arguments that do not fit each other, or a target that cannot be encoded (without importance).
+    """
+    width = rows.shape[1]
+    check(target, rows, source, out)
+    if target.plain:
+        return convert_rows(target, rows, source, out)
+    codec = codec_of(target)
+    weights, unweighted = None, Finding()
+    if codec.weighted is not None and importance is not None:
+        weights, columns = usable(importance, width, codec.alive or target.weights)
+        if columns.size:
+            unweighted = Finding(len(rows) * columns.size, (0, int(columns[0])))
+    elif codec.encode is None:
+        raise ValueError(f"{target.name} cannot be encoded without an importance matrix")
+    parts = []
+    for start, stop in chunks(len(rows), width):
+        x, peak = as_f32(rows[start:stop], source)
+        if peak >= INFINITE:
+            out[start:stop] = 0
+            parts.append((start, Report(nonfinite=find(~np.isfinite(x)))))
+            continue
+        encode_chunk(codec, target, x, out[start:stop], weights)
+        if peak > LARGEST_HALF:
+            parts.append((start, Report(overflow=find(lost(target, x, out[start:stop])))))
+    return Report.merge([*parts, (0, Report(unweighted=unweighted))])
+
+
+def decode(source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    """Write the weights of `blocks` into `out`, bit for bit as ggml does. One thread, which lets go of the GIL.
+
+    blocks: (n, bytes per row) uint8, C-contiguous. out: (n, width) float32, C-contiguous.
+    """
+    check(source, out, F32, blocks)
+    if source.plain:
+        floats().convert(flat(blocks).view(source.dtype["x"]), source.name, flat(out), "F32")
+        return
+    codec, lanes = codec_of(source), vector_lanes()
+    for start, stop in chunks(*out.shape):
+        x, y = flat(blocks[start:stop]), flat(out[start:stop])
+        whole, rest = divide(y.size // source.weights, lanes)
+        if whole:
+            codec.decode(x[: whole * source.size], y[: whole * source.weights])
+        if rest:
+            room = np.empty(lanes * source.weights, np.float32)
+            codec.decode(padded(x[whole * source.size :], lanes * source.size), room)
+            y[whole * source.weights :] = room[: rest * source.weights]
+
+
+def warm_up(target: Format, source: Format = F32, weighted: bool = False) -> None:
+    """Compile, or load from the cache, what `encode` needs, and `decode` where `source` has blocks."""
+    width = target.weights
+    if source.name not in FLOATS:
+        width = max(width, source.weights)
+        decode(source, np.zeros((1, source.nbytes((width,))), np.uint8), np.empty((1, width), np.float32))
+        source = F32
+    rows = np.zeros((1, width), source.dtype["x"])
+    ones = np.ones(width, np.float32)
+    wanted = not target.plain and (weighted or codec_of(target).encode is None)
+    encode(
+        target,
+        rows,
+        np.empty((1, target.nbytes((width,))), np.uint8),
+        source=source,
+        importance=ones if wanted else None,
+    )
+
+
+# ---- arguments ----
+
+
+def check(target: Format, rows: NDArray[Any], source: Format, out: NDArray[np.uint8]) -> None:
+    """ValueError if the rows and the bytes of `target` do not fit each other."""
+    if source.name not in FLOATS or rows.dtype != source.dtype["x"] or rows.ndim != 2:
+        raise ValueError(
+            f"rows of {rows.dtype} in {rows.ndim} dimensions as {source.name}; wanted two, F32, F16 or BF16"
+        )
+    if target.plain and target.name not in FLOATS:
+        raise ValueError(f"{target.name} is not a type that weights are encoded in")
+    wanted = (len(rows), target.nbytes((rows.shape[1],)))
+    if out.dtype != np.uint8 or out.shape != wanted:
+        raise ValueError(f"{target.name} bytes of {out.dtype} {out.shape}; wanted uint8 {wanted}")
+    if not (rows.flags.c_contiguous and out.flags.c_contiguous):
+        raise ValueError("rows and bytes must be C-contiguous")
+
+
+def chunks(n: int, width: int) -> Iterator[tuple[int, int]]:
+    """Runs of whole rows, of about CHUNK weights."""
+    step = max(1, CHUNK // max(1, width))
+    return ((start, min(n, start + step)) for start in range(0, n, step))
+
+
+def usable(importance: NDArray[np.float32], width: int, group: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Importance with the mean of the row where a group of weights has none, and the columns where that was so."""
+    if importance.shape != (width,):
+        raise ValueError(f"importance of shape {importance.shape} for rows of {width}")
+    weights = np.ascontiguousarray(importance, np.float32)
+    valid = (weights >= 0) & np.isfinite(weights)
+    alive = (valid.reshape(-1, group).all(1) & (weights.reshape(-1, group).max(1) >= FAINTEST)).repeat(group)
+    if alive.all():
+        return weights, np.empty(0, np.intp)
+    mean = weights[alive].mean(dtype=np.float64) if alive.any() else 1.0
+    return np.where(alive, weights, np.float32(mean)), np.flatnonzero(~alive)
+
+
+# ---- the work on one chunk ----
+
+
+def encode_chunk(
+    codec: "Codec",
+    target: Format,
+    x: NDArray[np.float32],
+    out: NDArray[np.uint8],
+    importance: NDArray[np.float32] | None,
+) -> None:
+    """Whole groups of blocks straight from `x` into `out`, the rest through padded copies."""
+    lanes = vector_lanes()
+    steer: tuple[Any, ...] = ()
+    if importance is not None:
+        power = floats().mean_squares(x) if codec.by_row else np.empty(0, np.float32)
+        steer = (np.resize(importance, importance.size + lanes * target.weights), power)
+
+    def run(x: NDArray[np.float32], out: NDArray[np.uint8], first: int) -> None:
+        if steer:
+            codec.weighted(x, out, steer[0], first, steer[1])  # type: ignore[misc]
+        else:
+            codec.encode(x, out)  # type: ignore[misc]
+
+    x, out = flat(x), flat(out)
+    whole, rest = divide(x.size // target.weights, lanes)
+    if whole:
+        run(x[: whole * target.weights], out[: whole * target.size], 0)
+    if rest:
+        room = np.empty(lanes * target.size, np.uint8)
+        run(padded(x[whole * target.weights :], lanes * target.weights), room, whole)
+        out[whole * target.size :] = room[: rest * target.size]
+
+
+def convert_rows(target: Format, rows: NDArray[Any], source: Format, out: NDArray[np.uint8]) -> Report:
+    """Between the plain formats; the closer look happens only in a chunk where something was found."""
+    parts = []
+    limit = LARGEST_HALF if target.name == "F16" else INFINITE - 1
+    for start, stop in chunks(*rows.shape):
+        x, y = rows[start:stop], out[start:stop]
+        room = y.view(target.dtype["x"]) if aligned(y, target.size) else np.empty(x.shape, target.dtype["x"])
+        peak = floats().convert(flat(x if aligned(x, source.size) else x.copy()), source.name, flat(room), target.name)
+        if not aligned(y, target.size):
+            y[:] = room.view(np.uint8)
+        if peak > limit:
+            wide, _ = as_f32(x, source)
+            finite = np.isfinite(wide)
+            over = finite & (np.abs(wide) >= ROUNDS_TO_INFINITY) & (target.name == "F16")
+            parts.append((start, Report(nonfinite=find(~finite), overflow=find(over))))
+    return Report.merge(parts)
+
+
+def lost(target: Format, x: NDArray[np.float32], out: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which weights became infinite or NaN, and which too large for float16 became zero."""
+    y = np.empty(x.shape, np.float32)
+    decode(target, out, y)
+    gone: NDArray[np.bool_] = ~np.isfinite(y) | ((y == 0) & (np.abs(x) > np.float32(65504)))
+    return gone
+
+
+def as_f32(rows: NDArray[Any], source: Format) -> tuple[NDArray[np.float32], int]:
+    """A chunk as aligned float32, and its largest magnitude as float32 bits; valid until this thread's next call."""
+    if source.name == "F32" and aligned(rows, 4):
+        return rows, floats().peak(flat(rows))
+    if getattr(LOCAL, "room", np.empty(0)).size < rows.size:
+        LOCAL.room = np.empty(max(rows.size, CHUNK), np.float32)
+    x = LOCAL.room[: rows.size]
+    peak = floats().convert(flat(rows if aligned(rows, source.size) else rows.copy()), source.name, x, "F32")
+    return x.reshape(rows.shape), peak
+
+
+def find(mask: NDArray[np.bool_]) -> Finding:
+    """The places where a mask over rows is set."""
+    if not mask.any():
+        return Finding()
+    row, column = divmod(int(mask.argmax()), mask.shape[1])
+    return Finding(int(mask.sum()), (row, column))
+
+
+def aligned(array: NDArray[Any], size: int) -> bool:
+    return array.ctypes.data % size == 0
+
+
+def flat(array: NDArray[Any]) -> NDArray[Any]:
+    return array.reshape(-1)
+
+
+def padded(array: NDArray[Any], size: int) -> NDArray[Any]:
+    room = np.zeros(size, array.dtype)
+    room[: array.size] = array
+    return room
+
+
+def divide(blocks: int, lanes: int) -> tuple[int, int]:
+    """How many blocks fill whole groups of lanes, and how many are left."""
+    return blocks - blocks % lanes, blocks % lanes
+
+
+# ---- what needs Numba, loaded on first use ----
+
+
+@cache
+def codec_of(form: Format) -> "Codec":
+    """The kernels of a block format. ValueError if there are none."""
+    module = MODULES.get(form.name)
+    if module is None:
+        raise ValueError(f"no kernels for {form.name}")
+    found: Codec = import_module(f"ggufsmith.quantize.kernels.{module}").KERNELS[form.name]
+    return found
+
+
+@cache
+def floats() -> Any:
+    return import_module("ggufsmith.quantize.kernels.floats")
+
+
+@cache
+def vector_lanes() -> int:
+    lanes: int = import_module("ggufsmith.quantize.simd").W
+    return lanes
