@@ -1,0 +1,202 @@
+"""The searches for scales that ggml's formats share, one block per lane.
+
+Each lane does the float32 operations of the function of ggml-quants.c named in the docstring, in its order. A search returns
+what its codes follow from instead of the codes: most callers compute codes anew, from scales rounded to their stored form.
+"""
+
+from typing import Any
+
+from ggufsmith.quantize.simd import (
+    W,
+    absolute,
+    any_lane,
+    broadcast,
+    clamp,
+    f32,
+    jitable,
+    load,
+    maximum,
+    minimum,
+    nearest,
+    select,
+    store,
+    to_f32,
+    truncate,
+)
+
+ALL_ZERO = f32(1e-15)  # GROUP_MAX_EPS: blocks below it are taken for zero
+
+
+@jitable
+def reciprocal(d: Any) -> Any:
+    """1 / d, and 0 for 0."""
+    return select(d != 0, f32(1) / d, f32(0))
+
+
+@jitable
+def extreme(x: Any, at: int, n: int) -> Any:
+    """The first of n values that has the largest magnitude, with its sign; and the magnitude."""
+    top = broadcast(f32(0))
+    size = top
+    for i in range(n):
+        v = load(x, at + i * W)
+        larger = absolute(v) > size
+        size, top = select(larger, absolute(v), size), select(larger, v, top)
+    return top, size
+
+
+@jitable
+def symmetric_sums(x: Any, at: int, w: Any, w_at: int, n: int, inverse: Any, levels: Any) -> Any:
+    """Sums of w*x*l and w*l*l over the codes l = inverse * x, between -levels and levels - 1."""
+    xl = broadcast(f32(0))
+    ll = xl
+    for i in range(n):
+        v, weight = load(x, at + i * W), load(w, w_at + i * W)
+        code = clamp(nearest(inverse * v), -levels, levels - f32(1))
+        xl = xl + weight * v * code
+        ll = ll + weight * code * code
+    return xl, ll
+
+
+@jitable
+def symmetric_scale(x: Any, at: int, w: Any, w_at: int, n: int, levels: Any) -> Any:
+    """Weighted least-squares scale of codes from -levels to levels - 1 (make_qx_quants, rmse_type 1).
+
+    Returns the scale, the inverse from which the codes follow, and the mask of lanes that are all zero.
+    """
+    top, size = extreme(x, at, n)
+    inverse = -levels / top
+    xl, ll = symmetric_sums(x, at, w, w_at, n, inverse, levels)
+    scale = select(ll != 0, xl / ll, f32(0))
+    best = scale * xl
+    for step in range(-9, 10):
+        if step != 0:
+            candidate = -(levels + f32(0.1) * f32(step)) / top
+            xl, ll = symmetric_sums(x, at, w, w_at, n, candidate, levels)
+            better = (ll > 0) & (xl * xl > best * ll)
+            scale = select(better, xl / ll, scale)
+            best = select(better, scale * xl, best)
+            inverse = select(better, candidate, inverse)
+    zero = size < ALL_ZERO
+    return select(zero, f32(0), scale), inverse, zero
+
+
+@jitable
+def error_of(difference: Any, mad: bool) -> Any:
+    return absolute(difference) if mad else difference * difference
+
+
+@jitable
+def scale_and_min(
+    x: Any, at: int, w: Any, w_at: int, codes: Any, n: int, top: Any, start: Any, step: Any, steps: int, mad: bool
+) -> Any:
+    """Weighted least-squares scale and minimum of codes from 0 to top (make_qkx2_quants, make_qkx3_quants).
+
+    start, step, steps: the inverses tried are (top + start + k * step) / range, for k to `steps` inclusive.
+    mad: measure absolute differences instead of squares. codes: room for n vectors.
+    Returns the scale, the (subtracted) minimum, and the inverse and offset from which the codes follow.
+    """
+    zero = broadcast(f32(0))
+    low = load(x, at)
+    high = low
+    sum_w = load(w, w_at)
+    sum_x = sum_w * low
+    for i in range(1, n):
+        v, weight = load(x, at + i * W), load(w, w_at + i * W)
+        low, high = select(v < low, v, low), select(v > high, v, high)
+        sum_w = sum_w + weight
+        sum_x = sum_x + weight * v
+    low = select(low > 0, zero, low)
+    flat, flat_low = high <= low, low
+    inverse = top / (high - low)
+    scale, best = f32(1) / inverse, zero
+    for i in range(n):
+        v = load(x, at + i * W)
+        code = clamp(nearest(inverse * (v - low)), f32(0), top)
+        best = best + load(w, w_at + i * W) * error_of(scale * code + low - v, mad)
+    code_inverse, code_low = inverse, low
+    for k in range(steps + 1):
+        inverse = (start + step * f32(k) + top) / (high - low)
+        sum_l, sum_l2, sum_xl = zero, zero, zero
+        for i in range(n):
+            v, weight = load(x, at + i * W), load(w, w_at + i * W)
+            code = clamp(nearest(inverse * (v - low)), f32(0), top)
+            store(codes, i * W, code)
+            weighted = weight * code
+            sum_l = sum_l + weighted
+            sum_l2 = sum_l2 + weighted * code
+            sum_xl = sum_xl + weighted * v
+        det = sum_w * sum_l2 - sum_l * sum_l
+        new_scale = (sum_w * sum_xl - sum_x * sum_l) / det
+        new_low = (sum_l2 * sum_x - sum_l * sum_xl) / det
+        above = new_low > 0
+        new_scale, new_low = select(above, sum_xl / sum_l2, new_scale), select(above, zero, new_low)
+        error = zero
+        for i in range(n):
+            difference = new_scale * load(codes, i * W) + new_low - load(x, at + i * W)
+            error = error + load(w, w_at + i * W) * error_of(difference, mad)
+        better = (det > 0) & (error < best)
+        code_inverse, code_low = select(better, inverse, code_inverse), select(better, low, code_low)
+        best, scale, low = select(better, error, best), select(better, new_scale, scale), select(better, new_low, low)
+    return select(flat, zero, scale), -select(flat, flat_low, low), select(flat, zero, code_inverse), code_low
+
+
+@jitable
+def as_byte(code: Any) -> Any:
+    """An f32 integer as an unsigned byte keeps it: its low eight bits, as f32."""
+    return to_f32(truncate(code) & 0xFF)
+
+
+@jitable
+def positive_scale(x: Any, at: int, w: Any, w_at: int, codes: Any, to: int, n: int, top: Any) -> Any:
+    """Weighted scale of n values with codes from 0 to top, refined code by code (make_qp_quants).
+
+    codes: f32; codes[to : to + n * W] receives the codes, as bytes keep them. Returns the scale.
+    """
+    zero = broadcast(f32(0))
+    largest = zero
+    for i in range(n):
+        largest = maximum(largest, load(x, at + i * W))
+    empty = largest < ALL_ZERO
+    inverse = top / largest
+    scale, best = f32(1) / inverse, zero
+    for i in range(n):
+        v = load(x, at + i * W)
+        difference = v - scale * as_byte(nearest(inverse * v))
+        best = best + load(w, w_at + i * W) * difference * difference
+    for step in range(-4, 5):
+        if step != 0:
+            candidate = (f32(0.1) * f32(step) + top) / largest
+            scale = f32(1) / candidate
+            error = zero
+            for i in range(n):
+                v = load(x, at + i * W)
+                difference = v - scale * minimum(top, nearest(candidate * v))
+                error = error + load(w, w_at + i * W) * difference * difference
+            better = error < best
+            best, inverse = select(better, error, best), select(better, candidate, inverse)
+    xl, ll = zero, zero
+    for i in range(n):
+        v, weight = load(x, at + i * W), load(w, w_at + i * W)
+        code = minimum(top, nearest(inverse * v))
+        store(codes, to + i * W, as_byte(code))
+        xl = xl + weight * v * code
+        ll = ll + weight * code * code
+    for _ in range(5):
+        changed = zero != zero
+        for i in range(n):
+            v, weight, code = load(x, at + i * W), load(w, w_at + i * W), load(codes, to + i * W)
+            rest_xl = xl - weight * v * code
+            rest_ll = ll - weight * code * code
+            new = minimum(top, nearest(v * rest_ll / rest_xl))
+            new_xl = rest_xl + weight * v * new
+            new_ll = rest_ll + weight * new * new
+            better = (rest_xl > 0) & (rest_ll > 0) & (new != code) & (new_xl * new_xl * ll > xl * xl * new_ll)
+            store(codes, to + i * W, select(better, as_byte(new), code))
+            xl, ll = select(better, new_xl, xl), select(better, new_ll, ll)
+            changed = changed | better
+        if not any_lane(changed & ~empty):
+            break
+    for i in range(n):
+        store(codes, to + i * W, select(empty, zero, load(codes, to + i * W)))
+    return select((ll > 0) & ~empty, xl / ll, f32(0))
