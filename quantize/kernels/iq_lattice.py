@@ -1,0 +1,515 @@
+"""IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S: groups of weights as signs times points of a lattice.
+
+One search serves the five types; what differs is data (`Lattice`, `Layout`). A super-block of 256 weights is one lane.
+Its sub-blocks are searched one after the other: for every scale tried, the magnitudes are rounded to odd multiples of the
+scale, moved to the best of the nearest grid points, and judged by sum(w * x * q)**2 / sum(w * q * q); then the best scale is
+refined. The order of float32 operations is that of quantize_row_iq2_*_impl and quantize_row_iq3_*_impl in ggml-quants.c.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import typeof, types
+from numpy.typing import NDArray
+
+from ggufsmith.quantize import grids
+from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, Kernel
+from ggufsmith.quantize.kernels import Codec
+from ggufsmith.quantize.kernels.blocks import from_lanes, store_half, to_lanes
+from ggufsmith.quantize.kernels.iq_nearest import fill, look_up, nearest_point, row, table_entries
+from ggufsmith.quantize.kernels.search import positive_scale
+from ggufsmith.quantize.simd import (
+    MAGIC,
+    W,
+    bits,
+    broadcast,
+    clamp,
+    f32,
+    f32_to_half,
+    gather,
+    half_to_f32,
+    jitable,
+    load,
+    maximum,
+    scratch,
+    select,
+    sqrt,
+    store,
+    to_f32,
+    to_i32,
+    to_u8,
+)
+
+BLOCK = 256
+SLACK = 16  # a row of 16 is read at each group of 4 or 8
+OFF_GRID, ALL_IF_ANY, ALWAYS = 0, 1, 2
+
+
+class Lattice(NamedTuple):
+    """How ggml searches one type.
+
+    size:    weights per sub-block, which share a scale.
+    tries:   number of scales tried, the middle one for the largest code at the largest weight.
+    step:    their distance, in units of half a code.
+    spread:  factor of the mean square in the weights sqrt(spread * mean + x * x) with importance.
+    floor:   without importance, weights are floor * spread * mean + x * x.
+    least:   a sub-block whose largest weight is below it is zero.
+    even:    whether the number of minus signs in eight is even (seven are stored).
+    fit:     whether a first fit to codes 0 .. 4 gives the scale around which the others are tried.
+    again:   which groups are searched once more with the best scale: those off the grid, all if any is, or always all.
+    nudge:   factor of the stored scale.
+    clear:   whether a block whose scales are all zero is written as zeros.
+    slips:   whether sub-blocks after one of zeros lose their place; see `slip`.
+    """
+
+    size: int
+    tries: int
+    step: np.float32
+    spread: np.float32
+    floor: np.float32
+    least: np.float32
+    even: bool
+    fit: bool
+    again: int
+    nudge: np.float32
+    clear: bool
+    slips: bool
+
+
+class Layout(NamedTuple):
+    """Where the bits of a super-block lie, counted from behind its scale d.
+
+    low, high: int32, of the number of each group's point: its low `width` bits, and the `above` bits above. sign: of each
+    eight weights. scale: of each sub-block, four bits. words: the length, in units of four bytes.
+    factor: a sub-block's weights are d * (0.5 + scale) * factor * the point's values, with signs.
+    """
+
+    low: NDArray[np.int32]
+    high: NDArray[np.int32]
+    sign: NDArray[np.int32]
+    scale: NDArray[np.int32]
+    width: int
+    above: int
+    words: int
+    factor: np.float32
+
+
+def positions(n: int, at: int, each: int, run: int = 1, skip: int = 0) -> NDArray[np.int32]:
+    """n bit positions from byte `at`, `each` bits apart; after every `run` of them, `skip` more bits."""
+    i = np.arange(n)
+    return (8 * at + each * i + skip * (i // run)).astype(np.int32)
+
+
+class Grid(NamedTuple):
+    """The search table as the kernels take it; see grids.Candidates and iq_nearest.table_entries."""
+
+    starts: NDArray[np.int32]
+    stops: NDArray[np.int32]
+    packed: NDArray[np.int32]
+    odd: NDArray[np.int32]
+    points: NDArray[np.int32]
+    size: int
+    position: NDArray[np.int32]
+    level: NDArray[np.float32]
+
+
+class Room(NamedTuple):
+    """Scratch of one call; W numbers, one per lane, of each thing counted here.
+
+    x, importance: of 256 weights. weight, root, magnitude, product: of the weights of a sub-block: the weight w, sqrt(w),
+    |x| and w * |x|. scales: of each try. vector, odd: of each group and try, the number of the rounded vector, later the slot
+    of its grid point, and the point's codes. best: of each group, the slot in the best try. point, sign, scale, alive: of
+    each group, eight weights, sub-block and sub-block. words, block: the block's bits and bytes. piece, piece_root: |x| and sqrt(w) of a sub-block again, but
+    all numbers of a lane together.
+    """
+
+    x: Any
+    importance: Any
+    weight: Any
+    root: Any
+    magnitude: Any
+    product: Any
+    scales: Any
+    vector: Any
+    odd: Any
+    best: Any
+    point: Any
+    sign: Any
+    scale: Any
+    alive: Any
+    words: Any
+    block: Any
+    piece: Any
+    piece_root: Any
+
+
+@jitable
+def make_room(spec: Lattice, layout: Layout, weighted: bool, dims: int) -> Room:
+    groups = spec.size // dims
+    return Room(
+        scratch(BLOCK * W, np.float32),
+        scratch(BLOCK * W if weighted else 0, np.float32),
+        scratch(spec.size * W, np.float32),
+        scratch(spec.size * W, np.float32),
+        scratch(spec.size * W, np.float32),
+        scratch(2 * spec.size * W, np.float32),
+        scratch(spec.tries * W, np.float32),
+        scratch(spec.tries * groups * W, np.int32),
+        scratch(spec.tries * groups * W, np.int32),
+        scratch(groups * W, np.int32),
+        scratch(BLOCK // dims * W, np.int32),
+        scratch(BLOCK // 8 * W, np.int32),
+        scratch(BLOCK // spec.size * W, np.float32),
+        scratch(BLOCK // spec.size * W, np.int32),
+        scratch(layout.words * W, np.int32),
+        scratch((2 + 4 * layout.words) * W, np.uint8),
+        scratch(spec.size * W + SLACK, np.float32),
+        scratch(spec.size * W + SLACK, np.float32),
+    )
+
+
+@jitable
+def nearest_integer(x: Any) -> Any:
+    """simd.nearest as i32."""
+    return to_i32(bits(x + MAGIC) & 0x007FFFFF) - 0x00400000
+
+
+@jitable
+def mean_square(x: Any, spread: Any) -> Any:
+    total = broadcast(f32(0))
+    for i in range(BLOCK):
+        v = load(x, i * W)
+        total = total + v * v
+    return spread * total / f32(BLOCK)
+
+
+@jitable
+def prepare(spec: Lattice, room: Room, start: int, mean: Any) -> Any:
+    """Weights, magnitudes and signs of the sub-block at `start`; returns the largest magnitude of each lane.
+
+    With `even`, where eight weights have an odd number of minus signs, the one that matters least gets the wrong sign, and
+    so a negative magnitude.
+    """
+    largest = broadcast(f32(0))
+    for k in range(0, spec.size, 8):
+        signs, odd, victim = broadcast(0), broadcast(0), broadcast(0)
+        lowest = broadcast(f32(0))
+        for i in range(8):
+            v = load(room.x, (start + k + i) * W)
+            if room.importance.size > 0:
+                w = load(room.importance, (start + k + i) * W) * sqrt(mean + v * v)
+            elif spec.floor > f32(0):
+                w = spec.floor * mean + v * v
+            else:
+                w = v * v
+            negative = v < f32(0)
+            signs = signs | select(negative, broadcast(1 << i), 0)
+            odd = odd ^ to_i32(negative)
+            price = w * v * v
+            if i == 0:
+                lowest = price
+            victim = select(price < lowest, broadcast(i), victim)
+            lowest = select(price < lowest, price, lowest)
+            store(room.weight, (k + i) * W, w)
+            store(room.root, (k + i) * W, sqrt(w))
+            store(room.magnitude, (k + i) * W, select(negative, -v, v))
+        if spec.even:
+            signs = (signs ^ select(odd != 0, broadcast(1) << victim, 0)) & 127
+        store(room.sign, (start + k) // 8 * W, signs)
+        for i in range(8):
+            v = load(room.magnitude, (k + i) * W)
+            if spec.even:
+                v = select((odd != 0) & (victim == i), -v, v)
+            store(room.magnitude, (k + i) * W, v)
+            store(room.product, (k + i) * W, load(room.weight, (k + i) * W) * v)
+            largest = v if k + i == 0 else maximum(largest, v)
+    from_lanes(room.magnitude, spec.size, room.piece, 0)
+    from_lanes(room.root, spec.size, room.piece_root, 0)
+    return largest
+
+
+@jitable
+def slip(room: Room, subs: int, groups: int, eights: int, mask: int) -> None:
+    """Move what is stored of a sub-block to the place of the last one of zeros, as quantize_row_iq3_s_impl does.
+
+    That function advances its output pointers only for sub-blocks that are not zero. The low bits of points and the signs
+    slip so; the high bits and scales do not. Decoders, which know nothing of it, read other weights than were meant.
+    """
+    for lane in range(W):
+        to = 0
+        for sub in range(subs):
+            if room.alive[sub * W + lane] != 0:
+                for g in range(groups):
+                    here, there = (sub * groups + g) * W + lane, (to * groups + g) * W + lane
+                    room.point[there] = (room.point[there] & ~mask) | (room.point[here] & mask)
+                for k in range(eights):
+                    room.sign[(to * eights + k) * W + lane] = room.sign[(sub * eights + k) * W + lane]
+                to += 1
+        for g in range(to * groups, subs * groups):
+            room.point[g * W + lane] &= ~mask
+        for k in range(to * eights, subs * eights):
+            room.sign[k * W + lane] = 0
+
+
+@jitable
+def put(words: Any, bit: int, value: Any) -> None:
+    """Write a value of each lane at a bit of its block; it lies within one word of 32 bits."""
+    at = bit // 32 * W
+    store(words, at, load(words, at) | (value << (bit % 32)))
+
+
+@jitable
+def write_blocks(room: Room, half: Any, count: int, out: Any, at: int) -> None:
+    """Blocks of a float16 scale and `count` words."""
+    store_half(room.block, 0, half)
+    for i in range(count):
+        word = load(room.words, i * W)
+        for byte in range(4):
+            store(room.block, (2 + 4 * i + byte) * W, to_u8(word >> (8 * byte)))
+    from_lanes(room.block, 2 + 4 * count, out, at)
+
+
+def encoder(dims: int, levels: int) -> Callable[..., None]:
+    """The search for lattices of this shape: encode(x, out, importance, first, spec, layout, grid) as Codec.weighted."""
+    top = f32(2 * levels - 1)
+    nearest = nearest_point(dims, levels)
+
+    @jitable
+    def rounded(magnitude: Any, at: int, inverse: Any) -> Any:
+        """The number of the vector of codes of the group at `at`, whose weights are nearest to (2 * code + 1) * scale."""
+        u = broadcast(0)
+        for i in range(dims - 1, -1, -1):
+            code = nearest_integer(f32(0.5) * (inverse * load(magnitude, (at + i) * W) - f32(1)))
+            u = u * levels + clamp(code, 0, levels - 1)
+        return u
+
+    @jitable
+    def find_points(spec: Lattice, grid: Grid, room: Room, tries: int, wanted: Any) -> None:
+        """For each try, group and lane wanted (see `search`): room.vector -> slot of the grid point, room.odd."""
+        groups = spec.size // dims
+        near_i, far_i = row(grid.position, 0), row(grid.position, 16)
+        near_q, far_q = row(grid.level, 0), row(grid.level, 16)
+        for lane in range(W):
+            for g in range(groups):
+                if wanted[g * W + lane] == 0:
+                    continue
+                x, w = row(room.piece, lane * spec.size + g * dims), row(room.piece_root, lane * spec.size + g * dims)
+                near_x, far_x, near_w, far_w = (
+                    look_up(x, near_i),
+                    look_up(x, far_i),
+                    look_up(w, near_i),
+                    look_up(w, far_i),
+                )
+                for t in range(tries):
+                    scale = fill(room.scales[t * W + lane])
+                    near, far = scale * near_q - near_x, scale * far_q - far_x
+                    cell = (t * groups + g) * W + lane
+                    u = room.vector[cell]
+                    slot = nearest(grid.packed, grid.starts[u], grid.stops[u], near_w * near * near, far_w * far * far)
+                    room.vector[cell] = slot
+                    room.odd[cell] = grid.odd[slot]
+
+    @jitable
+    def judge(spec: Lattice, room: Room, at: int) -> Any:
+        """sum(w * x * q) and sum(w * q * q) for the points whose codes are at room.odd[at:]."""
+        sum_qx, sum_q2 = broadcast(f32(0)), broadcast(f32(0))
+        for g in range(spec.size // dims):
+            odd = load(room.odd, at + g * W)
+            for i in range(dims):
+                q = to_f32((odd >> (4 * i)) & 15)
+                sum_qx = sum_qx + load(room.product, (g * dims + i) * W) * q
+                sum_q2 = sum_q2 + load(room.weight, (g * dims + i) * W) * q * q
+        return sum_qx, sum_q2
+
+    @jitable
+    def search(spec: Lattice, grid: Grid, room: Room, start: int, mean: Any, wanted: Any) -> Any:
+        """The scale of the sub-block at `start`, which may be zero; its points and signs go to room.point and room.sign."""
+        groups = spec.size // dims
+        largest = prepare(spec, room, start, mean)
+        alive = largest >= spec.least
+        if spec.fit:
+            scale = positive_scale(
+                room.magnitude, 0, room.weight, 0, room.product, spec.size * W, spec.size, f32(levels + 1)
+            )
+            reference = scale * f32(levels)
+            alive = alive & (reference > f32(0))
+        else:
+            scale = largest / top
+            reference = largest
+        for t in range(spec.tries):
+            inverse = (top + f32(t - spec.tries // 2) * spec.step) / reference
+            store(room.scales, t * W, f32(1) / inverse)
+            for g in range(groups):
+                store(room.vector, (t * groups + g) * W, rounded(room.magnitude, g * dims, inverse))
+        for g in range(groups):
+            store(wanted, g * W, to_i32(alive))
+            store(room.best, g * W, broadcast(grid.starts[0] * 16))
+        find_points(spec, grid, room, spec.tries, wanted)
+        best, improved = broadcast(f32(0)), largest < largest
+        for t in range(spec.tries):
+            sum_qx, sum_q2 = judge(spec, room, t * groups * W)
+            better = (sum_q2 > f32(0)) & (sum_qx * sum_qx > best * sum_q2)
+            scale = select(better, sum_qx / sum_q2, scale)
+            best = select(better, scale * sum_qx, best)
+            improved = improved | better
+            for g in range(groups):
+                slot = load(room.vector, (t * groups + g) * W)
+                store(room.best, g * W, select(better, slot, load(room.best, g * W)))
+
+        # Once more with the best scale.
+        inverse = f32(1) / scale
+        on_grid = 16 * grid.size  # slots below belong to vectors on the grid
+        again = largest < largest
+        for g in range(groups):
+            again = again | (load(room.best, g * W) >= on_grid)
+        if spec.again == ALL_IF_ANY:
+            again = again | ~improved
+        if spec.again == ALWAYS:
+            again = again | ~again
+        again = again & alive & (scale > f32(0))
+        store(room.alive, start // spec.size * W, to_i32(alive))
+        store(room.scales, 0, scale)
+        for g in range(groups):
+            slot = load(room.best, g * W)
+            here = again & (slot >= on_grid) if spec.again == OFF_GRID else again
+            store(wanted, g * W, to_i32(here))
+            store(room.vector, g * W, select(here, rounded(room.magnitude, g * dims, inverse), slot))
+            store(room.odd, g * W, gather(grid.odd, slot))
+        find_points(spec, grid, room, 1, wanted)
+        sum_qx, sum_q2 = judge(spec, room, 0)
+        scale = select(again & (sum_q2 > f32(0)), sum_qx / sum_q2, scale)
+
+        mirrored = alive & (scale < f32(0))
+        for k in range(start // 8, (start + spec.size) // 8):
+            signs = load(room.sign, k * W)
+            signs = select(mirrored, ~signs & (127 if spec.even else 255), signs)
+            store(room.sign, k * W, select(alive, signs, 0))
+        for g in range(groups):
+            point = gather(grid.points, load(room.vector, g * W))
+            store(room.point, (start // dims + g) * W, select(alive, point, 0))
+        return select(alive, select(mirrored, -scale, scale), f32(0))
+
+    @jitable
+    def encode(x: Any, out: Any, importance: Any, first: int, spec: Lattice, layout: Layout, grid: Grid) -> None:
+        weighted = importance.size > 0
+        room = make_room(spec, layout, weighted, dims)
+        wanted = scratch(spec.size // dims * W, np.int32)
+        per_row = importance.size // BLOCK - W if weighted else 1
+        for block in range(0, x.size // BLOCK, W):
+            to_lanes(x, block * BLOCK, BLOCK, room.x, 0)
+            if weighted:
+                to_lanes(importance, (first + block) % per_row * BLOCK, BLOCK, room.importance, 0)
+            mean = mean_square(room.x, spec.spread)
+            highest = broadcast(f32(0))
+            for sub in range(BLOCK // spec.size):
+                scale = search(spec, grid, room, sub * spec.size, mean, wanted)
+                store(room.scale, sub * W, scale)
+                highest = maximum(highest, scale)
+
+            if spec.slips:
+                slip(room, BLOCK // spec.size, spec.size // dims, spec.size // 8, (1 << layout.width) - 1)
+            for i in range(layout.words):
+                store(room.words, i * W, broadcast(0))
+            for g in range(BLOCK // dims):
+                point = load(room.point, g * W)
+                put(room.words, layout.low[g], point & ((1 << layout.width) - 1))
+                put(room.words, layout.high[g], point >> layout.width)
+            for k in range(BLOCK // 8):
+                put(room.words, layout.sign[k], load(room.sign, k * W))
+            unit = highest / f32(31)
+            inverse, alive = f32(1) / unit, highest != f32(0)
+            for sub in range(BLOCK // spec.size):
+                code = clamp(nearest_integer(f32(0.5) * (inverse * load(room.scale, sub * W) - f32(1))), 0, 15)
+                put(room.words, layout.scale[sub], select(alive, code, 0))
+            if spec.clear:
+                for i in range(layout.words):
+                    store(room.words, i * W, select(alive, load(room.words, i * W), 0))
+            half = f32_to_half(select(alive, unit * spec.nudge, f32(0)))
+            write_blocks(room, half, layout.words, out, block * (2 + 4 * layout.words))
+
+    return encode
+
+
+def sign_table(even: bool) -> NDArray[np.uint8]:
+    """Stored sign bits -> the signs of eight weights as bits; uint8 [128 or 256]."""
+    return grids.EVEN_SIGNS if even else np.arange(256, dtype=np.uint8)
+
+
+@jitable
+def field(blocks: Any, at: int, bit: int, width: int) -> int:
+    """`width` bits at a bit of the words that begin at byte `at`."""
+    at += bit // 32 * 4
+    word = blocks[at] | (blocks[at + 1] << 8) | (blocks[at + 2] << 16) | (blocks[at + 3] << 24)
+    return (word >> (bit % 32)) & ((1 << width) - 1)
+
+
+@jitable
+def decode(blocks: Any, out: Any, spec: Lattice, layout: Layout, values: Any, signs: Any) -> None:
+    """Super-blocks to weights. values: float32 [points, 4 or 8]; signs: sign_table."""
+    dims = values.shape[1]
+    scales, halves = scratch(W, np.float32), scratch(W, np.uint16)
+    size = 2 + 4 * layout.words
+    for block in range(out.size // BLOCK):
+        at = block * size
+        if block % W == 0:
+            for lane in range(W):
+                halves[lane] = blocks[at + lane * size] | (blocks[at + lane * size + 1] << 8)
+            store(scales, 0, half_to_f32(load(halves, 0)))
+        for g in range(BLOCK // dims):
+            weight = g * dims
+            low = field(blocks, at + 2, layout.low[g], layout.width)
+            point = low | (field(blocks, at + 2, layout.high[g], layout.above) << layout.width)
+            sign = signs[field(blocks, at + 2, layout.sign[weight // 8], 7 if spec.even else 8)]
+            code = field(blocks, at + 2, layout.scale[weight // spec.size], 4)
+            scale = scales[block % W] * (f32(0.5) + f32(code)) * layout.factor
+            for i in range(dims):
+                v = scale * values[point, i]
+                out[block * BLOCK + weight + i] = -v if (sign >> (weight % 8 + i)) & 1 else v
+
+
+def signatures(spec: Lattice, layout: Layout) -> tuple[tuple[types.Type, ...], tuple[types.Type, ...]]:
+    """The types of the arguments of the encoder and of `decode`."""
+    none, table = np.empty(0, np.int32), types.Array(types.float32, 2, "C")
+    grid = Grid(none, none, none, none, none, 0, none, np.empty(0, np.float32))
+    data = (typeof(spec), typeof(layout))
+    return (READ_F32, WRITE_U8, READ_F32, INT, *data, typeof(grid)), (READ_U8, WRITE_F32, *data, table, READ_U8)
+
+
+@dataclass(frozen=True, eq=False)
+class LatticeType:
+    """One type: its data, and the two kernels of its family."""
+
+    name: str
+    spec: Lattice
+    layout: Layout
+    encoder: Kernel
+    decoder: Kernel
+
+    @cached_property
+    def grid(self) -> Grid:
+        found, values = grids.candidates(self.name), grids.values(self.name)
+        tables = table_entries(values.shape[1], len(grids.levels(self.name)))
+        return Grid(found.starts, found.stops, found.packed, found.odd, found.points, len(values), *tables)
+
+    @cached_property
+    def values(self) -> NDArray[np.float32]:
+        return grids.values(self.name).astype(np.float32)
+
+    @cached_property
+    def signs(self) -> NDArray[np.uint8]:
+        return sign_table(self.spec.even)
+
+    def weighted(self, x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
+        self.encoder(x, out, importance, first, self.spec, self.layout, self.grid)
+
+    def encode(self, x: Any, out: Any) -> None:
+        self.weighted(x, out, np.empty(0, np.float32), 0, None)
+
+    def decode(self, blocks: Any, out: Any) -> None:
+        self.decoder(blocks, out, self.spec, self.layout, self.values, self.signs)
+
+    def codec(self, needs_importance: bool = False) -> Codec:
+        return Codec(None if needs_importance else self.encode, self.weighted, self.decode, alive=self.spec.size)
