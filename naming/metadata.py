@@ -223,7 +223,7 @@ def _related(entry: Any, total: int, note: Note) -> Mapping[str, Any]:
     if isinstance(entry, dict):
         return entry
     if not isinstance(entry, str):
-        note(f"model card: {reprlib.repr(entry)} names no model and no data set")
+        note(f"model card: {_shown.repr(entry)} names no model and no data set")
         return {}
     url: str | None
     if entry.startswith(("http://", "https://", "ssh://")):
@@ -247,7 +247,7 @@ def _values(found: Found, note: Note) -> Metadata:
         if isinstance(value, PLAIN) and str(value):
             out[key] = string(str(value))
         elif value not in (None, ""):
-            note(f"{key}: {reprlib.repr(value)} is no text, and is not written")
+            note(f"{key}: {_shown.repr(value)} is no text, and is not written")
 
     for key, _, make in SAMPLING:
         value = found.get(key)
@@ -256,7 +256,7 @@ def _values(found: Found, note: Note) -> Metadata:
         elif value is not None and (number := _number(value, whole=make is i32)) is not None:
             out[key] = make(number)
         elif value is not None:
-            note(f"{key}: {reprlib.repr(value)} is no number of its type, and is not written")
+            note(f"{key}: {_shown.repr(value)} is no number of its type, and is not written")
     for key, _ in TEXTS:
         value = found.get(key)
         put_text(
@@ -274,6 +274,9 @@ def _values(found: Found, note: Note) -> Metadata:
             out[key] = strings(map(str, items))
     return out
 
+
+_shown = reprlib.Repr()
+_shown.maxlevel = 1  # lists in lists may be endless
 
 PLAIN = (str, int, float, date)  # what YAML makes of a version, too
 
