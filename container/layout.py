@@ -24,6 +24,7 @@ MAX_KEY = 2**16 - 1  # bytes; GGUF specification
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_WEIGHTS = 2**63 - 1  # ggml counts in int64
 ALIGNMENT = Keys.General.ALIGNMENT
+DEFAULT_ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
 
 # Scalar type -> struct code, little-endian.
 SCALARS = {
@@ -80,7 +81,7 @@ def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def lay_out(metadata: Metadata, tensors: Sequence[TensorSpec], *, alignment: int = GGUF_DEFAULT_ALIGNMENT) -> Layout:
+def lay_out(metadata: Metadata, tensors: Sequence[TensorSpec], *, alignment: int = DEFAULT_ALIGNMENT) -> Layout:
     """The layout of a file with this metadata and these tensors, in this order.
 
     `general.alignment` is added only where `alignment` is not the default of 32. Strings may carry bytes that are no
@@ -90,7 +91,7 @@ def lay_out(metadata: Metadata, tensors: Sequence[TensorSpec], *, alignment: int
     """
     if alignment < 1 or alignment & (alignment - 1):
         raise Malformed(f"alignment {alignment} is not a power of two", where=ALIGNMENT)
-    if alignment != GGUF_DEFAULT_ALIGNMENT and ALIGNMENT not in metadata:
+    if alignment != DEFAULT_ALIGNMENT and ALIGNMENT not in metadata:
         metadata = {**metadata, ALIGNMENT: u32(alignment)}
     problems = [*_metadata_problems(metadata, alignment), *_tensor_problems(tensors)]
     if problems:

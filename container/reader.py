@@ -19,13 +19,14 @@ from types import MappingProxyType, TracebackType
 from typing import cast
 
 import numpy as np
-from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGUF_VERSION
+from gguf.constants import GGUF_VERSION
 from gguf.constants import GGUFValueType as ValueType
 
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.formats import BY_ID, Format
 from ggufsmith.container.layout import (
     ALIGNMENT,
+    DEFAULT_ALIGNMENT,
     HEAD,
     MAGIC,
     MAX_DIMS,
@@ -315,7 +316,7 @@ def _scalar(header: _Header, kind: ValueType, key: str) -> bool | int | float | 
 def _alignment(header: _Header, metadata: Metadata) -> int:
     value = metadata.get(ALIGNMENT)
     if value is None:
-        return GGUF_DEFAULT_ALIGNMENT
+        return DEFAULT_ALIGNMENT
     if value.type is not ValueType.UINT32:
         raise header.refuse(f"has type {value.type.name}, not UINT32", ALIGNMENT)
     alignment = cast(int, value.data)

@@ -13,7 +13,16 @@ import yaml
 MAX_FRONT_MATTER = 2**20  # characters; cards that list every benchmark reach 300 KB
 MAX_DEPTH = 32  # of lists in lists; the C loader recurses, and a deep enough document would end the process
 FENCE = "---"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # both are safe loaders; PyYAML's wheels have the C one
+
+
+class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Either is a safe loader; PyYAML's wheels have the C one. Without booleans: `no` is Norwegian, not False."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:bool"]
+    for first, rules in Loader.yaml_implicit_resolvers.items()
+}
 
 
 def read_card(folder: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
@@ -35,11 +44,10 @@ def read_card(folder: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
         return {}
     end = lines.index(FENCE, 1) if FENCE in lines[1:] else len(lines)
     block = "\n".join(lines[1:end]) + "\n"
-    # Norwegian is a language, not False; and YAML forbids the tabs that some cards indent with.
-    block = block.replace("- no\n", '- "no"\n').replace("\t", "  ")
+    block = block.replace("\t", "  ")  # some cards indent with tabs, which YAML forbids
     try:
         _check_depth(block)
-        data = yaml.load(block, LOADER)
+        data = yaml.load(block, Loader)
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
         # PyYAML's constructors let through what int(), float() and date() raise for `!!int ""` and the like.
         note(f"{path}: the model card is not used: {str(error).partition(chr(10))[0]}")
@@ -54,7 +62,7 @@ def read_card(folder: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
 def _check_depth(block: str) -> None:
     """ValueError for a document nested too deep to be built."""
     depth = 0
-    for event in yaml.parse(block, LOADER):
+    for event in yaml.parse(block, Loader):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):

@@ -213,6 +213,12 @@ def test_more_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "more than 20" in notes[1]
 
 
+@pytest.mark.parametrize("language", ["no", "[no, en]", "\n- no\n- en"])
+def test_norwegian_is_a_language(tmp_path: Path, language: str) -> None:
+    found, _ = described(model(tmp_path, card=f"language: {language}"))
+    assert found[General.LANGUAGES] in (strings(["no"]), strings(["no", "en"]))
+
+
 def test_aliases_that_would_explode(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 30)), "tags: [*a29, ok]"]
     card = "\n".join([*lines, "license: *a29", "description: *a29", "base_model: [*a29, {name: *a29}]"])
