@@ -36,7 +36,8 @@ FLOATS = ("F32", "F16", "BF16")
 
 MODULES: Mapping[str, str] = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q1_0", "Q2_0"), "legacy"),
-    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"), "kquants"),
+    **dict.fromkeys(("Q2_K", "Q4_K", "Q5_K"), "kquants_min"),
+    **dict.fromkeys(("Q3_K", "Q6_K", "Q8_K"), "kquants_symmetric"),
     **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S"), "iq2"),
     **dict.fromkeys(("IQ3_XXS", "IQ3_S"), "iq3"),
     **dict.fromkeys(("IQ1_S", "IQ1_M"), "iq1"),

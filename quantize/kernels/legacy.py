@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from ggufsmith.container.formats import BY_NAME
-from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, Kernel, kernel
+from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, kernel
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, store_half, to_lanes
-from ggufsmith.quantize.kernels.search import extreme, reciprocal, scale_and_min, symmetric_scale
+from ggufsmith.quantize.kernels.search import (
+    extreme,
+    reciprocal,
+    scale_and_min,
+    store_min_codes,
+    store_symmetric_codes,
+    symmetric_scale,
+)
 from ggufsmith.quantize.simd import (
     W,
     absolute,
@@ -23,7 +29,6 @@ from ggufsmith.quantize.simd import (
     jitable,
     load,
     minimum,
-    nearest,
     round_away,
     scratch,
     select,
@@ -140,9 +145,7 @@ def search_symmetric(
         to_lanes(x, k * N, N, s, 0)
         load_weights(s, importance, first + k, power, w, sigma)
         d, inverse, zero = symmetric_scale(s, 0, w, 0, N, levels)
-        for i in range(N):
-            code = clamp(nearest(inverse * load(s, i * W)), -levels, levels - f32(1)) + levels
-            store(codes, i * W, to_u8(truncate(select(zero, f32(0), code))))
+        store_symmetric_codes(s, 0, N, inverse, zero, levels, codes, 0)
         store_half(block, 0, f32_to_half(d))
         pack(codes, five_bits, block, 2)
         from_lanes(block, size, out, k * size)
@@ -158,9 +161,7 @@ def search_with_min(
         to_lanes(x, k * N, N, s, 0)
         load_weights(s, importance, first + k, power, w, sigma)
         d, low, inverse, offset = scale_and_min(s, 0, w, 0, tried, N, top, f32(-0.9), f32(0.05), 36, False)
-        for i in range(N):
-            code = clamp(nearest(inverse * (load(s, i * W) - offset)), f32(0), top)
-            store(codes, i * W, to_u8(truncate(code)))
+        store_min_codes(s, 0, N, inverse, offset, top, codes, 0)
         store_half(block, 0, f32_to_half(d))
         store_half(block, 2, f32_to_half(-low))
         pack(codes, five_bits, block, 4)

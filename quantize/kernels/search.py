@@ -1,7 +1,8 @@
 """The searches for scales that ggml's formats share, one block per lane.
 
-Each lane does the float32 operations of the function of ggml-quants.c named in the docstring, in its order. A search returns
-what its codes follow from instead of the codes: most callers compute codes anew, from scales rounded to their stored form.
+Each lane does the float32 operations of the function of ggml-quants.c named in the docstring, in its order. A search
+returns what its codes follow from instead of the codes: most callers compute codes anew, from scales rounded to their
+stored form.
 """
 
 from typing import Any
@@ -21,6 +22,9 @@ from ggufsmith.quantize.simd import (
     select,
     store,
     to_f32,
+    to_i8,
+    to_i32,
+    to_u8,
     truncate,
 )
 
@@ -79,6 +83,54 @@ def symmetric_scale(x: Any, at: int, w: Any, w_at: int, n: int, levels: Any) -> 
             inverse = select(better, candidate, inverse)
     zero = size < ALL_ZERO
     return select(zero, f32(0), scale), inverse, zero
+
+
+@jitable
+def store_symmetric_codes(x: Any, at: int, n: int, inverse: Any, zero: Any, levels: Any, codes: Any, to: int) -> None:
+    """The codes of a `symmetric_scale` search, from 0, as u8; 0 in lanes that are all zero."""
+    for i in range(n):
+        code = clamp(nearest(inverse * load(x, at + i * W)), -levels, levels - f32(1)) + levels
+        store(codes, to + i * W, to_u8(truncate(select(zero, f32(0), code))))
+
+
+@jitable
+def refined_scale(x: Any, at: int, n: int, levels: Any, codes: Any, to: int) -> Any:
+    """Least-squares scale with weights x*x, refined code by code (make_q3_quants); stores the codes, from 0, as u8.
+
+    codes[to : to + n * W]: u8.
+    """
+    top, size = extreme(x, at, n)
+    zero = size < ALL_ZERO
+    inverse = -levels / top
+    xl = broadcast(f32(0))
+    ll = xl
+    for i in range(n):
+        v = load(x, at + i * W)
+        code = clamp(nearest(inverse * v), -levels, levels - f32(1))
+        store(codes, to + i * W, to_u8(truncate(code)))
+        xl = xl + v * v * v * code
+        ll = ll + v * v * code * code
+    for _ in range(5):
+        changed = zero & ~zero
+        for i in range(n):
+            v = load(x, at + i * W)
+            code = to_f32(to_i8(load(codes, to + i * W)))
+            weight = v * v
+            rest_xl = xl - weight * v * code
+            rest_ll = ll - weight * code * code
+            new = clamp(nearest(v * rest_ll / rest_xl), -levels, levels - f32(1))
+            new_xl = rest_xl + weight * v * new
+            new_ll = rest_ll + weight * new * new
+            better = (rest_xl > 0) & (new != code) & (new_ll > 0) & (new_xl * new_xl * ll > xl * xl * new_ll)
+            store(codes, to + i * W, to_u8(truncate(select(better, new, code))))
+            xl, ll = select(better, new_xl, xl), select(better, new_ll, ll)
+            changed = changed | better
+        if not any_lane(changed & ~zero):
+            break
+    for i in range(n):
+        code = to_i32(to_i8(load(codes, to + i * W))) + truncate(broadcast(levels))
+        store(codes, to + i * W, to_u8(select(zero, 0, code)))
+    return select((ll > 0) & ~zero, xl / ll, f32(0))
 
 
 @jitable
@@ -142,6 +194,14 @@ def scale_and_min(
 
 
 @jitable
+def store_min_codes(x: Any, at: int, n: int, inverse: Any, offset: Any, top: Any, codes: Any, to: int) -> None:
+    """The codes of a `scale_and_min` search, as u8."""
+    for i in range(n):
+        code = clamp(nearest(inverse * (load(x, at + i * W) - offset)), f32(0), top)
+        store(codes, to + i * W, to_u8(truncate(code)))
+
+
+@jitable
 def as_byte(code: Any) -> Any:
     """An f32 integer as an unsigned byte keeps it: its low eight bits, as f32."""
     return to_f32(truncate(code) & 0xFF)
@@ -183,7 +243,7 @@ def positive_scale(x: Any, at: int, w: Any, w_at: int, codes: Any, to: int, n: i
         xl = xl + weight * v * code
         ll = ll + weight * code * code
     for _ in range(5):
-        changed = zero != zero
+        changed = empty & ~empty
         for i in range(n):
             v, weight, code = load(x, at + i * W), load(w, w_at + i * W), load(codes, to + i * W)
             rest_xl = xl - weight * v * code

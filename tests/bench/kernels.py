@@ -2,8 +2,8 @@
 
     python tests/bench/kernels.py [types…]          needs the extra `conformance`
 
-Prints a Markdown table: million weights per second, and how many times as fast as ggml (the median of pairs of runs, which
-alternate so that both see the same machine). `compile`: seconds for the first use, from an empty cache.
+Prints a Markdown table: million weights per second, and how many times as fast as ggml (the median of pairs of runs,
+which alternate so that both see the same machine). `compile`: seconds for the first use, from an empty cache.
 """
 
 import os
