@@ -1,8 +1,8 @@
 """tokenizer.json: its vocabulary, merges and added tokens as GGUF tokens, types and scores."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,13 @@ def _merges(stated: list[Any], vocab: Mapping[str, int], where: Path) -> tuple[s
     return tuple(pairs)
 
 
-def read_added(tokenizer: Json, tokenizer_config: Json, folder: Path) -> list[Added]:
-    """Added tokens of tokenizer.json, then those that only `added_tokens_decoder` of tokenizer_config.json has."""
+def read_added(
+    tokenizer: Json, tokenizer_config: Json, folder: Path, named: Container[str] = frozenset()
+) -> list[Added]:
+    """Added tokens of tokenizer.json, then those that only `added_tokens_decoder` of tokenizer_config.json has.
+
+    named: texts that a file names as bos, eos, ... or as a further special token; transformers makes them special.
+    """
     found: dict[int, Added] = {}
     where = folder / "tokenizer.json"
     for number, entry in enumerate(child(tokenizer, "added_tokens", list, where=where) or []):
@@ -127,7 +132,7 @@ def read_added(tokenizer: Json, tokenizer_config: Json, folder: Path) -> list[Ad
     for token, entry in read_decoder(tokenizer_config, folder / "tokenizer_config.json").items():
         if token not in listed:
             found[token] = entry
-    return list(found.values())
+    return [replace(token, special=token.special or token.text in named) for token in found.values()]
 
 
 def read_decoder(tokenizer_config: Json, where: Path) -> dict[int, Added]:
@@ -197,7 +202,7 @@ class Table:
         return tokens
 
 
-def table_of(bpe: Bpe, added: list[Added], size: int | None, where: Path) -> Table:
+def table_of(bpe: Bpe, added: list[Added], size: int | None, where: Path, *, scored: bool) -> Table:
     """All tokens of a tokenizer.json. Malformed if the vocabulary proper does not fit into `size` rows."""
     last = max(bpe.vocab.values())
     if size is not None and last >= size:
@@ -211,7 +216,7 @@ def table_of(bpe: Bpe, added: list[Added], size: int | None, where: Path) -> Tab
         table.tokens[token] = text
     ids = np.fromiter(bpe.vocab.values(), np.int64, len(bpe.vocab))
     table.types[ids] = TokenType.NORMAL
-    if bpe.byte_fallback:
+    if scored:
         _score(table, bpe)
     for entry in added:
         table.put(entry)

@@ -14,7 +14,7 @@ from gguf.constants import TokenType
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.tokenizer import bpe, pretokenizers, spm
 from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, read_bytes, read_object, read_text
-from ggufsmith.tokenizer.special import Files, find_special
+from ggufsmith.tokenizer.special import Files, find_special, special_texts
 from ggufsmith.tokenizer.templates import read_templates
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
@@ -64,13 +64,22 @@ def read_vocabulary(
         read_object(folder, "tokenizer_config.json") or {},
         read_object(folder, "special_tokens_map.json") or {},
     )
+    raw = read_bytes(folder, "tokenizer.model", spm.MAX_MODEL)
     tokenizer = read_object(folder, "tokenizer.json")
-    parts = _parts(folder, files.tokenizer_config, tokenizer, rows, pre, notes)
-    padding = parts.table.types == TokenType.UNUSED
-    index = {text: i for i, text in enumerate(parts.tokens) if not padding[i]}
-    added = {t.text: t.id for t in reversed(bpe.read_added(tokenizer, {}, folder))} if tokenizer else {}
-    post = child(tokenizer or {}, "post_processor", dict, where=folder / "tokenizer.json")
-    del tokenizer
+    where, stages = folder / "tokenizer.json", None
+    if tokenizer is None and raw is None:
+        tokenizer, stages = _from_pairs(folder, files.tokenizer_config)
+    if raw is not None and not (spm.is_tiktoken(raw) and tokenizer is not None):
+        parts = _from_sentencepiece(raw, files, rows, pre, notes)
+    else:
+        parts = _from_bpe(tokenizer or {}, stages, files, rows, pre, notes)
+    listed = bpe.read_added(tokenizer or {}, {}, folder)
+    post = child(tokenizer or {}, "post_processor", dict, where=where)
+    del tokenizer, raw
+
+    unused = parts.table.types == TokenType.UNUSED
+    index = {text: i for i, text in enumerate(parts.tokens) if not unused[i]}
+    added = {token.text: token.id for token in reversed(listed)}
     special = find_special(files, post, added, parts.tokens, index)
     if parts.adds_bos and "bos" not in special.add:
         special.add["bos"] = False
@@ -110,38 +119,48 @@ def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list
     return size
 
 
-def _parts(
-    folder: Path, tokenizer_config: Json, tokenizer: Json | None, rows: int | None, pre: str | None, notes: list[str]
+def _from_bpe(
+    tokenizer: Json,
+    stages: pretokenizers.Stages | None,
+    files: Files,
+    rows: int | None,
+    pre: str | None,
+    notes: list[str],
 ) -> _Parts:
-    raw = read_bytes(folder, "tokenizer.model", spm.MAX_MODEL)
-    if raw is not None and not (spm.is_tiktoken(raw) and tokenizer is not None):
-        return _from_sentencepiece(raw, folder, tokenizer_config, rows, pre, notes)
-    if tokenizer is None:
-        tokenizer = _from_pairs(folder, tokenizer_config)
-    where = folder / "tokenizer.json"
+    """tokenizer.json, or what `_from_pairs` made; `stages` if they are known without the file."""
+    where = files.folder / "tokenizer.json"
+    if stages is None:
+        stages = pretokenizers.stages_of(tokenizer, where)
     model = bpe.read_bpe(tokenizer, where)
-    added = bpe.read_added(tokenizer, tokenizer_config, folder)
-    table = bpe.table_of(model, added, rows, where)
+    added = bpe.read_added(tokenizer, files.tokenizer_config, files.folder, special_texts(files))
+    # Byte fallback is for vocabularies of characters; some files of bytes claim it too, without any <0x00>.
+    fallback = model.byte_fallback and not any(stage.startswith("ByteLevel") for stage in stages)
+    table = bpe.table_of(model, added, rows, where, scored=fallback)
     tokens = table.finish(where)
-    if model.byte_fallback:
+    normalizers = _normalizers(child(tokenizer, "normalizer", dict, where=where), where)
+    if fallback:
         _refuse_pre(pre)
-        return _Parts(table, tokens, "llama", "default", space_prefix=_prepends(tokenizer, where))
-    known = {*model.vocab, *(token.text for token in added)}
-    name, row = _pretokenizer(tokenizer, model, known, pre, where, notes)
+        notes += (f"llama.cpp does not apply the pre-tokenizer {s}" for s in stages if not _only_spaces(s))
+        return _Parts(table, tokens, "llama", "default", space_prefix=_prepends(normalizers, stages))
+    notes += (f"llama.cpp does not apply the normalizer {kind}" for kind in sorted(normalizers - {"NFC"}))
+    if pre is not None:
+        name, row = pre, pretokenizers.named(pre)
+    else:
+        name, row = pretokenizers.match(stages, model.ignore_merges, {*model.vocab, *(t.text for t in added)}, where)
+    if row.ignore_merges != model.ignore_merges:
+        notes.append(f"ignore_merges is {model.ignore_merges}, llama.cpp's {name} assumes {row.ignore_merges}")
     return _Parts(table, tokens, "gpt2", name, model.merges, row.adds_bos)
 
 
-def _from_sentencepiece(
-    raw: bytes, folder: Path, tokenizer_config: Json, rows: int | None, pre: str | None, notes: list[str]
-) -> _Parts:
+def _from_sentencepiece(raw: bytes, files: Files, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
     _refuse_pre(pre)
-    where = folder / "tokenizer.model"
+    where = files.folder / "tokenizer.model"
     pieces = spm.parse_pieces(raw, where)
     if pieces.unigram:
         notes.append(
-            "tokenizer.model is a unigram model: llama.cpp merges it by score, which may split words differently"
+            "tokenizer.model is a unigram model: llama.cpp merges it by score, which may split words otherwise"
         )
-    table = spm.table_of(pieces, folder, tokenizer_config, rows)
+    table = spm.table_of(pieces, files.folder, files.tokenizer_config, rows)
     return _Parts(table, table.finish(where), "llama", "default", space_prefix=None if pieces.dummy_prefix else False)
 
 
@@ -152,7 +171,7 @@ def _refuse_pre(pre: str | None) -> None:
         )
 
 
-def _from_pairs(folder: Path, tokenizer_config: Json) -> Json:
+def _from_pairs(folder: Path, tokenizer_config: Json) -> tuple[Json, pretokenizers.Stages]:
     """vocab.json and merges.txt in the shape of a tokenizer.json. UTF-8, whatever the platform's default is."""
     vocab, lines = read_object(folder, "vocab.json"), read_text(folder, "merges.txt")
     if vocab is None or lines is None:
@@ -169,30 +188,12 @@ def _from_pairs(folder: Path, tokenizer_config: Json) -> Json:
             where=folder,
             fix="Save the tokenizer with transformers, which writes a tokenizer.json.",
         )
-    merges = [line for line in lines.splitlines() if line.strip() and not line.startswith("#version")]
+    merges = [line for line in lines.replace("\r\n", "\n").split("\n") if line and not line.startswith("#version")]
     extra = read_object(folder, "added_tokens.json") or {}
     if extra:
         bpe.check_vocab(extra, folder / "added_tokens.json", "the file")
-    return {
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
-        "added_tokens": [{"id": token, "content": text} for text, token in extra.items()],
-        "stages": stages,
-    }
-
-
-def _pretokenizer(
-    tokenizer: Json, model: bpe.Bpe, known: set[str], pre: str | None, where: Path, notes: list[str]
-) -> tuple[str, pretokenizers.Pretokenizer]:
-    if pre is not None:
-        return pre, pretokenizers.named(pre)
-    stages = tokenizer.get("stages") or pretokenizers.stages_of(tokenizer, where)
-    name, row = pretokenizers.match(stages, model.ignore_merges, known, where)
-    if row.ignore_merges != model.ignore_merges:
-        notes.append(f"ignore_merges is {model.ignore_merges}, llama.cpp's {name} assumes {row.ignore_merges}")
-    kinds = _normalizers(child(tokenizer, "normalizer", dict, where=where), where)
-    for kind in kinds - {"NFC"}:
-        notes.append(f"the normalizer {kind} is not applied by llama.cpp")
-    return name, row
+    added = [{"id": token, "content": text} for text, token in extra.items()]
+    return {"model": {"type": "BPE", "vocab": vocab, "merges": merges}, "added_tokens": added}, stages
 
 
 def _normalizers(node: Json | None, where: Path) -> set[str]:
@@ -206,13 +207,19 @@ def _normalizers(node: Json | None, where: Path) -> set[str]:
     return {str(n.get("type")) for n in nodes}
 
 
-def _prepends(tokenizer: Json, where: Path) -> bool | None:
+def _only_spaces(stage: str) -> bool:
+    """Whether a stage only marks or keeps spaces, which llama.cpp does for these vocabularies anyway."""
+    return stage.startswith("Metaspace") or stage == _GEMMA
+
+
+# Gemma's pre-tokenizer: it can find no space, as the normalizer has replaced them all.
+_GEMMA = "Split pattern={'String': ' '} behavior=MergedWithPrevious invert=False"
+
+
+def _prepends(normalizers: set[str], stages: pretokenizers.Stages) -> bool | None:
     """None (llama.cpp's default, true) if a byte-fallback tokenizer puts a space before a text, else False."""
-    if "Prepend" in _normalizers(child(tokenizer, "normalizer", dict, where=where), where):
-        return None
-    stages = pretokenizers.stages_of(tokenizer, where)
-    metaspace = [stage for stage in stages if stage.startswith("Metaspace")]
-    return None if any("prepend_scheme=never" not in stage for stage in metaspace) else False
+    metaspace = any(stage.startswith("Metaspace") and "prepend_scheme=never" not in stage for stage in stages)
+    return None if metaspace or "Prepend" in normalizers else False
 
 
 def _for_class(vocabulary: Vocabulary, architecture: str, files: Files, index: Mapping[str, int]) -> Vocabulary:

@@ -67,6 +67,9 @@ def find_special(
     """
     found = Special()
     names = _names(files)
+    for role, text in names.items():
+        if text not in index:
+            found.notes.append(f"{role}_token is {text!r}, which is not in the vocabulary: ignored")
     template = _read_template(post_processor, files.folder / "tokenizer.json")
     _apply_template(template, names, found, with_config=bool(files.tokenizer_config))
     _read_flags(files, found)
@@ -99,6 +102,23 @@ def find_special(
 
     _collect_eog(found, stated["eos"], tokens)
     return found
+
+
+def special_texts(files: Files) -> frozenset[str]:
+    """Texts that transformers makes special because a file names them, whatever their added token says."""
+    found: set[str | None] = set()
+    for name, source in (
+        ("tokenizer_config.json", files.tokenizer_config),
+        ("special_tokens_map.json", files.special_tokens_map),
+    ):
+        where = files.folder / name
+        for key in (*(f"{role}_token" for role in (*ROLES, "cls")),):
+            found.add(token_text(source.get(key), where=where, key=key))
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            value = source.get(key)
+            more = list(value.values()) if isinstance(value, dict) else child(source, key, list, where=where) or []
+            found |= {token_text(text, where=where, key=key) for text in more}
+    return frozenset(text for text in found if text)
 
 
 def _names(files: Files) -> dict[str, str]:
@@ -219,7 +239,9 @@ def _collect_eog(found: Special, stated: Mapping[str, Iterable[int]], tokens: Se
         if tokens[token] in EOG_TEXTS or token in (found.ids.get(role) for role in ("eos", "eot", "eom")):
             continue
         free = next((role for role in ("eom", "eot") if role not in found.ids), None)
-        if free:
+        if "reserved" in tokens[token]:
+            found.notes.append(f"{tokens[token]!r} is said to end a generation, but has no meaning: no key written")
+        elif free:
             found.ids[free] = token
             found.notes.append(f"{tokens[token]!r} also ends a generation: written as {free}")
         else:

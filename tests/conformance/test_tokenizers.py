@@ -95,8 +95,8 @@ APPROXIMATE: dict[str, Callable[[str], bool]] = {
     "tekken": has_mark,
     # "(?=(?:\d{3})*\b)" is done by a hand-written splitter for ASCII digits between non-letters.
     "tiny_aya": lambda text: any(character.isnumeric() for character in text),
-    # "\s+$" looks at each fragment left by the splits before it, llama.cpp's at the text.
-    "deepseek-llm": lambda text: text.endswith("\u3000"),
+    # "\s?[　-。]+" before an ideographic space: std::wregex leaves the space out of the match.
+    "deepseek-llm": lambda text: " \u3000" in text,
     # The reference names it falcon3, but llama.cpp splits it like Llama 3: punctuation, white space and endings differ.
     "falcon3": lambda text: True,
 }
