@@ -1,8 +1,8 @@
 """Every ggml type as one frozen record: how the weights of a block lie in its bytes.
 
-Names, ids, block lengths, byte sizes and NumPy dtypes derive from these records and are written nowhere else. They stand
-at the bottom of the house because the reader needs sizes to check extents; the kernels that fill the blocks are in
-`quantize/`. Layouts: ggml/src/ggml-common.h of llama.cpp; ids: enum ggml_type in ggml/include/ggml.h.
+Names, ids, block lengths, byte sizes and NumPy dtypes derive from these records and are written nowhere else. They
+stand at the bottom of the house because the reader needs sizes to check extents; the kernels that fill the blocks are
+in `quantize/`. Layouts: ggml/src/ggml-common.h of llama.cpp; ids: enum ggml_type in ggml/include/ggml.h.
 """
 
 import math

@@ -12,7 +12,7 @@ from gguf.constants import MODEL_ARCH, MODEL_TENSOR, Keys
 
 from ggufsmith.container.values import f32, u32
 from ggufsmith.convert.architecture import Architecture, Dims, Fused, Key, Need, Rope, Rule
-from ggufsmith.convert.ops import AddOne, Copy, Op, Part, RopePermute
+from ggufsmith.convert.ops import AddOne, Op, Part, RopePermute
 
 T = MODEL_TENSOR
 OPTIONAL = Need.OPTIONAL
@@ -28,10 +28,6 @@ def sparse(dims: Dims) -> bool:
 
 def add_one(dims: Dims) -> Op:
     return AddOne()
-
-
-def squeeze(dims: Dims) -> Op:
-    return Copy(squeeze=True)
 
 
 def permute_q(dims: Dims) -> Op:
@@ -80,7 +76,7 @@ EXPERTS = (
     Rule(T.FFN_DOWN_EXP, "experts embd expert_ff", stacked=True, when=sparse),
 )
 SHARED_EXPERT = (
-    Rule(T.FFN_GATE_INP_SHEXP, "one embd", squeeze),
+    Rule(T.FFN_GATE_INP_SHEXP, "one embd"),
     Rule(T.FFN_GATE_SHEXP, "shared_ff embd"),
     Rule(T.FFN_UP_SHEXP, "shared_ff embd"),
     Rule(T.FFN_DOWN_SHEXP, "embd shared_ff"),

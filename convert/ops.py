@@ -9,7 +9,6 @@ float32, or uint16 holding the bits of float16 or bfloat16. An op that only move
 that computes, `read` gives float32.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,16 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.quantize.stream import rows_of
+
 Shape = tuple[int, ...]
 Array = NDArray[Any]
 Read = Callable[[int, int, int], Array]
-
-
-def rows_of(shape: Shape) -> tuple[int, int]:
-    """(rows, width) of a tensor of this shape."""
-    if len(shape) < 2:
-        return math.prod(shape), 1
-    return math.prod(shape[:-1]), shape[-1]
 
 
 @dataclass(frozen=True)
@@ -50,19 +44,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Copy(Op):
-    """The source as it is. Also reshapes (1, n) to (n): `squeeze` drops axes of length one in front."""
-
-    squeeze: bool = False
-
-    def shape(self, *sources: Shape) -> Shape:
-        (source,) = sources
-        return source[1:] if self.squeeze and source[:1] == (1,) else source
-
-    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
-        out = self.shape(*sources)
-        if rows_of(out) == rows_of(sources[0]):
-            return read(0, start, stop)
-        return read(0, 0, rows_of(sources[0])[0]).reshape(rows_of(out))[start:stop]
+    """The source as it is."""
 
 
 @dataclass(frozen=True)

@@ -152,12 +152,13 @@ def llama3_factors(
     """By how much llama.cpp divides each of the head_dim / 2 frequencies: Llama 3.1's interpolation.
 
     Frequencies whose wavelength fits `high` times into the original context stay (1), those that fit less than `low`
-    times are divided by `factor`, with a smooth ramp between. float32 throughout, as transformers computes it.
+    times are divided by `factor`, with a smooth ramp between. float32 throughout, as transformers computes it; only the
+    power is rounded from float64, which is where libraries differ in the last bit.
     """
     if low == high or factor <= 0 or low <= 0 or high <= 0:
         raise Malformed(f"impossible llama3 rope scaling: factor {factor}, low {low}, high {high}")
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1) / np.power(np.float32(theta), exponents)
+    frequencies = np.float32(1) / np.power(float(np.float32(theta)), exponents.astype(np.float64)).astype(np.float32)
     wavelengths = np.float32(2 * math.pi) / frequencies
     ramp = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)
     smooth = np.float32(1) / ((np.float32(1) - ramp) / np.float32(factor) + ramp)

@@ -17,11 +17,12 @@ from ggufsmith.container.values import Metadata
 from ggufsmith.container.writer import Writer
 from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.execute import Target, execute, weights_of
+from ggufsmith.convert.execute import tensors_of
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters
 from ggufsmith.naming.metadata import general_metadata, read_overrides
+from ggufsmith.quantize.stream import Target, available_cores, stream
 from ggufsmith.tokenizer.read import read_vocabulary
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
@@ -72,7 +73,7 @@ class Prepared:
 
     @property
     def weights(self) -> int:
-        return weights_of(self.plan.outputs)
+        return sum(math.prod(output.shape) for output in self.plan.outputs)
 
     @property
     def source_bytes(self) -> int:
@@ -132,22 +133,14 @@ def run(prepared: Prepared, advance: Callable[[int], None] = lambda weights: Non
         inputs=prepared.checkpoint.files,
     )
     with prepared.checkpoint as checkpoint, writer:
-        execute(
-            checkpoint,
-            prepared.plan.outputs,
+        stream(
+            tensors_of(checkpoint, prepared.plan.outputs),
             [Target(prepared.layout, writer)],
             threads=job.threads or available_cores(),
             advance=advance,
         )
         writer.commit()
     return Done(replace(prepared, path=writer.path), time.perf_counter() - started)
-
-
-def available_cores() -> int:
-    """The cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def model_folder_name(folder: Path) -> str:

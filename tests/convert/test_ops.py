@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufsmith.convert.ops import AddOne, Array, Constant, Copy, Op, Part, RopePermute, Stack, rows_of
+from ggufsmith.convert.ops import AddOne, Array, Constant, Copy, Op, Part, RopePermute, Stack
+from ggufsmith.quantize.stream import rows_of
 
 
 def in_chunks(op: Op, sources: list[Array], step: int) -> Array:
@@ -34,7 +35,6 @@ def permuted(x: Array, heads: int) -> Array:
 
 CASES: dict[str, tuple[Op, list[Array], Callable[[list[Array]], Array]]] = {
     "copy": (Copy(), [numbers(6, 5)], lambda s: s[0]),
-    "squeeze": (Copy(squeeze=True), [numbers(1, 12)], lambda s: s[0][0]),
     "permute weight": (RopePermute(3), [numbers(24, 5)], lambda s: permuted(s[0], 3)),
     "permute bias": (RopePermute(3), [numbers(24)], lambda s: permuted(s[0], 3)),
     "stack": (Stack(), [numbers(4, 3) + 100 * k for k in range(5)], lambda s: np.stack(s)),

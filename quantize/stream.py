@@ -1,0 +1,225 @@
+"""Streams tensors into files: read rows, encode, write at the offset. Bounded memory, all cores, one pass.
+
+The work is cut into chunks of rows. Each thread takes the next chunk, and reads, computes and writes it on its own;
+while one waits for the disk another computes. Every byte's place is fixed by the layout, so the output does not depend
+on the number of threads or on their timing.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.layout import Layout
+from ggufsmith.container.writer import Writer
+from ggufsmith.quantize.rows import Finding, Report, decode, encode
+
+CHUNK = 1 << 20  # weights per chunk: 4 MiB of float32
+F32 = BY_NAME["F32"]
+Array = NDArray[Any]
+
+
+@dataclass
+class Scratch:
+    """Reused buffers of one thread: `take` hands out pieces that live until the next `reset`."""
+
+    memory: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    used: int = 0
+
+    def reset(self) -> None:
+        if self.used > self.memory.size:
+            self.memory = np.empty(self.used, np.uint8)
+        self.used = 0
+
+    def take(self, nbytes: int) -> NDArray[np.uint8]:
+        """`nbytes` uninitialised bytes at a multiple of 64 from the start of the buffer."""
+        start, self.used = self.used, self.used + -(-nbytes // 64) * 64
+        return self.memory[start : start + nbytes] if self.used <= self.memory.size else np.empty(nbytes, np.uint8)
+
+
+class Tensor(Protocol):
+    """Something that can make its rows.
+
+    shape:   slowest axis first; all axes but the last are rows, a vector of n numbers is n rows of one.
+    held:    the format that `rows` gives.
+    granule: chunks should begin at a multiple of this many rows.
+    origin:  what to call it in an error: where its weights come from.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def held(self) -> Format: ...
+    @property
+    def granule(self) -> int: ...
+    @property
+    def origin(self) -> str: ...
+
+    def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
+        """Rows start..stop: (n, width) in the dtype of a plain format, (n, bytes per row) uint8 of a block format."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One output file. Its layout has the tensors in the order in which they are streamed.
+
+    importance: for each tensor the importance matrix's weights, (width,) or (slices, width) for stacked experts.
+    """
+
+    layout: Layout
+    writer: Writer
+    importance: Sequence[NDArray[np.float32] | None] | None = None
+
+
+def stream(
+    tensors: Sequence[Tensor],
+    targets: Sequence[Target],
+    *,
+    threads: int,
+    advance: Callable[[int], None] = lambda weights: None,
+) -> list[dict[str, Finding]]:
+    """Write every tensor into every target. The first error, or an interrupt, stops all threads and is raised.
+
+    Returns for each target the tensors some of whose weights had no usable importance (see `rows.Report`).
+
+    Malformed: a weight is NaN or infinite. Unsupported: a finite weight that the target type cannot hold.
+    """
+    todo = chunks(tensors)
+    lock, stop = threading.Lock(), threading.Event()
+    found: list[dict[str, Finding]] = [{} for _ in targets]
+
+    def work() -> None:
+        scratch = Scratch()
+        while not stop.is_set():
+            with lock:
+                task = next(todo, None)
+            if task is None:
+                return
+            scratch.reset()
+            index, first, last = task
+            reports = _chunk(tensors[index], index, first, last, targets, scratch)
+            with lock:
+                for findings, report in zip(found, reports, strict=True):
+                    _note(findings, tensors[index].name, first, report.unweighted)
+            advance((last - first) * rows_of(tensors[index].shape)[1])
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="ggufsmith") as pool:
+        futures = [pool.submit(work) for _ in range(threads)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+    for future in futures:
+        future.result()
+    return found
+
+
+def rows_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, width) of a tensor of this shape."""
+    if len(shape) < 2:
+        return int(np.prod(shape)), 1
+    return int(np.prod(shape[:-1])), shape[-1]
+
+
+def chunks(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
+    """(tensor, first row, last row exclusive) of every chunk, in file order."""
+    for index, tensor in enumerate(tensors):
+        rows, width = rows_of(tensor.shape)
+        step = max(CHUNK // max(width * tensor.granule, 1), 1) * tensor.granule
+        for start in range(0, rows, step):
+            yield index, start, min(start + step, rows)
+
+
+def available_cores() -> int:
+    """The cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _note(findings: dict[str, Finding], name: str, first: int, finding: Finding) -> None:
+    """Add a finding of a chunk to that of its tensor; the first place is that of the lowest row."""
+    if finding.first is None:
+        return
+    place = (first + finding.first[0], finding.first[1])
+    before = findings.get(name)
+    if before is not None and before.first is not None:
+        findings[name] = Finding(before.count + finding.count, min(before.first, place))
+    else:
+        findings[name] = Finding(finding.count, place)
+
+
+def _chunk(
+    tensor: Tensor, index: int, first: int, last: int, targets: Sequence[Target], scratch: Scratch
+) -> list[Report]:
+    """Make rows first..last of one tensor once, and write them to every target."""
+    held = tensor.held
+    rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
+    wide: Array | None = rows if held.plain else None
+    count, width = rows_of(tensor.shape)
+    reports = []
+    for target in targets:
+        spec, report = target.layout.tensors[index], Report()
+        if spec.format is held and not held.plain:
+            encoded = rows
+        else:
+            if wide is None:
+                wide = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
+                decode(held, rows, wide)
+            row_bytes = spec.format.nbytes((width,))
+            encoded = scratch.take((last - first) * row_bytes).reshape(last - first, row_bytes)
+            importance = target.importance[index] if target.importance else None
+            report = _encode(spec.format, wide, encoded, held if held.plain else F32, importance, first, count)
+            _refuse(report, spec.format, tensor, first)
+        reports.append(report)
+        target.writer.write(target.layout.offsets[index] + first * encoded.shape[1], encoded)
+    return reports
+
+
+def _encode(
+    format: Format,
+    rows: Array,
+    out: NDArray[np.uint8],
+    source: Format,
+    importance: NDArray[np.float32] | None,
+    first: int,
+    count: int,
+) -> Report:
+    """`encode`, with the importance of each slice of a stack for the rows of that slice."""
+    if importance is None or importance.ndim == 1:
+        return encode(format, rows, out, source=source, importance=importance)
+    each = count // len(importance)
+    parts, start = [], 0
+    while start < len(rows):
+        slice_ = (first + start) // each
+        stop = min(len(rows), (slice_ + 1) * each - first)
+        weights = np.ascontiguousarray(importance[slice_])
+        parts.append((start, encode(format, rows[start:stop], out[start:stop], source=source, importance=weights)))
+        start = stop
+    return Report.merge(parts)
+
+
+def _refuse(report: Report, format: Format, tensor: Tensor, first: int) -> None:
+    """Raise for weights that would not survive."""
+    for finding, kind, what, fix in (
+        (report.nonfinite, Malformed, "weights are NaN or infinite", "The model is damaged; get it again."),
+        (
+            report.overflow,
+            Unsupported,
+            f"weights are too large for {format.name}",
+            "Choose bf16 or f32 for it.",
+        ),
+    ):
+        if finding.first is not None:
+            row, column = finding.first
+            what = f"{finding.count} {what}, the first at row {first + row}, column {column}"
+            raise kind(what, where=tensor.origin, fix=fix)

