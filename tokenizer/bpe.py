@@ -218,8 +218,13 @@ def table_of(bpe: Bpe, added: list[Added], size: int | None, where: Path, *, sco
     table.types[ids] = TokenType.NORMAL
     if scored:
         _score(table, bpe)
+    owners = dict(bpe.vocab)
     for entry in added:
-        table.put(entry)
+        # Like the tokenizers library: a text has one id, that of the vocabulary or of the first added token.
+        owner = owners.setdefault(entry.text, entry.id)
+        if owner != entry.id:
+            table.notes.append(f"added token {entry.id} {entry.text!r} is token {owner} already: its own id is unused")
+        table.put(replace(entry, id=owner))
     return table
 
 

@@ -236,7 +236,7 @@ def _split(node: Json) -> str:
     behavior, inverted = node.get("behavior"), node.get("invert") is True
     pattern = node.get("pattern")
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-    if not isinstance(regex, str) or (behavior, inverted) not in {("Isolated", False), ("Removed", True)}:
+    if not isinstance(regex, str) or (behavior, inverted) not in (("Isolated", False), ("Removed", True)):
         return _plain(node)
     for raw, escaped in (("\r", r"\r"), ("\n", r"\n"), ("\t", r"\t")):
         regex = regex.replace(raw, escaped)

@@ -73,7 +73,7 @@ def read_vocabulary(
         parts = _from_sentencepiece(raw, files, rows, pre, notes)
     else:
         parts = _from_bpe(tokenizer or {}, stages, files, rows, pre, notes)
-    listed = bpe.read_added(tokenizer or {}, {}, folder)
+    listed = bpe.read_added(tokenizer or {}, files.tokenizer_config if stages else {}, folder)
     post = child(tokenizer or {}, "post_processor", dict, where=where)
     del tokenizer, raw
 
