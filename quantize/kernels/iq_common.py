@@ -75,5 +75,3 @@ def load_scales(blocks: Any, at: int, size: int, scales: Any) -> None:
         here = at + lane * size
         halves[lane] = blocks[here] | (blocks[here + 1] << 8)
     store(scales, 0, half_to_f32(load(halves, 0)))
-
-

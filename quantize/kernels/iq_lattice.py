@@ -19,18 +19,16 @@ from ggufsmith.quantize import grids
 from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, Kernel
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, store_half, to_lanes
+from ggufsmith.quantize.kernels.iq_common import load_scales, nearest_integer
 from ggufsmith.quantize.kernels.iq_nearest import fill, look_up, nearest_point, row, table_entries
 from ggufsmith.quantize.kernels.search import positive_scale
 from ggufsmith.quantize.simd import (
-    MAGIC,
     W,
-    bits,
     broadcast,
     clamp,
     f32,
     f32_to_half,
     gather,
-    half_to_f32,
     jitable,
     load,
     maximum,
@@ -169,12 +167,6 @@ def make_room(spec: Lattice, layout: Layout, weighted: bool, dims: int) -> Room:
         scratch(spec.size * W + SLACK, np.float32),
         scratch(spec.size * W + SLACK, np.float32),
     )
-
-
-@jitable
-def nearest_integer(x: Any) -> Any:
-    """simd.nearest as i32."""
-    return to_i32(bits(x + MAGIC) & 0x007FFFFF) - 0x00400000
 
 
 @jitable
@@ -450,14 +442,12 @@ def field(blocks: Any, at: int, bit: int, width: int) -> int:
 def decode(blocks: Any, out: Any, spec: Lattice, layout: Layout, values: Any, signs: Any) -> None:
     """Super-blocks to weights. values: float32 [points, 4 or 8]; signs: sign_table."""
     dims = values.shape[1]
-    scales, halves = scratch(W, np.float32), scratch(W, np.uint16)
+    scales = scratch(W, np.float32)
     size = 2 + 4 * layout.words
     for block in range(out.size // BLOCK):
         at = block * size
         if block % W == 0:
-            for lane in range(W):
-                halves[lane] = blocks[at + lane * size] | (blocks[at + lane * size + 1] << 8)
-            store(scales, 0, half_to_f32(load(halves, 0)))
+            load_scales(blocks, at, size, scales)
         for g in range(BLOCK // dims):
             weight = g * dims
             low = field(blocks, at + 2, layout.low[g], layout.width)
@@ -470,12 +460,22 @@ def decode(blocks: Any, out: Any, spec: Lattice, layout: Layout, values: Any, si
                 out[block * BLOCK + weight + i] = -v if (sign >> (weight % 8 + i)) & 1 else v
 
 
+NONE = np.empty(0, np.int32)
+EMPTY_GRID = Grid(NONE, NONE, NONE, NONE, NONE, 0, NONE, np.empty(0, np.float32))
+TABLE = types.Array(types.float32, 2, "C")
+
+
+def grid_of(name: str) -> Grid:
+    """The search table of a grid, as kernels take it."""
+    found, values = grids.candidates(name), grids.values(name)
+    tables = table_entries(values.shape[1], len(grids.levels(name)))
+    return Grid(found.starts, found.stops, found.packed, found.odd, found.points, len(values), *tables)
+
+
 def signatures(spec: Lattice, layout: Layout) -> tuple[tuple[types.Type, ...], tuple[types.Type, ...]]:
     """The types of the arguments of the encoder and of `decode`."""
-    none, table = np.empty(0, np.int32), types.Array(types.float32, 2, "C")
-    grid = Grid(none, none, none, none, none, 0, none, np.empty(0, np.float32))
     data = (typeof(spec), typeof(layout))
-    return (READ_F32, WRITE_U8, READ_F32, INT, *data, typeof(grid)), (READ_U8, WRITE_F32, *data, table, READ_U8)
+    return (READ_F32, WRITE_U8, READ_F32, INT, *data, typeof(EMPTY_GRID)), (READ_U8, WRITE_F32, *data, TABLE, READ_U8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -490,9 +490,7 @@ class LatticeType:
 
     @cached_property
     def grid(self) -> Grid:
-        found, values = grids.candidates(self.name), grids.values(self.name)
-        tables = table_entries(values.shape[1], len(grids.levels(self.name)))
-        return Grid(found.starts, found.stops, found.packed, found.odd, found.points, len(values), *tables)
+        return grid_of(self.name)
 
     @cached_property
     def values(self) -> NDArray[np.float32]:
