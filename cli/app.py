@@ -13,21 +13,24 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 EXAMPLES = """
-**Examples**
+[bold]Examples[/bold]
 
-`gguf-convert ./DeepSeek-R1-Distill-Qwen-7B` — writes DeepSeek-R1-Distill-Qwen-7B-F16.gguf into that folder
+gguf-convert ./DeepSeek-R1-Distill-Qwen-7B
+  writes DeepSeek-R1-Distill-Qwen-7B-F16.gguf into that folder
 
-`gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf` — keeps bfloat16, writes elsewhere
+gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf
+  keeps bfloat16, writes elsewhere
 
-`gguf-convert ./Qwen3-0.6B --dry-run` — shows every tensor and the exact size, writes nothing
+gguf-convert ./Qwen3-0.6B --dry-run
+  shows every tensor and the exact size, writes nothing
 
-**Exit codes**
+[bold]Exit codes[/bold]
 
-0 done and verified · 1 failed while working · 2 usage · 3 input not supported · 4 input malformed or unsafe ·
-5 no space · 6 output locked or would be overwritten · 130, 143 interrupted
+0 done and verified, 1 failed while working, 2 usage, 3 input not supported, 4 input malformed or unsafe,
+5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted
 """
 
-options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "markdown", "pretty_exceptions_enable": False}
+options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
 app = typer.Typer(
     help="Hugging Face checkpoints to GGUF files, converted in one pass.", no_args_is_help=True, **options
 )

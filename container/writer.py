@@ -67,19 +67,19 @@ class Writer:
 
     def __enter__(self) -> "Writer":
         self._check_destination()
-        with self._reporting("cannot make a file in this folder", Usage):
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            self._fd = os.open(self._temporary, flags, 0o666)
-        try:
+        try:  # an interrupt can come at any point from here on
+            with self._reporting("cannot make a file in this folder", Usage):
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+                self._fd = os.open(self._temporary, flags, 0o666)
             self._claim()
             self._reserve()
             with self._reporting("cannot write"):
                 write_at(self._fd, memoryview(self.layout.header), 0)
+            if self.sync:
+                self._flusher = _Flusher(self._fd)
         except BaseException:
             self._discard()
             raise
-        if self.sync:
-            self._flusher = _Flusher(self._fd)
         return self
 
     def write(self, offset: int, data: Buffer) -> None:
@@ -99,6 +99,13 @@ class Writer:
 
     def commit(self) -> None:
         """Verify the file, force it to the disk, give it its name. Failure, and no new file, if it is not complete."""
+        self.seal()
+        self.publish()
+        if self.sync:
+            force_folder(self.path.parent)
+
+    def seal(self) -> None:
+        """All of `commit` but the name."""
         self._check_cover()
         if self._flusher:
             self._flusher.stop()
@@ -107,13 +114,14 @@ class Writer:
         self._verify()
         if not self.overwrite and self.path.exists():
             raise self._exists()
+
+    def publish(self) -> None:
+        """Give the sealed file its name."""
         if os.name == "nt":  # an open file cannot be renamed there
             self._close()
         with self._reporting("cannot rename the finished file"):
             os.replace(self._temporary, self.path)
         self._close()
-        if self.sync:
-            _force_folder(self.path.parent)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -181,13 +189,8 @@ class Writer:
 
     def _reserve(self) -> None:
         """All the bytes of the file, before the first is computed."""
-        size, free = self.layout.size, shutil.disk_usage(self.path.parent).free
-        if free < size:
-            raise NoSpace(
-                f"needs {size} bytes, but {self.path.parent} has {free} free",
-                where=self.path,
-                fix=f"Free {size - free} bytes, or write to another disk.",
-            )
+        size = self.layout.size
+        check_space(self.path, size)
         with self._reporting("cannot reserve the space"):
             try:
                 os.posix_fallocate(self._fd, 0, size)
@@ -244,8 +247,6 @@ class Writer:
             self._fd = -1
 
     def _discard(self) -> None:
-        if self._fd < 0:
-            return
         if os.name == "nt":
             self._close()
         with suppress(OSError):
@@ -261,20 +262,24 @@ class _Flusher:
         self._pending = 0
         self._due = threading.Condition()
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="flush", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def count(self, size: int) -> None:
         with self._due:
             self._pending += size
-            if self._pending >= FLUSH:
-                self._due.notify()
+            if self._pending < FLUSH or self._stopped:
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="flush", daemon=True)
+                self._thread.start()
+            self._due.notify()
 
     def stop(self) -> None:
         with self._due:
             self._stopped = True
             self._due.notify()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         while True:
@@ -285,6 +290,17 @@ class _Flusher:
                 self._pending = 0
             with suppress(OSError):  # the flush in commit reports it
                 getattr(os, "fdatasync", os.fsync)(self._fd)
+
+
+def check_space(path: Path, size: int) -> None:
+    """NoSpace if the folder of `path` has fewer than `size` bytes free."""
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise NoSpace(
+            f"needs {size} bytes, but {path.parent} has {free} free",
+            where=path,
+            fix=f"Free {size - free} bytes, or write to another disk.",
+        )
 
 
 def _lock(fd: int) -> bool:
@@ -330,7 +346,7 @@ def _force(fd: int) -> None:
     os.fsync(fd)
 
 
-def _force_folder(folder: Path) -> None:
+def force_folder(folder: Path) -> None:
     """Make the rename itself durable. Windows cannot open a folder, and some filesystems cannot flush one."""
     if os.name == "nt":
         return

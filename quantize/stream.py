@@ -216,7 +216,7 @@ def _refuse(report: Report, format: Format, tensor: Tensor, first: int) -> None:
             report.overflow,
             Unsupported,
             f"weights are too large for {format.name}",
-            "Choose bf16 or f32 for it.",
+            "Choose bf16 or f32 for it (gguf-convert --outtype bf16).",
         ),
     ):
         if finding.first is not None:
