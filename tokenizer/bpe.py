@@ -219,6 +219,11 @@ def table_of(bpe: Bpe, added: list[Added], size: int | None, where: Path, *, sco
     if scored:
         _score(table, bpe)
     owners = dict(bpe.vocab)
+    gap = next((t for i, t in enumerate(t for t in added if t.text not in owners) if t.id != len(bpe.vocab) + i), None)
+    if gap is not None:
+        table.notes.append(
+            f"added token {gap.id} {gap.text!r} does not follow the one before: transformers renumbers it"
+        )
     for entry in added:
         # Like the tokenizers library: a text has one id, that of the vocabulary or of the first added token.
         owner = owners.setdefault(entry.text, entry.id)

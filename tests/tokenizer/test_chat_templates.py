@@ -54,7 +54,7 @@ def test_additional_files_in_a_fixed_order(tmp_path: Path) -> None:
         (folder / "additional_chat_templates" / f"{name}.jinja").write_text(name.upper(), encoding="utf-8")
     vocabulary = read(folder)
     assert vocabulary.chat_template == "D"
-    assert list(vocabulary.metadata()[KEY.CHAT_TEMPLATES].data) == ["a", "z"]  # type: ignore[arg-type]
+    assert list(vocabulary.metadata()[KEY.CHAT_TEMPLATES].data) == ["a", "z"]
 
 
 def test_a_json_file_of_its_own(tmp_path: Path) -> None:

@@ -136,10 +136,15 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path: Path) -> No
 
 
 def test_ids_need_not_be_contiguous(tmp_path: Path) -> None:
+    """The ids of the file are kept, although the tokenizers library counts on from the last one; it is reported."""
+
     def move(tokenizer: Json) -> None:
         tokenizer["added_tokens"].append(added(700, "<far>"))
 
-    vocabulary = read(folder_of("qwen2-bpe", tmp_path, tokenizer=move))
+    folder = folder_of("qwen2-bpe", tmp_path, tokenizer=move)
+    assert Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<far>") == 604
+    vocabulary = read(folder)
+    assert any("700" in note and "renumber" in note for note in vocabulary.notes)
     assert (len(vocabulary.tokens), vocabulary.tokens[700], vocabulary.tokens[650]) == (701, "<far>", "[PAD650]")
 
 
@@ -174,13 +179,13 @@ def test_a_text_has_one_id_as_in_the_tokenizers_library(tmp_path: Path) -> None:
     """The vocabulary's, or that of the first added token (Yi lists one twice)."""
 
     def twice(tokenizer: Json) -> None:
-        tokenizer["added_tokens"] += [added(604, "'ll"), added(605, "<x>"), added(606, "<x>")]
+        tokenizer["added_tokens"] += [added(604, "<x>"), added(605, "<x>"), added(606, "'ll")]
 
     folder = folder_of("qwen2-bpe", tmp_path, tokenizer=twice)
     vocabulary = read(folder)
     ids = [vocabulary.tokens.index(text) for text in ("'ll", "<x>")]
     assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode("'ll<x>").ids == ids
-    assert (vocabulary.tokens[604], vocabulary.tokens[606]) == ("[PAD604]", "[PAD606]")
+    assert vocabulary.tokens[604:] == ("<x>", "[PAD605]", "[PAD606]")
     assert vocabulary.types[ids[0]] == TokenType.USER_DEFINED
 
 
