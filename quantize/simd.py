@@ -440,7 +440,9 @@ def define_cast(
 
 
 def resize(builder: Any, vec: Vec, x: Any, kind: Any) -> Any:
-    """An integer vector widened (by its sign or by zeros) or cut to its low bits, as C converts."""
+    """An integer vector widened (by its sign or by zeros) or cut to its low bits, as C converts; floats cut to integers."""
+    if vec.element == "f32":
+        return builder.fptosi(x, kind)
     have, want = x.type.element.width, kind.element.width
     if have == want:
         return x
@@ -481,7 +483,7 @@ def to_u32(x: Any) -> Any:
 
 
 def to_i32(x: Any) -> Any:
-    """Integers (and masks: 0 or 1) as i32."""
+    """Integers (and masks: 0 or 1) as i32; f32 towards zero, which must fit (`truncate` takes anything)."""
     return x.astype(np.int32)
 
 
@@ -511,7 +513,7 @@ for _function, _target in (
     (to_u32, "u32"),
     (to_i32, "i32"),
 ):
-    define_cast(_function, (*INTEGERS, "mask"), _target, resize)
+    define_cast(_function, (*INTEGERS, "mask", *(("f32",) if _function is to_i32 else ())), _target, resize)
 
 
 # ---- made of the above ----
@@ -529,6 +531,12 @@ def nearest(x: Any) -> Any:
 
 
 @jitable
+def nearest_small(x: Any) -> Any:
+    """`nearest` for |x| < 2**22, in two operations."""
+    return (x + MAGIC) - MAGIC
+
+
+@jitable
 def clamp(x: Any, low: Any, high: Any) -> Any:
     """x kept between low and high."""
     return maximum(minimum(x, high), low)
@@ -536,11 +544,11 @@ def clamp(x: Any, low: Any, high: Any) -> Any:
 
 @jitable
 def round_away(x: Any) -> Any:
-    """C's roundf for |x| < 2**22: the nearest integer, ties away from zero, as f32."""
-    magnitude = absolute(x)
-    whole = to_f32(truncate(magnitude))
-    whole = select(magnitude - whole >= f32(0.5), whole + f32(1), whole)
-    return from_bits(bits(whole) | (bits(x) & 0x80000000))
+    """C's roundf, for |x| < 2**22: the nearest integer, ties away from zero, as i32.
+
+    0.49999997, the number below a half, is added: a half itself would lift 0.49999997 to 1.
+    """
+    return to_i32(x + from_bits((bits(x) & 0x80000000) | 0x3EFFFFFF))
 
 
 @jitable

@@ -26,6 +26,7 @@ from ggufsmith.quantize.simd import (
     maximum,
     scratch,
     store,
+    transpose,
 )
 
 HALF, BRAIN = 0, 1
@@ -114,14 +115,18 @@ def square_sums(x: Any, width: int, power: Any) -> None:
     """Sums of squares of rows, in order; one row per lane. power: (rows rounded up to W,)."""
     rows = x.size // width
     tile = scratch(TILE * W, np.float32)
+    tile[:] = 0
     for row in range(0, rows, W):
         total = broadcast(f32(0))
         for column in range(0, width, TILE):
             for lane in range(0, W, TILE):
-                for i in range(TILE):  # rows beyond the last repeat it
-                    at = min(row + lane + i, rows - 1) * width + column
-                    for j in range(TILE):
-                        tile[j * W + lane + i] = x[at + j]
+                at = (row + lane) * width + column
+                if row + lane + TILE <= rows:
+                    transpose(x, at, width, tile, lane, W)
+                else:
+                    for i in range(rows - row - lane):
+                        for j in range(TILE):
+                            tile[j * W + lane + i] = x[at + i * width + j]
             for j in range(TILE):
                 v = load(tile, j * W)
                 total = total + v * v

@@ -37,9 +37,9 @@ from ggufsmith.quantize.simd import (
     sqrt,
     store,
     to_f32,
+    to_i32,
     to_u8,
     to_u32,
-    truncate,
 )
 
 # ---- Q4_K and Q5_K: 8 sub-blocks of 32, scales and minima of 6 bits ----
@@ -53,8 +53,8 @@ _, _, _, Q5_FIFTH, Q5_CODES, Q5_SIZE = offsets("Q5_K")
 def pack_scales(scales: Any, mins: Any, block: Any) -> None:
     """8 scales and 8 minima (f32) as 6-bit numbers in 12 bytes; the last four of each go in two parts."""
     for j in range(4):
-        scale, low = truncate(load(scales, j * W)), truncate(load(mins, j * W))
-        late_scale, late_low = truncate(load(scales, (j + 4) * W)), truncate(load(mins, (j + 4) * W))
+        scale, low = to_i32(load(scales, j * W)), to_i32(load(mins, j * W))
+        late_scale, late_low = to_i32(load(scales, (j + 4) * W)), to_i32(load(mins, (j + 4) * W))
         store(block, (SCALES + j) * W, to_u8(scale | ((late_scale >> 4) << 6)))
         store(block, (SCALES + 4 + j) * W, to_u8(low | ((late_low >> 4) << 6)))
         store(block, (SCALES + 8 + j) * W, to_u8((late_scale & 15) | ((late_low & 15) << 4)))
@@ -240,8 +240,8 @@ def encode_q2_k(x: Any, out: Any) -> None:
             max_scale, max_min = maximum(scale, max_scale), maximum(low, max_min)
         scaled, lowered = max_scale > 0, max_min > 0
         for j in range(SUBS2):
-            scale = truncate(nearest(f32(15) / max_scale * load(scales, j * W)))
-            low = truncate(nearest(f32(15) / max_min * load(mins, j * W)))
+            scale = to_i32(nearest(f32(15) / max_scale * load(scales, j * W)))
+            low = to_i32(nearest(f32(15) / max_min * load(mins, j * W)))
             store(block, (Q2_SCALES + j) * W, to_u8(select(scaled, scale, 0) | (select(lowered, low, 0) << 4)))
         store_half(block, Q2_D, f32_to_half(select(scaled, max_scale / f32(15), f32(0))))
         store_half(block, Q2_DMIN, f32_to_half(select(lowered, max_min / f32(15), f32(0))))
@@ -270,7 +270,7 @@ def search_q2_k(x: Any, out: Any, importance: Any, first: int, power: Any) -> No
         d = positive_scale(scales, 0, sums, 0, scale_codes, 0, SUBS2, f32(15))
         dmin = positive_scale(mins, 0, sums, 0, min_codes, 0, SUBS2, f32(15))
         for j in range(SUBS2):
-            scale, low = truncate(load(scale_codes, j * W)), truncate(load(min_codes, j * W))
+            scale, low = to_i32(load(scale_codes, j * W)), to_i32(load(min_codes, j * W))
             store(block, (Q2_SCALES + j) * W, to_u8(scale | (low << 4)))
         store_half(block, Q2_D, f32_to_half(d))
         store_half(block, Q2_DMIN, f32_to_half(dmin))

@@ -49,7 +49,6 @@ from ggufsmith.quantize.simd import (
     to_i32,
     to_u8,
     to_u32,
-    truncate,
 )
 
 SUB, SUBS = 16, 16
@@ -109,7 +108,7 @@ def encode_q3_k(x: Any, out: Any) -> None:
         some = top != 0
         inverse = f32(-32) / top
         for j in range(SUBS):
-            code = to_i32(to_i8(truncate(nearest(inverse * load(scales, j * W)))))
+            code = to_i32(to_i8(to_i32(nearest(inverse * load(scales, j * W)))))
             store(scale_codes, j * W, to_u8(select(some, clamp(code, -32, 31) + 32, 0)))
         store_half(block, Q3_D, f32_to_half(select(some, f32(1) / inverse, f32(0))))
         pack_scales(scale_codes, block)
@@ -121,8 +120,12 @@ def encode_q3_k(x: Any, out: Any) -> None:
 def search_q3_k(x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
     per_row = importance.size // N - W
     s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(Q3_SIZE * W, np.uint8)
-    w, scales, sums = scratch(SUB * W, np.float32), scratch(SUBS * W, np.float32), scratch(SUBS * W, np.float32)
-    scale_codes = scratch(SUBS * W, np.uint8)
+    w, wx = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32)
+    scales, sums, scale_codes = (
+        scratch(SUBS * W, np.float32),
+        scratch(SUBS * W, np.float32),
+        scratch(SUBS * W, np.uint8),
+    )
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         square = f32(2) * square_sum(s, 0, N) / f32(N)
@@ -130,10 +133,10 @@ def search_q3_k(x: Any, out: Any, importance: Any, first: int, power: Any) -> No
         for j in range(SUBS):
             at = j * SUB * W
             store(sums, j * W, importance_of(s, at, SUB, importance, column + j * SUB, square, w))
-            scale, inverse, zero = symmetric_scale(s, at, w, 0, SUB, f32(4))
+            scale, inverse, zero = symmetric_scale(s, at, w, wx, SUB, f32(4), True)
             store_symmetric_codes(s, at, SUB, inverse, zero, f32(4), codes, at)
             store(scales, j * W, scale)
-        d, inverse, zero = symmetric_scale(scales, 0, sums, 0, SUBS, f32(32))
+        d, inverse, zero = symmetric_scale(scales, 0, sums, wx, SUBS, f32(32), False)
         store_symmetric_codes(scales, 0, SUBS, inverse, zero, f32(32), scale_codes, 0)
         store_half(block, Q3_D, f32_to_half(d))
         pack_scales(scale_codes, block)
@@ -178,7 +181,7 @@ def finish_q6_k(s: Any, scales: Any, codes: Any, block: Any) -> None:
     store_half(block, Q6_D, d_bits)
     d, zero = load_half(block, Q6_D), broadcast(f32(0))
     for j in range(SUBS):
-        scale = to_i8(truncate(minimum(f32(127), nearest(inverse * load(scales, j * W)))))
+        scale = to_i8(to_i32(minimum(f32(127), nearest(inverse * load(scales, j * W)))))
         store(block, (Q6_SCALES + j) * W, to_u8(scale))
         recode(s, j * SUB * W, SUB, d * to_f32(scale), zero, f32(-32), f32(31), codes)
     for half in range(2):
@@ -199,13 +202,13 @@ def finish_q6_k(s: Any, scales: Any, codes: Any, block: Any) -> None:
 @ENCODE
 def encode_q6_k(x: Any, out: Any) -> None:
     s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(Q6_SIZE * W, np.uint8)
-    w, scales = scratch(SUB * W, np.float32), scratch(SUBS * W, np.float32)
+    w, wx, scales = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32), scratch(SUBS * W, np.float32)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         for j in range(SUBS):
             at = j * SUB * W
             load_own_weights(s, at, SUB, w)
-            scale, inverse, zero = symmetric_scale(s, at, w, 0, SUB, f32(32))
+            scale, inverse, zero = symmetric_scale(s, at, w, wx, SUB, f32(32), True)
             store_symmetric_codes(s, at, SUB, inverse, zero, f32(32), codes, at)
             store(scales, j * W, scale)
         finish_q6_k(s, scales, codes, block)
@@ -216,14 +219,14 @@ def encode_q6_k(x: Any, out: Any) -> None:
 def search_q6_k(x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
     per_row = importance.size // N - W
     s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(Q6_SIZE * W, np.uint8)
-    w, scales = scratch(SUB * W, np.float32), scratch(SUBS * W, np.float32)
+    w, wx, scales = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32), scratch(SUBS * W, np.float32)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         column = (first + k) % per_row * N
         for j in range(SUBS):
             at = j * SUB * W
             part_to_lanes(importance, column + j * SUB, N, SUB, w, 0)
-            scale, inverse, zero = symmetric_scale(s, at, w, 0, SUB, f32(32))
+            scale, inverse, zero = symmetric_scale(s, at, w, wx, SUB, f32(32), True)
             store_symmetric_codes(s, at, SUB, inverse, zero, f32(32), codes, at)
             store(scales, j * W, scale)
         finish_q6_k(s, scales, codes, block)
@@ -267,7 +270,7 @@ def encode_q8_k(x: Any, out: Any) -> None:
         for j in range(SUBS):
             total = broadcast(np.int32(0))
             for i in range(j * SUB, (j + 1) * SUB):
-                code = to_i8(truncate(select(some, minimum(f32(127), nearest(inverse * load(s, i * W))), f32(0))))
+                code = to_i8(to_i32(select(some, minimum(f32(127), nearest(inverse * load(s, i * W))), f32(0))))
                 store(block, (Q8_CODES + i) * W, to_u8(code))
                 total = total + to_i32(code)
             store(block, (Q8_SUMS + 2 * j) * W, to_u8(total))

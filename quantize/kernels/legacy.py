@@ -11,14 +11,7 @@ import numpy as np
 from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, kernel
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, store_half, to_lanes
-from ggufsmith.quantize.kernels.search import (
-    extreme,
-    reciprocal,
-    scale_and_min,
-    store_min_codes,
-    store_symmetric_codes,
-    symmetric_scale,
-)
+from ggufsmith.quantize.kernels.search import extreme, scale_and_min, symmetric_scale
 from ggufsmith.quantize.simd import (
     W,
     absolute,
@@ -28,7 +21,10 @@ from ggufsmith.quantize.simd import (
     f32_to_half,
     jitable,
     load,
+    maximum,
     minimum,
+    nearest,
+    nearest_small,
     round_away,
     scratch,
     select,
@@ -39,7 +35,6 @@ from ggufsmith.quantize.simd import (
     to_i32,
     to_u8,
     to_u32,
-    truncate,
 )
 
 N = 32
@@ -50,49 +45,61 @@ FLT_MAX = f32(3.4028234663852886e38)
 
 
 @jitable
+def inverse_of(d: Any) -> Any:
+    """1 / d, and 0 where d is 0 or so small that 1 / d is infinite; with the mask of the latter.
+
+    There ggml converts infinity and NaN to an integer, whose low bits are 0 on x86: all codes are 0.
+    """
+    inverse = f32(1) / d
+    infinite = (absolute(inverse) > FLT_MAX) & (d != 0)
+    return select((d != 0) & ~infinite, inverse, f32(0)), infinite
+
+
+@jitable
 def pack(codes: Any, five_bits: bool, block: Any, byte: int) -> None:
-    """Codes (u8) of the blocks in lanes into their bytes from `byte` on: the fifth bits, if any, then the low nibbles.
+    """Codes (i32) of the blocks in lanes into their bytes from `byte` on: the fifth bits, if any, then the low nibbles.
 
     Byte j of the nibbles holds weights j and j + 16; bit i of the 32 fifth bits belongs to weight i.
     """
+    nibbles = byte
     if five_bits:
-        fifth = broadcast(np.uint32(0))
-        for i in range(N):
-            fifth = fifth | ((to_u32(load(codes, i * W)) >> 4) << np.uint32(i))
-        for k in range(4):
-            store(block, (byte + k) * W, to_u8(fifth >> np.uint32(8 * k)))
-        byte += 4
+        nibbles = byte + 4
+    fifth = broadcast(np.int32(0))
     for j in range(N // 2):
         low, high = load(codes, j * W), load(codes, (j + N // 2) * W)
-        store(block, (byte + j) * W, (low & 15) | (high << 4))
+        store(block, (nibbles + j) * W, to_u8((low & 15) | (high << 4)))
+        fifth = fifth | ((low >> 4) << np.int32(j)) | ((high >> 4) << np.int32(j + N // 2))
+    if five_bits:
+        for k in range(4):
+            store(block, (byte + k) * W, to_u8(fifth >> np.int32(8 * k)))
 
 
 @jitable
 def unpack(block: Any, byte: int, five_bits: bool, i: int) -> Any:
     """Code i of the blocks in lanes, as i32."""
-    fifth = 0
     nibbles = byte
     if five_bits:
-        nibbles += 4
+        nibbles = byte + 4
     pair = to_i32(load(block, (nibbles + i % (N // 2)) * W))
-    code = (pair >> (4 * (i // (N // 2)))) & 15
+    code = (pair >> np.int32(4 * (i // (N // 2)))) & 15
     if five_bits:
-        code = code | (((to_i32(load(block, (byte + i // 8) * W)) >> (i % 8)) & 1) << 4)
-    return code + fifth
+        code = code | (((to_i32(load(block, (byte + i // 8) * W)) >> np.int32(i % 8)) & 1) << 4)
+    return code
 
 
 @jitable
 def encode_symmetric(x: Any, out: Any, levels: Any, five_bits: bool, size: int) -> None:
     """Q4_0, Q5_0: the weight of largest magnitude gets code 0, that is -levels."""
-    s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(size * W, np.uint8)
+    s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         top, _ = extreme(s, 0, N)
         d = top / -levels
-        inverse = reciprocal(d)
+        inverse, infinite = inverse_of(d)
+        middle = select(infinite, f32(0), broadcast(levels + f32(0.5)))
+        last = levels + levels - f32(1)
         for i in range(N):
-            code = to_i8(truncate(load(s, i * W) * inverse + (levels + f32(0.5))))
-            store(codes, i * W, to_u8(minimum(to_i32(code), np.int32(2 * levels - 1))))
+            store(codes, i * W, to_i32(minimum(load(s, i * W) * inverse + middle, last)))
         store_half(block, 0, f32_to_half(d))
         pack(codes, five_bits, block, 2)
         from_lanes(block, size, out, k * size)
@@ -101,18 +108,18 @@ def encode_symmetric(x: Any, out: Any, levels: Any, five_bits: bool, size: int) 
 @jitable
 def encode_with_min(x: Any, out: Any, top: Any, five_bits: bool, size: int) -> None:
     """Q4_1, Q5_1: codes from 0 for the least weight to `top` for the greatest."""
-    s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(size * W, np.uint8)
+    s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         low, high = broadcast(FLT_MAX), broadcast(-FLT_MAX)
         for i in range(N):
             v = load(s, i * W)
-            low, high = select(v < low, v, low), select(v > high, v, high)
+            low, high = minimum(v, low), maximum(v, high)
         d = (high - low) / top
-        inverse = reciprocal(d)
-        for i in range(N):
-            code = truncate((load(s, i * W) - low) * inverse + f32(0.5))
-            store(codes, i * W, to_u8(minimum(to_i32(to_i8(code)), np.int32(top))))
+        inverse, _ = inverse_of(d)
+        for i in range(N):  # a range above FLT_MAX gives NaN, and code 0
+            code = maximum((load(s, i * W) - low) * inverse + f32(0.5), f32(0))
+            store(codes, i * W, to_i32(minimum(code, top)))
         store_half(block, 0, f32_to_half(d))
         store_half(block, 2, f32_to_half(low))
         pack(codes, five_bits, block, 4)
@@ -140,12 +147,14 @@ def search_symmetric(
     x: Any, out: Any, importance: Any, first: int, power: Any, levels: Any, five_bits: bool, size: int
 ) -> None:
     s, w, sigma = scratch(N * W, np.float32), scratch(N * W, np.float32), scratch(W, np.float32)
-    codes, block = scratch(N * W, np.uint8), scratch(size * W, np.uint8)
+    wx, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         load_weights(s, importance, first + k, power, w, sigma)
-        d, inverse, zero = symmetric_scale(s, 0, w, 0, N, levels)
-        store_symmetric_codes(s, 0, N, inverse, zero, levels, codes, 0)
+        d, inverse, zero = symmetric_scale(s, 0, w, wx, N, levels, True)
+        for i in range(N):
+            code = clamp(nearest_small(inverse * load(s, i * W)), -levels, levels - f32(1)) + levels
+            store(codes, i * W, to_i32(select(zero, f32(0), code)))
         store_half(block, 0, f32_to_half(d))
         pack(codes, five_bits, block, 2)
         from_lanes(block, size, out, k * size)
@@ -156,12 +165,14 @@ def search_with_min(
     x: Any, out: Any, importance: Any, first: int, power: Any, top: Any, five_bits: bool, size: int
 ) -> None:
     s, w, sigma = scratch(N * W, np.float32), scratch(N * W, np.float32), scratch(W, np.float32)
-    tried, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(size * W, np.uint8)
+    tried, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         load_weights(s, importance, first + k, power, w, sigma)
         d, low, inverse, offset = scale_and_min(s, 0, w, 0, tried, N, top, f32(-0.9), f32(0.05), 36, False)
-        store_min_codes(s, 0, N, inverse, offset, top, codes, 0)
+        for i in range(N):
+            code = clamp(nearest(inverse * (load(s, i * W) - offset)), f32(0), top)
+            store(codes, i * W, to_i32(code))
         store_half(block, 0, f32_to_half(d))
         store_half(block, 2, f32_to_half(-low))
         pack(codes, five_bits, block, 4)
@@ -260,7 +271,10 @@ def decode_q5_1(blocks: Any, out: Any) -> None:
 @jitable
 def largest(s: Any, n: int) -> Any:
     """The largest magnitude of n values."""
-    return extreme(s, 0, n)[1]
+    size = broadcast(f32(0))
+    for i in range(n):
+        size = maximum(absolute(load(s, i * W)), size)
+    return size
 
 
 @ENCODE
@@ -269,10 +283,10 @@ def encode_q8_0(x: Any, out: Any) -> None:
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         d = largest(s, N) / f32(127)
-        inverse = reciprocal(d)
+        inverse, _ = inverse_of(d)
         store_half(block, 0, f32_to_half(d))
         for i in range(N):
-            store(block, (2 + i) * W, to_u8(truncate(round_away(load(s, i * W) * inverse))))
+            store(block, (2 + i) * W, to_u8(round_away(load(s, i * W) * inverse)))
         from_lanes(block, 34, out, k * 34)
 
 
@@ -324,12 +338,13 @@ def encode_q2_0(x: Any, out: Any) -> None:
     for k in range(0, x.size // 64, W):
         to_lanes(x, k * 64, 64, s, 0)
         d = largest(s, 64)
-        inverse = reciprocal(d)
+        inverse, infinite = inverse_of(d)
+        zero = select(infinite, 0, broadcast(np.int32(1)))
         store_half(block, 0, f32_to_half(d))
         for byte in range(16):
             four = broadcast(np.uint32(0))
             for i in range(4):
-                code = clamp(truncate(round_away(load(s, (byte * 4 + i) * W) * inverse)) + 1, 0, 3)
+                code = clamp(round_away(load(s, (byte * 4 + i) * W) * inverse) + zero, 0, 3)
                 four = four | (to_u32(code) << np.uint32(2 * i))
             store(block, (2 + byte) * W, to_u8(four))
         from_lanes(block, 18, out, k * 18)

@@ -19,22 +19,16 @@ from ggufsmith.quantize.simd import (
     maximum,
     minimum,
     nearest,
+    nearest_small,
     select,
     store,
     to_f32,
     to_i8,
     to_i32,
     to_u8,
-    truncate,
 )
 
 ALL_ZERO = f32(1e-15)  # GROUP_MAX_EPS: blocks below it are taken for zero
-
-
-@jitable
-def reciprocal(d: Any) -> Any:
-    """1 / d, and 0 for 0."""
-    return select(d != 0, f32(1) / d, f32(0))
 
 
 @jitable
@@ -50,37 +44,52 @@ def extreme(x: Any, at: int, n: int) -> Any:
 
 
 @jitable
-def symmetric_sums(x: Any, at: int, w: Any, w_at: int, n: int, inverse: Any, levels: Any) -> Any:
-    """Sums of w*x*l and w*l*l over the codes l = inverse * x, between -levels and levels - 1."""
+def symmetric_sums(x: Any, at: int, w: Any, wx: Any, n: int, inverse: Any, levels: Any, step: int, finite: bool) -> Any:
+    """Sums of w*x*l and w*l*l over the codes l = inverse * x, between -levels and levels - 1.
+
+    Finite x gives |inverse * x| <= levels + step / 10, but for rounding, so that few steps need both limits.
+    """
     xl = broadcast(f32(0))
     ll = xl
     for i in range(n):
-        v, weight = load(x, at + i * W), load(w, w_at + i * W)
-        code = clamp(nearest(inverse * v), -levels, levels - f32(1))
-        xl = xl + weight * v * code
-        ll = ll + weight * code * code
+        scaled = inverse * load(x, at + i * W)
+        if finite:
+            code = nearest_small(scaled)
+            if step > -6:
+                code = minimum(code, levels - f32(1))
+            if step > 4:
+                code = maximum(code, -levels)
+        else:
+            code = clamp(nearest(scaled), -levels, levels - f32(1))
+        xl = xl + load(wx, i * W) * code
+        ll = ll + load(w, i * W) * code * code
     return xl, ll
 
 
 @jitable
-def symmetric_scale(x: Any, at: int, w: Any, w_at: int, n: int, levels: Any) -> Any:
+def symmetric_scale(x: Any, at: int, w: Any, wx: Any, n: int, levels: Any, finite: bool) -> Any:
     """Weighted least-squares scale of codes from -levels to levels - 1 (make_qx_quants, rmse_type 1).
 
+    w: the n weights of each lane, from 0. wx: room for n vectors. finite: whether x is known to be finite.
     Returns the scale, the inverse from which the codes follow, and the mask of lanes that are all zero.
     """
+    for i in range(n):
+        store(wx, i * W, load(w, i * W) * load(x, at + i * W))
     top, size = extreme(x, at, n)
     inverse = -levels / top
-    xl, ll = symmetric_sums(x, at, w, w_at, n, inverse, levels)
+    xl, ll = symmetric_sums(x, at, w, wx, n, inverse, levels, 0, finite)
     scale = select(ll != 0, xl / ll, f32(0))
     best = scale * xl
+    candidate = -(levels + f32(0.1) * f32(-9)) / top
     for step in range(-9, 10):
+        following = -(levels + f32(0.1) * f32(step + 1)) / top  # early, to overlap the division with the sums
         if step != 0:
-            candidate = -(levels + f32(0.1) * f32(step)) / top
-            xl, ll = symmetric_sums(x, at, w, w_at, n, candidate, levels)
+            xl, ll = symmetric_sums(x, at, w, wx, n, candidate, levels, step, finite)
             better = (ll > 0) & (xl * xl > best * ll)
             scale = select(better, xl / ll, scale)
             best = select(better, scale * xl, best)
             inverse = select(better, candidate, inverse)
+        candidate = following
     zero = size < ALL_ZERO
     return select(zero, f32(0), scale), inverse, zero
 
@@ -90,7 +99,7 @@ def store_symmetric_codes(x: Any, at: int, n: int, inverse: Any, zero: Any, leve
     """The codes of a `symmetric_scale` search, from 0, as u8; 0 in lanes that are all zero."""
     for i in range(n):
         code = clamp(nearest(inverse * load(x, at + i * W)), -levels, levels - f32(1)) + levels
-        store(codes, to + i * W, to_u8(truncate(select(zero, f32(0), code))))
+        store(codes, to + i * W, to_u8(to_i32(select(zero, f32(0), code))))
 
 
 @jitable
@@ -107,7 +116,7 @@ def refined_scale(x: Any, at: int, n: int, levels: Any, codes: Any, to: int) -> 
     for i in range(n):
         v = load(x, at + i * W)
         code = clamp(nearest(inverse * v), -levels, levels - f32(1))
-        store(codes, to + i * W, to_u8(truncate(code)))
+        store(codes, to + i * W, to_u8(to_i32(code)))
         xl = xl + v * v * v * code
         ll = ll + v * v * code * code
     for _ in range(5):
@@ -122,13 +131,13 @@ def refined_scale(x: Any, at: int, n: int, levels: Any, codes: Any, to: int) -> 
             new_xl = rest_xl + weight * v * new
             new_ll = rest_ll + weight * new * new
             better = (rest_xl > 0) & (new != code) & (new_ll > 0) & (new_xl * new_xl * ll > xl * xl * new_ll)
-            store(codes, to + i * W, to_u8(truncate(select(better, new, code))))
+            store(codes, to + i * W, to_u8(to_i32(select(better, new, code))))
             xl, ll = select(better, new_xl, xl), select(better, new_ll, ll)
             changed = changed | better
         if not any_lane(changed & ~zero):
             break
     for i in range(n):
-        code = to_i32(to_i8(load(codes, to + i * W))) + truncate(broadcast(levels))
+        code = to_i32(to_i8(load(codes, to + i * W))) + to_i32(broadcast(levels))
         store(codes, to + i * W, to_u8(select(zero, 0, code)))
     return select((ll > 0) & ~zero, xl / ll, f32(0))
 
@@ -198,13 +207,13 @@ def store_min_codes(x: Any, at: int, n: int, inverse: Any, offset: Any, top: Any
     """The codes of a `scale_and_min` search, as u8."""
     for i in range(n):
         code = clamp(nearest(inverse * (load(x, at + i * W) - offset)), f32(0), top)
-        store(codes, to + i * W, to_u8(truncate(code)))
+        store(codes, to + i * W, to_u8(to_i32(code)))
 
 
 @jitable
 def as_byte(code: Any) -> Any:
     """An f32 integer as an unsigned byte keeps it: its low eight bits, as f32."""
-    return to_f32(truncate(code) & 0xFF)
+    return to_f32(to_i32(code) & 0xFF)
 
 
 @jitable

@@ -21,8 +21,8 @@ from ggufsmith.quantize.simd import (
     select,
     sqrt,
     store,
+    to_i32,
     to_u8,
-    truncate,
 )
 
 N = 256
@@ -62,7 +62,7 @@ def recode(x: Any, at: int, n: int, d: Any, low: Any, first: Any, last: Any, cod
     zero = d == 0
     for i in range(n):
         code = clamp(nearest((load(x, at + i * W) + low) / d), first, last) - first
-        store(codes, at + i * W, select(zero, load(codes, at + i * W), to_u8(truncate(code))))
+        store(codes, at + i * W, select(zero, load(codes, at + i * W), to_u8(to_i32(code))))
 
 
 @jitable
