@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from ggufsmith.container.errors import Usage
+from ggufsmith.container.shards import SHARD, SUFFIX, shard_name
 
-SUFFIX = ".gguf"
 SIDECARS = ("mmproj", "mtp")
 TYPES = ("LoRA", "vocab")
-MAX_SHARDS = 99_999  # five digits
 
 _SIZE = re.compile(r"(\d+x)?(\d+\.)?\d+[QTBMK]", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"[A-Za-z]+(\d+\.)?\d+[A-Za-z]+")  # what may follow a size, as in 3.8B-ContextLength4k
 _LABEL = re.compile(f"{_SIZE.pattern}(-{_ATTRIBUTE.pattern})?", re.IGNORECASE)
 _VERSION = re.compile(r"v\d+(\.\d+)*")
 _ENCODING = re.compile(r"(B?F(16|32|64)|(K|I|T)?Q\d\w*|(MX|NV)FP4\w*)", re.IGNORECASE)
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _WORDS = re.compile(r"[\w.\s-]+")
 
 
@@ -45,7 +43,7 @@ class FileName:
     def format(self) -> str:
         """The file name."""
         parts = (self.sidecar, self.base, self.size_label, self.fine_tune, self.version, self.encoding, self.type)
-        stem = "-".join(part for part in parts if part)
+        stem = "-".join(part for part in parts if part is not None)
         return shard_name(stem, *self.shard) if self.shard else stem + SUFFIX
 
     def problems(self) -> Iterator[str]:
@@ -70,19 +68,19 @@ def parse(name: str) -> FileName:
         raise Usage(f"{file!r} is not a name ending in {SUFFIX}")
     found: dict[str, str] = {}
     shard = None
-    if match := _SHARD.search(stem):
+    if match := SHARD.search(stem):
         shard = (int(match[1]), int(match[2]))
         stem = stem[: match.start()]
     parts = stem.split("-")
-    if len(parts) > 1 and parts[0] in SIDECARS:
+    if any(parts[1:]) and parts[0] in SIDECARS:
         found["sidecar"] = parts.pop(0)
-    if len(parts) > 1 and parts[-1] in TYPES:
+    if any(parts[:-1]) and parts[-1] in TYPES:
         found["type"] = parts.pop()
-    if len(parts) > 1 and (_ENCODING.fullmatch(parts[-1]) or (len(parts) > 2 and _VERSION.fullmatch(parts[-2]))):
+    if any(parts[:-1]) and (_ENCODING.fullmatch(parts[-1]) or (any(parts[:-2]) and _VERSION.fullmatch(parts[-2]))):
         found["encoding"] = parts.pop()
-    if len(parts) > 1 and _VERSION.fullmatch(parts[-1]):
+    if any(parts[:-1]) and _VERSION.fullmatch(parts[-1]):
         found["version"] = parts.pop()
-    size = next((i for i, part in enumerate(parts) if i and _SIZE.fullmatch(part)), len(parts))
+    size = next((i for i, part in enumerate(parts) if any(parts[:i]) and _SIZE.fullmatch(part)), len(parts))
     tail = parts[size:]
     labels = 2 if len(tail) > 1 and _ATTRIBUTE.fullmatch(tail[1]) else 1
     if tail:
@@ -90,13 +88,6 @@ def parse(name: str) -> FileName:
     if tail[labels:]:
         found["fine_tune"] = "-".join(tail[labels:])
     return FileName("-".join(parts[:size]), shard=shard, **found)
-
-
-def shard_name(stem: str, number: int, count: int) -> str:
-    """`stem-00001-of-00003.gguf`; `number` counts from 1. Usage beyond 99 999 shards."""
-    if not 1 <= number <= count <= MAX_SHARDS:
-        raise Usage(f"shard {number} of {count}: shards are numbered from 1, and there are at most {MAX_SHARDS}")
-    return f"{stem}-{number:05d}-of-{count:05d}{SUFFIX}"
 
 
 def output_name(model: str, encoding: str) -> str:
