@@ -120,7 +120,7 @@ TABLE = (
     ),
     Pretokenizer("falcon3", (("Punctuation Contiguous", "ByteLevel+regex", "Digits each"),), True, True),
     Pretokenizer("glm4", (_splits(LLAMA3),), ignore_merges=True, aliases=("glm5",), marks={"glm4": ("[gMASK]",)}),
-    Pretokenizer("smaug-bpe", (_splits(LLAMA3),), aliases=("dbrx",)),
+    Pretokenizer("dbrx", (_splits(LLAMA3),), marks={"smaug-bpe": ("<|begin_of_text|>",)}),
     Pretokenizer("chatglm-bpe", (_splits(LLAMA3),), marks={"chatglm-bpe": ("[gMASK]",)}),
     Pretokenizer("jais-2", (_splits(JAIS2),)),
     Pretokenizer(
@@ -176,10 +176,10 @@ TABLE = (
         "gpt-2",
         (_GPT2,),
         aliases=(
-            *("phi-2", "mpt", "jais", "trillion", "granite-docling", "exaone4", "gigachat", "a.x-4.0", "mellum"),
+            *("mpt", "jais", "trillion", "granite-docling", "gigachat", "a.x-4.0", "mellum"),
             *("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "modern-bert"),
         ),
-        marks={"olmo": ("<|padding|>",)},
+        marks={"olmo": ("<|padding|>",), "phi-2": (" " * 31,), "exaone4": ("[|endofturn|]",)},
     ),
     Pretokenizer("bloom", (_splits(BLOOM),), aliases=("poro-chat", "gpt3-finnish")),
     Pretokenizer("viking", (_splits(BLOOM, then=("Digits each", "ByteLevel")),)),
@@ -264,10 +264,11 @@ _STAGE: Mapping[str, Any] = {
 def match(stages: Stages, ignore_merges: bool, vocabulary: Container[str], where: Path) -> tuple[str, Pretokenizer]:
     """The name to write and its row.
 
-    Of several rows with the same split, one whose tokens are in the vocabulary wins, then one with the same
-    `ignore_merges`, then the first. Unsupported if no row has these stages.
+    Rows with the same `ignore_merges` are preferred; of several, one whose marks are in the vocabulary wins, else the
+    first. Unsupported if no row has these stages.
     """
-    rows = sorted((row for row in TABLE if stages in row.stages), key=lambda row: row.ignore_merges != ignore_merges)
+    alike = [row for row in TABLE if stages in row.stages]
+    rows = [row for row in alike if row.ignore_merges == ignore_merges] or alike
     for row in rows:
         for name, tokens in row.marks.items():
             if all(token in vocabulary for token in tokens):

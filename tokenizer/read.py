@@ -67,9 +67,11 @@ def read_vocabulary(
     raw = read_bytes(folder, "tokenizer.model", spm.MAX_MODEL)
     tokenizer = read_object(folder, "tokenizer.json")
     where, stages = folder / "tokenizer.json", None
+    if raw is not None and spm.is_tiktoken(raw):
+        raw = None
     if tokenizer is None and raw is None:
         tokenizer, stages = _from_pairs(folder, files.tokenizer_config)
-    if raw is not None and not (spm.is_tiktoken(raw) and tokenizer is not None):
+    if raw is not None:
         parts = _from_sentencepiece(raw, files, rows, pre, notes)
     else:
         parts = _from_bpe(tokenizer or {}, stages, files, rows, pre, notes)
@@ -160,6 +162,8 @@ def _from_sentencepiece(raw: bytes, files: Files, rows: int | None, pre: str | N
         notes.append(
             "tokenizer.model is a unigram model: llama.cpp merges it by score, which may split words otherwise"
         )
+    if pieces.normalizes:
+        notes.append("tokenizer.model normalizes characters or runs of spaces: llama.cpp does not")
     table = spm.table_of(pieces, files.folder, files.tokenizer_config, rows)
     return _Parts(table, table.finish(where), "llama", "default", space_prefix=None if pieces.dummy_prefix else False)
 
@@ -178,7 +182,8 @@ def _from_pairs(folder: Path, tokenizer_config: Json) -> tuple[Json, pretokenize
         raise Unsupported(
             "no vocabulary: neither tokenizer.model, nor tokenizer.json, nor vocab.json with merges.txt",
             where=folder,
-            fix="Copy the tokenizer files of the base model into the folder.",
+            fix="Copy the tokenizer files of the base model into the folder. Rank lists (tiktoken, tekken.json) are "
+            "not read; transformers turns them into a tokenizer.json.",
         )
     kind = child(tokenizer_config, "tokenizer_class", str, where=folder / "tokenizer_config.json")
     stages = pretokenizers.BY_CLASS.get(kind or "")

@@ -17,13 +17,19 @@ TIKTOKEN = re.compile(rb"\A[A-Za-z0-9+/]+=* \d+\r?\n")
 
 @dataclass(frozen=True)
 class Pieces:
-    """A vocabulary by id. dummy_prefix: a space is put before every text. unigram: not trained as BPE."""
+    """A vocabulary by id.
+
+    dummy_prefix: a space is put before every text.
+    unigram:      not trained as BPE (whose scores are whole numbers).
+    normalizes:   full-width letters become plain ones, or two spaces one.
+    """
 
     tokens: list[str]
     scores: list[float]
     types: list[TokenType]
     dummy_prefix: bool
     unigram: bool
+    normalizes: bool
 
 
 def is_tiktoken(raw: bytes) -> bool:
@@ -58,7 +64,14 @@ def parse_pieces(raw: bytes, where: Path) -> Pieces:
             types[token] = kind
     normal = [score for score, kind in zip(scores, types, strict=True) if kind == TokenType.NORMAL]
     probe = model.encode("a", out_type=str)
-    return Pieces(tokens, scores, types, bool(probe) and probe[0].startswith(SPACE), any(s % 1 for s in normal))
+    return Pieces(
+        tokens,
+        scores,
+        types,
+        dummy_prefix=bool(probe) and probe[0].startswith(SPACE),
+        unigram=any(score % 1 for score in normal),
+        normalizes=model.encode("ａ") == model.encode("a") or model.encode("a  a") == model.encode("a a"),
+    )
 
 
 def table_of(pieces: Pieces, folder: Path, tokenizer_config: Json, size: int | None) -> Table:

@@ -159,7 +159,7 @@ class HuggingFace:
 
         whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         for token in whole["added_tokens"]:
-            token["special"] = token["special"] or token["content"].startswith(("<|", "<｜"))
+            token["special"] = token["special"] or token["content"].startswith(("<|", "<｜", "<unused"))
         self.normal = (whole["normalizer"] or {}).get("type") == "NFC"
         self.tokenizer = Tokenizer.from_str(json.dumps(whole))
 

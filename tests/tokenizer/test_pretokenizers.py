@@ -43,7 +43,8 @@ def test_every_row_with_stages_is_reached(row: pretokenizers.Pretokenizer) -> No
     ("tokenizer", "ignore_merges", "tokens", "name"),
     [
         (sequence(split(LLAMA3), TO_BYTES), True, [], "llama-bpe"),
-        (sequence(split(LLAMA3), TO_BYTES), False, [], "smaug-bpe"),
+        (sequence(split(LLAMA3), TO_BYTES), False, [], "dbrx"),
+        (sequence(split(LLAMA3), TO_BYTES), False, ["<|begin_of_text|>"], "smaug-bpe"),
         (sequence(split(LLAMA3), TO_BYTES), True, ["[gMASK]"], "glm4"),
         (sequence(split(LLAMA3), TO_BYTES), False, ["[gMASK]"], "chatglm-bpe"),
         (sequence(split(QWEN2), TO_BYTES), False, [], "qwen2"),

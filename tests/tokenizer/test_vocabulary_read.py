@@ -1,11 +1,13 @@
 """Tokens, types, scores and merges of every kind of folder."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf.constants import Keys, TokenType
+from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer
 from vocabulary_folders import Json, added, folder_of, made, put, read
 
@@ -234,6 +236,23 @@ def test_a_rank_list_called_tokenizer_model_is_not_sentencepiece(tmp_path: Path)
     expected = read(folder).metadata()
     (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\nIw== 2\n")
     assert read(folder).metadata() == expected
+
+
+def test_a_rank_list_alone_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    with pytest.raises(Unsupported, match="tiktoken"):
+        read(tmp_path)
+
+
+def test_a_model_that_llama_cpp_only_approximates_is_reported(tmp_path: Path) -> None:
+    model, lines = io.BytesIO(), iter(vocabularies.corpus())
+    SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=400, model_type="unigram", minloglevel=2
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    notes = " ".join(read(tmp_path).notes)
+    assert "unigram" in notes
+    assert "normalizes" in notes
 
 
 def test_tokenizer_model_is_preferred(tmp_path: Path) -> None:
