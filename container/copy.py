@@ -51,7 +51,7 @@ def plan_merge(source: GgufSet) -> ShardPlan:
 def copy(
     source: GgufSet, plan: ShardPlan, path: Path, *, advance: Advance = lambda size: None, **options: Any
 ) -> Copied:
-    """Write every tensor of `source` into the files of `plan` (see `SetWriter`). `advance` is told of bytes copied."""
+    """Write every tensor of `source` into the files of `plan` (see `SetWriter`). `advance` is told of weights copied."""
     with SetWriter(path, plan, inputs=source.paths, **options) as writer:
         _spread(source, plan, writer, advance)
         writer.commit()
@@ -83,7 +83,7 @@ def _spread(source: GgufSet, plan: ShardPlan, writer: SetWriter, advance: Advanc
             tensor, start, size, offset = piece
             source.read_into(tensor, start, buffer[:size])
             writer.write(offset, buffer[:size])
-            advance(size)
+            advance(size * tensor.format.weights // tensor.format.size)
 
     threads = min(THREADS, 2 * (os.cpu_count() or 1))
     with ThreadPoolExecutor(threads, thread_name_prefix="copy") as pool:

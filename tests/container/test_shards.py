@@ -232,7 +232,7 @@ def test_splitting_and_merging_give_the_same_bytes(tmp_path: Path) -> None:
     with open_gguf_set(source) as model:
         done = copy(model, plan_split(model, Limits(max_tensors=2)), tmp_path / "m.gguf", advance=seen.append)
     assert [path.name for path in done.paths] == [f"m-0000{k}-of-00004.gguf" for k in (1, 2, 3, 4)]
-    assert sum(seen) == sum(map(len, DATA))
+    assert sum(seen) == 32 * 21 + 5
     assert contents(done.paths[2]) == WHOLE
     with open_gguf_set(done.paths[0]) as model:
         assert [file.alignment for file in model.files] == [64] * 4

@@ -1,0 +1,141 @@
+"""`ggufsmith split` and `ggufsmith merge`: one model in several files, and back."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ggufsmith.container.shards import GgufSet, ShardPlan
+
+Source = Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; of several shards, any one.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the files and their sizes; write nothing.")]
+NoSync = Annotated[bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")]
+NoOverwrite = Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+def split(
+    model: Source,
+    output: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="OUT-00001-of-00003.gguf and so on; default: beside IN.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option("--split-max-size", metavar="SIZE", help="Bytes of tensors per file: 4G, 500M.")
+    ] = None,
+    max_tensors: Annotated[
+        int | None, typer.Option("--split-max-tensors", min=1, help="Tensors per file; 128 if nothing else is said.")
+    ] = None,
+    no_tensor_first: Annotated[
+        bool, typer.Option("--no-tensor-first-split", help="The first file gets the metadata only.")
+    ] = False,
+    dry_run: DryRun = False,
+    no_sync: NoSync = False,
+    no_overwrite: NoOverwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Split a GGUF file into shards, as llama.cpp's gguf-split does.
+
+    The set appears under its names only when all of it is complete and verified.
+    """
+    from ggufsmith.cli.app import guarded
+    from ggufsmith.container.copy import plan_split
+    from ggufsmith.container.shards import Limits, open_gguf_set, parse_size
+
+    def work() -> None:
+        size = parse_size(max_size) if max_size else None
+        limits = Limits(size, max_tensors or (128 if size is None else None), no_tensor_first)
+        with open_gguf_set(model) as source:
+            plan = plan_split(source, limits)
+            target = output or _base(source)
+            options = {"sync": not no_sync, "overwrite": not no_overwrite}
+            _copy(source, plan, target, options, dry_run=dry_run, machine=as_json, quiet=quiet)
+
+    guarded(work, as_json)
+
+
+def merge(
+    model: Source,
+    output: Annotated[Path | None, typer.Argument(metavar="[OUT.gguf]", help="Default: beside IN.")] = None,
+    dry_run: DryRun = False,
+    no_sync: NoSync = False,
+    no_overwrite: NoOverwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge the shards of a model into one GGUF file.
+
+    Merging what `split` made gives back the file that was split, byte for byte.
+    """
+    from ggufsmith.cli.app import guarded
+    from ggufsmith.container.copy import plan_merge
+    from ggufsmith.container.shards import open_gguf_set
+
+    def work() -> None:
+        with open_gguf_set(model) as source:
+            options = {"sync": not no_sync, "overwrite": not no_overwrite}
+            _copy(
+                source,
+                plan_merge(source),
+                output or _base(source),
+                options,
+                dry_run=dry_run,
+                machine=as_json,
+                quiet=quiet,
+            )
+
+    guarded(work, as_json)
+
+
+def _base(source: "GgufSet") -> Path:
+    """The name that the model has, or would have, in one file."""
+    from ggufsmith.container.shards import SHARD, SUFFIX
+
+    first = source.paths[0]
+    return first.with_name(SHARD.sub("", first.name.removesuffix(SUFFIX)) + SUFFIX)
+
+
+def _copy(
+    source: "GgufSet",
+    plan: "ShardPlan",
+    path: Path,
+    options: dict[str, bool],
+    *,
+    dry_run: bool,
+    machine: bool,
+    quiet: bool,
+) -> None:
+    from ggufsmith.cli import render
+    from ggufsmith.container.copy import copy
+
+    paths = plan.paths(path)
+    if not dry_run:
+        weights = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+        with render.progress(path.name, weights, quiet or machine) as advance:
+            paths = list(copy(source, plan, path, advance=advance, **options).paths)
+    report = {
+        "input": [str(each) for each in source.paths],
+        "output": [
+            {"path": str(each), "bytes": layout.size, "tensor_count": len(layout.tensors)}
+            for each, layout in zip(paths, plan.shards, strict=True)
+        ],
+        "bytes": plan.whole.size,
+        "written": not dry_run,
+    }
+    if machine:
+        render.as_json(report)
+    elif not quiet:
+        render.lines(_summary(report))
+
+
+def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from ggufsmith.cli import render
+
+    for each in report["output"]:
+        tensors = f"{each['tensor_count']} tensor{'s' * (each['tensor_count'] != 1)}"
+        yield "output", f"{each['path']}  {render.size(each['bytes'])}, {tensors}"
+    yield ("done", "verified") if report["written"] else ("total", f"{render.size(report['bytes'])}, not written")
