@@ -15,8 +15,8 @@ from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8
 from ggufsmith.quantize.grids import IQ4_VALUES
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, store_half, to_lanes
-from ggufsmith.quantize.kernels.iq_common import entry, load_scales, nearest_integer
-from ggufsmith.quantize.kernels.search import ALL_ZERO, extreme, reciprocal
+from ggufsmith.quantize.kernels.iq_common import entry, load_scales, nearest_integer, reciprocal
+from ggufsmith.quantize.kernels.search import ALL_ZERO, extreme
 from ggufsmith.quantize.simd import (
     MAGIC,
     W,

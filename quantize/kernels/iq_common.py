@@ -15,11 +15,13 @@ from ggufsmith.quantize.simd import (
     W,
     bits,
     define,
+    f32,
     gather,
     half_to_f32,
     jitable,
     load,
     scratch,
+    select,
     store,
     to_i32,
 )
@@ -31,6 +33,12 @@ ENTRIES = 32
 def nearest_integer(x: Any) -> Any:
     """simd.nearest as i32."""
     return to_i32(bits(x + MAGIC) & 0x007FFFFF) - 0x00400000
+
+
+@jitable
+def reciprocal(d: Any) -> Any:
+    """1 / d, and 0 for 0."""
+    return select(d != f32(0), f32(1) / d, f32(0))
 
 
 def entry(table: Any, index: Any) -> Any:

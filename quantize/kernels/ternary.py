@@ -7,8 +7,7 @@ import numpy as np
 from ggufsmith.quantize.cache import READ_F32, READ_U8, WRITE_F32, WRITE_U8, kernel
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, store_half, to_lanes
-from ggufsmith.quantize.kernels.iq_common import load_scales
-from ggufsmith.quantize.kernels.search import reciprocal
+from ggufsmith.quantize.kernels.iq_common import load_scales, reciprocal
 from ggufsmith.quantize.simd import (
     W,
     absolute,

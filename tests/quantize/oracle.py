@@ -53,7 +53,9 @@ def library() -> ctypes.CDLL:
     ]
     lib.ggml_get_type_traits.restype = ctypes.POINTER(TypeTraits)
     lib.ggml_get_type_traits.argtypes = [ctypes.c_int]
-    lib.ggml_quantize_free.restype = None
+    for name in ("quantize_row_q8_K_ref", "dequantize_row_q8_K"):
+        getattr(lib, name).restype = None
+        getattr(lib, name).argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     return lib
 
 
@@ -77,6 +79,9 @@ def quantize(name: str, rows: NDArray[np.float32], importance: NDArray[np.float3
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     if weights is not None and weights.shape != (k,):
         raise ValueError(f"importance of shape {weights.shape} for rows of {k}")
+    if name == "Q8_K":  # ggml's own intermediate: ggml_quantize_chunk does not know it
+        library().quantize_row_q8_K_ref(rows.ctypes.data, out.ctypes.data, rows.size)
+        return out
     pointer = None if weights is None else weights.ctypes.data
     library().ggml_quantize_chunk(format_of(name).id, rows.ctypes.data, out.ctypes.data, 0, n, k, pointer)
     return out
@@ -89,7 +94,8 @@ def dequantize(name: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:
     out = np.empty((data.shape[0], data.shape[1] // fmt.size * fmt.weights), np.float32)
     if name == "F32":  # ggml has no conversion from float32 to itself
         return data.view(np.float32).reshape(out.shape)
-    to_float = library().ggml_get_type_traits(fmt.id).contents.to_float
+    known = library().ggml_get_type_traits(fmt.id).contents.to_float
+    to_float = library().dequantize_row_q8_K if name == "Q8_K" else known
     to_float(data.ctypes.data, out.ctypes.data, out.size)
     return out
 
