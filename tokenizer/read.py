@@ -26,16 +26,23 @@ LLAMA_CLASSES = frozenset(
 EOT_CLASSES = {"GemmaForCausalLM": "<end_of_turn>"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Parts:
-    """What the three kinds of vocabulary have in common before special tokens are looked up."""
+    """What the kinds of folders have in common.
 
-    table: bpe.Table
-    tokens: tuple[str, ...]
+    added:     text -> id of the added tokens, among which names are looked up first; of two ids the first.
+    processor: `post_processor` of tokenizer.json.
+    adds_bos:  what llama.cpp does where the GGUF does not say.
+    """
+
     model: str
     pre: str
+    table: bpe.Table
+    tokens: tuple[str, ...]
+    added: Mapping[str, int]
+    processor: Json | None
     merges: tuple[str, ...] = ()
-    adds_bos: bool = False  # what llama.cpp does if the file does not say
+    adds_bos: bool = False
     space_prefix: bool | None = None
 
 
@@ -64,25 +71,10 @@ def read_vocabulary(
         read_object(folder, "tokenizer_config.json") or {},
         read_object(folder, "special_tokens_map.json") or {},
     )
-    raw = read_bytes(folder, "tokenizer.model", spm.MAX_MODEL)
-    tokenizer = read_object(folder, "tokenizer.json")
-    where, stages = folder / "tokenizer.json", None
-    if raw is not None and spm.is_tiktoken(raw):
-        raw = None
-    if tokenizer is None and raw is None:
-        tokenizer, stages = _from_pairs(folder, files.tokenizer_config)
-    if raw is not None:
-        parts = _from_sentencepiece(raw, files, rows, pre, notes)
-    else:
-        parts = _from_bpe(tokenizer or {}, stages, files, rows, pre, notes)
-    listed = bpe.read_added(tokenizer or {}, files.tokenizer_config if stages else {}, folder)
-    post = child(tokenizer or {}, "post_processor", dict, where=where)
-    del tokenizer, raw
-
+    parts = _parts(files, rows, pre, notes)
     unused = parts.table.types == TokenType.UNUSED
     index = {text: i for i, text in enumerate(parts.tokens) if not unused[i]}
-    added = {token.text: token.id for token in reversed(listed)}
-    special = find_special(files, post, added, parts.tokens, index)
+    special = find_special(files, parts.processor, parts.added, parts.tokens, index)
     if parts.adds_bos and "bos" not in special.add:
         special.add["bos"] = False
         special.notes.append("no file adds BOS: written so, as llama.cpp would add it for this pre-tokenizer")
@@ -121,29 +113,37 @@ def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list
     return size
 
 
+def _parts(files: Files, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
+    """Choose the file that holds the vocabulary and read it."""
+    folder = files.folder
+    raw = read_bytes(folder, "tokenizer.model", spm.MAX_MODEL)
+    tokenizer = read_object(folder, "tokenizer.json")
+    if raw is not None and not spm.is_tiktoken(raw):
+        return _from_sentencepiece(raw, tokenizer or {}, files, rows, pre, notes)
+    if tokenizer is not None:
+        stages = pretokenizers.stages_of(tokenizer, folder / "tokenizer.json")
+        return _from_bpe(tokenizer, stages, files, rows, pre, notes)
+    return _from_bpe(*_from_pairs(folder, files.tokenizer_config), files, rows, pre, notes)
+
+
 def _from_bpe(
-    tokenizer: Json,
-    stages: pretokenizers.Stages | None,
-    files: Files,
-    rows: int | None,
-    pre: str | None,
-    notes: list[str],
+    tokenizer: Json, stages: pretokenizers.Stages, files: Files, rows: int | None, pre: str | None, notes: list[str]
 ) -> _Parts:
-    """tokenizer.json, or what `_from_pairs` made; `stages` if they are known without the file."""
     where = files.folder / "tokenizer.json"
-    if stages is None:
-        stages = pretokenizers.stages_of(tokenizer, where)
     model = bpe.read_bpe(tokenizer, where)
     added = bpe.read_added(tokenizer, files.tokenizer_config, files.folder, special_texts(files))
     # Byte fallback is for vocabularies of characters; some files of bytes claim it too, without any <0x00>.
     fallback = model.byte_fallback and not any(stage.startswith("ByteLevel") for stage in stages)
     table = bpe.table_of(model, added, rows, where, scored=fallback)
     tokens = table.finish(where)
+    processor = child(tokenizer, "post_processor", dict, where=where)
+    by_text = {token.text: model.vocab.get(token.text, token.id) for token in reversed(added)}
     normalizers = _normalizers(child(tokenizer, "normalizer", dict, where=where), where)
     if fallback:
         _refuse_pre(pre)
         notes += (f"llama.cpp does not apply the pre-tokenizer {s}" for s in stages if not _only_spaces(s))
-        return _Parts(table, tokens, "llama", "default", space_prefix=_prepends(normalizers, stages))
+        prefix = _prepends(normalizers, stages)
+        return _Parts("llama", "default", table, tokens, by_text, processor, space_prefix=prefix)
     notes += (f"llama.cpp does not apply the normalizer {kind}" for kind in sorted(normalizers - {"NFC"}))
     if pre is not None:
         name, row = pre, pretokenizers.named(pre)
@@ -151,10 +151,13 @@ def _from_bpe(
         name, row = pretokenizers.match(stages, model.ignore_merges, {*model.vocab, *(t.text for t in added)}, where)
     if row.ignore_merges != model.ignore_merges:
         notes.append(f"ignore_merges is {model.ignore_merges}, llama.cpp's {name} assumes {row.ignore_merges}")
-    return _Parts(table, tokens, "gpt2", name, model.merges, row.adds_bos)
+    return _Parts("gpt2", name, table, tokens, by_text, processor, model.merges, row.adds_bos)
 
 
-def _from_sentencepiece(raw: bytes, files: Files, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
+def _from_sentencepiece(
+    raw: bytes, tokenizer: Json, files: Files, rows: int | None, pre: str | None, notes: list[str]
+) -> _Parts:
+    """tokenizer.model; a tokenizer.json beside it only tells of special tokens."""
     _refuse_pre(pre)
     where = files.folder / "tokenizer.model"
     pieces = spm.parse_pieces(raw, where)
@@ -165,7 +168,10 @@ def _from_sentencepiece(raw: bytes, files: Files, rows: int | None, pre: str | N
     if pieces.normalizes:
         notes.append("tokenizer.model normalizes characters or runs of spaces: llama.cpp does not")
     table = spm.table_of(pieces, files.folder, files.tokenizer_config, rows)
-    return _Parts(table, table.finish(where), "llama", "default", space_prefix=None if pieces.dummy_prefix else False)
+    by_text = {token.text: token.id for token in reversed(bpe.read_added(tokenizer, {}, files.folder))}
+    processor = child(tokenizer, "post_processor", dict, where=files.folder / "tokenizer.json")
+    prefix = None if pieces.dummy_prefix else False
+    return _Parts("llama", "default", table, table.finish(where), by_text, processor, space_prefix=prefix)
 
 
 def _refuse_pre(pre: str | None) -> None:
