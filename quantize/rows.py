@@ -109,7 +109,7 @@ def encode(
     codec = codec_of(target)
     weights, unweighted = None, Finding()
     if codec.weighted is not None and importance is not None:
-        weights, columns = usable(importance, width, codec.alive or target.weights)
+        weights, columns = usable(importance, width, codec.alive or target.weights, codec.alive > 0)
         if columns.size:
             unweighted = Finding(len(rows) * columns.size, (0, int(columns[0])))
     elif codec.encode is None:
@@ -191,13 +191,16 @@ def chunks(n: int, width: int) -> Iterator[tuple[int, int]]:
     return ((start, min(n, start + step)) for start in range(0, n, step))
 
 
-def usable(importance: NDArray[np.float32], width: int, group: int) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Importance with the mean of the row where a group of weights has none, and the columns where that was so."""
+def usable(
+    importance: NDArray[np.float32], width: int, group: int, needed: bool = True
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Importance with the mean of the row where some of a group is invalid or, if `needed`, all is zero; and which columns."""
     if importance.shape != (width,):
         raise ValueError(f"importance of shape {importance.shape} for rows of {width}")
     weights = np.ascontiguousarray(importance, np.float32)
     valid = (weights >= 0) & np.isfinite(weights)
-    alive = (valid.reshape(-1, group).all(1) & (weights.reshape(-1, group).max(1) >= FAINTEST)).repeat(group)
+    faint = weights.reshape(-1, group).max(1) < FAINTEST
+    alive = (valid.reshape(-1, group).all(1) & ~(faint & needed)).repeat(group)
     if alive.all():
         return weights, np.empty(0, np.intp)
     mean = weights[alive].mean(dtype=np.float64) if alive.any() else 1.0

@@ -21,7 +21,8 @@ class Codec:
               those of the next W - 1 blocks follow, where blocks_per_row is importance.size // weights - W. power[r] is
               the mean square of row r if `by_row`, else empty. None: the format ignores importance, as ggml does.
     decode:   (blocks uint8 [n * size], out float32 [n * weights]); n a multiple of W.
-    alive:    how many neighbouring weights need one positive importance between them; ggml erases them otherwise.
+    alive:    how many neighbouring weights need one positive importance between them, because ggml erases them
+              otherwise; 0: none do.
     by_row:   whether `weighted` needs the mean square of whole rows.
     """
 
