@@ -194,7 +194,7 @@ def chunks(n: int, width: int) -> Iterator[tuple[int, int]]:
 def usable(
     importance: NDArray[np.float32], width: int, group: int, needed: bool = True
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Importance with the mean of the row where some of a group is invalid or, if `needed`, all is zero; and which columns."""
+    """Importance, with the mean of the row in groups with an invalid one or, if `needed`, without any; and which columns."""
     if importance.shape != (width,):
         raise ValueError(f"importance of shape {importance.shape} for rows of {width}")
     weights = np.ascontiguousarray(importance, np.float32)
