@@ -51,7 +51,7 @@ def plan_merge(source: GgufSet) -> ShardPlan:
 def copy(
     source: GgufSet, plan: ShardPlan, path: Path, *, advance: Advance = lambda size: None, **options: Any
 ) -> Copied:
-    """Write every tensor of `source` into the files of `plan` (see `SetWriter`). `advance` is told of weights copied."""
+    """Write all tensors of `source` into the files of `plan` (see `SetWriter`). `advance` is told of weights copied."""
     with SetWriter(path, plan, inputs=source.paths, **options) as writer:
         _spread(source, plan, writer, advance)
         writer.commit()

@@ -1,0 +1,198 @@
+"""`ggufsmith inspect`: what a GGUF file holds, or how two differ."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Row = Sequence[str]
+
+
+def inspect(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE [OTHER]", help="A GGUF file, or any shard of a set; two: differences.")
+    ],
+    no_tensors: Annotated[bool, typer.Option("--no-tensors", help="Leave out the list of tensors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
+) -> None:
+    """Show header, keys, tensors, types and sizes of a GGUF file. Reads no weights, so the size does not matter."""
+    from ggufsmith.cli.app import guarded
+
+    def work() -> None:
+        from ggufsmith.cli import render
+        from ggufsmith.container.errors import Usage
+        from ggufsmith.container.shards import open_gguf_set
+        from ggufsmith.container.summary import difference, summary
+
+        if len(files) > 2:
+            raise Usage(f"{len(files)} files; inspect takes one, or two to compare")
+        with open_gguf_set(files[0]) as model:
+            if len(files) == 1:
+                report = summary(model)
+                blocks = _blocks(report, not no_tensors)
+            else:
+                with open_gguf_set(files[1]) as other:
+                    report = difference(model, other)
+                    blocks = _differences(report, files)
+        if as_json:
+            render.as_json(report)
+        else:
+            _print(blocks)
+
+    guarded(work, as_json)
+
+
+def _blocks(report: dict[str, Any], tensors: bool) -> Iterator[tuple[str, Row, Iterable[Row]]]:
+    """(title, column heads, rows) of each table. A head that ends in a blank marks a column of numbers."""
+    yield "", ("", ""), list(_facts(report))
+    yield (
+        "roles",
+        ("role", "tensors ", "weights ", "size ", "share ", "bits ", "types"),
+        [
+            (name, *_numbers(entry, report["tensor_bytes"]), ", ".join(entry["types"]))
+            for name, entry in report["roles"].items()
+        ],
+    )
+    yield "keys", ("key", "type", "value"), [_key(key, entry) for key, entry in report["metadata"].items()]
+    if tensors:
+        heads = ("tensor", "shape", "type", "bytes ", "offset ")
+        sharded = len(report["files"]) > 1
+        yield "tensors", (*heads, "file") if sharded else heads, [_tensor(entry) for entry in report["tensors"]]
+
+
+def _facts(report: dict[str, Any]) -> Iterator[Row]:
+    from ggufsmith.cli import render
+    from ggufsmith.container.summary import shown
+
+    for file in report["files"]:
+        yield "file", f"{shown(file['path'], 4096)}  {render.size(file['bytes'])} ({file['bytes']} bytes)"
+    yield (
+        "format",
+        f"GGUF version {report['version']}, alignment {report['alignment']}, header {report['header_bytes']}",
+    )
+    name, architecture = (
+        shown(report["metadata"].get(f"general.{key}", {}).get("value", "unknown")) for key in ("name", "architecture")
+    )
+    yield "model", f"{name}, {architecture}, {render.count(report['parameters'])} weights"
+    types = ", ".join(f"{entry['tensors']} {name}" for name, entry in report["types"].items())
+    bits = report["bits_per_weight"]
+    yield "tensors", f"{report['tensor_count']}" + (f" ({types}), {bits:.2f} bits per weight" if bits else "")
+
+
+def _numbers(entry: dict[str, Any], total: int) -> Row:
+    from ggufsmith.cli import render
+
+    return (
+        str(entry["tensor_count"]),
+        render.count(entry["parameters"]),
+        render.size(entry["tensor_bytes"]),
+        f"{100 * entry['tensor_bytes'] / total:.1f} %",
+        f"{entry['bits_per_weight']:.2f}",
+    )
+
+
+def _key(key: str, entry: dict[str, Any]) -> Row:
+    from ggufsmith.container.summary import shown
+
+    value = entry["value"]
+    text = shown(value)
+    if entry.get("length", 0) > len(value if isinstance(value, list) else ()) and not text.endswith("…"):
+        text = text.removesuffix("]") + ", …]"
+    return shown(key), entry["type"], text
+
+
+def _tensor(entry: dict[str, Any]) -> Row:
+    from ggufsmith.container.summary import shown
+
+    cells = (shown(entry["name"]), " x ".join(map(str, entry["shape"])), entry["type"])
+    numbers = (str(entry["bytes"]), str(entry["offset"]))
+    return (*cells, *numbers, entry["file"]) if "file" in entry else (*cells, *numbers)
+
+
+def _differences(report: dict[str, Any], files: Sequence[Path]) -> Iterator[tuple[str, Row, Iterable[Row]]]:
+    from ggufsmith.container.summary import shown
+
+    keys, tensors = report["keys"], report["tensors"]
+    heads = ("", str(files[0]), str(files[1]))
+    rows = [("bytes", *map(str, report["bytes"]))]
+    rows += [("types", f"{each['tensors']} {each['first']}", each["second"]) for each in tensors["types"]]
+    yield "sizes", heads, rows
+    yield (
+        "keys",
+        heads,
+        [
+            *((shown(key), "there", "") for key in keys["only_first"]),
+            *((shown(key), "", "there") for key in keys["only_second"]),
+            *(
+                (
+                    shown(key) + (f"[{change['at']}]" if "at" in change else ""),
+                    *(f"{change[side]['type']} {shown(change[side]['value'], 40)}" for side in ("first", "second")),
+                )
+                for key, change in keys["changed"].items()
+            ),
+        ],
+    )
+    yield (
+        "tensors",
+        heads,
+        [
+            *((shown(name), "there", "") for name in tensors["only_first"]),
+            *((shown(name), "", "there") for name in tensors["only_second"]),
+            *(
+                (
+                    shown(name),
+                    *(" ".join((change[side]["type"], str(change[side]["shape"]))) for side in ("first", "second")),
+                )
+                for name, change in tensors["changed"].items()
+            ),
+        ],
+    )
+
+
+def _print(blocks: Iterable[tuple[str, Row, Iterable[Row]]]) -> None:
+    """Tables in a terminal, aligned columns in a pipe; a table without rows is left out."""
+    from ggufsmith.cli import render
+
+    for title, heads, rows in blocks:
+        listed = list(rows)
+        if not listed:
+            continue
+        if render.out.is_terminal:
+            _table(title, heads, listed)
+        else:
+            _columns(title, heads, listed)
+
+
+def _table(title: str, heads: Row, rows: Sequence[Row]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from ggufsmith.cli import render
+
+    table = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(heads), pad_edge=False
+    )
+    for index, head in enumerate(heads):
+        table.add_column(
+            Text(head.strip()), justify="right" if head.endswith(" ") else "left", style="bold" if index == 0 else None
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    render.out.print(table, soft_wrap=False)
+
+
+def _columns(title: str, heads: Row, rows: Sequence[Row]) -> None:
+    from ggufsmith.cli import render
+
+    shown = [tuple(head.strip() for head in heads), *rows] if any(heads) else list(rows)
+    widths = [max(len(row[k]) for row in shown) for k in range(len(heads))]
+    lines = [title] if title else []
+    for row in shown:
+        cells = [
+            f"{cell:>{width}}" if head.endswith(" ") else f"{cell:<{width}}"
+            for cell, width, head in zip(row, widths, heads, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    render.out.print("\n".join([*lines, ""]), markup=False)
