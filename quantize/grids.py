@@ -91,7 +91,7 @@ def neighbours(grid: NDArray[np.int8], base: int, shells: int) -> tuple[NDArray[
 def candidates(name: str) -> Candidates:
     """The search table of grid `name`, a key of SHELLS; computed once per process, in well under a second."""
     grid, base = codes(name), len(levels(name))
-    points, dims = grid.shape
+    dims = grid.shape[1]
     u, point = neighbours(grid, base, SHELLS[name])
     counts = np.bincount(u, minlength=base**dims)
     chunks = -(-counts // CHUNK)

@@ -1,8 +1,8 @@
 """IQ1_S and IQ1_M: eight weights are a point of a ternary lattice of 2048 points, shifted by an eighth up or down.
 
-For the codes -1, 0 and 1 the best scale is found exactly: sorted weights are split in three in every way, and sums over the
-sorted weights judge a split. The points nearest to the best codes follow. The order of float32 operations is that of
-quantize_row_iq1_s_impl and quantize_row_iq1_m_impl in ggml-quants.c, whose sort keeps equal weights in order.
+For the codes -1, 0 and 1 the best scale is found exactly: sorted weights are split in three in every way, and sums over
+the sorted weights judge a split. The points nearest to the best codes follow. The order of float32 operations is that
+of quantize_row_iq1_s_impl and quantize_row_iq1_m_impl in ggml-quants.c, whose sort keeps equal weights in order.
 """
 
 from functools import cache
@@ -140,7 +140,8 @@ def best_split_s(n: int, sum_x: Any, sum_w: Any, ends: Any, scale: Any) -> Any:
 
 @jitable
 def best_split_m(n: int, x0: Any, w0: Any, x1: Any, w1: Any, scale: Any) -> Any:
-    """The same for two halves with sums of their own, each shifted up or down: k = 2 * (first is down) + (second is down).
+    """The same for two halves with sums of their own, each shifted up or down: k = 2 * (first is down) + (second is
+    down).
 
     The sum for a split is total * (1 +- eighth) - sum[first] - sum[second]: the three values are 1 apart.
     """

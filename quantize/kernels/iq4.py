@@ -1,9 +1,9 @@
 """IQ4_NL and IQ4_XS: codes of four bits stand for sixteen values that lie closer near zero.
 
 The order of float32 operations is that of quantize_row_iq4_nl_impl in ggml-quants.c, of which only the choice of the
-nearest value is done otherwise: its binary search ends in a comparison of distances, which is exact near the middle between
-two values, so the middles are thresholds. Cells of 10.25 hold one of them at most, never near an edge: tables tell it, and
-the values on both sides.
+nearest value is done otherwise: its binary search ends in a comparison of distances, which is exact near the middle
+between two values, so the middles are thresholds. Cells of 10.25 hold one of them at most, never near an edge: tables
+tell it, and the values on both sides.
 """
 
 from typing import Any

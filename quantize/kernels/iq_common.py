@@ -6,15 +6,11 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from ggufsmith.quantize import simd
+from ggufsmith.quantize import vectors
 from ggufsmith.quantize.simd import (
-    F32,
-    I32,
     MAGIC,
-    U32,
     W,
     bits,
-    define,
     f32,
     gather,
     half_to_f32,
@@ -47,14 +43,14 @@ def entry(table: Any, index: Any) -> Any:
 
 
 def type_entry(table: Any, index: Any) -> Any:
-    return F32 if simd.of_array(table) == F32 and index in (I32, U32) else None
+    return vectors.F32 if vectors.of_array(table) == vectors.F32 and index in (vectors.I32, vectors.U32) else None
 
 
 def emit_entry(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     """With AVX-512 the table lies in two registers, and one instruction looks up 16 lanes; else memory is read."""
     if W != ENTRIES:
-        masked = builder.and_(args[1], simd.splat(builder, ir.Constant(ir.IntType(32), ENTRIES - 1)))
-        return simd.emit_gather(context, builder, sig, (args[0], masked))
+        masked = builder.and_(args[1], vectors.splat(builder, ir.Constant(ir.IntType(32), ENTRIES - 1)))
+        return vectors.emit_gather(context, builder, sig, (args[0], masked))
     half, word = ir.VectorType(ir.FloatType(), 16), ir.IntType(32)
     data = context.make_array(sig.args[0])(context, builder, args[0]).data
     tables = []
@@ -72,7 +68,7 @@ def emit_entry(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return builder.shuffle_vector(*parts, ir.Constant(ir.VectorType(word, W), list(range(W))))
 
 
-define(entry, type_entry, emit_entry, 2)
+vectors.define(entry, type_entry, emit_entry, 2)
 
 
 @jitable

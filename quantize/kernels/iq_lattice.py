@@ -1,9 +1,10 @@
 """IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S: groups of weights as signs times points of a lattice.
 
 One search serves the five types; what differs is data (`Lattice`, `Layout`). A super-block of 256 weights is one lane.
-Its sub-blocks are searched one after the other: for every scale tried, the magnitudes are rounded to odd multiples of the
-scale, moved to the best of the nearest grid points, and judged by sum(w * x * q)**2 / sum(w * q * q); then the best scale is
-refined. The order of float32 operations is that of quantize_row_iq2_*_impl and quantize_row_iq3_*_impl in ggml-quants.c.
+Its sub-blocks are searched one after the other: for every scale tried, the magnitudes are rounded to odd multiples of
+the scale, moved to the best of the nearest grid points, and judged by sum(w * x * q)**2 / sum(w * q * q); then the best
+scale is refined. The order of float32 operations is that of quantize_row_iq2_*_impl and quantize_row_iq3_*_impl in
+ggml-quants.c.
 """
 
 from collections.abc import Callable
@@ -80,8 +81,8 @@ class Lattice(NamedTuple):
 class Layout(NamedTuple):
     """Where the bits of a super-block lie, counted from behind its scale d.
 
-    low, high: int32, of the number of each group's point: its low `width` bits, and the `above` bits above. sign: of each
-    eight weights. scale: of each sub-block, four bits. words: the length, in units of four bytes.
+    low, high: int32, of the number of each group's point: its low `width` bits, and the `above` bits above. sign: of
+    each eight weights. scale: of each sub-block, four bits. words: the length, in units of four bytes.
     factor: a sub-block's weights are d * (0.5 + scale) * factor * the point's values, with signs.
     """
 
@@ -117,11 +118,11 @@ class Grid(NamedTuple):
 class Room(NamedTuple):
     """Scratch of one call; W numbers, one per lane, of each thing counted here.
 
-    x, importance: of 256 weights. weight, root, magnitude, product: of the weights of a sub-block: the weight w, sqrt(w),
-    |x| and w * |x|. scales: of each try. vector, odd: of each group and try, the number of the rounded vector, later the slot
-    of its grid point, and the point's codes. best: of each group, the slot in the best try. point, sign, scale, alive: of
-    each group, eight weights, sub-block and sub-block. words, block: the block's bits and bytes. piece, piece_root: |x| and sqrt(w) of a sub-block again, but
-    all numbers of a lane together.
+    x, importance: of 256 weights. weight, root, magnitude, product: of the weights of a sub-block: the weight w,
+    sqrt(w), |x| and w * |x|. scales: of each try. vector, odd: of each group and try, the number of the rounded vector,
+    later the slot of its grid point, and the point's codes. best: of each group, the slot in the best try. point, sign,
+    scale, alive: of each group, eight weights, sub-block and sub-block. words, block: the block's bits and bytes.
+    piece, piece_root: |x| and sqrt(w) of a sub-block again, but all numbers of a lane together.
     """
 
     x: Any
@@ -182,8 +183,8 @@ def mean_square(x: Any, spread: Any) -> Any:
 def prepare(spec: Lattice, room: Room, start: int, mean: Any) -> Any:
     """Weights, magnitudes and signs of the sub-block at `start`; returns the largest magnitude of each lane.
 
-    With `even`, where eight weights have an odd number of minus signs, the one that matters least gets the wrong sign, and
-    so a negative magnitude.
+    With `even`, where eight weights have an odd number of minus signs, the one that matters least gets the wrong sign,
+    and so a negative magnitude.
     """
     largest = broadcast(f32(0))
     for k in range(0, spec.size, 8):
@@ -227,8 +228,9 @@ def prepare(spec: Lattice, room: Room, start: int, mean: Any) -> Any:
 def slip(room: Room, subs: int, groups: int, eights: int, mask: int) -> None:
     """Move what is stored of a sub-block to the place of the last one of zeros, as quantize_row_iq3_s_impl does.
 
-    That function advances its output pointers only for sub-blocks that are not zero. The low bits of points and the signs
-    slip so; the high bits and scales do not. Decoders, which know nothing of it, read other weights than were meant.
+    That function advances its output pointers only for sub-blocks that are not zero. The low bits of points and the
+    signs slip so; the high bits and scales do not. Decoders, which know nothing of it, read other weights than were
+    meant.
     """
     for lane in range(W):
         to = 0
@@ -265,13 +267,13 @@ def write_blocks(room: Room, half: Any, count: int, out: Any, at: int) -> None:
 
 
 def encoder(dims: int, levels: int) -> Callable[..., None]:
-    """The search for lattices of this shape: encode(x, out, importance, first, spec, layout, grid) as Codec.weighted."""
+    """The search for lattices of this shape, as Codec.weighted; its tables come after `first`."""
     top = f32(2 * levels - 1)
     nearest = nearest_point(dims, levels)
 
     @jitable
     def rounded(magnitude: Any, at: int, inverse: Any) -> Any:
-        """The number of the vector of codes of the group at `at`, whose weights are nearest to (2 * code + 1) * scale."""
+        """The number of the vector of codes for which (2 * code + 1) * scale is nearest to the group at `at`."""
         u = broadcast(0)
         for i in range(dims - 1, -1, -1):
             code = nearest_integer(f32(0.5) * (inverse * load(magnitude, (at + i) * W) - f32(1)))
@@ -318,7 +320,9 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
 
     @jitable
     def search(spec: Lattice, grid: Grid, room: Room, start: int, mean: Any, wanted: Any) -> Any:
-        """The scale of the sub-block at `start`, which may be zero; its points and signs go to room.point and room.sign."""
+        """The scale of the sub-block at `start`, which may be zero; its points and signs go to room.point and
+        room.sign.
+        """
         groups = spec.size // dims
         largest = prepare(spec, room, start, mean)
         alive = largest >= spec.least

@@ -1,9 +1,9 @@
 """Which of many grid points is nearest: sixteen candidates of one lane at once.
 
-The searches of IQ1, IQ2 and IQ3 compare every candidate by sum(w[i] * (scale * q[i] - x[i])**2), added in the order of i.
-As q[i] is one of few levels, the terms are computed once, into two tables of 16 entries (`Row`), and a candidate is sixteen
-lanes' worth of look-ups by its nibbles (grids.Candidates.packed) and additions in ggml's order. So the lanes are candidates
-here, not blocks; the minimum over them is exact, and of equal candidates the first wins, as in ggml.
+The searches of IQ1, IQ2 and IQ3 compare every candidate by sum(w[i] * (scale * q[i] - x[i])**2), added in the order of
+i. As q[i] is one of few levels, the terms are computed once, into two tables of 16 entries (`Row`), and a candidate is
+sixteen lanes' worth of look-ups by its nibbles (grids.Candidates.packed) and additions in ggml's order. So the lanes
+are candidates here, not blocks; the minimum over them is exact, and of equal candidates the first wins, as in ggml.
 
 Like simd.py, everything runs compiled inside a kernel and, on NumPy arrays of 16, outside.
 """
@@ -18,10 +18,12 @@ from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import signature
 from numba.extending import models, register_model
+from numpy.typing import NDArray
 
-from ggufsmith.quantize import simd
+from ggufsmith.quantize import vectors
 from ggufsmith.quantize.grids import CHUNK
-from ggufsmith.quantize.simd import define, f32, jitable
+from ggufsmith.quantize.simd import W, jitable
+from ggufsmith.quantize.vectors import define
 
 WORST = (1 << 63) - 1
 
@@ -85,7 +87,7 @@ def constant(value: int, like: ir.Type) -> ir.Constant:
 
 def permute(builder: Any, table: Any, index: Any) -> Any:
     """One instruction with AVX-512; else the table goes to memory and sixteen loads fetch the entries."""
-    if simd.host_lanes() == 2 * CHUNK:
+    if W == 2 * CHUNK:
         return call(builder, "llvm.x86.avx512.permvar.sf.512", table.type, table, index)
     memory = cgutils.alloca_once(builder, table.type)
     builder.store(table, memory)
@@ -100,7 +102,7 @@ def permute(builder: Any, table: Any, index: Any) -> Any:
 
 
 def emit_row(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    value = builder.load(simd.pointer(context, builder, sig, args, 0, 1, KINDS[sig.return_type]))
+    value = builder.load(vectors.pointer(context, builder, sig, args, 0, 1, KINDS[sig.return_type]))
     value.align = 4
     return value
 
@@ -159,8 +161,8 @@ def nearest_point(dims: int, levels: int) -> Callable[..., int]:
 
     nearest(packed, start, stop, near, far) -> slot
 
-    packed: the grid's Candidates.packed; start, stop: the chunks to compare. near, far: rows with the terms of the first
-    16 // levels positions, and of the others, in the order of packed's nibbles.
+    packed: the grid's Candidates.packed; start, stop: the chunks to compare. near, far: rows with the terms of the
+    first 16 // levels positions, and of the others, in the order of packed's nibbles.
     """
     split = CHUNK // levels
 
@@ -179,12 +181,9 @@ def nearest_point(dims: int, levels: int) -> Callable[..., int]:
     return jitable(nearest)  # type: ignore[no-any-return]
 
 
-def table_entries(dims: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
+def table_entries(dims: int, levels: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Of the 32 entries of the two tables: which position each is for (int32), and its level 2 * code + 1 (float32)."""
     split = CHUNK // levels
     entry = np.arange(2 * CHUNK)
     position = entry // CHUNK * split + np.minimum(entry % CHUNK // levels, split - 1)
     return np.minimum(position, dims - 1).astype(np.int32), (2 * (entry % CHUNK % levels) + 1).astype(np.float32)
-
-
-__all__ = ["FLOATS", "INTS", "f32", "fill", "least", "look_up", "nearest_point", "pick", "row", "table_entries"]

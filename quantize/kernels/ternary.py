@@ -27,7 +27,7 @@ from ggufsmith.quantize.simd import (
 BLOCK = 256
 INFINITY = f32(np.inf)
 
-# TQ1_0: five trits per byte, in runs of bytes: the first byte, how many, and their first weight. A byte holds every `run`th
+# TQ1_0 holds five trits per byte, in runs of bytes: (first byte, how many, first weight); a byte holds every `how many`th
 # weight. The last four bytes hold four weights each.
 RUNS = ((0, 32, 0), (32, 16, 160))
 LAST, LAST_WEIGHT = 48, 240
@@ -44,7 +44,7 @@ def largest(x: Any) -> Any:
 
 @jitable
 def trit(x: Any, i: int, inverse: Any) -> Any:
-    """0, 1 or 2 for the nearest of -1, 0 and 1, ties away from zero; 1 where the inverse of a tiny scale is infinite."""
+    """0, 1 or 2 for the nearest of -1, 0 and 1, ties away from zero; 1 where a tiny scale has no finite inverse."""
     v = inverse * load(x, i * W)
     up, down = (v >= f32(0.5)) & (v < INFINITY), (v <= f32(-0.5)) & (v > -INFINITY)
     return to_i32(up) - to_i32(down) + 1
@@ -54,8 +54,8 @@ def trit(x: Any, i: int, inverse: Any) -> Any:
 def base_three(x: Any, first: int, count: int, step: int, inverse: Any) -> Any:
     """A byte of five trits, of which the first `count` are those of every `step`th weight and the others are 0.
 
-    The number n of five ternary digits is stored as n * 256 / 243, rounded up: a fraction of 256 from which multiplications
-    by 3 bring out digit after digit. 69043 / 2**24 is the division by 243.
+    The number n of five ternary digits is stored as n * 256 / 243, rounded up: a fraction of 256 from which
+    multiplications by 3 bring out digit after digit. 69043 / 2**24 is the division by 243.
     """
     number = broadcast(0)
     for k in range(5):
