@@ -13,6 +13,7 @@ help:
 	@echo "make test         the tests"
 	@echo "make conformance  compare with llama.cpp, transformers and the reference converter (builds llama.cpp once)"
 	@echo "make check        format, lint, types, generated documentation"
+	@echo "make docs         write the generated documents anew"
 	@echo "make bench        speed and memory, against the reference tools"
 
 setup: $(VENV)/.setup
@@ -44,8 +45,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+docs: setup
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.conformance
 	$(BIN)/python tests/bench/convert.py
 
-.PHONY: help setup run test conformance check bench
+.PHONY: help setup run test conformance check docs bench

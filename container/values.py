@@ -46,7 +46,7 @@ class Value:
         if not isinstance(other, Value):
             return NotImplemented
         same = (self.type, self.element) == (other.type, other.element)
-        return same and bool(np.array_equal(self.data, other.data))  # type: ignore[arg-type]
+        return same and bool(np.array_equal(self.data, other.data))
 
     __hash__ = None  # type: ignore[assignment]
 

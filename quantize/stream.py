@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
-from ggufsmith.container.writer import Writer
-from ggufsmith.quantize.rows import Finding, Report, decode, encode
+from ggufsmith.quantize.rows import FLOATS, Finding, Report, decode, encode
 
-CHUNK = 1 << 20  # weights per chunk: 4 MiB of float32
+CHUNK = 1 << 18  # weights per chunk: what a core reads, computes and writes stays in its cache
 F32 = BY_NAME["F32"]
 Array = NDArray[Any]
 
@@ -68,15 +67,21 @@ class Tensor(Protocol):
         """Rows start..stop: (n, width) in the dtype of a plain format, (n, bytes per row) uint8 of a block format."""
 
 
+class Sink(Protocol):
+    """Takes bytes at offsets: a `container.writer.Writer`, or a `container.shards.SetWriter`."""
+
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Target:
-    """One output file. Its layout has the tensors in the order in which they are streamed.
+    """One output. Its layout has the tensors in the order in which they are streamed.
 
     importance: for each tensor the importance matrix's weights, (width,) or (slices, width) for stacked experts.
     """
 
     layout: Layout
-    writer: Writer
+    writer: Sink
     importance: Sequence[NDArray[np.float32] | None] | None = None
 
 
@@ -169,8 +174,8 @@ def _chunk(
     reports = []
     for target in targets:
         spec, report = target.layout.tensors[index], Report()
-        if spec.format is held and not held.plain:
-            encoded = rows
+        if spec.format is held and held.name not in FLOATS:
+            encoded = rows.view(np.uint8)
         else:
             if wide is None:
                 wide = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
