@@ -48,8 +48,6 @@ def parse_pieces(raw: bytes, where: Path) -> Pieces:
         tokens, scores = model.id_to_piece(ids), model.get_score(ids)
     except (RuntimeError, OSError, ValueError) as error:
         raise Malformed(f"not a SentencePiece model: {error}", where=where) from None
-    if not ids:
-        raise Malformed("a SentencePiece model without pieces", where=where)
     if not np.isfinite(scores).all():
         raise Malformed("a score is not finite", where=where)
     types = [TokenType.NORMAL] * len(ids)

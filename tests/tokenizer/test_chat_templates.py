@@ -29,6 +29,8 @@ def test_named_templates(tmp_path: Path) -> None:
     assert metadata[KEY.CHAT_TEMPLATE].data == "D"
     assert metadata[KEY.CHAT_TEMPLATES].data == ("rag", "tool_use")
     assert metadata["tokenizer.chat_template.tool_use"].data == "T"
+    named = [key for key in metadata if key.startswith("tokenizer.chat_template.")]
+    assert named == ["tokenizer.chat_template.rag", "tokenizer.chat_template.tool_use"]
     assert metadata["tokenizer.chat_template.rag"].data == "R"
 
 

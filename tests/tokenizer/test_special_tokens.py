@@ -34,6 +34,13 @@ def test_ids_of_the_config_where_no_name_is_given(tmp_path: Path) -> None:
     assert read(folder, config={"text_config": {"eos_token_id": 601}}).special == {"eos": 601}
 
 
+def test_names_are_looked_up_among_added_tokens(tmp_path: Path) -> None:
+    """As the reference does: without tokenizer.json only BOS and EOS are found, which llama.cpp needs."""
+    spm = folder_of("llama-spm", tmp_path / "spm")
+    assert read(spm).special == {"bos": 1, "eos": 2}
+    assert read(folder_of("llama-bpe-fallback", tmp_path / "bpe")).special == {"bos": 1, "eos": 2, "unk": 0}
+
+
 def test_eos_as_a_list(tmp_path: Path) -> None:
     """distributed-llama issue 177."""
     vocabulary = read(bare("qwen2-bpe", tmp_path), config={"eos_token_id": [602, 600]})

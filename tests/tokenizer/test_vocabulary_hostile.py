@@ -1,7 +1,9 @@
 """Files that are damaged, contradictory or made to do harm: one typed error that names the file and the key."""
 
 import json
+import math
 import os
+import struct
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -206,6 +208,15 @@ def test_a_truncated_tokenizer_model(cut: int, tmp_path: Path) -> None:
     whole = (folder / "tokenizer.model").read_bytes()
     (folder / "tokenizer.model").write_bytes(whole[:cut])
     with pytest.raises(Malformed, match=r"tokenizer\.model: "):
+        read(folder)
+
+
+def test_a_score_that_is_no_number(tmp_path: Path) -> None:
+    folder = folder_of("gemma-spm", tmp_path)
+    model = (folder / "tokenizer.model").read_bytes()
+    scored = b"<unused0>\x15"
+    (folder / "tokenizer.model").write_bytes(model.replace(scored + bytes(4), scored + struct.pack("<f", math.nan)))
+    with pytest.raises(Malformed, match=r"tokenizer\.model: a score is not finite"):
         read(folder)
 
 

@@ -76,8 +76,36 @@ def test_byte_fallback_bpe_becomes_a_scored_vocabulary(tmp_path: Path) -> None:
     assert scored.types.tolist() == source.types.tolist()
     assert scored.scores is not None and source.scores is not None
     merged = source.scores[259:900] > source.scores[259:900].min()
-    by_rank, by_score = scored.scores[259:900][merged], source.scores[259:900][merged]
-    assert (np.argsort(-by_rank, kind="stable") == np.argsort(-by_score, kind="stable")).mean() > 0.99
+    assert scored.scores[259] == 0.0
+    assert (np.diff(scored.scores[259:900][merged][:300]) < 0).all()
+
+
+def test_the_first_merge_of_a_token_gives_its_score(tmp_path: Path) -> None:
+    def two_ways(tokenizer: Json) -> None:
+        tokenizer["added_tokens"] = []
+        tokenizer["model"] |= {
+            "vocab": {"<unk>": 0, "a": 1, "b": 2, "c": 3, "bc": 4, "abc": 5, "ab": 6, "<0x41>": 7},
+            "merges": [["b", "c"], ["a", "bc"], ["a", "b"], ["ab", "c"]],
+        }
+
+    vocabulary = read(folder_of("llama-bpe-fallback", tmp_path, tokenizer=two_ways, tokenizer_config=dict.clear))
+    assert vocabulary.scores is not None
+    assert vocabulary.scores[:8].tolist() == [-4.0, -4.0, -4.0, -4.0, 0.0, -1.0, -2.0, 0.0]
+
+
+def test_pieces_beyond_the_embedding_are_left_out(tmp_path: Path) -> None:
+    vocabulary = read(folder_of("llama-spm", tmp_path), size=880)
+    assert len(vocabulary.tokens) == len(vocabulary.types) == 880
+    assert any("the last 20 left out" in note for note in vocabulary.notes)
+
+
+def test_an_unused_piece(tmp_path: Path) -> None:
+    folder = folder_of("gemma-spm", tmp_path)
+    model = (folder / "tokenizer.model").read_bytes()
+    piece = b"<unused0>\x15" + bytes(4) + b"\x18"
+    (folder / "tokenizer.model").write_bytes(model.replace(piece + b"\x04", piece + b"\x05"))
+    put(folder, "tokenizer_config.json", {})
+    assert read(folder).types[6] == TokenType.UNUSED
 
 
 def test_merges_as_strings_and_as_pairs_are_the_same(tmp_path: Path) -> None:
