@@ -37,15 +37,17 @@ def folder_and_config(name: str, scratch: Path) -> tuple[Path, dict[str, Any]]:
     folder = scratch / name
     size = vocabularies.write(name, folder)
     generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    ids = {key: generation[key] for key in ("bos_token_id", "eos_token_id")}
-    return folder, {**oracles.LLAMA, "vocab_size": size, **ids}
+    base = oracles.GEMMA2 if name.startswith("gemma") else oracles.LLAMA
+    # The reference leaves out an EOS that is an array.
+    ids = {key: value[0] if isinstance(value, list) else value for key, value in generation.items()}
+    return folder, {**base, "vocab_size": size, **ids}
 
 
 def read(folder: Path, config: dict[str, Any]) -> Vocabulary:
     return read_vocabulary(folder, config=config, size=config["vocab_size"], architecture=config["architectures"][0])
 
 
-@pytest.mark.parametrize("name", [*oracles.REAL, "llama-spm"])
+@pytest.mark.parametrize("name", [*oracles.REAL, "llama-spm", "gemma-spm"])
 def test_keys_equal_those_of_the_reference_converter(name: str, tmp_path: Path) -> None:
     folder, config = folder_and_config(name, tmp_path)
     assert read(folder, config).metadata() == oracles.reference_metadata(folder, config, tmp_path)
@@ -98,7 +100,7 @@ APPROXIMATE: dict[str, Callable[[str], bool]] = {
     # "\s?[　-。]+" before an ideographic space: std::wregex leaves the space out of the match.
     "deepseek-llm": lambda text: " \u3000" in text,
     # The reference names it falcon3, but llama.cpp splits it like Llama 3: punctuation, white space and endings differ.
-    "falcon3": lambda text: True,
+    "falcon3": lambda text: not all(character.isalpha() or character == " " for character in text),
 }
 
 

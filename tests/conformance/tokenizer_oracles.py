@@ -41,6 +41,17 @@ SHAPE = {
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SHAPE}
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **SHAPE}
 
+GEMMA2 = {
+    **SHAPE,
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "sliding_window": 4096,
+}
+
 # The published vocabularies, with the ids that their config.json states.
 REAL: Mapping[str, dict[str, Any]] = {
     "llama-2": {**LLAMA, "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2},

@@ -257,7 +257,7 @@ def paths(value: Any) -> list[list[Any]]:
 PATHS = [(name, path) for name, value in QWEN2.items() for path in paths(value)]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=250)
 @given(st.sampled_from(PATHS), VALUES)
 def test_any_value_anywhere_gives_a_vocabulary_or_one_failure(place: tuple[str, list[Any]], value: Any) -> None:
     name, path = place
