@@ -19,7 +19,7 @@ def run_convert(job: Job, *, dry_run: bool, machine: bool, quiet: bool) -> None:
         return
     silent = quiet or machine
     with render.progress(prepared.path.name, prepared.weights, silent) as advance:
-        done = run(prepared, advance)
+        done = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
     if machine:
         rate = prepared.weights / done.seconds
         render.as_json({**_report(done.prepared), "seconds": done.seconds, "weights_per_second": rate})

@@ -72,6 +72,12 @@ def progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
         yield log
 
 
+def kernels(seconds: float) -> None:
+    """Say why a first run took longer."""
+    if seconds > 1:
+        err.print(f"compiled kernels in {seconds:.1f} s; later runs find them on the disk", markup=False)
+
+
 def lines(rows: Iterator[tuple[str, str]]) -> None:
     """A summary: label and value, aligned."""
     pairs = list(rows)

@@ -22,7 +22,7 @@ from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters
 from ggufsmith.naming.metadata import general_metadata, read_overrides
-from ggufsmith.quantize.stream import Target, available_cores, stream
+from ggufsmith.quantize.stream import Target, available_cores, load_kernels, stream
 from ggufsmith.tokenizer.read import read_vocabulary
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
@@ -122,9 +122,18 @@ def prepare(job: Job) -> Prepared:
     return Prepared(job, checkpoint, plan, lay_out(metadata, specs), path, tuple(notes))
 
 
-def run(prepared: Prepared, advance: Callable[[int], None] = lambda weights: None) -> Done:
-    """Convert, verify, and give the file its name. `advance` is told of weights as they are written."""
+def run(
+    prepared: Prepared,
+    advance: Callable[[int], None] = lambda weights: None,
+    loaded: Callable[[float], None] = lambda seconds: None,
+) -> Done:
+    """Convert, verify, and give the file its name.
+
+    advance: told of weights as they are written. loaded: told how long compiling or loading the kernels took.
+    """
     job, started = prepared.job, time.perf_counter()
+    if job.outdir is not None and job.outfile is None:
+        job.outdir.mkdir(parents=True, exist_ok=True)
     writer = Writer(
         prepared.path,
         prepared.layout,
@@ -133,12 +142,11 @@ def run(prepared: Prepared, advance: Callable[[int], None] = lambda weights: Non
         inputs=prepared.checkpoint.files,
     )
     with prepared.checkpoint as checkpoint, writer:
-        stream(
-            tensors_of(checkpoint, prepared.plan.outputs),
-            [Target(prepared.layout, writer)],
-            threads=job.threads or available_cores(),
-            advance=advance,
-        )
+        tensors = tensors_of(checkpoint, prepared.plan.outputs)
+        targets = [Target(prepared.layout, writer)]
+        load_kernels(tensors, targets)
+        loaded(time.perf_counter() - started)
+        stream(tensors, targets, threads=job.threads or available_cores(), advance=advance)
         writer.commit()
     return Done(replace(prepared, path=writer.path), time.perf_counter() - started)
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,6 +84,20 @@ class Target:
     layout: Layout
     writer: Sink
     importance: Sequence[NDArray[np.float32] | None] | None = None
+
+
+def load_kernels(tensors: Sequence[Tensor], targets: Sequence[Target]) -> None:
+    """Compile the kernels that `stream` will need, or load them from the disk, before the clock of the work starts."""
+    for target in targets:
+        importance = target.importance or [None] * len(tensors)
+        for spec, tensor, weights in zip(target.layout.tensors, tensors, importance, strict=True):
+            if tensor.held.plain or spec.format is not tensor.held:
+                _warm(spec.format, tensor.held, weights is not None)
+
+
+@cache
+def _warm(target: Format, source: Format, weighted: bool) -> None:
+    warm_up(target, source, weighted)
 
 
 def stream(
