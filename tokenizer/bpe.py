@@ -11,7 +11,7 @@ from gguf.constants import TokenType
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, token_text
+from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, shown, token_text
 
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 SPACE = "▁"  # SentencePiece's visible space
@@ -57,13 +57,13 @@ def read_bpe(tokenizer: Json, where: Path) -> Bpe:
     kind = model.get("type", "BPE")
     if kind != "BPE":
         raise Unsupported(
-            f"model.type is {kind!r}, only BPE can be converted from tokenizer.json",
+            f"model.type is {shown(kind)}, only BPE can be converted from tokenizer.json",
             where=where,
             fix="A SentencePiece vocabulary converts from its tokenizer.model; put that file into the folder.",
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise Unsupported(f"model.{key} is {model[key]!r}; llama.cpp's BPE has none", where=where)
+            raise Unsupported(f"model.{key} is {shown(model[key])}; llama.cpp's BPE has none", where=where)
     vocab = expect(model.get("vocab"), dict, where=where, key="model.vocab")
     check_vocab(vocab, where, "model.vocab")
     return Bpe(
@@ -82,7 +82,7 @@ def check_vocab(vocab: Mapping[str, Any], where: object, key: str) -> None:
     ids = vocab.values()
     if not set(map(type, ids)) <= {int}:
         text = next(text for text, token in vocab.items() if type(token) is not int)
-        raise Malformed(f"{key}[{text!r}] is {vocab[text]!r}, not an integer", where=where)
+        raise Malformed(f"{key}[{shown(text)}] is {shown(vocab[text])}, not an integer", where=where)
     low, high = min(ids), max(ids)
     if low < 0 or high >= MAX_TOKENS:
         raise Malformed(f"{key} has the id {low if low < 0 else high}, outside 0..{MAX_TOKENS - 1}", where=where)
@@ -90,7 +90,9 @@ def check_vocab(vocab: Mapping[str, Any], where: object, key: str) -> None:
         owner: dict[int, str] = {}
         for text, token in vocab.items():
             if token in owner:
-                raise Malformed(f"{key} gives the id {token} to {owner[token]!r} and to {text!r}", where=where)
+                raise Malformed(
+                    f"{key} gives the id {token} to {shown(owner[token])} and to {shown(text)}", where=where
+                )
             owner[token] = text
 
 
@@ -100,13 +102,13 @@ def _merges(stated: list[Any], vocab: Mapping[str, int], where: Path) -> tuple[s
     for rank, merge in enumerate(stated):
         pair = merge.split(" ") if type(merge) is str else merge
         if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
-            raise Malformed(
-                f'model.merges[{rank}] is {str(merge)[:80]!r}, expected "left right" or a pair', where=where
-            )
+            raise Malformed(f'model.merges[{rank}] is {shown(merge)}, expected "left right" or a pair', where=where)
         left, right = pair
         if left not in vocab or right not in vocab or left + right not in vocab:
             missing = next(text for text in (left, right, left + right) if text not in vocab)
-            raise Malformed(f"model.merges[{rank}] needs the token {missing!r}, which model.vocab lacks", where=where)
+            raise Malformed(
+                f"model.merges[{rank}] needs the token {shown(missing)}, which model.vocab lacks", where=where
+            )
         if " " in left or " " in right:
             raise Unsupported(
                 f"model.merges[{rank}] merges a plain space; GGUF separates the two with one", where=where
@@ -139,7 +141,7 @@ def read_decoder(tokenizer_config: Json, where: Path) -> dict[int, Added]:
     """`added_tokens_decoder` of tokenizer_config.json: id -> token."""
     found: dict[int, Added] = {}
     for number, entry in (child(tokenizer_config, "added_tokens_decoder", dict, where=where) or {}).items():
-        key = f"added_tokens_decoder[{number[:20]!r}]"
+        key = f"added_tokens_decoder[{shown(number)}]"
         if not re.fullmatch("[0-9]{1,9}", number):
             raise Malformed(f"{key}: the key is not a token id", where=where)
         _add(found, int(number), entry if isinstance(entry, dict) else {"content": entry}, where, key)
@@ -151,7 +153,7 @@ def _add(found: dict[int, Added], token: int, entry: Json, where: Path, key: str
         raise Malformed(f"{key} has the id {token}, outside 0..{MAX_TOKENS - 1}", where=where)
     text = expect(token_text(entry, where=where, key=key), str, where=where, key=f"{key}.content")
     if token in found and found[token].text != text:
-        raise Malformed(f"the id {token} is given to {found[token].text!r} and to {text!r}", where=where)
+        raise Malformed(f"the id {token} is given to {shown(found[token].text)} and to {shown(text)}", where=where)
     if not text:
         raise Malformed(f"{key} is empty", where=where)
     found[token] = Added(token, text, bool(child(entry, "special", bool, where=where, path=f"{key}.")))
@@ -174,11 +176,13 @@ class Table:
     def put(self, added: Added) -> None:
         """Set an added token; ids outside the table have no row in the embedding, so the model cannot use them."""
         if added.id >= len(self.tokens):
-            self.notes.append(f"token {added.id} {added.text!r} has no row in the embedding: left out")
+            self.notes.append(f"token {added.id} {shown(added.text)} has no row in the embedding: left out")
             return
         before = self.tokens[added.id]
         if before is not None and before != added.text:
-            self.notes.append(f"token {added.id} is {added.text!r} as an added token, {before!r} in the vocabulary")
+            self.notes.append(
+                f"token {added.id} is {shown(added.text)} as an added token, {shown(before)} in the vocabulary"
+            )
         self.tokens[added.id] = added.piece
         self.types[added.id] = TokenType.CONTROL if added.control else TokenType.USER_DEFINED
         self.scores[added.id] = NO_SCORE
@@ -198,7 +202,7 @@ class Table:
             first: dict[str, int] = {}
             for i, text in enumerate(tokens):
                 if first.setdefault(text, i) != i:
-                    raise Malformed(f"tokens {first[text]} and {i} are both {text!r}", where=where)
+                    raise Malformed(f"tokens {first[text]} and {i} are both {shown(text)}", where=where)
         return tokens
 
 
@@ -222,13 +226,15 @@ def table_of(bpe: Bpe, added: list[Added], size: int | None, where: Path, *, sco
     gap = next((t for i, t in enumerate(t for t in added if t.text not in owners) if t.id != len(bpe.vocab) + i), None)
     if gap is not None:
         table.notes.append(
-            f"added token {gap.id} {gap.text!r} does not follow the one before: transformers renumbers it"
+            f"added token {gap.id} {shown(gap.text)} does not follow the one before: transformers renumbers it"
         )
     for entry in added:
         # Like the tokenizers library: a text has one id, that of the vocabulary or of the first added token.
         owner = owners.setdefault(entry.text, entry.id)
         if owner != entry.id:
-            table.notes.append(f"added token {entry.id} {entry.text!r} is token {owner} already: its own id is unused")
+            table.notes.append(
+                f"added token {entry.id} {shown(entry.text)} is token {owner} already: its own id is unused"
+            )
         table.put(replace(entry, id=owner))
     return table
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Unsupported, Usage
-from ggufsmith.tokenizer.source import Json, child, expect
+from ggufsmith.tokenizer.source import Json, child, expect, shown
 
 Stages = tuple[str, ...]
 
@@ -212,7 +212,9 @@ def named(name: str) -> Pretokenizer:
     if row is None:
         near = difflib.get_close_matches(name, BY_NAME, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise Usage(f"unknown pre-tokenizer {name!r}", where="--pre", fix=f"{hint}Known: {', '.join(sorted(BY_NAME))}.")
+        raise Usage(
+            f"unknown pre-tokenizer {shown(name)}", where="--pre", fix=f"{hint}Known: {', '.join(sorted(BY_NAME))}."
+        )
     return row
 
 
@@ -249,7 +251,7 @@ def _byte_level(node: Json) -> str:
 
 
 def _plain(node: Json) -> str:
-    options = " ".join(f"{key}={value}" for key, value in node.items() if key != "type")
+    options = " ".join(f"{key}={shown(value)}" for key, value in list(node.items())[:9] if key != "type")
     return f"{node['type']} {options}".strip()
 
 
@@ -275,10 +277,10 @@ def match(stages: Stages, ignore_merges: bool, vocabulary: Container[str], where
                 return name, row
     if rows:
         return rows[0].name, rows[0]
-    shown = " → ".join(stages) or "none"
+    found = _cut(" → ".join(stages)) or "none"
     near = max(TABLE, key=lambda row: max((_likeness(stages, known) for known in row.stages), default=0.0))
     raise Unsupported(
-        f"no pre-tokenizer of llama.cpp splits like this one: {shown}",
+        f"no pre-tokenizer of llama.cpp splits like this one: {found}",
         where=f"{where}: pre_tokenizer",
         fix=f"The nearest is {near.name} ({' → '.join(near.stages[0])}). If it, or another of llama.cpp's, splits your "
         f"texts alike, pass --pre {near.name} (or --pre NAME).",
@@ -286,4 +288,9 @@ def match(stages: Stages, ignore_merges: bool, vocabulary: Container[str], where
 
 
 def _likeness(found: Stages, known: Stages) -> float:
-    return difflib.SequenceMatcher(None, "\n".join(found), "\n".join(known), autojunk=False).ratio()
+    return difflib.SequenceMatcher(None, _cut("\n".join(found)), "\n".join(known), autojunk=False).ratio()
+
+
+def _cut(text: str, limit: int = 2000) -> str:
+    """At most `limit` characters; the longest of TABLE has 1000."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

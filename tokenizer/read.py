@@ -13,7 +13,7 @@ from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.tokenizer import bpe, pretokenizers, spm
-from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, read_bytes, read_object, read_text
+from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, read_bytes, read_object, read_text, shown
 from ggufsmith.tokenizer.special import Files, find_special, special_texts
 from ggufsmith.tokenizer.templates import read_templates
 from ggufsmith.tokenizer.vocabulary import Vocabulary
@@ -195,9 +195,9 @@ def _from_pairs(folder: Path, tokenizer_config: Json) -> tuple[Json, pretokenize
     stages = pretokenizers.BY_CLASS.get(kind or "")
     if stages is None:
         raise Unsupported(
-            f"vocab.json and merges.txt do not say how text is split, and tokenizer_class {kind!r} is not known to",
+            f"vocab.json and merges.txt do not say how text is split, and tokenizer_class is {shown(kind)}",
             where=folder,
-            fix="Save the tokenizer with transformers, which writes a tokenizer.json.",
+            fix="That class is not known here: save the tokenizer with transformers, which writes a tokenizer.json.",
         )
     merges = [line for line in lines.replace("\r\n", "\n").split("\n") if line and not line.startswith("#version")]
     extra = read_object(folder, "added_tokens.json") or {}
@@ -213,9 +213,14 @@ def _normalizers(node: Json | None, where: Path) -> set[str]:
         return set()
     inner = child(node, "normalizers", list, where=where, path="normalizer.")
     if inner is None:
-        return {str(node.get("type"))}
+        return {_kind(node)}
     nodes = [expect(n, dict, where=where, key="normalizer.normalizers") for n in inner]
-    return {str(n.get("type")) for n in nodes}
+    return {_kind(n) for n in nodes}
+
+
+def _kind(node: Json) -> str:
+    kind = node.get("type")
+    return kind if isinstance(kind, str) else shown(kind)
 
 
 def _only_spaces(stage: str) -> bool:
@@ -224,12 +229,12 @@ def _only_spaces(stage: str) -> bool:
 
 
 # Gemma's pre-tokenizer: it can find no space, as the normalizer has replaced them all.
-_GEMMA = "Split pattern={'String': ' '} behavior=MergedWithPrevious invert=False"
+_GEMMA = "Split pattern={'String': ' '} behavior='MergedWithPrevious' invert=False"
 
 
 def _prepends(normalizers: set[str], stages: pretokenizers.Stages) -> bool | None:
     """None (llama.cpp's default, true) if a byte-fallback tokenizer puts a space before a text, else False."""
-    metaspace = any(stage.startswith("Metaspace") and "prepend_scheme=never" not in stage for stage in stages)
+    metaspace = any(stage.startswith("Metaspace") and "prepend_scheme='never'" not in stage for stage in stages)
     return None if metaspace or "Prepend" in normalizers else False
 
 

@@ -6,6 +6,7 @@ template that points at a private file would otherwise end up in the converted m
 
 import gc
 import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from ggufsmith.container.errors import Malformed
 
 MAX_BYTES = 256 * 2**20  # the largest tokenizer.json known (Gemma 3) has 33 MiB
-MAX_TOKENS = 2**23  # the largest vocabulary known has 2**18 tokens
+MAX_TOKENS = 2**21  # the largest vocabulary known has 2**18 tokens
 
 Json = dict[str, Any]
 
@@ -40,6 +41,15 @@ def _uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80
+
+
+def shown(value: Any) -> str:
+    """`value` for a message, cut short: a token can have megabytes, an array a thousand levels."""
+    return _short.repr(value)
 
 
 def inside(folder: Path, path: Path) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.tokenizer.source import Json, child, expect, token_ids, token_text
+from ggufsmith.tokenizer.source import Json, child, expect, shown, token_ids, token_text
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")
 
@@ -69,7 +69,7 @@ def find_special(
     names = _names(files)
     for role, text in names.items():
         if text not in index:
-            found.notes.append(f"{role}_token is {text!r}, which is not in the vocabulary: ignored")
+            found.notes.append(f"{role}_token is {shown(text)}, which is not in the vocabulary: ignored")
     template = _read_template(post_processor, files.folder / "tokenizer.json")
     _apply_template(template, names, found, with_config=bool(files.tokenizer_config))
     _read_flags(files, found)
@@ -240,9 +240,11 @@ def _collect_eog(found: Special, stated: Mapping[str, Iterable[int]], tokens: Se
             continue
         free = next((role for role in ("eom", "eot") if role not in found.ids), None)
         if "reserved" in tokens[token]:
-            found.notes.append(f"{tokens[token]!r} is said to end a generation, but has no meaning: no key written")
+            found.notes.append(
+                f"{shown(tokens[token])} is said to end a generation, but has no meaning: no key written"
+            )
         elif free:
             found.ids[free] = token
-            found.notes.append(f"{tokens[token]!r} also ends a generation: written as {free}")
+            found.notes.append(f"{shown(tokens[token])} also ends a generation: written as {free}")
         else:
-            found.notes.append(f"{tokens[token]!r} also ends a generation, but GGUF has no key left for it")
+            found.notes.append(f"{shown(tokens[token])} also ends a generation, but GGUF has no key left for it")

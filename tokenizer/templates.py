@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.tokenizer.source import expect, inside, read_object, read_text
+from ggufsmith.tokenizer.source import expect, inside, read_object, read_text, shown
 
 Templates = tuple[str | None, dict[str, str]]  # the default, and name -> template for the others
 
@@ -59,6 +59,6 @@ def _add(named: dict[str, str], name: str, template: str, where: Path) -> None:
     name = re.sub("[^A-Za-z0-9]", "_", name)
     if not name or name in named:
         raise Malformed(
-            f"two chat templates are called {name!r}" if name else "a chat template has no name", where=where
+            f"two chat templates are called {shown(name)}" if name else "a chat template has no name", where=where
         )
     named[name] = template

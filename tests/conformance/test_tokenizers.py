@@ -20,7 +20,7 @@ import pytest
 import tokenizer_oracles as oracles
 from gguf.constants import Keys
 
-from fixtures import vocabularies
+import vocabularies
 from ggufsmith.tokenizer import pretokenizers
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.vocabulary import Vocabulary

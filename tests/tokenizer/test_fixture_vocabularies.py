@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures import vocabularies
+import vocabularies
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer
 from vocabulary_folders import Json, added, folder_of, made, put, read
 
-from fixtures import vocabularies
+import vocabularies
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.layout import lay_out
 from ggufsmith.container.reader import open_gguf

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fixtures import vocabularies
+import vocabularies
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
