@@ -112,8 +112,8 @@ def special_texts(files: Files) -> frozenset[str]:
         ("special_tokens_map.json", files.special_tokens_map),
     ):
         where = files.folder / name
-        for key in (*(f"{role}_token" for role in (*ROLES, "cls")),):
-            found.add(token_text(source.get(key), where=where, key=key))
+        for role in (*ROLES, "cls"):
+            found.add(token_text(source.get(f"{role}_token"), where=where, key=f"{role}_token"))
         for key in ("additional_special_tokens", "extra_special_tokens"):
             value = source.get(key)
             more = list(value.values()) if isinstance(value, dict) else child(source, key, list, where=where) or []
