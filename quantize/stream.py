@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
-from ggufsmith.quantize.rows import FLOATS, Finding, Report, decode, encode
+from ggufsmith.quantize.rows import FLOATS, Finding, Report, decode, encode, warm_up
 
 CHUNK = 1 << 18  # weights per chunk: what a core reads, computes and writes stays in its cache
 F32 = BY_NAME["F32"]
