@@ -1,0 +1,166 @@
+"""`ggufsmith verify`: is a finished file sound, and is it what its source gives?"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ggufsmith.container.shards import GgufSet
+    from ggufsmith.container.values import Metadata
+    from ggufsmith.quantize.stream import Tensor
+
+
+def verify(
+    model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model; of several shards, any one.")],
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", help="What it was made from, a model folder or a GGUF file: make every tensor again."),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="A provenance record whose hashes the files must have.")
+    ] = None,
+    hashes: Annotated[bool, typer.Option("--sha256", help="Report the SHA-256 of every tensor and file.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Check a GGUF file: header, places of all tensors, every weight finite.
+
+    With --source, every tensor is made again: it has the same bytes, or an error no larger than its type allows.
+    """
+    from ggufsmith.cli.app import guarded
+
+    def work() -> None:
+        from ggufsmith.cli import render
+        from ggufsmith.container.errors import Malformed
+        from ggufsmith.container.shards import open_gguf_set
+
+        with open_gguf_set(model) as opened:
+            report = _examined(opened, hashes, threads, quiet or as_json)
+            if record is not None:
+                _recorded(opened, record, report)
+            if source is not None:
+                _compared(opened, source, threads, report, quiet or as_json)
+        problems = report["problems"]
+        if as_json:
+            render.as_json(report)
+            failed.extend(problems)
+        elif problems:
+            fix = "Make or fetch it again." if source is None else "Is this the source that it was made from?"
+            raise Malformed(f"{len(problems)} problems", where=model, also=problems[:MAX_LISTED], fix=fix)
+        elif not quiet:
+            render.lines(_summary(report))
+
+    failed: list[str] = []
+    guarded(work, as_json)
+    if failed:
+        raise typer.Exit(4)
+
+
+MAX_LISTED = 20
+# Keys that say how a file was made, and so differ from those of a source without meaning anything.
+MADE = ("general.file_type", "general.quantization_version", "quantize.")
+
+
+def _examined(model: "GgufSet", hashes: bool, threads: int | None, silent: bool) -> dict[str, Any]:
+    from ggufsmith.cli import render
+    from ggufsmith.container.provenance import described
+    from ggufsmith.quantize.stream import available_cores
+    from ggufsmith.quantize.verify import examine
+
+    weights = {tensor.name: math.prod(tensor.shape) for tensor in model.tensors.values()}
+    with render.progress("reading", sum(weights.values()), silent) as advance:
+        found = examine(model, hashes=hashes, threads=threads or available_cores(), advance=advance)
+    report: dict[str, Any] = {
+        "files": [
+            described(file.path) if hashes else {"name": file.path.name, "bytes": file.size} for file in model.files
+        ],
+        "tensor_count": len(found),
+        "problems": [
+            f"{each.name}: {each.nonfinite} weights or scales are not finite" for each in found if each.nonfinite
+        ],
+    }
+    if hashes:
+        report["tensors"] = {each.name: {"sha256": each.sha256} for each in found}
+    return report
+
+
+def _recorded(model: "GgufSet", record: Path, report: dict[str, Any]) -> None:
+    from ggufsmith.container.provenance import record_problems
+
+    report["problems"] += record_problems(record, model.paths)
+    report["record"] = str(record)
+
+
+def _compared(model: "GgufSet", source: Path, threads: int | None, report: dict[str, Any], silent: bool) -> None:
+    from ggufsmith.cli import render
+    from ggufsmith.quantize.stream import available_cores
+    from ggufsmith.quantize.verify import TOLERANCE, compare, unpaired
+
+    with ExitStack() as stack:
+        sources, metadata = _open(source, stack.enter_context)
+        report["problems"] += [f"{name}: {problem}" for name, problem in unpaired(model, sources).items()]
+        weights = sum(math.prod(each.shape) for each in sources)
+        with render.progress("comparing", weights, silent) as advance:
+            found = compare(model, sources, threads=threads or available_cores(), advance=advance)
+    report["problems"] += [
+        f"{each.name}: as {each.format.name} its error is {each.error:.3g} of the weights; made here it is "
+        f"{each.ours:.3g}, and {TOLERANCE:g} times that is allowed"
+        for each in found
+        if not each.acceptable
+    ]
+    report["source"] = str(source)
+    report["compared"] = {
+        each.name: {"type": each.format.name, "exact": each.exact, "error": each.error, "error_made_here": each.ours}
+        for each in found
+    }
+    report["other_keys"] = [
+        key
+        for key in [*metadata, *(key for key in model.metadata if key not in metadata)]
+        if metadata.get(key) != model.metadata.get(key) and not key.startswith(MADE)
+    ]
+
+
+def _open(source: Path, enter: Callable[[Any], Any]) -> "tuple[Sequence[Tensor], Metadata]":
+    """The tensors that a source gives, and its metadata."""
+    if source.is_dir():
+        from ggufsmith.convert.execute import tensors_of
+        from ggufsmith.convert.run import Job, prepare
+
+        prepared = prepare(Job(source))
+        return tensors_of(enter(prepared.checkpoint), prepared.plan.outputs), prepared.layout.metadata
+    from ggufsmith.container.shards import open_gguf_set
+    from ggufsmith.quantize.requantize import Held
+
+    opened = enter(open_gguf_set(source))
+    return [Held(opened, info, info.name) for info in opened.tensors.values()], opened.metadata
+
+
+def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from ggufsmith.container.summary import shown
+
+    for file in report["files"]:
+        yield "file", f"{file['name']}  {file['bytes']} bytes" + (f"  {file['sha256']}" if "sha256" in file else "")
+    for name, tensor in report.get("tensors", {}).items():
+        yield "tensor", f"{tensor['sha256']}  {shown(name)}"
+    yield "sound", f"{report['tensor_count']} tensors in place, all weights finite"
+    if "record" in report:
+        yield "record", "every file has the hash that it says"
+    if "compared" in report:
+        yield from _sources(report["compared"])
+    if keys := report.get("other_keys"):
+        yield "keys", f"{len(keys)} differ from the source: {', '.join(map(shown, keys[:MAX_LISTED]))}"
+
+
+def _sources(compared: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    exact = sum(each["exact"] for each in compared.values())
+    yield "source", f"{exact} of {len(compared)} tensors byte for byte as made here"
+    types: dict[str, list[float]] = {}
+    for each in compared.values():
+        types.setdefault(each["type"], []).append(each["error"])
+    for name, errors in types.items():
+        yield "error", f"{name}: {max(errors):.3g} of the weights at most, root mean square, in {len(errors)} tensors"

@@ -1,0 +1,99 @@
+"""Hashes of files, and the record that says what a file was made from.
+
+The record is a small JSON file beside the output. It holds no times, no host and no folder names, so that the same work
+gives the same record anywhere.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ggufsmith.container.errors import Failure, Malformed
+
+PIECE = 2**22  # bytes read at a time
+MAX_RECORD = 2**26  # bytes; 100 000 hashes are 15 MiB
+Advance = Callable[[int], None]
+
+
+def file_sha256(path: Path, advance: Advance = lambda size: None) -> str:
+    """SHA-256 of a file, in hex. `advance` is told of bytes. Failure if it cannot be read."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
+    try:
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(buffer):
+                digest.update(buffer[:size])
+                advance(size)
+    except OSError as error:
+        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+    return digest.hexdigest()
+
+
+def described(path: Path, advance: Advance = lambda size: None) -> dict[str, Any]:
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path, advance)}
+
+
+def record(
+    outputs: Sequence[Path], inputs: Sequence[Path], *, recipe: Mapping[str, Any], version: str
+) -> dict[str, Any]:
+    """What was made, from what, how. Reads every file once. recipe: whatever decides the bytes, as JSON values."""
+    return {
+        "made_by": f"ggufsmith {version}",
+        "recipe": dict(recipe),
+        "inputs": [described(path) for path in inputs],
+        "outputs": [described(path) for path in outputs],
+    }
+
+
+def record_path(output: Path) -> Path:
+    """Where the record of an output stands."""
+    return output.with_name(f"{output.name}.provenance.json")
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace the record at `path` at once, or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    try:
+        with temporary.open("xb") as file:
+            file.write((json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Failure(f"cannot write the record: {error.strerror}", where=path) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record that was written here. Malformed if it is none."""
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(MAX_RECORD))
+    except OSError as error:
+        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"is no provenance record: {error}", where=path) from None
+    listed = content.get("outputs") if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not all(map(_entry, listed)):
+        raise Malformed("is no provenance record: its outputs have no names and hashes", where=path)
+    return dict(content)
+
+
+def _entry(each: Any) -> bool:
+    return isinstance(each, dict) and all(isinstance(each.get(key), str) for key in ("name", "sha256"))
+
+
+def record_problems(path: Path, outputs: Sequence[Path], advance: Advance = lambda size: None) -> Iterator[str]:
+    """How files differ from what their record says."""
+    expected = {each["name"]: each["sha256"] for each in read_record(path)["outputs"]}
+    for output in outputs:
+        if output.name not in expected:
+            yield f"{output.name}: {path.name} does not know it"
+        elif (found := file_sha256(output, advance)) != expected[output.name]:
+            yield f"{output.name}: SHA-256 is {found}, the record says {expected[output.name]}"

@@ -1,0 +1,235 @@
+"""Checks a finished model: every weight finite, and every tensor what its source gives.
+
+Quantizing is deterministic, so a tensor made without an importance matrix is made again and compared byte by byte. One
+that differs (an importance matrix, or another program's search) is judged by its error: it may be at most TOLERANCE
+times that of our own search without importance, which needs no table of what is usual for a type.
+"""
+
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.reader import TensorInfo
+from ggufsmith.container.shards import GgufSet
+from ggufsmith.quantize.rows import FLOATS, MODULES, codec_of, decode, encode, warm_up
+from ggufsmith.quantize.stream import Scratch, Tensor, chunks, rows_of
+
+PIECE = 2**22  # bytes read at a time
+TOLERANCE = 2.0  # importance of real models raises the plain error of the lowest types by up to a half
+F32 = BY_NAME["F32"]
+COMPARABLE = {*FLOATS, *MODULES}  # what weights can be read from
+# Bits of the smallest pattern that is infinite or NaN, sign aside.
+LIMITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
+SCALES = ("d", "dmin", "m", "s")  # fields of half precision; the codes beside them are bounded
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """One tensor looked at. nonfinite: weights, or scales of blocks, that are NaN or infinite. sha256: if asked for."""
+
+    name: str
+    nonfinite: int
+    sha256: str | None
+
+
+def examine(
+    model: GgufSet, *, hashes: bool = False, threads: int = 1, advance: Advance = lambda weights: None
+) -> list[Examined]:
+    """Read every tensor once; `advance` is told of weights. A tensor is one thread's work, the largest come first."""
+    tensors = sorted(model.tensors.values(), key=lambda tensor: -tensor.nbytes)
+
+    def one(tensor: TensorInfo, stop: threading.Event) -> Examined:
+        digest = hashlib.sha256() if hashes else None
+        buffer = np.empty(min(tensor.nbytes, PIECE // tensor.format.size * tensor.format.size), np.uint8)
+        bad = 0
+        for start in range(0, tensor.nbytes, buffer.size):
+            if stop.is_set():
+                break
+            piece = buffer[: tensor.nbytes - start]
+            model.read_into(tensor, start, piece)
+            bad += nonfinite(tensor.format, piece)
+            if digest is not None:
+                digest.update(piece.data)
+            advance(piece.size // tensor.format.size * tensor.format.weights)
+        return Examined(tensor.name, bad, digest.hexdigest() if digest else None)
+
+    found = {each.name: each for each in _spread(one, tensors, threads)}
+    return [found[name] for name in model.tensors]
+
+
+def nonfinite(format: Format, data: NDArray[np.uint8]) -> int:
+    """How many weights, or blocks, of these whole blocks are NaN or infinite."""
+    if format.name in LIMITS:
+        return _above(data.view(format.dtype["x"].str.replace("f", "u")), LIMITS[format.name])
+    names = [name for name in SCALES if format.dtype.names and name in format.dtype.names]
+    halves = [name for name in names if format.dtype[name] == np.uint16]
+    if halves:
+        blocks = data.view(format.dtype)
+        return int(sum(_above(np.ascontiguousarray(blocks[name]), LIMITS["F16"]) for name in halves))
+    if format.name not in MODULES:
+        return 0  # integers
+    wide = np.empty((1, data.size // format.size * format.weights), np.float32)
+    decode(format, data.reshape(1, -1), wide)
+    bad = _above(wide.view(np.uint32).reshape(-1), LIMITS["F32"])
+    return bad and int((~np.isfinite(wide).reshape(-1, format.weights).all(1)).sum())
+
+
+def _above(bits: NDArray[Any], limit: int) -> int:
+    """How many patterns are at or above `limit`, their sign bit aside."""
+    magnitudes = bits & bits.dtype.type((1 << (8 * bits.dtype.itemsize - 1)) - 1)
+    return int(np.count_nonzero(magnitudes >= limit)) if magnitudes.size and magnitudes.max() >= limit else 0
+
+
+@dataclass
+class Compared:
+    """One tensor beside its source.
+
+    exact: made again, it has the same bytes.
+    error: of the file's weights; ours: of the weights as we make them. Root mean square, relative to the source's.
+    """
+
+    name: str
+    format: Format
+    exact: bool = True
+    power: float = 0
+    squares: float = 0
+    ours_squares: float = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, exact: bool, power: float, squares: float, ours: float) -> None:
+        """Some rows more: sums of squares of the source, and of the errors. Safe from many threads."""
+        with self.lock:
+            self.exact &= exact
+            self.power += power
+            self.squares += squares
+            self.ours_squares += ours
+
+    @property
+    def error(self) -> float:
+        return math.sqrt(self.squares / self.power) if self.power else math.sqrt(self.squares)
+
+    @property
+    def ours(self) -> float:
+        return math.sqrt(self.ours_squares / self.power) if self.power else math.sqrt(self.ours_squares)
+
+    @property
+    def acceptable(self) -> bool:
+        return self.exact or self.error <= TOLERANCE * self.ours
+
+
+def compare(
+    model: GgufSet, sources: Sequence[Tensor], *, threads: int = 1, advance: Advance = lambda weights: None
+) -> list[Compared]:
+    """Each tensor of `sources` that the model has, in the same shape, made again and compared."""
+    pairs = [(source, model.tensors[source.name]) for source in sources if source.name in model.tensors]
+    pairs = [(source, info) for source, info in pairs if _fit(source, info)]
+    for held, made in {(source.held, info.format) for source, info in pairs}:
+        if {held.name, made.name} <= COMPARABLE:  # compiled here, not by every thread at once
+            warm_up(made, held)
+            warm_up(F32, made)
+    results = [Compared(info.name, info.format) for _, info in pairs]
+    local = threading.local()
+
+    def one(task: tuple[int, int, int], stop: threading.Event) -> None:
+        if stop.is_set():
+            return
+        index, first, last = task
+        scratch = local.__dict__.setdefault("scratch", Scratch())
+        scratch.reset()
+        source, info = pairs[index]
+        _compare_rows(model, source, info, first, last, results[index], scratch)
+        advance((last - first) * rows_of(source.shape)[1])
+
+    for _ in _spread(one, chunks([source for source, _ in pairs]), threads):
+        pass
+    return results
+
+
+def _compare_rows(
+    model: GgufSet, source: Tensor, info: TensorInfo, first: int, last: int, result: Compared, scratch: Scratch
+) -> None:
+    count, (rows, width) = last - first, rows_of(source.shape)
+    size = info.nbytes // rows
+    found = scratch.take(count * size).reshape(count, size)
+    model.read_into(info, first * size, found)
+    given = np.ascontiguousarray(source.rows(first, last, scratch))
+    same = source.held is info.format and bool(np.array_equal(given.reshape(count, -1).view(np.uint8), found))
+    if same or not {source.held.name, info.format.name} <= COMPARABLE:
+        result.add(same, 1, 0 if same else math.inf, 0)
+        return
+    wide = scratch.take(count * width * 4).view(np.float32).reshape(count, width)
+    _widen(source.held, given, wide)
+    ours = scratch.take(count * size).reshape(count, size)
+    needs = not info.format.plain and codec_of(info.format).encode is None
+    encode(info.format, wide, ours, importance=np.ones(width, np.float32) if needs else None)
+    same = not needs and bool(np.array_equal(ours, found))
+    back = scratch.take(count * width * 4).view(np.float32).reshape(count, width)
+    errors = []
+    for data in (found,) if same else (found, ours):
+        decode(info.format, data, back)
+        np.subtract(back, wide, out=back)
+        errors.append(_squares(back))
+    result.add(same, _squares(wide), errors[0], errors[-1])
+
+
+def _squares(rows: NDArray[np.float32]) -> float:
+    total = float(np.vdot(rows, rows))
+    return total if math.isfinite(total) else float(np.square(rows, dtype=np.float64).sum())
+
+
+def _widen(held: Format, rows: NDArray[Any], out: NDArray[np.float32]) -> None:
+    if held.plain:
+        encode(F32, rows, out.view(np.uint8), source=held)
+    else:
+        decode(held, rows, out)
+
+
+def _spread(work: Callable[[Any, threading.Event], Any], tasks: Iterable[Any], threads: int) -> Iterator[Any]:
+    """Results of `work` on every task, in no order; the first error stops all threads."""
+    todo, lock, stop = iter(tasks), threading.Lock(), threading.Event()
+    results: list[Any] = []
+
+    def run() -> None:
+        while not stop.is_set():
+            with lock:
+                task = next(todo, None)
+            if task is None:
+                return
+            results.append(work(task, stop))
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
+        futures = [pool.submit(run) for _ in range(threads)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+    for future in futures:
+        future.result()
+    yield from results
+
+
+def _fit(source: Tensor, info: TensorInfo) -> bool:
+    """The same rows; a vector in blocks may be given as one row."""
+    return math.prod(info.shape) == math.prod(source.shape) and info.shape[-1] == source.shape[-1]
+
+
+def unpaired(model: GgufSet, sources: Sequence[Tensor]) -> Mapping[str, str]:
+    """Tensors that only one side has, or with another shape, and what is wrong with them."""
+    wanted = {source.name: source for source in sources}
+    problems = {name: "is not in the source" for name in model.tensors if name not in wanted}
+    for name, source in wanted.items():
+        info = model.tensors.get(name)
+        if info is None:
+            problems[name] = "is in the source, but not in the file"
+        elif not _fit(source, info):
+            problems[name] = f"has shape {info.shape}, the source gives {source.shape}"
+    return problems
