@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from pickle import PickleError
 from typing import Any
 
 from llvmlite import binding
@@ -106,8 +105,16 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
 
     @contextmanager
     def _guard_against_spurious_io_errors(self) -> Iterator[None]:
-        with suppress(OSError, EOFError, PickleError):  # a full disk or a damaged file only costs a compilation
+        try:
             yield
+        except OSError:  # a full disk only costs a compilation
+            pass
+        except Exception:  # so does a damaged file, which can make pickle raise anything; start a new one
+            with suppress(OSError):
+                self.flush()
+
+
+compiler = njit(nogil=True, error_model="numpy")
 
 
 class Kernel:
@@ -119,7 +126,7 @@ class Kernel:
     def __init__(self, function: Callable[..., Any], signature: tuple[types.Type, ...]) -> None:
         self.py_func = function
         self.signature = signature
-        self.dispatcher = njit(nogil=True, error_model="numpy")(function)
+        self.dispatcher = compiler(function)
         self.compiled = False
         if folder():
             self.dispatcher._cache = KernelCache(function)
@@ -136,9 +143,13 @@ class Kernel:
         return bool(self.dispatcher.stats.cache_hits)
 
     def assembly(self) -> str:
-        """The machine code, as text."""
+        """The machine code, as text; compiled anew if it came from the disk, where there is no text."""
         self.compile()
-        return "\n".join(self.dispatcher.inspect_asm().values())
+        inspected = self.dispatcher
+        if self.cached:
+            inspected = compiler(self.py_func)
+            inspected.compile(self.signature)
+        return "\n".join(inspected.inspect_asm().values())
 
     def __call__(self, *args: Any) -> Any:
         if not self.compiled:

@@ -102,8 +102,8 @@ def encode(
 
     ValueError for arguments that do not fit each other, or a target that cannot be encoded (without importance).
     """
-    width = rows.shape[1]
     check(target, rows, source, out)
+    width = rows.shape[1]
     if target.plain:
         return convert_rows(target, rows, source, out)
     codec = codec_of(target)
@@ -194,7 +194,7 @@ def chunks(n: int, width: int) -> Iterator[tuple[int, int]]:
 def usable(
     importance: NDArray[np.float32], width: int, group: int, needed: bool = True
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Importance, with the mean of the row in groups with an invalid one or, if `needed`, without any; and which columns."""
+    """Importance, with the mean of the row in groups with an invalid one or, if `needed`, without any; and which."""
     if importance.shape != (width,):
         raise ValueError(f"importance of shape {importance.shape} for rows of {width}")
     weights = np.ascontiguousarray(importance, np.float32)
