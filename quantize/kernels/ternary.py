@@ -27,8 +27,8 @@ from ggufsmith.quantize.simd import (
 BLOCK = 256
 INFINITY = f32(np.inf)
 
-# TQ1_0 holds five trits per byte, in runs of bytes: (first byte, how many, first weight); a byte holds every `how many`th
-# weight. The last four bytes hold four weights each.
+# TQ1_0 holds five trits per byte, in runs of (first byte, number of bytes, first weight): each byte those weights that
+# are a multiple of the run's length apart. The last four bytes hold four weights each.
 RUNS = ((0, 32, 0), (32, 16, 160))
 LAST, LAST_WEIGHT = 48, 240
 TQ1_SIZE, TQ1_SCALE, TQ2_SIZE, TQ2_SCALE = 54, 52, 66, 64

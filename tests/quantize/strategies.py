@@ -67,7 +67,7 @@ SCALES = (-30, -20, -16, -12, -9, -7, -5, -2, -2, -2, 0, 0, 2, 4, 6)
 
 
 def mosaic(seed: int, n_rows: int, n: int, kinds: list[str], scales: list[int]) -> Rows:
-    """float32 [n_rows, n]: block i of the flattened rows is of the i-th kind, times 10 to the i-th scale; both repeat."""
+    """float32 [n_rows, n]: block i of the flattened rows is of the i-th kind, times 10**(i-th scale); both repeat."""
     rng = np.random.default_rng(seed)
     blocks = [
         KINDS[kinds[i % len(kinds)]](rng, BLOCK) * np.float32(10.0 ** scales[i % len(scales)])
