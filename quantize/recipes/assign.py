@@ -109,14 +109,14 @@ class Assignment:
     format: what it gets.
     wanted: what it would have had, did its rows fit that format's blocks.
     reason: which rule decided.
-    importance: "needed", "unused" or "optional".
+    needs_importance: the format makes no sense without an importance matrix.
     """
 
     tensor: Stored
     format: Format
     wanted: Format
     reason: str
-    importance: str = "optional"
+    needs_importance: bool = False
 
     @property
     def fallback(self) -> bool:
@@ -173,7 +173,7 @@ def assign(recipe: Recipe, tensors: Sequence[Stored], facts: Facts, options: Opt
     """
     options = options or Options()
     if recipe.file_type.base is None:
-        return [Assignment(tensor, tensor.format, tensor.format, "copied", "unused") for tensor in tensors]
+        return [Assignment(tensor, tensor.format, tensor.format, "copied") for tensor in tensors]
     walk = _Walk(recipe, recipe.file_type.base, options, facts, tensors)
     found = [walk.assign(tensor) for tensor in tensors]
     if idle := [override.origin for override in options.overrides if override not in walk.matched]:
@@ -208,13 +208,13 @@ class _Walk:
         if why is None and self.options.leave_output and tensor.name == "output.weight":
             why = "--leave-output-tensor"
         if why is not None:
-            return Assignment(tensor, tensor.format, tensor.format, why, "unused")
+            return Assignment(tensor, tensor.format, tensor.format, why)
         wanted, reason = self._wanted(tensor)
         format = fit(wanted, tensor)
         if format is not wanted:
             reason = f"fallback: rows of {tensor.shape[-1]} are no multiple of {wanted.weights} ({wanted.name})"
         needed = needs_importance(tensor.name, format.name, self.recipe.file_type.name)
-        return Assignment(tensor, format, wanted, reason, "needed" if needed else "optional")
+        return Assignment(tensor, format, wanted, reason, needed)
 
     def _wanted(self, tensor: Stored) -> tuple[Format, str]:
         """Options, then overrides, then rules."""

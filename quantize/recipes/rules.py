@@ -370,10 +370,12 @@ LAST_RESORT = "F16"
 
 # llama.cpp refuses these without one (tensor_requires_imatrix): what comes out is garbage.
 NEED_IMPORTANCE = frozenset("IQ3_XXS IQ2_XXS IQ2_XS IQ2_S IQ1_M IQ1_S".split())
+# These have no search without one (ggml_quantize_requires_imatrix).
+HAVE_NO_PLAIN_SEARCH = frozenset("IQ2_XXS IQ2_XS IQ1_S".split())
 
 
 def needs_importance(name: str, format: str, file_type: str) -> bool:
     """Whether this format makes no sense for this tensor without an importance matrix."""
     if role_of(name) in ("token_embd", "output"):
-        return False
+        return format in HAVE_NO_PLAIN_SEARCH
     return format in NEED_IMPORTANCE or (format == "Q2_K" and file_type == "Q2_K_S")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import quantizer
+from quantizer import Settings
+from recipe_models import MODELS, SHARED_EXPERT, Model, attention, dense, stacked
+
 from ggufsmith.container.formats import format_of
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.reader import open_gguf
@@ -22,8 +24,6 @@ from ggufsmith.quantize.recipes.assign import (
 )
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from ggufsmith.quantize.recipes.rules import Facts
-from quantizer import Settings
-from recipe_models import MODELS, SHARED_EXPERT, Model, attention, dense, stacked
 
 pytestmark = pytest.mark.conformance
 

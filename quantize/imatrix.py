@@ -1,0 +1,266 @@
+"""Importance matrices: for every matrix of a model, how much each of its columns matters.
+
+`llama-imatrix` runs a text through a model and sums the squares of each matrix's inputs. Two formats (llama.cpp,
+tools/imatrix and common/imatrix-loader.cpp): GGUF, with tensors NAME.in_sum2 (matrices, width) and NAME.counts
+(matrices, 1) in float32, and the legacy `.dat`, little-endian: entry count; per entry the name's length and bytes, the
+number of calls, the number of values, the values in float32; then optionally a chunk count and a data set's name. What
+steers the quantizer is the mean: sums over counts. An expert that never ran has no mean, and gets 1 everywhere.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Failure, Malformed, Usage
+from ggufsmith.container.formats import BY_NAME
+from ggufsmith.container.layout import MAGIC
+from ggufsmith.container.reader import Gguf, open_gguf
+from ggufsmith.container.values import Metadata, string, u32
+from ggufsmith.quantize.recipes.assign import Stored
+from ggufsmith.quantize.recipes.rules import block_of, kept, role_of
+
+SUMS, COUNTS = ".in_sum2", ".counts"
+F32 = BY_NAME["F32"]
+MAX_NAMES = 5  # that a message lists
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The importance of one matrix, or of a stack of them.
+
+    weights: float32, flat: mean squares of the inputs, matrix by matrix.
+    unused:  which matrices of the stack never ran, as far as the file says.
+    """
+
+    weights: NDArray[np.float32]
+    unused: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """What a file holds. dataset: the name, without its folder, of the first text; chunks: 0 if not said."""
+
+    path: Path
+    entries: Mapping[str, Entry]
+    dataset: str | None
+    chunks: int
+
+    @property
+    def metadata(self) -> Metadata:
+        """What llama-quantize records of it, without the path, so that the same content gives the same bytes."""
+        keys: Metadata = {}
+        if self.dataset:
+            keys["quantize.imatrix.dataset"] = string(self.dataset)
+        keys["quantize.imatrix.entries_count"] = u32(len(self.entries))
+        if self.chunks > 0:
+            keys["quantize.imatrix.chunks_count"] = u32(self.chunks)
+        return keys
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How an importance matrix fits a model.
+
+    covered: matrices that have an entry; missing: those that have none, embeddings and output aside.
+    partial: stacks some of whose experts never ran, and how many.
+    ignored: entries that are not used, with the reason.
+    """
+
+    covered: tuple[str, ...]
+    missing: tuple[str, ...]
+    partial: Mapping[str, int]
+    ignored: tuple[str, ...]
+
+    def notes(self) -> Iterator[str]:
+        total = len(self.covered) + len(self.missing)
+        yield f"importance for {len(self.covered)} of {total} matrices"
+        if self.missing:
+            yield f"no importance for {_some(self.missing)}"
+        for name, count in self.partial.items():
+            yield f"{name}: {count} experts never ran, so their importance is even"
+        yield from self.ignored
+
+
+def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
+    """Read an importance matrix, in either format, and check all of it.
+
+    include, exclude: keep or drop entries whose name contains one of these; not both.
+
+    Malformed for a damaged file, for NaN, infinite or negative sums, for an entry that no matrix ran for; Usage for a
+    filter that matches nothing, or for a file that is no importance matrix.
+    """
+    if include and exclude:
+        raise Usage("--include-weights and --exclude-weights cannot be used together")
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == MAGIC
+        raw, dataset, chunks = _read_gguf(path) if is_gguf else _read_legacy(path)
+    except OSError as error:
+        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+    for part in (*include, *exclude):
+        if not any(part in name for name in raw):
+            raise Usage(f"no entry's name contains {part!r}", where=path, fix=f"It has {_some(sorted(raw))}.")
+    chosen = {
+        name: values
+        for name, values in raw.items()
+        if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
+    }
+    entries = {name: _entry(path, name, sums, counts) for name, (sums, counts) in sorted(chosen.items())}
+    # Text files are named with their folder, on whatever system the matrix was made.
+    return Imatrix(path, entries, PureWindowsPath(dataset).name if dataset else None, chunks)
+
+
+def match(
+    imatrix: Imatrix, tensors: Sequence[Stored], blocks: int, architecture: str
+) -> tuple[list[NDArray[np.float32] | None], Coverage]:
+    """The weights of every tensor, (width,) or (slices, width), None where there are none; and the coverage.
+
+    tensors: with the names that the source has. Malformed if the matrix is of another model: shapes or layers that do
+    not fit, or no name in common.
+    """
+    weights: list[NDArray[np.float32] | None] = []
+    covered, missing, ignored, wrong = [], [], [], []
+    partial: dict[str, int] = {}
+    names = {tensor.name for tensor in tensors}
+    for tensor in tensors:
+        weights.append(None)
+        entry = imatrix.entries.get(tensor.name)
+        if kept(tensor.name, tensor.shape, architecture) is not None:
+            continue
+        edge = role_of(tensor.name) in ("token_embd", "output")
+        if entry is None:
+            if not edge:
+                missing.append(tensor.name)
+            continue
+        slices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+        wanted = slices * tensor.shape[-1]
+        if entry.weights.size == wanted:
+            weights[-1] = entry.weights.reshape(slices, -1) if slices > 1 else entry.weights
+            covered.append(tensor.name)
+            if entry.unused:
+                partial[tensor.name] = len(entry.unused)
+        elif role_of(tensor.name) == "token_embd":
+            ignored.append(f"{tensor.name}: {entry.weights.size} values for rows of {tensor.shape[-1]} are not used")
+        else:
+            wrong.append(f"{tensor.name}: {entry.weights.size} values, but the tensor needs {wanted}")
+    strangers = [name for name in imatrix.entries if name not in names]
+    wrong += [f"{name}: the model has {blocks} layers" for name in strangers if (block_of(name) or 0) >= blocks]
+    if wrong or not covered:
+        raise Malformed(
+            "this importance matrix is of another model",
+            where=imatrix.path,
+            also=wrong[:MAX_NAMES] or ["none of its entries has the name of a matrix of this model"],
+            fix="Make one with llama-imatrix for this model.",
+        )
+    if strangers:
+        ignored.append(f"entries for tensors that the model does not have: {_some(strangers)}")
+    return weights, Coverage(tuple(covered), tuple(missing), partial, tuple(ignored))
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _entry(path: Path, name: str, sums: NDArray[np.float32], counts: NDArray[np.float32]) -> Entry:
+    """Means from sums, in float32 as llama-quantize takes them. counts: one per matrix, or one for all."""
+    where = f"{path}: {name}"
+    if not np.isfinite(sums).all():
+        raise Malformed(f"{np.count_nonzero(~np.isfinite(sums))} values are NaN or infinite", where=where)
+    if sums.min() < 0:
+        raise Malformed(f"{np.count_nonzero(sums < 0)} values are negative; sums of squares cannot be", where=where)
+    if not np.isfinite(counts).all() or counts.min() < 0:
+        raise Malformed("a count is negative, NaN or infinite", where=where)
+    whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32)
+    if not whole.any():
+        raise Malformed(
+            "nothing was counted for this entry: its matrix never ran",
+            where=where,
+            fix=f"Compute it over more text, or leave it out with --exclude-weights {name}.",
+        )
+    each = sums.reshape(whole.size, -1)
+    means = np.where(whole[:, None] > 0, each / np.maximum(whole, 1)[:, None], np.float32(1))
+    return Entry(means.reshape(-1), tuple(int(i) for i in np.flatnonzero(whole == 0)))
+
+
+Raw = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+def _read_gguf(path: Path) -> tuple[Raw, str | None, int]:
+    with open_gguf(path) as gguf:
+        names = [name.removesuffix(SUMS) for name in gguf.tensors if name.endswith(SUMS)]
+        if not names:
+            raise Usage(
+                "this GGUF file is no importance matrix: it has no tensor *.in_sum2",
+                where=path,
+                fix="--imatrix takes the file that llama-imatrix writes.",
+            )
+        lonely = [name for name in gguf.tensors if name.endswith(COUNTS) and name.removesuffix(COUNTS) not in names]
+        lonely += [name for name in names if name + COUNTS not in gguf.tensors]
+        if lonely:
+            raise Malformed(f"sums without counts, or counts without sums: {_some(lonely)}", where=path)
+        raw: Raw = {}
+        for name in names:
+            sums, counts = _values(gguf, name + SUMS), _values(gguf, name + COUNTS)
+            if sums.size % counts.size:
+                raise Malformed(f"{sums.size} sums for {counts.size} counts", where=f"{path}: {name}")
+            raw[name] = sums, counts
+        datasets = gguf.metadata.get("imatrix.datasets")
+        chunks = gguf.metadata.get("imatrix.chunk_count")
+        first = datasets.data[0] if datasets and isinstance(datasets.data, tuple) and datasets.data else None
+        return raw, first, int(chunks.data) if chunks and isinstance(chunks.data, int) else 0
+
+
+def _values(gguf: Gguf, name: str) -> NDArray[np.float32]:
+    tensor = gguf.tensors[name]
+    if tensor.format is not F32:
+        raise Malformed(f"is {tensor.format.name}, not F32", where=f"{gguf.path}: {name}")
+    values = np.empty(tensor.nbytes // 4, np.float32)
+    gguf.read_into(tensor, 0, values)
+    return values
+
+
+def _read_legacy(path: Path) -> tuple[Raw, str | None, int]:
+    data, at = path.read_bytes(), 0
+
+    def refuse(what: str) -> Malformed:
+        return Malformed(
+            f"{what}: neither a GGUF file nor a legacy importance matrix",
+            where=path,
+            fix="--imatrix takes the file that llama-imatrix writes.",
+        )
+
+    def take(size: int, what: str) -> bytes:
+        nonlocal at
+        if size < 0 or at + size > len(data):
+            raise refuse(f"{what} needs {size} bytes at byte {at} of {len(data)}")
+        at += size
+        return data[at - size : at]
+
+    def number(what: str) -> int:
+        return int(struct.unpack("<i", take(4, what))[0])
+
+    def text(what: str) -> str:
+        return take(number(what), what).decode("utf-8", "replace").rstrip("\0")
+
+    raw: Raw = {}
+    entries = number("the number of entries")
+    if entries < 1:
+        raise refuse(f"{entries} entries")
+    for index in range(entries):
+        name = text(f"the name of entry {index}")
+        calls = number(f"the calls of entry {index}")
+        count = number(f"the size of entry {index}")
+        if count < 1:
+            raise refuse(f"entry {index} has {count} values")
+        sums = np.frombuffer(take(4 * count, f"entry {index}"), "<f4").astype(np.float32)
+        # The values are sums already divided by each matrix's own count, times the calls; 0 calls: as they are.
+        raw[name] = sums, np.array([max(calls, 1)], np.float32)
+    if at == len(data):
+        return raw, None, 0
+    chunks = number("the chunk count")
+    return raw, text("the data set's name") if at < len(data) else None, max(chunks, 0)

@@ -1,0 +1,181 @@
+"""One output of a quantization, planned: the format of every tensor, the metadata, the exact layout."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from gguf.constants import GGML_QUANT_VERSION, Keys
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Unsupported, Usage
+from ggufsmith.container.layout import DEFAULT_ALIGNMENT, Layout, TensorSpec, lay_out
+from ggufsmith.container.values import Metadata, u32
+from ggufsmith.quantize.imatrix import Coverage
+from ggufsmith.quantize.recipes.assign import Assignment, Options, Recipe, Stored, assign
+from ggufsmith.quantize.recipes.rules import Facts
+from ggufsmith.quantize.rows import FLOATS, MODULES, warm_up
+
+MAX_LISTED = 8  # tensors that a message names
+IMATRIX = "quantize.imatrix."
+VERSION, FILE_TYPE = Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE
+
+
+@dataclass(frozen=True)
+class Importance:
+    """An importance matrix fitted to the tensors of a model, by name. keys: what of it the file records."""
+
+    weights: Mapping[str, NDArray[np.float32]]
+    coverage: Coverage
+    keys: Metadata = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One recipe applied to one model; `layout.tensors` are in the order of `assignments`."""
+
+    recipe: Recipe
+    assignments: tuple[Assignment, ...]
+    layout: Layout
+    importance: tuple[NDArray[np.float32] | None, ...]
+
+    @property
+    def weights(self) -> int:
+        return sum(math.prod(each.tensor.shape) for each in self.assignments)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * sum(each.nbytes for each in self.assignments) / max(self.weights, 1)
+
+    @property
+    def fallbacks(self) -> list[Assignment]:
+        return [each for each in self.assignments if each.fallback]
+
+    @property
+    def requantized(self) -> list[Assignment]:
+        return [each for each in self.assignments if not each.copied and each.tensor.format.name not in FLOATS]
+
+    def notes(self) -> Iterator[str]:
+        """What the user should know before the work begins."""
+        if fallbacks := self.fallbacks:
+            pairs = sorted({f"{each.wanted.name} to {each.format.name}" for each in fallbacks})
+            yield (
+                f"{len(fallbacks)} of {len(self.assignments)} tensors fall back ({', '.join(pairs)}): their rows are "
+                f"no multiple of the block; {self.bits_per_weight:.2f} bits per weight in all"
+            )
+        if requantized := self.requantized:
+            froms = sorted({each.tensor.format.name for each in requantized})
+            yield (
+                f"{len(requantized)} tensors are quantized a second time, from {', '.join(froms)}: their error adds to "
+                "the new one; quantizing the 16-bit model is better"
+            )
+
+    def warm_up(self) -> None:
+        """Compile, or load, every kernel that the file needs."""
+        pairs = {
+            (each.format, each.tensor.format, weights is not None)
+            for each, weights in zip(self.assignments, self.importance, strict=True)
+            if not each.copied
+        }
+        for target, source, weighted in sorted(pairs, key=lambda pair: (pair[0].id, pair[1].id, pair[2])):
+            warm_up(target, source, weighted)
+
+
+def plan_file(
+    recipe: Recipe,
+    tensors: Sequence[Stored],
+    metadata: Metadata,
+    facts: Facts,
+    options: Options | None = None,
+    *,
+    overrides: Metadata | None = None,
+    importance: Importance | None = None,
+    alignment: int = DEFAULT_ALIGNMENT,
+    allow_requantize: bool = False,
+    strict: bool = False,
+) -> FilePlan:
+    """Apply a recipe. tensors: in the order of the file; metadata: of the source; overrides: keys to set.
+
+    Usage, with all tensors concerned, for a recipe that needs importance where there is none, for a source that is
+    quantized already, and, if `strict`, for tensors that fall back to another type. Unsupported for types that cannot
+    be read or made.
+    """
+    assignments = assign(recipe, tensors, facts, options)
+    weights = tuple(importance.weights.get(tensor.name) if importance else None for tensor in tensors)
+    _check_types(assignments)
+    _check_importance(recipe, assignments, weights, importance)
+    keys: Metadata = {VERSION: u32(GGML_QUANT_VERSION)}
+    if recipe.file_type.number is not None:
+        keys[FILE_TYPE] = u32(recipe.file_type.number)
+    elif FILE_TYPE in metadata:
+        keys[FILE_TYPE] = metadata[FILE_TYPE]
+    if importance:
+        metadata = {key: value for key, value in metadata.items() if not key.startswith(IMATRIX)}
+        keys |= importance.keys
+    keys |= overrides or {}
+    kept = {key: value for key, value in metadata.items() if key not in keys}
+    specs = [TensorSpec(each.tensor.name, _trimmed(each.tensor.shape), each.format) for each in assignments]
+    plan = FilePlan(recipe, tuple(assignments), lay_out({**kept, **keys}, specs, alignment=alignment), weights)
+    if plan.requantized and not allow_requantize:
+        formats = sorted({each.tensor.format.name for each in plan.requantized})
+        raise Usage(
+            f"{len(plan.requantized)} tensors are quantized already ({', '.join(formats)})",
+            where=plan.requantized[0].tensor.name,
+            fix="Quantize from the F16, BF16 or F32 model, or accept the added error with --allow-requantize.",
+        )
+    if strict and plan.fallbacks:
+        raise Usage(
+            f"{len(plan.fallbacks)} tensors cannot have the type that {recipe.name} gives them, and --strict is set",
+            also=_listed([f"{each.tensor.name}: {each.reason}" for each in plan.fallbacks]),
+            fix="Name a type that fits them with --tensor-type, or leave out --strict.",
+        )
+    return plan
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without slowest axes of length one, as ggml counts dimensions when it writes a file."""
+    first = next((axis for axis, length in enumerate(shape) if length > 1), len(shape) - 1)
+    return shape[first:]
+
+
+def _check_types(assignments: Sequence[Assignment]) -> None:
+    for each in assignments:
+        known = each.copied or (
+            each.tensor.format.name in (*FLOATS, *MODULES) and each.format.name in (*FLOATS, *MODULES)
+        )
+        if not known:
+            raise Unsupported(
+                f"cannot be made {each.format.name} from {each.tensor.format.name}",
+                where=each.tensor.name,
+                fix=f"Known types: {', '.join((*FLOATS, *MODULES))}.",
+            )
+
+
+def _check_importance(
+    recipe: Recipe,
+    assignments: Sequence[Assignment],
+    weights: Sequence[NDArray[np.float32] | None],
+    importance: Importance | None,
+) -> None:
+    needy = [
+        f"{each.tensor.name} ({each.format.name})"
+        for each, found in zip(assignments, weights, strict=True)
+        if each.needs_importance and found is None and not each.copied
+    ]
+    if needy and importance is None:
+        raise Usage(
+            f"{recipe.file_type.shown} needs an importance matrix: at so few bits the rest is garbage",
+            also=_listed(needy),
+            fix="Pass one with --imatrix; llama-imatrix computes it.",
+        )
+    if needy:
+        raise Usage(
+            f"the importance matrix has nothing for {len(needy)} tensors that cannot do without",
+            also=_listed(needy),
+            fix="Compute it over more text, or give these tensors another type with --tensor-type.",
+        )
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    rest = len(lines) - MAX_LISTED
+    return [*lines[:MAX_LISTED], *([f"and {rest} more"] if rest > 0 else [])]

@@ -1,0 +1,345 @@
+"""GGUF in, any number of quantized GGUF files out, in one pass over the weights."""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from gguf.constants import Keys
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.formats import Format
+from ggufsmith.container.reader import TensorInfo
+from ggufsmith.container.shards import GgufSet, SetWriter, ShardPlan, open_gguf_set, plan_shards
+from ggufsmith.container.values import Metadata, Value, boolean, f32, i32, string, u32
+from ggufsmith.naming.filename import parse
+from ggufsmith.quantize.imatrix import Imatrix, match, open_imatrix
+from ggufsmith.quantize.plan import FilePlan, Importance, plan_file
+from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
+from ggufsmith.quantize.recipes.rules import BLOCK, Facts, block_of
+from ggufsmith.quantize.rows import Finding
+from ggufsmith.quantize.stream import Array, Scratch, Target, available_cores, rows_of, stream
+
+MAX_U32 = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of gguf-quant.
+
+    output:   the file, for a single recipe; else outputs are named after the source, in `outdir` or beside it.
+    imatrix:  an importance matrix; include, exclude: see `open_imatrix`.
+    prune:    layers to leave out.
+    metadata: keys to set in the outputs; the rules see them too.
+    split:    the outputs in as many shards as the source.
+    threads:  None takes every core this process may use.
+    sync:     False leaves flushing to the operating system.
+    """
+
+    source: Path
+    recipes: tuple[Recipe, ...]
+    output: Path | None = None
+    outdir: Path | None = None
+    options: Options = field(default_factory=Options)
+    imatrix: Path | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    prune: tuple[int, ...] = ()
+    metadata: Metadata = field(default_factory=dict)
+    allow_requantize: bool = False
+    strict: bool = False
+    split: bool = False
+    threads: int | None = None
+    sync: bool = True
+    overwrite: bool = True
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor of an opened model, to be streamed (see `stream.Tensor`). name: what the output calls it."""
+
+    source: GgufSet
+    info: TensorInfo
+    name: str
+
+    granule = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """A vector in blocks is one row."""
+        vector = len(self.info.shape) == 1 and not self.info.format.plain
+        return (1, *self.info.shape) if vector else self.info.shape
+
+    @property
+    def held(self) -> Format:
+        return self.info.format
+
+    @property
+    def origin(self) -> str:
+        return f"{self.source.file_of(self.info).path}: {self.info.name}"
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(self.name, self.info.shape, self.info.format)
+
+    def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
+        count, width = rows_of(self.shape)
+        size = self.info.nbytes // count
+        buffer = scratch.take((stop - start) * size)
+        self.source.read_into(self.info, start * size, buffer)
+        if self.held.plain:
+            return buffer.view(self.held.dtype["x"]).reshape(stop - start, width)
+        _check_scales(self.held, buffer, self.origin)
+        return buffer.reshape(stop - start, size)
+
+
+def _check_scales(format: Format, blocks: NDArray[np.uint8], origin: str) -> None:
+    """Malformed if a half-precision scale is NaN or infinite, as ggml_validate_row_data has it."""
+    records = blocks.view(format.dtype)
+    for name in {"d", "dmin", "m", "s"} & set(format.dtype.names or ()):
+        if format.dtype[name] == np.uint16:
+            bad = np.count_nonzero((records[name] & 0x7C00) == 0x7C00)
+            if bad:
+                raise Malformed(
+                    f"{bad} blocks have a scale that is NaN or infinite",
+                    where=origin,
+                    fix="The model is damaged; get it again.",
+                )
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output: a recipe's plan, its shards (mostly one) and the name that the model would have in one file."""
+
+    plan: FilePlan
+    shards: ShardPlan
+    path: Path
+
+    @property
+    def paths(self) -> list[Path]:
+        return self.shards.paths(self.path)
+
+    @property
+    def size(self) -> int:
+        return self.shards.whole.size
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything decided, nothing written: what a dry run shows. Close the source, or use this in a `with`."""
+
+    job: Job
+    source: GgufSet
+    tensors: tuple[Held, ...]
+    outputs: tuple[Output, ...]
+    importance: Importance | None
+    notes: tuple[str, ...]
+
+    @property
+    def weights(self) -> int:
+        return self.outputs[0].plan.weights
+
+    def __enter__(self) -> "Prepared":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.source.close()
+
+
+@dataclass(frozen=True)
+class Done:
+    """Finished, verified outputs. seconds: wall time of reading, computing, writing and verifying."""
+
+    prepared: Prepared
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def prepare(job: Job) -> Prepared:
+    """Read headers and the importance matrix; decide every byte's place. Raises what is wrong with the input."""
+    source = open_gguf_set(job.source)
+    try:
+        return _prepare(job, source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _prepare(job: Job, source: GgufSet) -> Prepared:
+    if not source.tensors:
+        raise Malformed("this file has no tensors", where=job.source, fix="Pass a model; it may be a vocabulary only.")
+    if not job.recipes:
+        raise Usage("name a recipe", fix="For example --recipe q4_K_M; `ggufsmith recipes` prints them all.")
+    if "general.architecture" not in source.metadata:
+        raise Malformed("general.architecture is missing: this is no model", where=job.source)
+    imatrix = open_imatrix(job.imatrix, job.include, job.exclude) if job.imatrix else None
+    if (job.include or job.exclude) and imatrix is None:
+        raise Usage("--include-weights and --exclude-weights choose entries of an importance matrix: pass --imatrix")
+    facts = facts_of({**source.metadata, **job.metadata}, importance=imatrix is not None)
+    renamed = prune_layers(source.tensors, job.prune, facts.blocks)
+    infos = [source.tensors[name] for name in (_split_order(source) if job.split else file_order(source.tensors))]
+    tensors = tuple(Held(source, info, renamed[info.name]) for info in infos if info.name in renamed)
+    importance = _fit(imatrix, source, renamed, facts.blocks, facts.architecture) if imatrix else None
+    metadata = _without_layers(source.metadata, job.prune, facts)
+    overrides = dict(job.metadata)
+    if job.prune:
+        left = facts.blocks - len(set(job.prune))
+        overrides[Keys.LLM.BLOCK_COUNT.format(arch=facts.architecture)] = u32(left)
+    counts = _counts(source, tensors) if job.split else (len(tensors),)
+    outputs = []
+    for recipe, path in zip(job.recipes, output_paths(job, source), strict=True):
+        plan = plan_file(
+            recipe,
+            [tensor.stored for tensor in tensors],
+            metadata,
+            facts,
+            job.options,
+            overrides=overrides,
+            importance=importance,
+            alignment=source.alignment,
+            allow_requantize=job.allow_requantize,
+            strict=job.strict,
+        )
+        outputs.append(Output(plan, plan_shards(plan.layout, counts), path))
+    notes = tuple(importance.coverage.notes()) if importance else ()
+    return Prepared(job, source, tensors, tuple(outputs), importance, notes)
+
+
+def run(prepared: Prepared, advance: Callable[[int], None] = lambda weights: None) -> Done:
+    """Quantize, verify, and give the files their names. `advance` is told of weights as they are done."""
+    job, started = prepared.job, time.perf_counter()
+    for output in prepared.outputs:
+        output.plan.warm_up()
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                SetWriter(
+                    output.path,
+                    output.shards,
+                    sync=job.sync,
+                    overwrite=job.overwrite,
+                    inputs=[*prepared.source.paths, *([job.imatrix] if job.imatrix else [])],
+                )
+            )
+            for output in prepared.outputs
+        ]
+        targets = [
+            Target(output.shards.whole, writer, output.plan.importance)
+            for output, writer in zip(prepared.outputs, writers, strict=True)
+        ]
+        found = stream(prepared.tensors, targets, threads=job.threads or available_cores(), advance=advance)
+        for writer in writers:
+            writer.commit()
+    return Done(prepared, time.perf_counter() - started, tuple(unweighted_notes(found)))
+
+
+def unweighted_notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:
+    """What `stream` found, for the user."""
+    merged: dict[str, Finding] = {}
+    for findings in found:
+        merged.update(findings)
+    return [
+        f"{name}: the importance of {finding.count} weights was zero; they were weighted evenly instead of erased"
+        for name, finding in merged.items()
+    ]
+
+
+def output_paths(job: Job, source: GgufSet) -> list[Path]:
+    """Where each recipe's file goes: Model-7B-F16.gguf becomes Model-7B-Q5_K_M.gguf."""
+    if job.output is not None:
+        if len(job.recipes) != 1:
+            raise Usage("one output file for several recipes", fix="Leave it out, or name a folder with --outdir.")
+        return [job.output]
+    name = replace(parse(source.paths[0].name), shard=None)
+    folder = job.outdir or job.source.parent
+    paths = [folder / replace(name, encoding=recipe.name.upper()).format() for recipe in job.recipes]
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise Usage(f"two recipes would write {twice[0]}", fix="Name each recipe once.")
+    return paths
+
+
+# ---- options that change the model ----
+
+
+def prune_layers(names: Mapping[str, object], layers: Sequence[int], blocks: int) -> dict[str, str]:
+    """New names without these layers, the layers behind them moved up; a tensor of such a layer has none.
+
+    Usage for a layer that the model does not have, and for all layers.
+    """
+    gone = sorted(set(layers))
+    if gone and (gone[0] < 0 or gone[-1] >= blocks):
+        bad = next(layer for layer in gone if not 0 <= layer < blocks)
+        raise Usage(f"--prune-layers {bad}: the model has layers 0 to {blocks - 1}")
+    if len(gone) == blocks and gone:
+        raise Usage("--prune-layers leaves no layer of the model")
+    moved = {old: old - sum(layer < old for layer in gone) for old in range(blocks) if old not in gone}
+    renamed = {}
+    for name in names:
+        block = block_of(name)
+        if block is None or block not in gone:
+            new = block if block is None else moved.get(block, block)
+            renamed[name] = name if new == block else BLOCK.sub(f"blk.{new}.", name, count=1)
+    return renamed
+
+
+def parse_override(text: str) -> tuple[str, Value]:
+    """KEY=TYPE:VALUE, the way llama.cpp writes overrides: types int, float, bool and str. Usage if it is not that."""
+    match_ = re.fullmatch(r"([^=]+)=(int|float|bool|str):(.*)", text, re.DOTALL)
+    if not match_:
+        raise Usage(f"{text!r} is no override", fix="Write KEY=TYPE:VALUE, with a type of int, float, bool or str.")
+    key, kind, value = match_.groups()
+    try:
+        if kind == "int":
+            number = int(value)
+            return key, u32(number) if 0 <= number <= MAX_U32 else i32(number)
+        if kind == "float":
+            return key, f32(float(value))
+    except ValueError:
+        raise Usage(f"{text!r}: {value!r} is no {kind}") from None
+    if kind == "bool":
+        if value not in ("true", "false"):
+            raise Usage(f"{text!r}: a bool is true or false")
+        return key, boolean(value == "true")
+    return key, string(value)
+
+
+def _without_layers(metadata: Metadata, layers: Sequence[int], facts: Facts) -> Metadata:
+    """The keys of a model without these layers: of arrays with one value per layer, those of the others."""
+    if not layers:
+        return metadata
+    left = np.array([layer for layer in range(facts.blocks) if layer not in layers])
+
+    def pruned(key: str, value: Value) -> Value:
+        per_layer = isinstance(value.data, np.ndarray) and len(value.data) == facts.blocks
+        if per_layer and key.startswith(f"{facts.architecture}."):
+            return replace(value, data=value.data[left])  # type: ignore[index]
+        return value
+
+    return {key: pruned(key, value) for key, value in metadata.items()}
+
+
+def _fit(imatrix: Imatrix, source: GgufSet, renamed: Mapping[str, str], blocks: int, architecture: str) -> Importance:
+    """The matrix belongs to the model as it was; what is pruned is left out, and names are the new ones."""
+    tensors = [Stored(info.name, info.shape, info.format) for info in source.tensors.values()]
+    weights, coverage = match(imatrix, tensors, blocks, architecture)
+    found = {
+        renamed[tensor.name]: values
+        for tensor, values in zip(tensors, weights, strict=True)
+        if values is not None and tensor.name in renamed
+    }
+    return Importance(found, coverage, imatrix.metadata)
+
+
+def _split_order(source: GgufSet) -> list[str]:
+    """As the shards have them: file by file, by place."""
+    return [info.name for file in source.files for info in sorted(file.tensors.values(), key=lambda info: info.offset)]
+
+
+def _counts(source: GgufSet, tensors: Sequence[Held]) -> tuple[int, ...]:
+    """How many of these tensors each file of the source holds."""
+    return tuple(sum(source.file_of(tensor.info) is file for tensor in tensors) for file in source.files)
