@@ -50,3 +50,12 @@ def store_half(block: Any, byte: int, h: Any) -> None:
 def load_half(block: Any, byte: int) -> Any:
     """Two bytes of the blocks in lanes, as the f32 that their float16 stands for."""
     return half_to_f32(to_u16(load(block, byte * W)) | (to_u16(load(block, (byte + 1) * W)) << 8))
+
+
+@jitable
+def load_halves(blocks: Any, at: int, stride: int, room: Any, halves: Any) -> None:
+    """W float16, `stride` bytes apart from `at` on, as f32 into halves[0 : W]. room: u16, W elements."""
+    for lane in range(W):
+        byte = at + lane * stride
+        room[lane] = blocks[byte] | blocks[byte + 1] << 8
+    store(halves, 0, half_to_f32(load(room, 0)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ggufsmith.quantize.kernels import Codec
-from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, offsets, store_half, to_lanes
+from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, load_halves, offsets, store_half, to_lanes
 from ggufsmith.quantize.kernels.search import as_byte, positive_scale, scale_and_min, store_min_codes
 from ggufsmith.quantize.kernels.superblocks import (
     DECODE,
@@ -157,20 +157,25 @@ def search_sixes(x: Any, out: Any, importance: Any, first: int, five_bits: bool,
 
 @jitable
 def decode_sixes(blocks: Any, out: Any, five_bits: bool, size: int) -> None:
+    """One weight per lane: a sub-block's codes lie in the order of its weights."""
     nibbles = Q5_CODES if five_bits else Q4_CODES
-    s, block = scratch(N * W, np.float32), scratch(size * W, np.uint8)
+    room, d, dmin = scratch(W, np.uint16), scratch(W, np.float32), scratch(W, np.float32)
     for k in range(0, blocks.size // size, W):
-        to_lanes(blocks, k * size, size, block, 0)
-        d, dmin = load_half(block, D), load_half(block, DMIN)
-        for j in range(SUBS):
-            scale, low = unpack_scales(block, j)
-            scale, low = d * scale, dmin * low
-            for i in range(SUB):
-                code = (load(block, (nibbles + j // 2 * 32 + i) * W) >> np.uint8(j % 2 * 4)) & 15
-                if five_bits:
-                    code = code | (((load(block, (Q5_FIFTH + i) * W) >> np.uint8(j)) & 1) << 4)
-                store(s, (j * SUB + i) * W, scale * to_f32(code) - low)
-        from_lanes(s, N, out, k * N)
+        load_halves(blocks, k * size + D, size, room, d)
+        load_halves(blocks, k * size + DMIN, size, room, dmin)
+        for lane in range(W):
+            at = (k + lane) * size
+            for j in range(SUBS):
+                early, scale, low = at + SCALES + j % 4, blocks[at + SCALES + j], blocks[at + SCALES + 4 + j]
+                if j >= 4:
+                    scale, low = (low & 15) | blocks[early] >> 6 << 4, low >> 4 | blocks[early + 4] >> 6 << 4
+                factor, offset = d[lane] * f32(scale & 63), dmin[lane] * f32(low & 63)
+                for i in range(0, SUB, W):
+                    codes = (load(blocks, at + nibbles + j // 2 * SUB + i) >> np.uint8(j % 2 * 4)) & 15
+                    if five_bits:
+                        fifth = (load(blocks, at + Q5_FIFTH + i) >> np.uint8(j)) & 1
+                        codes = codes | (fifth << 4)
+                    store(out, (k + lane) * N + j * SUB + i, to_f32(codes) * factor - offset)
 
 
 @ENCODE

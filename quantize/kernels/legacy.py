@@ -10,7 +10,7 @@ import numpy as np
 
 from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, kernel
 from ggufsmith.quantize.kernels import Codec
-from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, store_half, to_lanes
+from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, load_halves, store_half, to_lanes
 from ggufsmith.quantize.kernels.search import extreme, scale_and_min, symmetric_scale
 from ggufsmith.quantize.simd import (
     W,
@@ -292,13 +292,14 @@ def encode_q8_0(x: Any, out: Any) -> None:
 
 @DECODE
 def decode_q8_0(blocks: Any, out: Any) -> None:
-    s, block = scratch(N * W, np.float32), scratch(34 * W, np.uint8)
+    """One weight per lane: the codes lie in the order of the weights."""
+    room, d = scratch(W, np.uint16), scratch(W, np.float32)
     for k in range(0, blocks.size // 34, W):
-        to_lanes(blocks, k * 34, 34, block, 0)
-        d = load_half(block, 0)
-        for i in range(N):
-            store(s, i * W, to_f32(to_i8(load(block, (2 + i) * W))) * d)
-        from_lanes(s, N, out, k * N)
+        load_halves(blocks, k * 34, 34, room, d)
+        for lane in range(W):
+            for i in range(0, N, W):
+                codes = to_i8(load(blocks, (k + lane) * 34 + 2 + i))
+                store(out, (k + lane) * N + i, to_f32(codes) * d[lane])
 
 
 @ENCODE
