@@ -51,16 +51,16 @@ class Override:
 
     match:  searched anywhere in the name, in any case.
     roles:  empty for all.
+    names:  of single tensors; empty for all.
     layers: None for all tensors, also those outside the layers.
-    except_layers: turns `layers` round, within the layers.
     origin: where it was said, for messages.
     """
 
     format: Format
     match: re.Pattern[str] | None = None
     roles: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
     layers: Layers | None = None
-    except_layers: bool = False
     origin: str = ""
 
     def applies(self, name: str, blocks: int) -> bool:
@@ -68,10 +68,10 @@ class Override:
             return False
         if self.roles and role_of(name) not in self.roles:
             return False
-        if self.layers is None:
-            return True
+        if self.names and name not in self.names:
+            return False
         layer = block_of(name)
-        return layer is not None and self.layers.holds(layer, blocks) != self.except_layers
+        return self.layers is None or (layer is not None and self.layers.holds(layer, blocks))
 
 
 @dataclass(frozen=True)

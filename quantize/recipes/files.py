@@ -1,0 +1,177 @@
+"""Recipe files: TOML that extends a recipe and overrides it by name, role and layer.
+
+    description = "q4_K_M with embeddings and output in q8_0"
+    extends = "q4_K_M"              # a file type, a shipped recipe, or another file beside this one
+
+    [[rule]]                        # of all rules the first that applies decides; those of `extends` come last
+    type = "q8_0"
+    role = ["token_embd", "output"]
+
+    [[rule]]
+    type = "iq4_xs"
+    match = "ffn_(up|gate)"         # a regular expression, searched in the tensor's name
+    layers = {first = 0.25, last = 0.25}    # fractions of all layers, or a list: [0, 1, 31]
+
+    [[rule]]
+    type = "f16"
+    tensors = ["blk.0.attn_v.weight"]
+
+A rule without conditions is for every matrix. The name of the recipe is that of the file.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ggufsmith.container.errors import Failure, Malformed, Usage
+from ggufsmith.container.formats import format_of
+from ggufsmith.quantize.recipes.assign import Layers, Override, Recipe
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, file_type_of, unknown
+from ggufsmith.quantize.recipes.rules import ROLES
+
+SUFFIX = ".toml"
+MAX_SIZE = 4 << 20  # bytes; a rule for each of 10 000 tensors is below 1 MiB
+MAX_DEPTH = 8  # files that extend one another
+
+
+def recipe_of(text: str, folder: Path | None = None, depth: int = 0) -> Recipe:
+    """The recipe called `text`: a file type, a shipped recipe, or the path of a recipe file (it ends in .toml).
+
+    folder: what a path is relative to. Usage, with the nearest names, if there is none.
+    """
+    if text.lower().endswith(SUFFIX):
+        return read_recipe((folder or Path()) / text, depth)
+    file_type = file_type_of(text)
+    if file_type is not None:
+        return Recipe(file_type.name, file_type)
+    name = text.upper()
+    if name in shipped():
+        return _parse(name, shipped()[name], Path(name.lower() + SUFFIX), depth)
+    raise unknown(text, [*FILE_TYPES, *shipped()])
+
+
+@cache
+def shipped() -> Mapping[str, str]:
+    """The recipe files that come with the package: name -> text."""
+    entries = sorted(files(__package__).iterdir(), key=lambda entry: entry.name)
+    return {
+        entry.name.removesuffix(SUFFIX).upper(): entry.read_text(encoding="utf-8")
+        for entry in entries
+        if entry.name.endswith(SUFFIX)
+    }
+
+
+def read_recipe(path: Path, depth: int = 0) -> Recipe:
+    """Read a recipe file. Malformed, with the line, for what is wrong in it; Failure if it cannot be read."""
+    if depth > MAX_DEPTH:
+        raise Malformed(f"more than {MAX_DEPTH} recipes extend one another, perhaps in a circle", where=path)
+    try:
+        if path.stat().st_size > MAX_SIZE:
+            raise Malformed(f"a recipe file has at most {MAX_SIZE} bytes", where=path)
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise Malformed("is not UTF-8", where=path) from None
+    except OSError as error:
+        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+    return _parse(path.stem, text, path, depth)
+
+
+def _parse(name: str, text: str, path: Path, depth: int) -> Recipe:
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:  # says where: "(at line 3, column 5)"
+        raise Malformed(f"is not valid TOML: {error}", where=path) from None
+    source = _Source(path, text.splitlines())
+    source.expect(table, {"description": str, "extends": str, "rule": list}, None)
+    if "extends" not in table:
+        raise Malformed('a recipe must say what it extends, for example extends = "q4_K_M"', where=path)
+    try:
+        base = recipe_of(table["extends"], path.parent, depth + 1)
+    except Usage as error:
+        raise Malformed(error.what, where=source.place("extends", None), fix=error.fix) from None
+    overrides = tuple(source.rule(rule, index) for index, rule in enumerate(table.get("rule", [])))
+    if base.file_type.base is None and overrides:
+        raise Malformed("COPY keeps every tensor; extend another recipe", where=source.place("extends", None))
+    return Recipe(name, base.file_type, (*overrides, *base.overrides), table.get("description", ""))
+
+
+class _Source:
+    """The text of a recipe file, for the places of errors."""
+
+    def __init__(self, path: Path, lines: list[str]) -> None:
+        self.path, self.lines = path, lines
+        self.heads = [k for k, line in enumerate(lines) if re.match(r"\s*\[\[\s*rule\s*\]\]", line)]
+
+    def place(self, key: str | None, rule: int | None) -> str:
+        """FILE:LINE of a key, in the rule of this index or outside the rules."""
+        start, stop = 0, self.heads[0] if self.heads else len(self.lines)
+        if rule is not None and rule < len(self.heads):
+            start, stop = self.heads[rule], [*self.heads, len(self.lines)][rule + 1]
+        pattern = re.compile(rf"\s*[\"']?{re.escape(key or '')}[\"']?\s*=")
+        line = next((k for k in range(start, stop) if key and pattern.match(self.lines[k])), start)
+        return f"{self.path}:{line + 1}"
+
+    def expect(self, table: Mapping[str, Any], types: Mapping[str, Any], rule: int | None) -> None:
+        """Malformed for a key that is not known here, or whose value has another type."""
+        for key, value in table.items():
+            if key not in types:
+                fix = f"Known here: {', '.join(types)}."
+                raise Malformed(f"key {key!r} means nothing", where=self.place(key, rule), fix=fix)
+            if not isinstance(value, types[key]):
+                raise Malformed(f"{key} cannot be {value!r}", where=self.place(key, rule))
+
+    def rule(self, table: Any, index: int) -> Override:
+        if not isinstance(table, dict):
+            raise Malformed(f"a rule is a table, not {table!r}", where=self.place("rule", None))
+        known = {"type": str, "match": str, "role": (str, list), "tensors": list, "layers": (list, dict)}
+        self.expect(table, known, index)
+        if "type" not in table:
+            raise Malformed("a rule must say its type", where=self.place(None, index))
+        try:
+            format = format_of(table["type"])
+            match = re.compile(table["match"], re.IGNORECASE) if "match" in table else None
+        except Failure as error:
+            raise Malformed(error.what, where=self.place("type", index), fix=error.fix) from None
+        except re.error as error:
+            raise Malformed(f"no regular expression: {error}", where=self.place("match", index)) from None
+        roles = self._strings(table, "role", index)
+        if strange := sorted(roles - set(ROLES)):
+            where = self.place("role", index)
+            raise Malformed(f"there is no role {strange[0]!r}", where=where, fix=f"Roles: {', '.join(ROLES)}.")
+        names = self._strings(table, "tensors", index)
+        layers = self._layers(table["layers"], index) if "layers" in table else None
+        return Override(format, match, roles, names, layers, self.place(None, index))
+
+    def _strings(self, table: Mapping[str, Any], key: str, index: int) -> frozenset[str]:
+        value = table.get(key, [])
+        values = [value] if isinstance(value, str) else value
+        if not all(isinstance(each, str) for each in values) or (key in table and not values):
+            raise Malformed(f"{key} must name at least one", where=self.place(key, index))
+        return frozenset(values)
+
+    def _layers(self, value: list[Any] | dict[str, Any], index: int) -> Layers:
+        where = self.place("layers", index)
+        if isinstance(value, list):
+            if not value or not all(type(each) is int and each >= 0 for each in value):
+                raise Malformed("layers must be numbers from 0 on", where=where)
+            return Layers(frozenset(value))
+        fractions = {key: value.get(key, 0.0) for key in ("first", "last")}
+        if value.keys() - fractions.keys() or not value:
+            raise Malformed("layers = {first = F, last = F}, or one of them, or a list", where=where)
+        if not all(type(each) in (int, float) and 0 <= each <= 1 for each in fractions.values()):
+            raise Malformed("a fraction of the layers is from 0 to 1", where=where)
+        return Layers(first=float(fractions["first"]), last=float(fractions["last"]))
+
+
+def format_recipe(extends: str, description: str, chosen: Mapping[str, str]) -> str:
+    """A recipe file that gives every tensor named in `chosen` the format there."""
+    lines = [f'description = "{description}"', f'extends = "{extends}"']
+    for format in sorted(set(chosen.values())):
+        lines += ["", "[[rule]]", f'type = "{format.lower()}"', "tensors = ["]
+        lines += [f'  "{name}",' for name in chosen if chosen[name] == format]
+        lines.append("]")
+    return "\n".join(lines) + "\n"
