@@ -1,0 +1,159 @@
+"""Model cards: what they say, and that no header can break out of its place in them."""
+
+from pathlib import Path
+
+import pytest
+from gguf.constants import LlamaFileType
+
+from ggufsmith.container.values import Metadata, string, strings, u32
+from ggufsmith.naming.card import read_card
+from ggufsmith.naming.modelcard import CardFile, Publisher, model_card, prompt_format, use_of
+
+META: Metadata = {
+    "general.architecture": string("qwen2"),
+    "general.name": string("Tiny Qwen"),
+    "general.size_label": string("7B"),
+    "general.license": string("other"),
+    "general.license.name": string("tongyi-qianwen"),
+    "general.license.link": string("https://example.org/LICENSE"),
+    "general.languages": strings(["en", "no"]),
+    "general.tags": strings(["chat", "text-generation"]),
+    "general.dataset.0.repo_url": string("https://huggingface.co/org/data"),
+    "qwen2.context_length": u32(32768),
+    "tokenizer.chat_template": string("{% for m in messages %}<|im_start|>{{ m.role }}<|im_end|>{% endfor %}"),
+}
+FILES = [
+    CardFile(("Tiny-F16.gguf",), 14_000_000_000, 16.01, "F16", ("a" * 64,)),
+    CardFile(("Tiny-Q4_K_M.gguf",), 4_300_000_000, 4.85, "Q4_K_M", ("b" * 64,)),
+    CardFile(("Tiny-Q8_0-00001-of-00002.gguf", "Tiny-Q8_0-00002-of-00002.gguf"), 75 * 10**8, 8.5, "Q8_0", ("c", "d")),
+]
+
+
+def card(changes: Metadata | None = None, files: list[CardFile] = FILES, publisher: Publisher | None = None) -> str:
+    return model_card({**META, **(changes or {})}, files, publisher or Publisher(), version="1.2.3")
+
+
+def test_front_matter_as_the_hub_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(
+        card(publisher=Publisher(base_model="Qwen/Tiny", author="me")), encoding="utf-8"
+    )
+    notes: list[str] = []
+    assert read_card(tmp_path, notes.append) == {
+        "base_model": "Qwen/Tiny",
+        "base_model_relation": "quantized",
+        "license": "other",
+        "license_name": "tongyi-qianwen",
+        "license_link": "https://example.org/LICENSE",
+        "language": ["en", "no"],
+        "datasets": ["org/data"],
+        "pipeline_tag": "text-generation",
+        "library_name": "gguf",
+        "quantized_by": "me",
+        "tags": ["gguf", "quantized", "chat"],
+    }
+    assert notes == []
+
+
+def test_the_model_it_was_made_from() -> None:
+    assert "base_model: org/tiny" in card({"general.source.repo_url": string("https://huggingface.co/org/tiny")})
+    assert "base_model" not in card()
+    assert "base_model" not in card({"general.repo_url": string("https://example.org/org/tiny")})
+
+
+def test_the_page() -> None:
+    text = card()
+    assert "# Tiny Qwen GGUF" in text
+    assert "7B parameters and a context of 32768 tokens" in text
+    assert "## Prompt template: ChatML" in text
+    assert "<|im_start|>system\n{system_prompt}<|im_end|>" in text
+    assert text.index("`Tiny-Q4_K_M.gguf` | Q4_K_M | 4.85 | 4.30 GB |") < text.index(
+        "`Tiny-F16.gguf` | F16 | 16.01 | 14.00 GB"
+    )
+    assert "`Tiny-Q8_0-00001-of-00002.gguf` and 1 more" in text
+    assert f"{'b' * 64}  Tiny-Q4_K_M.gguf\nc  Tiny-Q8_0-00001-of-00002.gguf\nd  Tiny-Q8_0-00002-of-00002.gguf" in text
+    assert "llama-cli -m Tiny-Q4_K_M.gguf" in text
+    assert "FROM ./Tiny-Q4_K_M.gguf" in text
+    assert "Llama(model_path='Tiny-Q4_K_M.gguf')" in text
+    assert "- imatrix" in card({"quantize.imatrix.file": string("x")})
+
+
+def test_published() -> None:
+    text = card(publisher=Publisher(repo="me/Tiny-GGUF"))
+    assert "llama-cli -hf me/Tiny-GGUF:Q4_K_M" in text
+    assert "ollama run hf.co/me/Tiny-GGUF:Q4_K_M" in text
+    assert "Llama.from_pretrained('me/Tiny-GGUF', filename='Tiny-Q4_K_M.gguf')" in text
+
+
+def test_only_shards() -> None:
+    text = card(files=FILES[2:])
+    assert "keep them in one folder" in text
+    assert "ggufsmith merge Tiny-Q8_0-00001-of-00002.gguf model.gguf" in text
+
+
+def test_little_is_known() -> None:
+    text = model_card({}, [CardFile(("x.gguf",), 10, 0.0)], Publisher(), version="1")
+    assert "# Model GGUF" in text
+    assert "Prompt template" not in text
+    assert "SHA-256" not in text
+    assert "license" not in text
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("<|start_header_id|>{{ role }}<|end_header_id|>\n\n{{ content }}<|eot_id|>", "Llama 3"),
+        ("{{ '<|im_start|>' + role }}<|im_end|>", "ChatML"),
+        ("<｜User｜>{{ x }}<｜Assistant｜>", "DeepSeek"),
+        ("<start_of_turn>{{ role }}<end_of_turn>", "Gemma"),
+        ("<|user|>\n<|end|>\n<|assistant|>", "Phi-3"),
+        ("<|user|>\n</s>\n<|assistant|>", "Zephyr"),
+        ("[INST] <<SYS>>{{ x }}<</SYS>> [/INST]", "Llama 2"),
+        ("[INST] {{ x }} [/INST]", "Mistral"),
+        ("<|start|>assistant<|channel|>final", "Harmony"),
+    ],
+)
+def test_prompt_formats(template: str, name: str) -> None:
+    found = prompt_format(template)
+    assert found is not None
+    assert found[0] == name
+    assert "{prompt}" in found[1]
+
+
+def test_an_unknown_template_is_shown_and_a_long_one_is_not() -> None:
+    text = card({"tokenizer.chat_template": string("{# ``` ```` #}{{ messages }}")})
+    assert "`````jinja\n{# ``` ```` #}{{ messages }}\n`````" in text
+    assert "x" * 100 not in card({"tokenizer.chat_template": string("x" * 5000)})
+
+
+@pytest.mark.parametrize("kind", [kind.name.partition("_")[2] for kind in LlamaFileType if kind.name != "GUESSED"])
+def test_every_encoding_has_a_use(kind: str) -> None:
+    assert use_of(kind)
+
+
+def test_a_header_stays_in_its_place(tmp_path: Path) -> None:
+    evil = "x\n---\n# Title <script>|a|</script>\n```sh\nrm -rf ~\n```\n[l](http://e) \"' \udcff"
+    changes: Metadata = {
+        key: string(evil)
+        for key in (
+            "general.name",
+            "general.license",
+            "general.license.link",
+            "general.size_label",
+            "general.architecture",
+        )
+    }
+    changes |= {
+        "general.tags": strings([evil]),
+        "general.languages": strings(["a: b", "- c", "!!python/name:os.system"]),
+    }
+    files = [CardFile(("a b'$(touch x)|`.gguf",), 10, 1.0, "Q8_0", ("0",))]
+    text = card(changes, files)
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    front = read_card(tmp_path, lambda note: pytest.fail(note))
+    assert front["license"] == " ".join(evil.replace("\udcff", "?").split())
+    assert front["language"] == ["a: b", "- c", "!!python/name:os.system"]
+    page = text.partition("\n---\n\n")[2]
+    outside = [block for index, block in enumerate(page.split("```")) if index % 2 == 0]
+    assert all("<script>" not in block and "rm -rf" not in block.replace("\\`\\`\\`sh rm -rf", "") for block in outside)
+    assert "`a b'$(touch x)&#124;.gguf`" in text
+    assert "llama-cli -m 'a b'\\''$(touch x)|`.gguf'" in text
