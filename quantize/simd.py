@@ -31,17 +31,8 @@ from numba import types
 from numba.extending import register_jitable
 
 from ggufsmith.quantize import vectors
-from ggufsmith.quantize.vectors import F32 as F32
-from ggufsmith.quantize.vectors import I32 as I32
 from ggufsmith.quantize.vectors import TILE as TILE
-from ggufsmith.quantize.vectors import U32 as U32
 from ggufsmith.quantize.vectors import W as W
-from ggufsmith.quantize.vectors import define as define
-from ggufsmith.quantize.vectors import emit_gather as emit_gather
-from ggufsmith.quantize.vectors import host_lanes as host_lanes
-from ggufsmith.quantize.vectors import of_array as of_array
-from ggufsmith.quantize.vectors import pointer as pointer
-from ggufsmith.quantize.vectors import splat as splat
 
 f32 = np.float32
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=… measures another CPU's code
 os.environ["XDG_CACHE_HOME"] = os.environ["LOCALAPPDATA"] = tempfile.mkdtemp()  # so that every kernel is compiled here
 sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
 
