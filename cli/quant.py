@@ -1,0 +1,277 @@
+"""`gguf-quant`: options, what is shown, the report."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ggufsmith.quantize.recipes.assign import Options, Recipe
+    from ggufsmith.quantize.requantize import Done, Job, Output, Prepared
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+gguf-quant Model-7B-F16.gguf --recipe q4_K_M
+  writes Model-7B-Q4_K_M.gguf beside it
+
+gguf-quant Model-7B-BF16.gguf -r q6_K -r iq4_xs --imatrix model.imatrix.gguf --outdir ./out
+  two files from one pass, steered by an importance matrix
+
+gguf-quant Model-7B-F16.gguf -r q4_K_M --tensor-type 'ffn_down=q6_K' --dry-run
+  shows every tensor's type and the exact size, writes nothing
+"""
+
+Recipes = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", "-r", metavar="NAME", help="A file type or a recipe file; may be given several times."),
+]
+Imatrix = Annotated[Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix, GGUF or .dat.")]
+Include = Annotated[
+    list[str] | None, typer.Option("--include-weights", metavar="NAME", help="Use it only for these tensors.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude-weights", metavar="NAME", help="Do not use it for these tensors.")
+]
+Pure = Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")]
+LeaveOutput = Annotated[bool, typer.Option("--leave-output-tensor", help="Keep output.weight as it is.")]
+OutputType = Annotated[str | None, typer.Option("--output-tensor-type", metavar="TYPE", help="For output.weight.")]
+EmbeddingType = Annotated[
+    str | None, typer.Option("--token-embedding-type", metavar="TYPE", help="For the token embeddings.")
+]
+TensorTypes = Annotated[
+    list[str] | None, typer.Option("--tensor-type", metavar="REGEX=TYPE", help="For tensors with such names.")
+]
+TensorTypeFile = Annotated[
+    Path | None, typer.Option("--tensor-type-file", metavar="FILE", help="A file of REGEX=TYPE.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail if a tensor cannot have the type of its rule.")]
+
+
+def quant(
+    model: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; of several shards, any one.")],
+    recipe: Recipes = None,
+    outfile: Annotated[Path | None, typer.Option("--outfile", "-o", help="The output, for a single recipe.")] = None,
+    outdir: Annotated[Path | None, typer.Option(help="Folder for outputs named after the model.")] = None,
+    imatrix: Imatrix = None,
+    include_weights: Include = None,
+    exclude_weights: Exclude = None,
+    pure: Pure = False,
+    leave_output_tensor: LeaveOutput = False,
+    output_tensor_type: OutputType = None,
+    token_embedding_type: EmbeddingType = None,
+    tensor_type: TensorTypes = None,
+    tensor_type_file: TensorTypeFile = None,
+    prune_layers: Annotated[str | None, typer.Option(metavar="L,L,…", help="Leave out these layers.")] = None,
+    override_kv: Annotated[
+        list[str] | None, typer.Option("--override-kv", metavar="KEY=TYPE:VALUE", help="Set a metadata key.")
+    ] = None,
+    keep_split: Annotated[bool, typer.Option("--keep-split", help="As many shards as the input has.")] = False,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize what is quantized already; the errors add up.")
+    ] = False,
+    strict: Strict = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show types and exact sizes; write nothing.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")] = None,
+    no_sync: Annotated[
+        bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")
+    ] = False,
+    no_overwrite: Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Quantize a GGUF file by any number of recipes, in one pass.
+
+    The bytes are those of llama-quantize. Outputs appear under their names only when complete and verified.
+    """
+    from ggufsmith.cli.app import guarded
+
+    def work() -> None:
+        from ggufsmith.quantize.recipes.options import layers_of
+        from ggufsmith.quantize.requantize import Job, parse_override
+
+        recipes, options = choose(
+            recipe,
+            pure=pure,
+            leave_output=leave_output_tensor,
+            output_type=output_tensor_type,
+            embedding_type=token_embedding_type,
+            types=tensor_type,
+            types_file=tensor_type_file,
+        )
+        job = Job(
+            source=model,
+            recipes=recipes,
+            output=outfile,
+            outdir=outdir,
+            options=options,
+            imatrix=imatrix,
+            include=tuple(include_weights or ()),
+            exclude=tuple(exclude_weights or ()),
+            prune=layers_of(prune_layers) if prune_layers is not None else (),
+            metadata=dict(map(parse_override, override_kv or ())),
+            allow_requantize=allow_requantize,
+            strict=strict,
+            split=keep_split,
+            threads=threads,
+            sync=not no_sync,
+            overwrite=not no_overwrite,
+        )
+        run_quant(job, dry_run=dry_run, machine=as_json, quiet=quiet)
+
+    guarded(work, as_json)
+
+
+def choose(
+    names: list[str] | None,
+    *,
+    pure: bool = False,
+    leave_output: bool = False,
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    types: list[str] | None = None,
+    types_file: Path | None = None,
+) -> tuple[tuple["Recipe", ...], "Options"]:
+    """Recipes and type options from their texts. Usage for what does not exist or fit together."""
+    from ggufsmith.container.errors import Unsupported, Usage
+    from ggufsmith.container.formats import format_of
+    from ggufsmith.quantize.recipes.assign import Options
+    from ggufsmith.quantize.recipes.files import recipe_of
+    from ggufsmith.quantize.recipes.options import check_options, override_of, overrides_of_file
+
+    recipes = tuple(map(recipe_of, names or ()))
+    try:
+        output = format_of(output_type) if output_type else None
+        embedding = format_of(embedding_type) if embedding_type else None
+    except Unsupported as error:
+        raise Usage(error.what, fix=error.fix) from None
+    overrides = [*map(override_of, types or ()), *(overrides_of_file(types_file) if types_file else ())]
+    options = Options(pure, leave_output, output, embedding, tuple(overrides))
+    check_options(options, list(recipes))
+    return recipes, options
+
+
+def run_quant(job: "Job", *, dry_run: bool, machine: bool, quiet: bool) -> None:
+    """Plan, show, run, sum up."""
+    from ggufsmith.cli import render
+    from ggufsmith.quantize.requantize import prepare, run
+
+    with prepare(job) as prepared:
+        if dry_run:
+            _show_plan(prepared, machine)
+            return
+        silent = quiet or machine
+        if not silent:
+            for note in prepared.notes:
+                render.err.print(f"note: {note}", markup=False)
+        title = ", ".join(output.path.name for output in prepared.outputs)
+        with render.progress(title, prepared.weights, silent) as advance:
+            done = run(prepared, advance)
+        if machine:
+            rate = prepared.weights / done.seconds
+            render.as_json({**_report(prepared), "seconds": done.seconds, "weights_per_second": rate})
+        elif not quiet:
+            render.lines(_summary(done))
+
+
+# ---- what is shown ----
+
+
+def _types(output: "Output") -> dict[str, int]:
+    return dict(Counter(each.format.name for each in output.plan.assignments).most_common())
+
+
+def _report(prepared: "Prepared") -> dict[str, Any]:
+    coverage = prepared.importance.coverage if prepared.importance else None
+    return {
+        "input": [str(path) for path in prepared.source.paths],
+        "source_bytes": prepared.source.size,
+        "parameters": prepared.weights,
+        "notes": list(prepared.notes),
+        "importance": coverage and {"covered": coverage.covered, "missing": coverage.missing},
+        "outputs": [
+            {
+                "recipe": output.plan.recipe.name,
+                "output": [str(path) for path in output.paths],
+                "bytes": output.size,
+                "bits_per_weight": output.plan.bits_per_weight,
+                "tensor_count": len(output.plan.assignments),
+                "types": _types(output),
+                "fallbacks": [each.tensor.name for each in output.plan.fallbacks],
+                "requantized": [each.tensor.name for each in output.plan.requantized],
+                "notes": list(output.plan.notes()),
+            }
+            for output in prepared.outputs
+        ],
+    }
+
+
+def _tensors(output: "Output") -> Iterator[dict[str, Any]]:
+    for each, offset in zip(output.plan.assignments, output.shards.whole.offsets, strict=True):
+        yield {
+            "name": each.tensor.name,
+            "shape": list(each.tensor.shape),
+            "source_type": each.tensor.format.name,
+            "type": each.format.name,
+            "wanted_type": each.wanted.name,
+            "reason": each.reason,
+            "bytes": each.nbytes,
+            "offset": offset,
+        }
+
+
+def _show_plan(prepared: "Prepared", machine: bool) -> None:
+    from ggufsmith.cli import render
+
+    if machine:
+        report = _report(prepared)
+        for entry, output in zip(report["outputs"], prepared.outputs, strict=True):
+            entry["tensors"] = list(_tensors(output))
+        render.as_json(report)
+        return
+    for output in prepared.outputs:
+        rows = [
+            (
+                t["name"],
+                " x ".join(map(str, t["shape"])),
+                t["source_type"],
+                t["type"],
+                render.size(t["bytes"]),
+                t["reason"],
+            )
+            for t in _tensors(output)
+        ]
+        widths = [max(len(row[k]) for row in rows) for k in range(5)]
+        for row in rows:
+            cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
+            render.out.print("  ".join([*cells, row[5]]), markup=False)
+        render.lines(_facts(output))
+    for note in prepared.notes:
+        render.out.print(f"note: {note}", markup=False)
+
+
+def _facts(output: "Output") -> Iterator[tuple[str, str]]:
+    from ggufsmith.cli import render
+
+    plan = output.plan
+    for path in output.paths:
+        yield "output", str(path)
+    yield "size", f"{render.size(output.size)} ({output.size} bytes)"
+    types = ", ".join(f"{number} {name}" for name, number in _types(output).items())
+    yield "tensors", f"{len(plan.assignments)} ({types}), {plan.bits_per_weight:.2f} bits per weight"
+    for note in plan.notes():
+        yield "note", note
+
+
+def _summary(done: "Done") -> Iterator[tuple[str, str]]:
+    from ggufsmith.cli import render
+
+    for output in done.prepared.outputs:
+        yield from _facts(output)
+    for note in done.notes:
+        yield "note", note
+    rate = done.prepared.weights / max(done.seconds, math.ulp(1.0))
+    yield "done", f"verified, in {done.seconds:.1f} s ({render.count(rate)} weights/s)"
