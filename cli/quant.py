@@ -2,15 +2,19 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from ggufsmith.convert import quantized
+    from ggufsmith.convert.run import Job as ConvertJob
+    from ggufsmith.quantize import requantize
+    from ggufsmith.quantize.outputs import Output, Written
     from ggufsmith.quantize.recipes.assign import Options, Recipe
-    from ggufsmith.quantize.requantize import Done, Job, Output, Prepared
+    from ggufsmith.quantize.requantize import Job
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -155,26 +159,57 @@ def choose(
 
 
 def run_quant(job: "Job", *, dry_run: bool, machine: bool, quiet: bool) -> None:
-    """Plan, show, run, sum up."""
-    from ggufsmith.cli import render
-    from ggufsmith.quantize.requantize import prepare, run
+    """gguf-quant: plan, show, run, sum up."""
+    from ggufsmith.quantize import requantize
 
-    with prepare(job) as prepared:
-        if dry_run:
-            _show_plan(prepared, machine)
-            return
-        silent = quiet or machine
-        if not silent:
-            for note in prepared.notes:
-                render.err.print(f"note: {note}", markup=False)
-        title = ", ".join(output.path.name for output in prepared.outputs)
-        with render.progress(title, prepared.weights, silent) as advance:
-            done = run(prepared, advance)
-        if machine:
-            rate = prepared.weights / done.seconds
-            render.as_json({**_report(prepared), "seconds": done.seconds, "weights_per_second": rate})
-        elif not quiet:
-            render.lines(_summary(done))
+    with requantize.prepare(job) as prepared:
+        inputs = {"input": [str(path) for path in prepared.source.paths], "source_bytes": prepared.source.size}
+        _work(prepared, requantize.run, inputs, dry_run=dry_run, machine=machine, quiet=quiet)
+
+
+def run_convert_quant(
+    job: "ConvertJob", quantization: "quantized.Quantization", *, dry_run: bool, machine: bool, quiet: bool
+) -> None:
+    """gguf-convert --recipe: the same from a checkpoint."""
+    from ggufsmith.convert import quantized
+
+    prepared = quantized.prepare(job, quantization)
+    converted = prepared.converted
+    inputs = {
+        "input": str(converted.checkpoint.folder),
+        "architecture": converted.plan.architecture.name,
+        "source_bytes": converted.source_bytes,
+    }
+    _work(prepared, quantized.run, inputs, dry_run=dry_run, machine=machine, quiet=quiet)
+
+
+def _work(
+    prepared: "requantize.Prepared | quantized.Prepared",
+    run: Callable[..., "Written"],
+    inputs: dict[str, Any],
+    *,
+    dry_run: bool,
+    machine: bool,
+    quiet: bool,
+) -> None:
+    from ggufsmith.cli import render
+
+    if dry_run:
+        _show_plan(prepared, inputs, machine)
+        return
+    silent = quiet or machine
+    if not silent:
+        for note in prepared.notes:
+            render.err.print(f"note: {note}", markup=False)
+    title = ", ".join(output.path.name for output in prepared.outputs)
+    with render.progress(title, prepared.weights, silent) as advance:
+        written = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
+    if machine:
+        rate = prepared.weights / written.seconds
+        report = {"found": list(written.notes), "seconds": written.seconds, "weights_per_second": rate}
+        render.as_json({**_report(prepared, inputs), **report})
+    elif not quiet:
+        render.lines(_summary(prepared, written))
 
 
 # ---- what is shown ----
@@ -184,11 +219,10 @@ def _types(output: "Output") -> dict[str, int]:
     return dict(Counter(each.format.name for each in output.plan.assignments).most_common())
 
 
-def _report(prepared: "Prepared") -> dict[str, Any]:
+def _report(prepared: "requantize.Prepared | quantized.Prepared", inputs: dict[str, Any]) -> dict[str, Any]:
     coverage = prepared.importance.coverage if prepared.importance else None
     return {
-        "input": [str(path) for path in prepared.source.paths],
-        "source_bytes": prepared.source.size,
+        **inputs,
         "parameters": prepared.weights,
         "notes": list(prepared.notes),
         "importance": coverage and {"covered": coverage.covered, "missing": coverage.missing},
@@ -223,11 +257,11 @@ def _tensors(output: "Output") -> Iterator[dict[str, Any]]:
         }
 
 
-def _show_plan(prepared: "Prepared", machine: bool) -> None:
+def _show_plan(prepared: "requantize.Prepared | quantized.Prepared", inputs: dict[str, Any], machine: bool) -> None:
     from ggufsmith.cli import render
 
     if machine:
-        report = _report(prepared)
+        report = _report(prepared, inputs)
         for entry, output in zip(report["outputs"], prepared.outputs, strict=True):
             entry["tensors"] = list(_tensors(output))
         render.as_json(report)
@@ -266,12 +300,12 @@ def _facts(output: "Output") -> Iterator[tuple[str, str]]:
         yield "note", note
 
 
-def _summary(done: "Done") -> Iterator[tuple[str, str]]:
+def _summary(prepared: "requantize.Prepared | quantized.Prepared", written: "Written") -> Iterator[tuple[str, str]]:
     from ggufsmith.cli import render
 
-    for output in done.prepared.outputs:
+    for output in prepared.outputs:
         yield from _facts(output)
-    for note in done.notes:
+    for note in written.notes:
         yield "note", note
-    rate = done.prepared.weights / max(done.seconds, math.ulp(1.0))
-    yield "done", f"verified, in {done.seconds:.1f} s ({render.count(rate)} weights/s)"
+    rate = prepared.weights / max(written.seconds, math.ulp(1.0))
+    yield "done", f"verified, in {written.seconds:.1f} s ({render.count(rate)} weights/s)"

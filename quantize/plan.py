@@ -14,7 +14,7 @@ from ggufsmith.container.values import Metadata, u32
 from ggufsmith.quantize.imatrix import Coverage
 from ggufsmith.quantize.recipes.assign import Assignment, Options, Recipe, Stored, assign
 from ggufsmith.quantize.recipes.rules import Facts
-from ggufsmith.quantize.rows import FLOATS, MODULES, warm_up
+from ggufsmith.quantize.rows import FLOATS, MODULES
 
 MAX_LISTED = 8  # tensors that a message names
 IMATRIX = "quantize.imatrix."
@@ -69,16 +69,6 @@ class FilePlan:
                 f"{len(requantized)} tensors are quantized a second time, from {', '.join(froms)}: their error adds to "
                 "the new one; quantizing the 16-bit model is better"
             )
-
-    def warm_up(self) -> None:
-        """Compile, or load, every kernel that the file needs."""
-        pairs = {
-            (each.format, each.tensor.format, weights is not None)
-            for each, weights in zip(self.assignments, self.importance, strict=True)
-            if not each.copied
-        }
-        for target, source, weighted in sorted(pairs, key=lambda pair: (pair[0].id, pair[1].id, pair[2])):
-            warm_up(target, source, weighted)
 
 
 def plan_file(

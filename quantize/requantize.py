@@ -1,9 +1,7 @@
 """GGUF in, any number of quantized GGUF files out, in one pass over the weights."""
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,15 +12,15 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import Format
 from ggufsmith.container.reader import TensorInfo
-from ggufsmith.container.shards import GgufSet, SetWriter, ShardPlan, open_gguf_set, plan_shards
+from ggufsmith.container.shards import GgufSet, open_gguf_set, plan_shards
 from ggufsmith.container.values import Metadata, Value, boolean, f32, i32, string, u32
 from ggufsmith.naming.filename import parse
-from ggufsmith.quantize.imatrix import Imatrix, match, open_imatrix
-from ggufsmith.quantize.plan import FilePlan, Importance, plan_file
+from ggufsmith.quantize.imatrix import open_imatrix
+from ggufsmith.quantize.outputs import Output, Written, fit_importance, output_paths, write_outputs
+from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.rules import BLOCK, Facts, block_of
-from ggufsmith.quantize.rows import Finding
-from ggufsmith.quantize.stream import Array, Scratch, Target, available_cores, rows_of, stream
+from ggufsmith.quantize.stream import Array, Scratch, rows_of
 
 MAX_U32 = 2**32 - 1
 
@@ -112,23 +110,6 @@ def _check_scales(format: Format, blocks: NDArray[np.uint8], origin: str) -> Non
 
 
 @dataclass(frozen=True)
-class Output:
-    """One output: a recipe's plan, its shards (mostly one) and the name that the model would have in one file."""
-
-    plan: FilePlan
-    shards: ShardPlan
-    path: Path
-
-    @property
-    def paths(self) -> list[Path]:
-        return self.shards.paths(self.path)
-
-    @property
-    def size(self) -> int:
-        return self.shards.whole.size
-
-
-@dataclass(frozen=True)
 class Prepared:
     """Everything decided, nothing written: what a dry run shows. Close the source, or use this in a `with`."""
 
@@ -148,15 +129,6 @@ class Prepared:
 
     def __exit__(self, *error: object) -> None:
         self.source.close()
-
-
-@dataclass(frozen=True)
-class Done:
-    """Finished, verified outputs. seconds: wall time of reading, computing, writing and verifying."""
-
-    prepared: Prepared
-    seconds: float
-    notes: tuple[str, ...]
 
 
 def prepare(job: Job) -> Prepared:
@@ -183,15 +155,18 @@ def _prepare(job: Job, source: GgufSet) -> Prepared:
     renamed = prune_layers(source.tensors, job.prune, facts.blocks)
     infos = [source.tensors[name] for name in (_split_order(source) if job.split else file_order(source.tensors))]
     tensors = tuple(Held(source, info, renamed[info.name]) for info in infos if info.name in renamed)
-    importance = _fit(imatrix, source, renamed, facts.blocks, facts.architecture) if imatrix else None
+    everything = [Stored(info.name, info.shape, info.format) for info in source.tensors.values()]
+    importance = fit_importance(imatrix, everything, facts, renamed) if imatrix else None
     metadata = _without_layers(source.metadata, job.prune, facts)
     overrides = dict(job.metadata)
     if job.prune:
         left = facts.blocks - len(set(job.prune))
         overrides[Keys.LLM.BLOCK_COUNT.format(arch=facts.architecture)] = u32(left)
     counts = _counts(source, tensors) if job.split else (len(tensors),)
+    name = replace(parse(source.paths[0].name), shard=None)
+    paths = output_paths(name, job.recipes, job.output, job.outdir or job.source.parent)
     outputs = []
-    for recipe, path in zip(job.recipes, output_paths(job, source), strict=True):
+    for recipe, path in zip(job.recipes, paths, strict=True):
         plan = plan_file(
             recipe,
             [tensor.stored for tensor in tensors],
@@ -209,58 +184,25 @@ def _prepare(job: Job, source: GgufSet) -> Prepared:
     return Prepared(job, source, tensors, tuple(outputs), importance, notes)
 
 
-def run(prepared: Prepared, advance: Callable[[int], None] = lambda weights: None) -> Done:
-    """Quantize, verify, and give the files their names. `advance` is told of weights as they are done."""
-    job, started = prepared.job, time.perf_counter()
-    for output in prepared.outputs:
-        output.plan.warm_up()
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                SetWriter(
-                    output.path,
-                    output.shards,
-                    sync=job.sync,
-                    overwrite=job.overwrite,
-                    inputs=[*prepared.source.paths, *([job.imatrix] if job.imatrix else [])],
-                )
-            )
-            for output in prepared.outputs
-        ]
-        targets = [
-            Target(output.shards.whole, writer, output.plan.importance)
-            for output, writer in zip(prepared.outputs, writers, strict=True)
-        ]
-        found = stream(prepared.tensors, targets, threads=job.threads or available_cores(), advance=advance)
-        for writer in writers:
-            writer.commit()
-    return Done(prepared, time.perf_counter() - started, tuple(unweighted_notes(found)))
-
-
-def unweighted_notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:
-    """What `stream` found, for the user."""
-    merged: dict[str, Finding] = {}
-    for findings in found:
-        merged.update(findings)
-    return [
-        f"{name}: the importance of {finding.count} weights was zero; they were weighted evenly instead of erased"
-        for name, finding in merged.items()
-    ]
-
-
-def output_paths(job: Job, source: GgufSet) -> list[Path]:
-    """Where each recipe's file goes: Model-7B-F16.gguf becomes Model-7B-Q5_K_M.gguf."""
-    if job.output is not None:
-        if len(job.recipes) != 1:
-            raise Usage("one output file for several recipes", fix="Leave it out, or name a folder with --outdir.")
-        return [job.output]
-    name = replace(parse(source.paths[0].name), shard=None)
-    folder = job.outdir or job.source.parent
-    paths = [folder / replace(name, encoding=recipe.name.upper()).format() for recipe in job.recipes]
-    twice = [path for path in paths if paths.count(path) > 1]
-    if twice:
-        raise Usage(f"two recipes would write {twice[0]}", fix="Name each recipe once.")
-    return paths
+def run(
+    prepared: Prepared,
+    advance: Callable[[int], None] = lambda weights: None,
+    loaded: Callable[[float], None] = lambda seconds: None,
+) -> Written:
+    """Quantize, verify, and give the files their names (see `write_outputs`)."""
+    job = prepared.job
+    if job.outdir is not None and job.output is None:
+        job.outdir.mkdir(parents=True, exist_ok=True)
+    return write_outputs(
+        prepared.tensors,
+        prepared.outputs,
+        inputs=[*prepared.source.paths, *([job.imatrix] if job.imatrix else [])],
+        threads=job.threads,
+        sync=job.sync,
+        overwrite=job.overwrite,
+        advance=advance,
+        loaded=loaded,
+    )
 
 
 # ---- options that change the model ----
@@ -321,18 +263,6 @@ def _without_layers(metadata: Metadata, layers: Sequence[int], facts: Facts) -> 
         return value
 
     return {key: pruned(key, value) for key, value in metadata.items()}
-
-
-def _fit(imatrix: Imatrix, source: GgufSet, renamed: Mapping[str, str], blocks: int, architecture: str) -> Importance:
-    """The matrix belongs to the model as it was; what is pruned is left out, and names are the new ones."""
-    tensors = [Stored(info.name, info.shape, info.format) for info in source.tensors.values()]
-    weights, coverage = match(imatrix, tensors, blocks, architecture)
-    found = {
-        renamed[tensor.name]: values
-        for tensor, values in zip(tensors, weights, strict=True)
-        if values is not None and tensor.name in renamed
-    }
-    return Importance(found, coverage, imatrix.metadata)
 
 
 def _split_order(source: GgufSet) -> list[str]:

@@ -91,7 +91,7 @@ def load_kernels(tensors: Sequence[Tensor], targets: Sequence[Target]) -> None:
     for target in targets:
         importance = target.importance or [None] * len(tensors)
         for spec, tensor, weights in zip(target.layout.tensors, tensors, importance, strict=True):
-            if tensor.held.plain or spec.format is not tensor.held:
+            if spec.format is not tensor.held or tensor.held.name in FLOATS:
                 _warm(spec.format, tensor.held, weights is not None)
 
 

@@ -19,13 +19,15 @@ from ggufsmith.container.reader import Gguf, open_gguf
 from ggufsmith.container.shards import open_gguf_set
 from ggufsmith.container.values import strings, u32
 from ggufsmith.container.writer import Writer
+from ggufsmith.convert import quantized
 from ggufsmith.convert.run import Job as ConvertJob
 from ggufsmith.convert.run import prepare as prepare_conversion
 from ggufsmith.convert.run import run as run_conversion
 from ggufsmith.quantize.imatrix import COUNTS, SUMS
+from ggufsmith.quantize.outputs import Output
 from ggufsmith.quantize.recipes.assign import Options, Override, Recipe
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
-from ggufsmith.quantize.requantize import Job, Output, parse_override, prepare, run
+from ggufsmith.quantize.requantize import Job, parse_override, prepare, run
 
 pytestmark = pytest.mark.conformance
 
@@ -246,3 +248,21 @@ def test_shards(shards: Path, tmp_path: Path, split: bool) -> None:
     for mine, other in zip(output.paths, others, strict=True):
         assert not differing(mine, other)
         assert split or mine.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-3", "qwen2", "qwen3-moe", "gemma3", "phi3"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_one_step_equals_two(kind: str, dtype: str, tmp_path: Path) -> None:
+    """From the checkpoint at once, as by way of a file in the checkpoint's own precision."""
+    folder = checkpoints.write(kind, tmp_path / "Tiny", dtype=dtype)
+    middle = tmp_path / "middle.gguf"
+    run_conversion(prepare_conversion(ConvertJob(folder, outtype="auto", outfile=middle, sync=False)))
+    recipes = tuple(map(recipe, ("Q4_K_M", "IQ4_XS", "Q8_0", "Q3_K_S", "BF16")))
+    imatrix = write_imatrix(tmp_path / "imatrix.gguf", importance_of(middle))
+    for file in (None, imatrix):
+        two = ours(Job(middle, recipes, outdir=tmp_path, imatrix=file))
+        prepared = quantized.prepare(ConvertJob(folder, sync=False), quantized.Quantization(recipes, imatrix=file))
+        quantized.run(prepared)
+        for one, other in zip(prepared.outputs, two, strict=True):
+            assert one.path.name == f"Tiny-{one.plan.recipe.name}.gguf"
+            assert one.path.read_bytes() == other.path.read_bytes(), one.plan.recipe.name

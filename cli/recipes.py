@@ -1,0 +1,142 @@
+"""`ggufsmith recipes`: what there is, and what it makes of a model."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored
+    from ggufsmith.quantize.recipes.rules import Facts
+
+
+def recipes(
+    model: Annotated[
+        Path | None, typer.Argument(help="A GGUF file or a model folder: what every recipe would make of it.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", "-r", metavar="NAME", help="Only these, with every tensor's type.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
+) -> None:
+    """Print every recipe with its bits per weight; given a model, with exact sizes and types.
+
+    Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes make another choice where there is an
+    importance matrix; here there is none.
+    """
+    from ggufsmith.cli.app import guarded
+
+    guarded(lambda: show(model, recipe or [], as_json), as_json)
+
+
+def show(model: Path | None, names: Sequence[str], machine: bool) -> None:
+    from ggufsmith.cli import render
+    from ggufsmith.quantize.recipes.files import recipe_of, shipped
+    from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
+
+    tensors, facts = _model(model) if model else _llama_8b()
+    chosen = [recipe_of(name) for name in (names or (*FILE_TYPES, *shipped()))]
+    entries = [_entry(recipe, tensors, facts, bool(names)) for recipe in chosen]
+    if not names:
+        entries.sort(key=lambda entry: -(entry["bits_per_weight"] or 0))
+    if machine:
+        render.as_json({"model": str(model) if model else "shape of Llama 3.1 8B", "recipes": entries})
+        return
+    width = max(len(entry["shown"]) for entry in entries)
+    for entry in entries:
+        render.out.print(_line(entry, width, model is not None), markup=False)
+        for tensor in entry.get("tensors", ()):
+            render.out.print(f"  {tensor['name']:<32}  {tensor['type']:<8}  {tensor['reason']}", markup=False)
+
+
+def _entry(recipe: "Recipe", tensors: Sequence["Stored"], facts: "Facts", listed: bool) -> dict[str, Any]:
+    from ggufsmith.container.errors import Unsupported
+    from ggufsmith.quantize.recipes.assign import assign
+    from ggufsmith.quantize.recipes.filetypes import ALIASES, shown
+
+    entry: dict[str, Any] = {
+        "name": recipe.name,
+        "shown": shown(recipe.name),
+        "aliases": [shown(alias) for alias, name in ALIASES.items() if name == recipe.name],
+        "description": recipe.description,
+        "bits_per_weight": None,
+    }
+    try:
+        found = assign(recipe, tensors, facts)
+    except Unsupported as error:
+        return {**entry, "problem": error.what}
+    weights = sum(math.prod(each.tensor.shape) for each in found)
+    size = sum(each.nbytes for each in found)
+    entry |= {
+        "bytes": size,
+        "bits_per_weight": 8 * size / weights,
+        "types": dict(Counter(each.format.name for each in found).most_common()),
+        "fallbacks": sum(each.fallback for each in found),
+        "needs_importance": any(each.needs_importance for each in found),
+    }
+    if listed:
+        entry["tensors"] = list(_tensors(found))
+    return entry
+
+
+def _tensors(found: Sequence["Assignment"]) -> Iterator[dict[str, Any]]:
+    for each in found:
+        yield {"name": each.tensor.name, "type": each.format.name, "bytes": each.nbytes, "reason": each.reason}
+
+
+def _line(entry: dict[str, Any], width: int, exact: bool) -> str:
+    from ggufsmith.cli import render
+
+    head = f"{entry['shown']:<{width}}  "
+    if entry["bits_per_weight"] is None:
+        return f"{head}not possible: {entry['problem']}"
+    facts = [f"{entry['bits_per_weight']:5.2f} bpw"]
+    facts += [f"{render.size(entry['bytes']):>8}"] if exact else []
+    kinds = [f"{number} {name}" for name, number in entry["types"].items()] if exact else list(entry["types"])
+    facts.append(", ".join(kinds))
+    facts += [f"also {', '.join(entry['aliases'])}"] if entry["aliases"] else []
+    facts += ["needs an importance matrix"] if entry["needs_importance"] else []
+    facts += [f"{entry['fallbacks']} fallbacks"] if entry["fallbacks"] else []
+    facts += [entry["description"]] if entry["description"] else []
+    return head + "  ".join(facts)
+
+
+def _model(path: Path) -> tuple[list["Stored"], "Facts"]:
+    """The tensors and facts of a GGUF file, or of what a model folder would be converted to."""
+    from ggufsmith.container.shards import open_gguf_set
+    from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
+
+    if path.is_dir():
+        from ggufsmith.convert.run import Job, prepare
+
+        layout = prepare(Job(path, outtype="auto")).layout
+        stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
+        return [stored[name] for name in file_order(stored)], facts_of(layout.metadata)
+    with open_gguf_set(path) as gguf:
+        stored = {info.name: Stored(info.name, info.shape, info.format) for info in gguf.tensors.values()}
+        return [stored[name] for name in file_order(stored)], facts_of(gguf.metadata)
+
+
+def _llama_8b() -> tuple[list["Stored"], "Facts"]:
+    from ggufsmith.container.formats import BY_NAME
+    from ggufsmith.quantize.recipes.assign import Stored, file_order
+    from ggufsmith.quantize.recipes.rules import Facts
+
+    blocks, embd, inner, kv = 32, 4096, 14336, 1024
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (128256, embd), "output.weight": (128256, embd)}
+    for block in range(blocks):
+        for name, rows, width in (
+            ("attn_q", embd, embd),
+            ("attn_k", kv, embd),
+            ("attn_v", kv, embd),
+            ("attn_output", embd, embd),
+            ("ffn_gate", inner, embd),
+            ("ffn_up", inner, embd),
+            ("ffn_down", embd, inner),
+        ):
+            shapes[f"blk.{block}.{name}.weight"] = (rows, width)
+    stored = [Stored(name, shapes[name], BY_NAME["BF16"]) for name in file_order(shapes)]
+    return stored, Facts("llama", blocks, heads=32, kv_heads=8)

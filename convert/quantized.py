@@ -1,0 +1,107 @@
+"""From a checkpoint straight to quantized files: each tensor is read and transformed once, for all recipes.
+
+Each file equals converting to the checkpoint's own precision and quantizing that with `quantize.requantize`; the file
+in between is planned, and never written.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ggufsmith.container.errors import Usage
+from ggufsmith.container.shards import plan_shards
+from ggufsmith.convert import run as conversion
+from ggufsmith.convert.execute import tensors_of
+from ggufsmith.naming.filename import FileName
+from ggufsmith.quantize.imatrix import open_imatrix
+from ggufsmith.quantize.outputs import Output, Written, fit_importance, output_paths, write_outputs
+from ggufsmith.quantize.plan import Importance, plan_file
+from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What to quantize to; see `quantize.requantize.Job`."""
+
+    recipes: tuple[Recipe, ...]
+    options: Options = field(default_factory=Options)
+    imatrix: Path | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything decided, nothing written. converted: the conversion to the checkpoint's own precision."""
+
+    converted: conversion.Prepared
+    quantization: Quantization
+    order: tuple[str, ...]
+    outputs: tuple[Output, ...]
+    importance: Importance | None
+    notes: tuple[str, ...]
+
+    @property
+    def weights(self) -> int:
+        return self.converted.weights
+
+
+def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
+    """Plan the conversion and every recipe. Raises what is wrong with the input or the recipes."""
+    if job.vocab_only:
+        raise Usage("a file that holds the vocabulary only has nothing to quantize", fix="Drop --recipe.")
+    if not quantization.imatrix and (quantization.include or quantization.exclude):
+        raise Usage("--include-weights and --exclude-weights choose entries of an importance matrix: pass --imatrix")
+    converted = conversion.prepare(replace(job, outtype="auto"))
+    imatrix = None
+    if quantization.imatrix:
+        imatrix = open_imatrix(quantization.imatrix, quantization.include, quantization.exclude)
+    layout = converted.layout
+    facts = facts_of(layout.metadata, importance=imatrix is not None)
+    by_name = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
+    order = file_order(by_name)
+    tensors = [by_name[name] for name in order]
+    importance = fit_importance(imatrix, tensors, facts) if imatrix else None
+    folder = Path(os.path.abspath(job.folder))
+    name = FileName(conversion.model_folder_name(folder).strip().replace(" ", "-"))
+    outputs = []
+    paths = output_paths(name, quantization.recipes, job.outfile, job.outdir or folder)
+    for recipe, path in zip(quantization.recipes, paths, strict=True):
+        plan = plan_file(
+            recipe,
+            tensors,
+            layout.metadata,
+            facts,
+            quantization.options,
+            importance=importance,
+            alignment=layout.alignment,
+            strict=quantization.strict,
+        )
+        outputs.append(Output(plan, plan_shards(plan.layout, (len(tensors),)), path))
+    notes = (*converted.notes, *(importance.coverage.notes() if importance else ()))
+    return Prepared(converted, quantization, tuple(order), tuple(outputs), importance, notes)
+
+
+def run(
+    prepared: Prepared,
+    advance: Callable[[int], None] = lambda weights: None,
+    loaded: Callable[[float], None] = lambda seconds: None,
+) -> Written:
+    """Convert, quantize, verify, and give the files their names (see `write_outputs`)."""
+    converted, job, imatrix = prepared.converted, prepared.converted.job, prepared.quantization.imatrix
+    if job.outdir is not None and job.outfile is None:
+        job.outdir.mkdir(parents=True, exist_ok=True)
+    with converted.checkpoint as checkpoint:
+        by_name = {tensor.name: tensor for tensor in tensors_of(checkpoint, converted.plan.outputs)}
+        return write_outputs(
+            [by_name[name] for name in prepared.order],
+            prepared.outputs,
+            inputs=[*checkpoint.files, *([imatrix] if imatrix else [])],
+            threads=job.threads,
+            sync=job.sync,
+            overwrite=job.overwrite,
+            advance=advance,
+            loaded=loaded,
+        )

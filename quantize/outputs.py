@@ -1,0 +1,117 @@
+"""Several quantized files written in one pass over the weights, wherever those come from."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufsmith.container.errors import Usage
+from ggufsmith.container.shards import SetWriter, ShardPlan
+from ggufsmith.naming.filename import FileName
+from ggufsmith.quantize.imatrix import Imatrix, match
+from ggufsmith.quantize.plan import FilePlan, Importance
+from ggufsmith.quantize.recipes.assign import Recipe, Stored
+from ggufsmith.quantize.recipes.rules import Facts
+from ggufsmith.quantize.rows import Finding
+from ggufsmith.quantize.stream import Target, Tensor, available_cores, load_kernels, stream
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output: a recipe's plan, its shards (mostly one) and the name that the model would have in one file."""
+
+    plan: FilePlan
+    shards: ShardPlan
+    path: Path
+
+    @property
+    def paths(self) -> list[Path]:
+        return self.shards.paths(self.path)
+
+    @property
+    def size(self) -> int:
+        return self.shards.whole.size
+
+
+@dataclass(frozen=True)
+class Written:
+    """seconds: wall time of reading, computing, writing and verifying; notes: what was found on the way."""
+
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def write_outputs(
+    tensors: Sequence[Tensor],
+    outputs: Sequence[Output],
+    *,
+    inputs: Sequence[Path],
+    threads: int | None = None,
+    sync: bool = True,
+    overwrite: bool = True,
+    advance: Callable[[int], None] = lambda weights: None,
+    loaded: Callable[[float], None] = lambda seconds: None,
+) -> Written:
+    """Quantize, verify, and give the files their names; tensors in the order of the plans.
+
+    advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
+    """
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                SetWriter(output.path, output.shards, sync=sync, overwrite=overwrite, inputs=list(inputs))
+            )
+            for output in outputs
+        ]
+        targets = [
+            Target(output.shards.whole, writer, output.plan.importance)
+            for output, writer in zip(outputs, writers, strict=True)
+        ]
+        load_kernels(tensors, targets)
+        loaded(time.perf_counter() - started)
+        found = stream(tensors, targets, threads=threads or available_cores(), advance=advance)
+        for writer in writers:
+            writer.commit()
+    return Written(time.perf_counter() - started, tuple(_notes(found)))
+
+
+def _notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:
+    merged: dict[str, Finding] = {}
+    for findings in found:
+        merged.update(findings)
+    return [
+        f"{name}: {finding.count} weights had no usable importance; they were weighted evenly instead of erased"
+        for name, finding in merged.items()
+    ]
+
+
+def output_paths(name: FileName, recipes: Sequence[Recipe], output: Path | None, folder: Path) -> list[Path]:
+    """Where each recipe's file goes: the components of `name` with the recipe as encoding.
+
+    Usage for one output and several recipes, and for two recipes of one name.
+    """
+    if output is not None:
+        if len(recipes) != 1:
+            raise Usage("one output file for several recipes", fix="Leave it out, or name a folder with --outdir.")
+        return [output]
+    paths = [folder / replace(name, encoding=recipe.name.upper()).format() for recipe in recipes]
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise Usage(f"two recipes would write {twice[0]}", fix="Name each recipe once.")
+    return paths
+
+
+def fit_importance(
+    imatrix: Imatrix, tensors: Sequence[Stored], facts: Facts, renamed: Mapping[str, str] | None = None
+) -> Importance:
+    """The matrix for these tensors. renamed: what outputs call them; the others are left out (see `match`)."""
+    weights, coverage = match(imatrix, tensors, facts.blocks, facts.architecture)
+    names = {tensor.name: tensor.name for tensor in tensors} if renamed is None else renamed
+    found = {
+        names[tensor.name]: values
+        for tensor, values in zip(tensors, weights, strict=True)
+        if values is not None and tensor.name in names
+    }
+    return Importance(found, coverage, imatrix.metadata)
