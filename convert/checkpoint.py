@@ -29,6 +29,7 @@ class Source:
     """One tensor of a checkpoint.
 
     dtype: as safetensors spells it ("BF16"). offset: bytes from the start of the file. nbytes: exact size.
+    A tensor that is made of several others is a `sources.scheme.Made`.
     """
 
     name: str
@@ -37,6 +38,21 @@ class Source:
     path: Path
     offset: int
     nbytes: int
+
+    @property
+    def stored(self) -> "tuple[Source, ...]":
+        """The tensors in files that it consists of."""
+        return (self,)
+
+    @property
+    def granule(self) -> int:
+        """Rows are best read from a multiple of this many on."""
+        return 1
+
+    @property
+    def nominal(self) -> str:
+        """The plain dtype that its values have, or had before they were quantized."""
+        return self.dtype
 
 
 @dataclass
@@ -64,7 +80,7 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return tuple(dict.fromkeys(source.path for source in self.tensors.values()))
+        return tuple(dict.fromkeys(part.path for source in self.tensors.values() for part in source.stored))
 
     def read_into(self, source: Source, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the tensor's bytes from byte `start` on. Thread-safe. Malformed if the file ends."""

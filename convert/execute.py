@@ -1,5 +1,6 @@
 """A plan's outputs as tensors that can be streamed: source rows, read and transformed by the output's op."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.convert.checkpoint import Checkpoint, Source
 from ggufsmith.convert.ops import Array
 from ggufsmith.convert.plan import SOURCE_FORMATS, Output
+from ggufsmith.convert.sources.scheme import Made
+from ggufsmith.convert.sources.store import Store
 from ggufsmith.quantize.rows import encode
 from ggufsmith.quantize.stream import Scratch, rows_of
 
@@ -21,6 +24,7 @@ class Converted:
     """One output of a plan over an open checkpoint (see `stream.Tensor`)."""
 
     checkpoint: Checkpoint
+    store: Store
     output: Output
 
     @property
@@ -42,7 +46,8 @@ class Converted:
 
     @property
     def granule(self) -> int:
-        return self.output.op.granule(*(source.shape for source in self.output.sources))
+        op = self.output.op.granule(*(source.shape for source in self.output.sources))
+        return math.lcm(op, *(source.granule for source in self.output.sources))
 
     @property
     def origin(self) -> str:
@@ -58,6 +63,10 @@ class Converted:
 
     def _read(self, source: Source, first: int, last: int, scratch: Scratch) -> Array:
         rows, width = rows_of(source.shape)
+        if isinstance(source, Made):
+            made = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
+            source.weights.rows(self.store, first, last, made)
+            return made
         size = source.nbytes // max(rows, 1)
         buffer = scratch.take((last - first) * size)
         self.checkpoint.read_into(source, first * size, buffer.data)
@@ -73,4 +82,5 @@ class Converted:
 
 
 def tensors_of(checkpoint: Checkpoint, outputs: Sequence[Output]) -> list[Converted]:
-    return [Converted(checkpoint, output) for output in outputs]
+    store = Store(checkpoint)
+    return [Converted(checkpoint, store, output) for output in outputs]

@@ -21,14 +21,11 @@ from ggufsmith.convert.checkpoint import Source
 from ggufsmith.convert.config import Config, nearest
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
 from ggufsmith.convert.rope import rope_metadata
+from ggufsmith.convert.sources.recognise import COMPANIONS
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
 # llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
 ALWAYS_F32 = frozenset({MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP})
-COMPANIONS = (
-    "qweight qzeros scales g_idx weight_scale weight_scale_inv weight_packed weight_shape weight_zero_point "
-    "input_scale absmax quant_map nested_absmax nested_quant_map SCB activation_scale k_scale v_scale"
-).split()
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 MAX_BLOCKS = 4096
 MAX_PROBLEMS = 40
@@ -99,7 +96,6 @@ def make_plan(config: Config, tensors: Mapping[str, Source] | None) -> Plan:
     Unsupported or Malformed lists everything that stands in the way of a faithful conversion.
     """
     record = find_architecture(config)
-    _refuse_quantized(config)
     config = config.with_defaults(record.defaults)
     problems: list[str] = []
     blocks = config.integer("num_hidden_layers", "n_layers")
@@ -132,17 +128,6 @@ def make_plan(config: Config, tensors: Mapping[str, Source] | None) -> Plan:
     if unknown:
         notes.append(f"config keys without a meaning here: {', '.join(unknown)}")
     return Plan(record, dims, tuple(outputs), metadata, tuple(notes))
-
-
-def _refuse_quantized(config: Config) -> None:
-    quantization = config.mapping("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown")
-        raise Unsupported(
-            f"the checkpoint is already quantized (quant_method {method!r})",
-            where=config.path,
-            fix="Convert the original 16-bit checkpoint it was made from.",
-        )
 
 
 # -- which source goes where ------------------------------------------------------------------------------------------
@@ -193,7 +178,7 @@ def _places(record: Architecture, names: TensorNameMap, source: Source) -> Itera
 
 def _unknown(name: str, names: TensorNameMap) -> str:
     last = name.rpartition(".")[2]
-    if last in COMPANIONS:
+    if last in COMPANIONS:  # what quantization the tensors are, `sources.recognise` has found before
         return f"{name}: a companion of a quantized tensor ({last}) that nothing here reads"
     near = nearest(name, (alias for alias in names.mapping if alias.startswith(("model.", "lm_head"))))
     return f"{name}: no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"

@@ -19,6 +19,7 @@ from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.execute import tensors_of
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
+from ggufsmith.convert.sources.recognise import recognise
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters
 from ggufsmith.naming.metadata import general_metadata, read_overrides
@@ -95,7 +96,7 @@ def prepare(job: Job) -> Prepared:
         raise Malformed("there is no such folder", where=job.folder, fix="Pass the folder of a Hugging Face model.")
     config = Config.of_folder(folder)
     record = find_architecture(config)
-    checkpoint = Checkpoint(folder, {}) if job.vocab_only else open_checkpoint(folder)
+    checkpoint = Checkpoint(folder, {}) if job.vocab_only else recognise(open_checkpoint(folder), config)
     plan = make_plan(config, None if job.vocab_only else checkpoint.tensors)
     kind = _output_format(job.outtype, checkpoint)
     vocabulary = read_vocabulary(
@@ -163,8 +164,8 @@ def _output_format(outtype: str, checkpoint: Checkpoint) -> Format:
     if name == "AUTO":
         sizes = dict.fromkeys(FILE_TYPES, 0)
         for source in checkpoint.tensors.values():
-            if source.dtype in sizes:
-                sizes[source.dtype] += math.prod(source.shape)
+            if source.nominal in sizes:
+                sizes[source.nominal] += math.prod(source.shape)
         name = max(sizes, key=lambda key: sizes[key]) if any(sizes.values()) else "F16"
     if name not in FILE_TYPES:
         raise Usage(f"unknown output type {outtype!r}", fix=f"Choose one of {', '.join(OUTTYPES)}.")

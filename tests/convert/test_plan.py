@@ -203,11 +203,6 @@ def test_integer_weights_are_named() -> None:
     assert problems(config_of("llama"), tensors) == (f"{name}: I8 weights are not supported (F32, F16, BF16 are)",)
 
 
-def test_a_quantized_checkpoint_is_named() -> None:
-    with pytest.raises(Unsupported, match=r"already quantized.*'gptq'"):
-        plan_of(config_of("llama", quantization_config={"quant_method": "gptq"}))
-
-
 def test_an_unknown_class_names_the_nearest() -> None:
     with pytest.raises(Unsupported, match="LlamaForCausalLN is not supported; the nearest known one is LlamaForCau"):
         plan_of({**config_of("llama"), "architectures": ["LlamaForCausalLN"]})

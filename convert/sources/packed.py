@@ -1,0 +1,61 @@
+"""Integers of a few bits in 32-bit words, and their way to float32: what GPTQ, AWQ and compressed-tensors share."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Codes = NDArray[np.uint8]
+
+
+def unpack(words: Array, bits: int, count: int) -> Codes:
+    """The first `count` codes of every row of 32-bit words: (n, count).
+
+    A row is one little-endian stream of bits, without gaps: code k is bits k * bits .. (k + 1) * bits. That is also how
+    three-bit codes lie in GPTQ, 32 of them in three words.
+    """
+    stream = np.ascontiguousarray(words).view(np.uint8).reshape(len(words), -1)
+    if bits == 8:
+        return stream[:, :count]
+    if 8 % bits == 0:
+        each = 8 // bits
+        codes = np.empty((len(stream), stream.shape[1], each), np.uint8)
+        for k in range(each):
+            np.right_shift(stream, k * bits, out=codes[:, :, k])
+        codes &= np.uint8((1 << bits) - 1)
+        return codes.reshape(len(stream), -1)[:, :count]
+    first = np.arange(count) * bits
+    last = np.minimum(first // 8 + 1, stream.shape[1] - 1)  # a code never reaches past the last byte
+    wide = stream[:, first // 8].astype(np.uint16) | stream[:, last].astype(np.uint16) << np.uint16(8)
+    shifted: Codes = (wide >> (first % 8).astype(np.uint16) & np.uint16((1 << bits) - 1)).astype(np.uint8)
+    return shifted
+
+
+def words_for(count: int, bits: int) -> int:
+    """32-bit words that hold `count` codes."""
+    return -(-count * bits // 32)
+
+
+def scale_codes(
+    codes: Array,
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.float32] | np.float32,
+    groups: int | NDArray[Any],
+    out: NDArray[np.float32],
+) -> None:
+    """out = (code - zero) * scale in float32, group by group.
+
+    codes: (n, width). scales, zeros: (n, groups); zeros may be one number. groups: columns of a group in turn (the last
+    may be shorter), or the group of every column. out: (n, width).
+    """
+    width = codes.shape[1]
+    if isinstance(groups, int) and width == groups * scales.shape[1]:
+        parts = (len(codes), scales.shape[1], groups)
+        wide = out.reshape(parts)
+        np.subtract(codes.reshape(parts), zeros if np.ndim(zeros) == 0 else zeros[:, :, None], out=wide)  # type: ignore[index]
+        np.multiply(wide, scales[:, :, None], out=wide)
+        return
+    index = np.arange(width) // groups if isinstance(groups, int) else groups
+    np.subtract(codes, zeros if np.ndim(zeros) == 0 else zeros[:, index], out=out)  # type: ignore[index]
+    np.multiply(out, scales[:, index], out=out)
