@@ -12,44 +12,81 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from ggufsmith.cli.card import card
+from ggufsmith.cli.inspect import inspect
+from ggufsmith.cli.name import name
+from ggufsmith.cli.quant import EXAMPLES as QUANT_EXAMPLES
+from ggufsmith.cli.quant import (
+    EmbeddingType,
+    Exclude,
+    Imatrix,
+    Include,
+    LeaveOutput,
+    OutputType,
+    Pure,
+    Recipes,
+    Strict,
+    TensorTypeFile,
+    TensorTypes,
+    choose,
+    quant,
+    run_convert_quant,
+)
+from ggufsmith.cli.recipes import recipes
+from ggufsmith.cli.split import merge, split
+from ggufsmith.cli.verify import verify
+
+EXIT_CODES = """
+[bold]Exit codes[/bold]
+
+0 done and verified, 1 failed while working, 2 usage, 3 input not supported, 4 input malformed or unsafe,
+5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted
+"""
 EXAMPLES = """
 [bold]Examples[/bold]
 
 gguf-convert ./DeepSeek-R1-Distill-Qwen-7B
   writes DeepSeek-R1-Distill-Qwen-7B-F16.gguf into that folder
 
+gguf-convert ./Meta-Llama-3-8B-Instruct --recipe q4_K_M --recipe q6_K
+  two quantized files from one pass over the weights, without a 16-bit file in between
+
 gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf
   keeps bfloat16, writes elsewhere
 
 gguf-convert ./Qwen3-0.6B --dry-run
   shows every tensor and the exact size, writes nothing
-
-[bold]Exit codes[/bold]
-
-0 done and verified, 1 failed while working, 2 usage, 3 input not supported, 4 input malformed or unsafe,
-5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted
 """
 
 options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
-app = typer.Typer(
-    help="Hugging Face checkpoints to GGUF files, converted in one pass.", no_args_is_help=True, **options
-)
-convert_app = typer.Typer(**options)
+app = typer.Typer(no_args_is_help=True, **options)
+convert_app, quant_app = typer.Typer(**options), typer.Typer(**options)
 
 
 class Terminated(BaseException):
     """SIGTERM, raised in the main thread so that every `with` on the way out cleans up."""
 
 
-@app.command("convert", epilog=EXAMPLES, no_args_is_help=True)
-@convert_app.command(epilog=EXAMPLES, no_args_is_help=True)
+@app.command("convert", epilog=EXAMPLES + EXIT_CODES, no_args_is_help=True)
+@convert_app.command(epilog=EXAMPLES + EXIT_CODES, no_args_is_help=True)
 def convert(
     model: Annotated[Path, typer.Argument(help="Folder with config.json, *.safetensors and the tokenizer.")],
     outtype: Annotated[
         str, typer.Option(help="Type of the matrices: f16, bf16, f32, or auto (what the checkpoint has).")
     ] = "f16",
+    recipe: Recipes = None,
     outfile: Annotated[Path | None, typer.Option("--outfile", "-o", help="The output file.")] = None,
-    outdir: Annotated[Path | None, typer.Option(help="Folder for the output, named after the model.")] = None,
+    outdir: Annotated[Path | None, typer.Option(help="Folder for outputs named after the model.")] = None,
+    imatrix: Imatrix = None,
+    include_weights: Include = None,
+    exclude_weights: Exclude = None,
+    pure: Pure = False,
+    leave_output_tensor: LeaveOutput = False,
+    output_tensor_type: OutputType = None,
+    token_embedding_type: EmbeddingType = None,
+    tensor_type: TensorTypes = None,
+    tensor_type_file: TensorTypeFile = None,
+    strict: Strict = False,
     vocab_only: Annotated[bool, typer.Option("--vocab-only", help="Only the vocabulary and keys, no tensors.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the exact size; write nothing.")
@@ -67,27 +104,51 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Convert a Hugging Face model folder into one GGUF file that llama.cpp runs.
+    """Convert a Hugging Face model folder into GGUF files that llama.cpp runs.
 
-    The output appears under its name only when it is complete and verified.
+    One file in 16 or 32 bits, or, with --recipe, any number of quantized ones, in one pass over the weights. Outputs
+    appear under their names only when they are complete and verified.
     """
-    from ggufsmith.cli.convert import run_convert
-    from ggufsmith.convert.run import Job
 
-    job = Job(
-        folder=model,
-        outtype=outtype,
-        outfile=outfile,
-        outdir=outdir,
-        vocab_only=vocab_only,
-        pre=pre,
-        model_name=model_name,
-        metadata=metadata,
-        threads=threads,
-        sync=not no_sync,
-        overwrite=not no_overwrite,
-    )
-    guarded(lambda: run_convert(job, dry_run=dry_run, machine=as_json, quiet=quiet), as_json)
+    def work() -> None:
+        from ggufsmith.cli.convert import run_convert
+        from ggufsmith.container.errors import Usage
+        from ggufsmith.convert.run import Job
+
+        job = Job(
+            folder=model,
+            outtype=outtype,
+            outfile=outfile,
+            outdir=outdir,
+            vocab_only=vocab_only,
+            pre=pre,
+            model_name=model_name,
+            metadata=metadata,
+            threads=threads,
+            sync=not no_sync,
+            overwrite=not no_overwrite,
+        )
+        chosen, types = choose(
+            recipe,
+            pure=pure,
+            leave_output=leave_output_tensor,
+            output_type=output_tensor_type,
+            embedding_type=token_embedding_type,
+            types=tensor_type,
+            types_file=tensor_type_file,
+        )
+        if chosen:
+            from ggufsmith.convert.quantized import Quantization
+
+            include, exclude = tuple(include_weights or ()), tuple(exclude_weights or ())
+            quantization = Quantization(chosen, types, imatrix, include, exclude, strict)
+            run_convert_quant(job, quantization, dry_run=dry_run, machine=as_json, quiet=quiet)
+            return
+        if imatrix or include_weights or exclude_weights or strict or types != type(types)():
+            raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
+        run_convert(job, dry_run=dry_run, machine=as_json, quiet=quiet)
+
+    guarded(work, as_json)
 
 
 def guarded(command: Callable[[], None], machine: bool) -> None:
@@ -126,7 +187,13 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
 
 @app.callback()
 def common() -> None:
-    """Hugging Face checkpoints to GGUF files, converted in one pass."""
+    """Hugging Face checkpoints to GGUF files: convert, quantize, look at, check and publish them."""
+
+
+app.command("quant", epilog=QUANT_EXAMPLES + EXIT_CODES, no_args_is_help=True)(quant)
+quant_app.command(epilog=QUANT_EXAMPLES + EXIT_CODES, no_args_is_help=True)(quant)
+for command in (recipes, inspect, verify, name, split, merge, card):
+    app.command(no_args_is_help=command is not recipes)(command)
 
 
 def main() -> None:
@@ -135,6 +202,10 @@ def main() -> None:
 
 def convert_main() -> None:
     convert_app()
+
+
+def quant_main() -> None:
+    quant_app()
 
 
 if __name__ == "__main__":
