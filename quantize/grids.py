@@ -33,17 +33,21 @@ class Candidates:
     short chunk is filled up with its last candidate, which changes no minimum and no first minimum. Chunk p < points is
     that of grid point p, with this one candidate: a slot below 16 * points tells that a vector was on the grid.
 
-    starts, stops: int32 [levels**dims].
+    starts, stops: int32 [levels**dims]. counts: int32 [levels**dims], the candidates without what fills up.
     packed: int32 [slots], the codes of a candidate, one nibble each: levels * (i % (16 // levels)) + code[i], so that
             a table of 16 entries serves 16 // levels positions.
     odd:    int32 [slots], one nibble each: 2 * code[i] + 1, the numbers that the searches multiply with a scale.
+    terms:  uint8 [slots * dims]: 8 * (levels * i + code[i]), which term of a sum it adds for position i, for tables whose
+            entries are 64 bytes apart.
     points: int32 [slots], the number of the candidate in the grid.
     """
 
     starts: NDArray[np.int32]
     stops: NDArray[np.int32]
+    counts: NDArray[np.int32]
     packed: NDArray[np.int32]
     odd: NDArray[np.int32]
+    terms: NDArray[np.uint8]
     points: NDArray[np.int32]
 
 
@@ -110,7 +114,9 @@ def candidates(name: str) -> Candidates:
     return Candidates(
         starts.astype(np.int32),
         (starts + chunks).astype(np.int32),
+        counts.astype(np.int32),
         packed[index],
         nibbles(2 * grid + 1)[index],
+        (8 * (base * np.arange(dims) + grid)).astype(np.uint8)[index].reshape(-1),
         index.astype(np.int32),
     )

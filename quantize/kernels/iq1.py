@@ -18,7 +18,8 @@ from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, store_half, to_lanes
 from ggufsmith.quantize.kernels.iq_common import load_scales, nearest_integer
 from ggufsmith.quantize.kernels.iq_lattice import EMPTY_GRID, SLACK, TABLE, Grid, grid_of, mean_square
-from ggufsmith.quantize.kernels.iq_nearest import fill, look_up, nearest_point, row
+from ggufsmith.quantize.kernels.iq_nearest import nearest_point
+from ggufsmith.quantize.kernels.iq_rows import fill, look_up, row
 from ggufsmith.quantize.simd import (
     TILE,
     W,

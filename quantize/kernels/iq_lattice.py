@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 
 from ggufsmith.quantize import grids
 from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, Kernel
+from ggufsmith.quantize.grids import CHUNK
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, store_half, to_lanes
 from ggufsmith.quantize.kernels.iq_common import load_scales, nearest_integer
-from ggufsmith.quantize.kernels.iq_nearest import fill, look_up, nearest_point, row, table_entries
+from ggufsmith.quantize.kernels.iq_nearest import nearest_point, nearest_points, table_entries
+from ggufsmith.quantize.kernels.iq_rows import fill, look_up, row
 from ggufsmith.quantize.kernels.search import positive_scale
 from ggufsmith.quantize.simd import (
+    TILE,
     W,
     broadcast,
     clamp,
@@ -40,6 +43,7 @@ from ggufsmith.quantize.simd import (
     to_f32,
     to_i32,
     to_u8,
+    transpose,
 )
 
 BLOCK = 256
@@ -107,8 +111,10 @@ class Grid(NamedTuple):
 
     starts: NDArray[np.int32]
     stops: NDArray[np.int32]
+    counts: NDArray[np.int32]
     packed: NDArray[np.int32]
     odd: NDArray[np.int32]
+    terms: NDArray[np.uint8]
     points: NDArray[np.int32]
     size: int
     position: NDArray[np.int32]
@@ -119,10 +125,10 @@ class Room(NamedTuple):
     """Scratch of one call; W numbers, one per lane, of each thing counted here.
 
     x, importance: of 256 weights. weight, root, magnitude, product: of the weights of a sub-block: the weight w,
-    sqrt(w), |x| and w * |x|. scales: of each try. vector, odd: of each group and try, the number of the rounded vector,
-    later the slot of its grid point, and the point's codes. best: of each group, the slot in the best try. point, sign,
-    scale, alive: of each group, eight weights, sub-block and sub-block. words, block: the block's bits and bytes.
-    piece, piece_root: |x| and sqrt(w) of a sub-block again, but all numbers of a lane together.
+    sqrt(w), |x| and w * |x|. scales: of each try. vector: of each try and group, the number of the rounded vector, later
+    the slot of its grid point. best: of each group, the slot in the best try. point, sign, scale, alive: of each group,
+    eight weights, sub-block and sub-block. words, block: the block's bits and bytes. piece, piece_root, piece_scales,
+    piece_vector: |x|, sqrt(w), scales and vector again, but all numbers of a lane together. terms: see iq_nearest.
     """
 
     x: Any
@@ -133,7 +139,6 @@ class Room(NamedTuple):
     product: Any
     scales: Any
     vector: Any
-    odd: Any
     best: Any
     point: Any
     sign: Any
@@ -143,11 +148,20 @@ class Room(NamedTuple):
     block: Any
     piece: Any
     piece_root: Any
+    piece_scales: Any
+    piece_vector: Any
+    terms: Any
 
 
 @jitable
-def make_room(spec: Lattice, layout: Layout, weighted: bool, dims: int) -> Room:
-    groups = spec.size // dims
+def rounded_up(tries: int) -> int:
+    """Tries in whole rows of 16."""
+    return -(-tries // CHUNK) * CHUNK
+
+
+@jitable
+def make_room(spec: Lattice, layout: Layout, weighted: bool, dims: int, levels: int) -> Room:
+    groups, tries = spec.size // dims, rounded_up(spec.tries)
     return Room(
         scratch(BLOCK * W, np.float32),
         scratch(BLOCK * W if weighted else 0, np.float32),
@@ -155,9 +169,8 @@ def make_room(spec: Lattice, layout: Layout, weighted: bool, dims: int) -> Room:
         scratch(spec.size * W, np.float32),
         scratch(spec.size * W, np.float32),
         scratch(2 * spec.size * W, np.float32),
-        scratch(spec.tries * W, np.float32),
-        scratch(spec.tries * groups * W, np.int32),
-        scratch(spec.tries * groups * W, np.int32),
+        scratch(tries * W, np.float32),
+        scratch(tries * groups * W, np.int32),
         scratch(groups * W, np.int32),
         scratch(BLOCK // dims * W, np.int32),
         scratch(BLOCK // 8 * W, np.int32),
@@ -167,6 +180,9 @@ def make_room(spec: Lattice, layout: Layout, weighted: bool, dims: int) -> Room:
         scratch((2 + 4 * layout.words) * W, np.uint8),
         scratch(spec.size * W + SLACK, np.float32),
         scratch(spec.size * W + SLACK, np.float32),
+        scratch(tries * W, np.float32),
+        scratch(tries * groups * W, np.int32),
+        scratch(dims * levels * CHUNK, np.float32),
     )
 
 
@@ -270,6 +286,7 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
     """The search for lattices of this shape, as Codec.weighted; its tables come after `first`."""
     top = f32(2 * levels - 1)
     nearest = nearest_point(dims, levels)
+    fill_terms, nearest_of_tries = nearest_points(dims, levels)
 
     @jitable
     def rounded(magnitude: Any, at: int, inverse: Any) -> Any:
@@ -281,8 +298,33 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
         return u
 
     @jitable
-    def find_points(spec: Lattice, grid: Grid, room: Room, tries: int, wanted: Any) -> None:
-        """For each try, group and lane wanted (see `search`): room.vector -> slot of the grid point, room.odd."""
+    def points_of_rows(spec: Lattice, grid: Grid, room: Room, tries: int, alive: Any) -> None:
+        """room.vector -> slots of the nearest grid points, for `tries` scales, all groups, and the lanes alive."""
+        groups, length = spec.size // dims, rounded_up(tries)
+        x, w, scales, vectors, terms = room.piece, room.piece_root, room.piece_scales, room.piece_vector, room.terms
+        for lane in range(0, W, TILE):
+            for t in range(0, length, TILE):
+                transpose(room.scales, t * W + lane, W, scales, lane * length + t, length)
+                for g in range(groups):
+                    here, there = (t * groups + g) * W + lane, (lane * groups + g) * length + t
+                    transpose(room.vector, here, groups * W, vectors, there, groups * length)
+        for lane in range(W):
+            if alive[lane] == 0:
+                continue
+            for t in range(0, tries, CHUNK):
+                for g in range(groups):
+                    fill_terms(x, w, lane * spec.size + g * dims, scales, lane * length + t, terms)
+                    to = (lane * groups + g) * length + t
+                    nearest_of_tries(terms, grid, vectors, to, min(CHUNK, tries - t))
+        for lane in range(0, W, TILE):
+            for t in range(0, length, TILE):
+                for g in range(groups):
+                    here, there = (t * groups + g) * W + lane, (lane * groups + g) * length + t
+                    transpose(vectors, there, groups * length, room.vector, here, groups * W)
+
+    @jitable
+    def points_one_by_one(spec: Lattice, grid: Grid, room: Room, first: int, stop: int, wanted: Any) -> None:
+        """The same for tries first .. stop - 1, of the groups and lanes that are wanted."""
         groups = spec.size // dims
         near_i, far_i = row(grid.position, 0), row(grid.position, 16)
         near_q, far_q = row(grid.level, 0), row(grid.level, 16)
@@ -290,28 +332,23 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
             for g in range(groups):
                 if wanted[g * W + lane] == 0:
                     continue
-                x, w = row(room.piece, lane * spec.size + g * dims), row(room.piece_root, lane * spec.size + g * dims)
-                near_x, far_x, near_w, far_w = (
-                    look_up(x, near_i),
-                    look_up(x, far_i),
-                    look_up(w, near_i),
-                    look_up(w, far_i),
-                )
-                for t in range(tries):
+                at = lane * spec.size + g * dims
+                x, w = row(room.piece, at), row(room.piece_root, at)
+                near_x, far_x, near_w, far_w = look_up(x, near_i), look_up(x, far_i), look_up(w, near_i), look_up(w, far_i)
+                for t in range(first, stop):
                     scale = fill(room.scales[t * W + lane])
                     near, far = scale * near_q - near_x, scale * far_q - far_x
                     cell = (t * groups + g) * W + lane
                     u = room.vector[cell]
                     slot = nearest(grid.packed, grid.starts[u], grid.stops[u], near_w * near * near, far_w * far * far)
                     room.vector[cell] = slot
-                    room.odd[cell] = grid.odd[slot]
 
     @jitable
-    def judge(spec: Lattice, room: Room, at: int) -> Any:
-        """sum(w * x * q) and sum(w * q * q) for the points whose codes are at room.odd[at:]."""
+    def judge(spec: Lattice, grid: Grid, room: Room, at: int) -> Any:
+        """sum(w * x * q) and sum(w * q * q) for the points whose slots are at room.vector[at:]."""
         sum_qx, sum_q2 = broadcast(f32(0)), broadcast(f32(0))
         for g in range(spec.size // dims):
-            odd = load(room.odd, at + g * W)
+            odd = gather(grid.odd, load(room.vector, at + g * W))
             for i in range(dims):
                 q = to_f32((odd >> (4 * i)) & 15)
                 sum_qx = sum_qx + load(room.product, (g * dims + i) * W) * q
@@ -335,18 +372,20 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
         else:
             scale = largest / top
             reference = largest
-        for t in range(spec.tries):
+        for t in range(rounded_up(spec.tries)):  # what is beyond fills a row, with ordinary numbers
             inverse = (top + f32(t - spec.tries // 2) * spec.step) / reference
             store(room.scales, t * W, f32(1) / inverse)
             for g in range(groups):
                 store(room.vector, (t * groups + g) * W, rounded(room.magnitude, g * dims, inverse))
+        in_rows = spec.tries if spec.tries % CHUNK >= CHUNK // 2 else spec.tries // CHUNK * CHUNK
         for g in range(groups):
             store(wanted, g * W, to_i32(alive))
-            store(room.best, g * W, broadcast(grid.starts[0] * 16))
-        find_points(spec, grid, room, spec.tries, wanted)
+            store(room.best, g * W, broadcast(grid.starts[0] * CHUNK))
+        points_of_rows(spec, grid, room, in_rows, wanted)
+        points_one_by_one(spec, grid, room, in_rows, spec.tries, wanted)
         best, improved = broadcast(f32(0)), largest < largest
         for t in range(spec.tries):
-            sum_qx, sum_q2 = judge(spec, room, t * groups * W)
+            sum_qx, sum_q2 = judge(spec, grid, room, t * groups * W)
             better = (sum_q2 > f32(0)) & (sum_qx * sum_qx > best * sum_q2)
             scale = select(better, sum_qx / sum_q2, scale)
             best = select(better, scale * sum_qx, best)
@@ -357,7 +396,7 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
 
         # Once more with the best scale.
         inverse = f32(1) / scale
-        on_grid = 16 * grid.size  # slots below belong to vectors on the grid
+        on_grid = CHUNK * grid.size  # slots below belong to vectors on the grid
         again = largest < largest
         for g in range(groups):
             again = again | (load(room.best, g * W) >= on_grid)
@@ -373,9 +412,8 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
             here = again & (slot >= on_grid) if spec.again == OFF_GRID else again
             store(wanted, g * W, to_i32(here))
             store(room.vector, g * W, select(here, rounded(room.magnitude, g * dims, inverse), slot))
-            store(room.odd, g * W, gather(grid.odd, slot))
-        find_points(spec, grid, room, 1, wanted)
-        sum_qx, sum_q2 = judge(spec, room, 0)
+        points_one_by_one(spec, grid, room, 0, 1, wanted)
+        sum_qx, sum_q2 = judge(spec, grid, room, 0)
         scale = select(again & (sum_q2 > f32(0)), sum_qx / sum_q2, scale)
 
         mirrored = alive & (scale < f32(0))
@@ -391,7 +429,7 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
     @jitable
     def encode(x: Any, out: Any, importance: Any, first: int, spec: Lattice, layout: Layout, grid: Grid) -> None:
         weighted = importance.size > 0
-        room = make_room(spec, layout, weighted, dims)
+        room = make_room(spec, layout, weighted, dims, levels)
         wanted = scratch(spec.size // dims * W, np.int32)
         per_row = importance.size // BLOCK - W if weighted else 1
         for block in range(0, x.size // BLOCK, W):
@@ -465,7 +503,7 @@ def decode(blocks: Any, out: Any, spec: Lattice, layout: Layout, values: Any, si
 
 
 NONE = np.empty(0, np.int32)
-EMPTY_GRID = Grid(NONE, NONE, NONE, NONE, NONE, 0, NONE, np.empty(0, np.float32))
+EMPTY_GRID = Grid(NONE, NONE, NONE, NONE, NONE, np.empty(0, np.uint8), NONE, 0, NONE, np.empty(0, np.float32))
 TABLE = types.Array(types.float32, 2, "C")
 
 
@@ -473,7 +511,8 @@ def grid_of(name: str) -> Grid:
     """The search table of a grid, as kernels take it."""
     found, values = grids.candidates(name), grids.values(name)
     tables = table_entries(values.shape[1], len(grids.levels(name)))
-    return Grid(found.starts, found.stops, found.packed, found.odd, found.points, len(values), *tables)
+    lists = found.starts, found.stops, found.counts, found.packed, found.odd, found.terms, found.points
+    return Grid(*lists, len(values), *tables)
 
 
 def signatures(spec: Lattice, layout: Layout) -> tuple[tuple[types.Type, ...], tuple[types.Type, ...]]:
