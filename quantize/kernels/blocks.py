@@ -57,5 +57,5 @@ def load_halves(blocks: Any, at: int, stride: int, room: Any, halves: Any) -> No
     """W float16, `stride` bytes apart from `at` on, as f32 into halves[0 : W]. room: u16, W elements."""
     for lane in range(W):
         byte = at + lane * stride
-        room[lane] = blocks[byte] | blocks[byte + 1] << 8
+        room[lane] = int(blocks[byte]) | int(blocks[byte + 1]) << 8
     store(halves, 0, half_to_f32(load(room, 0)))
