@@ -37,8 +37,8 @@ class Candidates:
     packed: int32 [slots], the codes of a candidate, one nibble each: levels * (i % (16 // levels)) + code[i], so that
             a table of 16 entries serves 16 // levels positions.
     odd:    int32 [slots], one nibble each: 2 * code[i] + 1, the numbers that the searches multiply with a scale.
-    terms:  uint8 [slots * dims]: 8 * (levels * i + code[i]), which term of a sum it adds for position i, for tables whose
-            entries are 64 bytes apart.
+    terms:  uint8 [slots * dims], 8 * (levels * i + code[i]): which term of a sum it adds for position i, in units of 8
+            bytes, for tables of rows.
     points: int32 [slots], the number of the candidate in the grid.
     """
 

@@ -13,6 +13,7 @@ from ggufsmith.quantize.cache import READ_F32, READ_U8, WRITE_F32, WRITE_U8, ker
 from ggufsmith.quantize.grids import FP4_VALUES
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, to_lanes
+from ggufsmith.quantize.kernels.iq_common import decode_nibbles
 from ggufsmith.quantize.simd import (
     W,
     absolute,
@@ -52,7 +53,7 @@ def powers() -> NDArray[np.float32]:
 
 def e8m0() -> NDArray[np.float32]:
     """float32 [256]: half of 2**(e - 127)."""
-    return np.ldexp(np.float32(1), np.arange(256) - 128)
+    return np.array([2.0 ** (e - 128) for e in range(256)], np.float32)
 
 
 def ue4m3() -> NDArray[np.float32]:
@@ -64,6 +65,7 @@ def ue4m3() -> NDArray[np.float32]:
 
 
 POWERS, E8M0, UE4M3 = powers(), e8m0(), ue4m3()
+VALUES = np.resize(FP4_VALUES, 32)
 
 
 @jitable
@@ -139,26 +141,25 @@ def nvfp4(x: Any, out: Any) -> None:
         from_lanes(block, NV_SIZE, out, k * NV_SIZE)
 
 
-@jitable
-def unpack(blocks: Any, at: int, n: int, scale: Any, out: Any, to: int) -> None:
-    for i in range(n // 2):
-        byte = blocks[at + i]
-        out[to + i] = FP4_VALUES[byte & 15] * scale
-        out[to + i + n // 2] = FP4_VALUES[byte >> 4] * scale
-
-
 @kernel(READ_U8, WRITE_F32)
 def mxfp4_decode(blocks: Any, out: Any) -> None:
-    for k in range(out.size // MX):
-        unpack(blocks, k * MX_SIZE + 1, MX, E8M0[blocks[k * MX_SIZE]], out, k * MX)
+    block, lanes = scratch(MX_SIZE * W, np.uint8), scratch(MX * W, np.float32)
+    for k in range(0, out.size // MX, W):
+        to_lanes(blocks, k * MX_SIZE, MX_SIZE, block, 0)
+        scale = gather(E8M0, to_i32(load(block, 0)))
+        decode_nibbles(block, 1, MX, VALUES, scale, lanes, 0)
+        from_lanes(lanes, MX, out, k * MX)
 
 
 @kernel(READ_U8, WRITE_F32)
 def nvfp4_decode(blocks: Any, out: Any) -> None:
-    for k in range(out.size // NV):
+    block, lanes = scratch(NV_SIZE * W, np.uint8), scratch(NV * W, np.float32)
+    for k in range(0, out.size // NV, W):
+        to_lanes(blocks, k * NV_SIZE, NV_SIZE, block, 0)
         for sub in range(4):
-            scale = UE4M3[blocks[k * NV_SIZE + sub]]
-            unpack(blocks, k * NV_SIZE + 4 + sub * SUB // 2, SUB, scale, out, k * NV + sub * SUB)
+            scale = gather(UE4M3, to_i32(load(block, sub * W)))
+            decode_nibbles(block, 4 + sub * SUB // 2, SUB, VALUES, scale, lanes, sub * SUB)
+        from_lanes(lanes, NV, out, k * NV)
 
 
 KERNELS = {"MXFP4": Codec(mxfp4, None, mxfp4_decode), "NVFP4": Codec(nvfp4, None, nvfp4_decode)}

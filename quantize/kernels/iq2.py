@@ -3,13 +3,13 @@
 from typing import Any
 
 from ggufsmith.quantize.cache import kernel
-from ggufsmith.quantize.kernels import iq_lattice
 from ggufsmith.quantize.kernels.iq_lattice import (
     ALWAYS,
     OFF_GRID,
     Lattice,
     LatticeType,
     Layout,
+    decoder,
     encoder,
     positions,
     signatures,
@@ -67,6 +67,7 @@ LAYOUTS = {
 }
 
 encode_ternary = encoder(8, 3)
+decode_blocks = decoder(8)
 ENCODE, DECODE = signatures(IQ2_XXS, LAYOUTS["IQ2_XXS"])
 
 
@@ -77,7 +78,7 @@ def iq2(x: Any, out: Any, importance: Any, first: int, spec: Any, layout: Any, g
 
 @kernel(*DECODE)
 def iq2_decode(blocks: Any, out: Any, spec: Any, layout: Any, values: Any, signs: Any) -> None:
-    iq_lattice.decode(blocks, out, spec, layout, values, signs)
+    decode_blocks(blocks, out, spec, layout, values, signs)
 
 
 TYPES = {

@@ -3,13 +3,13 @@
 from typing import Any
 
 from ggufsmith.quantize.cache import kernel
-from ggufsmith.quantize.kernels import iq_lattice
 from ggufsmith.quantize.kernels.iq_lattice import (
     ALL_IF_ANY,
     OFF_GRID,
     Lattice,
     LatticeType,
     Layout,
+    decoder,
     encoder,
     positions,
     signatures,
@@ -58,6 +58,7 @@ LAYOUTS = {
 }
 
 encode_octal = encoder(4, 8)
+decode_blocks = decoder(4)
 ENCODE, DECODE = signatures(IQ3_XXS, LAYOUTS["IQ3_XXS"])
 
 
@@ -68,7 +69,7 @@ def iq3(x: Any, out: Any, importance: Any, first: int, spec: Any, layout: Any, g
 
 @kernel(*DECODE)
 def iq3_decode(blocks: Any, out: Any, spec: Any, layout: Any, values: Any, signs: Any) -> None:
-    iq_lattice.decode(blocks, out, spec, layout, values, signs)
+    decode_blocks(blocks, out, spec, layout, values, signs)
 
 
 TYPES = {

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, Kernel, kernel
 from ggufsmith.quantize.grids import IQ4_VALUES
 from ggufsmith.quantize.kernels import Codec
-from ggufsmith.quantize.kernels.blocks import from_lanes, store_half, to_lanes
-from ggufsmith.quantize.kernels.iq_common import entry, load_scales, nearest_integer, reciprocal
+from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, store_half, to_lanes
+from ggufsmith.quantize.kernels.iq_common import decode_nibbles, entry, nearest_integer, reciprocal
 from ggufsmith.quantize.kernels.search import ALL_ZERO, extreme
 from ggufsmith.quantize.simd import (
     MAGIC,
@@ -34,6 +34,7 @@ from ggufsmith.quantize.simd import (
     sqrt,
     store,
     to_f32,
+    to_i32,
     to_u8,
 )
 
@@ -53,6 +54,7 @@ def cells() -> tuple[NDArray[np.float32], ...]:
 
 
 THRESHOLD, CODE, BELOW, ABOVE = cells()
+VALUES = np.resize(IQ4_VALUES, 32)
 
 
 @jitable
@@ -185,36 +187,27 @@ def iq4_xs(x: Any, out: Any, importance: Any, first: int) -> None:
     encode_xs(x, out, importance, first)
 
 
-@jitable
-def decode_sub(blocks: Any, at: int, scale: Any, out: Any, to: int) -> None:
-    for i in range(16):
-        byte = blocks[at + i]
-        out[to + i] = scale * IQ4_VALUES[byte & 15]
-        out[to + i + 16] = scale * IQ4_VALUES[byte >> 4]
-
-
 @kernel(READ_U8, WRITE_F32)
 def iq4_nl_decode(blocks: Any, out: Any) -> None:
-    scales = scratch(W, np.float32)
+    block, lanes = scratch(18 * W, np.uint8), scratch(SUB * W, np.float32)
     for k in range(0, out.size // SUB, W):
-        load_scales(blocks, k * 18, 18, scales)
-        for lane in range(W):
-            decode_sub(blocks, (k + lane) * 18 + 2, scales[lane], out, (k + lane) * SUB)
+        to_lanes(blocks, k * 18, 18, block, 0)
+        decode_nibbles(block, 2, SUB, VALUES, load_half(block, 0), lanes, 0)
+        from_lanes(lanes, SUB, out, k * SUB)
 
 
 @kernel(READ_U8, WRITE_F32)
 def iq4_xs_decode(blocks: Any, out: Any) -> None:
-    scales = scratch(W, np.float32)
+    block, lanes = scratch(136 * W, np.uint8), scratch(256 * W, np.float32)
     for k in range(0, out.size // 256, W):
-        load_scales(blocks, k * 136, 136, scales)
-        for lane in range(W):
-            at = (k + lane) * 136
-            high = blocks[at + 2] | (blocks[at + 3] << 8)
-            for sub in range(8):
-                low = blocks[at + 4 + sub // 2] >> (4 * (sub % 2))
-                code = (low & 15) | (((high >> (2 * sub)) & 3) << 4)
-                scale = scales[lane] * f32(code - 32)
-                decode_sub(blocks, at + 8 + 16 * sub, scale, out, (k + lane) * 256 + sub * SUB)
+        to_lanes(blocks, k * 136, 136, block, 0)
+        unit = load_half(block, 0)
+        for sub in range(8):
+            low = to_i32(load(block, (4 + sub // 2) * W)) >> (4 * (sub % 2))
+            high = to_i32(load(block, (2 + sub // 4) * W)) >> (2 * (sub % 4))
+            scale = unit * to_f32(((low & 15) | ((high & 3) << 4)) - 32)
+            decode_nibbles(block, 8 + 16 * sub, SUB, VALUES, scale, lanes, sub * SUB)
+        from_lanes(lanes, 256, out, k * 256)
 
 
 def codec(encoder: Kernel, decoder: Kernel) -> Codec:

@@ -79,3 +79,12 @@ def load_scales(blocks: Any, at: int, size: int, scales: Any) -> None:
         here = at + lane * size
         halves[lane] = blocks[here] | (blocks[here + 1] << 8)
     store(scales, 0, half_to_f32(load(halves, 0)))
+
+
+@jitable
+def decode_nibbles(block: Any, byte: int, n: int, table: Any, scale: Any, lanes: Any, to: int) -> None:
+    """n / 2 bytes of blocks in lanes -> n weights in lanes, the table's entries times `scale`, low halves first."""
+    for i in range(n // 2):
+        codes = to_i32(load(block, (byte + i) * W))
+        store(lanes, (to + i) * W, entry(table, codes & 15) * scale)
+        store(lanes, (to + i + n // 2) * W, entry(table, codes >> 4) * scale)

@@ -125,10 +125,11 @@ class Room(NamedTuple):
     """Scratch of one call; W numbers, one per lane, of each thing counted here.
 
     x, importance: of 256 weights. weight, root, magnitude, product: of the weights of a sub-block: the weight w,
-    sqrt(w), |x| and w * |x|. scales: of each try. vector: of each try and group, the number of the rounded vector, later
-    the slot of its grid point. best: of each group, the slot in the best try. point, sign, scale, alive: of each group,
-    eight weights, sub-block and sub-block. words, block: the block's bits and bytes. piece, piece_root, piece_scales,
-    piece_vector: |x|, sqrt(w), scales and vector again, but all numbers of a lane together. terms: see iq_nearest.
+    sqrt(w), |x| and w * |x|. scales: of each try. vector: of each try and group, the number of the rounded vector,
+    later the slot of its grid point. best: of each group, the slot in the best try. point, sign, scale, alive: of each
+    group, eight weights, sub-block and sub-block. words, block: the block's bits and bytes. piece, piece_root,
+    piece_scales, piece_vector: |x|, sqrt(w), scales and vector again, but all numbers of a lane together. terms: see
+    iq_nearest.
     """
 
     x: Any
@@ -334,7 +335,12 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
                     continue
                 at = lane * spec.size + g * dims
                 x, w = row(room.piece, at), row(room.piece_root, at)
-                near_x, far_x, near_w, far_w = look_up(x, near_i), look_up(x, far_i), look_up(w, near_i), look_up(w, far_i)
+                near_x, far_x, near_w, far_w = (
+                    look_up(x, near_i),
+                    look_up(x, far_i),
+                    look_up(w, near_i),
+                    look_up(w, far_i),
+                )
                 for t in range(first, stop):
                     scale = fill(room.scales[t * W + lane])
                     near, far = scale * near_q - near_x, scale * far_q - far_x
@@ -467,39 +473,46 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
     return encode
 
 
-def sign_table(even: bool) -> NDArray[np.uint8]:
-    """Stored sign bits -> the signs of eight weights as bits; uint8 [128 or 256]."""
-    return grids.EVEN_SIGNS if even else np.arange(256, dtype=np.uint8)
+def sign_table(even: bool) -> NDArray[np.float32]:
+    """Stored sign bits -> eight times 1 or -1; float32 [128 or 256, 8]."""
+    stored = grids.EVEN_SIGNS if even else np.arange(256, dtype=np.uint8)
+    return np.where(stored[:, None] >> np.arange(8) & 1, np.float32(-1), np.float32(1))
 
 
 @jitable
 def field(blocks: Any, at: int, bit: int, width: int) -> int:
     """`width` bits at a bit of the words that begin at byte `at`."""
-    at += bit // 32 * 4
+    at += bit >> 5 << 2
     word = blocks[at] | (blocks[at + 1] << 8) | (blocks[at + 2] << 16) | (blocks[at + 3] << 24)
-    return (word >> (bit % 32)) & ((1 << width) - 1)
+    return int((word >> (bit & 31)) & ((1 << width) - 1))
 
 
-@jitable
-def decode(blocks: Any, out: Any, spec: Lattice, layout: Layout, values: Any, signs: Any) -> None:
-    """Super-blocks to weights. values: float32 [points, 4 or 8]; signs: sign_table."""
-    dims = values.shape[1]
-    scales = scratch(W, np.float32)
-    size = 2 + 4 * layout.words
-    for block in range(out.size // BLOCK):
-        at = block * size
-        if block % W == 0:
-            load_scales(blocks, at, size, scales)
-        for g in range(BLOCK // dims):
-            weight = g * dims
-            low = field(blocks, at + 2, layout.low[g], layout.width)
-            point = low | (field(blocks, at + 2, layout.high[g], layout.above) << layout.width)
-            sign = signs[field(blocks, at + 2, layout.sign[weight // 8], 7 if spec.even else 8)]
-            code = field(blocks, at + 2, layout.scale[weight // spec.size], 4)
-            scale = scales[block % W] * (f32(0.5) + f32(code)) * layout.factor
-            for i in range(dims):
-                v = scale * values[point, i]
-                out[block * BLOCK + weight + i] = -v if (sign >> (weight % 8 + i)) & 1 else v
+def decoder(dims: int) -> Callable[..., None]:
+    """Super-blocks to weights: decode(blocks, out, spec, layout, values float32 [points, dims], sign_table)."""
+
+    @jitable
+    def decode(blocks: Any, out: Any, spec: Lattice, layout: Layout, values: Any, signs: Any) -> None:
+        low_at, high_at, sign_at, scale_at = layout.low, layout.high, layout.sign, layout.scale
+        scales = scratch(W, np.float32)
+        size, sign_width = 2 + 4 * layout.words, 7 if spec.even else 8
+        for first in range(0, out.size // BLOCK, W):
+            load_scales(blocks, first * size, size, scales)
+            for lane in range(W):
+                at, to, group, eight = (first + lane) * size + 2, (first + lane) * BLOCK, 0, 0
+                for sub in range(scale_at.size):
+                    scale = scales[lane] * (f32(0.5) + f32(field(blocks, at, scale_at[sub], 4))) * layout.factor
+                    for _ in range(spec.size // 8):
+                        sign = signs[field(blocks, at, sign_at[eight], sign_width)]
+                        eight += 1
+                        for part in range(0, 8, dims):
+                            high = field(blocks, at, high_at[group], layout.above) << layout.width
+                            value = values[field(blocks, at, low_at[group], layout.width) | high]
+                            group += 1
+                            for i in range(dims):
+                                out[to + i] = scale * value[i] * sign[part + i]
+                            to += dims
+
+    return decode
 
 
 NONE = np.empty(0, np.int32)
@@ -518,7 +531,7 @@ def grid_of(name: str) -> Grid:
 def signatures(spec: Lattice, layout: Layout) -> tuple[tuple[types.Type, ...], tuple[types.Type, ...]]:
     """The types of the arguments of the encoder and of `decode`."""
     data = (typeof(spec), typeof(layout))
-    return (READ_F32, WRITE_U8, READ_F32, INT, *data, typeof(EMPTY_GRID)), (READ_U8, WRITE_F32, *data, TABLE, READ_U8)
+    return (READ_F32, WRITE_U8, READ_F32, INT, *data, typeof(EMPTY_GRID)), (READ_U8, WRITE_F32, *data, TABLE, TABLE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -540,7 +553,7 @@ class LatticeType:
         return grids.values(self.name).astype(np.float32)
 
     @cached_property
-    def signs(self) -> NDArray[np.uint8]:
+    def signs(self) -> NDArray[np.float32]:
         return sign_table(self.spec.even)
 
     def weighted(self, x: Any, out: Any, importance: Any, first: int, power: Any) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 from numpy.typing import NDArray
 
 from ggufsmith.quantize.grids import CHUNK
@@ -29,9 +28,6 @@ from ggufsmith.quantize.kernels.iq_rows import (
 from ggufsmith.quantize.simd import f32, jitable
 
 WORST = (1 << 63) - 1
-
-# Called so often that a call would cost more than the work.
-inlined = register_jitable(forceinline=True)
 
 
 def nearest_point(dims: int, levels: int) -> Callable[..., int]:
@@ -76,7 +72,7 @@ def nearest_points(dims: int, levels: int) -> tuple[Callable[..., None], Callabl
     these scales -> the slots of the nearest points.
     """
 
-    @inlined
+    @jitable
     def fill_terms(x: Any, w: Any, at: int, scales: Any, to: int, terms: Any) -> None:
         scale = row(scales, to)
         for level in range(levels):
@@ -85,14 +81,14 @@ def nearest_points(dims: int, levels: int) -> tuple[Callable[..., None], Callabl
                 difference = q - fill(x[at + i])
                 put_row(terms, (i * levels + level) * CHUNK, fill(w[at + i]) * difference * difference)
 
-    @inlined
+    @jitable
     def distance(terms: Any, grid: Any, slot: int) -> Any:
-        total = row(terms, 2 * np.int64(grid.terms[slot * dims]))
+        total = row(terms, 2 * int(grid.terms[slot * dims]))
         for i in range(1, dims):
-            total = total + row(terms, 2 * np.int64(grid.terms[slot * dims + i]))
+            total = total + row(terms, 2 * int(grid.terms[slot * dims + i]))
         return total
 
-    @inlined
+    @jitable
     def nearest(terms: Any, grid: Any, vectors: Any, to: int, tries: int) -> None:
         all_vectors = row(vectors, to)
         slots, left = all_vectors, (1 << tries) - 1

@@ -6,7 +6,7 @@ import numpy as np
 
 from ggufsmith.quantize.cache import READ_F32, READ_U8, WRITE_F32, WRITE_U8, kernel
 from ggufsmith.quantize.kernels import Codec
-from ggufsmith.quantize.kernels.blocks import from_lanes, store_half, to_lanes
+from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, store_half, to_lanes
 from ggufsmith.quantize.kernels.iq_common import load_scales, reciprocal
 from ggufsmith.quantize.simd import (
     W,
@@ -19,6 +19,7 @@ from ggufsmith.quantize.simd import (
     maximum,
     scratch,
     store,
+    to_f32,
     to_i32,
     to_u8,
     to_u32,
@@ -99,26 +100,25 @@ def tq2_0(x: Any, out: Any) -> None:
 
 
 @jitable
-def unpack(blocks: Any, at: int, run: int, count: int, scale: Any, out: Any, to: int) -> None:
-    """`count` trits from each of `run` bytes."""
-    power = 1
-    for n in range(count):
-        for m in range(run):
-            fraction = (blocks[at + m] * power) & 0xFF
-            out[to + n * run + m] = f32((fraction * 3 >> 8) - 1) * scale
-        power *= 3
+def unpack(block: Any, byte: int, run: int, count: int, scale: Any, v: Any, weight: int) -> None:
+    """`count` trits from each of `run` bytes; each multiplication by 3 brings out the next."""
+    for m in range(run):
+        fraction = to_i32(load(block, (byte + m) * W))
+        for n in range(count):
+            store(v, (weight + n * run + m) * W, to_f32((fraction * 3 >> 8) - 1) * scale)
+            fraction = fraction * 3 & 0xFF
 
 
 @kernel(READ_U8, WRITE_F32)
 def tq1_0_decode(blocks: Any, out: Any) -> None:
-    scales = scratch(W, np.float32)
-    for k in range(out.size // BLOCK):
-        at = k * TQ1_SIZE
-        if k % W == 0:
-            load_scales(blocks, at + TQ1_SCALE, TQ1_SIZE, scales)
+    v, block = scratch(BLOCK * W, np.float32), scratch(TQ1_SIZE * W, np.uint8)
+    for k in range(0, out.size // BLOCK, W):
+        to_lanes(blocks, k * TQ1_SIZE, TQ1_SIZE, block, 0)
+        scale = load_half(block, TQ1_SCALE)
         for start, run, weight in RUNS:
-            unpack(blocks, at + start, run, 5, scales[k % W], out, k * BLOCK + weight)
-        unpack(blocks, at + LAST, 4, 4, scales[k % W], out, k * BLOCK + LAST_WEIGHT)
+            unpack(block, start, run, 5, scale, v, weight)
+        unpack(block, LAST, 4, 4, scale, v, LAST_WEIGHT)
+        from_lanes(v, BLOCK, out, k * BLOCK)
 
 
 @kernel(READ_U8, WRITE_F32)
