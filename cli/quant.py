@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from ggufsmith.convert import quantized
     from ggufsmith.convert.run import Job as ConvertJob
     from ggufsmith.quantize import requantize
+    from ggufsmith.quantize.budget import Budget
     from ggufsmith.quantize.outputs import Output, Written
     from ggufsmith.quantize.recipes.assign import Options, Recipe
     from ggufsmith.quantize.requantize import Job
@@ -52,6 +54,15 @@ TensorTypes = Annotated[
 TensorTypeFile = Annotated[
     Path | None, typer.Option("--tensor-type-file", metavar="FILE", help="A file of REGEX=TYPE.")
 ]
+TargetSize = Annotated[
+    str | None, typer.Option("--target-size", metavar="SIZE", help="Choose the types for a file of this size: 4.5GiB.")
+]
+TargetBpw = Annotated[
+    float | None, typer.Option("--target-bpw", metavar="BITS", help="Choose the types for these bits per weight.")
+]
+SaveRecipe = Annotated[
+    Path | None, typer.Option("--save-recipe", metavar="FILE.toml", help="Where the chosen types go.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail if a tensor cannot have the type of its rule.")]
 
 
@@ -77,6 +88,9 @@ def quant(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize what is quantized already; the errors add up.")
     ] = False,
+    target_size: TargetSize = None,
+    target_bpw: TargetBpw = None,
+    save_recipe: SaveRecipe = None,
     strict: Strict = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show types and exact sizes; write nothing.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")] = None,
@@ -124,7 +138,8 @@ def quant(
             sync=not no_sync,
             overwrite=not no_overwrite,
         )
-        run_quant(job, dry_run=dry_run, machine=as_json, quiet=quiet)
+        budget = target(target_size, target_bpw, recipes, options, save_recipe)
+        run_quant(job, budget, dry_run=dry_run, machine=as_json, quiet=quiet)
 
     guarded(work, as_json)
 
@@ -158,21 +173,66 @@ def choose(
     return recipes, options
 
 
-def run_quant(job: "Job", *, dry_run: bool, machine: bool, quiet: bool) -> None:
+@dataclass(frozen=True)
+class Target:
+    """A budget, and where the recipe that fits it goes; by default beside the output, under its name."""
+
+    budget: "Budget"
+    save: Path | None
+
+
+def target(
+    size: str | None, bits: float | None, recipes: tuple["Recipe", ...], options: "Options", save: Path | None
+) -> Target | None:
+    """The budget that the options ask for. Usage for options that it contradicts."""
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.quantize.budget import budget_of
+    from ggufsmith.quantize.recipes.assign import Options
+
+    budget = budget_of(size, bits)
+    if budget is None:
+        if save is not None:
+            raise Usage("--save-recipe saves what --target-size or --target-bpw chooses", fix="Give one of them.")
+        return None
+    if recipes or options != Options():
+        raise Usage("--target-size and --target-bpw choose every type; recipes and types cannot be given as well")
+    return Target(budget, save)
+
+
+def run_quant(job: "Job", budget: Target | None = None, *, dry_run: bool, machine: bool, quiet: bool) -> None:
     """gguf-quant: plan, show, run, sum up."""
+    from ggufsmith.cli import render
     from ggufsmith.quantize import requantize
 
+    text = None
+    if budget:
+        with render.progress("measuring", _weights_of(job.source), quiet or machine) as advance:
+            job, solved = requantize.with_budget(job, budget.budget, advance)
+        text = solved.text
     with requantize.prepare(job) as prepared:
         inputs = {"input": [str(path) for path in prepared.source.paths], "source_bytes": prepared.source.size}
         _work(prepared, requantize.run, inputs, dry_run=dry_run, machine=machine, quiet=quiet)
+        _save(text, budget, prepared.outputs[0].path, dry_run)
 
 
 def run_convert_quant(
-    job: "ConvertJob", quantization: "quantized.Quantization", *, dry_run: bool, machine: bool, quiet: bool
+    job: "ConvertJob",
+    quantization: "quantized.Quantization",
+    budget: Target | None = None,
+    *,
+    dry_run: bool,
+    machine: bool,
+    quiet: bool,
 ) -> None:
     """gguf-convert --recipe: the same from a checkpoint."""
+    from ggufsmith.cli import render
     from ggufsmith.convert import quantized
 
+    text = None
+    if budget:
+        with render.progress("measuring", 0, quiet or machine) as advance:
+            quantization, solved = quantized.with_budget(job, quantization, budget.budget, advance)
+        text = solved.text
     prepared = quantized.prepare(job, quantization)
     converted = prepared.converted
     inputs = {
@@ -181,6 +241,27 @@ def run_convert_quant(
         "source_bytes": converted.source_bytes,
     }
     _work(prepared, quantized.run, inputs, dry_run=dry_run, machine=machine, quiet=quiet)
+    _save(text, budget, prepared.outputs[0].path, dry_run)
+
+
+def _weights_of(path: Path) -> int:
+    from ggufsmith.container.shards import open_gguf_set
+
+    with open_gguf_set(path) as source:
+        return sum(math.prod(info.shape) for info in source.tensors.values())
+
+
+def _save(text: str | None, budget: Target | None, output: Path, dry_run: bool) -> None:
+    """Write the recipe that was found; a dry run writes it only where it was asked for."""
+    from ggufsmith.container.errors import Failure
+
+    if text is None or budget is None or (dry_run and budget.save is None):
+        return
+    path = budget.save or output.with_suffix(".toml")
+    try:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise Failure(f"cannot write the recipe: {error.strerror}", where=path) from error
 
 
 def _work(

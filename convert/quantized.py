@@ -12,8 +12,10 @@ from pathlib import Path
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.shards import plan_shards
 from ggufsmith.convert import run as conversion
-from ggufsmith.convert.execute import tensors_of
+from ggufsmith.convert.checkpoint import Checkpoint
+from ggufsmith.convert.execute import Converted, tensors_of
 from ggufsmith.naming.filename import FileName
+from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import Output, Written, fit_importance, output_paths, write_outputs
 from ggufsmith.quantize.plan import Importance, plan_file
@@ -84,6 +86,27 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     return Prepared(converted, quantization, tuple(order), tuple(outputs), importance, notes)
 
 
+def with_budget(
+    job: conversion.Job,
+    quantization: Quantization,
+    budget: Budget,
+    advance: Callable[[int], None] = lambda weights: None,
+) -> tuple[Quantization, Solved]:
+    """With the recipe that fits the budget best (see `budget.fit_budget`)."""
+    prepared = prepare(job, replace(quantization, recipes=(PLACEHOLDER,), strict=False))
+    with prepared.converted.checkpoint as checkpoint:
+        solved = fit_budget(
+            _tensors(prepared, checkpoint), prepared.outputs[0].plan, budget, threads=job.threads, advance=advance
+        )
+    return replace(quantization, recipes=(solved.recipe,)), solved
+
+
+def _tensors(prepared: Prepared, checkpoint: Checkpoint) -> list[Converted]:
+    """The plan's tensors, in the order of the outputs."""
+    by_name = {tensor.name: tensor for tensor in tensors_of(checkpoint, prepared.converted.plan.outputs)}
+    return [by_name[name] for name in prepared.order]
+
+
 def run(
     prepared: Prepared,
     advance: Callable[[int], None] = lambda weights: None,
@@ -94,9 +117,8 @@ def run(
     if job.outdir is not None and job.outfile is None:
         job.outdir.mkdir(parents=True, exist_ok=True)
     with converted.checkpoint as checkpoint:
-        by_name = {tensor.name: tensor for tensor in tensors_of(checkpoint, converted.plan.outputs)}
         return write_outputs(
-            [by_name[name] for name in prepared.order],
+            _tensors(prepared, checkpoint),
             prepared.outputs,
             inputs=[*checkpoint.files, *([imatrix] if imatrix else [])],
             threads=job.threads,

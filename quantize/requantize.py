@@ -15,6 +15,7 @@ from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet, open_gguf_set, plan_shards
 from ggufsmith.container.values import Metadata, Value, boolean, f32, i32, string, u32
 from ggufsmith.naming.filename import parse
+from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import Output, Written, fit_importance, output_paths, write_outputs
 from ggufsmith.quantize.plan import Importance, plan_file
@@ -182,6 +183,14 @@ def _prepare(job: Job, source: GgufSet) -> Prepared:
         outputs.append(Output(plan, plan_shards(plan.layout, counts), path))
     notes = tuple(importance.coverage.notes()) if importance else ()
     return Prepared(job, source, tensors, tuple(outputs), importance, notes)
+
+
+def with_budget(job: Job, budget: Budget, advance: Callable[[int], None] = lambda weights: None) -> tuple[Job, Solved]:
+    """The job with the recipe that fits the budget best (see `budget.fit_budget`)."""
+    with prepare(replace(job, recipes=(PLACEHOLDER,), strict=False)) as prepared:
+        plan = prepared.outputs[0].plan
+        solved = fit_budget(prepared.tensors, plan, budget, threads=job.threads, advance=advance)
+    return replace(job, recipes=(solved.recipe,)), solved
 
 
 def run(

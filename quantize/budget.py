@@ -1,0 +1,285 @@
+"""Types for a given size: measure what each type costs each tensor, then spend the bytes where they help most.
+
+The error of a type for a tensor is its mean squared error relative to the mean square of the weights, weighted by the
+importance of the columns where there is any, on rows spread evenly over the tensor; it counts as often as the tensor
+has weights. The choice with the least sum under the budget is a multiple-choice knapsack, solved by dynamic programming
+over the sizes that the file really has (padding included), in units of the budget's 2**15th part or finer; what the
+rounding leaves is spent afterwards. Everything is deterministic: same input, same types.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.layout import padded
+from ggufsmith.quantize.plan import FilePlan
+from ggufsmith.quantize.recipes.assign import Override, Recipe, Stored, assign, facts_of
+from ggufsmith.quantize.recipes.files import format_recipe
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, shown
+from ggufsmith.quantize.recipes.rules import Facts, kept, needs_importance
+from ggufsmith.quantize.rows import FLOATS, decode, encode
+from ggufsmith.quantize.stream import Array, Scratch, Tensor, available_cores, rows_of
+
+SAMPLE = 1 << 17  # weights per tensor
+PIECES = 32  # runs of rows that they are taken from
+UNITS = 1 << 15
+F32 = BY_NAME["F32"]
+CANDIDATES = (
+    "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S Q2_K IQ3_XXS Q3_K IQ3_S IQ4_XS Q4_K Q4_0 IQ4_NL Q4_1 Q5_K Q5_0 Q5_1 Q6_K Q8_0"
+).split()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes of the file, or bits per weight of its tensors."""
+
+    size: int | None = None
+    bits_per_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One format for one tensor: bytes in the file, padding included, and error (see the head of the module)."""
+
+    format: Format
+    nbytes: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Solved:
+    """recipe: gives every tensor its type; text: the same as a recipe file. error: mean relative squared error."""
+
+    recipe: Recipe
+    text: str
+    size: int
+    error: float
+
+
+PLACEHOLDER = Recipe("Q8_0", FILE_TYPES["Q8_0"])  # any recipe will do for the plan that `fit_budget` starts from
+
+
+def budget_of(size: str | None, bits_per_weight: float | None) -> Budget | None:
+    """From the options' texts: 4.5GiB, 500M (decimal), bytes; or bits. None if neither is given."""
+    if size is not None and bits_per_weight is not None:
+        raise Usage("--target-size and --target-bpw cannot be used together")
+    if bits_per_weight is not None:
+        if not 0 < bits_per_weight <= 32:
+            raise Usage(f"{bits_per_weight} bits per weight is no target", fix="For example --target-bpw 4.25.")
+        return Budget(bits_per_weight=bits_per_weight)
+    if size is None:
+        return None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", size.strip(), re.IGNORECASE | re.ASCII)
+    if match is None or (match[3] and not match[2]):
+        raise Usage(f"{size!r} is no size", fix="Write it as 4.5GiB, 4.8G, 500M or a number of bytes.")
+    power = " KMGT".index(match[2].upper() or " ")
+    return Budget(int(float(match[1]) * (1024 if match[3] else 1000) ** power))
+
+
+def fit_budget(
+    tensors: Sequence[Tensor],
+    plan: FilePlan,
+    budget: Budget,
+    *,
+    threads: int | None = None,
+    advance: Callable[[int], None] = lambda weights: None,
+) -> Solved:
+    """The best types for `tensors` under the budget.
+
+    plan: any plan of the same tensors, for what does not depend on types; advance: told of weights, tensor by tensor.
+    Usage for a budget below the smallest possible. Malformed for a weight that is NaN or infinite.
+    """
+    stored = [each.tensor for each in plan.assignments]
+    importance = plan.importance
+    facts = facts_of(plan.layout.metadata, importance=any(weights is not None for weights in importance))
+
+    def measured(index: int) -> list[Choice]:
+        tensor = stored[index]
+        if kept(tensor.name, tensor.shape, facts.architecture) is not None:
+            found = [Choice(tensor.format, padded(tensor.format.nbytes(tensor.shape), plan.layout.alignment), 0.0)]
+        else:
+            found = measure(tensors[index], tensor, importance[index], plan.layout.alignment)
+        advance(math.prod(tensor.shape))
+        return found
+
+    with ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="measure") as pool:
+        choices = list(pool.map(measured, range(len(stored))))
+    header = len(plan.layout.header)
+    limit = (budget.size or 0) - header
+    if budget.bits_per_weight is not None:
+        limit = int(budget.bits_per_weight * plan.weights / 8)
+    smallest = sum(min(choice.nbytes for choice in each) for each in choices)
+    if limit < smallest:
+        hint = "" if facts.importance else " (an --imatrix allows smaller types)"
+        raise Usage(
+            f"the smallest file possible has {smallest + header} bytes, {8 * smallest / plan.weights:.2f} bits per "
+            f"weight{hint}",
+            fix="Raise the budget.",
+        )
+    picked = [each[k] for each, k in zip(choices, solve(choices, limit), strict=True)]
+    size = sum(choice.nbytes for choice in picked)
+    bits = 8 * size / plan.weights
+    chosen = {
+        tensor.name: choice.format.name
+        for tensor, choice, each in zip(stored, picked, choices, strict=True)
+        if len(each) > 1 or choice.format is not tensor.format
+    }
+    base = _nearest(stored, facts, size)
+    error = sum(choice.error for choice in picked) / plan.weights
+    description = f"{bits:.3f} bits per weight, relative squared error {error:.3g}"
+    overrides = tuple(
+        Override(BY_NAME[format], names=frozenset(name for name in chosen if chosen[name] == format), origin="budget")
+        for format in sorted(set(chosen.values()))
+    )
+    name = f"Q{bits:.2f}BPW".replace(".", "_")
+    text = format_recipe(shown(base), description, chosen)
+    return Solved(Recipe(name, FILE_TYPES[base], overrides, description), text, header + size, error)
+
+
+def measure(tensor: Tensor, stored: Stored, importance: NDArray[np.float32] | None, alignment: int) -> list[Choice]:
+    """What each type would cost this tensor, the smallest first; types no better than a smaller one are left out."""
+    rows, columns, pieces = _sample(tensor, importance)
+    energy = sum(float((weights * x.astype(np.float64) ** 2).sum()) for x, weights, _ in pieces)
+    found = []
+    for format in _candidates(stored, importance is not None):
+        error = 0.0
+        if format is not stored.format:
+            error = sum(_error(format, *piece) for piece in pieces)
+        share = error / energy if energy > 0 else 0.0
+        found.append(Choice(format, padded(format.nbytes(stored.shape), alignment), share * rows * columns))
+    found.sort(key=lambda choice: (choice.nbytes, choice.error, choice.format.id))
+    best = math.inf
+    useful: list[Choice] = []
+    for choice in found:
+        if choice.error < best or not useful:
+            useful.append(choice)
+            best = choice.error
+    return useful
+
+
+def solve(choices: Sequence[Sequence[Choice]], limit: int) -> list[int]:
+    """For each tensor the index of its choice, so that the sum of errors is least and that of bytes at most `limit`.
+
+    choices: by size. The smallest ones must fit. Exact in units of bytes that the sizes share, as long as those are at
+    least a 2**15th of the room above the smallest; else a little less than the best.
+    """
+    extra = [[choice.nbytes - each[0].nbytes for choice in each] for each in choices]
+    room = limit - sum(each[0].nbytes for each in choices)
+    unit = max(math.gcd(*(size for each in extra for size in each)), -(-room // UNITS), 1)
+    slots = room // unit
+    best = np.zeros(slots + 1)
+    picks = np.zeros((len(choices), slots + 1), np.uint8)
+    for index, (each, sizes) in enumerate(zip(choices, extra, strict=True)):
+        total = best + each[0].error
+        for k in range(1, len(each)):
+            shift = -(-sizes[k] // unit)
+            if shift > slots:
+                break
+            other = best[: slots + 1 - shift] + each[k].error
+            better = other < total[shift:]
+            total[shift:][better] = other[better]
+            picks[index, shift:][better] = k
+        best = total
+    at, chosen = slots, [0] * len(choices)
+    for index in reversed(range(len(choices))):
+        chosen[index] = int(picks[index, at])
+        at -= -(-extra[index][chosen[index]] // unit)
+    _spend(choices, chosen, limit)
+    return chosen
+
+
+def _spend(choices: Sequence[Sequence[Choice]], chosen: list[int], limit: int) -> None:
+    """Use what rounding to units has left: the best improvement per byte that still fits, until none does."""
+    left = limit - sum(each[k].nbytes for each, k in zip(choices, chosen, strict=True))
+    while True:
+        gains = [
+            ((each[now].error - each[k].error) / (each[k].nbytes - each[now].nbytes), -index, k)
+            for index, (each, now) in enumerate(zip(choices, chosen, strict=True))
+            for k in range(now + 1, len(each))
+            if each[now].nbytes < each[k].nbytes <= each[now].nbytes + left
+        ]
+        if not gains:
+            return
+        _, index, k = max(gains)
+        left -= choices[-index][k].nbytes - choices[-index][chosen[-index]].nbytes
+        chosen[-index] = k
+
+
+def _candidates(stored: Stored, importance: bool) -> list[Format]:
+    """What this tensor could be: types whose blocks fit its rows and make sense for it, and its own."""
+    width = stored.shape[-1]
+    formats = [BY_NAME[name] for name in CANDIDATES]
+    fitting = [
+        format
+        for format in formats
+        if width % format.weights == 0 and (importance or not needs_importance(stored.name, format.name, ""))
+    ]
+    if stored.format not in fitting and stored.format is not F32:
+        fitting.append(stored.format)
+    return fitting or [BY_NAME["F16"]]
+
+
+Piece = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]
+
+
+def _sample(tensor: Tensor, importance: NDArray[np.float32] | None) -> tuple[int, int, list[Piece]]:
+    """Rows, columns, and pieces of rows: (weights, importance or ones, importance or None), spread evenly."""
+    rows, columns = rows_of(tensor.shape)
+    groups = -(-rows // tensor.granule)
+    wanted = min(max(SAMPLE // (columns * tensor.granule), 1), groups)
+    count = min(PIECES, wanted)
+    pieces = []
+    for k in range(count):
+        start = (k * groups // count) * tensor.granule
+        stop = min(start + (wanted // count) * tensor.granule, rows)
+        slice_ = importance
+        if importance is not None and importance.ndim == 2:
+            slice_ = np.ascontiguousarray(importance[start * len(importance) // rows])
+            stop = min(stop, -(-(start + 1) * len(importance) // rows) * rows // len(importance))
+        x = _wide(tensor, start, stop)
+        weights = np.ones(columns, np.float32) if slice_ is None or not slice_.any() else slice_
+        pieces.append((x, weights, slice_))
+    return rows, columns, pieces
+
+
+def _wide(tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
+    held = tensor.held
+    raw: Array = np.ascontiguousarray(tensor.rows(start, stop, Scratch()))
+    wide = np.empty((stop - start, rows_of(tensor.shape)[1]), np.float32)
+    if held.name in FLOATS:
+        encode(F32, raw, wide.view(np.uint8), source=held)
+    else:
+        decode(held, raw, wide)
+    if not np.isfinite(wide).all():
+        raise Malformed(
+            f"weights are NaN or infinite, among rows {start} to {stop - 1}",
+            where=tensor.origin,
+            fix="The model is damaged; get it again.",
+        )
+    return wide
+
+
+def _error(
+    format: Format, x: NDArray[np.float32], weights: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> float:
+    block = np.empty((len(x), format.nbytes((x.shape[1],))), np.uint8)
+    encode(format, x, block, importance=importance)
+    back = np.empty_like(x)
+    decode(format, block, back)
+    return float((weights * (x.astype(np.float64) - back) ** 2).sum())
+
+
+def _nearest(stored: Sequence[Stored], facts: Facts, size: int) -> str:
+    """The file type whose own mixture comes nearest in size: what general.file_type will say."""
+    sizes = {}
+    for name, kind in FILE_TYPES.items():
+        if kind.base is not None and not kind.base.plain and name not in ("Q1_0", "Q2_0", "NVFP4", "MXFP4_MOE"):
+            sizes[name] = sum(each.nbytes for each in assign(Recipe(name, kind), stored, facts))
+    return min(sizes, key=lambda name: abs(sizes[name] - size))
