@@ -1,0 +1,42 @@
+"""Reads the dense weights of a checkpoint as a conversion would, in pieces of every kind."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
+from ggufsmith.convert.config import Config
+from ggufsmith.convert.sources.recognise import recognise
+from ggufsmith.convert.sources.scheme import Made
+from ggufsmith.convert.sources.store import Store
+from ggufsmith.quantize.stream import rows_of
+
+
+def recognised(folder: Path) -> Checkpoint:
+    return recognise(open_checkpoint(folder), Config.of_folder(folder))
+
+
+def weights(folder: Path) -> dict[str, NDArray[Any]]:
+    """Every quantized weight, read whole; any other range of its rows must give the same numbers."""
+    rng = np.random.default_rng(7)
+    found = {}
+    with recognised(folder) as checkpoint:
+        for source in checkpoint.tensors.values():
+            if not isinstance(source, Made):
+                continue
+            rows, width = rows_of(source.shape)
+            whole = read(source, checkpoint, 0, rows)
+            first, last = sorted(rng.integers(0, rows, 2).tolist())
+            for begin, end in ((0, 1), (rows - 1, rows), (first, last + 1), (rows // 2, rows // 2 + 1)):
+                np.testing.assert_array_equal(read(source, checkpoint, begin, end), whole[begin:end])
+            assert whole.shape == (rows, width)
+            found[source.name] = whole.reshape(source.shape)
+    return found
+
+
+def read(source: Made, checkpoint: Checkpoint, first: int, last: int) -> NDArray[np.float32]:
+    out = np.full((last - first, rows_of(source.shape)[1]), np.nan, np.float32)
+    source.weights.rows(Store(checkpoint), first, last, out)
+    return out
