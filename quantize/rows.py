@@ -4,9 +4,11 @@ The bytes are those of `ggml_quantize_chunk` and the numbers those of ggml's `to
 x86-64: float32 operations in the order of ggml-quants.c, never contracted to FMA. They do not depend on the CPU, on how
 a tensor is cut into calls, or on threads. Where ggml silently loses weights, we do not follow:
 
-- **Importance that says nothing.** ggml erases weights (writes a scale of zero) where all the importance that their
-  search sees is zero, and gives nonsense where some is negative or not finite. Such a group of weights gets the mean
-  importance of the row instead; `Report.unweighted` counts the weights concerned.
+- **Importance that says nothing.** ggml erases weights (writes a scale of zero) where all the importance that the
+  search of their scale sees is zero: 16 weights of Q3_K and Q6_K, 32 of Q4_0 and Q5_0, 256 of Q2_K, Q4_K and Q5_K, the
+  blocks of the IQ types (`Codec.alive`); and gives nonsense where some is negative or not finite. Such a group gets the
+  mean importance of the row instead, and so does one whose importance vanishes in float32 sums (below 2**-100);
+  `Report.unweighted` counts the weights concerned.
 - **Values that the type cannot hold.** A weight whose scale overflows float16, or whose square overflows float32,
   becomes infinite, NaN or zero and takes its neighbours with it. The bytes are as ggml's, and `Report.overflow` counts
   the weights, for the caller to refuse.
