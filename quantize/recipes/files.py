@@ -19,6 +19,7 @@
 A rule without conditions is for every matrix. The name of the recipe is that of the file.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -169,9 +170,9 @@ class _Source:
 
 def format_recipe(extends: str, description: str, chosen: Mapping[str, str]) -> str:
     """A recipe file that gives every tensor named in `chosen` the format there."""
-    lines = [f'description = "{description}"', f'extends = "{extends}"']
+    lines = [f"description = {json.dumps(description)}", f"extends = {json.dumps(extends)}"]
     for format in sorted(set(chosen.values())):
         lines += ["", "[[rule]]", f'type = "{format.lower()}"', "tensors = ["]
-        lines += [f'  "{name}",' for name in chosen if chosen[name] == format]
+        lines += [f"  {json.dumps(name)}," for name in chosen if chosen[name] == format]
         lines.append("]")
     return "\n".join(lines) + "\n"

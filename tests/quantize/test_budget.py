@@ -1,0 +1,122 @@
+"""The size budget: the knapsack against brute force, sizes that hold, errors that fall, the recipe that comes out."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import small_models as models
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.formats import BY_NAME
+from ggufsmith.quantize.budget import Budget, Choice, budget_of, solve
+from ggufsmith.quantize.recipes.files import read_recipe
+from ggufsmith.quantize.requantize import Job, prepare, run, with_budget
+
+Q8_0 = BY_NAME["Q8_0"]
+ladders = st.lists(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(0, 1000)), min_size=1, max_size=4), min_size=1, max_size=5
+)
+
+
+def ladder(steps: list[tuple[int, int]]) -> list[Choice]:
+    """Choices of growing size and falling error, as `measure` gives them."""
+    found: list[Choice] = []
+    for size, error in sorted(set(steps)):
+        if not found or (size > found[-1].nbytes and error < found[-1].error):
+            found.append(Choice(Q8_0, size, float(error)))
+    return found
+
+
+def total(choices: list[list[Choice]], picked: tuple[int, ...] | list[int]) -> tuple[int, float]:
+    taken = [each[k] for each, k in zip(choices, picked, strict=True)]
+    return sum(choice.nbytes for choice in taken), sum(choice.error for choice in taken)
+
+
+@given(ladders, st.integers(0, 200))
+def test_the_knapsack_is_solved(steps: list[list[tuple[int, int]]], room: int) -> None:
+    choices = [ladder(each) for each in steps]
+    limit = sum(each[0].nbytes for each in choices) + room
+    size, error = total(choices, solve(choices, limit))
+    every = (total(choices, picked) for picked in product(*(range(len(each)) for each in choices)))
+    best = min(error for size, error in every if size <= limit)
+    assert size <= limit
+    assert error == best
+
+
+@given(ladders, st.integers(0, 10**7))
+def test_coarse_units_keep_the_limit_and_waste_nothing(steps: list[list[tuple[int, int]]], room: int) -> None:
+    """Sizes without a common divisor, far above the number of units."""
+    choices = [[Choice(Q8_0, c.nbytes * 99_991 + k, c.error) for k, c in enumerate(ladder(each))] for each in steps]
+    limit = sum(each[0].nbytes for each in choices) + room
+    picked = solve(choices, limit)
+    size, _ = total(choices, picked)
+    assert size <= limit
+    for each, k in zip(choices, picked, strict=True):
+        assert all(choice.nbytes - each[k].nbytes > limit - size for choice in each[k + 1 :])
+
+
+def test_texts() -> None:
+    assert budget_of("4.5GiB", None) == Budget(int(4.5 * 2**30))
+    assert budget_of("500M", None) == budget_of("500 MB", None) == Budget(500_000_000)
+    assert budget_of("123", None) == Budget(123)
+    assert budget_of(None, 4.25) == Budget(bits_per_weight=4.25)
+    assert budget_of(None, None) is None
+    for size, bits in (("4x", None), ("iB", None), ("-1", None), (None, 0.0), (None, 33.0), ("1G", 4.0)):
+        with pytest.raises(Usage):
+            budget_of(size, bits)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 64, so that only the few formats of 32-weight blocks are candidates."""
+    return models.write_model(tmp_path_factory.mktemp("budget") / "Tiny-1M-F16.gguf")
+
+
+def test_files_of_the_size_asked_for(model: Path, tmp_path: Path) -> None:
+    errors = []
+    for bits in (4.7, 5.5, 6.5, 9.0):
+        job, solved = with_budget(Job(model, (), outdir=tmp_path, sync=False), Budget(bits_per_weight=bits))
+        with prepare(job) as prepared:
+            run(prepared)
+            output = prepared.outputs[0]
+            assert output.path.stat().st_size == solved.size == output.size
+            assert bits - 0.5 < output.plan.bits_per_weight <= bits
+            types = [each.format for each in output.plan.assignments]
+        errors.append(solved.error)
+        (tmp_path / "found.toml").write_text(solved.text, encoding="utf-8")
+        again = Job(model, (read_recipe(tmp_path / "found.toml"),), outdir=tmp_path)
+        with prepare(again) as prepared:
+            assert [each.format for each in prepared.outputs[0].plan.assignments] == types
+    assert errors == sorted(errors, reverse=True) and errors[0] > 2 * errors[-1]
+
+
+def test_bytes_of_the_whole_file(model: Path, tmp_path: Path) -> None:
+    size = model.stat().st_size // 3
+    job, solved = with_budget(Job(model, (), outdir=tmp_path, sync=False), Budget(size))
+    assert size * 0.9 < solved.size <= size
+    with prepare(job) as prepared:
+        assert prepared.outputs[0].size == solved.size
+
+
+def test_the_same_on_any_number_of_threads(model: Path) -> None:
+    texts = {with_budget(Job(model, (), threads=threads), Budget(bits_per_weight=5.3))[1].text for threads in (1, 2, 3)}
+    assert len(texts) == 1
+
+
+def test_importance_steers_it(model: Path, tmp_path: Path) -> None:
+    imatrix = models.write_imatrix(tmp_path / "i", models.importance(models.arrays(), seed=5))
+    _, plain = with_budget(Job(model, ()), Budget(bits_per_weight=5.3))
+    _, steered = with_budget(Job(model, (), imatrix=imatrix), Budget(bits_per_weight=5.3))
+    assert steered.error != plain.error
+
+
+def test_impossible(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(Usage, match="smallest file possible"):
+        with_budget(Job(model, ()), Budget(bits_per_weight=2.0))
+    values = models.arrays()["blk.0.attn_v.weight"]
+    values[:] = float("nan")
+    bad = models.write_model(tmp_path / "m-F16.gguf", **{"blk.0.attn_v.weight": models.plain(values)})
+    with pytest.raises(Malformed, match=r"blk\.0\.attn_v\.weight"):
+        with_budget(Job(bad, ()), Budget(bits_per_weight=6))

@@ -1,0 +1,244 @@
+"""gguf-quant without its screen: what it writes, and what it refuses before it writes anything.
+
+That the bytes are llama-quantize's is shown in conformance/test_quant_files.py.
+"""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_models as models
+from small_models import F16, F32
+
+from ggufsmith.container.copy import copy, plan_split
+from ggufsmith.container.errors import Failure, Malformed, OutputConflict, Unsupported, Usage
+from ggufsmith.container.formats import BY_NAME, format_of
+from ggufsmith.container.reader import open_gguf
+from ggufsmith.container.shards import Limits, open_gguf_set
+from ggufsmith.container.values import array, string, u32
+from ggufsmith.quantize.outputs import Output, Written
+from ggufsmith.quantize.recipes.assign import Options
+from ggufsmith.quantize.recipes.files import recipe_of
+from ggufsmith.quantize.recipes.options import override_of
+from ggufsmith.quantize.requantize import Job, parse_override, prepare, prune_layers, run
+
+Q8_0 = format_of("Q8_0")
+
+
+def work(job: Job) -> tuple[Output, Written]:
+    with prepare(replace(job, sync=False)) as prepared:
+        return prepared.outputs[0], run(prepared)
+
+
+def job(source: Path, *recipes: str, **changes: Any) -> Job:
+    return Job(source, tuple(map(recipe_of, recipes)), **changes)
+
+
+def untouched(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return models.write_model(tmp_path / "Tiny-1M-F16.gguf")
+
+
+def test_named_by_the_convention_and_marked(model: Path) -> None:
+    output, written = work(job(model, "q8_0"))
+    assert output.path == model.with_name("Tiny-1M-Q8_0.gguf")
+    assert written.notes == ()
+    with open_gguf(output.path) as gguf:
+        assert gguf.metadata["general.file_type"] == u32(7)
+        assert gguf.metadata["general.quantization_version"] == u32(2)
+        assert {name: info.format for name, info in gguf.tensors.items() if len(info.shape) > 1} == dict.fromkeys(
+            (name for name, values in models.arrays().items() if values.ndim > 1), Q8_0
+        )
+        assert gguf.tensors["output_norm.weight"].format is F32
+
+
+def test_several_recipes_equal_each_alone(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "together").mkdir()
+    names = ("q8_0", "q4_0", "f32", "copy")
+    with prepare(job(model, *names, outdir=tmp_path / "together", threads=2, sync=False)) as prepared:
+        run(prepared)
+        paths = [output.path for output in prepared.outputs]
+    for name, path in zip(names, paths, strict=True):
+        alone, _ = work(job(model, name, output=tmp_path / f"{name}.gguf", threads=1))
+        assert path.read_bytes() == alone.path.read_bytes()
+
+
+def test_other_types_are_copied(tmp_path: Path) -> None:
+    """Integers and 64-bit numbers stay bit for bit, as do tensors that have their type already."""
+    rng = np.random.default_rng(0)
+    extra = {}
+    for name, size in (("I8", 1), ("I32", 4), ("I64", 8), ("F64", 8)):
+        extra[f"x.{name}"] = (BY_NAME[name], rng.integers(0, 255, (3, 5 * size), np.uint8))
+    model = models.write_model(tmp_path / "m.gguf", **extra)
+    first, _ = work(job(model, "q8_0", output=tmp_path / "a.gguf"))
+    again, _ = work(job(first.path, "q8_0", output=tmp_path / "b.gguf"))
+    assert first.path.read_bytes() == again.path.read_bytes()
+    with open_gguf(first.path) as gguf:
+        for name, (format, data) in extra.items():
+            info = gguf.tensors[name]
+            found = np.empty(info.nbytes, np.uint8)
+            gguf.read_into(info, 0, found)
+            assert info.format is format and found.tobytes() == data.tobytes()
+
+
+def test_the_place_of_the_files_leaves_no_trace(tmp_path: Path) -> None:
+    digests = set()
+    for folder in ("a", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        model = models.write_model(tmp_path / folder / "m.gguf")
+        imatrix = models.write_imatrix(tmp_path / folder / f"{folder}.imatrix", models.importance(models.arrays()))
+        output, _ = work(job(model, "q4_0", imatrix=imatrix))
+        digests.add(hashlib.sha256(output.path.read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_importance_changes_what_it_should(model: Path, tmp_path: Path) -> None:
+    imatrix = models.write_imatrix(tmp_path / "i", models.importance(models.arrays()))
+    plain, _ = work(job(model, "q4_0", output=tmp_path / "a.gguf", options=Options(pure=True)))
+    steered, _ = work(
+        job(model, "q4_0", output=tmp_path / "b.gguf", options=Options(pure=True), imatrix=imatrix, include=("attn_v",))
+    )
+    with open_gguf(plain.path) as a, open_gguf(steered.path) as b:
+        differ = []
+        for name, info in a.tensors.items():
+            x, y = np.empty(info.nbytes, np.uint8), np.empty(info.nbytes, np.uint8)
+            a.read_into(info, 0, x)
+            b.read_into(b.tensors[name], 0, y)
+            if not np.array_equal(x, y):
+                differ.append(name)
+    assert differ == ["blk.0.attn_v.weight", "blk.1.attn_v.weight"]
+
+
+def test_importance_of_zero_erases_nothing(model: Path, tmp_path: Path) -> None:
+    means = {"blk.0.attn_q.weight": np.zeros((1, 64), np.float32)}
+    imatrix = models.write_imatrix(tmp_path / "i", means)
+    output, written = work(job(model, "q4_0", imatrix=imatrix, options=Options(pure=True)))
+    assert any("blk.0.attn_q.weight" in note for note in written.notes)
+    plain, _ = work(job(model, "q4_0", output=tmp_path / "p.gguf", options=Options(pure=True)))
+    for path in (output.path, plain.path):
+        with open_gguf(path) as gguf:
+            info = gguf.tensors["blk.0.attn_q.weight"]
+            data = np.empty(info.nbytes, np.uint8)
+            gguf.read_into(info, 0, data)
+            assert (data.reshape(-1, 18)[:, :2] != 0).any()
+
+
+def test_shards_in_and_out(model: Path, tmp_path: Path) -> None:
+    with open_gguf_set(model) as source:
+        shards = copy(source, plan_split(source, Limits(max_tensors=4)), tmp_path / "S-1M-F16.gguf", sync=False).paths
+    whole, _ = work(job(model, "q8_0"))
+    joined, _ = work(job(shards[1], "q8_0", output=tmp_path / "joined.gguf"))
+    assert joined.path.read_bytes() == whole.path.read_bytes()
+    kept, _ = work(job(shards[0], "q8_0", split=True))
+    assert [path.name for path in kept.paths] == [path.name.replace("F16", "Q8_0") for path in shards]
+    with open_gguf_set(kept.paths[0]) as a, open_gguf_set(shards[0]) as b:
+        assert a.counts == b.counts
+        assert [set(file.tensors) for file in a.files] == [set(file.tensors) for file in b.files]
+
+
+def test_pruning(tmp_path: Path) -> None:
+    names = dict.fromkeys(models.arrays(blocks=4))
+    renamed = prune_layers(names, [2, 0], 4)
+    assert renamed["blk.1.attn_q.weight"] == "blk.0.attn_q.weight"
+    assert renamed["blk.3.attn_q.weight"] == "blk.1.attn_q.weight"
+    assert renamed["token_embd.weight"] == "token_embd.weight"
+    assert "blk.0.attn_q.weight" not in renamed and "blk.2.attn_q.weight" not in renamed
+    with pytest.raises(Usage, match="layers 0 to 3"):
+        prune_layers(names, [4], 4)
+    with pytest.raises(Usage, match="no layer"):
+        prune_layers(names, range(4), 4)
+    arrays = {name: models.plain(v, F16 if v.ndim > 1 else F32) for name, v in models.arrays(4).items()}
+    keys = {**models.metadata(4), "llama.attention.head_count_kv": array(np.array([1, 2, 3, 4], np.uint32))}
+    model = models.write_gguf(tmp_path / "m.gguf", keys, arrays)
+    output, _ = work(job(model, "copy", output=tmp_path / "o.gguf", prune=(1,)))
+    with open_gguf(output.path) as gguf:
+        assert gguf.metadata["llama.block_count"] == u32(3)
+        assert gguf.metadata["llama.attention.head_count_kv"].data.tolist() == [1, 3, 4]  # type: ignore[union-attr]
+        data = np.empty(gguf.tensors["blk.1.attn_q.weight"].nbytes, np.uint8)
+        gguf.read_into(gguf.tensors["blk.1.attn_q.weight"], 0, data)
+    assert data.tobytes() == arrays["blk.2.attn_q.weight"][1].tobytes()
+
+
+def test_overrides_of_keys() -> None:
+    assert parse_override("a.b=int:7") == ("a.b", u32(7))
+    assert parse_override("a=str:x=y:z")[1] == string("x=y:z")
+    assert parse_override("a=bool:false")[1].data is False
+    assert parse_override("a=float:0.1")[1].data == np.float32(0.1)
+    for text in ("a", "a=7", "a=int:x", "a=bool:1", "=int:1", "a=double:1"):
+        with pytest.raises(Usage):
+            parse_override(text)
+
+
+def test_scales_that_are_damaged(model: Path, tmp_path: Path) -> None:
+    """A copied block is not decoded, so its scale is looked at."""
+    first, _ = work(job(model, "q8_0"))
+    data = bytearray(first.path.read_bytes())
+    with open_gguf(first.path) as gguf:
+        at = gguf.tensors["blk.1.attn_q.weight"].offset + 34 * 5
+    data[at : at + 2] = b"\x00\x7e"
+    (tmp_path / "bad.gguf").write_bytes(data)
+    before = untouched(tmp_path)
+    with pytest.raises(Malformed, match=r"bad\.gguf: blk\.1\.attn_q\.weight.*1 blocks"):
+        work(job(tmp_path / "bad.gguf", "copy", output=tmp_path / "o.gguf"))
+    assert untouched(tmp_path) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_damaged(value: float, tmp_path: Path) -> None:
+    values = models.arrays()["blk.0.attn_v.weight"]
+    values[3, 5] = value
+    model = models.write_model(tmp_path / "m-F16.gguf", **{"blk.0.attn_v.weight": models.plain(values, F16)})
+    before = untouched(tmp_path)
+    with pytest.raises(Malformed, match=r"blk\.0\.attn_v\.weight.*row 3, column 5"):
+        work(job(model, "q8_0"))
+    assert untouched(tmp_path) == before
+
+
+def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None:
+    quantized, _ = work(job(model, "q8_0"))
+    narrow = models.write_model(tmp_path / "narrow-F16.gguf", width=48)
+    imatrix = models.write_imatrix(tmp_path / "i", models.importance(models.arrays(width=96)))
+    numbers = (BY_NAME["F64"], np.zeros((2, 512), np.uint8))
+    odd = models.write_model(tmp_path / "odd.gguf", **{"blk.0.x.weight": numbers})
+    wide = models.write_model(tmp_path / "wide-F16.gguf", blocks=1, width=256)
+    empty = models.write_gguf(tmp_path / "vocab.gguf", models.metadata(), {})
+    before = untouched(tmp_path)
+    for wrong, kind, message in (
+        (job(model), Usage, "name a recipe"),
+        (job(model, "q8_0", "q4_0", output=tmp_path / "o.gguf"), Usage, "several recipes"),
+        (job(model, "q4_K", "q4_K_M"), Usage, "two recipes"),
+        (job(wide, "iq1_s"), Usage, "importance matrix"),
+        (job(model, "q8_0", options=Options(overrides=(override_of("attn_w=q8_0"),))), Usage, "attn_w"),
+        (job(quantized.path, "q4_0"), Usage, "quantized already"),
+        (job(narrow, "q8_0", strict=True), Usage, "--strict"),
+        (job(model, "q4_0", imatrix=imatrix), Malformed, "another model"),
+        (job(model, "q4_0", include=("attn",)), Usage, "--imatrix"),
+        (job(model, "q8_0", prune=(2,)), Usage, "layers 0 to 1"),
+        (job(odd, "q8_0"), Unsupported, "F64"),
+        (job(empty, "q8_0"), Malformed, "no tensors"),
+        (job(tmp_path / "absent.gguf", "q8_0"), Failure, "cannot open"),
+        (job(model, "f16"), OutputConflict, "is the input"),
+        (job(model, "q8_0", overwrite=False), OutputConflict, "exists already"),
+    ):
+        with pytest.raises(kind, match=message):
+            work(wrong)
+    assert untouched(tmp_path) == before
+
+
+def test_fallbacks_and_costs_are_told(tmp_path: Path) -> None:
+    narrow = models.write_model(tmp_path / "narrow-F16.gguf", width=48)
+    with prepare(job(narrow, "q8_0")) as prepared:
+        (note,) = prepared.outputs[0].plan.notes()
+    assert note.startswith("9 of 12 tensors fall back (Q8_0 to F16)")
+    assert f"{prepared.outputs[0].plan.bits_per_weight:.2f} bits per weight" in note
+    model = models.write_model(tmp_path / "m-F16.gguf")
+    first, _ = work(job(model, "q8_0"))
+    with prepare(job(first.path, "q4_0", allow_requantize=True)) as prepared:
+        assert any("second time, from Q8_0" in note for note in prepared.outputs[0].plan.notes())
