@@ -1,0 +1,49 @@
+"""Runs the real command line with one fault injected: python faulty.py FAULT PLACE CALL ARGUMENTS...
+
+At the CALL-th call (from 1) of the function PLACE of `os`, the FAULT happens: a signal by its name, `fail` (an I/O
+error), `truncate PATH` or `stop` (until someone sends SIGCONT). `after:` before PLACE lets the call happen first.
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from ggufsmith.cli.app import convert_main
+
+
+def arm(fault: str, place: str, call: int) -> None:
+    name = place.removeprefix("after:")
+    real, lock, calls = getattr(os, name), threading.Lock(), 0
+
+    def faulty(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        with lock:
+            calls += 1
+            now = calls == call
+        if now and name == place:
+            happen(fault)
+        result = real(*arguments, **options)
+        if now and name != place:
+            happen(fault)
+        return result
+
+    setattr(os, name, faulty)
+
+
+def happen(fault: str) -> None:
+    kind, _, path = fault.partition(" ")
+    if kind == "fail":
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    if kind == "truncate":
+        os.truncate(path, os.path.getsize(path) // 4)
+    else:
+        os.kill(os.getpid(), getattr(signal, {"stop": "SIGSTOP"}.get(kind, kind)))
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    del sys.argv[1:4]
+    convert_main()

@@ -1,0 +1,198 @@
+"""Faults while `gguf-convert` runs: what lies at the output, what the run says, and that the next one succeeds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import checkpoints
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the places of faults are the calls made on Linux")
+
+OLD = b"the old complete file"
+FAULTY = Path(__file__).with_name("faulty.py")
+# Where a run can be: (function of os, which call of it). A run of this model writes some dozens of pieces.
+PHASES = {
+    "making the file": ("open", 1),
+    "reserving": ("posix_fallocate", 1),
+    "writing the header": ("pwrite", 1),
+    "reading": ("preadv", 9),
+    "writing": ("pwrite", 12),
+    "flushing": ("fsync", 1),
+    "naming": ("replace", 1),
+    "named": ("after:replace", 1),
+    "flushing the folder": ("fsync", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write("llama", tmp_path_factory.mktemp("m") / "Tiny")
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "x.gguf"
+    assert convert("none", "getpid", 0, model, path).returncode == 0
+    return path.read_bytes()
+
+
+def command(fault: str, place: str, call: int, model: Path, output: Path, *options: object) -> list[str]:
+    return [sys.executable, *map(str, (FAULTY, fault, place, call, model, "-o", output, *options))]
+
+
+def convert(
+    fault: str, place: str, call: int, model: Path, output: Path, *options: object
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(fault, place, call, model, output, *options),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        timeout=120,
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    path = tmp_path / "out" / "x.gguf"
+    path.parent.mkdir()
+    path.write_bytes(OLD)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_at_every_phase(model: Path, expected: bytes, output: Path, phase: str, kind: str) -> None:
+    done = convert(kind, *PHASES[phase], model, output)
+    named = phase in ("named", "flushing the folder")
+    assert output.read_bytes() == (expected if named else OLD)
+    if kind != "SIGKILL":
+        assert done.returncode == {"SIGINT": 130, "SIGTERM": 143}[kind], done.stderr
+        assert "Traceback" not in done.stderr
+        assert names(output.parent) == ["x.gguf"]
+        return
+    assert done.returncode == -signal.SIGKILL
+    again = convert("none", "getpid", 0, model, output)
+    assert again.returncode == 0, again.stderr
+    assert names(output.parent) == ["x.gguf"]
+    assert output.read_bytes() == expected
+
+
+@pytest.mark.parametrize("phase", ["reserving", "writing", "reading", "flushing", "naming"])
+def test_an_io_error(model: Path, output: Path, phase: str) -> None:
+    done = convert("fail", *PHASES[phase], model, output)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Input/output error" in done.stderr
+    assert output.read_bytes() == OLD
+    assert names(output.parent) == ["x.gguf"]
+
+
+def test_the_input_is_cut_while_it_is_read(tmp_path: Path, output: Path) -> None:
+    model = checkpoints.write("llama", tmp_path / "Tiny")
+    weights = model / "model.safetensors"
+    done = convert(f"truncate {weights}", "preadv", 3, model, output)
+    assert done.returncode == 4, done.stderr
+    assert str(weights) in done.stderr
+    assert "cut" in done.stderr
+    assert output.read_bytes() == OLD
+    assert names(output.parent) == ["x.gguf"]
+
+
+def test_two_runs_on_one_output(model: Path, expected: bytes, output: Path) -> None:
+    """The second stops; the first, which was held in the middle, is not disturbed."""
+    with subprocess.Popen(command("stop", "pwrite", 9, model, output), stderr=subprocess.PIPE) as first:
+        deadline = time.monotonic() + 60
+        while not _stopped(first.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        second = convert("none", "getpid", 0, model, output, "--json")
+        assert second.returncode == 6
+        assert "another run is writing this output" in json.loads(second.stdout)["error"]["what"]
+        assert output.read_bytes() == OLD
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(60) == 0
+    assert output.read_bytes() == expected
+    assert names(output.parent) == ["x.gguf"]
+
+
+def _stopped(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return state.stdout.startswith("T")
+
+
+def test_a_folder_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+    """Permissions do not hold root back, so root becomes nobody for this."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "out"
+        folder.mkdir()
+        (folder / "x.gguf").write_bytes(OLD)
+        Path(name).chmod(0o755)
+        folder.chmod(0o555)
+        code = (
+            "import os; from ggufsmith.cli.app import convert_main\n"
+            "real = os.open\n"
+            "def opened(path, flags, *rest, **more):\n"
+            "    if flags & os.O_CREAT and not os.geteuid(): os.seteuid(65534)\n"
+            "    return real(path, flags, *rest, **more)\n"
+            "os.open = opened; convert_main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(model), "-o", str(folder / "x.gguf")],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "cannot make a file in this folder" in done.stderr
+        assert (folder / "x.gguf").read_bytes() == OLD
+        assert names(folder) == ["x.gguf"]
+        folder.chmod(0o755)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip(
+            "mounting a small file system needs root on Linux; test_writer.py fills a disk by a file-size limit"
+        )
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_small_disk(model: Path, expected: bytes, disk: Path) -> None:
+    """Refused before anything is written, with the exact number; done as soon as there is room for it."""
+    output = disk / "x.gguf"
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(3 * 10**6))
+    done = convert("none", "getpid", 0, model, output)
+    assert done.returncode == 5, done.stderr
+    assert f"needs {len(expected)} bytes" in done.stderr
+    assert names(disk) == ["ballast"]
+    ballast.unlink()
+    assert convert("none", "getpid", 0, model, output).returncode == 0
+    assert output.read_bytes() == expected
+    # The old file and the new one do not fit together: the old one stays.
+    output.write_bytes(OLD + bytes(3 * 10**6))
+    assert convert("none", "getpid", 0, model, output).returncode == 5
+    assert output.read_bytes().startswith(OLD)
+    assert names(disk) == ["x.gguf"]
