@@ -1,7 +1,6 @@
 """Faults while `gguf-convert` runs: what lies at the output, what the run says, and that the next one succeeds."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
