@@ -1,8 +1,9 @@
-"""A Hugging Face model folder: which files hold its tensors, and where each tensor's bytes lie.
+"""A model folder: which files hold its tensors, and where each tensor's bytes lie.
 
-Opening reads headers only. The safetensors library validates every header (overlaps, holes, shapes against sizes); the
-offsets, which it does not expose, are then taken from the same header. Bytes are read into the caller's buffers, not
-mapped, so that no file-backed page counts against the process.
+safetensors come first; without any, pickled files are read as `sources.pickles` says. Opening reads headers only. The
+safetensors library validates every header (overlaps, holes, shapes against sizes); the offsets, which it does not
+expose, are then taken from the same header. Bytes are read into the caller's buffers, not mapped, so that no
+file-backed page counts against the process.
 
 Source: the safetensors format description; huggingface_hub's cache layout (snapshots/<revision>/x -> blobs/<hash>).
 """
@@ -95,18 +96,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Read every header of the model folder.
 
     Malformed: a missing, truncated or damaged shard, a path that leaves the folder, a tensor found twice.
-    Unsupported: a folder without safetensors weights.
+    Unsupported: a folder without weights that can be read, or torch is missing for pickled ones.
     """
     index = _index_file(folder)
     if index is None:
         listed, paths = None, _loose_files(folder)
+        if paths[0].suffix == ".pth":
+            return _open_original(folder, paths)
     else:
         listed = _weight_map(index)
         paths = sorted({_inside(folder, name, index) for name in listed.values()})
     tensors: dict[str, Source] = {}
     extra: list[str] = []
     for path in paths:
-        for source in _read_header(path):
+        for source in _read_header(path) if path.suffix == ".safetensors" else _read_pickle(path):
             if listed is not None and listed.get(source.name) != path.name:
                 extra.append(source.name)
                 continue
@@ -127,7 +130,24 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                 fix="Download the shards again.",
             )
     notes = [f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}"] if extra else []
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
+        del tensors[head.name]
+        notes.append("lm_head.weight is the embedding itself, stored once")
     return Checkpoint(folder, tensors, tuple(notes))
+
+
+def _read_pickle(path: Path) -> "Iterator[Source]":
+    from ggufsmith.convert.sources.pickles import read_pickle  # it needs `Source`
+
+    return read_pickle(path)
+
+
+def _open_original(folder: Path, paths: list[Path]) -> Checkpoint:
+    """The files of the original Llama release, each with a part of every matrix."""
+    from ggufsmith.convert.sources.original import join, original_config
+
+    return Checkpoint(folder, join([_read_pickle(path) for path in paths], original_config(folder / "params.json")))
 
 
 def _index_file(folder: Path) -> Path | None:
@@ -135,6 +155,8 @@ def _index_file(folder: Path) -> Path | None:
     usual = folder / "model.safetensors.index.json"
     if usual in indexes:
         return usual
+    if not any(folder.glob("*.safetensors")):
+        indexes = sorted(folder.glob("pytorch_model*.bin.index.json"))
     indexes = [path for path in indexes if not path.name.startswith("consolidated")]
     if len(indexes) > 1:
         raise Malformed(
@@ -177,7 +199,7 @@ def _contained(folder: Path, path: Path) -> Path:
 
 
 def _loose_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder without an index.
+    """The files with weights of a folder without an index: safetensors, else pickled ones.
 
     consolidated*.safetensors holds the same weights under the names of Mistral's own format, adapters are no model.
     """
@@ -187,11 +209,15 @@ def _loose_files(folder: Path) -> list[Path]:
         return [_contained(folder, path) for path in paths]
     if not folder.is_dir():
         raise Malformed("there is no such folder", where=folder)
+    parts = sorted(folder.glob("consolidated.*.pth")) if (folder / "params.json").is_file() else []
+    pickled = sorted(folder.glob("pytorch_model*.bin")) or parts or sorted(folder.glob("*.pt"))
+    if pickled:
+        return [_contained(folder, path) for path in pickled]
     kinds = {
         "consolidated*.safetensors": "Mistral's own format; take the model.safetensors of the same repository",
         "adapter_*.safetensors": "a LoRA adapter, not a model; merge it into its base model first",
-        "*.bin": "a pickled checkpoint; convert it to safetensors first",
-        "*.pth": "a pickled checkpoint; convert it to safetensors first",
+        "*.bin": "no pytorch_model*.bin",
+        "*.pth": "no consolidated.*.pth beside a params.json",
         "*.gguf": "already a GGUF file",
     }
     for pattern, what in kinds.items():

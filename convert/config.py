@@ -53,6 +53,10 @@ class Config(Mapping[str, Any]):
     @classmethod
     def of_folder(cls, folder: Path) -> "Config":
         path = folder / "config.json"
+        if not path.is_file() and (folder / "params.json").is_file() and any(folder.glob("consolidated.*.pth")):
+            from ggufsmith.convert.sources.original import original_config  # it needs `Config`
+
+            return original_config(folder / "params.json")
         if not path.is_file():
             raise Malformed(
                 "there is no config.json, so this is not a Hugging Face model folder",

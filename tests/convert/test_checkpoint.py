@@ -233,7 +233,8 @@ def test_a_git_lfs_pointer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("pytorch_model.bin", "pickled"),
+        ("pytorch_model.bin", r"no file of torch 1\.6 or later"),
+        ("optimizer.bin", "no pytorch_model"),
         ("consolidated.safetensors", "Mistral's own format"),
         ("adapter_model.safetensors", "LoRA adapter"),
         ("model.gguf", "already a GGUF"),
