@@ -82,12 +82,16 @@ def build(asked: Asked) -> Blocks:
 
 
 def _block(asked: Asked, size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
-    """The block that a scale covers: the config's, if it fits the grid, else the one that divides the matrix evenly."""
+    """The block that a scale covers: the config's, if it fits the grid, else one that divides the matrix evenly.
+
+    Without a config, blocks must be powers of two: any other even division may as well be a ragged grid of those.
+    """
     known = {block for block in claimed_blocks(asked, size) if covers(size, grid, block)}
     if len(known) == 1:
         return known.pop()
-    if not known and all(n and m % n == 0 for m, n in zip(size, grid, strict=True)):
-        return size[0] // grid[0], size[1] // grid[1]
+    each = [m // n if n and m % n == 0 else 0 for m, n in zip(size, grid, strict=True)]
+    if not known and all(b and (n == 1 or b & (b - 1) == 0) for b, n in zip(each, grid, strict=True)):
+        return each[0], each[1]
     raise asked.wrong(f"{list(grid)} scales for {list(size)} weights, and no block size in the config fits")
 
 

@@ -95,11 +95,11 @@ def build(asked: Asked) -> Packed:
     if width <= 0 or packed.shape[:1] != (out,) or len(packed.shape) != 2:
         raise asked.wrong(f"weight_shape says {list(shape)}, the packed weights are {list(packed.shape)}")
     weights = weight_settings(asked.settings)
-    claimed = {group.get("num_bits") for group in weights}
+    claimed = {bits for bits in (group.get("num_bits") for group in weights) if isinstance(bits, int)}
     possible = [bits for bits in range(1, 9) if words_for(width, bits) == packed.shape[1]]
     bits = [n for n in possible if n in claimed] if claimed else possible
     if len(bits) != 1:
-        said = f"; the config says {sorted(map(str, claimed))} bits" if claimed else ""
+        said = f"; the config says {sorted(claimed)} bits" if claimed else ""
         raise asked.wrong(f"{packed.shape[1]} words do not hold {width} codes of 1 to 8 bits without gaps{said}")
     if scale.dtype not in ("F16", "BF16", "F32"):
         raise asked.unsupported(f"scales in {scale.dtype}", "F16, BF16, F32")

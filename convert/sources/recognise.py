@@ -105,7 +105,7 @@ def _scheme(source: Source, tensors: Mapping[str, Source], method: str | None) -
         parts = scheme.parts(source, tensors)
         if parts is None or not scheme.fits(parts):
             continue
-        named = not source.name.endswith(scheme.dense_name(source)) or any(role in parts for role in scheme.required)
+        named = scheme.dense != "{main}" or any(role in parts for role in scheme.required)
         if named or method in scheme.methods:
             candidates.append((scheme, parts))
     of_method = [pair for pair in candidates if method in pair[0].methods]
@@ -120,6 +120,14 @@ def _scheme(source: Source, tensors: Mapping[str, Source], method: str | None) -
                 where=source.path,
                 fix="Add the quantization_config (or quantize_config.json) that says which it is.",
             )
+    near = [scheme for scheme in SCHEMES if scheme.dense != "{main}" and source.name.endswith(scheme.main)]
+    if near:
+        raise Unsupported(
+            f"{source.name} is {source.dtype} {list(source.shape)}, which is no layout of a known scheme",
+            where=source.path,
+            also=[f"no layout of {scheme.name}: {scheme.note}" for scheme in near],
+            fix=ORIGINAL,
+        )
     return None
 
 
