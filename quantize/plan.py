@@ -18,6 +18,8 @@ from ggufsmith.quantize.rows import FLOATS, MODULES
 
 MAX_LISTED = 8  # tensors that a message names
 IMATRIX = "quantize.imatrix."
+READABLE = (*FLOATS, *MODULES)
+MAKEABLE = tuple(name for name in READABLE if name != "Q8_K")  # that is for activations, and no file has it
 VERSION, FILE_TYPE = Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE
 
 
@@ -32,12 +34,16 @@ class Importance:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One recipe applied to one model; `layout.tensors` are in the order of `assignments`."""
+    """One recipe applied to one model; `layout.tensors` are in the order of `assignments`.
+
+    idle: rules of the recipe's file that name tensors, by name or expression, and met none.
+    """
 
     recipe: Recipe
     assignments: tuple[Assignment, ...]
     layout: Layout
     importance: tuple[NDArray[np.float32] | None, ...]
+    idle: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -63,6 +69,8 @@ class FilePlan:
                 f"{len(fallbacks)} of {len(self.assignments)} tensors fall back ({', '.join(pairs)}): their rows are "
                 f"no multiple of the block; {self.bits_per_weight:.2f} bits per weight in all"
             )
+        for place in self.idle:
+            yield f"{place}: this rule names no tensor of the model"
         if requantized := self.requantized:
             froms = sorted({each.tensor.format.name for each in requantized})
             yield (
@@ -105,7 +113,8 @@ def plan_file(
     keys |= overrides or {}
     kept = {key: value for key, value in metadata.items() if key not in keys}
     specs = [TensorSpec(each.tensor.name, _trimmed(each.tensor.shape), each.format) for each in assignments]
-    plan = FilePlan(recipe, tuple(assignments), lay_out({**kept, **keys}, specs, alignment=alignment), weights)
+    layout = lay_out({**kept, **keys}, specs, alignment=alignment)
+    plan = FilePlan(recipe, tuple(assignments), layout, weights, _idle(recipe, tensors, facts))
     if plan.requantized and not allow_requantize:
         formats = sorted({each.tensor.format.name for each in plan.requantized})
         raise Usage(
@@ -128,16 +137,20 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[first:]
 
 
+def _idle(recipe: Recipe, tensors: Sequence[Stored], facts: Facts) -> tuple[str, ...]:
+    rules = [rule for rule in recipe.overrides if rule.match is not None or rule.names]
+    return tuple(
+        rule.origin for rule in rules if not any(rule.applies(tensor.name, facts.blocks) for tensor in tensors)
+    )
+
+
 def _check_types(assignments: Sequence[Assignment]) -> None:
     for each in assignments:
-        known = each.copied or (
-            each.tensor.format.name in (*FLOATS, *MODULES) and each.format.name in (*FLOATS, *MODULES)
-        )
-        if not known:
+        if not each.copied and not (each.tensor.format.name in READABLE and each.format.name in MAKEABLE):
             raise Unsupported(
                 f"cannot be made {each.format.name} from {each.tensor.format.name}",
                 where=each.tensor.name,
-                fix=f"Known types: {', '.join((*FLOATS, *MODULES))}.",
+                fix=f"Types that can be made: {', '.join(MAKEABLE)}.",
             )
 
 
@@ -154,7 +167,8 @@ def _check_importance(
     ]
     if needy and importance is None:
         raise Usage(
-            f"{recipe.file_type.shown} needs an importance matrix: at so few bits the rest is garbage",
+            f"{recipe.file_type.shown} needs an importance matrix for {len(needy)} tensors: at so few bits they are "
+            "garbage without",
             also=_listed(needy),
             fix="Pass one with --imatrix; llama-imatrix computes it.",
         )

@@ -57,6 +57,13 @@ def test_coarse_units_keep_the_limit_and_waste_nothing(steps: list[list[tuple[in
         assert all(choice.nbytes - each[k].nbytes > limit - size for choice in each[k + 1 :])
 
 
+def test_what_rounding_leaves_is_spent() -> None:
+    """Everything fits, to the byte, but not in whole units."""
+    choices = [[Choice(Q8_0, 1, 1.0), Choice(Q8_0, 1 + size, 0.5)] for size in (100_003, 100_019, 100_043, 100_049)]
+    assert solve(choices, sum(each[1].nbytes for each in choices)) == [1, 1, 1, 1]
+    assert sum(solve(choices, sum(each[1].nbytes for each in choices) - 1)) == 3
+
+
 def test_texts() -> None:
     assert budget_of("4.5GiB", None) == Budget(int(4.5 * 2**30))
     assert budget_of("500M", None) == budget_of("500 MB", None) == Budget(500_000_000)

@@ -222,6 +222,7 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
         (job(model, "q4_0", include=("attn",)), Usage, "--imatrix"),
         (job(model, "q8_0", prune=(2,)), Usage, "layers 0 to 1"),
         (job(odd, "q8_0"), Unsupported, "F64"),
+        (job(wide, "q8_0", options=Options(overrides=(override_of("attn_v=q8_K"),))), Unsupported, "Q8_K"),
         (job(empty, "q8_0"), Malformed, "no tensors"),
         (job(tmp_path / "absent.gguf", "q8_0"), Failure, "cannot open"),
         (job(model, "f16"), OutputConflict, "is the input"),
@@ -239,6 +240,10 @@ def test_fallbacks_and_costs_are_told(tmp_path: Path) -> None:
     assert note.startswith("9 of 12 tensors fall back (Q8_0 to F16)")
     assert f"{prepared.outputs[0].plan.bits_per_weight:.2f} bits per weight" in note
     model = models.write_model(tmp_path / "m-F16.gguf")
+    rules = 'extends = "q8_0"\n[[rule]]\ntype = "q4_0"\nmatch = "ffn_dwn"\n'
+    (tmp_path / "own.toml").write_text(rules, encoding="utf-8")
+    with prepare(job(model, str(tmp_path / "own.toml"))) as prepared:
+        assert any("own.toml:2: this rule names no tensor" in note for note in prepared.outputs[0].plan.notes())
     first, _ = work(job(model, "q8_0"))
     with prepare(job(first.path, "q4_0", allow_requantize=True)) as prepared:
         assert any("second time, from Q8_0" in note for note in prepared.outputs[0].plan.notes())

@@ -1,0 +1,101 @@
+"""gguf-quant and `ggufsmith recipes` as users meet them: files, reports, exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import small_models as models
+from commands import run
+
+from ggufsmith.cli.quant import quant
+from ggufsmith.cli.recipes import recipes
+from ggufsmith.container.reader import open_gguf
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, shown
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return models.write_model(tmp_path / "Tiny-1M-F16.gguf")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_recipes(model: Path) -> None:
+    done = run(quant, model, "-r", "q8_0", "-r", "f32", "--no-sync", "--threads", "1")
+    assert done.exit_code == 0, done.output
+    assert names(model.parent) == ["Tiny-1M-F16.gguf", "Tiny-1M-F32.gguf", "Tiny-1M-Q8_0.gguf"]
+    assert "verified" in done.output and "32.00 bits per weight" in done.output
+
+
+def test_json_reports_everything(model: Path) -> None:
+    imatrix = models.write_imatrix(model.parent / "i", models.importance(models.arrays()))
+    done = run(quant, model, "-r", "q8_0", "--imatrix", imatrix, "--include-weights", "attn_v", "--json", "--no-sync")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.output)
+    (output,) = report["outputs"]
+    size = (model.parent / "Tiny-1M-Q8_0.gguf").stat().st_size
+    assert (output["recipe"], output["bytes"], output["types"]) == ("Q8_0", size, {"Q8_0": 9, "F32": 3})
+    assert report["importance"]["covered"] == ["blk.0.attn_v.weight", "blk.1.attn_v.weight"]
+    assert report["weights_per_second"] > 0
+
+
+def test_dry_run_is_exact_and_writes_nothing(model: Path) -> None:
+    before = names(model.parent)
+    done = run(quant, model, "-r", "q4_0", "--dry-run", "--json")
+    assert done.exit_code == 0 and names(model.parent) == before
+    (planned,) = json.loads(done.output)["outputs"]
+    assert run(quant, model, "-r", "q4_0", "--no-sync").exit_code == 0
+    with open_gguf(model.parent / "Tiny-1M-Q4_0.gguf") as gguf:
+        assert gguf.size == planned["bytes"]
+        assert [(t["name"], t["type"], t["offset"]) for t in planned["tensors"]] == [
+            (t.name, t.format.name, t.offset) for t in gguf.tensors.values()
+        ]
+
+
+def test_a_budget_leaves_its_recipe(model: Path) -> None:
+    done = run(quant, model, "--target-bpw", "6", "-o", model.parent / "out.gguf", "--no-sync", "-q")
+    assert done.exit_code == 0, done.output
+    again = run(quant, model, "-r", model.parent / "out.toml", "-o", model.parent / "again.gguf", "--no-sync", "-q")
+    assert again.exit_code == 0, again.output
+    assert (model.parent / "again.gguf").read_bytes() == (model.parent / "out.gguf").read_bytes()
+    dry = run(quant, model, "--target-size", "1M", "--dry-run", "--save-recipe", model.parent / "dry.toml")
+    assert dry.exit_code == 0 and (model.parent / "dry.toml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["-r", "q4km"], 2, "q4_K_M"),
+        ([], 2, "name a recipe"),
+        (["-r", "q8_0", "--tensor-type", "attn_w=q4_0"], 2, "attn_w"),
+        (["-r", "q8_0", "--leave-output-tensor", "--output-tensor-type", "q6_K"], 2, "contradict"),
+        (["-r", "q8_0", "--target-bpw", "4"], 2, "cannot be given"),
+        (["--target-bpw", "4", "--target-size", "1G"], 2, "together"),
+        (["--target-bpw", "1"], 2, "smallest"),
+        (["-r", "q8_0", "--save-recipe", "x.toml"], 2, "--target"),
+        (["-r", "q8_0", "--output-tensor-type", "q9"], 2, "q9"),
+        (["-r", "f16", "-o", "MODEL"], 6, "input"),
+        (["-r", "absent.toml"], 1, "absent.toml"),
+        (["-r", "q8_0", "--imatrix", "absent"], 1, "absent"),
+    ],
+)
+def test_errors(model: Path, options: list[str], code: int, message: str) -> None:
+    before = names(model.parent)
+    done = run(quant, model, *(str(model) if option == "MODEL" else option for option in options))
+    assert done.exit_code == code, done.output
+    assert message in done.output + done.stderr
+    assert names(model.parent) == before
+
+
+def test_recipes_are_listed(model: Path) -> None:
+    done = run(recipes)
+    assert done.exit_code == 0
+    listed = {line.split()[0] for line in done.output.splitlines()}
+    assert {shown(name) for name in FILE_TYPES} <= listed and "iq1_s_dyn" in listed
+    report = json.loads(run(recipes, model, "-r", "q8_0", "--json").output)
+    (entry,) = report["recipes"]
+    assert entry["types"] == {"Q8_0": 9, "F32": 3} and len(entry["tensors"]) == 12
+    assert "output" not in entry and entry["bytes"] > 0
+    assert "token_embd.weight" in run(recipes, model, "-r", "q4_0").output
