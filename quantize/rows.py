@@ -117,13 +117,20 @@ def encode(
     elif codec.encode is None:
         raise ValueError(f"{target.name} cannot be encoded without an importance matrix")
     parts = []
+    if weights is not None:
+        weights = np.resize(weights, width + vector_lanes() * target.weights)
+    power = np.empty(0, np.float32)
     for start, stop in chunks(len(rows), width):
         x, peak = as_f32(rows[start:stop], source)
+        if codec.by_row and weights is not None:
+            power, peak = floats().mean_squares(x)
+        elif peak is None:
+            peak = floats().peak(flat(x))
         if peak >= INFINITE:
             out[start:stop] = 0
             parts.append((start, Report(nonfinite=find(~np.isfinite(x)))))
             continue
-        encode_chunk(codec, target, x, out[start:stop], weights)
+        encode_chunk(codec, target, x, out[start:stop], () if weights is None else (weights, power))
         if peak > LARGEST_HALF:
             parts.append((start, Report(overflow=find(lost(target, x, out[start:stop])))))
     return Report.merge([*parts, (0, Report(unweighted=unweighted))])
@@ -217,14 +224,13 @@ def encode_chunk(
     target: Format,
     x: NDArray[np.float32],
     out: NDArray[np.uint8],
-    importance: NDArray[np.float32] | None,
+    steer: tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[()],
 ) -> None:
-    """Whole groups of blocks straight from `x` into `out`, the rest through padded copies."""
+    """Whole groups of blocks straight from `x` into `out`, the rest through padded copies.
+
+    steer: the repeated importance and the mean squares for `Codec.weighted`; empty for `Codec.encode`.
+    """
     lanes = vector_lanes()
-    steer: tuple[Any, ...] = ()
-    if importance is not None:
-        power = floats().mean_squares(x) if codec.by_row else np.empty(0, np.float32)
-        steer = (np.resize(importance, importance.size + lanes * target.weights), power)
 
     def run(x: NDArray[np.float32], out: NDArray[np.uint8], first: int) -> None:
         if steer:
@@ -253,7 +259,7 @@ def convert_rows(target: Format, rows: NDArray[Any], source: Format, out: NDArra
         if not aligned(y, target.size):
             y[:] = room.view(np.uint8)
         if peak > limit:
-            wide, _ = as_f32(x, source)
+            wide = as_f32(x, source)[0]
             finite = np.isfinite(wide)
             over = finite & (np.abs(wide) >= ROUNDS_TO_INFINITY) & (target.name == "F16")
             parts.append((start, Report(nonfinite=find(~finite), overflow=find(over))))
@@ -268,10 +274,10 @@ def lost(target: Format, x: NDArray[np.float32], out: NDArray[np.uint8]) -> NDAr
     return gone
 
 
-def as_f32(rows: NDArray[Any], source: Format) -> tuple[NDArray[np.float32], int]:
-    """A chunk as aligned float32, and its largest magnitude as float32 bits; valid until this thread's next call."""
+def as_f32(rows: NDArray[Any], source: Format) -> tuple[NDArray[np.float32], int | None]:
+    """A chunk as aligned float32, valid until this thread's next call; and its peak, if it had to be converted."""
     if source.name == "F32" and aligned(rows, 4):
-        return rows, floats().peak(flat(rows))
+        return rows, None
     if getattr(LOCAL, "room", np.empty(0)).size < rows.size:
         LOCAL.room = np.empty(max(rows.size, CHUNK), np.float32)
     x = LOCAL.room[: rows.size]

@@ -111,11 +111,12 @@ def exchanged(x: Any, source: int, target: int, y: Any) -> Any:
 
 
 @kernel(READ_F32, INT, WRITE_F32)
-def square_sums(x: Any, width: int, power: Any) -> None:
-    """Sums of squares of rows, in order; one row per lane. power: (rows rounded up to W,)."""
+def square_sums(x: Any, width: int, power: Any) -> Any:
+    """Sums of squares of rows, in order, one row per lane; and the peak. power: (rows rounded up to W,)."""
     rows = x.size // width
     tile = scratch(TILE * W, np.float32)
     tile[:] = 0
+    peak = broadcast(np.uint32(0))
     for row in range(0, rows, W):
         total = broadcast(f32(0))
         for column in range(0, width, TILE):
@@ -130,16 +131,18 @@ def square_sums(x: Any, width: int, power: Any) -> None:
             for j in range(TILE):
                 v = load(tile, j * W)
                 total = total + v * v
+                peak = maximum(peak, magnitude(v))
         store(power, row, total)
+    return highest(peak)
 
 
-def mean_squares(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mean square of each row of (n, width), summed in order in float32; n is rounded up to W."""
+def mean_squares(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
+    """The mean square of each row of (n, width), summed in order in float32, n rounded up to W; and the peak."""
     n, width = x.shape
     power = np.empty((n + W - 1) // W * W, np.float32)
-    square_sums(x.reshape(-1), width, power)
+    peak = int(square_sums(x.reshape(-1), width, power))
     power /= np.float32(width)
-    return power
+    return power, peak
 
 
 def peak(x: NDArray[np.float32]) -> int:

@@ -73,9 +73,13 @@ def symmetric_scale(x: Any, at: int, w: Any, wx: Any, n: int, levels: Any, finit
     w: the n weights of each lane, from 0. wx: room for n vectors. finite: whether x is known to be finite.
     Returns the scale, the inverse from which the codes follow, and the mask of lanes that are all zero.
     """
-    for i in range(n):
-        store(wx, i * W, load(w, i * W) * load(x, at + i * W))
-    top, size = extreme(x, at, n)
+    top = broadcast(f32(0))
+    size = top
+    for i in range(n):  # as in `extreme`
+        v = load(x, at + i * W)
+        store(wx, i * W, load(w, i * W) * v)
+        larger = absolute(v) > size
+        size, top = select(larger, absolute(v), size), select(larger, v, top)
     inverse = -levels / top
     xl, ll = symmetric_sums(x, at, w, wx, n, inverse, levels, 0, finite)
     scale = select(ll != 0, xl / ll, f32(0))

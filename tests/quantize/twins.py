@@ -25,7 +25,7 @@ def steering(name: str, x: NDArray[np.float32], seed: int) -> tuple[Any, ...]:
     weights = format_of(name).weights
     importance = strategies.squares(np.random.default_rng(seed), 3 * weights)
     importance[::7] = 0
-    power = floats.mean_squares(np.resize(x, (W // 3 + 2, 3 * weights)))
+    power, _ = floats.mean_squares(np.resize(x, (W // 3 + 2, 3 * weights)))
     return np.resize(importance, (3 + W) * weights), 1, power
 
 
