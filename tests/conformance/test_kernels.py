@@ -1,5 +1,8 @@
 """Every type that rows.py encodes or decodes, byte for byte and bit for bit against ggml itself."""
 
+import os
+import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,3 +153,36 @@ def test_every_scale(name: str) -> None:
     for column, factor in ((0, 1), (5, -0.3), (17, 0.7), (32, -1), (40, 0.1), (63, 0.05)):
         x[:, column] = tops * np.float32(factor)
     assert_same(name, encoded(name, x), expected(name, x))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("IQ", "TQ", "MX", "NV"))])
+def test_huge_weights(name: str) -> None:
+    """Up to 3e38, whole rows and outliers: ggml's bytes, or where it asserts and dies, some bytes and a report."""
+    rng = np.random.default_rng(9)
+    ones = np.ones(512, np.float32)
+    for power in (12, 19, 37):
+        whole = (rng.standard_normal((1, 512)) * 10.0**power).clip(-3e38, 3e38).astype(np.float32)
+        outliers = rng.standard_normal((1, 512)).astype(np.float32)
+        outliers[:, ::97] *= np.float32(10.0**power)
+        for x in (whole, outliers):
+            out = np.empty((1, format_of(name).nbytes((512,))), np.uint8)
+            report = rows.encode(format_of(name), x, out, importance=ones)
+            ggml = oracle.quantize_or_abort(name, x, ones)
+            if ggml is None:
+                assert report.overflow.count, "ggml dies here"
+            else:
+                assert_same(name, out, ggml)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the features named here are those of x86-64")
+@pytest.mark.parametrize(
+    ("cpu", "features"),
+    [("x86-64", "+sse,+sse2"), ("haswell", "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+bmi,+bmi2")],
+)
+def test_other_cpus(cpu: str, features: str) -> None:
+    """The golden blocks again, with the instructions and the lanes of older CPUs."""
+    golden = Path(__file__).parents[1] / "quantize" / "test_golden.py"
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", str(golden)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
