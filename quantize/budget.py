@@ -110,7 +110,10 @@ def fit_budget(
         return found
 
     with ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="measure") as pool:
-        choices = list(pool.map(measured, range(len(stored))))
+        try:
+            choices = list(pool.map(measured, range(len(stored))))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an error or an interrupt ends it at once
     header = len(plan.layout.header)
     limit = (budget.size or 0) - header
     if budget.bits_per_weight is not None:

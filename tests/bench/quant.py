@@ -35,10 +35,10 @@ LLAMA_8B: dict[str, Any] = {
 }
 # llama_model_quantize on all cores, in a process of its own.
 DRIVER = """
-import ctypes, sys
+import ctypes, os, sys
 import llama_cpp.llama_cpp as lib
 params = lib.llama_model_quantize_default_params()
-params.ftype, params.nthread = int(sys.argv[3]), len(__import__("os").sched_getaffinity(0))
+params.ftype, params.nthread = int(sys.argv[3]), os.cpu_count()
 sys.exit(lib.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
 """
 
@@ -107,7 +107,7 @@ def main() -> None:
     three = ("Q4_K_M", "Q6_K", "IQ4_XS")
     ours(CONVERT, folder, *three, "Q8_0")  # compiles the kernels
     sizes = {name: (BENCH / f"TinyLlama-1.1B-{name}.gguf").stat().st_size for name in (*three, "Q8_0")}
-    print(f"TinyLlama-1.1B, {len(os.sched_getaffinity(0))} cores, medians of {count} pairs\n")
+    print(f"TinyLlama-1.1B, {os.cpu_count()} cores, medians of {count} pairs\n")
     print("| | ours | other | ratio |\n|---|---|---|---|")
     a, b, ratio = pairs(lambda: ours(CONVERT, folder, "Q4_K_M"), both, count)
     head = "checkpoint to Q4_K_M (reference converter and llama_model_quantize)"
