@@ -18,6 +18,12 @@ def unpack(words: Array, bits: int, count: int) -> Codes:
     stream = np.ascontiguousarray(words).view(np.uint8).reshape(len(words), -1)
     if bits == 8:
         return stream[:, :count]
+    if bits == 4:
+        from ggufsmith.quantize.kernels.codes import nibbles  # it needs Numba
+
+        halves = np.empty((len(stream), 2 * stream.shape[1]), np.uint8)
+        nibbles(stream.reshape(-1), halves.reshape(-1))
+        return halves[:, :count]
     if 8 % bits == 0:
         each = 8 // bits
         codes = np.empty((len(stream), stream.shape[1], each), np.uint8)
@@ -38,7 +44,7 @@ def words_for(count: int, bits: int) -> int:
 
 
 def scale_codes(
-    codes: Array,
+    codes: Codes,
     scales: NDArray[np.float32],
     zeros: NDArray[np.float32] | np.float32,
     groups: int | NDArray[Any],
@@ -47,15 +53,14 @@ def scale_codes(
     """out = (code - zero) * scale in float32, group by group.
 
     codes: (n, width). scales, zeros: (n, groups); zeros may be one number. groups: columns of a group in turn (the last
-    may be shorter), or the group of every column. out: (n, width).
+    may be shorter), or the group of every column. out: (n, width), C-contiguous.
     """
-    width = codes.shape[1]
-    if isinstance(groups, int) and width == groups * scales.shape[1]:
-        parts = (len(codes), scales.shape[1], groups)
-        wide = out.reshape(parts)
-        np.subtract(codes.reshape(parts), zeros if np.ndim(zeros) == 0 else zeros[:, :, None], out=wide)  # type: ignore[index]
-        np.multiply(wide, scales[:, :, None], out=wide)
-        return
-    index = np.arange(width) // groups if isinstance(groups, int) else groups
-    np.subtract(codes, zeros if np.ndim(zeros) == 0 else zeros[:, index], out=out)  # type: ignore[index]
-    np.multiply(out, scales[:, index], out=out)
+    from ggufsmith.quantize.kernels.codes import scale_columns, scale_groups  # they need Numba
+
+    sizes = (codes.shape[1], scales.shape[1])
+    flat = np.ascontiguousarray(codes).reshape(-1)
+    wide, offset = (np.ascontiguousarray(np.broadcast_to(part, scales.shape)).reshape(-1) for part in (scales, zeros))
+    if isinstance(groups, int):
+        scale_groups(flat, wide, offset, *sizes, groups, out.reshape(-1))
+    else:
+        scale_columns(flat, wide, offset, *sizes, groups.astype(np.int32), out.reshape(-1))

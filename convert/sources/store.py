@@ -18,7 +18,7 @@ from ggufsmith.quantize.stream import rows_of
 
 Array = NDArray[Any]
 
-BLOCK = 4 << 20  # bytes of a block of columns
+BLOCK = 8 << 20  # bytes of a block of columns: a whole matrix of a small model, in one read
 KEPT = 48 << 20  # bytes that stay cached; what a thread still uses lives on beside them
 NARROWEST = 64  # columns; a read of fewer costs as much
 
