@@ -48,12 +48,13 @@ def powers() -> NDArray[np.float32]:
     below = np.ldexp(1.0, k) - np.arange(64) * np.ldexp(1.0, np.maximum(k - 24, LOWEST))
     with np.errstate(invalid="ignore", divide="ignore"):
         reached = np.log2(below).astype(np.float32) >= k
-    return below[np.arange(len(k)), reached.sum(1) - 1].astype(np.float32)
+    first: NDArray[np.float32] = below[np.arange(len(k)), reached.sum(1) - 1].astype(np.float32)
+    return first
 
 
 def e8m0() -> NDArray[np.float32]:
     """float32 [256]: half of 2**(e - 127)."""
-    return np.array([2.0 ** (e - 128) for e in range(256)], np.float32)
+    return np.ldexp(np.float32(1), np.arange(256) - 128)
 
 
 def ue4m3() -> NDArray[np.float32]:

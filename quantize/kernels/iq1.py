@@ -17,9 +17,10 @@ from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, store_half, to_lanes
 from ggufsmith.quantize.kernels.iq_common import load_scales, nearest_integer
-from ggufsmith.quantize.kernels.iq_lattice import EMPTY_GRID, SLACK, TABLE, Grid, grid_of, mean_square
+from ggufsmith.quantize.kernels.iq_lattice import SLACK, mean_square
 from ggufsmith.quantize.kernels.iq_nearest import nearest_point
 from ggufsmith.quantize.kernels.iq_rows import fill, look_up, row
+from ggufsmith.quantize.kernels.iq_types import EMPTY_GRID, TABLE, Grid, grid_of
 from ggufsmith.quantize.simd import (
     TILE,
     W,

@@ -3,14 +3,14 @@
 from typing import Any
 
 from ggufsmith.quantize.cache import kernel
-from ggufsmith.quantize.kernels.iq_lattice import (
+from ggufsmith.quantize.kernels.iq_lattice import encoder
+from ggufsmith.quantize.kernels.iq_types import (
     ALWAYS,
     OFF_GRID,
     Lattice,
     LatticeType,
     Layout,
     decoder,
-    encoder,
     positions,
     signatures,
 )

@@ -160,7 +160,7 @@ def test_huge_weights(name: str) -> None:
     """Up to 3e38, whole rows and outliers: ggml's bytes, or where it asserts and dies, some bytes and a report."""
     rng = np.random.default_rng(9)
     ones = np.ones(512, np.float32)
-    for power in (12, 19, 37):
+    for power in (19, 37):
         whole = (rng.standard_normal((1, 512)) * 10.0**power).clip(-3e38, 3e38).astype(np.float32)
         outliers = rng.standard_normal((1, 512)).astype(np.float32)
         outliers[:, ::97] *= np.float32(10.0**power)

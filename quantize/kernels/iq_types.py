@@ -1,0 +1,189 @@
+"""What IQ2 and IQ3 types are, as data: how ggml searches each, where its bits lie, and the tables of its lattice.
+
+Decoding, which needs nothing else, is here too; the search is in iq_lattice.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import typeof, types
+from numpy.typing import NDArray
+
+from ggufsmith.quantize import grids
+from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, Kernel
+from ggufsmith.quantize.kernels import Codec
+from ggufsmith.quantize.kernels.iq_common import load_scales
+from ggufsmith.quantize.kernels.iq_nearest import table_entries
+from ggufsmith.quantize.simd import W, f32, jitable, scratch
+
+BLOCK = 256
+OFF_GRID, ALL_IF_ANY, ALWAYS = 0, 1, 2
+
+
+class Lattice(NamedTuple):
+    """How ggml searches one type.
+
+    size:    weights per sub-block, which share a scale.
+    tries:   number of scales tried, the middle one for the largest code at the largest weight.
+    step:    their distance, in units of half a code.
+    spread:  factor of the mean square in the weights sqrt(spread * mean + x * x) with importance.
+    floor:   without importance, weights are floor * spread * mean + x * x.
+    least:   a sub-block whose largest weight is below it is zero.
+    even:    whether the number of minus signs in eight is even (seven are stored).
+    fit:     whether a first fit to codes 0 .. 4 gives the scale around which the others are tried.
+    again:   which groups are searched once more with the best scale: those off the grid, all if any is, or always all.
+    nudge:   factor of the stored scale.
+    clear:   whether a block whose scales are all zero is written as zeros.
+    slips:   whether sub-blocks after one of zeros lose their place; see `slip`.
+    """
+
+    size: int
+    tries: int
+    step: np.float32
+    spread: np.float32
+    floor: np.float32
+    least: np.float32
+    even: bool
+    fit: bool
+    again: int
+    nudge: np.float32
+    clear: bool
+    slips: bool
+
+
+class Layout(NamedTuple):
+    """Where the bits of a super-block lie, counted from behind its scale d.
+
+    low, high: int32, of the number of each group's point: its low `width` bits, and the `above` bits above. sign: of
+    each eight weights. scale: of each sub-block, four bits. words: the length, in units of four bytes.
+    factor: a sub-block's weights are d * (0.5 + scale) * factor * the point's values, with signs.
+    """
+
+    low: NDArray[np.int32]
+    high: NDArray[np.int32]
+    sign: NDArray[np.int32]
+    scale: NDArray[np.int32]
+    width: int
+    above: int
+    words: int
+    factor: np.float32
+
+
+def positions(n: int, at: int, each: int, run: int = 1, skip: int = 0) -> NDArray[np.int32]:
+    """n bit positions from byte `at`, `each` bits apart; after every `run` of them, `skip` more bits."""
+    i = np.arange(n)
+    return (8 * at + each * i + skip * (i // run)).astype(np.int32)
+
+
+class Grid(NamedTuple):
+    """The search table as the kernels take it; see grids.Candidates and iq_nearest.table_entries."""
+
+    starts: NDArray[np.int32]
+    stops: NDArray[np.int32]
+    counts: NDArray[np.int32]
+    packed: NDArray[np.int32]
+    odd: NDArray[np.int32]
+    terms: NDArray[np.uint8]
+    points: NDArray[np.int32]
+    size: int
+    position: NDArray[np.int32]
+    level: NDArray[np.float32]
+
+
+def sign_table(even: bool) -> NDArray[np.float32]:
+    """Stored sign bits -> eight times 1 or -1; float32 [128 or 256, 8]."""
+    stored = grids.EVEN_SIGNS if even else np.arange(256, dtype=np.uint8)
+    return np.where(stored[:, None] >> np.arange(8) & 1, np.float32(-1), np.float32(1))
+
+
+@jitable
+def field(blocks: Any, at: int, bit: int, width: int) -> int:
+    """`width` bits at a bit of the words that begin at byte `at`."""
+    at += bit >> 5 << 2
+    word = blocks[at] | (blocks[at + 1] << 8) | (blocks[at + 2] << 16) | (blocks[at + 3] << 24)
+    return int((word >> (bit & 31)) & ((1 << width) - 1))
+
+
+def decoder(dims: int) -> Callable[..., None]:
+    """Super-blocks to weights: decode(blocks, out, spec, layout, values float32 [points, dims], sign_table)."""
+
+    @jitable
+    def decode(blocks: Any, out: Any, spec: Lattice, layout: Layout, values: Any, signs: Any) -> None:
+        low_at, high_at, sign_at, scale_at = layout.low, layout.high, layout.sign, layout.scale
+        scales = scratch(W, np.float32)
+        size, sign_width = 2 + 4 * layout.words, 7 if spec.even else 8
+        for first in range(0, out.size // BLOCK, W):
+            load_scales(blocks, first * size, size, scales)
+            for lane in range(W):
+                at, to, group, eight = (first + lane) * size + 2, (first + lane) * BLOCK, 0, 0
+                for sub in range(scale_at.size):
+                    scale = scales[lane] * (f32(0.5) + f32(field(blocks, at, scale_at[sub], 4))) * layout.factor
+                    for _ in range(spec.size // 8):
+                        sign = signs[field(blocks, at, sign_at[eight], sign_width)]
+                        eight += 1
+                        for part in range(0, 8, dims):
+                            high = field(blocks, at, high_at[group], layout.above) << layout.width
+                            value = values[field(blocks, at, low_at[group], layout.width) | high]
+                            group += 1
+                            for i in range(dims):
+                                out[to + i] = scale * value[i] * sign[part + i]
+                            to += dims
+
+    return decode
+
+
+NONE = np.empty(0, np.int32)
+EMPTY_GRID = Grid(NONE, NONE, NONE, NONE, NONE, np.empty(0, np.uint8), NONE, 0, NONE, np.empty(0, np.float32))
+TABLE = types.Array(types.float32, 2, "C")
+
+
+def grid_of(name: str) -> Grid:
+    """The search table of a grid, as kernels take it."""
+    found, values = grids.candidates(name), grids.values(name)
+    tables = table_entries(values.shape[1], len(grids.levels(name)))
+    lists = found.starts, found.stops, found.counts, found.packed, found.odd, found.terms, found.points
+    return Grid(*lists, len(values), *tables)
+
+
+def signatures(spec: Lattice, layout: Layout) -> tuple[tuple[types.Type, ...], tuple[types.Type, ...]]:
+    """The types of the arguments of the encoder and of `decode`."""
+    data = (typeof(spec), typeof(layout))
+    return (READ_F32, WRITE_U8, READ_F32, INT, *data, typeof(EMPTY_GRID)), (READ_U8, WRITE_F32, *data, TABLE, TABLE)
+
+
+@dataclass(frozen=True, eq=False)
+class LatticeType:
+    """One type: its data, and the two kernels of its family."""
+
+    name: str
+    spec: Lattice
+    layout: Layout
+    encoder: Kernel
+    decoder: Kernel
+
+    @cached_property
+    def grid(self) -> Grid:
+        return grid_of(self.name)
+
+    @cached_property
+    def values(self) -> NDArray[np.float32]:
+        return grids.values(self.name).astype(np.float32)
+
+    @cached_property
+    def signs(self) -> NDArray[np.float32]:
+        return sign_table(self.spec.even)
+
+    def weighted(self, x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
+        self.encoder(x, out, importance, first, self.spec, self.layout, self.grid)
+
+    def encode(self, x: Any, out: Any) -> None:
+        self.weighted(x, out, np.empty(0, np.float32), 0, None)
+
+    def decode(self, blocks: Any, out: Any) -> None:
+        self.decoder(blocks, out, self.spec, self.layout, self.values, self.signs)
+
+    def codec(self, needs_importance: bool = False) -> Codec:
+        return Codec(None if needs_importance else self.encode, self.weighted, self.decode, alive=self.spec.size)
