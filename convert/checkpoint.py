@@ -270,6 +270,6 @@ def _expected_size(header: bytes) -> int | None:
     try:
         entries: dict[str, Any] = json.loads(header)
         ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
         return None
     return 8 + len(header) + max(ends, default=0)

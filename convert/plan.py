@@ -27,7 +27,7 @@ SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", 
 # llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
 ALWAYS_F32 = frozenset({MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP})
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
-MAX_BLOCKS = 4096
+MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
 MAX_PROBLEMS = 40
 
 
@@ -207,6 +207,8 @@ def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[Piece]]) 
     head_dim = positive("head_dim", default=max(embd // heads, 1))
     if query and query[0] % heads == 0:
         head_dim = query[0] // heads
+    if head_dim > MAX_HEAD_DIM:
+        raise Malformed(f"head_dim is {head_dim}, over the limit of {MAX_HEAD_DIM}", where=config.path)
     experts = config.integer("num_local_experts", "num_experts", default=0) or 0
     stacked = slots.get(Slot(MODEL_TENSOR.FFN_DOWN_EXP, 0, "weight"), [])
     if stacked:

@@ -1,6 +1,7 @@
 """GGUF in, any number of quantized GGUF files out, in one pass over the weights."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -228,13 +229,12 @@ def prune_layers(names: Mapping[str, object], layers: Sequence[int], blocks: int
         raise Usage(f"--prune-layers {bad}: the model has layers 0 to {blocks - 1}")
     if len(gone) == blocks and gone:
         raise Usage("--prune-layers leaves no layer of the model")
-    moved = {old: old - sum(layer < old for layer in gone) for old in range(blocks) if old not in gone}
     renamed = {}
     for name in names:
         block = block_of(name)
         if block is None or block not in gone:
-            new = block if block is None else moved.get(block, block)
-            renamed[name] = name if new == block else BLOCK.sub(f"blk.{new}.", name, count=1)
+            lower = 0 if block is None else bisect_left(gone, block)
+            renamed[name] = BLOCK.sub(f"blk.{block - lower}.", name, count=1) if block and lower else name
     return renamed
 
 
@@ -263,12 +263,11 @@ def _without_layers(metadata: Metadata, layers: Sequence[int], facts: Facts) -> 
     """The keys of a model without these layers: of arrays with one value per layer, those of the others."""
     if not layers:
         return metadata
-    left = np.array([layer for layer in range(facts.blocks) if layer not in layers])
 
     def pruned(key: str, value: Value) -> Value:
         per_layer = isinstance(value.data, np.ndarray) and len(value.data) == facts.blocks
         if per_layer and key.startswith(f"{facts.architecture}."):
-            return replace(value, data=value.data[left])  # type: ignore[index]
+            return replace(value, data=np.delete(value.data, sorted(set(layers))))  # type: ignore[arg-type]
         return value
 
     return {key: pruned(key, value) for key, value in metadata.items()}

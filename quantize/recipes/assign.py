@@ -1,11 +1,12 @@
 """From a recipe and a model's tensors to the format of every tensor. Pure: names and shapes in, formats out."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ggufsmith.container.errors import Unsupported, Usage
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.values import Metadata
 from ggufsmith.quantize.recipes.filetypes import FileType
@@ -132,7 +133,10 @@ class Assignment:
 
 
 def facts_of(metadata: Metadata, *, importance: bool = False) -> Facts:
-    """What the rules need of a GGUF file's metadata. A value per layer counts as that of the first layer."""
+    """What the rules need of a GGUF file's metadata. A value per layer counts as that of the first layer.
+
+    Malformed for a count that is NaN or infinite.
+    """
 
     def number(key: str, default: int = 0) -> int:
         value = metadata.get(f"{architecture}.{key}")
@@ -141,7 +145,11 @@ def facts_of(metadata: Metadata, *, importance: bool = False) -> Facts:
         data = value.data
         if not isinstance(data, bool | int | float | str):
             data = data[0] if len(data) else default
-        return default if isinstance(data, str) else int(data)
+        if isinstance(data, str):
+            return default
+        if not math.isfinite(data):
+            raise Malformed(f"is {data}, not a number of something", where=f"{architecture}.{key}")
+        return int(data)
 
     name = metadata.get("general.architecture")
     architecture = str(name.data) if name else ""

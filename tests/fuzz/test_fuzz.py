@@ -15,16 +15,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 USUAL = {"gguf": 1500}
 
 
-OPEN = {"quantizer": "quantize: what test_findings.py has of it comes up at once, and takes all memory"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(name in OPEN, reason=OPEN.get(name, ""), run=False))
-        for name in targets.TARGETS
-    ],
-)
+@pytest.mark.parametrize("name", targets.TARGETS)
 def test_damage_gives_a_failure_or_a_result(name: str, tmp_path: Path) -> None:
     examples = EXAMPLES or USUAL.get(name, 80)
     command = [sys.executable, targets.__file__, name, str(tmp_path), str(examples), os.environ.get("FUZZ_SEED", "0")]

@@ -1,4 +1,4 @@
-"""Recipes: names, options, recipe files. That the rules are llama.cpp's is shown in conformance/test_recipes.py."""
+"""Recipes: names, options, recipe files. conformance/test_recipe_types.py shows that the rules are llama.cpp's."""
 
 import re
 from pathlib import Path
