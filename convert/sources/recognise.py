@@ -28,7 +28,10 @@ COMPANIONS = frozenset(
     for scheme in SCHEMES
     for main in scheme.main
     for end in (*sum(scheme.companions.values(), ()), *scheme.unused, *((main,) if main != ".weight" else ()))
-) | {"zeros", "k_scale", "v_scale", "q_scale"}
+) | {"zeros", "k_scale", "v_scale"}
+# Ends of names of scales that quantized checkpoints may have for the key-value cache; llama.cpp has no use for them.
+CACHE = (".k_scale", ".v_scale", ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point")
+MAX_PROBLEMS = 40
 # Where a method's settings stand, besides config.json: file name -> the method it belongs to.
 FILES: Mapping[str, str] = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
@@ -45,28 +48,38 @@ def recognise(checkpoint: Checkpoint, config: Config) -> Checkpoint:
         found = {source.name: _scheme(source, checkpoint.tensors, method) for source in checkpoint.tensors.values()}
         marked = {name: pair for name, pair in found.items() if pair is not None}
         _one_method(marked, method, settings)
-        made: dict[str, Source] = {}
-        used: set[str] = set()
-        ignored: list[str] = []
+        made, failures = {}, []
         for name, (scheme, parts) in marked.items():
-            asked = Asked(name, parts, settings, store)
-            for role in scheme.required:
-                asked.part(role)
-            weights = scheme.build(asked)
-            stored = tuple(parts.values())
-            dense = scheme.dense_name(parts["main"])
-            if dense in checkpoint.tensors and dense != name:
-                raise Malformed(f"{dense} is there, and again quantized as {name}", where=checkpoint.folder)
-            size = sum(part.nbytes for part in stored)
-            made[name] = Made(dense, weights.shape, "F32", parts["main"].path, 0, size, weights, stored)
-            used.update(part.name for part in stored)
-            ignored += scheme.unused_by(parts["main"], checkpoint.tensors)
+            try:
+                made[name] = _made(checkpoint, scheme, Asked(name, parts, settings, store))
+            except (Malformed, Unsupported) as failure:
+                failures.append(failure)
+    if failures:
+        first = failures[0]
+        also = [failure.what for failure in failures[1:MAX_PROBLEMS]]
+        raise type(first)(first.what, where=first.where, fix=first.fix, also=also)
+    used = {part.name for source in made.values() for part in source.parts}
+    unused = [name for scheme, parts in marked.values() for name in scheme.unused_by(parts["main"], checkpoint.tensors)]
+    if marked:
+        unused += [name for name in checkpoint.tensors if name.endswith(CACHE)]
     tensors = {
         source.name: source
         for source in (made.get(name, tensor) for name, tensor in checkpoint.tensors.items())
-        if isinstance(source, Made) or (source.name not in used and source.name not in ignored)
+        if isinstance(source, Made) or (source.name not in used and source.name not in unused)
     }
-    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *_notes(marked, ignored, method)))
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *_notes(marked, unused, method)))
+
+
+def _made(checkpoint: Checkpoint, scheme: Scheme, asked: Asked) -> Made:
+    """One weight. Malformed or Unsupported says why it cannot be made."""
+    for role in scheme.required:
+        asked.part(role)
+    weights, stored = scheme.build(asked), tuple(asked.parts.values())
+    dense = scheme.dense_name(asked.main)
+    if dense in checkpoint.tensors and dense != asked.name:
+        raise asked.wrong(f"{dense} is there as well, and would be given twice")
+    size = sum(part.nbytes for part in stored)
+    return Made(dense, weights.shape, "F32", asked.main.path, 0, size, weights, stored)
 
 
 def _settings(folder: Path, config: Config) -> tuple[Config, str | None]:
@@ -149,15 +162,15 @@ def _one_method(marked: Mapping[str, tuple[Scheme, Parts]], method: str | None, 
         )
 
 
-def _notes(marked: Mapping[str, tuple[Scheme, Parts]], ignored: list[str], method: str | None) -> list[str]:
+def _notes(marked: Mapping[str, tuple[Scheme, Parts]], unused: list[str], method: str | None) -> list[str]:
     counts: dict[str, int] = {}
     for scheme, _ in marked.values():
         counts[scheme.name] = counts.get(scheme.name, 0) + 1
     notes = [f"{count} weights are dequantized from {name}" for name, count in counts.items()]
     if method and not marked:
         notes.append(f"the config says that the weights are quantized ({method}), but no tensor is")
-    if ignored:
-        notes.append(f"{len(ignored)} tensors dropped: scales of activations, such as {ignored[0]}")
+    if unused:
+        notes.append(f"{len(unused)} tensors dropped: scales of activations or of the cache, such as {unused[0]}")
     return notes
 
 

@@ -387,7 +387,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], str]] = 
     "groups beyond the scales": (lambda p: p.update(g_idx=p["g_idx"] + 1), {}, "g_idx names groups 1 to 2, of 2"),
     "a short order": (lambda p: p.update(g_idx=p["g_idx"][:-1]), {}, "g_idx is I32 [127]"),
     "a GPU kernel's layout": (lambda p: None, {"checkpoint_format": "marlin"}, "gptq and gptq_v2"),
-    "the dense weight as well": (lambda p: p.update(weight=np.ones((64, 128), np.float16)), {}, "and again quantized"),
+    "the dense weight as well": (lambda p: p.update(weight=np.ones((64, 128), np.float16)), {}, "would be given twice"),
 }
 
 
@@ -397,6 +397,15 @@ def test_gptq_that_does_not_fit(tmp_path: Path, name: str) -> None:
     parts, _ = quantized.gptq(RNG, 64, 128, group=64)
     change(parts)
     assert what in str(refused(folder_of(tmp_path, layer(parts), {**GPTQ, **settings})))
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    parts, _ = quantized.gptq(RNG, 64, 128, group=64)
+    del parts["qzeros"]
+    tensors = {**layer(parts), **{name.replace("x.", "y."): part for name, part in layer(parts).items()}}
+    error = refused(folder_of(tmp_path, tensors, GPTQ))
+    assert "x.qweight: its qzeros is missing" in error.what
+    assert error.also == ("y.qweight: its qzeros is missing",)
 
 
 def test_act_order_in_the_name_and_no_order(tmp_path: Path) -> None:
@@ -453,9 +462,10 @@ def test_a_config_that_says_quantized_over_plain_tensors(tmp_path: Path) -> None
 def test_scales_of_activations_and_of_the_cache_are_dropped(tmp_path: Path) -> None:
     one = np.ones((), np.float32)
     parts = {"weight": ("F8_E4M3", np.zeros((64, 32), np.uint8)), "weight_scale": one, "input_scale": one}
+    parts["k_scale"] = one
     checkpoint = sourced.recognised(folder_of(tmp_path, layer(parts), {"quant_method": "fp8"}))
     assert set(checkpoint.tensors) == {"x.weight"}
-    assert "1 tensors dropped: scales of activations, such as x.input_scale" in checkpoint.notes
+    assert "2 tensors dropped: scales of activations or of the cache, such as x.input_scale" in checkpoint.notes
 
 
 def test_the_table_of_inputs() -> None:
