@@ -51,6 +51,6 @@ docs: setup
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.conformance
-	$(BIN)/python tests/bench/convert.py
+	$(BIN)/python tests/bench/all.py
 
 .PHONY: help setup run test conformance check docs bench
