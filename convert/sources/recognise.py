@@ -13,13 +13,14 @@ from ggufsmith.convert.sources.bitsandbytes import BNB_4BIT, BNB_8BIT
 from ggufsmith.convert.sources.blocks import FP8, INT8
 from ggufsmith.convert.sources.compressed import PACK_QUANTIZED
 from ggufsmith.convert.sources.gptq import GPTQ
+from ggufsmith.convert.sources.hqq import HQQ
 from ggufsmith.convert.sources.mxfp4 import MXFP4, MXFP4_PACKED
 from ggufsmith.convert.sources.scheme import ORIGINAL, Asked, Made, Parts, Scheme
 from ggufsmith.convert.sources.store import Store
 
 SCHEMES: tuple[Scheme, ...] = (
     *(GPTQ, AWQ_GEMM, AWQ_GEMV, BNB_4BIT, BNB_8BIT, FP8),
-    *(PACK_QUANTIZED, INT8, MXFP4_PACKED, MXFP4, BITNET),
+    *(PACK_QUANTIZED, INT8, MXFP4_PACKED, MXFP4, BITNET, HQQ),
 )
 METHODS = tuple(dict.fromkeys(method for scheme in SCHEMES for method in scheme.methods))
 # The last parts of the names of companions: a tensor so named that is left over is part of something quantized.

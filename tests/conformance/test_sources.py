@@ -174,6 +174,25 @@ def test_bitsandbytes_eight_bits(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=3e-7, atol=0)
 
 
+# -- HQQ --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("group", [64, 32])
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+def test_hqq(tmp_path: Path, bits: int, group: int, axis: int) -> None:
+    import torch
+
+    library = foreign.module("hqq.core.quantize")
+    torch.manual_seed(bits)
+    linear = torch.nn.Linear(192, 64, bias=False)
+    settings = library.BaseQuantizeConfig(nbits=bits, group_size=group, axis=axis)
+    layer = library.HQQLinear(linear, settings, compute_dtype=torch.float32, device="cpu")
+    tensors = {f"x.{key}": part.data for key, part in layer.state_dict().items() if part is not None}
+    found = only(sourced.weights(folder_of(tmp_path, tensors, quantization_config={"quant_method": "hqq"})))
+    np.testing.assert_array_equal(found, layer.dequantize().numpy())
+
+
 # -- compressed-tensors -----------------------------------------------------------------------------------------------
 
 INT = {"type": "int", "dynamic": False}

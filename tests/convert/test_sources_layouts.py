@@ -185,7 +185,7 @@ BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize(("out", "width"), [(96, 512), (40, 100), (33, 77)])
+@pytest.mark.parametrize(("out", "width"), [(96, 512), (40, 100), (34, 77)])
 def test_bitsandbytes_four_bits(tmp_path: Path, out: int, width: int, nested: bool) -> None:
     """Rows that end inside a block, and inside a byte."""
     tensors, expected = bnb(out, width, nested=nested)
@@ -199,6 +199,12 @@ def test_bitsandbytes_four_bits(tmp_path: Path, out: int, width: int, nested: bo
 def test_a_bitsandbytes_state_that_does_not_fit(tmp_path: Path, changes: dict[str, Any]) -> None:
     tensors, _ = bnb(96, 512, nested=False, changes=changes)
     assert isinstance(refused(folder_of(tmp_path, tensors, BNB)), Malformed)
+
+
+def test_bitsandbytes_codes_cut_short(tmp_path: Path) -> None:
+    tensors, _ = bnb(96, 512, nested=False)
+    tensors["x.weight"] = ("U8", tensors["x.weight"][1][:-1])
+    assert "24575 bytes of codes for a weight of shape [96, 512]" in str(refused(folder_of(tmp_path, tensors, BNB)))
 
 
 def test_bitsandbytes_eight_bits(tmp_path: Path) -> None:
@@ -361,6 +367,31 @@ def test_mxfp4(tmp_path: Path, form: str) -> None:
     found = read(folder_of(tmp_path, tensors, config)).reshape(2, 3, 64)
     np.testing.assert_array_equal(found[1, 2, 32:36], [1, 2, -12, 0])
     assert np.count_nonzero(found) == 3
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("bits", "packing"), [(8, "8bit_u8"), (4, "4bit_u8"), (2, "2bit_u8"), (1, "1bit_u8")])
+def test_hqq(tmp_path: Path, bits: int, packing: str, axis: int) -> None:
+    group, groups = 24, 16 * 96 // 24
+    grid, each = ((groups, group), (groups, 1)) if axis else ((group, groups), (1, groups))
+    codes = quantized.codes_of(RNG, grid, bits)
+    scale, zero = RNG.random(each).astype(np.float32), RNG.random(each).astype(np.float32) * 9
+    rows = grid[0] * bits // 8
+    packed = sum(codes[k * rows : (k + 1) * rows] << (8 - bits * (k + 1)) for k in range(8 // bits))
+    parts = {
+        "W_q": packed.astype(np.uint8),
+        "scale": scale,
+        "zero": zero,
+        "shape": np.array([16, 96]),
+        "axis": np.array(axis, np.int32),
+        "packing": np.frombuffer(packing.encode(), np.uint8),
+    }
+    found = read(folder_of(tmp_path, layer(parts), {"quant_method": "hqq"}))
+    np.testing.assert_array_equal(found, ((codes.astype(np.float32) - zero) * scale).reshape(16, 96))
+    parts["packing"] = np.frombuffer(b"3bit_32", np.uint8)
+    assert "packing '3bit_32'; supported: 8bit_u8" in str(
+        refused(folder_of(tmp_path, layer(parts), {"quant_method": "hqq"}))
+    )
 
 
 def test_bitnet(tmp_path: Path) -> None:
