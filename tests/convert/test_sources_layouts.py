@@ -230,6 +230,7 @@ GRIDS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "ragged blocks": ((300, 200), (3, 2), {"weight_block_size": [128, 128]}),
     "stacked blocks": ((3, 300, 200), (3, 3, 2), {"weight_block_size": [128, 128]}),
     "stacked rows": ((3, 64, 32), (3, 64, 1), {}),
+    "stacked rows, flat": ((3, 64, 32), (3, 64), {}),
 }
 
 
@@ -246,8 +247,7 @@ def test_fp8(tmp_path: Path, name: str, end: str) -> None:
     main = "gate_up_proj" if len(shape) == 3 else "weight"
     tensors = layer({main: ("F8_E4M3", codes.astype(np.uint8)), f"{main}_{end}": scale, "input_scale": scale})
     found = read(folder_of(tmp_path, tensors, {"quant_method": "fp8", **settings}))
-    wide = scale.reshape(*(shape[:-2] if len(grid) == len(shape) else ()), *((1, 1) if scale.size == 1 else grid[-2:]))
-    wide = wide if wide.ndim > 1 else wide[:, None]
+    wide = scale.reshape(*grid, *(1,) * (len(shape) - len(grid)))
     for axis in (-2, -1):
         block = settings.get("weight_block_size", [shape[-2] // wide.shape[-2], shape[-1] // wide.shape[-1]])[axis]
         wide = wide.repeat(block, axis=axis)
@@ -310,6 +310,12 @@ def test_pack_quantized(tmp_path: Path, bits: int, groups: int, zeros: str, orde
     parts, expected = packed(bits, groups, zeros, order)
     config = ct(num_bits=bits, symmetric=not zeros, actorder="group" if order else None)
     np.testing.assert_array_equal(read(folder_of(tmp_path, layer(parts), config)), expected)
+
+
+def test_pack_quantized_with_an_order_that_says_nothing(tmp_path: Path) -> None:
+    parts, expected = packed(4, 3)
+    parts["weight_g_idx"] = np.full(192, -1, np.int32)
+    np.testing.assert_array_equal(read(folder_of(tmp_path, layer(parts), ct(num_bits=4))), expected)
 
 
 PACKED_WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], str]] = {
@@ -451,6 +457,14 @@ def test_methods_that_contradict_the_config(tmp_path: Path) -> None:
     error = refused(folder_of(tmp_path, layer(parts), {"quant_method": "bitsandbytes"}))
     assert "mixed or contradict the config: the config says 'bitsandbytes'" in str(error)
     assert "x.qweight is stored as GPTQ" in str(error)
+
+
+def test_a_layout_that_could_be_another(tmp_path: Path) -> None:
+    """Groups of eight inputs, four bits each, are as many as rows of words: the shapes are those of AWQ's GEMV as well."""
+    parts, expected = quantized.gptq(RNG, 64, 64, group=8)
+    settings = {**GPTQ, "group_size": 8}
+    np.testing.assert_array_equal(read(folder_of(tmp_path / "said", layer(parts), settings)), expected)
+    assert "could be GPTQ and AWQ (GEMV)" in str(refused(folder_of(tmp_path / "unsaid", layer(parts))))
 
 
 @pytest.mark.parametrize("config", [None, GPTQ])
