@@ -460,7 +460,7 @@ def test_methods_that_contradict_the_config(tmp_path: Path) -> None:
 
 
 def test_a_layout_that_could_be_another(tmp_path: Path) -> None:
-    """Groups of eight inputs, four bits each, are as many as rows of words: the shapes are those of AWQ's GEMV as well."""
+    """Groups of eight inputs, four bits each, are as many as rows of words, and the shapes AWQ GEMV's as well."""
     parts, expected = quantized.gptq(RNG, 64, 64, group=8)
     settings = {**GPTQ, "group_size": 8}
     np.testing.assert_array_equal(read(folder_of(tmp_path / "said", layer(parts), settings)), expected)
