@@ -64,13 +64,16 @@ def folder() -> Path | None:
     return path
 
 
-@cache
 def source_stamp() -> str:
     """A digest of the package's sources: kernels are made of functions from several files."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+# Taken while the sources are being imported, so that a process never stores its code as that of a later edit.
+STAMP = source_stamp()
 
 
 class Locator:
@@ -90,7 +93,7 @@ class Locator:
         os.makedirs(self.get_cache_path(), exist_ok=True)
 
     def get_source_stamp(self) -> str:
-        return source_stamp()
+        return STAMP
 
     def get_disambiguator(self) -> str:
         return "kernel"  # names are unique in a module; Numba's own locators put the line number here

@@ -12,6 +12,8 @@ a tensor is cut into calls, or on threads. Where ggml silently loses weights, we
 - **Values that the type cannot hold.** A weight whose scale overflows float16, or whose square overflows float32,
   becomes infinite, NaN or zero and takes its neighbours with it. The bytes are as ggml's, and `Report.overflow` counts
   the weights, for the caller to refuse.
+- **Zeros in IQ3_S.** Behind 32 zeros that begin at a multiple of 32, ggml writes the rest of the 256 weights one place
+  too early, and other weights are read than were meant. Ours stand in their place.
 - **NaN and infinity** have no quantized form: `Report.nonfinite` counts them, and a chunk of rows with any is not
   quantized (its bytes are zeros). Conversions between F32, F16 and BF16 keep them.
 

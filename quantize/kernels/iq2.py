@@ -28,7 +28,6 @@ IQ2_XXS = Lattice(
     again=ALWAYS,
     nudge=f32(1),
     clear=True,
-    slips=False,
 )
 IQ2_XS = IQ2_XXS._replace(size=16, tries=19, fit=False, again=OFF_GRID)
 IQ2_S = IQ2_XS._replace(spread=f32(2), floor=f32(0.25), least=f32(1e-8), even=False, nudge=f32(0.9875), clear=False)

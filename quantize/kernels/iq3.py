@@ -28,11 +28,8 @@ IQ3_XXS = Lattice(
     again=OFF_GRID,
     nudge=f32(1.0125),
     clear=True,
-    slips=False,
 )
-IQ3_S = IQ3_XXS._replace(
-    tries=19, least=f32(2.0**-149), even=False, again=ALL_IF_ANY, nudge=f32(1.033), clear=False, slips=True
-)
+IQ3_S = IQ3_XXS._replace(tries=19, least=f32(2.0**-149), even=False, again=ALL_IF_ANY, nudge=f32(1.033), clear=False)
 
 LAYOUTS = {
     "IQ3_XXS": Layout(

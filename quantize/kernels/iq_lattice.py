@@ -164,30 +164,6 @@ def prepare(spec: Lattice, room: Room, start: int, mean: Any) -> Any:
 
 
 @jitable
-def slip(room: Room, subs: int, groups: int, eights: int, mask: int) -> None:
-    """Move what is stored of a sub-block to the place of the last one of zeros, as quantize_row_iq3_s_impl does.
-
-    That function advances its output pointers only for sub-blocks that are not zero. The low bits of points and the
-    signs slip so; the high bits and scales do not. Decoders, which know nothing of it, read other weights than were
-    meant.
-    """
-    for lane in range(W):
-        to = 0
-        for sub in range(subs):
-            if room.alive[sub * W + lane] != 0:
-                for g in range(groups):
-                    here, there = (sub * groups + g) * W + lane, (to * groups + g) * W + lane
-                    room.point[there] = (room.point[there] & ~mask) | (room.point[here] & mask)
-                for k in range(eights):
-                    room.sign[(to * eights + k) * W + lane] = room.sign[(sub * eights + k) * W + lane]
-                to += 1
-        for g in range(to * groups, subs * groups):
-            room.point[g * W + lane] &= ~mask
-        for k in range(to * eights, subs * eights):
-            room.sign[k * W + lane] = 0
-
-
-@jitable
 def put(words: Any, bit: int, value: Any) -> None:
     """Write a value of each lane at a bit of its block; it lies within one word of 32 bits."""
     at = bit // 32 * W
@@ -371,8 +347,6 @@ def encoder(dims: int, levels: int) -> Callable[..., None]:
                 store(room.scale, sub * W, scale)
                 highest = maximum(highest, scale)
 
-            if spec.slips:
-                slip(room, BLOCK // spec.size, spec.size // dims, spec.size // 8, (1 << layout.width) - 1)
             for i in range(layout.words):
                 store(room.words, i * W, broadcast(0))
             for g in range(BLOCK // dims):

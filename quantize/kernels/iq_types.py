@@ -37,7 +37,6 @@ class Lattice(NamedTuple):
     again:   which groups are searched once more with the best scale: those off the grid, all if any is, or always all.
     nudge:   factor of the stored scale.
     clear:   whether a block whose scales are all zero is written as zeros.
-    slips:   whether sub-blocks after one of zeros lose their place; see `slip`.
     """
 
     size: int
@@ -51,7 +50,6 @@ class Lattice(NamedTuple):
     again: int
     nudge: np.float32
     clear: bool
-    slips: bool
 
 
 class Layout(NamedTuple):

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
 
 import oracle
 import strategies
+from twins import slip
 
 from ggufsmith.container.formats import BY_NAME, format_of
 from ggufsmith.quantize import rows
@@ -35,12 +36,17 @@ patient = settings(max_examples=60, deadline=None, suppress_health_check=list(He
 
 
 def encoded(
-    name: str, x: NDArray[Any], source: str = "F32", importance: NDArray[np.float32] | None = None
+    name: str,
+    x: NDArray[Any],
+    source: str = "F32",
+    importance: NDArray[np.float32] | None = None,
+    wide: NDArray[np.float32] | None = None,
 ) -> NDArray[np.uint8]:
+    """Our bytes; of IQ3_S in ggml's place. wide: x in float32, if it is not."""
     form = format_of(name)
     out = np.full((len(x), form.nbytes((x.shape[1],))), 0xA5, np.uint8)
     rows.encode(form, x, out, source=format_of(source), importance=importance)
-    return out
+    return slip(out, x if wide is None else wide) if name == "IQ3_S" else out
 
 
 def decoded(name: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -102,7 +108,7 @@ def test_other_sources(name: str, weighted: bool, source: str) -> None:
     )
     x = half.view(np.float16).astype(np.float32) if source == "F16" else (half.astype(np.uint32) << 16).view(np.float32)
     importance = strategies.squares(np.random.default_rng(4), 768) if weighted else None
-    assert_same(name, encoded(name, half, source, importance), expected(name, x, importance))
+    assert_same(name, encoded(name, half, source, importance, x), expected(name, x, importance))
 
 
 @pytest.mark.parametrize(("name", "weighted"), MODES)

@@ -1,4 +1,4 @@
-"""Kernels against their twins: the same source run on NumPy arrays."""
+"""Kernels against their twins: the same source run on NumPy arrays. And ours as ggml would have it."""
 
 from typing import Any
 
@@ -12,6 +12,17 @@ from ggufsmith.quantize.kernels import floats
 from ggufsmith.quantize.simd import W
 
 SCALES = [-30, -12, -5, -2, 0, 3]
+
+
+def slip(data: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Our IQ3_S as ggml writes it: points and signs of what follows a sub-block of zeros move up (see rows.py)."""
+    form = format_of("IQ3_S")
+    out = data.copy()
+    for block, kept in zip(out.reshape(-1, form.size).view(form.dtype)[:, 0], x.reshape(-1, 8, 32).any(2), strict=True):
+        for field in ("qs", "signs"):
+            parts = block[field].reshape(8, -1)
+            block[field] = np.concatenate([parts[kept], np.zeros_like(parts[~kept])]).ravel()
+    return out
 
 
 def group(name: str, seed: int) -> NDArray[np.float32]:
