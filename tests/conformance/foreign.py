@@ -16,13 +16,15 @@ SKIPPED += ("gptqmodel", "gptqmodel.quantization")
 
 
 def module(name: str) -> Any:
-    """A module of build/oracles; what the project itself has installed comes first."""
-    if str(ORACLES) not in sys.path:
-        sys.path.append(str(ORACLES))
+    """A module of build/oracles. What the project itself has installed comes first, and nobody else sees the folder."""
     for package in SKIPPED:
         if name.split(".")[0] == package.split(".")[0] and package not in sys.modules:
             bare = ModuleType(package)
             vars(bare)["DEBUG_ON"] = False  # all that its own modules ask of gptqmodel's __init__
             bare.__path__ = [str(ORACLES.joinpath(*package.split(".")))]
             sys.modules[package] = bare
-    return importlib.import_module(name)
+    sys.path.append(str(ORACLES))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ORACLES))
