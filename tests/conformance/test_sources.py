@@ -1,6 +1,8 @@
 """Quantized checkpoints that foreign libraries wrote, and what those libraries make of them again, in float32."""
 
+import functools
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -458,3 +460,42 @@ def test_every_tensor_as_the_reference_converter(tmp_path: Path, name: str) -> N
         )
         assert (info.shape, info.format) == (other.shape, other.format)
         np.testing.assert_array_equal(a, b, err_msg=info.name)
+
+
+# -- whole checkpoints that transformers quantized and saved ----------------------------------------------------------
+
+SAVED: dict[str, dict[str, Any]] = {
+    "nf4, double": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "int8": {"load_in_8bit": True},
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_logits_as_the_library_that_wrote_the_checkpoint(tmp_path: Path, name: str) -> None:
+    """The saved model is loaded and dequantized by transformers; bitsandbytes' own products round on CPUs."""
+    import llama_cpp
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    source, folder = checkpoints.write("llama", tmp_path / "source", dtype="float32"), tmp_path / "saved"
+    load = functools.partial(
+        AutoModelForCausalLM.from_pretrained, dtype=torch.float32, device_map="cpu", attn_implementation="eager"
+    )
+    load(source, quantization_config=BitsAndBytesConfig(**SAVED[name])).save_pretrained(folder)
+    model = load(folder).dequantize().float()
+    for path in source.glob("*token*"):
+        shutil.copy(path, folder / path.name)
+    ids = np.random.default_rng(5).integers(3, 300, 64).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    prepared = prepare(Job(folder, outtype="f32", outfile=tmp_path / "out.gguf", sync=False))
+    assert any(note.startswith("14 weights are dequantized from bitsandbytes") for note in prepared.notes)
+    run(prepared)
+    llama = llama_cpp.Llama(
+        str(prepared.path), n_ctx=128, n_batch=128, logits_all=True, type_k=0, type_v=0, flash_attn=False, verbose=False
+    )
+    llama.eval(ids)
+    found = np.array(llama.scores[: len(ids)])
+    llama.close()
+    assert ((found - expected) ** 2).mean() / (expected**2).mean() < 1e-9
