@@ -90,15 +90,15 @@ def test_gptq_without_a_word_in_config_json(tmp_path: Path, where: str) -> None:
 def test_a_quantized_head_and_whole_files(tmp_path: Path) -> None:
     """Through the whole conversion: permuted query and key rows, the file type, the notes."""
     config = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True}
-    dense = quantized.write_gptq("llama", tmp_path / "model", config=config, group=64, order=True)
+    dense = quantized.write_gptq("llama", tmp_path / "model", config=config, head=True, group=64, order=True)
     prepared = prepare(Job(tmp_path / "model", outtype="f32", outfile=tmp_path / "out.gguf", sync=False))
-    assert "14 weights are dequantized from GPTQ" in prepared.notes
+    assert "15 weights are dequantized from GPTQ" in prepared.notes
     run(prepared)
     gguf = open_gguf(tmp_path / "out.gguf")
-    up = gguf.tensors["blk.1.ffn_up.weight"]
-    key = gguf.tensors["blk.0.attn_k.weight"]
-    found = [np.fromfile(gguf.path, "<f4", int(np.prod(t.shape)), offset=t.offset).reshape(t.shape) for t in (up, key)]
+    tensors = [gguf.tensors[name] for name in ("blk.1.ffn_up.weight", "blk.0.attn_k.weight", "output.weight")]
+    found = [np.fromfile(gguf.path, "<f4", int(np.prod(t.shape)), offset=t.offset).reshape(t.shape) for t in tensors]
     np.testing.assert_array_equal(found[0], dense["model.layers.1.mlp.up_proj.weight"])
+    np.testing.assert_array_equal(found[2], dense["lm_head.weight"])
     rows = dense["model.layers.0.self_attn.k_proj.weight"]
     np.testing.assert_array_equal(found[1], RopePermute(2).rows(lambda _, a, b: rows[a:b], (rows.shape,), 0, len(rows)))
 
