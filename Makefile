@@ -29,7 +29,7 @@ run: setup
 	$(BIN)/gguf-convert build/fixtures/tiny-llama
 
 test: setup
-	$(BIN)/python -m pytest -m 'not conformance'
+	$(BIN)/python -m pytest --ignore tests/conformance
 
 $(VENV)/.conformance: $(VENV)/.setup
 	$(PIP) install '$(TORCH)'
@@ -39,7 +39,7 @@ $(VENV)/.conformance: $(VENV)/.setup
 	touch $@
 
 conformance: $(VENV)/.conformance
-	$(BIN)/python -m pytest -m conformance
+	$(BIN)/python -m pytest tests/conformance
 
 check: setup
 	$(BIN)/ruff format --check .
