@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.convert.checkpoint import Source
-from ggufsmith.convert.sources.scheme import Asked, Scheme, Shape, floats
+from ggufsmith.convert.sources.scheme import Asked, Parts, Scheme, Shape, floats
 from ggufsmith.convert.sources.store import Store, to_f32
 
 PER_BYTE = 4
@@ -49,14 +49,19 @@ class Ternary:
 
 def build_ternary(asked: Asked) -> Ternary:
     packed, scale = asked.main, asked.part("scale")
+    if asked.settings.first("quant_method") != "bitnet":  # a scale that divides looks like one that multiplies
+        raise asked.wrong("it looks like BitNet's weights, and no quantization_config says how they are scaled")
     if len(packed.shape) != 2 or 0 in packed.shape:
         raise asked.wrong(f"the weights have the shape {list(packed.shape)}")
-    if scale.dtype not in ("F32", "F16", "BF16") or int(np.prod(scale.shape)) != 1:
-        raise asked.wrong(f"its scale is {scale.dtype} {list(scale.shape)}, but one number belongs to it")
     kind = asked.settings.first("linear_class") or "bitlinear"
     if kind not in ("bitlinear", "autobitlinear"):
         raise asked.unsupported(f"linear_class {kind!r}", "bitlinear and autobitlinear")
     return Ternary((packed.shape[0] * PER_BYTE, packed.shape[1]), kind == "bitlinear", packed, scale)
+
+
+def fits(parts: Parts) -> bool:
+    scale = parts.get("scale")
+    return scale is None or (scale.dtype in ("F32", "F16", "BF16") and int(np.prod(scale.shape)) == 1)
 
 
 BITNET = Scheme(
@@ -67,5 +72,6 @@ BITNET = Scheme(
     dtypes=("U8",),
     companions={"scale": (".weight_scale",)},
     required=("scale",),
+    fits=fits,
     build=build_ternary,
 )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.convert.checkpoint import Source
+from ggufsmith.convert.sources.compressed import check_settings
 from ggufsmith.convert.sources.scheme import Asked, Scheme, Shape
 from ggufsmith.convert.sources.store import EIGHT_BITS, Store
 
@@ -41,6 +42,7 @@ class Mxfp4:
 
 def build_mxfp4(asked: Asked) -> Mxfp4:
     """gpt-oss: (experts, rows, groups, 16) and (experts, rows, groups); else (rows, width / 2) and (rows, groups)."""
+    check_settings(asked)
     blocks = asked.main
     shape = (
         (*blocks.shape[:-2], blocks.shape[-2] * blocks.shape[-1] * 2)
