@@ -65,7 +65,8 @@ class Converted:
         rows, width = rows_of(source.shape)
         if isinstance(source, Made):
             made = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
-            source.weights.rows(self.store, first, last, made)
+            with np.errstate(all="ignore"):  # what damaged scales make, the stream refuses
+                source.weights.rows(self.store, first, last, made)
             return made
         size = source.nbytes // max(rows, 1)
         buffer = scratch.take((last - first) * size)

@@ -37,5 +37,6 @@ def weights(folder: Path) -> dict[str, NDArray[Any]]:
 
 def read(source: Made, checkpoint: Checkpoint, first: int, last: int) -> NDArray[np.float32]:
     out = np.full((last - first, rows_of(source.shape)[1]), np.nan, np.float32)
-    source.weights.rows(Store(checkpoint), first, last, out)
+    with np.errstate(all="ignore"):
+        source.weights.rows(Store(checkpoint), first, last, out)
     return out

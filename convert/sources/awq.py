@@ -86,8 +86,8 @@ def _common(asked: Asked, version: str) -> int | None:
     claimed = str(settings.first("version", "format") or version).lower()
     if claimed in ("gemm", "gemv") and claimed != version:
         raise asked.wrong(f"it is stored in the layout {version.upper()}, but the config says {claimed.upper()}")
-    if len(asked.main.shape) != 2 or 0 in asked.main.shape:
-        raise asked.wrong(f"qweight has the shape {list(asked.main.shape)}")
+    for role in ("main", "qzeros", "scales"):
+        asked.matrix(role)
     return settings.integer("group_size", "q_group_size")
 
 

@@ -51,8 +51,7 @@ def build_ternary(asked: Asked) -> Ternary:
     packed, scale = asked.main, asked.part("scale")
     if asked.settings.first("quant_method") != "bitnet":  # a scale that divides looks like one that multiplies
         raise asked.wrong("it looks like BitNet's weights, and no quantization_config says how they are scaled")
-    if len(packed.shape) != 2 or 0 in packed.shape:
-        raise asked.wrong(f"the weights have the shape {list(packed.shape)}")
+    asked.matrix("main")
     kind = asked.settings.first("linear_class") or "bitlinear"
     if kind not in ("bitlinear", "autobitlinear"):
         raise asked.unsupported(f"linear_class {kind!r}", "bitlinear and autobitlinear")

@@ -124,8 +124,7 @@ def _state(asked: Asked) -> dict[str, Any]:
 def build_eight(asked: Asked) -> EightBit:
     """Reads weight_format, where it is stored."""
     codes = asked.main
-    if len(codes.shape) != 2 or 0 in codes.shape:
-        raise asked.wrong(f"the weights have the shape {list(codes.shape)}")
+    asked.matrix("main")
     stated = asked.parts.get("format")
     if stated is not None and (stated.nbytes > 8 or asked.store.whole(stated).any()):
         raise asked.unsupported("weights in the layout of a GPU kernel", "rows (weight_format 0)")

@@ -63,13 +63,11 @@ def fits(parts: Parts) -> bool:
 
 def build(asked: Asked) -> Gptq:
     """Reads g_idx, to check that its groups exist."""
-    qweight, settings = asked.main, asked.settings
-    if len(qweight.shape) != 2 or 0 in qweight.shape:
-        raise asked.wrong(f"qweight has the shape {list(qweight.shape)}")
+    qweight, settings = asked.matrix("main"), asked.settings
     form = str(settings.first("checkpoint_format") or "gptq").lower()
     if settings.first("is_marlin_format") or form not in FORMATS:
         raise asked.unsupported(f"checkpoint_format {form!r}", " and ".join(FORMATS))
-    out, qzeros, scales = qweight.shape[1], asked.part("qzeros"), asked.part("scales")
+    out, qzeros, scales = qweight.shape[1], asked.matrix("qzeros"), asked.matrix("scales")
     bits, rest = divmod(32 * qzeros.shape[-1], out)
     claimed = settings.integer("bits", "wbits")
     if rest or bits not in BITS:
@@ -81,7 +79,7 @@ def build(asked: Asked) -> Gptq:
     width, rest = divmod(32 * qweight.shape[0], bits)
     if rest or out * bits % 32:
         raise asked.wrong(f"{list(qweight.shape)} words do not hold a matrix of {bits}-bit codes")
-    groups = scales.shape[0] if scales.shape else 0
+    groups = scales.shape[0]
     asked.expect("qzeros", "I32", (groups, words_for(out, bits)))
     asked.expect("scales", MATRICES, (groups, out))
     size, order = _group_size(asked, width, groups), _order(asked, width, groups)

@@ -80,6 +80,13 @@ class Asked:
             raise self.wrong(f"its {role} is missing", "Get the complete checkpoint again.")
         return found
 
+    def matrix(self, role: str) -> Source:
+        """A companion, or the main tensor, that has to be a matrix with something in it."""
+        found = self.part(role)
+        if len(found.shape) != 2 or 0 in found.shape:
+            raise self.wrong(f"{role} has the shape {list(found.shape)}, and a matrix belongs here")
+        return found
+
     def wrong(self, what: str, fix: str | None = None) -> Malformed:
         return Malformed(f"{self.main.name}: {what}", where=self.main.path, fix=fix)
 

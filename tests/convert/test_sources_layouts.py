@@ -533,3 +533,77 @@ def test_the_table_of_inputs() -> None:
     assert len({name for name, _, _ in rows}) == len(rows) == len(SCHEMES)
     assert {method for _, methods, _ in rows for method in methods.split(", ")} == set(METHODS)
     assert all(note for _, _, note in rows)
+
+
+def samples() -> dict[str, tuple[Tensors, dict[str, Any]]]:
+    """A small weight of every scheme."""
+    grid = {"weight": ("F8_E4M3", np.zeros((64, 32), np.uint8)), "weight_scale_inv": np.ones((2, 1), np.float32)}
+    int8 = {"weight": np.zeros((64, 32), np.int8), "weight_scale": np.ones((64, 1), np.float32)}
+    eight = {"weight": np.zeros((64, 32), np.int8), "SCB": np.ones(64, np.float32), "weight_format": np.uint8(0)}
+    mxfp4 = {"up_blocks": np.zeros((2, 3, 2, 16), np.uint8), "up_scales": np.zeros((2, 3, 2), np.uint8)}
+    hqq = {"W_q": np.zeros((8, 64), np.uint8), "scale": np.ones((16, 1), "f4"), "zero": np.ones((16, 1), "f4")}
+    hqq |= {"shape": np.array([16, 64]), "axis": np.int32(1), "packing": np.frombuffer(b"4bit_u8", np.uint8)}
+    ternary = {"weight": np.zeros((4, 8), np.uint8), "weight_scale": np.ones(1, np.float32)}
+    order = packed(4, 3, "packed", order=True)[0]
+    return {
+        "gptq": (layer(quantized.gptq(RNG, 64, 128, group=64, order=True)[0]), GPTQ),
+        "awq gemm": (awq("gemm", 64, 128, 64)[0], {"quant_method": "awq", "group_size": 64}),
+        "awq gemv": (awq("gemv", 64, 128, 64)[0], {"quant_method": "awq", "group_size": 64}),
+        "bnb": (bnb(32, 64, nested=True)[0], BNB),
+        "bnb 8": (layer({k: np.asarray(v) for k, v in eight.items()}), {"quant_method": "bitsandbytes"}),
+        "fp8": (layer(grid), {"quant_method": "fp8", "weight_block_size": [32, 32]}),
+        "int8": (layer(int8), {"quant_method": "compressed-tensors"}),
+        "packed": (layer(order), ct(num_bits=4, group_size=64)),
+        "mxfp4": (layer(mxfp4), {"quant_method": "mxfp4"}),
+        "bitnet": (layer(ternary), {"quant_method": "bitnet"}),
+        "hqq": (layer({k: np.asarray(v) for k, v in hqq.items()}), {"quant_method": "hqq"}),
+    }
+
+
+@pytest.mark.parametrize("name", samples())
+def test_any_damage_is_a_clear_error_or_harmless(tmp_path: Path, name: str) -> None:
+    """Parts removed, of other dtypes and shapes, or filled with anything; settings of other types."""
+    tensors, config = samples()[name]
+    rng = np.random.default_rng(len(name))
+    assert len(sourced.weights(folder_of(tmp_path / "whole", tensors, config))) == 1
+    dtypes = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4", "I64": "<i8", "I8": "i1", "U8": "u1"}
+    odd = (
+        None,
+        -1,
+        0,
+        3,
+        1 << 70,
+        0.5,
+        True,
+        "4",
+        [],
+        [0, 0],
+        [128],
+        {},
+        {"a": 1},
+        {"a": {"weights": {"num_bits": "x"}}},
+    )
+    stopped = 0
+    for _ in range(150):
+        damaged, settings = dict(tensors), dict(config)
+        victim = str(rng.choice(list(damaged)))
+        dtype, array = damaged[victim]
+        kind = int(rng.integers(5))
+        if kind == 0:
+            del damaged[victim]
+        elif kind == 1:
+            other = str(rng.choice(list(dtypes)))
+            damaged[victim] = other, np.zeros(array.shape, dtypes[other])
+        elif kind == 2:
+            shape = [max(int(n + rng.integers(-2, 3)), 0) for n in array.shape[: rng.integers(0, 4)]]
+            damaged[victim] = dtype, np.zeros(shape, array.dtype)
+        elif kind == 3:
+            damaged[victim] = dtype, rng.integers(0, 256, array.nbytes, np.uint8).view(array.dtype).reshape(array.shape)
+        else:
+            key = str(rng.choice([*settings, "bits", "group_size", "desc_act", "weight_block_size", "config_groups"]))
+            settings[key] = odd[int(rng.integers(len(odd)))]
+        try:
+            sourced.weights(folder_of(tmp_path / "damaged", damaged, settings))
+        except (Malformed, Unsupported):
+            stopped += 1
+    assert stopped > 20
