@@ -267,7 +267,7 @@ def _without_layers(metadata: Metadata, layers: Sequence[int], facts: Facts) -> 
     def pruned(key: str, value: Value) -> Value:
         per_layer = isinstance(value.data, np.ndarray) and len(value.data) == facts.blocks
         if per_layer and key.startswith(f"{facts.architecture}."):
-            return replace(value, data=np.delete(value.data, sorted(set(layers))))  # type: ignore[arg-type]
+            return replace(value, data=np.delete(value.data, sorted(set(layers))))
         return value
 
     return {key: pruned(key, value) for key, value in metadata.items()}
