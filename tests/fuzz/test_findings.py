@@ -26,7 +26,7 @@ def with_config(folder: Path, **changes: Any) -> Path:
 
 
 def test_rope_factors_of_a_head_of_two_billion(tmp_path: Path) -> None:
-    """Synthesized rope_freqs took 4 GiB before anything had looked at head_dim. Tensors, where there are any, decide."""
+    """Synthesized rope_freqs took 4 GiB before anything had looked at head_dim. Tensors, if any, decide."""
     model = with_config(tmp_path, head_dim=2**31 - 1)
     with pytest.raises(Malformed, match="head_dim is 2147483647"):
         prepare(Job(model, vocab_only=True))
