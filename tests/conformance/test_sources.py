@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import foreign
 import numpy as np
 import pytest
-import quantized
-import sourced
 
 import checkpoints
+import foreign
+import quantized
 import reference
+import sourced
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.run import Job, prepare, run
 

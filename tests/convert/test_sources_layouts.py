@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import quantized
 import sourced
-
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.ops import RopePermute

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import quantized
 
+import quantized
 from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
 from ggufsmith.convert.sources import store as module
 from ggufsmith.convert.sources.store import Store, to_f32
