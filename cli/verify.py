@@ -69,7 +69,7 @@ MADE = ("general.file_type", "general.quantization_version", "quantize.")
 def _examined(model: "GgufSet", hashes: bool, threads: int | None, silent: bool) -> dict[str, Any]:
     from ggufsmith.cli import render
     from ggufsmith.container.provenance import described
-    from ggufsmith.quantize.stream import available_cores
+    from ggufsmith.quantize.threads import available_cores
     from ggufsmith.quantize.verify import examine
 
     weights = {tensor.name: math.prod(tensor.shape) for tensor in model.tensors.values()}
@@ -98,7 +98,7 @@ def _recorded(model: "GgufSet", record: Path, report: dict[str, Any]) -> None:
 
 def _compared(model: "GgufSet", source: Path, threads: int | None, report: dict[str, Any], silent: bool) -> None:
     from ggufsmith.cli import render
-    from ggufsmith.quantize.stream import available_cores
+    from ggufsmith.quantize.threads import available_cores
     from ggufsmith.quantize.verify import TOLERANCE, compare, unpaired
 
     with ExitStack() as stack:

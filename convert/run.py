@@ -23,7 +23,8 @@ from ggufsmith.convert.sources.recognise import recognise
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters
 from ggufsmith.naming.metadata import general_metadata, read_overrides
-from ggufsmith.quantize.stream import Target, available_cores, load_kernels, stream
+from ggufsmith.quantize.stream import Target, load_kernels, stream
+from ggufsmith.quantize.threads import available_cores
 from ggufsmith.tokenizer.read import read_vocabulary
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(

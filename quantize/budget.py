@@ -25,7 +25,8 @@ from ggufsmith.quantize.recipes.files import format_recipe
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, shown
 from ggufsmith.quantize.recipes.rules import Facts, kept, needs_importance
 from ggufsmith.quantize.rows import FLOATS, decode, encode
-from ggufsmith.quantize.stream import Array, Scratch, Tensor, available_cores, rows_of
+from ggufsmith.quantize.stream import Array, Scratch, Tensor, rows_of
+from ggufsmith.quantize.threads import available_cores
 
 SAMPLE = 1 << 17  # weights per tensor
 PIECES = 32  # runs of rows that they are taken from

@@ -14,7 +14,8 @@ from ggufsmith.quantize.plan import FilePlan, Importance
 from ggufsmith.quantize.recipes.assign import Recipe, Stored
 from ggufsmith.quantize.recipes.rules import Facts
 from ggufsmith.quantize.rows import Finding
-from ggufsmith.quantize.stream import Target, Tensor, available_cores, load_kernels, stream
+from ggufsmith.quantize.stream import Target, Tensor, load_kernels, stream
+from ggufsmith.quantize.threads import available_cores
 
 
 @dataclass(frozen=True)

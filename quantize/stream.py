@@ -5,10 +5,8 @@ while one waits for the disk another computes. Every byte's place is fixed by th
 on the number of threads or on their timing.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -20,6 +18,7 @@ from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
 from ggufsmith.quantize.rows import FLOATS, Finding, Report, decode, encode, warm_up
+from ggufsmith.quantize.threads import spread
 
 CHUNK = 1 << 18  # weights per chunk: what a core reads, computes and writes stays in its cache
 F32 = BY_NAME["F32"]
@@ -113,33 +112,23 @@ def stream(
 
     Malformed: a weight is NaN or infinite. Unsupported: a finite weight that the target type cannot hold.
     """
-    todo = chunks(tensors)
-    lock, stop = threading.Lock(), threading.Event()
-    found: list[dict[str, Finding]] = [{} for _ in targets]
 
-    def work() -> None:
+    def worker(stop: threading.Event) -> Callable[[tuple[int, int, int]], tuple[str, int, list[Report]]]:
         scratch = Scratch()
-        while not stop.is_set():
-            with lock:
-                task = next(todo, None)
-            if task is None:
-                return
-            scratch.reset()
-            index, first, last = task
-            reports = _chunk(tensors[index], index, first, last, targets, scratch)
-            with lock:
-                for findings, report in zip(found, reports, strict=True):
-                    _note(findings, tensors[index].name, first, report.unweighted)
-            advance((last - first) * rows_of(tensors[index].shape)[1])
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="ggufsmith") as pool:
-        futures = [pool.submit(work) for _ in range(threads)]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()
-    for future in futures:
-        future.result()
+        def work(task: tuple[int, int, int]) -> tuple[str, int, list[Report]]:
+            index, first, last = task
+            scratch.reset()
+            reports = _chunk(tensors[index], index, first, last, targets, scratch)
+            advance((last - first) * rows_of(tensors[index].shape)[1])
+            return tensors[index].name, first, reports
+
+        return work
+
+    found: list[dict[str, Finding]] = [{} for _ in targets]
+    for name, first, reports in spread(worker, chunks(tensors), threads):
+        for findings, report in zip(found, reports, strict=True):
+            _note(findings, name, first, report.unweighted)
     return found
 
 
@@ -157,13 +146,6 @@ def chunks(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
         step = max(CHUNK // max(width * tensor.granule, 1), 1) * tensor.granule
         for start in range(0, rows, step):
             yield index, start, min(start + step, rows)
-
-
-def available_cores() -> int:
-    """The cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _note(findings: dict[str, Finding], name: str, first: int, finding: Finding) -> None:

@@ -8,9 +8,9 @@ times that of our own search without importance, which needs no table of what is
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
 from ggufsmith.quantize.rows import FLOATS, MODULES, codec_of, decode, encode, warm_up
 from ggufsmith.quantize.stream import Scratch, Tensor, chunks, rows_of
+from ggufsmith.quantize.threads import spread
 
 PIECE = 2**22  # bytes read at a time
 TOLERANCE = 2.0  # importance of real models raises the plain error of the lowest types by up to a half
@@ -62,7 +63,7 @@ def examine(
             advance(piece.size // tensor.format.size * tensor.format.weights)
         return Examined(tensor.name, bad, digest.hexdigest() if digest else None)
 
-    found = {each.name: each for each in _spread(one, tensors, threads)}
+    found = {each.name: each for each in spread(lambda stop: partial(one, stop=stop), tensors, threads)}
     return [found[name] for name in model.tensors]
 
 
@@ -137,20 +138,20 @@ def compare(
             warm_up(made, held)
             warm_up(F32, made)
     results = [Compared(info.name, info.format) for _, info in pairs]
-    local = threading.local()
 
-    def one(task: tuple[int, int, int], stop: threading.Event) -> None:
-        if stop.is_set():
-            return
-        index, first, last = task
-        scratch = local.__dict__.setdefault("scratch", Scratch())
-        scratch.reset()
-        source, info = pairs[index]
-        _compare_rows(model, source, info, first, last, results[index], scratch)
-        advance((last - first) * rows_of(source.shape)[1])
+    def worker(stop: threading.Event) -> Callable[[tuple[int, int, int]], None]:
+        scratch = Scratch()
 
-    for _ in _spread(one, chunks([source for source, _ in pairs]), threads):
-        pass
+        def one(task: tuple[int, int, int]) -> None:
+            index, first, last = task
+            scratch.reset()
+            source, info = pairs[index]
+            _compare_rows(model, source, info, first, last, results[index], scratch)
+            advance((last - first) * rows_of(source.shape)[1])
+
+        return one
+
+    spread(worker, chunks([source for source, _ in pairs]), threads)
     return results
 
 
@@ -191,30 +192,6 @@ def _widen(held: Format, rows: NDArray[Any], out: NDArray[np.float32]) -> None:
         encode(F32, rows, out.view(np.uint8), source=held)
     else:
         decode(held, rows, out)
-
-
-def _spread(work: Callable[[Any, threading.Event], Any], tasks: Iterable[Any], threads: int) -> Iterator[Any]:
-    """Results of `work` on every task, in no order; the first error stops all threads."""
-    todo, lock, stop = iter(tasks), threading.Lock(), threading.Event()
-    results: list[Any] = []
-
-    def run() -> None:
-        while not stop.is_set():
-            with lock:
-                task = next(todo, None)
-            if task is None:
-                return
-            results.append(work(task, stop))
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-        futures = [pool.submit(run) for _ in range(threads)]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()
-    for future in futures:
-        future.result()
-    yield from results
 
 
 def _fit(source: Tensor, info: TensorInfo) -> bool:
