@@ -25,12 +25,16 @@ from ggufsmith.cli.quant import (
     OutputType,
     Pure,
     Recipes,
+    SaveRecipe,
     Strict,
+    TargetBpw,
+    TargetSize,
     TensorTypeFile,
     TensorTypes,
     choose,
     quant,
     run_convert_quant,
+    target,
 )
 from ggufsmith.cli.recipes import recipes
 from ggufsmith.cli.split import merge, split
@@ -86,6 +90,9 @@ def convert(
     token_embedding_type: EmbeddingType = None,
     tensor_type: TensorTypes = None,
     tensor_type_file: TensorTypeFile = None,
+    target_size: TargetSize = None,
+    target_bpw: TargetBpw = None,
+    save_recipe: SaveRecipe = None,
     strict: Strict = False,
     vocab_only: Annotated[bool, typer.Option("--vocab-only", help="Only the vocabulary and keys, no tensors.")] = False,
     dry_run: Annotated[
@@ -137,12 +144,13 @@ def convert(
             types=tensor_type,
             types_file=tensor_type_file,
         )
-        if chosen:
+        budget = target(target_size, target_bpw, chosen, types, save_recipe)
+        if chosen or budget:
             from ggufsmith.convert.quantized import Quantization
 
             include, exclude = tuple(include_weights or ()), tuple(exclude_weights or ())
             quantization = Quantization(chosen, types, imatrix, include, exclude, strict)
-            run_convert_quant(job, quantization, dry_run=dry_run, machine=as_json, quiet=quiet)
+            run_convert_quant(job, quantization, budget, dry_run=dry_run, machine=as_json, quiet=quiet)
             return
         if imatrix or include_weights or exclude_weights or strict or types != type(types)():
             raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")

@@ -163,6 +163,17 @@ def test_a_name_and_a_metadata_file(model: Path, tmp_path: Path) -> None:
     assert (metadata["general.name"].data, metadata["general.author"].data) == ("Other", "Ada")
 
 
+def test_recipes_and_a_budget_in_one_step(model: Path, tmp_path: Path) -> None:
+    """Two recipes from one run; the recipe that a budget chose makes the same file again."""
+    assert run(model, "-r", "q8_0", "-r", "q4_0", "--outdir", tmp_path).returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"Tiny-Llama-Q8_0.gguf", "Tiny-Llama-Q4_0.gguf"}
+    saved = tmp_path / "chosen.toml"
+    assert run(model, "--target-bpw", "5", "--save-recipe", saved, "-o", tmp_path / "a.gguf").returncode == 0
+    assert run(model, "-r", saved, "-o", tmp_path / "b.gguf").returncode == 0
+    assert sha(tmp_path / "a.gguf") == sha(tmp_path / "b.gguf")
+    assert (tmp_path / "a.gguf").stat().st_size < (tmp_path / "Tiny-Llama-Q8_0.gguf").stat().st_size
+
+
 # -- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +206,11 @@ def test_a_damaged_config(model: Path, tmp_path: Path, text: str) -> None:
 
 def test_an_unknown_output_type(model: Path, tmp_path: Path) -> None:
     assert "unknown output type 'f12'" in fails(2, model, "--outtype", "f12", "--outdir", tmp_path)
+
+
+def test_options_for_quantizing_without_a_recipe(model: Path) -> None:
+    assert "no recipe" in fails(2, model, "--pure")
+    assert "unknown" in fails(2, model, "--recipe", "q4_K_N")
 
 
 def test_a_truncated_shard(model: Path, tmp_path: Path) -> None:
