@@ -210,7 +210,7 @@ def test_an_unknown_output_type(model: Path, tmp_path: Path) -> None:
 
 def test_options_for_quantizing_without_a_recipe(model: Path) -> None:
     assert "no recipe" in fails(2, model, "--pure")
-    assert "unknown" in fails(2, model, "--recipe", "q4_K_N")
+    assert "Did you mean q4_K_S" in fails(2, model, "--recipe", "q4_K_N")
 
 
 def test_a_truncated_shard(model: Path, tmp_path: Path) -> None:
