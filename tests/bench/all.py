@@ -1,4 +1,4 @@
-"""Runs the benchmarks, and puts what they print between their markers in README.md.
+"""Runs the benchmarks, and puts what they print between their markers in README.md, where there are any.
 
 usage: all.py [convert] [quant] [kernels] [container]          default: all of them
 """
@@ -15,7 +15,9 @@ def insert(name: str, text: str) -> None:
     """Replace what stands between <!-- bench:NAME --> and its end marker."""
     begin, end = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
     whole = README.read_text(encoding="utf-8")
-    head, _, rest = whole.partition(begin)
+    head, found, rest = whole.partition(begin)
+    if not found:
+        return
     _, _, tail = rest.partition(end)
     README.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8", newline="\n")
 

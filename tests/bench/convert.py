@@ -50,9 +50,27 @@ def timed(command: list[str], environment: dict[str, str] | None = None) -> tupl
     return time.perf_counter() - started, usage.ru_maxrss * unit / 1e6
 
 
+def settle() -> None:
+    """Write and remove a file of the output's size, so that every run finds memory that was just used.
+
+    On a virtual machine, memory that nobody used for a while belongs to the host again; to touch it first costs whoever
+    comes next several seconds of system time.
+    """
+    path, block = BENCH / "settle.bin", bytes(1 << 20)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(3000):
+            file.write(block)
+    path.unlink()
+
+
 def pairs(ours: Callable[[], float], theirs: Callable[[], float], count: int) -> tuple[float, float, float]:
     """Medians of ours, theirs, and of theirs / ours within each pair."""
-    measured = [(ours(), theirs()) for _ in range(count)]
+    measured = []
+    for _ in range(count):
+        settle()
+        a = ours()
+        settle()
+        measured.append((a, theirs()))
     ratio = statistics.median(b / a for a, b in measured)
     return statistics.median(a for a, _ in measured), statistics.median(b for _, b in measured), ratio
 
