@@ -15,6 +15,7 @@ import typer
 from ggufsmith.cli.card import card
 from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.name import name
+from ggufsmith.cli.options import AsJson, NoOverwrite, NoSync, Quiet, Threads
 from ggufsmith.cli.quant import EXAMPLES as QUANT_EXAMPLES
 from ggufsmith.cli.quant import (
     EmbeddingType,
@@ -103,13 +104,11 @@ def convert(
     ] = None,
     model_name: Annotated[str | None, typer.Option(help="general.name, instead of the folder's.")] = None,
     metadata: Annotated[Path | None, typer.Option(help="JSON file of general.* keys that override.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")] = None,
-    no_sync: Annotated[
-        bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")
-    ] = False,
-    no_overwrite: Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    threads: Threads = None,
+    no_sync: NoSync = False,
+    no_overwrite: NoOverwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Convert a Hugging Face model folder into GGUF files that llama.cpp runs.
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ggufsmith.cli.options import AsJson
+
 Row = Sequence[str]
 
 
@@ -14,7 +16,7 @@ def inspect(
         list[Path], typer.Argument(metavar="FILE [OTHER]", help="A GGUF file, or any shard of a set; two: differences.")
     ],
     no_tensors: Annotated[bool, typer.Option("--no-tensors", help="Leave out the list of tensors.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show header, keys, tensors, types and sizes of a GGUF file. Reads no weights, so the size does not matter."""
     from ggufsmith.cli.app import guarded

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufsmith.cli.options import AsJson
+
 if TYPE_CHECKING:
     from ggufsmith.container.reader import Gguf
     from ggufsmith.container.shards import GgufSet
@@ -16,7 +18,7 @@ def name(
     strict: Annotated[
         bool, typer.Option("--strict-name", help="The letter of the convention: a size and a version in every name.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Explain, check and suggest GGUF file names: BaseName-SizeLabel-FineTune-Version-Encoding-Type-Shard.gguf.
 

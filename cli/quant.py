@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufsmith.cli.options import AsJson, NoOverwrite, NoSync, Quiet, Threads
+
 if TYPE_CHECKING:
     from ggufsmith.convert import quantized
     from ggufsmith.convert.run import Job as ConvertJob
@@ -93,13 +95,11 @@ def quant(
     save_recipe: SaveRecipe = None,
     strict: Strict = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show types and exact sizes; write nothing.")] = False,
-    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")] = None,
-    no_sync: Annotated[
-        bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")
-    ] = False,
-    no_overwrite: Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    threads: Threads = None,
+    no_sync: NoSync = False,
+    no_overwrite: NoOverwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Quantize a GGUF file by any number of recipes, in one pass.
 

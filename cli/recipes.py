@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufsmith.cli.options import AsJson
+
 if TYPE_CHECKING:
     from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored
     from ggufsmith.quantize.recipes.rules import Facts
@@ -20,7 +22,7 @@ def recipes(
     recipe: Annotated[
         list[str] | None, typer.Option("--recipe", "-r", metavar="NAME", help="Only these, with every tensor's type.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print every recipe with its bits per weight; given a model, with exact sizes and types.
 

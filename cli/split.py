@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufsmith.cli.options import AsJson, NoOverwrite, NoSync, Quiet
+
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet, ShardPlan
 
 Source = Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; of several shards, any one.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the files and their sizes; write nothing.")]
-NoSync = Annotated[bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")]
-NoOverwrite = Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
 def split(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufsmith.cli.options import AsJson, Quiet, Threads
+
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet
     from ggufsmith.container.values import Metadata
@@ -24,9 +26,9 @@ def verify(
         Path | None, typer.Option("--record", help="A provenance record whose hashes the files must have.")
     ] = None,
     hashes: Annotated[bool, typer.Option("--sha256", help="Report the SHA-256 of every tensor and file.")] = False,
-    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check a GGUF file: header, places of all tensors, every weight finite.
 
