@@ -1,10 +1,10 @@
 """Compiled kernels, kept on disk so that the second run starts at once.
 
 A kernel is compiled for one signature, on its first call or by `compile`. The machine code goes to the user's cache
-folder, under the version of ggufsmith and the CPU that it is for; a change in any source of this package makes it
-stale. Where that folder cannot be written, kernels are compiled anew in every process; a damaged or half-deleted cache
-is the same as none. Processes may share the cache: files appear by rename, and one index never holds two signatures,
-which Numba could mix up.
+folder, under the version of ggufsmith and the CPU that it is for; a change in the sources that kernels are made of makes
+it stale. Where that folder cannot be written, kernels are compiled anew in every process; a damaged or half-deleted
+cache is the same as none. Processes may share the cache: files appear by rename, and one index never holds two
+signatures, which Numba could mix up.
 """
 
 import hashlib
@@ -65,9 +65,11 @@ def folder() -> Path | None:
 
 
 def source_stamp() -> str:
-    """A digest of the package's sources: kernels are made of functions from several files."""
+    """A digest of the sources that kernels are made of."""
+    here = Path(__file__).parent
+    made_of = ("kernels", "cache.py", "grids.py", "simd.py", "vectors.py", "../container/formats.py")
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in (file for name in made_of for file in sorted((here / name).rglob("*.py")) or [here / name]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
