@@ -1,10 +1,10 @@
 """Compiled kernels, kept on disk so that the second run starts at once.
 
 A kernel is compiled for one signature, on its first call or by `compile`. The machine code goes to the user's cache
-folder, under the version of ggufsmith and the CPU that it is for; a change in the sources that kernels are made of makes
-it stale. Where that folder cannot be written, kernels are compiled anew in every process; a damaged or half-deleted
-cache is the same as none. Processes may share the cache: files appear by rename, and one index never holds two
-signatures, which Numba could mix up.
+folder, under the version of ggufsmith and the CPU that it is for; a change in the sources of kernels makes it stale.
+Where that folder cannot be written, kernels are compiled anew in every process; a damaged or half-deleted cache is the
+same as none. Processes may share the cache: files appear by rename, and one index never holds two signatures, which
+Numba could mix up.
 """
 
 import hashlib
