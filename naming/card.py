@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from ggufsmith.container.documents import check_depth
+
 MAX_FRONT_MATTER = 2**20  # characters; cards that list every benchmark reach 300 KB
-MAX_DEPTH = 32  # of lists in lists; the C loader recurses, and a deep enough document would end the process
 FENCE = "---"
 
 
@@ -46,7 +47,7 @@ def read_card(folder: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
     block = "\n".join(lines[1:end]) + "\n"
     block = block.replace("\t", "  ")  # some cards indent with tabs, which YAML forbids
     try:
-        _check_depth(block)
+        check_depth(block)
         data = yaml.load(block, Loader)
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
         # PyYAML's constructors let through what int(), float() and date() raise for `!!int ""` and the like.
@@ -57,15 +58,3 @@ def read_card(folder: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
     if data is not None:
         note(f"{path}: the model card is not used: its front matter is a {type(data).__name__}, not a mapping")
     return {}
-
-
-def _check_depth(block: str) -> None:
-    """ValueError for a document nested too deep to be built."""
-    depth = 0
-    for event in yaml.parse(block, Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")

@@ -21,13 +21,14 @@ A rule without conditions is for every matrix. The name of the recipe is that of
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ggufsmith.container.documents import Document, Keys, parse_document, read_document
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize.recipes.assign import Layers, Override, Recipe
@@ -35,7 +36,6 @@ from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, file_type_of, unkno
 from ggufsmith.quantize.recipes.rules import ROLES
 
 SUFFIX = ".toml"
-MAX_SIZE = 4 << 20  # bytes; a rule for each of 10 000 tensors is below 1 MiB
 MAX_DEPTH = 8  # files that extend one another
 
 
@@ -51,7 +51,7 @@ def recipe_of(text: str, folder: Path | None = None, depth: int = 0) -> Recipe:
         return Recipe(file_type.name, file_type)
     name = text.upper()
     if name in shipped():
-        return _parse(name, shipped()[name], Path(name.lower() + SUFFIX), depth)
+        return _recipe(name, parse_document(shipped()[name], Path(name.lower() + SUFFIX)), depth)
     raise unknown(text, [*FILE_TYPES, *shipped()])
 
 
@@ -70,92 +70,73 @@ def read_recipe(path: Path, depth: int = 0) -> Recipe:
     """Read a recipe file. Malformed, with the line, for what is wrong in it; Failure if it cannot be read."""
     if depth > MAX_DEPTH:
         raise Malformed(f"more than {MAX_DEPTH} recipes extend one another, perhaps in a circle", where=path)
-    try:
-        if path.stat().st_size > MAX_SIZE:
-            raise Malformed(f"a recipe file has at most {MAX_SIZE} bytes", where=path)
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise Malformed("is not UTF-8", where=path) from None
-    except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
-    return _parse(path.stem, text, path, depth)
+    return _recipe(path.stem, read_document(path), depth)
 
 
-def _parse(name: str, text: str, path: Path, depth: int) -> Recipe:
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:  # says where: "(at line 3, column 5)"
-        raise Malformed(f"is not valid TOML: {error}", where=path) from None
-    source = _Source(path, text.splitlines())
-    source.expect(table, {"description": str, "extends": str, "rule": list}, None)
+def _recipe(name: str, document: Document, depth: int) -> Recipe:
+    table, path = document.data, document.path
+    source = _Source(document)
+    source.expect(table, {"description": str, "extends": str, "rule": list}, ())
     if "extends" not in table:
         raise Malformed('a recipe must say what it extends, for example extends = "q4_K_M"', where=path)
     try:
         base = recipe_of(table["extends"], path.parent, depth + 1)
     except Usage as error:
-        raise Malformed(error.what, where=source.place("extends", None), fix=error.fix) from None
+        raise Malformed(error.what, where=document.place("extends"), fix=error.fix) from None
     overrides = tuple(source.rule(rule, index) for index, rule in enumerate(table.get("rule", [])))
     if base.file_type.base is None and overrides:
-        raise Malformed("COPY keeps every tensor; extend another recipe", where=source.place("extends", None))
+        raise Malformed("COPY keeps every tensor; extend another recipe", where=document.place("extends"))
     return Recipe(name, base.file_type, (*overrides, *base.overrides), table.get("description", ""))
 
 
+@dataclass(frozen=True)
 class _Source:
-    """The text of a recipe file, for the places of errors."""
+    """The rules of a recipe file; errors say their place in it."""
 
-    def __init__(self, path: Path, lines: list[str]) -> None:
-        self.path, self.lines = path, lines
-        self.heads = [k for k, line in enumerate(lines) if re.match(r"\s*\[\[\s*rule\s*\]\]", line)]
+    document: Document
 
-    def place(self, key: str | None, rule: int | None) -> str:
-        """FILE:LINE of a key, in the rule of this index or outside the rules."""
-        start, stop = 0, self.heads[0] if self.heads else len(self.lines)
-        if rule is not None and rule < len(self.heads):
-            start, stop = self.heads[rule], [*self.heads, len(self.lines)][rule + 1]
-        pattern = re.compile(rf"\s*[\"']?{re.escape(key or '')}[\"']?\s*=")
-        line = next((k for k in range(start, stop) if key and pattern.match(self.lines[k])), start)
-        return f"{self.path}:{line + 1}"
-
-    def expect(self, table: Mapping[str, Any], types: Mapping[str, Any], rule: int | None) -> None:
-        """Malformed for a key that is not known here, or whose value has another type."""
+    def expect(self, table: Mapping[str, Any], types: Mapping[str, Any], at: Keys) -> None:
+        """Malformed for a key of the table at `at` that is not known, or whose value has another type."""
         for key, value in table.items():
+            where = self.document.place(*at, key)
             if key not in types:
-                fix = f"Known here: {', '.join(types)}."
-                raise Malformed(f"key {key!r} means nothing", where=self.place(key, rule), fix=fix)
+                raise Malformed(f"key {key!r} means nothing", where=where, fix=f"Known here: {', '.join(types)}.")
             if not isinstance(value, types[key]):
-                raise Malformed(f"{key} cannot be {value!r}", where=self.place(key, rule))
+                raise Malformed(f"{key} cannot be {value!r}", where=where)
 
     def rule(self, table: Any, index: int) -> Override:
         if not isinstance(table, dict):
-            raise Malformed(f"a rule is a table, not {table!r}", where=self.place("rule", None))
+            raise Malformed(f"a rule is a table, not {table!r}", where=self.document.place("rule", index))
         known = {"type": str, "match": str, "role": (str, list), "tensors": list, "layers": (list, dict)}
-        self.expect(table, known, index)
+        self.expect(table, known, ("rule", index))
         if "type" not in table:
-            raise Malformed("a rule must say its type", where=self.place(None, index))
+            raise Malformed("a rule must say its type", where=self.document.place("rule", index))
         try:
             format = format_of(table["type"])
             match = re.compile(table["match"], re.IGNORECASE) if "match" in table else None
         except Failure as error:
-            raise Malformed(error.what, where=self.place("type", index), fix=error.fix) from None
+            raise Malformed(error.what, where=self.document.place("rule", index, "type"), fix=error.fix) from None
         except re.error as error:
-            raise Malformed(f"no regular expression: {error}", where=self.place("match", index)) from None
+            raise Malformed(
+                f"no regular expression: {error}", where=self.document.place("rule", index, "match")
+            ) from None
         roles = self._strings(table, "role", index)
         if strange := sorted(roles - set(ROLES)):
-            where = self.place("role", index)
+            where = self.document.place("rule", index, "role")
             raise Malformed(f"there is no role {strange[0]!r}", where=where, fix=f"Roles: {', '.join(ROLES)}.")
         names = self._strings(table, "tensors", index)
         layers = self._layers(table["layers"], index) if "layers" in table else None
-        return Override(format, match, roles, names, layers, self.place(None, index))
+        return Override(format, match, roles, names, layers, self.document.place("rule", index))
 
     def _strings(self, table: Mapping[str, Any], key: str, index: int) -> frozenset[str]:
         value = table.get(key, [])
         values = [value] if isinstance(value, str) else value
         if not all(isinstance(each, str) for each in values) or (key in table and not values):
-            raise Malformed(f"{key} must name at least one", where=self.place(key, index))
+            raise Malformed(f"{key} must name at least one", where=self.document.place("rule", index, key))
         return frozenset(values)
 
     def _layers(self, value: list[Any] | dict[str, Any], index: int) -> Layers:
-        where = self.place("layers", index)
+        where = self.document.place("rule", index, "layers")
         if isinstance(value, list):
             if not value or not all(type(each) is int and each >= 0 for each in value):
                 raise Malformed("layers must be numbers from 0 on", where=where)
