@@ -15,7 +15,17 @@ import typer
 from ggufsmith.cli.card import card
 from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.name import name
-from ggufsmith.cli.options import AsJson, NoOverwrite, NoSync, Quiet, Threads
+from ggufsmith.cli.options import (
+    AsJson,
+    MaxSize,
+    MaxTensors,
+    NoOverwrite,
+    NoSync,
+    NoTensorFirst,
+    Quiet,
+    Threads,
+    limits_of,
+)
 from ggufsmith.cli.quant import EXAMPLES as QUANT_EXAMPLES
 from ggufsmith.cli.quant import (
     EmbeddingType,
@@ -104,6 +114,9 @@ def convert(
     ] = None,
     model_name: Annotated[str | None, typer.Option(help="general.name, instead of the folder's.")] = None,
     metadata: Annotated[Path | None, typer.Option(help="JSON file of general.* keys that override.")] = None,
+    split_max_size: MaxSize = None,
+    split_max_tensors: MaxTensors = None,
+    no_tensor_first_split: NoTensorFirst = False,
     threads: Threads = None,
     no_sync: NoSync = False,
     no_overwrite: NoOverwrite = False,
@@ -130,6 +143,7 @@ def convert(
             pre=pre,
             model_name=model_name,
             metadata=metadata,
+            limits=limits_of(split_max_size, split_max_tensors, no_tensor_first_split),
             threads=threads,
             sync=not no_sync,
             overwrite=not no_overwrite,

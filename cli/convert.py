@@ -6,25 +6,28 @@ from collections.abc import Iterator
 from typing import Any
 
 from ggufsmith.cli import render
-from ggufsmith.convert.run import Done, Job, Prepared, prepare, run
+from ggufsmith.convert.run import Job, Prepared, prepare, run
+from ggufsmith.quantize.outputs import Written
 
 
 def run_convert(job: Job, *, dry_run: bool, machine: bool, quiet: bool) -> None:
     prepared = prepare(job)
     if dry_run:
         if machine:
-            render.as_json({**_report(prepared), "tensors": list(_tensors(prepared))})
+            report = _report(prepared)
+            report["outputs"][0]["tensors"] = list(_tensors(prepared))
+            render.as_json(report)
         else:
             _show_plan(prepared)
         return
     silent = quiet or machine
-    with render.progress(prepared.path.name, prepared.weights, silent) as advance:
-        done = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
+    with render.progress(prepared.output.path.name, prepared.weights, silent) as advance:
+        written = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
     if machine:
-        rate = prepared.weights / done.seconds
-        render.as_json({**_report(done.prepared), "seconds": done.seconds, "weights_per_second": rate})
+        rate = prepared.weights / written.seconds
+        render.as_json({**_report(prepared), "seconds": written.seconds, "weights_per_second": rate})
     elif not quiet:
-        render.lines(_summary(done))
+        render.lines(_summary(prepared, written))
 
 
 def _types(prepared: Prepared) -> dict[str, int]:
@@ -40,15 +43,19 @@ def _bits_per_weight(prepared: Prepared) -> float | None:
 def _report(prepared: Prepared) -> dict[str, Any]:
     return {
         "input": str(prepared.checkpoint.folder),
-        "output": str(prepared.path),
         "architecture": prepared.plan.architecture.name,
-        "bytes": prepared.layout.size,
         "source_bytes": prepared.source_bytes,
         "parameters": prepared.weights,
-        "tensor_count": len(prepared.layout.tensors),
-        "types": _types(prepared),
-        "bits_per_weight": _bits_per_weight(prepared),
         "notes": list(prepared.notes),
+        "outputs": [
+            {
+                "output": [str(path) for path in prepared.output.paths],
+                "bytes": prepared.output.size,
+                "bits_per_weight": _bits_per_weight(prepared),
+                "tensor_count": len(prepared.layout.tensors),
+                "types": _types(prepared),
+            }
+        ],
     }
 
 
@@ -91,7 +98,8 @@ def _sources(names: list[str]) -> str:
 
 
 def _facts(prepared: Prepared) -> Iterator[tuple[str, str]]:
-    yield "output", str(prepared.path)
+    for path in prepared.output.paths:
+        yield "output", str(path)
     yield "size", f"{render.size(prepared.layout.size)} ({prepared.layout.size} bytes)"
     bits = _bits_per_weight(prepared)
     if bits is not None:
@@ -102,7 +110,7 @@ def _facts(prepared: Prepared) -> Iterator[tuple[str, str]]:
         yield "note", note
 
 
-def _summary(done: Done) -> Iterator[tuple[str, str]]:
-    yield from _facts(done.prepared)
-    rate = done.prepared.layout.size / max(done.seconds, math.ulp(1.0))
-    yield "done", f"verified, in {done.seconds:.1f} s ({render.size(rate)}/s)"
+def _summary(prepared: Prepared, written: Written) -> Iterator[tuple[str, str]]:
+    yield from _facts(prepared)
+    rate = prepared.layout.size / max(written.seconds, math.ulp(1.0))
+    yield "done", f"verified, in {written.seconds:.1f} s ({render.size(rate)}/s)"

@@ -1,11 +1,31 @@
 """Options that several commands have, declared once."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ggufsmith.container.shards import Limits
 
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")]
 NoSync = Annotated[bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")]
 NoOverwrite = Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+MaxSize = Annotated[
+    str | None, typer.Option("--split-max-size", metavar="SIZE", help="Bytes of tensors per file: 4G, 500M.")
+]
+MaxTensors = Annotated[int | None, typer.Option("--split-max-tensors", min=1, help="Tensors per file.")]
+NoTensorFirst = Annotated[
+    bool, typer.Option("--no-tensor-first-split", help="Of several files, the first gets the metadata only.")
+]
+
+
+def limits_of(size: str | None, tensors: int | None, header_alone: bool) -> "Limits":
+    """Where a new shard begins. Usage for a size that is none, and for --no-tensor-first-split alone."""
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.container.shards import Limits, parse_size
+
+    if header_alone and size is None and tensors is None:
+        raise Usage("--no-tensor-first-split is for several files", fix="Add --split-max-size or --split-max-tensors.")
+    return Limits(parse_size(size) if size is not None else None, tensors, header_alone)

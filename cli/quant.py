@@ -9,14 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufsmith.cli.options import AsJson, NoOverwrite, NoSync, Quiet, Threads
+from ggufsmith.cli.options import (
+    AsJson,
+    MaxSize,
+    MaxTensors,
+    NoOverwrite,
+    NoSync,
+    NoTensorFirst,
+    Quiet,
+    Threads,
+    limits_of,
+)
 
 if TYPE_CHECKING:
     from ggufsmith.convert import quantized
     from ggufsmith.convert.run import Job as ConvertJob
     from ggufsmith.quantize import requantize
     from ggufsmith.quantize.budget import Budget
-    from ggufsmith.quantize.outputs import Output, Written
+    from ggufsmith.quantize.outputs import Quantized, Written
     from ggufsmith.quantize.recipes.assign import Options, Recipe
     from ggufsmith.quantize.requantize import Job
 
@@ -87,6 +97,9 @@ def quant(
         list[str] | None, typer.Option("--override-kv", metavar="KEY=TYPE:VALUE", help="Set a metadata key.")
     ] = None,
     keep_split: Annotated[bool, typer.Option("--keep-split", help="As many shards as the input has.")] = False,
+    split_max_size: MaxSize = None,
+    split_max_tensors: MaxTensors = None,
+    no_tensor_first_split: NoTensorFirst = False,
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Quantize what is quantized already; the errors add up.")
     ] = False,
@@ -133,6 +146,7 @@ def quant(
             metadata=dict(map(parse_override, override_kv or ())),
             allow_requantize=allow_requantize,
             strict=strict,
+            limits=limits_of(split_max_size, split_max_tensors, no_tensor_first_split),
             split=keep_split,
             threads=threads,
             sync=not no_sync,
@@ -296,7 +310,7 @@ def _work(
 # ---- what is shown ----
 
 
-def _types(output: "Output") -> dict[str, int]:
+def _types(output: "Quantized") -> dict[str, int]:
     return dict(Counter(each.format.name for each in output.plan.assignments).most_common())
 
 
@@ -324,7 +338,7 @@ def _report(prepared: "requantize.Prepared | quantized.Prepared", inputs: dict[s
     }
 
 
-def _tensors(output: "Output") -> Iterator[dict[str, Any]]:
+def _tensors(output: "Quantized") -> Iterator[dict[str, Any]]:
     for each, offset in zip(output.plan.assignments, output.shards.whole.offsets, strict=True):
         yield {
             "name": each.tensor.name,
@@ -368,7 +382,7 @@ def _show_plan(prepared: "requantize.Prepared | quantized.Prepared", inputs: dic
         render.out.print(f"note: {note}", markup=False)
 
 
-def _facts(output: "Output") -> Iterator[tuple[str, str]]:
+def _facts(output: "Quantized") -> Iterator[tuple[str, str]]:
     from ggufsmith.cli import render
 
     plan = output.plan

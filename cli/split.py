@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufsmith.cli.options import AsJson, NoOverwrite, NoSync, Quiet
+from ggufsmith.cli.options import AsJson, MaxSize, NoOverwrite, NoSync, NoTensorFirst, Quiet, limits_of
 
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet, ShardPlan
@@ -21,15 +21,11 @@ def split(
     output: Annotated[
         Path | None, typer.Argument(metavar="[OUT]", help="OUT-00001-of-00003.gguf and so on; default: beside IN.")
     ] = None,
-    max_size: Annotated[
-        str | None, typer.Option("--split-max-size", metavar="SIZE", help="Bytes of tensors per file: 4G, 500M.")
-    ] = None,
+    max_size: MaxSize = None,
     max_tensors: Annotated[
         int | None, typer.Option("--split-max-tensors", min=1, help="Tensors per file; 128 if nothing else is said.")
     ] = None,
-    no_tensor_first: Annotated[
-        bool, typer.Option("--no-tensor-first-split", help="The first file gets the metadata only.")
-    ] = False,
+    no_tensor_first: NoTensorFirst = False,
     dry_run: DryRun = False,
     no_sync: NoSync = False,
     no_overwrite: NoOverwrite = False,
@@ -42,11 +38,10 @@ def split(
     """
     from ggufsmith.cli.app import guarded
     from ggufsmith.container.copy import plan_split
-    from ggufsmith.container.shards import Limits, open_gguf_set, parse_size
+    from ggufsmith.container.shards import open_gguf_set
 
     def work() -> None:
-        size = parse_size(max_size) if max_size else None
-        limits = Limits(size, max_tensors or (128 if size is None else None), no_tensor_first)
+        limits = limits_of(max_size, max_tensors or (None if max_size else 128), no_tensor_first)
         with open_gguf_set(model) as source:
             plan = plan_split(source, limits)
             target = output or _base(source)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggufsmith.container.errors import Usage
-from ggufsmith.container.shards import plan_shards
+from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import Checkpoint
 from ggufsmith.convert.execute import Converted, tensors_of
 from ggufsmith.naming.filename import FileName
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Output, Written, fit_importance, output_paths, write_outputs
+from ggufsmith.quantize.outputs import Quantized, Written, fit_importance, output_paths, write_outputs
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
 
@@ -41,7 +41,7 @@ class Prepared:
     converted: conversion.Prepared
     quantization: Quantization
     order: tuple[str, ...]
-    outputs: tuple[Output, ...]
+    outputs: tuple[Quantized, ...]
     importance: Importance | None
     notes: tuple[str, ...]
 
@@ -56,7 +56,7 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
         raise Usage("a file that holds the vocabulary only has nothing to quantize", fix="Drop --recipe.")
     if not quantization.imatrix and (quantization.include or quantization.exclude):
         raise Usage("--include-weights and --exclude-weights choose entries of an importance matrix: pass --imatrix")
-    converted = conversion.prepare(replace(job, outtype="auto"))
+    converted = conversion.prepare(replace(job, outtype="auto", limits=Limits()))
     imatrix = None
     if quantization.imatrix:
         imatrix = open_imatrix(quantization.imatrix, quantization.include, quantization.exclude)
@@ -81,7 +81,8 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
             alignment=layout.alignment,
             strict=quantization.strict,
         )
-        outputs.append(Output(plan, plan_shards(plan.layout, (len(tensors),)), path))
+        counts = job.limits.counts(plan.layout.tensors, layout.alignment)
+        outputs.append(Quantized(plan_shards(plan.layout, counts), path, plan))
     notes = (*converted.notes, *(importance.coverage.notes() if importance else ()))
     return Prepared(converted, quantization, tuple(order), tuple(outputs), importance, notes)
 

@@ -2,9 +2,8 @@
 
 import math
 import os
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,8 +12,8 @@ from gguf.constants import LlamaFileType
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
+from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata
-from ggufsmith.container.writer import Writer
 from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.execute import tensors_of
@@ -23,8 +22,7 @@ from ggufsmith.convert.sources.recognise import recognise
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters
 from ggufsmith.naming.metadata import general_metadata, read_overrides
-from ggufsmith.quantize.stream import Target, load_kernels, stream
-from ggufsmith.quantize.threads import available_cores
+from ggufsmith.quantize.outputs import Output, Written, write_outputs
 from ggufsmith.tokenizer.read import read_vocabulary
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
@@ -45,6 +43,7 @@ class Job:
     outfile:  the output; else it is named after the model, in `outdir`, else in the model folder.
     pre:      the pre-tokenizer, when its structure is not recognised.
     metadata: a JSON file of general.* keys that overrides what is found.
+    limits:   where a new shard begins.
     threads:  None takes every core this process may use.
     sync:     False leaves flushing to the operating system.
     """
@@ -57,6 +56,7 @@ class Job:
     pre: str | None = None
     model_name: str | None = None
     metadata: Path | None = None
+    limits: Limits = field(default_factory=Limits)
     threads: int | None = None
     sync: bool = True
     overwrite: bool = True
@@ -69,9 +69,16 @@ class Prepared:
     job: Job
     checkpoint: Checkpoint
     plan: Plan
-    layout: Layout
-    path: Path
+    output: Output
     notes: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        return (self.output,)
+
+    @property
+    def layout(self) -> Layout:
+        return self.output.shards.whole
 
     @property
     def weights(self) -> int:
@@ -80,14 +87,6 @@ class Prepared:
     @property
     def source_bytes(self) -> int:
         return sum(source.nbytes for source in self.checkpoint.tensors.values())
-
-
-@dataclass(frozen=True)
-class Done:
-    """A finished, verified output. seconds: wall time of reading, computing, writing and verifying."""
-
-    prepared: Prepared
-    seconds: float
 
 
 def prepare(job: Job) -> Prepared:
@@ -121,36 +120,31 @@ def prepare(job: Job) -> Prepared:
     model = model_folder_name(folder)
     name = FileName(model, type="vocab").format() if job.vocab_only else output_name(model, kind.name)
     path = job.outfile or (job.outdir or folder) / name
-    return Prepared(job, checkpoint, plan, lay_out(metadata, specs), path, tuple(notes))
+    layout = lay_out(metadata, specs)
+    shards = plan_shards(layout, job.limits.counts(specs, layout.alignment))
+    return Prepared(job, checkpoint, plan, Output(shards, path), tuple(notes))
 
 
 def run(
     prepared: Prepared,
     advance: Callable[[int], None] = lambda weights: None,
     loaded: Callable[[float], None] = lambda seconds: None,
-) -> Done:
-    """Convert, verify, and give the file its name.
-
-    advance: told of weights as they are written. loaded: told how long compiling or loading the kernels took.
-    """
-    job, started = prepared.job, time.perf_counter()
+) -> Written:
+    """Convert, verify, and give the files their names (see `write_outputs`)."""
+    job = prepared.job
     if job.outdir is not None and job.outfile is None:
         job.outdir.mkdir(parents=True, exist_ok=True)
-    writer = Writer(
-        prepared.path,
-        prepared.layout,
-        sync=job.sync,
-        overwrite=job.overwrite,
-        inputs=prepared.checkpoint.files,
-    )
-    with prepared.checkpoint as checkpoint, writer:
-        tensors = tensors_of(checkpoint, prepared.plan.outputs)
-        targets = [Target(prepared.layout, writer)]
-        load_kernels(tensors, targets)
-        loaded(time.perf_counter() - started)
-        stream(tensors, targets, threads=job.threads or available_cores(), advance=advance)
-        writer.commit()
-    return Done(replace(prepared, path=writer.path), time.perf_counter() - started)
+    with prepared.checkpoint as checkpoint:
+        return write_outputs(
+            tensors_of(checkpoint, prepared.plan.outputs),
+            prepared.outputs,
+            inputs=checkpoint.files,
+            threads=job.threads,
+            sync=job.sync,
+            overwrite=job.overwrite,
+            advance=advance,
+            loaded=loaded,
+        )
 
 
 def model_folder_name(folder: Path) -> str:

@@ -1,10 +1,13 @@
-"""Several quantized files written in one pass over the weights, wherever those come from."""
+"""The one way from tensors to files: any number of outputs, plain or quantized, in one pass over the weights."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.shards import SetWriter, ShardPlan
@@ -20,11 +23,15 @@ from ggufsmith.quantize.threads import available_cores
 
 @dataclass(frozen=True)
 class Output:
-    """One output: a recipe's plan, its shards (mostly one) and the name that the model would have in one file."""
+    """One output: its shards (mostly one), and the name that the model would have in one file."""
 
-    plan: FilePlan
     shards: ShardPlan
     path: Path
+
+    @property
+    def importance(self) -> Sequence[NDArray[np.float32] | None] | None:
+        """The importance matrix's weights for each tensor (see `stream.Target`)."""
+        return None
 
     @property
     def paths(self) -> list[Path]:
@@ -33,6 +40,17 @@ class Output:
     @property
     def size(self) -> int:
         return self.shards.whole.size
+
+
+@dataclass(frozen=True)
+class Quantized(Output):
+    """The output of a recipe."""
+
+    plan: FilePlan
+
+    @property
+    def importance(self) -> Sequence[NDArray[np.float32] | None]:
+        return self.plan.importance
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ def write_outputs(
     advance: Callable[[int], None] = lambda weights: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Written:
-    """Quantize, verify, and give the files their names; tensors in the order of the plans.
+    """Make, verify, and give the files their names; tensors in the order of the layouts.
 
     advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
     """
@@ -67,7 +85,7 @@ def write_outputs(
             for output in outputs
         ]
         targets = [
-            Target(output.shards.whole, writer, output.plan.importance)
+            Target(output.shards.whole, writer, output.importance)
             for output, writer in zip(outputs, writers, strict=True)
         ]
         load_kernels(tensors, targets)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import Format
 from ggufsmith.container.reader import TensorInfo
-from ggufsmith.container.shards import GgufSet, open_gguf_set, plan_shards
+from ggufsmith.container.shards import GgufSet, Limits, open_gguf_set, plan_shards
 from ggufsmith.container.values import Metadata, Value, boolean, f32, i32, string, u32
 from ggufsmith.naming.filename import parse
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Output, Written, fit_importance, output_paths, write_outputs
+from ggufsmith.quantize.outputs import Quantized, Written, fit_importance, output_paths, write_outputs
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.rules import BLOCK, Facts, block_of
@@ -35,7 +35,7 @@ class Job:
     imatrix:  an importance matrix; include, exclude: see `open_imatrix`.
     prune:    layers to leave out.
     metadata: keys to set in the outputs; the rules see them too.
-    split:    the outputs in as many shards as the source.
+    limits:   where a new shard begins; split: as many shards as the source instead.
     threads:  None takes every core this process may use.
     sync:     False leaves flushing to the operating system.
     """
@@ -52,6 +52,7 @@ class Job:
     metadata: Metadata = field(default_factory=dict)
     allow_requantize: bool = False
     strict: bool = False
+    limits: Limits = field(default_factory=Limits)
     split: bool = False
     threads: int | None = None
     sync: bool = True
@@ -118,7 +119,7 @@ class Prepared:
     job: Job
     source: GgufSet
     tensors: tuple[Held, ...]
-    outputs: tuple[Output, ...]
+    outputs: tuple[Quantized, ...]
     importance: Importance | None
     notes: tuple[str, ...]
 
@@ -153,6 +154,8 @@ def _prepare(job: Job, source: GgufSet) -> Prepared:
     imatrix = open_imatrix(job.imatrix, job.include, job.exclude) if job.imatrix else None
     if (job.include or job.exclude) and imatrix is None:
         raise Usage("--include-weights and --exclude-weights choose entries of an importance matrix: pass --imatrix")
+    if job.split and job.limits != Limits():
+        raise Usage("--keep-split takes the shards of the input", fix="Drop it, or the other options for splitting.")
     facts = facts_of({**source.metadata, **job.metadata}, importance=imatrix is not None)
     renamed = prune_layers(source.tensors, job.prune, facts.blocks)
     infos = [source.tensors[name] for name in (_split_order(source) if job.split else file_order(source.tensors))]
@@ -164,7 +167,6 @@ def _prepare(job: Job, source: GgufSet) -> Prepared:
     if job.prune:
         left = facts.blocks - len(set(job.prune))
         overrides[Keys.LLM.BLOCK_COUNT.format(arch=facts.architecture)] = u32(left)
-    counts = _counts(source, tensors) if job.split else (len(tensors),)
     name = replace(parse(source.paths[0].name), shard=None)
     paths = output_paths(name, job.recipes, job.output, job.outdir or job.source.parent)
     outputs = []
@@ -181,7 +183,8 @@ def _prepare(job: Job, source: GgufSet) -> Prepared:
             allow_requantize=job.allow_requantize,
             strict=job.strict,
         )
-        outputs.append(Output(plan, plan_shards(plan.layout, counts), path))
+        counts = _counts(source, tensors) if job.split else job.limits.counts(plan.layout.tensors, source.alignment)
+        outputs.append(Quantized(plan_shards(plan.layout, counts), path, plan))
     notes = tuple(importance.coverage.notes()) if importance else ()
     return Prepared(job, source, tensors, tuple(outputs), importance, notes)
 

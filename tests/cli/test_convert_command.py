@@ -74,9 +74,9 @@ def test_where_to_write(model: Path, tmp_path: Path, option: str) -> None:
 @pytest.mark.parametrize(("outtype", "types"), [("f16", {"F16", "F32"}), ("bf16", {"BF16", "F32"}), ("f32", {"F32"})])
 def test_output_types(model: Path, tmp_path: Path, outtype: str, types: set[str]) -> None:
     done = run(model, "--outtype", outtype, "--outdir", tmp_path, "--json")
-    report = json.loads(done.stdout)
-    assert set(report["types"]) == types
-    gguf = open_gguf(report["output"])
+    (output,) = json.loads(done.stdout)["outputs"]
+    assert set(output["types"]) == types
+    gguf = open_gguf(*output["output"])
     assert {info.format.name for info in gguf.tensors.values()} == types
     assert {info.format.name for info in gguf.tensors.values() if len(info.shape) == 1} == {"F32"}
 
@@ -127,7 +127,7 @@ def test_dry_run_writes_nothing_and_knows_the_size(model: Path, tmp_path: Path) 
     assert done.returncode == 0
     assert "blk.1.ffn_down.weight" in done.stdout
     assert list(tmp_path.iterdir()) == []
-    report = json.loads(run(model, "--outdir", tmp_path, "--dry-run", "--json").stdout)
+    (report,) = json.loads(run(model, "--outdir", tmp_path, "--dry-run", "--json").stdout)["outputs"]
     assert run(model, "--outdir", tmp_path).returncode == 0
     (path,) = tmp_path.iterdir()
     assert path.stat().st_size == report["bytes"]

@@ -493,7 +493,14 @@ def test_logits_as_the_library_that_wrote_the_checkpoint(tmp_path: Path, name: s
     assert any(note.startswith("14 weights are dequantized from bitsandbytes") for note in prepared.notes)
     run(prepared)
     llama = llama_cpp.Llama(
-        str(prepared.path), n_ctx=128, n_batch=128, logits_all=True, type_k=0, type_v=0, flash_attn=False, verbose=False
+        str(prepared.output.path),
+        n_ctx=128,
+        n_batch=128,
+        logits_all=True,
+        type_k=0,
+        type_v=0,
+        flash_attn=False,
+        verbose=False,
     )
     llama.eval(ids)
     found = np.array(llama.scores[: len(ids)])

@@ -88,11 +88,12 @@ def test_float32_output_holds_exactly_the_source_values(tmp_path: Path, kind: st
 def test_the_hub_cache_gives_the_model_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "models--org--Some-Model-1B" / "snapshots" / "0123abc"
     checkpoints.write("llama", folder)
-    assert prepare(Job(folder)).path.name == "Some-Model-1B-F16.gguf"
+    assert prepare(Job(folder)).output.path.name == "Some-Model-1B-F16.gguf"
 
 
 def test_a_folder_for_outputs_is_made(tmp_path: Path) -> None:
     folder = checkpoints.write("llama", tmp_path / "Model")
-    done = run(prepare(Job(folder, outdir=tmp_path / "new" / "place", sync=False)))
-    assert done.prepared.path == tmp_path / "new" / "place" / "Model-F16.gguf"
-    assert done.prepared.path.is_file()
+    prepared = prepare(Job(folder, outdir=tmp_path / "new" / "place", sync=False))
+    run(prepared)
+    assert prepared.output.paths == [tmp_path / "new" / "place" / "Model-F16.gguf"]
+    assert prepared.output.path.is_file()
