@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from commands import run
 
+import checkpoints
+from ggufsmith.cli.app import convert
+from ggufsmith.cli.quant import quant
 from ggufsmith.cli.split import merge, split
 from ggufsmith.container.formats import format_of
 from ggufsmith.container.layout import TensorSpec, lay_out
@@ -103,3 +106,51 @@ def test_a_missing_shard(model: Path) -> None:
     done = run(merge, model.with_name("Model-Q4_0-00001-of-00003.gguf"), model.with_name("x.gguf"), "--json")
     assert done.exit_code == 4
     assert "Model-Q4_0-00002-of-00003.gguf" in json.loads(done.output)["error"]["what"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--split-max-tensors", 7),
+        ("--split-max-size", "600K"),
+        ("--split-max-tensors", 7, "--no-tensor-first-split"),
+    ],
+)
+@pytest.mark.parametrize("how", ["convert", "convert and quantize", "quantize"])
+def test_shards_written_directly(tmp_path: Path, how: str, options: tuple[object, ...]) -> None:
+    """The same files as those of splitting the one file."""
+    folder = checkpoints.write("llama", tmp_path / "Model")
+    source, recipe = folder, ("--recipe", "q8_0")
+    if how == "quantize":
+        assert run(convert, folder, "--outfile", tmp_path / "F16.gguf").exit_code == 0
+        source = tmp_path / "F16.gguf"
+    command = quant if how == "quantize" else convert
+    more = () if how == "convert" else recipe
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "split").mkdir()
+    assert run(command, source, *more, "--outfile", tmp_path / "one.gguf").exit_code == 0
+    done = run(command, source, *more, "--outfile", tmp_path / "ours" / "m.gguf", *options, "--json")
+    assert done.exit_code == 0, done.output
+    assert run(split, tmp_path / "one.gguf", tmp_path / "split" / "m.gguf", *options).exit_code == 0
+    assert len(names(tmp_path / "ours")) > 2
+    assert names(tmp_path / "ours") == names(tmp_path / "split")
+    for name in names(tmp_path / "ours"):
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "split" / name).read_bytes()
+    (output,) = json.loads(done.output)["outputs"]
+    assert [Path(path).name for path in output["output"]] == names(tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--keep-split", "--split-max-size", "4G"), "--keep-split"),
+        (("--no-tensor-first-split",), "several files"),
+        (("--split-max-size", "much"), "no size"),
+        (("--split-max-size", "1K"), "do not fit"),
+    ],
+)
+def test_impossible_splits_while_quantizing(model: Path, options: tuple[str, ...], message: str) -> None:
+    done = run(quant, model, "--recipe", "copy", *options)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert names(model.parent) == [model.name]

@@ -10,10 +10,11 @@ import pytest
 import checkpoints
 import reference
 from ggufsmith.container.copy import copy, plan_merge, plan_split
-from ggufsmith.container.shards import Limits, SetWriter, open_gguf_set, plan_shards
-from ggufsmith.convert.execute import tensors_of
+from ggufsmith.container.shards import Limits, open_gguf_set
+from ggufsmith.convert import quantized
 from ggufsmith.convert.run import Job, prepare, run
-from ggufsmith.quantize.stream import Target, stream
+from ggufsmith.quantize import requantize
+from ggufsmith.quantize.recipes.files import recipe_of
 
 pytestmark = pytest.mark.conformance
 
@@ -41,12 +42,9 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def convert(folder: Path, path: Path, limits: Limits) -> list[Path]:
     """Straight into shards."""
-    prepared = prepare(Job(folder))
-    plan = plan_shards(prepared.layout, limits.counts(prepared.layout.tensors, prepared.layout.alignment))
-    with prepared.checkpoint as checkpoint, SetWriter(path, plan) as writer:
-        stream(tensors_of(checkpoint, prepared.plan.outputs), [Target(plan.whole, writer)], threads=2)
-        writer.commit()
-    return writer.paths
+    prepared = prepare(Job(folder, outfile=path, limits=limits, sync=False))
+    run(prepared)
+    return prepared.output.paths
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +116,21 @@ def test_we_read_the_shards_that_llama_quantize_writes(whole: Path, tmp_path: Pa
             assert model.tensors.keys() == source.tensors.keys()
         copy(model, plan_merge(model), tmp_path / "merged.gguf")
     assert np.array_equal(logits(tmp_path / "merged.gguf"), logits(path))
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_llama_cpp_loads_what_is_quantized_into_shards(folder: Path, whole: Path, tmp_path: Path, kind: str) -> None:
+    """From a checkpoint and from a GGUF file; the same weights as in one file."""
+    limits, recipes = LIMITS[kind][0], (recipe_of("q4_K_M"),)
+    found = []
+    for name, each in (("one", Limits()), ("many", limits)):
+        job = Job(folder, outfile=tmp_path / f"{name}.gguf", limits=each, sync=False)
+        prepared = quantized.prepare(job, quantized.Quantization(recipes))
+        quantized.run(prepared)
+        other = requantize.Job(whole, recipes, output=tmp_path / f"{name}-again.gguf", limits=each, sync=False)
+        with requantize.prepare(other) as again:
+            requantize.run(again)
+        found.append([logits(output.paths[0]) for output in (*prepared.outputs, *again.outputs)])
+        assert (len(prepared.outputs[0].paths) > 2) == (len(again.outputs[0].paths) > 2) == (name == "many")
+    for one, many in zip(*found, strict=True):
+        assert np.array_equal(one, many)
