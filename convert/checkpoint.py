@@ -9,11 +9,13 @@ Source: the safetensors format description; huggingface_hub's cache layout (snap
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Protocol, Self
 
 from safetensors import SafetensorError, safe_open
 
@@ -56,28 +58,62 @@ class Source:
         return self.dtype
 
 
+class Reader(Protocol):
+    """Where the bytes of open files come from: the disk, or a server (`hub.ahead.ReadAhead`). Thread-safe."""
+
+    def expect(self, extents: Iterable[tuple[Path, int, int]]) -> None:
+        """(file, start, stop) of what will be read, in about that order."""
+
+    def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` from byte `offset` of the file on. Returns the bytes read, fewer only at its end."""
+
+    def close(self) -> None: ...
+
+
+class LocalFiles:
+    """A `Reader` of files on the disk."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        with ExitStack() as stack:
+            self._files = {path: stack.enter_context(path.open("rb", buffering=0)) for path in paths}
+            self._open = stack.pop_all()
+
+    def expect(self, extents: Iterable[tuple[Path, int, int]]) -> None:
+        """The system reads ahead by itself."""
+
+    def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
+        return read_at(self._files[path].fileno(), buffer, offset)
+
+    def close(self) -> None:
+        self._open.close()
+
+
 @dataclass
 class Checkpoint:
     """The tensors of a model folder by name, in file order, and sentences for the report.
 
-    Entering opens the files for reading; leaving closes them.
+    Entering opens the files for reading, by `open_files`; leaving closes them.
     """
 
     folder: Path
     tensors: Mapping[str, Source]
     notes: tuple[str, ...] = ()
-    _files: dict[Path, IO[bytes]] = field(default_factory=dict, repr=False)
+    open_files: Callable[[Sequence[Path]], Reader] = LocalFiles
+    _reader: Reader = field(default_factory=lambda: LocalFiles(()), repr=False)
 
     def __enter__(self) -> Self:
-        for path in self.files:
-            self._files[path] = path.open("rb", buffering=0)
+        self._reader = self.open_files(self.files)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._files:
-            self._files.popitem()[1].close()
+        self._reader.close()
+
+    def expect(self, sources: Iterable[Source]) -> None:
+        """Say what will be read, in the order of reading: far files are then read ahead."""
+        parts = (part for source in sources for part in source.stored)
+        self._reader.expect((part.path, part.offset, part.offset + part.nbytes) for part in parts)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -85,7 +121,7 @@ class Checkpoint:
 
     def read_into(self, source: Source, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the tensor's bytes from byte `start` on. Thread-safe. Malformed if the file ends."""
-        if read_at(self._files[source.path].fileno(), buffer, source.offset + start) < len(buffer):
+        if self._reader.read_into(source.path, source.offset + start, buffer) < len(buffer):
             raise Malformed(
                 f"the file ends inside tensor {source.name!r}: it was cut after its header was read",
                 where=source.path,
@@ -98,18 +134,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Malformed: a missing, truncated or damaged shard, a path that leaves the folder, a tensor found twice.
     Unsupported: a folder without weights that can be read, or torch is missing for pickled ones.
     """
-    index = _index_file(folder)
+    index_file = index_name(_names(folder), folder)
+    index = None if index_file is None else folder / index_file
     if index is None:
         listed, paths = None, _loose_files(folder)
         if paths[0].suffix == ".pth":
             return _open_original(folder, paths)
     else:
-        listed = _weight_map(index)
+        listed = weight_map(index)
         paths = sorted({_inside(folder, name, index) for name in listed.values()})
     tensors: dict[str, Source] = {}
     extra: list[str] = []
     for path in paths:
-        for source in _read_header(path) if path.suffix == ".safetensors" else _read_pickle(path):
+        for source in read_tensors(path):
             if listed is not None and listed.get(source.name) != path.name:
                 extra.append(source.name)
                 continue
@@ -137,6 +174,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, tensors, tuple(notes))
 
 
+def read_tensors(path: Path) -> Iterator[Source]:
+    """The tensors of one file, safetensors or pickled, in its order. Malformed or Unsupported as `open_checkpoint`."""
+    return _read_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
+
+
 def _read_pickle(path: Path) -> "Iterator[Source]":
     from ggufsmith.convert.sources.pickles import read_pickle  # it needs `Source`
 
@@ -150,24 +192,51 @@ def _open_original(folder: Path, paths: list[Path]) -> Checkpoint:
     return Checkpoint(folder, join([_read_pickle(path) for path in paths], original_config(folder / "params.json")))
 
 
-def _index_file(folder: Path) -> Path | None:
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    usual = folder / "model.safetensors.index.json"
+def index_name(names: Iterable[str], where: object) -> str | None:
+    """Of the names of a model's files, that of the index that says where its weights are; None if there is none.
+
+    Malformed if there are several that could be it.
+    """
+    names = sorted(names)
+    indexes = [name for name in names if name.endswith(".safetensors.index.json")]
+    usual = "model.safetensors.index.json"
     if usual in indexes:
         return usual
-    if not any(folder.glob("*.safetensors")):
-        indexes = sorted(folder.glob("pytorch_model*.bin.index.json"))
-    indexes = [path for path in indexes if not path.name.startswith("consolidated")]
+    if not any(name.endswith(".safetensors") for name in names):
+        indexes = [name for name in names if fnmatchcase(name, "pytorch_model*.bin.index.json")]
+    indexes = [name for name in indexes if not name.startswith("consolidated")]
     if len(indexes) > 1:
         raise Malformed(
-            f"{len(indexes)} index files: {', '.join(path.name for path in indexes)}",
-            where=folder,
+            f"{len(indexes)} index files: {', '.join(indexes)}",
+            where=where,
             fix="Keep the one that belongs to the weights you want.",
         )
     return indexes[0] if indexes else None
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_names(names: Iterable[str]) -> list[str]:
+    """Of the names of a model's files, where no index says which, those that hold its weights.
+
+    safetensors, else pickled ones. consolidated*.safetensors holds the same weights under the names of Mistral's own
+    format, adapters are no model.
+    """
+    names = sorted(names)
+    found = [
+        name
+        for name in names
+        if name.endswith(".safetensors") and not name.startswith(("consolidated", "adapter_"))
+    ]
+    original = [name for name in names if fnmatchcase(name, "consolidated.*.pth") and "params.json" in names]
+    pickled = [name for name in names if fnmatchcase(name, "pytorch_model*.bin")]
+    return found or pickled or original or [name for name in names if name.endswith(".pt")]
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, as an index has it. Malformed if it is none."""
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise Malformed('"weight_map" must map tensor names to file names', where=index)
@@ -192,27 +261,20 @@ def _contained(folder: Path, path: Path) -> Path:
     real, home = path.resolve(), folder.resolve()
     if real.is_relative_to(home):
         return path
-    cache = home.parent.parent / "blobs"
-    if home.parent.name == "snapshots" and real.is_relative_to(cache.resolve()):
+    model = home.parent.parent
+    blobs = (model / "blobs", model.parent / "blobs")  # of this model; shared by all, since huggingface_hub 2
+    if home.parent.name == "snapshots" and any(real.is_relative_to(place.resolve()) for place in blobs):
         return path
     raise Malformed(f"{path.name} is a link to {real}, outside the model folder", where=folder)
 
 
 def _loose_files(folder: Path) -> list[Path]:
-    """The files with weights of a folder without an index: safetensors, else pickled ones.
-
-    consolidated*.safetensors holds the same weights under the names of Mistral's own format, adapters are no model.
-    """
-    found = sorted(folder.glob("*.safetensors"))
-    paths = [path for path in found if not path.name.startswith(("consolidated", "adapter_"))]
-    if paths:
-        return [_contained(folder, path) for path in paths]
+    """The files with weights of a folder without an index."""
     if not folder.is_dir():
         raise Malformed("there is no such folder", where=folder)
-    parts = sorted(folder.glob("consolidated.*.pth")) if (folder / "params.json").is_file() else []
-    pickled = sorted(folder.glob("pytorch_model*.bin")) or parts or sorted(folder.glob("*.pt"))
-    if pickled:
-        return [_contained(folder, path) for path in pickled]
+    found = weight_names(_names(folder))
+    if found:
+        return [_contained(folder, folder / name) for name in found]
     kinds = {
         "consolidated*.safetensors": "Mistral's own format; take the model.safetensors of the same repository",
         "adapter_*.safetensors": "a LoRA adapter, not a model; merge it into its base model first",

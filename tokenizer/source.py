@@ -55,7 +55,9 @@ def shown(value: Any) -> str:
 def inside(folder: Path, path: Path) -> bool:
     """Whether `path`, links resolved, lies in `folder` or among the blobs of its Hugging Face cache entry."""
     home = folder.resolve()
-    homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    model = home.parent.parent
+    blobs = [model / "blobs", model.parent / "blobs"]  # of this model; shared by all, since huggingface_hub 2
+    homes = [home, *(blobs if home.parent.name == "snapshots" else [])]
     target = path.resolve()
     return any(target.is_relative_to(place) for place in homes)
 
