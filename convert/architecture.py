@@ -113,10 +113,10 @@ class Key:
     """One GGUF key.
 
     name:    with "{arch}", from gguf.constants.Keys.
-    names:   config keys in order of preference.
+    names:   config keys in order of preference; the first is the one that `convert.hf` writes.
     make:    the typed value constructor; also decides how the config value is read.
     default: used when no config key is there; None leaves the GGUF key out, Need.REQUIRED is an error.
-    of:      takes the value from the dimensions instead of the config.
+    of:      takes the value from the dimensions, which know the config, instead.
     """
 
     name: str

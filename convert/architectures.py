@@ -42,10 +42,14 @@ def expert_half(k: int) -> Callable[[Dims], Op]:
     return lambda dims: Part(k * dims.expert_ff, (k + 1) * dims.expert_ff)
 
 
-def gemma_attention_scale(config: Mapping[str, Any], dims: Dims) -> str | None:
+def gemma_attention_scalar(blocks: int, embd: int, heads: int, head_dim: int) -> int:
     """llama.cpp divides scores by sqrt(head_dim), and by sqrt(embd / heads) in the 27B models, known by their depth."""
+    return embd // heads if blocks in (46, 62) else head_dim
+
+
+def gemma_attention_scale(config: Mapping[str, Any], dims: Dims) -> str | None:
     scalar = config["query_pre_attn_scalar"]
-    assumed = dims.embd // dims.heads if dims.blocks in (46, 62) else dims.head_dim
+    assumed = gemma_attention_scalar(dims.blocks, dims.embd, dims.heads, dims.head_dim)
     return None if scalar == assumed else f"query_pre_attn_scalar is {scalar!r}, and llama.cpp assumes {assumed}"
 
 
@@ -93,23 +97,24 @@ PACKED_EXPERTS = (
 # -- groups of keys ---------------------------------------------------------------------------------------------------
 
 SIZES = (
-    Key(Keys.LLM.BLOCK_COUNT, of=lambda d: d.blocks),
+    Key(Keys.LLM.BLOCK_COUNT, u32, ("num_hidden_layers",), of=lambda d: d.blocks),
     Key(Keys.LLM.CONTEXT_LENGTH, u32, ("max_position_embeddings", "max_sequence_length")),
-    Key(Keys.LLM.EMBEDDING_LENGTH, of=lambda d: d.embd),
-    Key(Keys.LLM.FEED_FORWARD_LENGTH, of=lambda d: d.ff),
-    Key(Keys.Attention.HEAD_COUNT, of=lambda d: d.heads),
-    Key(Keys.Attention.HEAD_COUNT_KV, of=lambda d: d.kv_heads),
+    Key(Keys.LLM.EMBEDDING_LENGTH, u32, ("hidden_size",), of=lambda d: d.embd),
+    Key(Keys.LLM.FEED_FORWARD_LENGTH, u32, ("intermediate_size",), of=lambda d: d.ff),
+    Key(Keys.Attention.HEAD_COUNT, u32, ("num_attention_heads",), of=lambda d: d.heads),
+    Key(Keys.Attention.HEAD_COUNT_KV, u32, ("num_key_value_heads",), of=lambda d: d.kv_heads),
     Key(Keys.Attention.LAYERNORM_RMS_EPS, f32, ("rms_norm_eps",), 1e-6),
 )
 HEAD_SIZE = (
-    Key(Keys.Attention.KEY_LENGTH, of=lambda d: d.head_dim),
+    Key(Keys.Attention.KEY_LENGTH, u32, ("head_dim",), of=lambda d: d.head_dim),
     Key(Keys.Attention.VALUE_LENGTH, of=lambda d: d.head_dim),
 )
 EXPERT_COUNTS = (
     Key(Keys.LLM.EXPERT_COUNT, u32, ("num_local_experts", "num_experts"), None),
     Key(Keys.LLM.EXPERT_USED_COUNT, u32, ("num_experts_per_tok",), None),
 )
-EXPERT_LENGTH = (Key(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH, of=lambda d: d.expert_ff),)
+QWEN_EXPERT_COUNTS = (replace(EXPERT_COUNTS[0], names=("num_experts", "num_local_experts")), EXPERT_COUNTS[1])
+EXPERT_LENGTH = (Key(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH, u32, ("moe_intermediate_size",), of=lambda d: d.expert_ff),)
 
 SILU = {"hidden_act": ("silu",)}
 GELU = {"hidden_activation": ("gelu_pytorch_tanh",), "hidden_act": ("gelu_pytorch_tanh", "gelu")}
@@ -189,9 +194,14 @@ QWEN2_MOE = replace(
     ),
     keys=(
         *SIZES,
-        *EXPERT_COUNTS,
+        *QWEN_EXPERT_COUNTS,
         *EXPERT_LENGTH,
-        Key(Keys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH, of=lambda d: d.shared_ff),
+        Key(
+            Keys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH,
+            u32,
+            ("shared_expert_intermediate_size",),
+            of=lambda d: d.shared_ff,
+        ),
     ),
     fused=PACKED_EXPERTS,
     require={**SILU, "norm_topk_prob": (False,)},
@@ -210,7 +220,7 @@ QWEN3_MOE = replace(
     arch=MODEL_ARCH.QWEN3MOE,
     classes=("Qwen3MoeForCausalLM",),
     tensors=(*EMBEDDINGS, *NORMS, *ATTENTION, *HEAD_NORMS, *EXPERTS),
-    keys=(*SIZES, *HEAD_SIZE, *EXPERT_COUNTS, *EXPERT_LENGTH),
+    keys=(*SIZES, *HEAD_SIZE, *QWEN_EXPERT_COUNTS, *EXPERT_LENGTH),
     require={**SILU, "norm_topk_prob": (True,)},
     defaults={"norm_topk_prob": False, "num_experts_per_tok": 8, "max_position_embeddings": 32768},
 )

@@ -41,10 +41,17 @@ class Op:
         """Rows start..stop (exclusive) of the output, as an array (stop - start, width)."""
         return read(0, start, stop)
 
+    def inverse(self, source: int = 0) -> "Op | None":
+        """The op that makes that source from the output; None if there is none."""
+        return None
+
 
 @dataclass(frozen=True)
 class Copy(Op):
     """The source as it is."""
+
+    def inverse(self, source: int = 0) -> Op:
+        return self
 
 
 @dataclass(frozen=True)
@@ -59,8 +66,7 @@ class RopePermute(Op):
     heads: int
     undo: bool = False
 
-    @property
-    def inverse(self) -> "RopePermute":
+    def inverse(self, source: int = 0) -> "RopePermute":
         return RopePermute(self.heads, not self.undo)
 
     def shape(self, *sources: Shape) -> Shape:
@@ -98,6 +104,26 @@ class Stack(Op):
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def inverse(self, source: int = 0) -> "Unstack":
+        return Unstack(source)
+
+
+@dataclass(frozen=True)
+class Unstack(Op):
+    """One of the tensors of a stack: (experts, r, c) becomes (r, c)."""
+
+    index: int
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if not 0 <= self.index < source[0]:
+            raise ValueError(f"there is no tensor {self.index} in a stack of {source[0]}")
+        return source[1:]
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        before = self.index * rows_of(sources[0][1:])[0]
+        return read(0, before + start, before + stop)
+
 
 @dataclass(frozen=True)
 class Part(Op):
@@ -123,13 +149,38 @@ class Part(Op):
 
 
 @dataclass(frozen=True)
-class AddOne(Op):
-    """x + 1 in float32: Gemma's norms store their distance from one, ggml's hold the factor itself."""
+class Transpose(Op):
+    """Rows become columns; for small matrices, since every chunk reads the whole source."""
 
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if len(source) != 2:
+            raise ValueError(f"{list(source)} is no matrix")
+        return source[::-1]
+
+    def granule(self, *sources: Shape) -> int:
+        return sources[0][1]
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        turned: Array = np.ascontiguousarray(read(0, 0, sources[0][0])[:, start:stop].T)
+        return turned
+
+
+@dataclass(frozen=True)
+class AddOne(Op):
+    """x + 1 in float32: Gemma's norms store their distance from one, ggml's hold the factor itself.
+
+    Undoing it gives back x as far as the sum holds it: every bfloat16 from 2**-16 and float16 from 2**-13 on.
+    """
+
+    undo: bool = False
     computes: ClassVar[bool] = True
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
-        return read(0, start, stop) + np.float32(1)
+        return read(0, start, stop) + np.float32(-1 if self.undo else 1)
+
+    def inverse(self, source: int = 0) -> "AddOne":
+        return AddOne(not self.undo)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufsmith.convert.ops import AddOne, Array, Constant, Copy, Op, Part, RopePermute, Stack
+from ggufsmith.convert.ops import AddOne, Array, Constant, Copy, Op, Part, RopePermute, Stack, Unstack
 from ggufsmith.quantize.stream import rows_of
 
 
@@ -38,6 +38,7 @@ CASES: dict[str, tuple[Op, list[Array], Callable[[list[Array]], Array]]] = {
     "permute weight": (RopePermute(3), [numbers(24, 5)], lambda s: permuted(s[0], 3)),
     "permute bias": (RopePermute(3), [numbers(24)], lambda s: permuted(s[0], 3)),
     "stack": (Stack(), [numbers(4, 3) + 100 * k for k in range(5)], lambda s: np.stack(s)),
+    "unstack": (Unstack(3), [numbers(5, 4, 3)], lambda s: s[0][3]),
     "part of a matrix": (Part(2, 5), [numbers(7, 3)], lambda s: s[0][2:5]),
     "part of packed experts": (Part(4, 8), [numbers(3, 8, 2)], lambda s: s[0][:, 4:8]),
     "add one": (AddOne(), [numbers(9)], lambda s: s[0] + 1),
@@ -56,7 +57,22 @@ def test_any_chunking_gives_the_whole_array(name: str, step: int) -> None:
 def test_the_inverse_permutation_undoes_it(heads: int, half: int, width: int, step: int) -> None:
     source = numbers(heads * half * 2, width)
     op = RopePermute(heads)
-    np.testing.assert_array_equal(in_chunks(op.inverse, [in_chunks(op, [source], step)], step), source)
+    np.testing.assert_array_equal(in_chunks(op.inverse(), [in_chunks(op, [source], step)], step), source)
+
+
+@pytest.mark.parametrize("name", ["copy", "permute weight", "permute bias", "stack", "add one"])
+@pytest.mark.parametrize("step", [2, 5, 1000])
+def test_the_inverse_of_an_op_makes_its_sources(name: str, step: int) -> None:
+    op, sources, whole = CASES[name]
+    for k, source in enumerate(sources):
+        inverse = op.inverse(k)
+        assert inverse is not None
+        np.testing.assert_array_equal(in_chunks(inverse, [whole(sources)], step), source)
+
+
+def test_an_op_without_an_inverse_says_so() -> None:
+    assert Part(2, 5).inverse() is None
+    assert Constant((1.0,)).inverse() is None
 
 
 def test_an_op_that_does_not_apply_says_why() -> None:
@@ -64,6 +80,8 @@ def test_an_op_that_does_not_apply_says_why() -> None:
         RopePermute(4).shape((10, 3))
     with pytest.raises(ValueError, match="experts differ in shape"):
         Stack().shape((2, 3), (3, 2))
+    with pytest.raises(ValueError, match="no tensor 5 in a stack of 5"):
+        Unstack(5).shape((5, 4, 3))
     with pytest.raises(ValueError, match="rows 4 to 9 are not within 8"):
         Part(4, 9).shape((3, 8, 2))
 
