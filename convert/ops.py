@@ -149,24 +149,6 @@ class Part(Op):
 
 
 @dataclass(frozen=True)
-class Transpose(Op):
-    """Rows become columns; for small matrices, since every chunk reads the whole source."""
-
-    def shape(self, *sources: Shape) -> Shape:
-        (source,) = sources
-        if len(source) != 2:
-            raise ValueError(f"{list(source)} is no matrix")
-        return source[::-1]
-
-    def granule(self, *sources: Shape) -> int:
-        return sources[0][1]
-
-    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
-        turned: Array = np.ascontiguousarray(read(0, 0, sources[0][0])[:, start:stop].T)
-        return turned
-
-
-@dataclass(frozen=True)
 class AddOne(Op):
     """x + 1 in float32: Gemma's norms store their distance from one, ggml's hold the factor itself.
 
