@@ -253,10 +253,10 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     path = folder / name
     if not path.is_file():
         raise Malformed(f"shard {name!r} is missing", where=folder, fix="Download the missing file.")
-    return _contained(folder, path)
+    return contained(folder, path)
 
 
-def _contained(folder: Path, path: Path) -> Path:
+def contained(folder: Path, path: Path) -> Path:
     """`path` itself, once its symbolic links are known to stay in the folder or in the hub cache's blobs."""
     real, home = path.resolve(), folder.resolve()
     if real.is_relative_to(home):
@@ -274,7 +274,7 @@ def _loose_files(folder: Path) -> list[Path]:
         raise Malformed("there is no such folder", where=folder)
     found = weight_names(_names(folder))
     if found:
-        return [_contained(folder, folder / name) for name in found]
+        return [contained(folder, folder / name) for name in found]
     kinds = {
         "consolidated*.safetensors": "Mistral's own format; take the model.safetensors of the same repository",
         "adapter_*.safetensors": "a LoRA adapter, not a model; merge it into its base model first",

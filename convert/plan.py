@@ -90,8 +90,10 @@ def find_architecture(config: Config) -> Architecture:
     )
 
 
-def make_plan(config: Config, tensors: Mapping[str, Source] | None) -> Plan:
+def make_plan(config: Config, tensors: Mapping[str, Source] | None, *, partial: bool = False) -> Plan:
     """The whole conversion; without tensors, only what the config says (a file that holds the vocabulary alone).
+
+    partial: the tensors are some of the model's, as in an adapter; the config alone gives the dimensions.
 
     Unsupported or Malformed lists everything that stands in the way of a faithful conversion.
     """
@@ -102,15 +104,16 @@ def make_plan(config: Config, tensors: Mapping[str, Source] | None) -> Plan:
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
     slots, dropped = _assign(record, blocks, tensors or {}, problems)
-    dims = _dimensions(config, blocks, slots)
+    dims = _dimensions(config, blocks, {} if partial else slots)
     rope_keys, generated, rope_notes = rope_metadata(config, record.rope, dims)
     outputs: list[Output] = []
-    if tensors is not None:
+    if tensors is not None and not partial:
         outputs += [
             Output(Slot(tensor, None, "weight").name, (len(values),), Constant(values), (), True)
             for tensor, values in generated.items()
         ]
-        outputs += _outputs(record, dims, slots, problems)
+    if tensors is not None:
+        outputs += _outputs(record, dims, slots, problems, partial)
     _check_config(record, config, dims, problems)
     metadata = _metadata(record, config, dims, problems)
     metadata.update({key.format(arch=record.name): value for key, value in rope_keys.items()})
@@ -233,7 +236,9 @@ def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[Piece]]) 
 # -- outputs ----------------------------------------------------------------------------------------------------------
 
 
-def _outputs(record: Architecture, dims: Dims, slots: dict[Slot, list[Piece]], problems: list[str]) -> Iterator[Output]:
+def _outputs(
+    record: Architecture, dims: Dims, slots: dict[Slot, list[Piece]], problems: list[str], partial: bool
+) -> Iterator[Output]:
     """Every output tensor: those outside the blocks first, then block by block, in the order of the record."""
     left = dict(slots)
     rules = [rule for rule in record.tensors if rule.when(dims)]
@@ -244,13 +249,13 @@ def _outputs(record: Architecture, dims: Dims, slots: dict[Slot, list[Piece]], p
         for part in ("weight", "bias"):
             slot = Slot(rule.tensor, block, part)
             pieces = left.pop(slot, None) if part == "weight" or rule.bias else None
-            if pieces is None and part == "weight" and rule.fallback is not None:
+            if pieces is None and part == "weight" and rule.fallback is not None and not partial:
                 pieces = slots.get(Slot(rule.fallback, block, part))
             if pieces is not None:
                 output = _output(rule, slot, pieces, dims, problems)
                 if output is not None:
                     yield output
-            elif part == "weight" and rule.need is Need.REQUIRED:
+            elif part == "weight" and rule.need is Need.REQUIRED and not partial:
                 problems.append(f"{slot.name}: its source is missing from the checkpoint")
     for slot, pieces in left.items():
         if slot.tensor in {rule.tensor for rule in record.tensors}:  # else reported as unknown
