@@ -13,7 +13,7 @@ import shutil
 import stat
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -33,6 +33,12 @@ FLUSH = 128 * 2**20  # bytes written between two early flushes
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # EFBIG: FAT's 4 GiB, or a process limit
 
 
+def gguf_tensors(path: Path) -> list[TensorInfo]:
+    """The tensors of a GGUF file."""
+    with open_gguf(path) as file:
+        return list(file.tensors.values())
+
+
 class Writer:
     """One output file, for use in a `with`; leaving it without `commit` removes what was written.
 
@@ -40,6 +46,7 @@ class Writer:
     sync:      False leaves flushing to the system: the file may be lost with the power, as any scratch file.
     overwrite: False refuses an output that exists.
     inputs:    files that are read; none of them may be the output, under any name.
+    reader:    gives the tensors of a file as they stand in it, for the check before the name is given.
 
     Entering raises Usage for a destination that cannot hold a file, OutputConflict for an output that exists, is an
     input, or is being written by another run, NoSpace with the bytes needed and free. Memory does not grow with the
@@ -54,12 +61,14 @@ class Writer:
         sync: bool = True,
         overwrite: bool = True,
         inputs: Sequence[Path] = (),
+        reader: Callable[[Path], list[TensorInfo]] = gguf_tensors,
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.layout = layout
         self.sync = sync
         self.overwrite = overwrite
         self.inputs = inputs
+        self.reader = reader
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.partial")
         self._fd = -1
         self._written: list[tuple[int, int]] = []
@@ -231,8 +240,7 @@ class Writer:
         with self._reporting("cannot read back"):
             read_at(self._fd, header, 0)
         try:
-            with open_gguf(self._temporary) as found:
-                same = (found.size, list(found.tensors.values())) == (layout.size, expected)
+            same = self.reader(self._temporary) == expected and os.fstat(self._fd).st_size == layout.size
         except Malformed as error:
             raise Failure(f"the written file does not verify: {error.what}", where=self.path) from error
         if not same or header != layout.header:
