@@ -15,6 +15,7 @@ from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import Checkpoint
 from ggufsmith.convert.execute import Converted, tensors_of
 from ggufsmith.naming.filename import FileName
+from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import Quantized, Written, fit_importance, output_paths, write_outputs
@@ -67,7 +68,7 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     tensors = [by_name[name] for name in order]
     importance = fit_importance(imatrix, tensors, facts) if imatrix else None
     folder = Path(os.path.abspath(job.folder))
-    name = FileName(conversion.model_folder_name(folder).strip().replace(" ", "-"))
+    name = FileName(model_folder_name(folder).strip().replace(" ", "-"))
     outputs = []
     paths = output_paths(name, quantization.recipes, job.outfile, job.outdir or folder)
     for recipe, path in zip(quantization.recipes, paths, strict=True):

@@ -20,7 +20,7 @@ from ggufsmith.convert.execute import tensors_of
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.sources.recognise import recognise
 from ggufsmith.naming.filename import FileName, output_name
-from ggufsmith.naming.identity import Parameters
+from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import general_metadata, read_overrides
 from ggufsmith.quantize.outputs import Output, Written, write_outputs
 from ggufsmith.tokenizer.read import read_vocabulary
@@ -145,13 +145,6 @@ def run(
             advance=advance,
             loaded=loaded,
         )
-
-
-def model_folder_name(folder: Path) -> str:
-    """The model's name as its folder gives it; the hub cache hides it in models--ORG--NAME/snapshots/REVISION."""
-    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-        return folder.parent.parent.name.rsplit("--", 1)[1]
-    return folder.name or "model"
 
 
 def _output_format(outtype: str, checkpoint: Checkpoint) -> Format:

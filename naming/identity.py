@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,19 @@ def identify(model_id: str, total: int = 0) -> Identity:
         version=version,
         size_label="-".join(dict.fromkeys(size.split("-"))) if size else None,
     )
+
+
+def hub_id(folder: Path) -> str:
+    """ORG/NAME of a model folder in the hub's cache, models--ORG--NAME/snapshots/REVISION; empty for any other."""
+    cached = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not cached.startswith("models--"):
+        return ""
+    return cached.removeprefix("models--").replace("--", "/", 1)
+
+
+def model_folder_name(folder: Path) -> str:
+    """The model's name as its folder gives it."""
+    return hub_id(folder).rpartition("/")[2] or folder.name or "model"
 
 
 def title(model_id: str) -> str:

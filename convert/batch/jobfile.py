@@ -32,8 +32,8 @@ from ggufsmith.container.documents import Document, Keys, read_document
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.container.shards import SUFFIX, parse_size
 from ggufsmith.convert.batch.schema import ENCODING, MODEL, MODELS, OUTPUT, SETTINGS, TABLES, Key, Kind
-from ggufsmith.convert.run import model_folder_name
 from ggufsmith.naming.filename import parse
+from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.quantize.recipes.assign import Recipe
 from ggufsmith.quantize.recipes.files import recipe_of
 
