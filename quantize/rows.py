@@ -54,6 +54,7 @@ INFINITE = 0x7F800000  # float32 bits of infinity; NaN lies above
 LARGEST_HALF = 0x477FE000  # float32 bits of 65504, the largest float16
 ROUNDS_TO_INFINITY = 65520.0  # the smallest magnitude that float16 cannot hold
 LOCAL = threading.local()  # per thread: `room`, a float32 chunk
+Steer = tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[()]  # the repeated importance and the mean squares
 FAINTEST = np.float32(2.0**-100)  # importance below this vanishes in the float32 sums of the searches
 
 
@@ -226,28 +227,29 @@ def encode_chunk(
     target: Format,
     x: NDArray[np.float32],
     out: NDArray[np.uint8],
-    steer: tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[()],
+    steer: Steer,
 ) -> None:
     """Whole groups of blocks straight from `x` into `out`, the rest through padded copies.
 
-    steer: the repeated importance and the mean squares for `Codec.weighted`; empty for `Codec.encode`.
+    steer: for `Codec.weighted`; empty for `Codec.encode`.
     """
     lanes = vector_lanes()
-
-    def run(x: NDArray[np.float32], out: NDArray[np.uint8], first: int) -> None:
-        if steer:
-            codec.weighted(x, out, steer[0], first, steer[1])  # type: ignore[misc]
-        else:
-            codec.encode(x, out)  # type: ignore[misc]
-
     x, out = flat(x), flat(out)
     whole, rest = divide(x.size // target.weights, lanes)
     if whole:
-        run(x[: whole * target.weights], out[: whole * target.size], 0)
+        run(codec, x[: whole * target.weights], out[: whole * target.size], steer, 0)
     if rest:
         room = np.empty(lanes * target.size, np.uint8)
-        run(padded(x[whole * target.weights :], lanes * target.weights), room, whole)
+        run(codec, padded(x[whole * target.weights :], lanes * target.weights), room, steer, whole)
         out[whole * target.size :] = room[: rest * target.size]
+
+
+def run(codec: "Codec", x: NDArray[np.float32], out: NDArray[np.uint8], steer: Steer, first: int) -> None:
+    """One call of a kernel; `first`: the number of its first block in the chunk."""
+    if steer:
+        codec.weighted(x, out, steer[0], first, steer[1])  # type: ignore[misc]
+    else:
+        codec.encode(x, out)  # type: ignore[misc]
 
 
 def convert_rows(target: Format, rows: NDArray[Any], source: Format, out: NDArray[np.uint8]) -> Report:

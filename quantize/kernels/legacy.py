@@ -130,28 +130,29 @@ def encode_with_min(x: Any, out: Any, top: Any, five_bits: bool, size: int) -> N
 
 
 @jitable
-def load_weights(s: Any, importance: Any, first: int, power: Any, w: Any, sigma: Any) -> None:
-    """w = importance * sqrt(mean square of the row + x * x), for the group of blocks from `first` on."""
+def load_importance(importance: Any, first: int, power: Any, w: Any, room: Any) -> Any:
+    """The importance of the group of blocks from `first` on, into w; returns the mean squares of their rows."""
     per_row = importance.size // N - W
+    row, column = first // per_row, first % per_row
+    to_lanes(importance, column * N, N, w, 0)
     for lane in range(W):
-        sigma[lane] = power[min((first + lane) // per_row, power.size - 1)]
-    to_lanes(importance, first % per_row * N, N, w, 0)
-    square = load(sigma, 0)
-    for i in range(N):
-        v = load(s, i * W)
-        store(w, i * W, load(w, i * W) * sqrt(square + v * v))
+        room[lane] = power[min(row, power.size - 1)]
+        column += 1
+        if column == per_row:
+            row, column = row + 1, 0
+    return load(room, 0)
 
 
 @jitable
 def search_symmetric(
     x: Any, out: Any, importance: Any, first: int, power: Any, levels: Any, five_bits: bool, size: int
 ) -> None:
-    s, w, sigma = scratch(N * W, np.float32), scratch(N * W, np.float32), scratch(W, np.float32)
+    s, w, room = scratch(N * W, np.float32), scratch(N * W, np.float32), scratch(W, np.float32)
     wx, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
-        load_weights(s, importance, first + k, power, w, sigma)
-        d, inverse, zero = symmetric_scale(s, 0, w, wx, N, levels, True)
+        square = load_importance(importance, first + k, power, w, room)
+        d, inverse, zero = symmetric_scale(s, 0, w, wx, N, levels, True, square)
         for i in range(N):
             code = clamp(nearest_small(inverse * load(s, i * W)), -levels, levels - f32(1)) + levels
             store(codes, i * W, to_i32(select(zero, f32(0), code)))
@@ -164,11 +165,14 @@ def search_symmetric(
 def search_with_min(
     x: Any, out: Any, importance: Any, first: int, power: Any, top: Any, five_bits: bool, size: int
 ) -> None:
-    s, w, sigma = scratch(N * W, np.float32), scratch(N * W, np.float32), scratch(W, np.float32)
+    s, w, room = scratch(N * W, np.float32), scratch(N * W, np.float32), scratch(W, np.float32)
     tried, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
-        load_weights(s, importance, first + k, power, w, sigma)
+        square = load_importance(importance, first + k, power, w, room)
+        for i in range(N):
+            v = load(s, i * W)
+            store(w, i * W, load(w, i * W) * sqrt(square + v * v))
         d, low, inverse, offset = scale_and_min(s, 0, w, 0, tried, N, top, f32(-0.9), f32(0.05), 36, False)
         for i in range(N):
             code = clamp(nearest(inverse * (load(s, i * W) - offset)), f32(0), top)

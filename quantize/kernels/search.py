@@ -21,6 +21,7 @@ from ggufsmith.quantize.simd import (
     nearest,
     nearest_small,
     select,
+    sqrt,
     store,
     to_f32,
     to_i8,
@@ -44,44 +45,55 @@ def extreme(x: Any, at: int, n: int) -> Any:
 
 
 @jitable
-def symmetric_sums(x: Any, at: int, w: Any, wx: Any, n: int, inverse: Any, levels: Any, step: int, finite: bool) -> Any:
-    """Sums of w*x*l and w*l*l over the codes l = inverse * x, between -levels and levels - 1.
+def symmetric_code(scaled: Any, levels: Any, step: int, finite: bool) -> Any:
+    """The code nearest to inverse * x, between -levels and levels - 1.
 
     Finite x gives |inverse * x| <= levels + step / 10, but for rounding, so that few steps need both limits.
     """
+    if finite:
+        code = nearest_small(scaled)
+        if step > -6:
+            code = minimum(code, levels - f32(1))
+        if step > 4:
+            code = maximum(code, -levels)
+    else:
+        code = clamp(nearest(scaled), -levels, levels - f32(1))
+    return code
+
+
+@jitable
+def symmetric_sums(x: Any, at: int, w: Any, wx: Any, n: int, inverse: Any, levels: Any, step: int, finite: bool) -> Any:
+    """Sums of w*x*l and w*l*l over the codes l = inverse * x."""
     xl = broadcast(f32(0))
     ll = xl
     for i in range(n):
-        scaled = inverse * load(x, at + i * W)
-        if finite:
-            code = nearest_small(scaled)
-            if step > -6:
-                code = minimum(code, levels - f32(1))
-            if step > 4:
-                code = maximum(code, -levels)
-        else:
-            code = clamp(nearest(scaled), -levels, levels - f32(1))
+        code = symmetric_code(inverse * load(x, at + i * W), levels, step, finite)
         xl = xl + load(wx, i * W) * code
         ll = ll + load(w, i * W) * code * code
     return xl, ll
 
 
 @jitable
-def symmetric_scale(x: Any, at: int, w: Any, wx: Any, n: int, levels: Any, finite: bool) -> Any:
+def symmetric_scale(x: Any, at: int, w: Any, wx: Any, n: int, levels: Any, finite: bool, square: Any = None) -> Any:
     """Weighted least-squares scale of codes from -levels to levels - 1 (make_qx_quants, rmse_type 1).
 
-    w: the n weights of each lane, from 0. wx: room for n vectors. finite: whether x is known to be finite.
+    w: the n weights of each lane, from 0; with `square` their importance, which becomes the weights
+    importance * sqrt(square + x * x). wx: room for n vectors. finite: whether x is known to be finite.
     Returns the scale, the inverse from which the codes follow, and the mask of lanes that are all zero.
     """
-    top = broadcast(f32(0))
-    size = top
-    for i in range(n):  # as in `extreme`
-        v = load(x, at + i * W)
-        store(wx, i * W, load(w, i * W) * v)
-        larger = absolute(v) > size
-        size, top = select(larger, absolute(v), size), select(larger, v, top)
+    top, size = extreme(x, at, n)
     inverse = -levels / top
-    xl, ll = symmetric_sums(x, at, w, wx, n, inverse, levels, 0, finite)
+    xl = broadcast(f32(0))
+    ll = xl
+    for i in range(n):  # one loop, so that the sums run while the roots are being taken
+        v, weight = load(x, at + i * W), load(w, i * W)
+        if square is not None:
+            weight = weight * sqrt(square + v * v)
+            store(w, i * W, weight)
+        store(wx, i * W, weight * v)
+        code = symmetric_code(inverse * v, levels, 0, finite)
+        xl = xl + weight * v * code
+        ll = ll + weight * code * code
     scale = select(ll != 0, xl / ll, f32(0))
     best = scale * xl
     candidate = -(levels + f32(0.1) * f32(-9)) / top
