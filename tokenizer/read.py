@@ -47,7 +47,13 @@ class _Parts:
 
 
 def read_vocabulary(
-    folder: Path, *, config: Mapping[str, Any], size: int | None, pre: str | None = None, architecture: str
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    size: int | None,
+    pre: str | None = None,
+    architecture: str,
+    model: Path | None = None,
 ) -> Vocabulary:
     """The vocabulary of a model folder.
 
@@ -55,6 +61,7 @@ def read_vocabulary(
     size:         rows of the embedding; None takes `vocab_size` of the config, or as many as there are tokens.
     pre:          a pre-tokenizer name of llama.cpp that overrides the one found.
     architecture: the Hugging Face class, for the few keys that llama.cpp's converter writes for some classes only.
+    model:        the folder of generation_config.json, if it is another.
 
     Malformed: a damaged or contradictory file. Unsupported: a kind of vocabulary, or a pre-tokenizer, without a
     counterpart. Usage: an unknown `pre`.
@@ -67,7 +74,7 @@ def read_vocabulary(
     files = Files(
         folder,
         config,
-        read_object(folder, "generation_config.json") or {},
+        read_object(model or folder, "generation_config.json") or {},
         read_object(folder, "tokenizer_config.json") or {},
         read_object(folder, "special_tokens_map.json") or {},
     )

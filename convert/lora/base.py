@@ -1,0 +1,118 @@
+"""The base model of an adapter: which folder it is, and what metadata calls it, and the two together."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import Keys
+
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.convert.lora.peft import Adapter
+from ggufsmith.naming.identity import hub_id, model_folder_name, title
+from ggufsmith.naming.metadata import BASE_MODELS, DATASETS
+
+General = Keys.General
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+# What a model card says of the base, and not of what adapters make of it.
+OF_THE_BASE = (
+    *(General.AUTHOR, General.ORGANIZATION, General.VERSION, General.DESCRIPTION, General.URL, General.DOI),
+    *(General.UUID, General.REPO_URL, General.SOURCE_URL, General.SOURCE_DOI, General.SOURCE_UUID),
+    *(General.SOURCE_REPO_URL, DATASETS),
+)
+
+
+def find_base(adapter: Adapter, given: Path | None = None) -> Path:
+    """The folder of the base model: the given one, or what the adapter names, on this machine.
+
+    A name is a folder seen from the adapter or from here, or a model in the hub's cache. Unsupported if it is neither.
+    """
+    if given is not None:
+        if not (given / "config.json").is_file():
+            raise Malformed("there is no config.json, so this is not a base model", where=given)
+        return Path(os.path.abspath(given))
+    named = adapter.base
+    fix = "Name the folder of its base model with --base."
+    if named is None:
+        raise Unsupported("its configuration names no base model", where=adapter.config.path, fix=fix)
+    if not named.startswith(("//", "\\\\")):  # the name of a share is no reason to call on a server
+        for folder in (adapter.folder / named, Path(named)):
+            if (folder / "config.json").is_file():
+                return Path(os.path.abspath(folder))
+    cached = _in_hub_cache(named, adapter.config.first("revision"))
+    if cached is None:
+        raise Unsupported(f"its base model {named!r} is not on this machine", where=adapter.config.path, fix=fix)
+    return cached
+
+
+def _in_hub_cache(model: str, revision: object) -> Path | None:
+    if not HUB_ID.fullmatch(model):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "config.json", revision=revision if isinstance(revision, str) else None)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def base_models(adapter: Adapter, folder: Path) -> list[Any]:
+    """general.base_models: the id on the hub, where it is certain, else the folder's name; never a path."""
+    named = adapter.base or ""
+    if HUB_ID.fullmatch(named) and named.rpartition("/")[2].lower() == model_folder_name(folder).lower():
+        return [named]
+    return [hub_id(folder) or {"name": title(model_folder_name(folder))}]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a model is made of, apart from its weights.
+
+    name:      of the model, for file names. home: the folder of outputs that were given none.
+    tokenizer: the folder of its vocabulary.
+    general:   general.* keys that override what the model's folder says (see `naming.metadata.general_metadata`).
+    """
+
+    name: str
+    home: Path
+    tokenizer: Path
+    general: Mapping[str, Any]
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Origin":
+        return cls(model_folder_name(folder), folder, folder, {})
+
+    @classmethod
+    def of_merged(cls, folder: Path, adapters: Sequence[Adapter]) -> "Origin":
+        """The base and the adapters. The last adapter that has a tokenizer gives the vocabulary it was trained with."""
+        names = [model_folder_name(adapter.folder) for adapter in adapters]
+        name = "-".join([model_folder_name(folder), *names])
+        homes = [
+            adapter.folder for adapter in adapters if any((adapter.folder / file).is_file() for file in TOKENIZERS)
+        ]
+        general = {
+            **dict.fromkeys(OF_THE_BASE),
+            General.NAME: title(name),
+            General.FINETUNE: "-".join(names),
+            BASE_MODELS: base_models(adapters[0], folder),
+        }
+        return cls(name, adapters[0].folder, homes[-1] if homes else folder, general)
+
+
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """`FOLDER` or `FOLDER:FACTOR`. Usage if the factor is no number."""
+    folder, colon, factor = text.rpartition(":")
+    if not colon or Path(text).is_dir() or (len(folder) == 1 and factor.startswith(("\\", "/"))):  # C:\folder
+        return Path(text), 1.0
+    try:
+        value = float(factor)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise Usage(f"--lora {text}: {factor!r} is no factor", fix="Write FOLDER, or FOLDER:0.5.")
+    return Path(folder), value

@@ -1,0 +1,148 @@
+"""An adapter as a GGUF adapter: two tensors for every updated weight, ordered, and their rows too, as in the model.
+
+llama.cpp computes W x + s * alpha / rank * B (A x), with one alpha for the whole file and s chosen by the user. What
+single weights have beyond that alpha (rslora, alpha patterns) is multiplied into their B.
+Source: llama.cpp, src/llama-adapter.cpp, src/llama-adapter.h (get_scale), convert_lora_to_gguf.py.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from gguf.constants import GGUFType, Keys
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.values import Metadata, array, f32, string
+from ggufsmith.convert.checkpoint import Source
+from ggufsmith.convert.config import Config
+from ggufsmith.convert.lora.peft import Adapter, Update
+from ggufsmith.convert.ops import Array, Copy, Op, Read, Shape, Stack
+from ggufsmith.convert.plan import Output, Plan, make_plan
+from ggufsmith.convert.sources.scheme import Made
+from ggufsmith.convert.sources.store import Store, to_f32
+
+WAY_OUT = "Merge it into the base instead: gguf-convert BASE --lora {folder}."
+
+
+@dataclass(frozen=True)
+class Transpose(Op):
+    """Rows become columns; every chunk reads the whole source, so it makes but one."""
+
+    def shape(self, *sources: Shape) -> Shape:
+        return sources[0][::-1]
+
+    def granule(self, *sources: Shape) -> int:
+        return sources[0][1]
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        turned: Array = np.ascontiguousarray(read(0, 0, sources[0][0])[:, start:stop].T)
+        return turned
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A stored matrix times a number, in float32."""
+
+    source: Source
+    factor: float
+
+    granule = 1
+
+    @property
+    def shape(self) -> Shape:
+        return self.source.shape
+
+    @property
+    def nominal(self) -> str:
+        return self.source.dtype
+
+    def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        np.multiply(to_f32(store.rows(self.source, first, last), self.source.dtype), np.float32(self.factor), out=out)
+
+
+def plan_adapter(adapter: Adapter, config: Config) -> Plan:
+    """The tensors and the keys of the GGUF adapter. config: the base model's.
+
+    Unsupported: what a GGUF adapter cannot express. Malformed: an adapter of another base.
+    """
+    _check_expressible(adapter, config)
+    updates = {update.target: update for update in adapter.updates}
+    weights = {name: Source(name, update.shape, "F32", adapter.folder, 0, 0) for name, update in updates.items()}
+    try:
+        plan = make_plan(config, weights, partial=True)
+    except Unsupported as failure:
+        raise Malformed(
+            "this adapter does not fit its base", where=adapter.folder, also=failure.also, fix=f"Base: {config.path}"
+        ) from None
+    placed = {source.name for output in plan.outputs for source in output.sources}
+    if placed != set(updates):
+        lost = sorted(set(updates) - placed)
+        raise Unsupported(f"it updates {lost[0]}, which llama.cpp does not have for this model", where=adapter.folder)
+    alpha = _alpha(adapter)
+    outputs = [part for output in plan.outputs for part in _pair(output, updates, alpha, adapter)]
+    metadata: Metadata = {Keys.Adapter.TYPE: string("lora"), Keys.Adapter.LORA_ALPHA: f32(alpha)}
+    tokens = adapter.config.first("alora_invocation_tokens")
+    if tokens:
+        if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < 1 << 32 for token in tokens):
+            raise Malformed(f"alora_invocation_tokens are {tokens!r}, not token ids", where=adapter.config.path)
+        metadata[Keys.Adapter.ALORA_INVOCATION_TOKENS] = array(np.array(tokens, np.uint32))
+    return replace(plan, outputs=tuple(outputs), metadata=metadata, notes=())
+
+
+GENERAL: Metadata = {Keys.General.TYPE: string(GGUFType.ADAPTER)}
+
+
+def _check_expressible(adapter: Adapter, config: Config) -> None:
+    whole = sorted(adapter.trained)
+    grown = sorted(name for name, copy in adapter.copies.items() if copy.shape[0] != config.first("vocab_size"))
+    dora = [update.target for update in adapter.updates if update.magnitude is not None]
+    for names, what in (
+        (whole, "tensors trained whole"),
+        (grown, "a vocabulary of another size"),
+        (dora, "DoRA"),
+    ):
+        if names:
+            raise Unsupported(
+                f"a GGUF adapter cannot hold {what}, as {names[0]} has",
+                where=adapter.folder,
+                fix=WAY_OUT.format(folder=adapter.folder),
+            )
+
+
+def _alpha(adapter: Adapter) -> float:
+    """What llama.cpp divides by the rank, for as many weights as possible."""
+    found = Counter(update.scale * update.rank for update in adapter.updates)
+    alpha = found.most_common(1)[0][0]
+    if not math.isfinite(alpha) or np.float32(alpha) == 0:
+        raise Unsupported(f"an alpha of {alpha} means a factor of one to llama.cpp", where=adapter.config.path)
+    return alpha
+
+
+def _pair(output: Output, updates: Mapping[str, Update], alpha: float, adapter: Adapter) -> list[Output]:
+    """lora_a and lora_b of one weight: its op moves rows, which are those of B."""
+    found = [updates[source.name] for source in output.sources]
+    down, up = [update.down for update in found], [_scaled(update, alpha) for update in found]
+    gather: Op = Stack() if isinstance(output.op, Stack) else Transpose() if found[0].embedding else Copy()
+    op: Op = Copy() if found[0].embedding else output.op
+    pair = []
+    for end, how, sources in (("lora_a", gather, down), ("lora_b", op, up)):
+        if len({(source.shape, source.dtype) for source in sources}) != 1:
+            raise Unsupported(
+                f"{output.name}: experts of different rank or dtype cannot be stacked",
+                where=adapter.folder,
+                fix=WAY_OUT.format(folder=adapter.folder),
+            )
+        pair.append(
+            Output(f"{output.name}.{end}", how.shape(*(source.shape for source in sources)), how, tuple(sources), False)
+        )
+    return pair
+
+
+def _scaled(update: Update, alpha: float) -> Source:
+    up, factor = update.up, update.scale * update.rank / alpha
+    if factor == 1:
+        return up
+    return Made(up.name, up.shape, "F32", up.path, 0, up.nbytes, Scaled(up, factor), (up,))

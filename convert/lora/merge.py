@@ -1,0 +1,277 @@
+"""Adapters merged into a checkpoint: rows of updated weights are made when they are read.
+
+    weight' = W + scale * B @ A,  and with DoRA  magnitude / |weight'| * weight',  in float32
+
+for one adapter after the other, the lengths |weight'| always those of the base with this adapter alone. An updated
+weight is one more `Made` source, so that plan, ops and streaming need not know. What peft's forward computes counts,
+also where its merge_and_unload does not: an embedding that is updated apart from the head that shares its weights
+becomes two tensors.
+Source: peft 0.21, tuners/lora/layer.py (get_delta_weight), variants.py (DoraLinearVariant, DoraEmbeddingVariant).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.convert.checkpoint import Checkpoint, Source
+from ggufsmith.convert.lora.peft import Adapter, Update, apart, sources_of
+from ggufsmith.convert.plan import EXPERT
+from ggufsmith.convert.sources.scheme import Made, Shape
+from ggufsmith.convert.sources.store import Store, to_f32
+from ggufsmith.quantize.stream import CHUNK, rows_of
+
+Floats = NDArray[np.float32]
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+MAX_PROBLEMS = 40
+STEP = 4  # ranks that the kernel takes at a time
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update of one weight. scale: with the user's factor. turned: (B @ A)^T is added, not B @ A."""
+
+    update: Update
+    scale: float
+    turned: bool
+
+    def add(self, store: Store, first: int, last: int, out: Floats) -> None:
+        """Add rows first..last (exclusive) of the update to `out`, (last - first, width)."""
+        from ggufsmith.quantize.kernels.products import add_product  # it needs Numba
+
+        down, up = self.update.down, self.update.up
+        if self.turned:
+            left, whole = _floats(down, store.columns(down, first, last)).T, up
+        else:
+            left, whole = _floats(up, store.rows(up, first, last)), down
+        rank = -(-self.update.rank // STEP) * STEP
+        padded = np.zeros((last - first, rank), np.float32)
+        padded[:, : self.update.rank] = left
+        right = store.kept((whole.name, "wide"), rank * out.shape[1] * 4, lambda: self._wide(store, whole, rank))
+        room = np.empty(out.shape[1], np.float32)
+        add_product(padded.reshape(-1), right.reshape(-1), np.float32(self.scale), *right.shape, room, out.reshape(-1))
+
+    def _wide(self, store: Store, source: Source, rank: int) -> Floats:
+        """The factor that all rows share: (rank, width), zeros below."""
+        values = _floats(source, store.rows(source, 0, source.shape[0]))
+        values = values.T if self.turned else values
+        wide = np.zeros((rank, values.shape[1]), np.float32)
+        wide[: len(values)] = values
+        return wide
+
+
+def _floats(source: Source, stored: NDArray[np.generic]) -> Floats:
+    values = to_f32(stored, source.dtype)
+    if not np.isfinite(values).all():
+        raise Malformed(f"{source.name}: {np.sum(~np.isfinite(values))} weights are NaN or infinite", where=source.path)
+    return values
+
+
+@dataclass(frozen=True)
+class Updated:
+    """A weight of the base, or a trained one, under low-rank updates in turn."""
+
+    base: Source
+    steps: tuple[Step, ...]
+
+    @property
+    def shape(self) -> Shape:
+        return self.base.shape
+
+    @property
+    def granule(self) -> int:
+        return self.base.granule
+
+    @property
+    def nominal(self) -> str:
+        return self.base.nominal
+
+    def rows(self, store: Store, first: int, last: int, out: Floats) -> None:
+        self._read(store, first, last, out)
+        for k, step in enumerate(self.steps):
+            step.add(store, first, last, out)
+            magnitude = step.update.magnitude
+            if magnitude is None:
+                continue
+            lengths = _floats(magnitude, store.whole(magnitude)).reshape(-1)
+            if step.turned:
+                out *= lengths / self._column_norms(store, step)
+            else:
+                alone = out if k == 0 else self._alone(store, step, first, last)
+                out *= (lengths[first:last] / _row_norms(alone))[:, None]
+
+    def _read(self, store: Store, first: int, last: int, out: Floats) -> None:
+        if isinstance(self.base, Made):
+            self.base.weights.rows(store, first, last, out)
+        else:
+            out[:] = to_f32(store.rows(self.base, first, last), self.base.dtype)
+
+    def _alone(self, store: Store, step: Step, first: int, last: int) -> Floats:
+        """The base under this update only."""
+        rows = np.empty((last - first, self.shape[-1]), np.float32)
+        self._read(store, first, last, rows)
+        step.add(store, first, last, rows)
+        return rows
+
+    def _column_norms(self, store: Store, step: Step) -> Floats:
+        """The length of every column, which takes a pass over the whole weight."""
+
+        def make() -> Floats:
+            from ggufsmith.quantize.kernels.products import add_column_squares
+
+            rows, width = rows_of(self.shape)
+            squares, each = np.zeros(width), max(CHUNK // width, 1)
+            for first in range(0, rows, each):
+                add_column_squares(self._alone(store, step, first, min(first + each, rows)).reshape(-1), width, squares)
+            return np.sqrt(squares).astype(np.float32)
+
+        return store.kept((step.update.down.name, "norms"), self.shape[-1] * 4, make)
+
+
+def _row_norms(rows: Floats) -> Floats:
+    from ggufsmith.quantize.kernels.products import row_squares
+
+    squares = np.empty(len(rows))
+    row_squares(np.ascontiguousarray(rows).reshape(-1), rows.shape[1], squares)
+    return np.sqrt(squares).astype(np.float32)
+
+
+# -- which weights ----------------------------------------------------------------------------------------------------
+
+
+class _Changes:
+    """What adapters do to a base, by the base's names.
+
+    base:    its tensors, those of a vocabulary that has grown since included.
+    trained: the tensors that take the place of others. steps: the updates of each weight, in turn.
+    """
+
+    def __init__(self, base: Mapping[str, Source]) -> None:
+        self.base = dict(base)
+        self.trained: dict[str, Source] = {}
+        self.steps: dict[str, list[Step]] = {}
+        self.names = {_plain(name): name for name in base}
+        self.embedding = self.names.get(_plain(EMBEDDING), EMBEDDING)
+
+    @property
+    def touched(self) -> frozenset[str]:
+        return frozenset({**self.trained, **self.steps})
+
+    def name(self, found: str) -> str:
+        return self.names.get(_plain(found), found)
+
+    def before(self, name: str) -> Source | None:
+        """The tensor of the base; a head that is not there is the embedding."""
+        return self.base.get(name) or (self.base.get(self.embedding) if name == HEAD else None)
+
+    def add(self, adapter: Adapter, factor: float) -> Iterator[str]:
+        """Take in one adapter, and say what does not fit."""
+        for found, source in adapter.copies.items():
+            name = self.name(found)
+            old = self.before(name)
+            if old is None or not self._fits(name, old, source):
+                yield f"{found}: a copy of {list(source.shape)} in the adapter, {_shape(old)} in the base"
+            elif old.shape != source.shape:
+                self.base[name] = replace(source, name=name)
+        for found, source in adapter.trained.items():
+            name = self.name(found)
+            old = self.before(name)
+            if name in self.trained:
+                raise Usage(f"two adapters hold a trained {found}", where=adapter.folder, fix="Merge one of them.")
+            if old is not None and not self._fits(name, old, source):
+                yield f"{found}: trained as {list(source.shape)}, {_shape(old)} in the base"
+            self.trained[name] = replace(source, name=name)  # the plan judges what the base lacks
+        for update in adapter.updates:
+            name = self.name(update.target)
+            old = self.trained.get(name) or self.before(name)
+            shape = None if old is None else old.shape
+            turned = adapter.config.first("fan_in_fan_out") and shape == update.shape[::-1] != update.shape
+            if shape != update.shape and not turned:
+                yield f"{update.target}: an update of {list(update.shape)} in the adapter, {_shape(old)} in the base"
+                continue
+            step = Step(apart(update, adapter.folder), factor * update.scale, bool(update.embedding or turned))
+            self.steps.setdefault(name, []).append(step)
+
+    def _fits(self, name: str, old: Source, new: Source) -> bool:
+        """Of the same shape, or with other rows in a vocabulary that was resized."""
+        return old.shape == new.shape or (name in (HEAD, self.embedding) and old.shape[1:] == new.shape[1:])
+
+    def parts_from_head(self) -> bool:
+        """Whether the embedding changes, and the head, which shared its weights, does not."""
+        if HEAD in self.base or HEAD in self.touched or self.embedding not in self.touched:
+            return False
+        trained = self.trained.get(self.embedding)
+        return trained is None or trained.shape == self.base[self.embedding].shape
+
+
+def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> tuple[Checkpoint, frozenset[str]]:
+    """The checkpoint with the adapters merged in, each under a factor, and the names of the tensors they changed.
+
+    Malformed: an adapter of another base, with all that does not fit. Usage: adapters that exclude each other.
+    Unsupported: an adapter that works for a part of the prompt only.
+    """
+    notes = list(checkpoint.notes)
+    changes = _Changes(checkpoint.tensors)
+    for adapter, factor in adapters:
+        if adapter.config.first("alora_invocation_tokens"):
+            raise Unsupported(
+                "an activated LoRA works from its invocation tokens on, and cannot be merged",
+                where=adapter.folder,
+                fix="Convert the adapter alone: llama.cpp turns it on where they appear.",
+            )
+        problems = list(changes.add(adapter, factor))
+        if problems:
+            raise Malformed(
+                f"this adapter does not fit the base {checkpoint.folder.name}",
+                where=adapter.folder,
+                also=problems[:MAX_PROBLEMS],
+                fix=f"The base that it names is {adapter.base}." if adapter.base else None,
+            )
+        notes.append(_note(adapter, factor))
+    tensors = {**changes.base, **changes.trained}
+    if changes.parts_from_head() and not any(adapter.config.first("ensure_weight_tying") for adapter, _ in adapters):
+        tensors[HEAD] = replace(changes.base[changes.embedding], name=HEAD)
+        notes.append(f"{HEAD} is the embedding of the base: the two are no longer one")
+    stacks = {EXPERT.sub(".experts.", name) for name in changes.touched if EXPERT.search(name)}
+    for name in {**tensors, **changes.steps}:
+        if name in changes.steps or EXPERT.sub(".experts.", name) in stacks:  # a stack is of one dtype
+            old = tensors.get(name) or changes.before(name)
+            if old is not None:
+                tensors[name] = _made(name, Updated(old, tuple(changes.steps.get(name, ()))))
+    return replace(checkpoint, tensors=tensors, notes=tuple(notes)), changes.touched
+
+
+def _made(name: str, weights: Updated) -> Made:
+    base = weights.base
+    parts = (*base.stored, *(part for step in weights.steps for part in sources_of(step.update)))
+    return Made(name, base.shape, "F32", base.path, 0, sum(part.nbytes for part in parts), weights, parts)
+
+
+def _plain(name: str) -> str:
+    """Names with and without these are the same tensor (see plan._places)."""
+    return name.replace("language_model.", "").removeprefix("model.")
+
+
+def _shape(source: Source | None) -> str:
+    return "nothing" if source is None else str(list(source.shape))
+
+
+def _note(adapter: Adapter, factor: float) -> str:
+    parts = [f"{len(adapter.updates)} low-rank updates{'' if factor == 1 else f' times {factor:g}'}"]
+    if adapter.trained:
+        parts.append(f"{len(adapter.trained)} tensors trained whole")
+    return f"merged {adapter.folder.name}: {' and '.join(parts)}"
+
+
+def check_used(touched: frozenset[str], used: Iterable[Source], base: str) -> None:
+    """Unsupported if the plan drops a tensor that an adapter changed."""
+    lost = sorted(touched - {source.name for source in used})
+    if lost:
+        raise Unsupported(
+            f"the adapter changes {lost[0]}, which llama.cpp does not have for this architecture",
+            where=base,
+            also=lost[1:MAX_PROBLEMS],
+        )

@@ -1,0 +1,222 @@
+"""A PEFT adapter folder: what its configuration and its tensors say about the base model's weights.
+
+adapter_model.safetensors holds, under the names of the base's modules behind "base_model.model.",
+
+    .lora_A.weight (rank, in), .lora_B.weight (out, rank)           weight += scale * B @ A
+    .lora_embedding_A (rank, rows), .lora_embedding_B (embd, rank)  weight += scale * (B @ A)^T
+    .lora_magnitude_vector                                          DoRA's length of each row, or embedding column
+    .base_layer.weight                                              a copy of the base's tensor, before the update
+    any other name                                                  a tensor trained whole (modules_to_save, bias)
+
+with scale = alpha / rank, or alpha / sqrt(rank) for rslora; the rank is that of the tensors.
+Source: peft 0.21, tuners/lora/config.py and layer.py, utils/save_and_load.py, utils/other.py (get_pattern_key).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.convert.checkpoint import Source, contained, read_tensors
+from ggufsmith.convert.config import Config, as_number, read_json
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."
+# The ends of names, with what older and newer versions of peft put behind them.
+PART = re.compile(
+    r"(?P<module>.+)\.(?P<role>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.default)?(\.weight)?"
+)
+DTYPES = ("F32", "F16", "BF16")
+# Settings under which the tensors mean something else than above.
+OTHER_MEANINGS: Mapping[str, str] = {
+    "layer_replication": "layers of the base are repeated",
+    "target_parameters": "parameters without a module of their own are trained, such as fused experts",
+    "trainable_token_indices": "single rows of the embedding are trained",
+    "lora_bias": "the updates have biases",
+    "use_qalora": "inputs are averaged in groups (QALoRA)",
+    "use_bdlora": "the updates are block-diagonal (BD-LoRA)",
+    "arrow_config": "several adapters are mixed by a router (Arrow)",
+    "kasa_config": "the updates are scaled by singular values (KaSA)",
+    "monteclora_config": "the updates are sampled (MonteCLoRA)",
+}
+# Initializations that take the first update out of the base's weights.
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+MAX_PATTERN, MAX_REPEATS, MAX_NAME = 256, 2, 256  # patterns come from the file: no time without bounds
+
+
+@dataclass(frozen=True)
+class Update:
+    """A low-rank update of one weight.
+
+    target:    the weight's name, as the base model calls it.
+    down, up:  A (rank, in) and B (out, rank); of an embedding (rank, rows) and (embd, rank).
+    scale:     of B @ A.
+    magnitude: DoRA's lengths, (out,), of an embedding (embd,).
+    """
+
+    target: str
+    down: Source
+    up: Source
+    scale: float
+    embedding: bool = False
+    magnitude: Source | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight that it belongs to."""
+        out, width = self.up.shape[0], self.down.shape[1]
+        return (width, out) if self.embedding else (out, width)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter, headers only.
+
+    updates: in the order of the file.
+    trained: whole tensors that take the place of the base's, by the base's name.
+    copies:  the base's own tensors as they were when it was trained (the vocabulary may have grown), likewise.
+    """
+
+    folder: Path
+    config: Config
+    updates: tuple[Update, ...]
+    trained: Mapping[str, Source]
+    copies: Mapping[str, Source]
+
+    @property
+    def base(self) -> str | None:
+        """What it calls its base model: a path, or an id on the hub."""
+        named = self.config.first("base_model_name_or_path")
+        return named if isinstance(named, str) and named else None
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter and no model."""
+    if not (folder / CONFIG).is_file():
+        return False
+    return not any(next(folder.glob(model), None) for model in ("model*.safetensors", "pytorch_model*.bin"))
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """Read its configuration and headers.
+
+    Malformed: files that are missing or damaged, updates that are incomplete or do not fit together.
+    Unsupported: another method than LoRA, or a variant of it whose tensors mean something else.
+    """
+    if not folder.is_dir():
+        raise Malformed("there is no such folder", where=folder, fix="Pass the folder of a PEFT adapter.")
+    if not (folder / CONFIG).is_file():
+        raise Malformed(f"there is no {CONFIG}, so this is not a PEFT adapter", where=folder)
+    config = Config(read_json(folder / CONFIG), folder / CONFIG)
+    _check_config(config)
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise Malformed(f"there is no {WEIGHTS[0]}", where=folder, fix="Download the adapter again.")
+    modules: dict[str, dict[str, Source]] = {}
+    trained, copies = {}, {}
+    for source in read_tensors(contained(folder, path)):
+        name = source.name.removeprefix(PREFIX)
+        part = PART.fullmatch(name)
+        if part is not None:
+            modules.setdefault(part["module"], {})[part["role"]] = source
+        elif ".lora_" in name:
+            raise Unsupported(f"tensor {source.name!r} is no part of a LoRA that is known here", where=path)
+        elif name.endswith(".base_layer.weight"):
+            copies[name.replace(".base_layer.", ".")] = source
+        else:
+            trained[re.sub(r"\.base_layer|\.modules_to_save(\.default)?", "", name)] = source
+    updates = tuple(_update(module, parts, config, path) for module, parts in modules.items())
+    if not updates and not trained:
+        raise Malformed("it holds no tensors", where=path, fix="Download the adapter again.")
+    return Adapter(folder, config, updates, trained, copies)
+
+
+def _check_config(config: Config) -> None:
+    method = config.first("peft_type")
+    if method != "LORA":
+        raise Unsupported(
+            f"peft_type {method!r} is not supported; LORA is",
+            where=config.path,
+            fix="Merge the adapter into its base model with peft (merge_and_unload), and convert the result.",
+        )
+    for key, meaning in OTHER_MEANINGS.items():
+        if config.first(key):
+            raise Unsupported(
+                f"{key} is set: {meaning}, which is not supported",
+                where=config.path,
+                fix="Merge the adapter into its base model with peft (merge_and_unload), and convert the result.",
+            )
+    start = config.first("init_lora_weights")
+    if isinstance(start, str) and start.startswith(REWRITES_BASE):
+        raise Unsupported(
+            f"init_lora_weights is {start!r}: this adapter belongs to a base whose weights were changed with it",
+            where=config.path,
+            fix="Save it anew with save_pretrained(..., path_initial_model_for_weight_conversion=...), or merge it "
+            "with peft (merge_and_unload), and convert that.",
+        )
+
+
+def _update(module: str, parts: Mapping[str, Source], config: Config, path: Path) -> Update:
+    embedding = any(role.startswith("lora_embedding") for role in parts)
+    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    for role in names:
+        if role not in parts:
+            raise Malformed(f"{module} has no {role}", where=path, fix="Download the adapter again.")
+    down, up = parts[names[0]], parts[names[1]]
+    for source in parts.values():
+        if source.dtype not in DTYPES:
+            raise Unsupported(f"{source.name} is {source.dtype}; {', '.join(DTYPES)} are supported", where=path)
+    if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1] or 0 in (*down.shape, *up.shape):
+        raise Malformed(f"{module}: A {list(down.shape)} and B {list(up.shape)} do not fit together", where=path)
+    magnitude = parts.get("lora_magnitude_vector")
+    if magnitude is None and config.first("use_dora"):
+        raise Malformed(f"{module} has no lora_magnitude_vector, and use_dora is set", where=path)
+    if magnitude is not None and math.prod(magnitude.shape) != up.shape[0]:
+        raise Malformed(f"{module}: {list(magnitude.shape)} lengths for {up.shape[0]}", where=path)
+    rank = down.shape[0]
+    scale = _alpha(module, config) / (math.sqrt(rank) if config.first("use_rslora") else rank)
+    return Update(f"{module}.weight", down, up, scale, embedding, magnitude)
+
+
+def _alpha(module: str, config: Config) -> float:
+    """lora_alpha, or what the first pattern that the module's name ends with says instead."""
+    for pattern, alpha in config.mapping("alpha_pattern").items():
+        if _matches(pattern, module, config.path):
+            return as_number(alpha, f"alpha_pattern {pattern!r}", config.path)
+    alpha = config.number("lora_alpha", default=8.0)
+    return 8.0 if alpha is None else alpha
+
+
+def _matches(pattern: str, module: str, path: Path) -> bool:
+    """Whether the pattern, a regular expression, is the name or the end of it, from a point on."""
+    if len(pattern) > MAX_PATTERN or len(module) > MAX_NAME or len(re.findall(r"[*+{]", pattern)) > MAX_REPEATS:
+        raise Unsupported(
+            f"alpha_pattern {pattern!r} is too intricate", where=path, fix="Write out the names it means."
+        )
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+    except re.error as error:
+        raise Malformed(f"alpha_pattern {pattern!r} is no regular expression: {error}", where=path) from None
+
+
+def apart(update: Update, folder: Path) -> Update:
+    """The same update, its tensors named so that those of several adapters, and of the base, never mix."""
+
+    def named(source: Source) -> Source:
+        return replace(source, name=f"{folder}: {source.name}")
+
+    magnitude = update.magnitude and named(update.magnitude)
+    return replace(update, down=named(update.down), up=named(update.up), magnitude=magnitude)
+
+
+def sources_of(update: Update) -> Iterator[Source]:
+    yield from (update.down, update.up)
+    if update.magnitude is not None:
+        yield update.magnitude
