@@ -233,6 +233,24 @@ def _flatten(node: Json, where: Path, depth: int) -> Stages:
     return (_STAGE.get(kind, _plain)(node),)
 
 
+def pre_tokenizer_of(stages: Stages) -> Json:
+    """The `pre_tokenizer` section of a tokenizer.json that flattens to these stages of TABLE."""
+    return {"type": "Sequence", "pretokenizers": [_node(stage) for stage in stages]}
+
+
+def _node(stage: str) -> Json:
+    kind, _, rest = stage.partition(" ")
+    match kind:
+        case "Split":
+            return {"type": kind, "pattern": {"Regex": rest}, "behavior": "Isolated", "invert": False}
+        case "Digits":
+            return {"type": kind, "individual_digits": rest == "each"}
+        case "Punctuation":
+            return {"type": kind, "behavior": rest}
+    regex = stage.endswith("+regex")
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": regex}
+
+
 def _split(node: Json) -> str:
     """`Removed` with `invert` keeps only the matches; as these patterns match everything, that is `Isolated`."""
     behavior, inverted = node.get("behavior"), node.get("invert") is True

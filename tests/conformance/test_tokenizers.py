@@ -104,17 +104,6 @@ APPROXIMATE: dict[str, Callable[[str], bool]] = {
 }
 
 
-def stage_node(stage: str) -> dict[str, Any]:
-    kind, _, rest = stage.partition(" ")
-    if kind == "Split":
-        return {"type": kind, "pattern": {"Regex": rest}, "behavior": "Isolated", "invert": False}
-    if kind == "Digits":
-        return {"type": kind, "individual_digits": rest == "each"}
-    if kind == "Punctuation":
-        return {"type": kind, "behavior": rest}
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": stage.endswith("+regex")}
-
-
 ROWS = [(row, stages) for row in pretokenizers.TABLE for stages in row.stages]
 
 
@@ -122,8 +111,7 @@ ROWS = [(row, stages) for row in pretokenizers.TABLE for stages in row.stages]
 def test_every_row_splits_in_llama_cpp_as_its_stages_do(
     row: pretokenizers.Pretokenizer, stages: pretokenizers.Stages, tmp_path: Path
 ) -> None:
-    nodes = {"type": "Sequence", "pretokenizers": [stage_node(stage) for stage in stages]}
-    whole = vocabularies.train(nodes, 1500, ignore_merges=row.ignore_merges)
+    whole = vocabularies.train(pretokenizers.pre_tokenizer_of(stages), 1500, ignore_merges=row.ignore_merges)
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
     vocabulary = read_vocabulary(tmp_path, config={}, size=None, architecture="", pre=row.name)
     source = oracles.HuggingFace(tmp_path)

@@ -1,0 +1,119 @@
+"""The vocabulary of an opened GGUF file: its `tokenizer.*` keys as a `Vocabulary`, checked."""
+
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGUFValueType as ValueType
+from gguf.constants import Keys, TokenType
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.values import Metadata
+from ggufsmith.tokenizer.source import shown
+from ggufsmith.tokenizer.special import EOG_TEXTS
+from ggufsmith.tokenizer.vocabulary import ADD_KEYS, ID_KEYS, Vocabulary
+
+KEY = Keys.Tokenizer
+MODELS = ("llama", "gpt2")
+
+
+def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
+    """The vocabulary that these keys describe.
+
+    Malformed: keys that are missing, of the wrong type or contradictory. Unsupported: a tokenizer other than "llama"
+    and "gpt2", and texts that are no UTF-8, for which Hugging Face's files have no form.
+    """
+    keys = _Keys(metadata, where)
+    model = keys.text(KEY.MODEL)
+    if model not in MODELS:
+        raise Unsupported(
+            f"the tokenizer is {shown(model)}; only {' and '.join(MODELS)} can be written for Hugging Face", where=where
+        )
+    tokens = keys.texts(KEY.LIST)
+    count = len(tokens)
+    types = keys.numbers(KEY.TOKEN_TYPE, np.int32, count)
+    if types is None:
+        types = np.full(count, TokenType.NORMAL, np.int32)
+    types[types == 0] = TokenType.NORMAL  # "undefined", which llama.cpp takes for an ordinary token
+    if count and not (types.min() >= TokenType.NORMAL and types.max() <= TokenType.BYTE):
+        raise Malformed("holds a number that is no token type", where=f"{where}: {KEY.TOKEN_TYPE}")
+    scores = keys.numbers(KEY.SCORES, np.float32, count) if model == "llama" else None
+    if model == "llama" and scores is None:
+        raise Malformed("there are no scores, which a SentencePiece vocabulary needs", where=f"{where}: {KEY.SCORES}")
+    templates = keys.texts(KEY.CHAT_TEMPLATES) if KEY.CHAT_TEMPLATES in metadata else ()
+    texts = ((name, keys.optional(KEY.CHAT_TEMPLATE_N.format(name=name), str)) for name in templates)
+    return Vocabulary(
+        model=model,
+        pre=keys.optional(KEY.PRE, str) or "default",
+        tokens=tokens,
+        types=types,
+        scores=scores,
+        merges=keys.texts(KEY.MERGES) if model == "gpt2" else (),
+        special={role: token for role, key in ID_KEYS.items() if (token := keys.token(key, count)) is not None},
+        add={role: flag for role, key in ADD_KEYS.items() if (flag := keys.optional(key, bool)) is not None},
+        add_space_prefix=keys.optional(KEY.ADD_PREFIX, bool),
+        chat_template=keys.optional(KEY.CHAT_TEMPLATE, str),
+        chat_templates={name: text for name, text in texts if text is not None},
+    )
+
+
+class _Keys:
+    """Typed reads of metadata."""
+
+    def __init__(self, metadata: Metadata, where: object) -> None:
+        self.metadata, self.where = metadata, where
+
+    def optional(self, key: str, kind: type) -> Any:
+        value = self.metadata.get(key)
+        if value is None:
+            return None
+        if type(value.data) is not kind:
+            raise Malformed(f"holds {value.type.name}, not a {kind.__name__}", where=f"{self.where}: {key}")
+        if kind is str:
+            self._unicode(key, str(value.data))
+        return value.data
+
+    def text(self, key: str) -> str:
+        value = self.optional(key, str)
+        if value is None:
+            raise Malformed("is missing: the file has no vocabulary", where=f"{self.where}: {key}")
+        return str(value)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.metadata.get(key)
+        if value is None or value.element is not ValueType.STRING or not isinstance(value.data, tuple):
+            raise Malformed("must be an array of strings", where=f"{self.where}: {key}")
+        self._unicode(key, "".join(value.data))
+        return value.data
+
+    def numbers(self, key: str, kind: type[np.number[Any]], count: int) -> NDArray[Any] | None:
+        """One number per token; None if the key is not there."""
+        value = self.metadata.get(key)
+        if value is None:
+            return None
+        if not isinstance(value.data, np.ndarray) or len(value.data) != count:
+            raise Malformed(f"must be an array of {count} numbers, one per token", where=f"{self.where}: {key}")
+        if not np.isfinite(value.data).all():
+            raise Malformed("holds a number that is not finite", where=f"{self.where}: {key}")
+        return value.data.astype(kind)
+
+    def token(self, key: str, count: int) -> int | None:
+        """A token id; ids outside the vocabulary, which some files use for "none", are left out."""
+        token = self.optional(key, int)
+        return None if token is None or not 0 <= token < count else int(token)
+
+    def _unicode(self, key: str, text: str) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Unsupported(
+                "holds bytes that are no UTF-8, for which Hugging Face's files have no form",
+                where=f"{self.where}: {key}",
+            ) from None
+
+
+def ends_of_generation(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Every token at which llama.cpp stops: those that keys name, the EOS first, then those it knows by their text."""
+    ids = [vocabulary.special[role] for role in ("eos", "eot", "eom") if role in vocabulary.special]
+    control = np.flatnonzero(vocabulary.types == TokenType.CONTROL).tolist()
+    return tuple(dict.fromkeys([*ids, *(token for token in control if vocabulary.tokens[token] in EOG_TEXTS)]))
