@@ -36,7 +36,7 @@ test: setup
 
 $(VENV)/.conformance: $(VENV)/.setup
 	$(PIP) install '$(TORCH)'
-	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(PIP) install --editable '.[dev,torch,eval,conformance,quantizers]'
+	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(PIP) install --editable '.[dev,torch,eval,conformance,quantizers,modelscope]'
 	rm -rf build/reference
 	$(PIP) install --no-deps --target build/reference '$(REFERENCE)'
 	rm -rf build/oracles

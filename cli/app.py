@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ggufsmith.cli.card import card
+from ggufsmith.cli.hub import Revision, Stream, Token, Wanted, located
 from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.name import name
 from ggufsmith.cli.options import (
@@ -23,6 +24,7 @@ from ggufsmith.cli.options import (
     NoSync,
     NoTensorFirst,
     Quiet,
+    Resume,
     Threads,
     limits_of,
 )
@@ -69,6 +71,9 @@ gguf-convert ./Meta-Llama-3-8B-Instruct --recipe q4_K_M --recipe q6_K
 gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf
   keeps bfloat16, writes elsewhere
 
+gguf-convert Qwen/Qwen2.5-7B-Instruct --recipe q4_K_M --stream
+  a model on the Hugging Face hub, whose weights are never stored
+
 gguf-convert ./Qwen3-0.6B --dry-run
   shows every tensor and the exact size, writes nothing
 """
@@ -85,7 +90,9 @@ class Terminated(BaseException):
 @app.command("convert", epilog=EXAMPLES + EXIT_CODES, no_args_is_help=True)
 @convert_app.command(epilog=EXAMPLES + EXIT_CODES, no_args_is_help=True)
 def convert(
-    model: Annotated[Path, typer.Argument(help="Folder with config.json, *.safetensors and the tokenizer.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder, or a model on a hub: org/name, hf://org/name, modelscope://org/name.")
+    ],
     outtype: Annotated[
         str, typer.Option(help="Type of the matrices: f16, bf16, f32, or auto (what the checkpoint has).")
     ] = "f16",
@@ -117,9 +124,13 @@ def convert(
     split_max_size: MaxSize = None,
     split_max_tensors: MaxTensors = None,
     no_tensor_first_split: NoTensorFirst = False,
+    revision: Revision = None,
+    token: Token = None,
+    stream: Stream = False,
     threads: Threads = None,
     no_sync: NoSync = False,
     no_overwrite: NoOverwrite = False,
+    resume: Resume = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -134,20 +145,6 @@ def convert(
         from ggufsmith.container.errors import Usage
         from ggufsmith.convert.run import Job
 
-        job = Job(
-            folder=model,
-            outtype=outtype,
-            outfile=outfile,
-            outdir=outdir,
-            vocab_only=vocab_only,
-            pre=pre,
-            model_name=model_name,
-            metadata=metadata,
-            limits=limits_of(split_max_size, split_max_tensors, no_tensor_first_split),
-            threads=threads,
-            sync=not no_sync,
-            overwrite=not no_overwrite,
-        )
         chosen, types = choose(
             recipe,
             pure=pure,
@@ -158,16 +155,36 @@ def convert(
             types_file=tensor_type_file,
         )
         budget = target(target_size, target_bpw, chosen, types, save_recipe)
-        if chosen or budget:
+        quantizing = bool(chosen or budget)
+        if not quantizing and (imatrix or include_weights or exclude_weights or strict or types != type(types)()):
+            raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
+        limits = limits_of(split_max_size, split_max_tensors, no_tensor_first_split)
+        wanted = Wanted(model, revision, token, stream=stream or dry_run, weights=not vocab_only)
+        with located(wanted, quiet=quiet or as_json) as found:
+            job = Job(
+                folder=found.folder,
+                outtype=outtype,
+                outfile=outfile,
+                outdir=outdir if found.id is None else outdir or Path(),
+                vocab_only=vocab_only,
+                pre=pre,
+                model_name=model_name,
+                metadata=metadata,
+                limits=limits,
+                threads=threads,
+                sync=not no_sync,
+                overwrite=not no_overwrite,
+                resume=resume,
+                open_files=found.open_files,
+            )
+            if not quantizing:
+                run_convert(job, dry_run=dry_run, machine=as_json, quiet=quiet)
+                return
             from ggufsmith.convert.quantized import Quantization
 
             include, exclude = tuple(include_weights or ()), tuple(exclude_weights or ())
             quantization = Quantization(chosen, types, imatrix, include, exclude, strict)
             run_convert_quant(job, quantization, budget, dry_run=dry_run, machine=as_json, quiet=quiet)
-            return
-        if imatrix or include_weights or exclude_weights or strict or types != type(types)():
-            raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
-        run_convert(job, dry_run=dry_run, machine=as_json, quiet=quiet)
 
     guarded(work, as_json)
 

@@ -33,9 +33,18 @@ def count(number: float) -> str:
     return f"{number:.2f} billion"
 
 
+def weights_per_second(number: float) -> str:
+    return f"{count(number)} weights/s"
+
+
 @contextmanager
-def progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal, a line every ten seconds in a log, nothing when quiet; yields `advance(weights)`."""
+def progress(
+    title: str, total: int, quiet: bool, rate: Callable[[float], str] = weights_per_second
+) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal, a line every ten seconds in a log, nothing when quiet; yields `advance(weights)`.
+
+    rate: how to show the speed.
+    """
     if quiet or total == 0:
         yield lambda weights: None
     elif err.is_terminal:
@@ -53,8 +62,7 @@ def progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
             def advance(weights: int) -> None:
                 nonlocal done
                 done += weights
-                rate = done / max(time.monotonic() - begun, 1e-3)
-                bar.update(task, advance=weights, rate=f"{count(rate)} weights/s")
+                bar.update(task, advance=weights, rate=rate(done / max(time.monotonic() - begun, 1e-3)))
 
             yield advance
     else:
@@ -67,7 +75,7 @@ def progress(title: str, total: int, quiet: bool) -> Iterator[Callable[[int], No
             now = time.monotonic()
             if now - last >= 10:
                 last = now
-                err.print(f"{title}: {100 * done // total} %, {count(done / (now - begun))} weights/s", markup=False)
+                err.print(f"{title}: {100 * done // total} %, {rate(done / (now - begun))}", markup=False)
 
         yield log
 

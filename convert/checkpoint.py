@@ -128,8 +128,8 @@ class Checkpoint:
             )
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read every header of the model folder.
+def open_checkpoint(folder: Path, open_files: Callable[[Sequence[Path]], Reader] = LocalFiles) -> Checkpoint:
+    """Read every header of the model folder. open_files: how the tensors' bytes will be read.
 
     Malformed: a missing, truncated or damaged shard, a path that leaves the folder, a tensor found twice.
     Unsupported: a folder without weights that can be read, or torch is missing for pickled ones.
@@ -171,12 +171,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
         del tensors[head.name]
         notes.append("lm_head.weight is the embedding itself, stored once")
-    return Checkpoint(folder, tensors, tuple(notes))
+    return Checkpoint(folder, tensors, tuple(notes), open_files)
 
 
 def read_tensors(path: Path) -> Iterator[Source]:
     """The tensors of one file, safetensors or pickled, in its order. Malformed or Unsupported as `open_checkpoint`."""
-    return _read_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return read_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def _read_pickle(path: Path) -> "Iterator[Source]":
@@ -222,9 +222,7 @@ def weight_names(names: Iterable[str]) -> list[str]:
     """
     names = sorted(names)
     found = [
-        name
-        for name in names
-        if name.endswith(".safetensors") and not name.startswith(("consolidated", "adapter_"))
+        name for name in names if name.endswith(".safetensors") and not name.startswith(("consolidated", "adapter_"))
     ]
     original = [name for name in names if fnmatchcase(name, "consolidated.*.pth") and "params.json" in names]
     pickled = [name for name in names if fnmatchcase(name, "pytorch_model*.bin")]
@@ -291,7 +289,7 @@ def _loose_files(folder: Path) -> list[Path]:
     )
 
 
-def _read_header(path: Path) -> Iterator[Source]:
+def read_header(path: Path) -> Iterator[Source]:
     """The tensors of one safetensors file, by offset."""
     size = path.stat().st_size
     with path.open("rb") as file:

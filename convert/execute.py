@@ -85,3 +85,8 @@ class Converted:
 def tensors_of(checkpoint: Checkpoint, outputs: Sequence[Output]) -> list[Converted]:
     store = Store(checkpoint)
     return [Converted(checkpoint, store, output) for output in outputs]
+
+
+def read_ahead(checkpoint: Checkpoint, tensors: Sequence[Converted]) -> None:
+    """Tell the checkpoint in which order these tensors will be made."""
+    checkpoint.expect(source for tensor in tensors for source in tensor.output.sources)

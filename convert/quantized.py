@@ -4,7 +4,6 @@ Each file equals converting to the checkpoint's own precision and quantizing tha
 in between is planned, and never written.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +12,9 @@ from ggufsmith.container.errors import Usage
 from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import Checkpoint
-from ggufsmith.convert.execute import Converted, tensors_of
+from ggufsmith.convert.execute import Converted, read_ahead, tensors_of
+from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.naming.filename import FileName
-from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import Quantized, Written, fit_importance, output_paths, write_outputs
@@ -57,6 +56,12 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
         raise Usage("a file that holds the vocabulary only has nothing to quantize", fix="Drop --recipe.")
     if not quantization.imatrix and (quantization.include or quantization.exclude):
         raise Usage("--include-weights and --exclude-weights choose entries of an importance matrix: pass --imatrix")
+    if is_adapter(job.folder):
+        raise Usage(
+            "an adapter is converted as it is, and not quantized",
+            where=job.folder,
+            fix="Drop --recipe, or merge it: pass the folder of its base model, and the adapter with --lora.",
+        )
     converted = conversion.prepare(replace(job, outtype="auto", limits=Limits()))
     imatrix = None
     if quantization.imatrix:
@@ -67,10 +72,9 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     order = file_order(by_name)
     tensors = [by_name[name] for name in order]
     importance = fit_importance(imatrix, tensors, facts) if imatrix else None
-    folder = Path(os.path.abspath(job.folder))
-    name = FileName(model_folder_name(folder).strip().replace(" ", "-"))
+    name = FileName(converted.origin.name.strip().replace(" ", "-"))
     outputs = []
-    paths = output_paths(name, quantization.recipes, job.outfile, job.outdir or folder)
+    paths = output_paths(name, quantization.recipes, job.outfile, job.outdir or converted.origin.home)
     for recipe, path in zip(quantization.recipes, paths, strict=True):
         plan = plan_file(
             recipe,
@@ -119,13 +123,16 @@ def run(
     if job.outdir is not None and job.outfile is None:
         job.outdir.mkdir(parents=True, exist_ok=True)
     with converted.checkpoint as checkpoint:
+        tensors = _tensors(prepared, checkpoint)
+        read_ahead(checkpoint, tensors)
         return write_outputs(
-            _tensors(prepared, checkpoint),
+            tensors,
             prepared.outputs,
             inputs=[*checkpoint.files, *([imatrix] if imatrix else [])],
             threads=job.threads,
             sync=job.sync,
             overwrite=job.overwrite,
+            resume=job.resume,
             advance=advance,
             loaded=loaded,
         )

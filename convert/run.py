@@ -2,10 +2,11 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from gguf.constants import LlamaFileType
 
@@ -14,14 +15,18 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata
-from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
+from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Reader, open_checkpoint
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.execute import tensors_of
+from ggufsmith.convert.execute import read_ahead, tensors_of
+from ggufsmith.convert.lora.base import Origin, base_models, find_base, without_paths
+from ggufsmith.convert.lora.export import plan_adapter
+from ggufsmith.convert.lora.merge import check_used, merge
+from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.sources.recognise import recognise
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
-from ggufsmith.naming.metadata import general_metadata, read_overrides
+from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
 from ggufsmith.quantize.outputs import Output, Written, write_outputs
 from ggufsmith.tokenizer.read import read_vocabulary
 
@@ -39,20 +44,27 @@ OUTTYPES = (*(name.lower() for name in FILE_TYPES), "auto")
 class Job:
     """One conversion as the user asks for it.
 
-    outtype:  f32, f16, bf16, or auto: the type that most of the checkpoint's weights have.
-    outfile:  the output; else it is named after the model, in `outdir`, else in the model folder.
+    folder:   of a model, or of a PEFT adapter alone.
+    outtype:  f32, f16, bf16, or auto: the type that most of the checkpoint's weights have. None: f16, adapters f32.
+    outfile:  the output; else it is named after the model, in `outdir`, else in the model folder (merged: the adapter's).
+    lora:     adapters to merge into the model, each under a factor.
+    base:     the folder of an adapter's base model, if the adapter does not find it.
     pre:      the pre-tokenizer, when its structure is not recognised.
     metadata: a JSON file of general.* keys that overrides what is found.
     limits:   where a new shard begins.
     threads:  None takes every core this process may use.
     sync:     False leaves flushing to the operating system.
+    resume:   go on from what an interrupted run of the same job left.
+    open_files: how the weights are read; see `checkpoint.Checkpoint`.
     """
 
     folder: Path
-    outtype: str = "f16"
+    outtype: str | None = None
     outfile: Path | None = None
     outdir: Path | None = None
     vocab_only: bool = False
+    lora: tuple[tuple[Path, float], ...] = ()
+    base: Path | None = None
     pre: str | None = None
     model_name: str | None = None
     metadata: Path | None = None
@@ -60,6 +72,8 @@ class Job:
     threads: int | None = None
     sync: bool = True
     overwrite: bool = True
+    resume: bool = False
+    open_files: Callable[[Sequence[Path]], Reader] = LocalFiles
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,7 @@ class Prepared:
     """Everything decided, nothing written: what a dry run shows."""
 
     job: Job
+    origin: Origin
     checkpoint: Checkpoint
     plan: Plan
     output: Output
@@ -94,35 +109,100 @@ def prepare(job: Job) -> Prepared:
     folder = Path(os.path.abspath(job.folder))
     if not folder.is_dir():
         raise Malformed("there is no such folder", where=job.folder, fix="Pass the folder of a Hugging Face model.")
-    config = Config.of_folder(folder)
+    if is_adapter(folder):
+        return _prepare_adapter(job, folder)
+    config, origin = Config.of_folder(folder), Origin.of_folder(folder)
     record = find_architecture(config)
-    checkpoint = Checkpoint(folder, {}) if job.vocab_only else recognise(open_checkpoint(folder), config)
+    checkpoint = (
+        Checkpoint(folder, {}) if job.vocab_only else recognise(open_checkpoint(folder, job.open_files), config)
+    )
+    changed: frozenset[str] = frozenset()
+    if job.lora:
+        if job.vocab_only:
+            raise Usage("a file that holds the vocabulary only has nothing to merge into", fix="Drop --lora.")
+        adapters = [(open_adapter(Path(os.path.abspath(path))), factor) for path, factor in job.lora]
+        origin = Origin.of_merged(folder, [adapter for adapter, _ in adapters])
+        checkpoint, changed = merge(checkpoint, adapters)
     plan = make_plan(config, None if job.vocab_only else checkpoint.tensors)
-    kind = _output_format(job.outtype, checkpoint)
+    check_used(changed, plan)
+    kind = _output_format(job.outtype or "f16", checkpoint)
     vocabulary = read_vocabulary(
-        folder, config=config, size=plan.dims.vocab, pre=job.pre, architecture=record.classes[0]
+        origin.tokenizer,
+        config=config,
+        size=plan.dims.vocab,
+        pre=job.pre,
+        architecture=record.classes[0],
+        model=folder,
     )
     notes: list[str] = [*checkpoint.notes, *plan.notes, *vocabulary.notes]
-    general = general_metadata(
+    parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
+    general = _general(job, folder, config, parameters, record.name, kind, origin, notes)
+    model = origin.name
+    name = FileName(model, type="vocab").format() if job.vocab_only else output_name(model, kind.name)
+    return _laid_out(
+        job, origin, checkpoint, plan, kind, {**general, **plan.metadata, **vocabulary.metadata()}, name, notes
+    )
+
+
+def _prepare_adapter(job: Job, folder: Path) -> Prepared:
+    """The adapter as a GGUF adapter. It has no vocabulary, and of its base only the config is read."""
+    if job.lora or job.vocab_only:
+        raise Usage(
+            "this folder holds an adapter, and no model to merge into or to take a vocabulary from",
+            where=folder,
+            fix="Pass the folder of its base model, and the adapter with --lora.",
+        )
+    adapter = open_adapter(folder)
+    base = find_base(adapter, job.base)
+    plan = plan_adapter(adapter, Config.of_folder(base))
+    checkpoint = Checkpoint(folder, {source.name: source for output in plan.outputs for source in output.sources})
+    kind = _output_format(job.outtype or "f32", checkpoint)
+    origin = Origin(model_folder_name(folder), folder, folder, {BASE_MODELS: base_models(adapter, base)})
+    notes: list[str] = []
+    general = without_paths(_general(job, folder, {}, Parameters(), plan.architecture.name, kind, origin, notes))
+    name = FileName(origin.name.strip().replace(" ", "-"), encoding=kind.name, type="LoRA").format()
+    return _laid_out(job, origin, checkpoint, plan, kind, {**general, **plan.metadata}, name, notes)
+
+
+def _general(
+    job: Job,
+    folder: Path,
+    config: Mapping[str, Any],
+    parameters: Parameters,
+    architecture: str,
+    kind: Format,
+    origin: Origin,
+    notes: list[str],
+) -> Metadata:
+    return general_metadata(
         folder,
         config,
-        Parameters.of((output.name, output.shape) for output in plan.outputs),
-        architecture=record.name,
+        parameters,
+        architecture=architecture,
         file_type=FILE_TYPES[kind.name],
         name=job.model_name,
-        overrides=read_overrides(job.metadata) if job.metadata else None,
+        overrides={**origin.general, **(read_overrides(job.metadata) if job.metadata else {})},
         note=notes.append,
     )
-    metadata: Metadata = {**general, **plan.metadata, **vocabulary.metadata()}
+
+
+def _laid_out(
+    job: Job,
+    origin: Origin,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    kind: Format,
+    metadata: Metadata,
+    name: str,
+    notes: Sequence[str],
+) -> Prepared:
     specs = [
         TensorSpec(output.name, output.shape, BY_NAME["F32"] if output.keep_f32 else kind) for output in plan.outputs
     ]
-    model = model_folder_name(folder)
-    name = FileName(model, type="vocab").format() if job.vocab_only else output_name(model, kind.name)
-    path = job.outfile or (job.outdir or folder) / name
     layout = lay_out(metadata, specs)
     shards = plan_shards(layout, job.limits.counts(specs, layout.alignment))
-    return Prepared(job, checkpoint, plan, Output(shards, path), tuple(notes))
+    path = job.outfile or (job.outdir or origin.home) / name
+    return Prepared(job, origin, checkpoint, plan, Output(shards, path), tuple(notes))
 
 
 def run(
@@ -135,13 +215,16 @@ def run(
     if job.outdir is not None and job.outfile is None:
         job.outdir.mkdir(parents=True, exist_ok=True)
     with prepared.checkpoint as checkpoint:
+        tensors = tensors_of(checkpoint, prepared.plan.outputs)
+        read_ahead(checkpoint, tensors)
         return write_outputs(
-            tensors_of(checkpoint, prepared.plan.outputs),
+            tensors,
             prepared.outputs,
             inputs=checkpoint.files,
             threads=job.threads,
             sync=job.sync,
             overwrite=job.overwrite,
+            resume=job.resume,
             advance=advance,
             loaded=loaded,
         )

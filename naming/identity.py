@@ -135,11 +135,15 @@ def identify(model_id: str, total: int = 0) -> Identity:
 
 
 def hub_id(folder: Path) -> str:
-    """ORG/NAME of a model folder in the hub's cache, models--ORG--NAME/snapshots/REVISION; empty for any other."""
-    cached = folder.parent.parent.name
-    if folder.parent.name != "snapshots" or not cached.startswith("models--"):
+    """ORG/NAME of a model folder in a hub's cache; empty for any other.
+
+    Hugging Face: models--ORG--NAME/snapshots/REVISION; ModelScope: models/ORG--NAME/snapshots/REVISION.
+    """
+    snapshots, cached = folder.parent, folder.parent.parent
+    name = f"models--{cached.name}" if cached.parent.name == "models" else cached.name
+    if snapshots.name != "snapshots" or not name.startswith("models--"):
         return ""
-    return cached.removeprefix("models--").replace("--", "/", 1)
+    return name.removeprefix("models--").replace("--", "/", 1)
 
 
 def model_folder_name(folder: Path) -> str:

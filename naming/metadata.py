@@ -2,7 +2,7 @@
 
 The same keys, types and values as llama.cpp's converter writes (gguf-py/gguf/metadata.py; conversion/base.py,
 prepare_metadata). Of several sources the first that has a value wins: an override, then the model card, then
-`_name_or_path` of config.json, then the name of the folder.
+`_name_or_path` of config.json, then the name of the folder, or of the hub's model in whose cache it stands.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from gguf.constants import GGML_QUANT_VERSION, GGUFType, Keys
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.values import Metadata, Value, f32, i32, string, strings, u32
 from ggufsmith.naming.card import read_card
-from ggufsmith.naming.identity import Identity, Parameters, identify, title
+from ggufsmith.naming.identity import Identity, Parameters, hub_id, identify, model_folder_name, title
 
 General = Keys.General
 Note = Callable[[str], None]
@@ -121,13 +121,13 @@ def general_metadata(
     path = Path(abspath(folder))
     card = read_card(path, note)
     sampling = _read_object(path / "generation_config.json", note)
-    hub_id = config.get("_name_or_path")
+    saved_as = config.get("_name_or_path")
     total = parameters.total
     sources = (
         {key: sampling.get(source) for key, source, _ in SAMPLING},
         _from_card(card),
-        _from_id(hub_id, total) if isinstance(hub_id, str) and hub_id.count("/") <= 1 else {},
-        _from_id(path.name, total),
+        _from_id(saved_as, total) if isinstance(saved_as, str) and saved_as.count("/") <= 1 else {},
+        _from_id(hub_id(path) or path.name, total),
     )
     found: Found = {}
     for source in sources:
@@ -136,7 +136,7 @@ def general_metadata(
                 found[key] = value
     found.update(overrides or {})
     if name or found[General.NAME] is None:
-        found[General.NAME] = name or path.name
+        found[General.NAME] = name or model_folder_name(path)
     if found[General.SIZE_LABEL] is None and total:
         found[General.SIZE_LABEL] = parameters.size_label
     for key, *_ in RELATED:

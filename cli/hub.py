@@ -1,0 +1,53 @@
+"""Models that are named instead of given as a folder: options, download, progress."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ggufsmith.convert.hub.listing import Advance
+    from ggufsmith.convert.hub.names import Located
+
+Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")]
+Token = Annotated[
+    str | None, typer.Option("--token", metavar="TOKEN", help="For the hub. Default: HF_TOKEN, or the stored login.")
+]
+Stream = Annotated[bool, typer.Option("--stream", help="Read the weights from the hub; do not store them.")]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model as it is asked for. weights: False leaves them out, for the vocabulary alone."""
+
+    name: str
+    revision: str | None
+    token: str | None
+    stream: bool
+    weights: bool
+
+
+@contextmanager
+def located(wanted: Wanted, *, quiet: bool) -> Iterator["Located"]:
+    """The folder that is named, or the model on a hub, downloaded, or opened where it is."""
+    from ggufsmith.cli import render
+    from ggufsmith.convert.hub.names import Located, hub_model
+
+    model = hub_model(wanted.name, wanted.revision)
+    if model is None:
+        yield Located(Path(wanted.name))
+        return
+    from ggufsmith.convert.hub.download import download, hub_of, streamed
+
+    def progress(size: int) -> AbstractContextManager["Advance"]:
+        return render.progress(f"downloading {model.id}", size, quiet, rate=lambda rate: f"{render.size(rate)}/s")
+
+    hub = hub_of(model, wanted.token)
+    if wanted.stream and wanted.weights:
+        with streamed(model, hub, progress) as found:
+            yield found
+    else:
+        yield download(model, hub, weights=wanted.weights, progress=progress)

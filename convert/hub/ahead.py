@@ -1,0 +1,131 @@
+"""Reads remote files ahead: what comes next in the plan is on its way while threads work on what is there."""
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufsmith.convert.checkpoint import LocalFiles
+from ggufsmith.convert.hub.http import Ranges, Remote
+
+BLOCK = 4 << 20  # bytes of a request: long enough that a round trip between two does not show
+AHEAD = 12  # blocks on their way
+KEPT = 2 * AHEAD  # blocks in memory
+CONNECTIONS = 8
+Extent = tuple[Path, int, int]  # a file, and its bytes from start to stop
+
+
+@dataclass(frozen=True)
+class Block:
+    path: Path
+    start: int
+    stop: int
+
+
+class ReadAhead:
+    """A `checkpoint.Reader` of remote files. Thread-safe; memory stays under KEPT blocks and what readers still hold.
+
+    remotes: by the paths under which the checkpoint knows them.
+    paths:   all files of the checkpoint; those that are not remote are read from the disk.
+    """
+
+    def __init__(self, remotes: Mapping[Path, Remote], paths: Sequence[Path], pause: float = 0.5) -> None:
+        self._remotes, self._pause = remotes, pause
+        self._local_files = LocalFiles([path for path in paths if path not in remotes])
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="hub")
+        self._local = threading.local()
+        self._opened: list[Ranges] = []
+        self._lock = threading.Lock()
+        self._blocks: list[Block] = []
+        self._places: dict[Path, tuple[list[int], list[int]]] = {}
+        self._held: OrderedDict[int, Future[memoryview]] = OrderedDict()
+
+    def expect(self, extents: Iterable[Extent]) -> None:
+        """(file, start, stop) of what will be read, in the order of reading; everything else is read when asked for."""
+        blocks = [
+            Block(path, at, min(at + BLOCK, stop))
+            for path, start, stop in joined(extent for extent in dict.fromkeys(extents) if extent[0] in self._remotes)
+            for at in range(start, stop, BLOCK)
+        ]
+        places: dict[Path, list[tuple[int, int]]] = {}
+        for number, block in enumerate(blocks):
+            places.setdefault(block.path, []).append((block.start, number))
+        with self._lock:
+            self._blocks = blocks
+            self._held.clear()
+            self._places = {
+                path: ([start for start, _ in pairs], [number for _, number in pairs])
+                for path, pairs in ((path, sorted(found)) for path, found in places.items())
+            }
+
+    def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
+        if path not in self._remotes:
+            return self._local_files.read_into(path, offset, buffer)
+        done = 0
+        while done < len(buffer):
+            at = offset + done
+            number = self._number(path, at)
+            if number is None:
+                self._fetch(Block(path, at, offset + len(buffer)), buffer[done:])
+                return len(buffer)
+            start = at - self._blocks[number].start
+            part = self._block(number)[start : start + len(buffer) - done]
+            buffer[done : done + len(part)] = part
+            done += len(part)
+        return done
+
+    def close(self) -> None:
+        self._local_files.close()
+        self._stop.set()
+        for ranges in self._opened:
+            ranges.abort()
+        self._pool.shutdown(cancel_futures=True)
+        for ranges in self._opened:
+            ranges.close()
+
+    def _number(self, path: Path, offset: int) -> int | None:
+        """The block that has this byte."""
+        starts, numbers = self._places.get(path, ([], []))
+        index = bisect_right(starts, offset) - 1
+        return numbers[index] if index >= 0 and offset < self._blocks[numbers[index]].stop else None
+
+    def _block(self, number: int) -> memoryview:
+        with self._lock:
+            for ahead in range(number, min(number + AHEAD, len(self._blocks))):
+                if ahead not in self._held:
+                    self._held[ahead] = self._pool.submit(self._load, self._blocks[ahead])
+            wanted = self._held[number]
+            self._held.move_to_end(number)
+            while len(self._held) > KEPT:
+                self._held.popitem(last=False)
+        return wanted.result()
+
+    def _load(self, block: Block) -> memoryview:
+        buffer = memoryview(bytearray(block.stop - block.start))
+        self._fetch(block, buffer)
+        return buffer
+
+    def _fetch(self, block: Block, buffer: memoryview) -> None:
+        ranges = getattr(self._local, "ranges", None)
+        if ranges is None:
+            ranges = self._local.ranges = Ranges(self._stop, self._pause)
+            self._opened.append(ranges)
+        ranges.read(self._remotes[block.path], block.start, buffer)
+
+
+def joined(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """The same bytes in the same order, with extents that follow each other in a file as one."""
+    last: Extent | None = None
+    for path, start, stop in extents:
+        if last and last[0] == path and last[2] == start:
+            last = (path, last[1], stop)
+        else:
+            if last:
+                yield last
+            last = (path, start, stop)
+    if last:
+        yield last

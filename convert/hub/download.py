@@ -1,0 +1,196 @@
+"""Brings a model from a hub: its files into the cache, or, to stream, its small files and the addresses of the large.
+
+Bytes are checked against the hub's hashes when they arrive. What is in the cache was checked then, by this or by
+another program, and is taken by its size. A streamed file passes in pieces and out of order, so its hash cannot be
+computed; what is checked is in `http.Ranges`: every range is what was asked for, of a file of the size that the listing
+says, whose ETag never changes, at one commit.
+"""
+
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from ggufsmith.container.errors import Malformed, NoSpace, Unsupported
+from ggufsmith.convert.checkpoint import MAX_HEADER, index_name, weight_map, weight_names
+from ggufsmith.convert.hub.ahead import CONNECTIONS, ReadAhead
+from ggufsmith.convert.hub.http import Ranges, Remote
+from ggufsmith.convert.hub.listing import Advance, Hub, HubFile, Listing
+from ggufsmith.convert.hub.names import MODELSCOPE, HubModel, Located
+from ggufsmith.quantize.threads import spread
+
+AT_ONCE = 4  # files that are downloaded side by side
+HEADER = 1 << 16  # bytes read of a safetensors file to begin with; most headers fit
+SET_SPARSE = 0x900C4  # FSCTL_SET_SPARSE of Windows, where files are not sparse by themselves
+Progress = Callable[[int], AbstractContextManager[Advance]]  # of the bytes to come -> told of bytes as they come
+
+
+class Stopped(Exception):
+    """Another thread failed, or the run was interrupted."""
+
+
+def no_progress(size: int) -> AbstractContextManager[Advance]:
+    return nullcontext(lambda more: None)
+
+
+def hub_of(model: HubModel, token: str | None = None) -> Hub:
+    """The client of the model's hub. Unsupported if its library is not installed."""
+    if model.hub == MODELSCOPE:
+        from ggufsmith.convert.hub.modelscope import ModelScope
+
+        return ModelScope(token)
+    from ggufsmith.convert.hub.huggingface import HuggingFace
+
+    return HuggingFace(token)
+
+
+def download(model: HubModel, hub: Hub, *, weights: bool = True, progress: Progress = no_progress) -> Located:
+    """The model in the cache, with all files that a conversion needs. weights: False leaves out the large ones."""
+    listing = hub.listing(model)
+    bring(hub, listing, listing.companions(), progress)
+    folder = hub.folder(listing)
+    if weights:
+        bring(hub, listing, _weights(listing, folder), progress)
+    return Located(folder, model.id)
+
+
+@contextmanager
+def streamed(model: HubModel, hub: Hub, progress: Progress = no_progress) -> Iterator[Located]:
+    """The model as a folder with its small files, and with the headers of its weights in files of the right size.
+
+    Those are sparse: the disk holds only the headers. Reading goes to the hub. The folder is named as it would be in
+    the cache, which says what the model is called. Unsupported for pickled weights.
+    """
+    listing = hub.listing(model)
+    companions = listing.companions()
+    bring(hub, listing, companions, progress)
+    weights = _weights(listing, hub.folder(listing))
+    pickled = next((file for file in weights if not file.name.endswith(".safetensors")), None)
+    if pickled:
+        raise Unsupported(
+            f"{pickled.name} is a pickled checkpoint, which has to be downloaded",
+            where=model,
+            fix="Convert without --stream and --dry-run.",
+        )
+    with TemporaryDirectory(prefix="ggufsmith-") as temporary:
+        folder = Path(temporary, f"models--{model.id.replace('/', '--')}", "snapshots", listing.commit)
+        for file in companions:
+            (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(hub.folder(listing) / file.name, folder / file.name)
+        remotes = {}
+        for file in weights:
+            url, headers = hub.address(listing, file)
+            remotes[folder / file.name] = Remote(url, headers, file.size)
+        _stand_in_for(remotes)
+        yield Located(folder, model.id, partial(ReadAhead, remotes))
+
+
+def bring(hub: Hub, listing: Listing, files: Sequence[HubFile], progress: Progress) -> None:
+    """Put files into the cache, and check those that were not there. NoSpace before the first byte.
+
+    Malformed if a file has other bytes than the hub says, twice in a row.
+    """
+    folder = hub.folder(listing)
+    missing = [file for file in files if not _there(folder / file.name, file)]
+    if not missing:
+        return
+    size = sum(file.size for file in missing)
+    _check_space(folder, size, listing.model)
+
+    def worker(stop: threading.Event) -> Callable[[HubFile], None]:
+        def told(more: int) -> None:
+            if stop.is_set():
+                raise Stopped
+            advance(more)
+
+        def work(file: HubFile) -> None:
+            with suppress(Stopped):
+                _bring(hub, listing, file, told)
+
+        return work
+
+    with progress(size) as advance:
+        spread(worker, missing, AT_ONCE)
+
+
+def _bring(hub: Hub, listing: Listing, file: HubFile, advance: Advance) -> None:
+    path = hub.folder(listing) / file.name
+    for _ in range(2):
+        hub.fetch(listing, file, advance)
+        if file.matches(path):
+            return
+        hub.discard(listing, file)
+    raise Malformed(
+        "its bytes are not those that the hub's hash and size stand for, twice in a row",
+        where=f"{listing.model}: {file.name}",
+        fix="A proxy or a mirror may have damaged it; try again later or elsewhere.",
+    )
+
+
+def _there(path: Path, file: HubFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.size
+
+
+def _check_space(folder: Path, size: int, model: HubModel) -> None:
+    place = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise NoSpace(
+            f"the download needs {size} bytes, but {place} has {free} free",
+            where=model,
+            fix="Free some, point HF_HOME to another disk, or convert with --stream.",
+        )
+
+
+def _weights(listing: Listing, folder: Path) -> list[HubFile]:
+    """The files with the weights, as `checkpoint.open_checkpoint` will choose them."""
+    names = [name for name in listing.files if "/" not in name]
+    index = index_name(names, listing.model)
+    if index is not None:
+        return listing.pick(sorted(set(weight_map(folder / index).values())))
+    return listing.pick(weight_names(names) or [name for name in names if name.startswith("adapter_model.")])
+
+
+def _stand_in_for(remotes: Mapping[Path, Remote]) -> None:
+    """Make a sparse file of the remote's size, with its header, at each path."""
+    opened: list[Ranges] = []
+
+    def worker(stop: threading.Event) -> Callable[[tuple[Path, Remote]], None]:
+        ranges = Ranges(stop)
+        opened.append(ranges)
+        return lambda pair: _stand_in(*pair, ranges)
+
+    try:
+        spread(worker, remotes.items(), min(CONNECTIONS, max(len(remotes), 1)))
+    finally:
+        for ranges in opened:
+            ranges.close()
+
+
+def _stand_in(path: Path, remote: Remote, ranges: Ranges) -> None:
+    """safetensors begin with 8 bytes of the header's length, then the header."""
+    first = bytearray(min(HEADER, remote.size))
+    ranges.read(remote, 0, memoryview(first))
+    length = 8 + int.from_bytes(first[:8], "little")
+    more = bytearray(max(min(length, MAX_HEADER, remote.size) - len(first), 0))
+    ranges.read(remote, len(first), memoryview(more))
+    with path.open("wb") as file:
+        _make_sparse(file)
+        file.write(first[:length] + more)
+        file.truncate(remote.size)
+
+
+def _make_sparse(file: BinaryIO) -> None:
+    if sys.platform == "win32":
+        import ctypes
+        import msvcrt
+
+        handle, ignored = msvcrt.get_osfhandle(file.fileno()), ctypes.c_ulong()
+        ctypes.windll.kernel32.DeviceIoControl(
+            ctypes.c_void_p(handle), SET_SPARSE, None, 0, None, 0, ctypes.byref(ignored), None
+        )

@@ -1,0 +1,95 @@
+"""What a model on a hub consists of, and which of its files a conversion needs."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from ggufsmith.container.errors import Malformed
+from ggufsmith.convert.hub.names import HubModel
+
+PIECE = 1 << 22  # bytes read at a time
+# Everything but the weights that is read while converting, in any spelling of a checkpoint.
+COMPANIONS = """
+    config.json generation_config.json params.json quantize_config.json quant_config.json adapter_config.json README.md
+    tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json added_tokens.json vocab.json merges.txt
+    chat_template.json chat_template.jinja additional_chat_templates/*.jinja
+    *.safetensors.index.json pytorch_model*.bin.index.json
+""".split()
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a model.
+
+    size:   bytes. sha256: of the bytes, in hex, for what the hub keeps in large-file storage.
+    git_id: else the id that git gives to these bytes.
+    """
+
+    name: str
+    size: int
+    sha256: str | None = None
+    git_id: str | None = None
+
+    def matches(self, path: Path) -> bool:
+        """Whether the bytes at `path` are those the hub has. A hub that tells no hash is asked for the size only."""
+        if path.stat().st_size != self.size:
+            return False
+        if self.sha256 is not None:
+            return _digest(path, hashlib.sha256()) == self.sha256
+        if self.git_id is not None and len(self.git_id) == 40:
+            start = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+            return _digest(path, start) == self.git_id
+        return True
+
+
+def _digest(path: Path, digest: "hashlib._Hash") -> str:
+    with path.open("rb", buffering=0) as file:
+        for piece in iter(partial(file.read, PIECE), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a model at one commit. commit: what to ask the hub for, so that all files are of one state."""
+
+    model: HubModel
+    commit: str
+    files: Mapping[str, HubFile]
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if {"", ".", ".."} & set(name.split("/")) or "\\" in name or ":" in name:
+                raise Malformed(f"the hub lists a file {name!r}, which leaves the model's folder", where=self.model)
+
+    def companions(self) -> list[HubFile]:
+        """The small files that a conversion reads."""
+        return [file for file in self.files.values() if any(fnmatchcase(file.name, name) for name in COMPANIONS)]
+
+    def pick(self, names: Iterable[str]) -> list[HubFile]:
+        """The files of these names, those that the hub does not have left out."""
+        return [self.files[name] for name in names if name in self.files]
+
+
+class Hub(Protocol):
+    """One hub: what its client library is asked for. Every method raises errors of the family only."""
+
+    def listing(self, model: HubModel) -> Listing:
+        """The files of a model at its newest commit, or at the revision that was asked for."""
+
+    def folder(self, listing: Listing) -> Path:
+        """Where the cache keeps the files of this commit."""
+
+    def fetch(self, listing: Listing, file: HubFile, advance: Advance) -> None:
+        """Put a file into the cache, if it is not there. advance: told of bytes as they arrive."""
+
+    def discard(self, listing: Listing, file: HubFile) -> None:
+        """Take a damaged file out of the cache."""
+
+    def address(self, listing: Listing, file: HubFile) -> tuple[str, Mapping[str, str]]:
+        """The URL of a file, and the headers that its own host, and no other, may see."""

@@ -1,0 +1,66 @@
+"""Names of models on a hub: `org/name`, `hf://org/name`, `modelscope://org/name`; a folder of that name comes first."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.convert.checkpoint import LocalFiles, Reader
+
+PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+ID = re.compile(rf"{PART}/{PART}")
+HUGGING_FACE, MODELSCOPE = "hf", "modelscope"
+PAGES = {HUGGING_FACE: "https://huggingface.co/", MODELSCOPE: "https://modelscope.cn/models/"}
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on a hub. id: "org/name". revision: a branch, tag or commit; None is the hub's default branch."""
+
+    hub: str
+    id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.hub}://{self.id}{f' at {self.revision}' if self.revision else ''}"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that can be opened.
+
+    folder:     with its files.
+    id:         "org/name", if it came from a hub.
+    open_files: how its weights are read (see `checkpoint.Checkpoint`).
+    """
+
+    folder: Path
+    id: str | None = None
+    open_files: Callable[[Sequence[Path]], Reader] = LocalFiles
+
+
+def hub_model(text: str, revision: str | None = None) -> HubModel | None:
+    """The model that `text` names on a hub; None if it is a path.
+
+    Usage for a malformed name, and for a revision of something local. Malformed if it is neither a path nor a name.
+    """
+    scheme, separator, rest = text.partition("://")
+    if separator:
+        if scheme not in PAGES:
+            known = " and ".join(f"{hub}://" for hub in PAGES)
+            raise Usage(f"{scheme}:// is no hub that is known; {known} are", where=text)
+        if not ID.fullmatch(rest):
+            raise Usage(f"{rest!r} is no name of a model", where=text, fix=f"Write {scheme}://ORGANIZATION/NAME.")
+        return HubModel(scheme, rest, revision)
+    if Path(text).exists():
+        if revision is not None:
+            raise Usage("--revision is for models on a hub", where=text, fix=f"Write hf://{text} if that was meant.")
+        return None
+    if ID.fullmatch(text):
+        return HubModel(HUGGING_FACE, text, revision)
+    raise Malformed(
+        "there is no such folder or file",
+        where=text,
+        fix="Pass the folder of a Hugging Face model, or its name on the hub: ORGANIZATION/NAME.",
+    )
