@@ -25,7 +25,9 @@ def run_convert(job: Job, *, dry_run: bool, machine: bool, quiet: bool) -> None:
         written = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
     if machine:
         rate = prepared.weights / written.seconds
-        render.as_json({**_report(prepared), "seconds": written.seconds, "weights_per_second": rate})
+        render.as_json(
+            {**_report(prepared), "found": list(written.notes), "seconds": written.seconds, "weights_per_second": rate}
+        )
     elif not quiet:
         render.lines(_summary(prepared, written))
 
@@ -112,5 +114,7 @@ def _facts(prepared: Prepared) -> Iterator[tuple[str, str]]:
 
 def _summary(prepared: Prepared, written: Written) -> Iterator[tuple[str, str]]:
     yield from _facts(prepared)
+    for note in written.notes:
+        yield "note", note
     rate = prepared.layout.size / max(written.seconds, math.ulp(1.0))
     yield "done", f"verified, in {written.seconds:.1f} s ({render.size(rate)}/s)"

@@ -17,6 +17,7 @@ from ggufsmith.cli.options import (
     NoSync,
     NoTensorFirst,
     Quiet,
+    Resume,
     Threads,
     limits_of,
 )
@@ -111,6 +112,7 @@ def quant(
     threads: Threads = None,
     no_sync: NoSync = False,
     no_overwrite: NoOverwrite = False,
+    resume: Resume = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -151,6 +153,7 @@ def quant(
             threads=threads,
             sync=not no_sync,
             overwrite=not no_overwrite,
+            resume=resume,
         )
         budget = target(target_size, target_bpw, recipes, options, save_recipe)
         run_quant(job, budget, dry_run=dry_run, machine=as_json, quiet=quiet)

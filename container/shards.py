@@ -10,7 +10,7 @@ first.
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,12 +21,13 @@ from typing import Any, Self
 from gguf.constants import GGUFValueType as ValueType
 from gguf.constants import Keys
 
+from ggufsmith.container.disk import check_space, force_folder
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out, padded
 from ggufsmith.container.positional import Buffer
 from ggufsmith.container.reader import Gguf, TensorInfo, open_gguf
 from ggufsmith.container.values import Metadata, Value, i32
-from ggufsmith.container.writer import Writer, check_space, force_folder
+from ggufsmith.container.writer import Writer
 
 SUFFIX = ".gguf"
 NO, COUNT, TENSORS = Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT
@@ -315,9 +316,11 @@ class SetWriter:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for writer in self.writers:
-                if writer is self.writers[0] and writer.path.parent.is_dir():
-                    check_space(writer.path, self.plan.whole.size)
-                stack.enter_context(writer)
+                stack.push(writer)
+                writer.claim()
+            check_space(self.paths[0], sum(writer.missing for writer in self.writers))
+            for writer in self.writers:
+                writer.reserve()
             _recover(self.paths)
             self._open = stack.pop_all()
         return self
@@ -327,10 +330,24 @@ class SetWriter:
         index = bisect_right(self.plan.starts, offset) - 1
         self.writers[index].write(offset - self.plan.starts[index], data)
 
+    def holds(self, offset: int, size: int) -> bool:
+        """See `Writer.holds`."""
+        index = bisect_right(self.plan.starts, offset) - 1
+        return self.writers[index].holds(offset - self.plan.starts[index], size)
+
+    def notes(self) -> Iterator[str]:
+        """What became of an interrupted run's work."""
+        if taken := sum(writer.taken for writer in self.writers):
+            yield f"resumed: {taken} of {self.plan.whole.size} bytes were there already"
+        if any(writer.strange for writer in self.writers):
+            yield "not resumed: what was left is of another plan, or its inputs have changed since; begun afresh"
+
     def commit(self) -> None:
         """Verify every file, force it to the disk, then name all. Failure, and no new file, if one is not right."""
         for writer in self.writers:
             writer.seal()
+        for writer in self.writers:
+            writer.finish()
         if len(self.writers) == 1:
             self.writers[0].publish()
         else:

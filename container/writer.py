@@ -1,35 +1,39 @@
 """Writes a GGUF file so that its path always holds either the old complete file or the new verified one.
 
-A temporary file `.NAME.<random>.partial` in the destination folder takes the bytes; `commit` checks it with the reader,
-forces it to the disk and renames it. While it is open it is the lock of this output as well: another run that wants the
-same output finds it locked and stops; one that finds it unlocked knows that its writer was killed, and removes it. The
-kernel drops the lock with the process, so nothing is ever stale. (Windows: an open file cannot be removed.)
+A temporary file `.NAME.<random>.partial` in the destination folder takes the bytes; `commit` forces it to the disk,
+reads every byte back, checks it with the reader, and renames it. While it is open it is the lock of this output as
+well: another run that wants the same output finds it locked and stops; one that finds it unlocked knows that its writer
+was killed, and removes it, or takes it over if it is to resume the same work. The kernel drops the lock with the
+process, so nothing is ever stale. (Windows: an open file cannot be removed, and nothing is taken over.)
 """
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 import stat
-import threading
-from bisect import bisect_right
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.disk import LOCKS, Flusher, check_space, force, force_folder, intact, lock, remove_leftover
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Usage
+from ggufsmith.container.journal import Journal, recorded
 from ggufsmith.container.layout import Layout
 from ggufsmith.container.positional import Buffer, as_bytes, read_at, write_at
 from ggufsmith.container.reader import TensorInfo, open_gguf
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-FLUSH = 128 * 2**20  # bytes written between two early flushes
+BLOCK = 64  # pieces that a thread reads back at a time
+KEPT = "What was written is kept; the same command with --resume goes on from there."
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # EFBIG: FAT's 4 GiB, or a process limit
 
 
@@ -40,17 +44,22 @@ def gguf_tensors(path: Path) -> list[TensorInfo]:
 
 
 class Writer:
-    """One output file, for use in a `with`; leaving it without `commit` removes what was written.
+    """One output file, for use in a `with`; leaving it without `commit` removes what was written, unless `resume`.
 
     path:      the output. A symbolic link is followed: what it points to is replaced.
     sync:      False leaves flushing to the system: the file may be lost with the power, as any scratch file.
     overwrite: False refuses an output that exists.
     inputs:    files that are read; none of them may be the output, under any name.
+    resume:    take over what an interrupted run of the same work left (see `holds`), and leave the same if interrupted.
+    identity:  whatever decides the bytes besides layout and inputs; the inputs are known by name, size and time.
     reader:    gives the tensors of a file as they stand in it, for the check before the name is given.
+    threads:   that read the file back.
 
     Entering raises Usage for a destination that cannot hold a file, OutputConflict for an output that exists, is an
     input, or is being written by another run, NoSpace with the bytes needed and free. Memory does not grow with the
-    file: a record of 16 bytes or so is kept per write.
+    file: 24 bytes are kept per write.
+
+    taken: bytes that were taken over. strange: there was something to resume, of another plan or from other inputs.
     """
 
     def __init__(
@@ -62,6 +71,9 @@ class Writer:
         overwrite: bool = True,
         inputs: Sequence[Path] = (),
         reader: Callable[[Path], list[TensorInfo]] = gguf_tensors,
+        resume: bool = False,
+        identity: bytes = b"",
+        threads: int = 1,
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.layout = layout
@@ -70,56 +82,119 @@ class Writer:
         self.inputs = inputs
         self.reader = reader
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.partial")
+        self.resume = resume and LOCKS
+        self.identity = identity
+        self.threads = threads
+        self.taken = 0
+        self.strange = False
         self._fd = -1
-        self._written: list[tuple[int, int]] = []
-        self._flusher: _Flusher | None = None
+        self._journal: Journal | None = None
+        self._held: list[tuple[int, int, int]] = []
+        self._ranges: frozenset[tuple[int, int]] = frozenset()
+        self._flusher: Flusher | None = None
 
     def __enter__(self) -> "Writer":
-        self._check_destination()
-        try:  # an interrupt can come at any point from here on
-            with self._reporting("cannot make a file in this folder", Usage):
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-                self._fd = os.open(self._temporary, flags, 0o666)
-            self._claim()
-            self._reserve()
-            with self._reporting("cannot write"):
-                write_at(self._fd, memoryview(self.layout.header), 0)
-            if self.sync:
-                self._flusher = _Flusher(self._fd)
-        except BaseException:
-            self._discard()
+        try:  # an interrupt can come at any point
+            self.claim()
+            check_space(self.path, self.missing)
+            self.reserve()
+        except BaseException as error:
+            self._leave(error)
             raise
         return self
+
+    def claim(self) -> None:
+        """The first half of entering: be the only writer of this output, and clear away, or take over, what is left.
+
+        Each run locks its own file before it looks at the others, so of two that start together at least one sees the
+        other.
+        """
+        self._check_destination()
+        with self._reporting("cannot make a file in this folder", Usage):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            self._fd = os.open(self._temporary, flags, 0o666)
+        if not lock(self._fd) or not self._temporary.exists():
+            raise self._busy(self._temporary)
+        prefix, suffix = f".{self.path.name}.", ".partial"
+        for other in list(self.path.parent.iterdir()):
+            middle = other.name[len(prefix) : -len(suffix)]
+            left = other.name == prefix + middle + suffix and len(middle) == 12 and other != self._temporary
+            if left and not (self.resume and not self._held and self._take_over(other)) and not remove_leftover(other):
+                raise self._busy(other)
+
+    def reserve(self) -> None:
+        """The second half: reserve all the bytes of the file, before the first is computed."""
+        size = self.layout.size
+        with self._reporting("cannot reserve the space"):
+            try:
+                os.posix_fallocate(self._fd, 0, size)
+            except (AttributeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                if os.fstat(self._fd).st_size < size:
+                    os.ftruncate(self._fd, size)
+        with self._reporting("cannot write"):
+            write_at(self._fd, memoryview(self.layout.header), 0)
+        self._journal = Journal(self._fd, size, self._fingerprint)
+        for piece in self._held:
+            self._journal.add(*piece)
+        if self.sync:
+            self._flusher = Flusher(self._fd)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the disk has not given to the claimed file yet."""
+        given = 512 * getattr(os.fstat(self._fd), "st_blocks", 0)
+        return max(self.layout.size - given, 0)
+
+    def holds(self, offset: int, size: int) -> bool:
+        """Whether these bytes were taken over from an interrupted run, and need no writing."""
+        return (offset, size) in self._ranges
 
     def write(self, offset: int, data: Buffer) -> None:
         """Put the bytes of `data`, C-contiguous, at `offset` of the file. Safe from many threads.
 
-        Every byte of every tensor is to be written once; `commit` checks that. NoSpace if the disk is full.
+        Every byte of every tensor is to be written once, if the file does not hold it; `commit` checks that. NoSpace if
+        the disk is full.
         """
         view = as_bytes(data)
         end = offset + len(view)
         if offset < len(self.layout.header) or end > self.layout.size:
             raise Failure(f"a write to bytes {offset}..{end} is outside the tensors", where=self.path)
+        if self._journal is None:
+            raise Failure("a write before the file was opened", where=self.path)
+        checksum = zlib.crc32(view)
         with self._reporting("cannot write"):
             write_at(self._fd, view, offset)
-        self._written.append((offset, end))
+        self._journal.add(offset, len(view), checksum)
         if self._flusher:
             self._flusher.count(len(view))
 
     def commit(self) -> None:
         """Verify the file, force it to the disk, give it its name. Failure, and no new file, if it is not complete."""
         self.seal()
+        self.finish()
         self.publish()
         if self.sync:
             force_folder(self.path.parent)
 
     def seal(self) -> None:
-        """All of `commit` but the name."""
-        self._check_cover()
+        """Check that the disk has what was written, all of it. An interrupt until here can still be resumed."""
+        pieces = self._journal.pieces() if self._journal else np.empty((0, 3), np.int64)
+        self._check_cover(pieces)
         if self._flusher:
             self._flusher.stop()
             with self._reporting("cannot flush to the disk"):
-                _force(self._fd)
+                force(self._fd)
+        self._check_sums(pieces)
+
+    def finish(self) -> None:
+        """Cut the journal off the sealed file, and look at it as everybody else will."""
+        self._journal, self._held = None, []
+        with self._reporting("cannot flush to the disk"):
+            os.ftruncate(self._fd, self.layout.size)
+            if self.sync:
+                force(self._fd)
         self._verify()
         if not self.overwrite and self.path.exists():
             raise self._exists()
@@ -135,7 +210,17 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._discard()
+        self._leave(error)
+
+    @property
+    def _fingerprint(self) -> bytes:
+        """Of everything that decides the bytes."""
+        digest = hashlib.sha256()
+        inputs = [(Path(file).name, each.st_size, each.st_mtime_ns) for file in self.inputs if (each := _stat(file))]
+        parts = (_version().encode(), self.layout.header, self.identity, repr((self.layout.size, inputs)).encode())
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.digest()
 
     def _exists(self) -> OutputConflict:
         return OutputConflict("the output exists already", where=self.path, fix="Allow overwriting, or name another.")
@@ -182,52 +267,72 @@ class Writer:
         if not self.overwrite:
             raise self._exists()
 
-    def _claim(self) -> None:
-        """Lock our temporary file, then see whether another run holds one for this output.
+    def _take_over(self, other: Path) -> bool:
+        """Go on with the temporary file of an interrupted run, if it is of the same work."""
+        try:
+            fd = os.open(other, os.O_RDWR)
+        except OSError:
+            return False
+        held: list[tuple[int, int, int]] = []
+        try:
+            if lock(fd) and os.path.samestat(os.fstat(fd), os.stat(other)):
+                pieces = recorded(fd, self.layout.size, self._fingerprint)
+                held = [piece for piece in pieces or () if intact(fd, piece)]
+                self.strange |= pieces is None
+        except OSError:
+            held = []
+        finally:
+            if not held:
+                os.close(fd)
+        if not held:
+            return False
+        os.unlink(self._temporary)
+        os.close(self._fd)
+        self._fd, self._temporary, self._held = fd, other, held
+        self._ranges = frozenset((offset, size) for offset, size, _ in held)
+        self.taken = sum(size for _, size, _ in held)
+        return True
 
-        Each run locks its own before it looks at the others, so of two that start together at least one sees the other.
-        """
-        if not _lock(self._fd) or not self._temporary.exists():
-            raise self._busy(self._temporary)
-        prefix, suffix = f".{self.path.name}.", ".partial"
-        for other in list(self.path.parent.iterdir()):
-            middle = other.name[len(prefix) : -len(suffix)]
-            ours = other.name == prefix + middle + suffix and len(middle) == 12 and other != self._temporary
-            if ours and not _remove_leftover(other):
-                raise self._busy(other)
-
-    def _reserve(self) -> None:
-        """All the bytes of the file, before the first is computed."""
-        size = self.layout.size
-        check_space(self.path, size)
-        with self._reporting("cannot reserve the space"):
-            try:
-                os.posix_fallocate(self._fd, 0, size)
-            except (AttributeError, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-                os.ftruncate(self._fd, size)
-
-    def _check_cover(self) -> None:
+    def _check_cover(self, pieces: NDArray[np.int64]) -> None:
         """Every byte of every tensor was written exactly once."""
         layout = self.layout
-        done = sorted(self._written)
-        total = sum(end - start for start, end in done)
-        starts = [start for start, _ in done]
+        starts, ends = pieces[:, 0], pieces[:, 1]
+        total = int((ends - starts).sum())
         for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
-            at, stop = offset, offset + tensor.nbytes
-            for start, end in done[bisect_right(starts, offset - 1) : bisect_right(starts, stop - 1)]:
-                if start != at:
-                    break
-                at = end
-            if at != stop:
+            stop = offset + tensor.nbytes
+            first, last = np.searchsorted(starts, (offset, stop))
+            # Where the pieces of this tensor begin, against where those before them, and it, end.
+            begun, due = np.append(starts[first:last], stop), np.append(offset, ends[first:last])
+            if bad := np.flatnonzero(begun != due).tolist():
                 raise Failure(
-                    f"bytes from {at - offset} on of {tensor.nbytes} were not written exactly once",
+                    f"bytes from {int(due[bad[0]]) - offset} on of {tensor.nbytes} were not written exactly once",
                     where=f"{self.path}: {tensor.name}",
                 )
             total -= tensor.nbytes
         if total:
             raise Failure(f"{total} bytes were written outside the tensors", where=self.path)
+
+    def _check_sums(self, pieces: NDArray[np.int64]) -> None:
+        """The file, read back, holds the bytes that were written."""
+
+        def check(some: NDArray[np.int64]) -> list[int]:
+            return [
+                start for start, end, checksum in some.tolist() if not intact(self._fd, (start, end - start, checksum))
+            ]
+
+        with self._reporting("cannot read back"), ThreadPoolExecutor(self.threads) as pool:
+            try:
+                blocks = np.array_split(pieces, range(BLOCK, len(pieces), BLOCK))
+                bad = [start for some in pool.map(check, blocks) for start in some]
+            finally:
+                pool.shutdown(cancel_futures=True)
+        if bad:
+            raise Failure(
+                f"the written file does not verify: the bytes from {bad[0]} on are not those that were written "
+                f"({len(bad)} of {len(pieces)} pieces)",
+                where=self.path,
+                fix="Check the disk and the memory of this machine.",
+            )
 
     def _verify(self) -> None:
         """What the temporary file holds, as the reader sees it, is what was laid out."""
@@ -254,7 +359,13 @@ class Writer:
             os.close(self._fd)
             self._fd = -1
 
-    def _discard(self) -> None:
+    def _leave(self, error: BaseException | None) -> None:
+        """Remove the temporary file; or keep it, for a run that can resume."""
+        if self.resume and error is not None and (self._held or self._journal is not None):
+            self._close()
+            if KEPT not in getattr(error, "__notes__", ()):
+                error.add_note(KEPT)
+            return
         if os.name == "nt":
             self._close()
         with suppress(OSError):
@@ -262,105 +373,13 @@ class Writer:
         self._close()
 
 
-class _Flusher:
-    """Starts writing to the disk early, from its own thread, so that the last flush is short."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._pending = 0
-        self._due = threading.Condition()
-        self._stopped = False
-        self._thread: threading.Thread | None = None
-
-    def count(self, size: int) -> None:
-        with self._due:
-            self._pending += size
-            if self._pending < FLUSH or self._stopped:
-                return
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="flush", daemon=True)
-                self._thread.start()
-            self._due.notify()
-
-    def stop(self) -> None:
-        with self._due:
-            self._stopped = True
-            self._due.notify()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            with self._due:
-                self._due.wait_for(lambda: self._stopped or self._pending >= FLUSH)
-                if self._stopped:
-                    return
-                self._pending = 0
-            with suppress(OSError):  # the flush in commit reports it
-                getattr(os, "fdatasync", os.fsync)(self._fd)
+@cache
+def _version() -> str:
+    return version("ggufsmith")
 
 
-def check_space(path: Path, size: int) -> None:
-    """NoSpace if the folder of `path` has fewer than `size` bytes free."""
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        raise NoSpace(
-            f"needs {size} bytes, but {path.parent} has {free} free",
-            where=path,
-            fix=f"Free {size - free} bytes, or write to another disk.",
-        )
-
-
-def _lock(fd: int) -> bool:
-    """False if another process holds the lock. Some network filesystems have no locks: there nobody is kept out."""
-    if fcntl is None:
-        return True
+def _stat(file: Path | str) -> os.stat_result | None:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _remove_leftover(file: Path) -> bool:
-    """Remove the temporary file of a run that was killed. False if its run is alive."""
-    try:
-        fd = os.open(file, os.O_RDWR) if fcntl else -1
-        try:
-            if not _lock(fd):
-                return False
-            file.unlink()
-        finally:
-            if fd >= 0:
-                os.close(fd)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _force(fd: int) -> None:
-    """Flush to the platter; on macOS fsync alone stops at the drive's cache."""
-    full = getattr(fcntl, "F_FULLFSYNC", None)
-    if fcntl and full is not None:
-        try:
-            fcntl.fcntl(fd, full)
-            return
-        except OSError:  # not every filesystem has it
-            pass
-    os.fsync(fd)
-
-
-def force_folder(folder: Path) -> None:
-    """Make the rename itself durable. Windows cannot open a folder, and some filesystems cannot flush one."""
-    if os.name == "nt":
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(fd)
-    finally:
-        os.close(fd)
+        return os.stat(file)
+    except OSError:  # who reads it will say so
+        return None

@@ -46,7 +46,7 @@ class Job:
 
     folder:   of a model, or of a PEFT adapter alone.
     outtype:  f32, f16, bf16, or auto: the type that most of the checkpoint's weights have. None: f16, adapters f32.
-    outfile:  the output; else it is named after the model, in `outdir`, else in the model folder (merged: the adapter's).
+    outfile:  the output; else it is named after the model, in `outdir`, else in its folder, merged in the adapter's.
     lora:     adapters to merge into the model, each under a factor.
     base:     the folder of an adapter's base model, if the adapter does not find it.
     pre:      the pre-tokenizer, when its structure is not recognised.

@@ -1,10 +1,12 @@
 """The one way from tensors to files: any number of outputs, plain or quantized, in one pass over the weights."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,19 +71,29 @@ def write_outputs(
     threads: int | None = None,
     sync: bool = True,
     overwrite: bool = True,
+    resume: bool = False,
     advance: Callable[[int], None] = lambda weights: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Written:
     """Make, verify, and give the files their names; tensors in the order of the layouts.
 
+    resume: see `container.writer.Writer`; what decides the bytes are the layouts, the inputs, the importance, and what
+    the tensors call their origin.
+
     advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
     """
     started = time.perf_counter()
+    threads = threads or available_cores()
+    options: dict[str, Any] = {
+        "sync": sync,
+        "overwrite": overwrite,
+        "resume": resume,
+        "inputs": list(inputs),
+        "threads": threads,
+    }
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(
-                SetWriter(output.path, output.shards, sync=sync, overwrite=overwrite, inputs=list(inputs))
-            )
+            stack.enter_context(SetWriter(output.path, output.shards, identity=_identity(tensors, output), **options))
             for output in outputs
         ]
         targets = [
@@ -90,10 +102,21 @@ def write_outputs(
         ]
         load_kernels(tensors, targets)
         loaded(time.perf_counter() - started)
-        found = stream(tensors, targets, threads=threads or available_cores(), advance=advance)
+        found = stream(tensors, targets, threads=threads, advance=advance)
         for writer in writers:
             writer.commit()
-    return Written(time.perf_counter() - started, tuple(_notes(found)))
+    notes = (*_notes(found), *(note for writer in writers for note in writer.notes()))
+    return Written(time.perf_counter() - started, notes)
+
+
+def _identity(tensors: Sequence[Tensor], output: Output) -> bytes:
+    """What decides the bytes of an output besides its layout and the input files."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.origin}\0".encode("utf-8", "surrogatepass"))
+    for weights in output.importance or ():
+        digest.update(b"\0" if weights is None else np.ascontiguousarray(weights).data)
+    return digest.digest()
 
 
 def _notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:

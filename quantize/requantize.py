@@ -38,6 +38,7 @@ class Job:
     limits:   where a new shard begins; split: as many shards as the source instead.
     threads:  None takes every core this process may use.
     sync:     False leaves flushing to the operating system.
+    resume:   go on from what an interrupted run of the same job left.
     """
 
     source: Path
@@ -57,6 +58,7 @@ class Job:
     threads: int | None = None
     sync: bool = True
     overwrite: bool = True
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def run(
         threads=job.threads,
         sync=job.sync,
         overwrite=job.overwrite,
+        resume=job.resume,
         advance=advance,
         loaded=loaded,
     )

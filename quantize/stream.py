@@ -71,6 +71,7 @@ class Sink(Protocol):
     """Takes bytes at offsets: a `container.writer.Writer`, or a `container.shards.SetWriter`."""
 
     def write(self, offset: int, data: NDArray[np.uint8]) -> None: ...
+    def holds(self, offset: int, size: int) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -163,28 +164,37 @@ def _note(findings: dict[str, Finding], name: str, first: int, finding: Finding)
 def _chunk(
     tensor: Tensor, index: int, first: int, last: int, targets: Sequence[Target], scratch: Scratch
 ) -> list[Report]:
-    """Make rows first..last of one tensor once, and write them to every target."""
+    """Make rows first..last of one tensor once, and write them to every target that does not hold them yet."""
     held = tensor.held
+    count, width = rows_of(tensor.shape)
+    places = [_place(target.layout, index, first, last, width) for target in targets]
+    reports = [Report() for _ in targets]
+    wanted = [k for k, place in enumerate(places) if not targets[k].writer.holds(*place)]
+    if not wanted:
+        return reports
     rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
     wide: Array | None = rows if held.plain else None
-    count, width = rows_of(tensor.shape)
-    reports = []
-    for target in targets:
-        spec, report = target.layout.tensors[index], Report()
-        if spec.format is held and held.name not in FLOATS:
+    for k in wanted:
+        target, (offset, size) = targets[k], places[k]
+        format = target.layout.tensors[index].format
+        if format is held and held.name not in FLOATS:
             encoded = rows.view(np.uint8)
         else:
             if wide is None:
                 wide = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
                 decode(held, rows, wide)
-            row_bytes = spec.format.nbytes((width,))
-            encoded = scratch.take((last - first) * row_bytes).reshape(last - first, row_bytes)
+            encoded = scratch.take(size).reshape(last - first, -1)
             importance = target.importance[index] if target.importance else None
-            report = _encode(spec.format, wide, encoded, held if held.plain else F32, importance, first, count)
-            _refuse(report, spec.format, tensor, first)
-        reports.append(report)
-        target.writer.write(target.layout.offsets[index] + first * encoded.shape[1], encoded)
+            reports[k] = _encode(format, wide, encoded, held if held.plain else F32, importance, first, count)
+            _refuse(reports[k], format, tensor, first)
+        target.writer.write(offset, encoded)
     return reports
+
+
+def _place(layout: Layout, index: int, first: int, last: int, width: int) -> tuple[int, int]:
+    """(offset, bytes) of rows first..last of a tensor."""
+    row = layout.tensors[index].format.nbytes((width,))
+    return layout.offsets[index] + first * row, (last - first) * row
 
 
 def _encode(

@@ -25,9 +25,11 @@ PHASES = {
     "reading": ("preadv", 9),
     "writing": ("pwrite", 12),
     "flushing": ("fsync", 1),
+    "finishing": ("ftruncate", 1),
+    "flushing again": ("fsync", 2),
     "naming": ("replace", 1),
     "named": ("after:replace", 1),
-    "flushing the folder": ("fsync", 2),
+    "flushing the folder": ("fsync", 3),
 }
 
 
@@ -90,7 +92,9 @@ def test_a_signal_at_every_phase(model: Path, expected: bytes, output: Path, pha
     assert output.read_bytes() == expected
 
 
-@pytest.mark.parametrize("phase", ["reserving", "writing", "reading", "flushing", "naming"])
+@pytest.mark.parametrize(
+    "phase", ["reserving", "writing", "reading", "flushing", "finishing", "flushing again", "naming"]
+)
 def test_an_io_error(model: Path, output: Path, phase: str) -> None:
     done = convert("fail", *PHASES[phase], model, output)
     assert done.returncode == 1, done.stderr

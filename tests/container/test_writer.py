@@ -313,7 +313,7 @@ def test_early_flushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call = "fdatasync" if hasattr(os, "fdatasync") else "fsync"
     real = getattr(os, call)
     monkeypatch.setattr(os, call, lambda fd: (flushed.append(fd), real(fd)))
-    monkeypatch.setattr("ggufsmith.container.writer.FLUSH", 100)
+    monkeypatch.setattr("ggufsmith.container.disk.FLUSH", 100)
     with Writer(tmp_path / "x.gguf", LAYOUT) as writer:
         writer.write(LAYOUT.offsets[0], DATA[0])
         deadline = time.monotonic() + 30

@@ -1,0 +1,139 @@
+"""What the writer asks of the system: locks, space, flushing."""
+
+import os
+import shutil
+import threading
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+from ggufsmith.container.errors import NoSpace
+from ggufsmith.container.positional import read_at
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCKS = fcntl is not None
+FLUSH = 128 * 2**20  # bytes written between two early flushes
+PIECE = 2**20  # bytes read back at a time
+
+
+class Flusher:
+    """Starts writing to the disk early, from its own thread, so that the last flush is short."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pending = 0
+        self._due = threading.Condition()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def count(self, size: int) -> None:
+        with self._due:
+            self._pending += size
+            if self._pending < FLUSH or self._stopped:
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="flush", daemon=True)
+                self._thread.start()
+            self._due.notify()
+
+    def stop(self) -> None:
+        with self._due:
+            self._stopped = True
+            self._due.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._due:
+                self._due.wait_for(lambda: self._stopped or self._pending >= FLUSH)
+                if self._stopped:
+                    return
+                self._pending = 0
+            with suppress(OSError):  # the flush in commit reports it
+                getattr(os, "fdatasync", os.fsync)(self._fd)
+
+
+def intact(fd: int, piece: tuple[int, int, int]) -> bool:
+    """Whether a file has the bytes of this (offset, size, CRC-32)."""
+    offset, size, checksum = piece
+    found = 0
+    buffer = memoryview(bytearray(min(size, PIECE)))
+    for start in range(0, size, PIECE):
+        part = buffer[: size - start]
+        if read_at(fd, part, offset + start) < len(part):
+            return False
+        found = zlib.crc32(part, found)
+    return found == checksum
+
+
+def check_space(path: Path, size: int) -> None:
+    """NoSpace if the folder of `path` has fewer than `size` bytes free."""
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise NoSpace(
+            f"needs {size} bytes, but {path.parent} has {free} free",
+            where=path,
+            fix=f"Free {size - free} bytes, or write to another disk.",
+        )
+
+
+def lock(fd: int) -> bool:
+    """False if another process holds the lock. Some network filesystems have no locks: there nobody is kept out."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def remove_leftover(file: Path) -> bool:
+    """Remove the temporary file of a run that was killed. False if its run is alive."""
+    try:
+        fd = os.open(file, os.O_RDWR) if fcntl else -1
+        try:
+            if not lock(fd):
+                return False
+            file.unlink()
+        finally:
+            if fd >= 0:
+                os.close(fd)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def force(fd: int) -> None:
+    """Flush to the platter; on macOS fsync alone stops at the drive's cache."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if fcntl and full is not None:
+        try:
+            fcntl.fcntl(fd, full)
+            return
+        except OSError:  # not every filesystem has it
+            pass
+    os.fsync(fd)
+
+
+def force_folder(folder: Path) -> None:
+    """Make the rename itself durable. Windows cannot open a folder, and some filesystems cannot flush one."""
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(fd)
+    finally:
+        os.close(fd)
