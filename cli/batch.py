@@ -1,0 +1,245 @@
+"""`ggufsmith batch`: many models, unattended."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ggufsmith.cli.options import AsJson, NoSync, Quiet, Threads
+
+if TYPE_CHECKING:
+    from ggufsmith.convert.batch.jobfile import JobFile
+    from ggufsmith.convert.batch.price import Work
+    from ggufsmith.convert.batch.report import Outcome
+    from ggufsmith.convert.batch.run import Draft, Options
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+ggufsmith batch jobs.toml --dry-run
+  what would be made: files, exact bytes, the disk and about the time that it takes
+
+ggufsmith batch jobs.toml --max-memory 8G --report report.json --junit report.xml
+  makes what is missing; run it again after an interrupt, or when something changed
+
+ggufsmith batch jobs.toml --shard 2/4
+  the second of four runners that share the models
+
+[bold]Exit codes[/bold]
+
+0 everything is there and verified, 101 to 125 that many models minus 100 failed (the last line says why), 2 usage,
+4 the job file is wrong and nothing was done, 5 no space for all outputs, 130 or 143 interrupted
+"""
+
+
+def batch(
+    job: Annotated[Path, typer.Argument(metavar="JOBS.toml", help="The job file, TOML or YAML.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show outputs, exact bytes and about the time; make nothing.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Of N runners that share the models, the I-th.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", metavar="SIZE", help="Memory of the whole run: 8G.")
+    ] = None,
+    max_disk: Annotated[
+        str | None,
+        typer.Option("--max-disk", metavar="SIZE", help="Bytes of outputs in the making at one time."),
+    ] = None,
+    side_by_side: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Models at one time, at most.")] = 2,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first model that fails.")] = False,
+    verify_finished: Annotated[
+        bool, typer.Option("--verify-finished", help="Hash finished outputs again, whatever their times say.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where a JSON report goes.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="Where a JUnit report goes.")] = None,
+    threads: Threads = None,
+    no_sync: NoSync = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert and quantize many models as a job file says, each read once for all its outputs.
+
+    The job file is checked as a whole first. Outputs that are there and up to date are left alone, what is missing is
+    made; a model that fails does not stop the others.
+    """
+    from ggufsmith.cli.app import guarded
+
+    code = 0
+
+    def work() -> None:
+        nonlocal code
+        from ggufsmith.container.shards import parse_size
+        from ggufsmith.convert.batch.jobfile import read_job
+        from ggufsmith.convert.batch.run import Options
+
+        options = Options(
+            memory=parse_size(max_memory) if max_memory else None,
+            disk=parse_size(max_disk) if max_disk else None,
+            side_by_side=side_by_side,
+            threads=threads,
+            sync=not no_sync,
+            verify=verify_finished,
+            fail_fast=fail_fast,
+        )
+        read = read_job(job, os.environ, _shard_of(shard))
+        code = _price(read, options, as_json) if dry_run else _run(read, options, report, junit, as_json, quiet)
+
+    guarded(work, as_json)
+    if code:
+        raise typer.Exit(code)
+
+
+def _shard_of(text: str | None) -> tuple[int, int]:
+    from ggufsmith.container.errors import Usage
+
+    number, _, count = (text or "1/1").partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise Usage(f"--shard {text}: write I/N, the number of this runner from 1 on and how many there are")
+    return int(number), int(count)
+
+
+def _run(
+    job: "JobFile", options: "Options", report: Path | None, junit: Path | None, machine: bool, quiet: bool
+) -> int:
+    """Returns the exit code."""
+    from ggufsmith.cli import render
+    from ggufsmith.cli.board import board
+    from ggufsmith.convert.batch.report import annotations, as_json, as_junit, exit_code, verdict
+    from ggufsmith.convert.batch.run import run_job
+
+    started = time.perf_counter()
+    outcomes: list[Outcome] = []
+    try:
+        with board(quiet or machine) as watch:
+            run_job(job, options, watch, outcomes)
+    finally:  # an interrupted job reports too
+        seconds = time.perf_counter() - started
+        body = as_json(outcomes, seconds)
+        if report:
+            _write(report, (json.dumps(body, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace"))
+        if junit:
+            _write(junit, as_junit(outcomes, job.path.name, seconds))
+        if os.environ.get("GITHUB_ACTIONS") == "true" and not machine:
+            for line in annotations(outcomes, Path.cwd()):
+                render.out.print(line, markup=False)
+    code = exit_code(outcomes)
+    if machine:
+        render.as_json(body)
+    elif code or not quiet:
+        (render.err if code else render.out).print(verdict(outcomes), markup=False)
+    return code
+
+
+def _write(path: Path, content: bytes) -> None:
+    from ggufsmith.container.errors import Failure
+
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise Failure(f"cannot write the report: {error.strerror}", where=path) from error
+
+
+def _price(job: "JobFile", options: "Options", machine: bool) -> int:
+    """Show what the job would make and take. Returns the exit code."""
+    from ggufsmith.cli import render
+    from ggufsmith.convert.batch.price import calibrate, work_of
+    from ggufsmith.convert.batch.report import exit_code, verdict
+    from ggufsmith.convert.batch.run import Watcher, above, plan_job
+
+    works: dict[str, Work] = {}
+    drafts, outcomes = plan_job(
+        job, options, Watcher(), lambda draft, planned: works.update({draft.model.place: work_of(planned)})
+    )
+    speed = calibrate(works.values(), above(job.output))
+    seconds = {place: speed.seconds(work, options.cores) for place, work in works.items()}
+    code = exit_code(outcomes)
+    if machine:
+        render.as_json(_priced(drafts, outcomes, seconds))
+        return code
+    _show(_rows(drafts, seconds))
+    for outcome in outcomes:
+        if outcome.error:
+            render.err.print(f"{outcome.model.name}: {outcome.error}", markup=False)
+    render.lines(_totals(job, drafts, outcomes, sum(seconds.values())))
+    if code:
+        render.err.print(verdict(outcomes), markup=False)
+    return code
+
+
+def _rows(drafts: Sequence["Draft"], seconds: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
+    """One line per output that is missing."""
+    from ggufsmith.cli import render
+    from ggufsmith.container.summary import shown
+
+    for draft in drafts:
+        for made in draft.made:
+            files = shown(made.files[0].name) + (f" and {len(made.files) - 1} more" if len(made.files) > 1 else "")
+            bits = f"{made.bits_per_weight:.2f} bits per weight"
+            yield shown(draft.model.name), files, f"{made.size} bytes", render.size(made.size), bits
+            yield from (("", f"  note: {shown(note, 500)}", "", "", "") for note in made.notes)
+
+
+def _show(rows: Iterator[tuple[str, ...]]) -> None:
+    from ggufsmith.cli import render
+
+    table = list(rows)
+    widths = [max(len(row[k]) for row in table if row[0]) for k in range(len(table[0]))] if table else []
+    for row in table:
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        render.out.print(line.rstrip(), markup=False)
+
+
+def _totals(
+    job: "JobFile", drafts: Sequence["Draft"], outcomes: Sequence["Outcome"], seconds: float
+) -> Iterator[tuple[str, str]]:
+    import shutil
+
+    from ggufsmith.cli import render
+    from ggufsmith.convert.batch.passes import PROCESS
+    from ggufsmith.convert.batch.run import above
+
+    files, size = sum(len(draft.made) for draft in drafts), sum(draft.size for draft in drafts)
+    there = sum(len(draft.record.outputs) for draft in drafts) + sum(len(outcome.made) for outcome in outcomes)
+    yield "to make", f"{files} outputs of {len(drafts)} models; {there} are there already"
+    free = shutil.disk_usage(above(job.output)).free
+    yield "disk", f"{render.size(size)} ({size} bytes), {render.size(free)} are free"
+    if drafts:
+        yield "memory", f"about {render.size(max(draft.memory for draft in drafts) + PROCESS)} for the largest"
+        yield "time", f"about {_duration(seconds)}, by a short measurement on this machine"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+
+
+def _priced(drafts: Sequence["Draft"], outcomes: Sequence["Outcome"], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What a dry run found."""
+    from dataclasses import asdict
+
+    from ggufsmith.convert.batch.report import as_json
+
+    return {
+        "bytes": sum(draft.size for draft in drafts),
+        "estimated_seconds": sum(seconds.values()),
+        "to_make": [
+            {
+                "name": draft.model.name,
+                "folder": str(draft.model.folder),
+                "bytes": draft.size,
+                "estimated_memory": draft.memory,
+                "estimated_seconds": seconds[draft.model.place],
+                "notes": list(draft.notes),
+                "outputs": [{**asdict(made), "bytes": made.size} for made in draft.made],
+            }
+            for draft in drafts
+        ],
+        "others": as_json(outcomes, 0.0)["models"],
+    }

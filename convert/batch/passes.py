@@ -1,0 +1,187 @@
+"""One pass over a model: everything wanted of it that is not there yet, read once, written side by side."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ggufsmith.container.shards import Limits
+from ggufsmith.convert import quantized
+from ggufsmith.convert import run as conversion
+from ggufsmith.convert.batch.jobfile import Model, Wanted
+from ggufsmith.convert.execute import tensors_of
+from ggufsmith.quantize import requantize
+from ggufsmith.quantize.outputs import Output, Quantized, Written, write_outputs
+from ggufsmith.quantize.stream import CHUNK, Tensor, rows_of
+
+# Memory, measured as peaks of whole processes: the interpreter with numpy, numba and the loaded kernels; and, of what a
+# vocabulary takes while it is read and held, the share of the header that it becomes.
+PROCESS = 200 * 10**6
+PER_HEADER_BYTE = 40
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Several outputs of one model, planned; use it in a `with`.
+
+    outputs: in the order of `wanted`; all have the tensors in the same order.
+    source:  the opened model; inputs: its files and the importance matrix.
+    notes:   what is said of the model; those of an output are its own.
+    """
+
+    model: Model
+    wanted: tuple[Wanted, ...]
+    outputs: tuple[Output, ...]
+    tensors: tuple[Tensor, ...]
+    source: AbstractContextManager[Any]
+    inputs: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+    def __enter__(self) -> Self:
+        self.source.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.source.__exit__(kind, error, trace)
+
+    @property
+    def weights(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all outputs."""
+        return sum(output.size for output in self.outputs)
+
+    def memory(self, threads: int) -> int:
+        """About the bytes that the pass needs at its peak, besides PROCESS: the buffers of a chunk in each thread, the
+        header with its vocabulary, the importance matrix.
+        """
+        chunk = max(max(CHUNK, tensor.granule * rows_of(tensor.shape)[1]) for tensor in self.tensors)
+        header = max(len(output.shards.whole.header) for output in self.outputs)
+        importance = self.model.imatrix.stat().st_size if self.model.imatrix else 0
+        return threads * chunk * 4 * (3 + len(self.outputs)) + PER_HEADER_BYTE * header + 3 * importance
+
+
+def prepare(model: Model, wanted: Sequence[Wanted]) -> Pass:
+    """Plan these outputs of a model. Raises what is wrong with it."""
+    make = _of_checkpoint if model.is_checkpoint else _of_gguf
+    planned = make(model, wanted)
+    names = [tensor.name for tensor in planned.tensors]
+    paths = {each: each.path for each in wanted}
+    outputs = tuple(
+        replace(_ordered(output, names), path=paths[each])
+        for each, output in zip(planned.wanted, planned.outputs, strict=True)
+    )
+    return replace(planned, outputs=outputs)
+
+
+def run(
+    planned: Pass, *, threads: int, sync: bool, advance: Callable[[int], None], loaded: Callable[[float], None]
+) -> Written:
+    """Make, verify, and give the files their names (see `write_outputs`). The pass is open."""
+    planned.model.folder.mkdir(parents=True, exist_ok=True)
+    return write_outputs(
+        planned.tensors,
+        planned.outputs,
+        inputs=planned.inputs,
+        threads=threads,
+        sync=sync,
+        advance=advance,
+        loaded=loaded,
+    )
+
+
+def types_of(output: Output) -> dict[str, int]:
+    """How many tensors have each format, the most frequent first."""
+    return dict(Counter(spec.format.name for spec in output.shards.whole.tensors).most_common())
+
+
+def bits_per_weight(output: Output) -> float:
+    specs = output.shards.whole.tensors
+    return 8 * sum(spec.nbytes for spec in specs) / max(sum(math.prod(spec.shape) for spec in specs), 1)
+
+
+def fallbacks_of(output: Output) -> tuple[str, ...]:
+    """Tensors that could not have the type of their rule."""
+    return tuple(each.tensor.name for each in output.plan.fallbacks) if isinstance(output, Quantized) else ()
+
+
+def notes_of(output: Output) -> tuple[str, ...]:
+    return tuple(output.plan.notes()) if isinstance(output, Quantized) else ()
+
+
+def _of_checkpoint(model: Model, wanted: Sequence[Wanted]) -> Pass:
+    said = model.settings
+    job = conversion.Job(
+        folder=model.source,
+        pre=said["pre"] or None,
+        model_name=said["model_name"] or None,
+        metadata=model.metadata,
+        limits=Limits(max_size=model.shard_size),
+    )
+    plain = [each for each in wanted if each.recipe is None]
+    recipes = [each for each in wanted if each.recipe is not None]
+    conversions = [conversion.prepare(replace(job, outtype=each.label)) for each in plain]
+    outputs: list[Output] = [each.output for each in conversions]
+    notes: tuple[str, ...] = ()
+    if recipes:
+        prepared = quantized.prepare(job, _quantization(model, recipes))
+        conversions.append(prepared.converted)
+        outputs += prepared.outputs
+        notes = prepared.notes
+    last = conversions[-1]
+    by_name = {tensor.name: tensor for tensor in tensors_of(last.checkpoint, last.plan.outputs)}
+    return Pass(
+        model,
+        (*plain, *recipes),
+        tuple(outputs),
+        tuple(by_name[spec.name] for spec in outputs[-1].shards.whole.tensors),
+        last.checkpoint,
+        (*last.checkpoint.files, *([model.imatrix] if model.imatrix else [])),
+        notes or last.notes,
+    )
+
+
+def _quantization(model: Model, wanted: Sequence[Wanted]) -> quantized.Quantization:
+    said = model.settings
+    return quantized.Quantization(
+        recipes=tuple(each.recipe for each in wanted if each.recipe),
+        imatrix=model.imatrix,
+        include=said["include_weights"],
+        exclude=said["exclude_weights"],
+        strict=said["strict"],
+    )
+
+
+def _of_gguf(model: Model, wanted: Sequence[Wanted]) -> Pass:
+    said = model.settings
+    prepared = requantize.prepare(
+        requantize.Job(
+            source=model.source,
+            recipes=tuple(each.recipe for each in wanted if each.recipe),
+            imatrix=model.imatrix,
+            include=said["include_weights"],
+            exclude=said["exclude_weights"],
+            allow_requantize=said["allow_requantize"],
+            strict=said["strict"],
+            limits=Limits(max_size=model.shard_size),
+        )
+    )
+    inputs = (*prepared.source.paths, *([model.imatrix] if model.imatrix else []))
+    return Pass(model, tuple(wanted), prepared.outputs, prepared.tensors, prepared.source, inputs, prepared.notes)
+
+
+def _ordered(output: Output, names: Sequence[str]) -> Output:
+    """The output with its layout listing the tensors in this order; every byte keeps its place in the files."""
+    whole = output.shards.whole
+    places = {spec.name: k for k, spec in enumerate(whole.tensors)}
+    order = [places[name] for name in names]
+    tensors, offsets = tuple(whole.tensors[k] for k in order), tuple(whole.offsets[k] for k in order)
+    return replace(output, shards=replace(output.shards, whole=replace(whole, tensors=tensors, offsets=offsets)))

@@ -1,0 +1,157 @@
+"""What became of a job, for machines: JSON, JUnit XML, GitHub's annotations, and the exit code."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from ggufsmith.container.errors import Failure
+from ggufsmith.convert.batch.jobfile import Model
+from ggufsmith.convert.batch.state import Made
+
+# done: made now; finished: was there already; interrupted, not begun: the job ended before it.
+Status = Literal["done", "finished", "failed", "interrupted", "not begun"]
+FAILED, MOST = 100, 25  # exit code of a job with n failed models: FAILED + n, at most FAILED + MOST
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one model.
+
+    made:     all outputs that are there now; new: the labels of those made in this run.
+    seconds:  wall time; weights: of the model, 0 if nothing was made.
+    """
+
+    model: Model
+    status: Status
+    made: tuple[Made, ...] = ()
+    new: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    weights: int = 0
+    error: Failure | None = None
+
+    @property
+    def rate(self) -> float:
+        """Weights per second."""
+        return self.weights / self.seconds if self.seconds else 0.0
+
+    @property
+    def warnings(self) -> Iterator[str]:
+        """Everything that was noted about the model and its new outputs."""
+        yield from self.notes
+        for made in self.made:
+            if made.label in self.new:
+                yield from (f"{made.label}: {note}" for note in made.notes)
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0, or FAILED and the number of models that failed or were not begun."""
+    bad = sum(outcome.status in ("failed", "not begun") for outcome in outcomes)
+    return FAILED + min(bad, MOST) if bad else 0
+
+
+def verdict(outcomes: Sequence[Outcome]) -> str:
+    """The last line: how many failed and why."""
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    left = sum(outcome.status in ("interrupted", "not begun") for outcome in outcomes)
+    new = sum(len(outcome.new) for outcome in outcomes)
+    there = sum(len(outcome.made) for outcome in outcomes) - new
+    parts = [f"{len(outcomes)} models: {new} files made, {there} were there already"]
+    if left:
+        parts.append(f"{left} models not done")
+    if failed:
+        reasons = "; ".join(f"{each.model.name}: {each.error.what if each.error else ''}" for each in failed)
+        parts.append(f"{len(failed)} failed ({reasons})")
+    return ", ".join(parts)
+
+
+def as_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
+    """The report. seconds: wall time of the whole job."""
+    return {
+        "seconds": seconds,
+        "exit_code": exit_code(outcomes),
+        "verdict": verdict(outcomes),
+        "models": [_model(outcome) for outcome in outcomes],
+    }
+
+
+def _model(outcome: Outcome) -> dict[str, Any]:
+    error = outcome.error
+    return {
+        "name": outcome.model.name,
+        "place": outcome.model.place,
+        "source": str(outcome.model.source),
+        "folder": str(outcome.model.folder),
+        "status": outcome.status,
+        "seconds": outcome.seconds,
+        "parameters": outcome.weights or None,
+        "weights_per_second": outcome.rate or None,
+        "notes": list(outcome.notes),
+        "error": error
+        and {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix, "also": error.also},
+        "outputs": [
+            {**asdict(made), "bytes": made.size, "status": "done" if made.label in outcome.new else "finished"}
+            for made in outcome.made
+        ],
+    }
+
+
+def as_junit(outcomes: Sequence[Outcome], name: str, seconds: float) -> bytes:
+    """JUnit XML: a suite for the job, a case for each model. name: of the suite."""
+    counts = {
+        "tests": len(outcomes),
+        "failures": sum(outcome.status == "failed" for outcome in outcomes),
+        "errors": 0,
+        "skipped": sum(outcome.status in ("finished", "interrupted", "not begun") for outcome in outcomes),
+    }
+    attributes = {"name": _xml(name), "time": f"{seconds:.3f}", **{key: str(value) for key, value in counts.items()}}
+    root = ElementTree.Element("testsuites", attributes)
+    suite = ElementTree.SubElement(root, "testsuite", attributes)
+    for outcome in outcomes:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            {"name": _xml(outcome.model.name), "classname": _xml(name), "time": f"{outcome.seconds:.3f}"},
+        )
+        if outcome.error:
+            attributes = {"message": _xml(outcome.error.what), "type": type(outcome.error).__name__}
+            ElementTree.SubElement(case, "failure", attributes).text = _xml(str(outcome.error))
+        elif outcome.status != "done":
+            ElementTree.SubElement(case, "skipped", {"message": outcome.status})
+        lines = [f"{file.sha256}  {file.bytes}  {file.name}" for made in outcome.made for file in made.files]
+        ElementTree.SubElement(case, "system-out").text = _xml("\n".join([*lines, *outcome.warnings]))
+    ElementTree.indent(root)
+    found: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return found + b"\n"
+
+
+def annotations(outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
+    """GitHub's workflow commands: an error for each failed model, a warning for what was noted.
+
+    folder: what paths are relative to. Source: GitHub documentation, "Workflow commands for GitHub Actions".
+    """
+    for outcome in outcomes:
+        path, _, line = outcome.model.place.rpartition(":")
+        if Path(path).is_absolute() and Path(path).is_relative_to(folder):
+            path = Path(path).relative_to(folder).as_posix()
+        where = f"file={_property(path)},line={line},title={_property(outcome.model.name)}"
+        if outcome.error:
+            yield f"::error {where}::{_data(str(outcome.error))}"
+        for warning in outcome.warnings:
+            yield f"::warning {where}::{_data(warning)}"
+
+
+def _xml(text: str) -> str:
+    """Without the characters that XML 1.0 cannot hold, even escaped."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,0 +1,329 @@
+"""Runs a job: plans every model, then makes what is missing, side by side as far as the budgets allow.
+
+Each model has a thread of its own, and each pass spreads its chunks over threads as every conversion does. What a
+model lacks is made in one pass over its weights; one that fails does not stop the others.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ggufsmith.container.disk import check_space
+from ggufsmith.container.errors import Failure, NoSpace
+from ggufsmith.container.provenance import file_sha256
+from ggufsmith.convert.batch.extras import check_extras, write_extras
+from ggufsmith.convert.batch.jobfile import JobFile, Model, Wanted
+from ggufsmith.convert.batch.passes import (
+    PROCESS,
+    Pass,
+    bits_per_weight,
+    fallbacks_of,
+    notes_of,
+    prepare,
+    run,
+    types_of,
+)
+from ggufsmith.convert.batch.report import Outcome
+from ggufsmith.convert.batch.state import (
+    File,
+    Made,
+    Record,
+    extras_fingerprint,
+    fingerprints,
+    finished,
+    write_record,
+)
+from ggufsmith.quantize.threads import available_cores
+
+PATIENCE = 8.0  # seconds that an interrupted job waits for its threads; a flush to a slow disk can take longer
+TICK = 0.2  # seconds between looks at signals, which Windows does not deliver to a thread that waits
+
+
+@dataclass(frozen=True)
+class Options:
+    """memory, disk: bytes, of the whole process, and of the outputs in the making at one time.
+
+    side_by_side: models at one time. threads: of each; None takes every core.
+    verify: hash finished outputs again. fail_fast: the first failure stops the job.
+    """
+
+    memory: int | None = None
+    disk: int | None = None
+    side_by_side: int = 2
+    threads: int | None = None
+    sync: bool = True
+    verify: bool = False
+    fail_fast: bool = False
+
+    @property
+    def cores(self) -> int:
+        return self.threads or available_cores()
+
+
+class Watcher:
+    """Told of what happens, from several threads; this one does not care."""
+
+    def planned(self, draft: "Draft") -> None:
+        """What a model lacks is known."""
+
+    def begun(self, draft: "Draft") -> None:
+        """Its pass begins."""
+
+    def advanced(self, model: Model, weights: int) -> None:
+        """So many more weights of it are done."""
+
+    def loaded(self, seconds: float) -> None:
+        """Compiling or loading kernels took this long."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """It is done, or failed, or was finished before."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is to be done for one model.
+
+    record: what is finished; wanted: what is not; made: that as it will be, without hashes.
+    memory: see `Pass.memory`; threads: as many as the budget allows; weights: of the model.
+    """
+
+    model: Model
+    record: Record
+    wanted: tuple[Wanted, ...]
+    made: tuple[Made, ...] = ()
+    memory: int = 0
+    threads: int = 1
+    weights: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is to be made."""
+        return sum(made.size for made in self.made)
+
+
+class Stopped(BaseException):
+    """Raised in the threads of a job that ends early."""
+
+
+def plan_job(
+    job: JobFile,
+    options: Options,
+    watch: Watcher,
+    look: Callable[[Draft, Pass], None] = lambda draft, planned: None,
+) -> tuple[list[Draft], list[Outcome]]:
+    """What is to be done for each model, and the outcomes of those that need nothing or cannot be planned.
+
+    look: shown every plan while it is open.
+    """
+    drafts, outcomes = [], []
+    for model in job.models:
+        try:
+            draft = _draft(model, options, look)
+        except (Failure, OSError) as error:
+            outcome = Outcome(model, "failed", error=_failure(error))
+        else:
+            if draft.wanted:
+                watch.planned(draft)
+                drafts.append(draft)
+                continue
+            outcome = Outcome(model, "finished", draft.record.outputs)
+        outcomes.append(outcome)
+        watch.ended(outcome)
+        if outcome.error and options.fail_fast:
+            break
+    return drafts, outcomes
+
+
+def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outcome]) -> None:
+    """Make everything that is missing. What becomes of each model is added to `outcomes`, also if this is interrupted.
+
+    NoSpace if the disk cannot hold all of it, unless `options.disk` says that somebody makes room.
+    """
+    try:
+        drafts, done = plan_job(job, options, watch)
+        outcomes += done
+        if not (options.fail_fast and any(outcome.error for outcome in outcomes)):
+            _check_disk(job, drafts, options)
+            _Runner(options, watch, outcomes).run(drafts)
+    finally:
+        known = {outcome.model.place for outcome in outcomes}
+        outcomes += [Outcome(model, "not begun") for model in job.models if model.place not in known]
+        order = {model.place: k for k, model in enumerate(job.models)}
+        outcomes.sort(key=lambda outcome: order[outcome.model.place])
+
+
+def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) -> Draft:
+    record = finished(model, verify=options.verify)
+    there = {made.label for made in record.outputs}
+    wanted = tuple(each for each in model.wanted if each.label not in there)
+    if not wanted:
+        if record.extras != extras_fingerprint(model):
+            _finish(model, record.outputs)
+        return Draft(model, record, ())
+    check_extras(model)
+    threads = options.cores
+    with prepare(model, wanted) as planned:
+        if options.memory is not None:
+            while threads > 1 and PROCESS + planned.memory(threads) > options.memory:
+                threads -= 1
+        memory = planned.memory(threads)
+        draft = Draft(model, record, wanted, _drafted(planned), memory, threads, planned.weights, planned.notes)
+        look(draft, planned)
+    if options.memory is not None and PROCESS + memory > options.memory:
+        what = f"needs about {PROCESS + memory} bytes of memory, the budget is {options.memory}"
+        raise Failure(what, where=model.source, fix="Raise --max-memory.")
+    if options.disk is not None and draft.size > options.disk:
+        what = f"the outputs need {draft.size} bytes, the budget is {options.disk}"
+        raise NoSpace(what, where=model.folder, fix="Raise --max-disk.")
+    return draft
+
+
+def _drafted(planned: Pass) -> tuple[Made, ...]:
+    """The outputs of a pass, without hashes."""
+    plans = fingerprints(planned.model)
+    return tuple(
+        Made(
+            wanted.label,
+            plans[wanted.label],
+            tuple(
+                File(path.name, layout.size, "")
+                for path, layout in zip(output.paths, output.shards.shards, strict=True)
+            ),
+            bits_per_weight(output),
+            types_of(output),
+            fallbacks_of(output),
+            notes_of(output),
+        )
+        for wanted, output in zip(planned.wanted, planned.outputs, strict=True)
+    )
+
+
+def above(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(each for each in (folder, *folder.parents) if each.is_dir())
+
+
+def _check_disk(job: JobFile, drafts: Sequence[Draft], options: Options) -> None:
+    if drafts and options.disk is None:
+        check_space(above(job.output) / "outputs", sum(draft.size for draft in drafts))
+
+
+@dataclass
+class _Runner:
+    """Starts what fits into the budgets, in the order of the job, and waits for it."""
+
+    options: Options
+    watch: Watcher
+    outcomes: list[Outcome]
+    running: dict[str, Draft] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def run(self, drafts: Sequence[Draft]) -> None:
+        waiting, threads = list(drafts), []
+        try:
+            while waiting or self.running:
+                with self.changed:
+                    while not self.stop.is_set() and (draft := next(filter(self.fits, waiting), None)):
+                        waiting.remove(draft)
+                        self.running[draft.model.place] = draft
+                        thread = threading.Thread(target=self.work, args=(draft,), daemon=True)
+                        threads.append(thread)
+                        thread.start()
+                    if self.stop.is_set():
+                        waiting.clear()
+                    if self.running:
+                        self.changed.wait(TICK)
+        finally:  # after an interrupt: let them clean up
+            self.stop.set()
+            deadline = time.monotonic() + PATIENCE
+            for thread in threads:
+                thread.join(max(deadline - time.monotonic(), 0))
+
+    def fits(self, draft: Draft) -> bool:
+        """Whether a model can start beside those that run."""
+        others = self.running.values()
+        memory = PROCESS + draft.memory + sum(other.memory for other in others)
+        disk = draft.size + sum(other.size for other in others)
+        return (
+            len(self.running) < self.options.side_by_side
+            and (self.options.memory is None or memory <= self.options.memory)
+            and (self.options.disk is None or disk <= self.options.disk)
+        )
+
+    def work(self, draft: Draft) -> None:
+        """One model, in its thread."""
+        self.watch.begun(draft)
+        outcome = self.outcome(draft)
+        self.watch.ended(outcome)
+        with self.changed:
+            self.outcomes.append(outcome)
+            del self.running[draft.model.place]
+            if outcome.error and self.options.fail_fast:
+                self.stop.set()
+            self.changed.notify()
+
+    def outcome(self, draft: Draft) -> Outcome:
+        model, started = draft.model, time.perf_counter()
+        try:
+            made, notes = self.make(draft)
+        except Stopped:
+            return Outcome(model, "interrupted", draft.record.outputs, seconds=time.perf_counter() - started)
+        except Exception as error:  # a bug in one model's way does not end the night
+            seconds = time.perf_counter() - started
+            return Outcome(model, "failed", draft.record.outputs, seconds=seconds, error=_failure(error))
+        new = frozenset(each.label for each in draft.wanted)
+        return Outcome(model, "done", made, new, notes, time.perf_counter() - started, draft.weights)
+
+    def make(self, draft: Draft) -> tuple[tuple[Made, ...], tuple[str, ...]]:
+        """All outputs of the model, and the notes."""
+        model = draft.model
+
+        def advance(weights: int) -> None:
+            self.check()
+            self.watch.advanced(model, weights)
+
+        self.check()
+        with prepare(model, draft.wanted) as planned:
+            made = _drafted(planned)
+            self.check()
+            written = run(
+                planned,
+                threads=draft.threads,
+                sync=self.options.sync,
+                advance=advance,
+                loaded=self.watch.loaded,
+            )
+            notes = (*planned.notes, *written.notes)
+        known = {each.label: each for each in draft.record.outputs}
+        known |= {each.label: self.hashed(model.folder, each) for each in made}
+        outputs = tuple(known[wanted.label] for wanted in model.wanted)
+        _finish(model, outputs)
+        return outputs, notes
+
+    def hashed(self, folder: Path, made: Made) -> Made:
+        files = [
+            replace(file, sha256=file_sha256(folder / file.name, lambda size: self.check())) for file in made.files
+        ]
+        return replace(made, files=tuple(files))
+
+    def check(self) -> None:
+        if self.stop.is_set():
+            raise Stopped
+
+
+def _finish(model: Model, outputs: tuple[Made, ...]) -> None:
+    """Write what stands beside the outputs; the record last."""
+    write_extras(model, outputs)
+    write_record(model, Record(outputs, extras_fingerprint(model)))
+
+
+def _failure(error: Exception) -> Failure:
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, OSError):
+        return Failure(error.strerror or str(error), where=error.filename)
+    return Failure(f"internal error: {type(error).__name__}: {error}", fix="Please report it.")

@@ -1,0 +1,212 @@
+"""What is finished already: a record beside the outputs, and whether it still holds.
+
+The record of a model, `.NAME.batch.json` in its folder, has for each output the fingerprint of its plan (a hash of
+all that decides its bytes) and its files with sizes and SHA-256. It is written last, after everything that it speaks
+of, and holds no times: an output that changed since then is newer than the record, and is hashed again. The same
+work gives the same record.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ggufsmith.container.errors import Failure
+from ggufsmith.container.provenance import file_sha256
+from ggufsmith.container.shards import SHARD, SUFFIX
+from ggufsmith.convert.batch.jobfile import Model, Wanted, state_path
+from ggufsmith.naming.identity import model_folder_name
+from ggufsmith.quantize.recipes.assign import Override, Recipe
+
+WHOLE = 1 << 20  # bytes; smaller inputs are known by their content, larger ones by size and time
+CARD_KEYS = ("card", "checksums", "repo", "base_model", "author")
+
+
+@dataclass(frozen=True)
+class File:
+    """name: in the model's folder."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """One finished output, for the record and for reports.
+
+    label:  as the job file has it. plan: the fingerprint.
+    types:  format -> tensors that have it.
+    fallbacks: tensors that could not have the type of their rule.
+    """
+
+    label: str
+    plan: str
+    files: tuple[File, ...]
+    bits_per_weight: float
+    types: Mapping[str, int]
+    fallbacks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is finished of a model. extras: a fingerprint of the card and the sums."""
+
+    outputs: tuple[Made, ...] = ()
+    extras: str = ""
+
+
+def finished(model: Model, *, verify: bool = False) -> Record:
+    """What of the record still holds for what is wanted now. verify: hash every file again."""
+    path = state_path(model)
+    record, written = _read(path)
+    plans = fingerprints(model)
+    by_label = {made.label: made for made in record.outputs}
+    kept = []
+    stale = False
+    for wanted in model.wanted:
+        made = by_label.get(wanted.label)
+        if made is None or made.plan != plans[wanted.label]:
+            continue
+        newer = [file for file in made.files if not _untouched(model.folder / file.name, file, written)]
+        for file in made.files if verify else newer:
+            if not _same(model.folder / file.name, file):
+                break
+        else:
+            kept.append(made)
+            stale |= bool(newer)
+    extras = record.extras if kept == list(record.outputs) and _extras_there(model) and not stale else ""
+    return Record(tuple(kept), extras)
+
+
+def write_record(model: Model, record: Record) -> None:
+    """Put the record beside the outputs, at once or not at all."""
+    content = {"made_by": f"ggufsmith {version('ggufsmith')}", **asdict(record)}
+    write_text(state_path(model), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file at once. A run that is killed leaves a file that the next one replaces too."""
+    temporary = path.with_name(f".{path.name.lstrip('.')}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Failure(f"cannot write: {error.strerror}", where=path) from error
+
+
+def _read(path: Path) -> tuple[Record, int]:
+    """The record and its time in ns; an empty one if it is missing or damaged: then everything is made again."""
+    try:
+        written = path.stat().st_mtime_ns
+        content = json.loads(path.read_bytes())
+        return Record(tuple(map(_made, content["outputs"])), str(content["extras"])), written
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Record(), 0
+
+
+def _made(entry: Mapping[str, Any]) -> Made:
+    lists = {key: tuple(entry[key]) for key in ("fallbacks", "notes")}
+    return Made(**{**entry, **lists, "files": tuple(File(**file) for file in entry["files"])})
+
+
+def _untouched(path: Path, file: File, written: int) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return found.st_size == file.bytes and found.st_mtime_ns <= written
+
+
+def _same(path: Path, file: File) -> bool:
+    try:
+        return path.stat().st_size == file.bytes and file_sha256(path) == file.sha256
+    except (OSError, Failure):
+        return False
+
+
+def _extras_there(model: Model) -> bool:
+    return all(path is None or path.is_file() for path in map(model.beside, ("card", "checksums")))
+
+
+# ---- what decides the bytes ----
+
+
+def fingerprints(model: Model) -> dict[str, str]:
+    """label -> SHA-256 of all that decides the bytes and the name of that output."""
+    common = {
+        "version": version("ggufsmith"),
+        "name": model_folder_name(model.source) if model.is_checkpoint else "",
+        "inputs": list(_inputs(model)),
+        "shard_size": model.shard_size,
+        **{key: model.settings[key] for key in ("pre", "model_name", "include_weights", "exclude_weights")},
+    }
+    return {wanted.label: _digest({**common, **_wanted(wanted)}) for wanted in model.wanted}
+
+
+def extras_fingerprint(model: Model) -> str:
+    """What decides the card and the sums, besides the outputs."""
+    return _digest({key: model.settings[key] for key in CARD_KEYS})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _wanted(wanted: Wanted) -> dict[str, Any]:
+    return {
+        "file": wanted.path.name,
+        "outtype": None if wanted.recipe else wanted.label,
+        "recipe": _recipe(wanted.recipe) if wanted.recipe else None,
+    }
+
+
+def _recipe(recipe: Recipe) -> list[Any]:
+    return [recipe.file_type.name, *map(_override, recipe.overrides)]
+
+
+def _override(rule: Override) -> list[Any]:
+    layers = rule.layers and [sorted(rule.layers.listed), rule.layers.first, rule.layers.last]
+    match = rule.match and rule.match.pattern
+    return [rule.format.name, match, sorted(rule.roles), sorted(rule.names), layers]
+
+
+def _inputs(model: Model) -> Iterator[list[Any]]:
+    """Name and identity of every file that is read."""
+    sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
+    for root, path in [*sources, *((path.parent, path) for path in (model.imatrix, model.metadata) if path)]:
+        found = path.stat()
+        small = found.st_size <= WHOLE
+        identity = hashlib.sha256(path.read_bytes()).hexdigest() if small else found.st_mtime_ns
+        yield [path.relative_to(root).as_posix(), found.st_size, identity]
+
+
+def _model_files(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """All files of a model folder but hidden ones and GGUF files, which are nobody's input there."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and not name.endswith(SUFFIX):
+                yield folder, Path(parent, name)
+
+
+def _shards(path: Path) -> Iterator[tuple[Path, Path]]:
+    """A GGUF file, or every shard of its set."""
+    stem = path.name.removesuffix(SUFFIX)
+    match = SHARD.search(stem)
+    for name in sorted(each.name for each in path.parent.iterdir()) if match else [path.name]:
+        other = SHARD.search(name.removesuffix(SUFFIX))
+        if not match or (other and other[2] == match[2] and name.startswith(stem[: match.start()] + "-")):
+            yield path.parent, path.with_name(name)
