@@ -270,6 +270,7 @@ GEMMA2 = Architecture(
         "num_key_value_heads": 4,
         "max_position_embeddings": 8192,
         "head_dim": 256,
+        "tie_word_embeddings": True,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
         "sliding_window": 4096,
@@ -296,6 +297,7 @@ GEMMA3 = replace(
     rope=Rope(theta=1e6, local_theta=10000.0, scaling=("linear",)),
     require={**GELU, "attn_logit_softcapping": (), "use_bidirectional_attention": (False,)},
     defaults={
+        "tie_word_embeddings": True,
         "hidden_size": 2304,
         "intermediate_size": 9216,
         "num_hidden_layers": 26,

@@ -154,7 +154,7 @@ def _prepare_adapter(job: Job, folder: Path) -> Prepared:
         )
     adapter = open_adapter(folder)
     base = find_base(adapter, job.base)
-    plan = plan_adapter(adapter, Config.of_folder(base))
+    plan = plan_adapter(adapter, base, Config.of_folder(base))
     checkpoint = Checkpoint(folder, {source.name: source for output in plan.outputs for source in output.sources})
     kind = _output_format(job.outtype or "f32", checkpoint)
     origin = Origin(model_folder_name(folder), folder, folder, {BASE_MODELS: base_models(adapter, base)})

@@ -10,12 +10,14 @@ from typing import Any
 from gguf.constants import Keys
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.container.values import Metadata, strings
 from ggufsmith.convert.lora.peft import Adapter
 from ggufsmith.naming.identity import hub_id, model_folder_name, title
 from ggufsmith.naming.metadata import BASE_MODELS, DATASETS
 
 General = Keys.General
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+TAG_OF_BASE = "base_model:"  # of peft's model cards, before the base as it was loaded
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 # What a model card says of the base, and not of what adapters make of it.
 OF_THE_BASE = (
@@ -102,6 +104,15 @@ class Origin:
             BASE_MODELS: base_models(adapters[0], folder),
         }
         return cls(name, adapters[0].folder, homes[-1] if homes else folder, general)
+
+
+def without_paths(general: Metadata) -> Metadata:
+    """Without tags that hold a path of the machine where the adapter was trained."""
+    tags = general.get(General.TAGS)
+    if tags is None or not isinstance(tags.data, tuple):
+        return general
+    kept = [tag for tag in tags.data if not tag.startswith(TAG_OF_BASE) or HUB_ID.fullmatch(tag.rpartition(":")[2])]
+    return {**general, General.TAGS: strings(kept)}
 
 
 def parse_adapter(text: str) -> tuple[Path, float]:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from gguf.constants import GGUFType, Keys
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import Metadata, array, f32, string
-from ggufsmith.convert.checkpoint import Source
+from ggufsmith.convert.checkpoint import Source, open_checkpoint
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.lora.merge import HEAD
 from ggufsmith.convert.lora.peft import Adapter, Update
 from ggufsmith.convert.ops import Array, Copy, Op, Read, Shape, Stack
-from ggufsmith.convert.plan import Output, Plan, make_plan
+from ggufsmith.convert.plan import Output, Plan, find_architecture, make_plan
 from ggufsmith.convert.sources.scheme import Made
 from ggufsmith.convert.sources.store import Store, to_f32
 
@@ -63,12 +65,12 @@ class Scaled:
         np.multiply(to_f32(store.rows(self.source, first, last), self.source.dtype), np.float32(self.factor), out=out)
 
 
-def plan_adapter(adapter: Adapter, config: Config) -> Plan:
-    """The tensors and the keys of the GGUF adapter. config: the base model's.
+def plan_adapter(adapter: Adapter, base: Path, config: Config) -> Plan:
+    """The tensors and the keys of the GGUF adapter. base, config: the base model's folder, which may lack the weights.
 
     Unsupported: what a GGUF adapter cannot express. Malformed: an adapter of another base.
     """
-    _check_expressible(adapter, config)
+    _check_expressible(adapter, config, _shares_head(base, config))
     updates = {update.target: update for update in adapter.updates}
     weights = {name: Source(name, update.shape, "F32", adapter.folder, 0, 0) for name, update in updates.items()}
     try:
@@ -83,7 +85,11 @@ def plan_adapter(adapter: Adapter, config: Config) -> Plan:
         raise Unsupported(f"it updates {lost[0]}, which llama.cpp does not have for this model", where=adapter.folder)
     alpha = _alpha(adapter)
     outputs = [part for output in plan.outputs for part in _pair(output, updates, alpha, adapter)]
-    metadata: Metadata = {Keys.Adapter.TYPE: string("lora"), Keys.Adapter.LORA_ALPHA: f32(alpha)}
+    metadata: Metadata = {
+        Keys.General.TYPE: string(GGUFType.ADAPTER),
+        Keys.Adapter.TYPE: string("lora"),
+        Keys.Adapter.LORA_ALPHA: f32(alpha),
+    }
     tokens = adapter.config.first("alora_invocation_tokens")
     if tokens:
         if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < 1 << 32 for token in tokens):
@@ -92,21 +98,27 @@ def plan_adapter(adapter: Adapter, config: Config) -> Plan:
     return replace(plan, outputs=tuple(outputs), metadata=metadata, notes=())
 
 
-GENERAL: Metadata = {Keys.General.TYPE: string(GGUFType.ADAPTER)}
+def _shares_head(base: Path, config: Config) -> bool:
+    """Whether the embedding is the head as well: the tensors say, else the config."""
+    if any(base.glob("*.safetensors")):
+        return HEAD not in open_checkpoint(base).tensors
+    return bool(config.with_defaults(find_architecture(config).defaults).first("tie_word_embeddings"))
 
 
-def _check_expressible(adapter: Adapter, config: Config) -> None:
+def _check_expressible(adapter: Adapter, config: Config, shares_head: bool) -> None:
     whole = sorted(adapter.trained)
     grown = sorted(name for name, copy in adapter.copies.items() if copy.shape[0] != config.first("vocab_size"))
     dora = [update.target for update in adapter.updates if update.magnitude is not None]
+    shared = [update.target for update in adapter.updates if update.embedding or update.target == HEAD]
     for names, what in (
-        (whole, "tensors trained whole"),
+        (whole, "a tensor trained whole"),
         (grown, "a vocabulary of another size"),
-        (dora, "DoRA"),
+        (dora, "an update by DoRA"),
+        (shared if shares_head else [], "an update of an embedding that is the head as well"),
     ):
         if names:
             raise Unsupported(
-                f"a GGUF adapter cannot hold {what}, as {names[0]} has",
+                f"a GGUF adapter cannot hold {what}, which {names[0]} is here",
                 where=adapter.folder,
                 fix=WAY_OUT.format(folder=adapter.folder),
             )

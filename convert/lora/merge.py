@@ -11,14 +11,15 @@ Source: peft 0.21, tuners/lora/layer.py (get_delta_weight), variants.py (DoraLin
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
-from ggufsmith.convert.checkpoint import Checkpoint, Source
+from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Reader, Source
 from ggufsmith.convert.lora.peft import Adapter, Update, apart, sources_of
-from ggufsmith.convert.plan import EXPERT
+from ggufsmith.convert.plan import EXPERT, Plan
 from ggufsmith.convert.sources.scheme import Made, Shape
 from ggufsmith.convert.sources.store import Store, to_f32
 from ggufsmith.quantize.stream import CHUNK, rows_of
@@ -139,6 +140,23 @@ def _row_norms(rows: Floats) -> Floats:
     return np.sqrt(squares).astype(np.float32)
 
 
+class _Beside:
+    """A reader of the base's files, wherever they are, and of the adapters' on the disk."""
+
+    def __init__(self, base: Reader, adapters: Reader, local: frozenset[Path]) -> None:
+        self._base, self._adapters, self._local = base, adapters, local
+
+    def expect(self, extents: Iterable[tuple[Path, int, int]]) -> None:
+        self._base.expect(extent for extent in extents if extent[0] not in self._local)
+
+    def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
+        return (self._adapters if path in self._local else self._base).read_into(path, offset, buffer)
+
+    def close(self) -> None:
+        self._base.close()
+        self._adapters.close()
+
+
 # -- which weights ----------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +259,13 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
             old = tensors.get(name) or changes.before(name)
             if old is not None:
                 tensors[name] = _made(name, Updated(old, tuple(changes.steps.get(name, ()))))
-    return replace(checkpoint, tensors=tensors, notes=tuple(notes)), changes.touched
+    local = frozenset(adapter.path for adapter, _ in adapters)
+
+    def open_files(paths: Sequence[Path]) -> Reader:
+        near = [path for path in paths if path in local]
+        return _Beside(checkpoint.open_files([path for path in paths if path not in local]), LocalFiles(near), local)
+
+    return replace(checkpoint, tensors=tensors, notes=tuple(notes), open_files=open_files), changes.touched
 
 
 def _made(name: str, weights: Updated) -> Made:
@@ -266,12 +290,11 @@ def _note(adapter: Adapter, factor: float) -> str:
     return f"merged {adapter.folder.name}: {' and '.join(parts)}"
 
 
-def check_used(touched: frozenset[str], used: Iterable[Source], base: str) -> None:
+def check_used(touched: frozenset[str], plan: Plan) -> None:
     """Unsupported if the plan drops a tensor that an adapter changed."""
-    lost = sorted(touched - {source.name for source in used})
+    lost = sorted(touched - {source.name for output in plan.outputs for source in output.sources})
     if lost:
         raise Unsupported(
-            f"the adapter changes {lost[0]}, which llama.cpp does not have for this architecture",
-            where=base,
+            f"an adapter changes {lost[0]}, which {plan.architecture.name} in llama.cpp does not have",
             also=lost[1:MAX_PROBLEMS],
         )

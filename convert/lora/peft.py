@@ -79,12 +79,13 @@ class Update:
 class Adapter:
     """An adapter, headers only.
 
-    updates: in the order of the file.
+    path:    of the tensors. updates: in the order of the file.
     trained: whole tensors that take the place of the base's, by the base's name.
     copies:  the base's own tensors as they were when it was trained (the vocabulary may have grown), likewise.
     """
 
     folder: Path
+    path: Path
     config: Config
     updates: tuple[Update, ...]
     trained: Mapping[str, Source]
@@ -135,7 +136,7 @@ def open_adapter(folder: Path) -> Adapter:
     updates = tuple(_update(module, parts, config, path) for module, parts in modules.items())
     if not updates and not trained:
         raise Malformed("it holds no tensors", where=path, fix="Download the adapter again.")
-    return Adapter(folder, config, updates, trained, copies)
+    return Adapter(folder, path, config, updates, trained, copies)
 
 
 def _check_config(config: Config) -> None:
