@@ -1,0 +1,30 @@
+"""Adapters on the command line of gguf-convert."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Lora = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="FOLDER[:FACTOR]", help="Merge a PEFT adapter; may be given several times."),
+]
+Base = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="FOLDER", help="The base model of an adapter, if not where the adapter says."),
+]
+
+
+def model_of(model: str | None, adapters: tuple[tuple[Path, float], ...], base: Path | None) -> str:
+    """The model to convert: the given one, or the base of the adapters. Usage if there is none, or one too many."""
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.convert.lora.base import find_base
+    from ggufsmith.convert.lora.peft import is_adapter, open_adapter
+
+    if model is None and not adapters:
+        raise Usage("no model was given", fix="Pass the folder of a model, or its name on a hub.")
+    if model is None:
+        return str(find_base(open_adapter(adapters[0][0].absolute()), base))
+    if base is not None and not is_adapter(Path(model)):
+        raise Usage("--base is of an adapter, and the model to convert is given", fix="Leave one of the two out.")
+    return model
