@@ -121,7 +121,7 @@ def prepare(job: Job) -> Prepared:
         if job.vocab_only:
             raise Usage("a file that holds the vocabulary only has nothing to merge into", fix="Drop --lora.")
         adapters = [(open_adapter(Path(os.path.abspath(path))), factor) for path, factor in job.lora]
-        origin = Origin.of_merged(folder, [adapter for adapter, _ in adapters])
+        origin = Origin.of_merged(folder, adapters)
         checkpoint, changed = merge(checkpoint, adapters)
     plan = make_plan(config, None if job.vocab_only else checkpoint.tensors)
     check_used(changed, plan)

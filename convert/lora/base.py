@@ -90,20 +90,20 @@ class Origin:
         return cls(model_folder_name(folder), folder, folder, {})
 
     @classmethod
-    def of_merged(cls, folder: Path, adapters: Sequence[Adapter]) -> "Origin":
+    def of_merged(cls, folder: Path, adapters: Sequence[tuple[Adapter, float]]) -> "Origin":
         """The base and the adapters. The last adapter that has a tokenizer gives the vocabulary it was trained with."""
-        names = [model_folder_name(adapter.folder) for adapter in adapters]
+        folders = [adapter.folder for adapter, _ in adapters]
+        names = [model_folder_name(found) for found in folders]
         name = "-".join([model_folder_name(folder), *names])
-        homes = [
-            adapter.folder for adapter in adapters if any((adapter.folder / file).is_file() for file in TOKENIZERS)
-        ]
+        tokenizers = [found for found in folders if any((found / file).is_file() for file in TOKENIZERS)]
+        factors = (f":{factor!r}" if factor != 1 else "" for _, factor in adapters)
         general = {
             **dict.fromkeys(OF_THE_BASE),
             General.NAME: title(name),
-            General.FINETUNE: "-".join(names),
-            BASE_MODELS: base_models(adapters[0], folder),
+            General.FINETUNE: "-".join(map("".join, zip(names, factors, strict=True))),
+            BASE_MODELS: base_models(adapters[0][0], folder),
         }
-        return cls(name, adapters[0].folder, homes[-1] if homes else folder, general)
+        return cls(name, folders[0], tokenizers[-1] if tokenizers else folder, general)
 
 
 def without_paths(general: Metadata) -> Metadata:

@@ -217,7 +217,7 @@ def test_trained_tensors_take_the_place_of_the_base(tmp_path: Path, bases: dict[
         np.testing.assert_array_equal(found, grown[HEAD])
         assert len(gguf.metadata["tokenizer.ggml.tokens"].data) == rows + 3
         assert gguf.metadata["general.name"].data == "Base Llama Chat"
-        assert gguf.metadata["general.finetune"].data == "Chat"
+        assert gguf.metadata["general.finetune"].data == "Chat:0.5"
         assert gguf.metadata["general.base_model.0.name"].data == "Base Llama"
 
 
