@@ -25,9 +25,12 @@ Result = TypeVar("Result")
 
 
 class HuggingFace:
-    """See `listing.Hub`. token: None takes HF_TOKEN or the stored login."""
+    """See `listing.Hub`. token: None takes HF_TOKEN or the stored login. pause: seconds before the second attempt."""
 
-    def __init__(self, token: str | None = None, *, endpoint: str | None = None, cache: Path | None = None) -> None:
+    def __init__(
+        self, token: str | None = None, *, endpoint: str | None = None, cache: Path | None = None, pause: float = 1.0
+    ) -> None:
+        self._pause = pause
         self._endpoint = endpoint or constants.ENDPOINT
         self._cache = cache or Path(constants.HF_HUB_CACHE)
         self._token = token
@@ -108,7 +111,7 @@ class HuggingFace:
             try:
                 return call()
             except (OSError, HttpError, errors.EntryNotFoundError, ValueError) as error:
-                wait = _wait(error, attempt)
+                wait = _wait(error, self._pause * 2.0**attempt)
                 if wait is None or attempt == ATTEMPTS - 1:
                     raise _explained(error, model) from error
                 time.sleep(wait)
@@ -129,14 +132,14 @@ def _root(error: BaseException) -> BaseException:
     return error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
 
 
-def _wait(error: BaseException, attempt: int) -> float | None:
+def _wait(error: BaseException, default: float) -> float | None:
     """Seconds until it is worth asking again; None if it is not."""
     error = _root(error)
     if _status(error) in BUSY:
-        wait = retry_after(getattr(error, "response").headers.get("Retry-After"), default=2.0**attempt)  # noqa: B009
+        wait = retry_after(getattr(error, "response").headers.get("Retry-After"), default)  # noqa: B009
         return wait if wait <= LONGEST_WAIT else None
     cut = isinstance(error, OSError) and "Consistency check failed" in str(error)
-    return 2.0**attempt / 4 if cut else None
+    return default if cut else None
 
 
 def _explained(error: BaseException, model: HubModel) -> Failure:

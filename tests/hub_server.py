@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+MODEL = "org/Tiny-1B"  # what the tests mostly ask for
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 100_000  # bytes; larger files go to large-file storage
 
