@@ -51,6 +51,7 @@ from ggufsmith.cli.quant import (
 )
 from ggufsmith.cli.recipes import recipes
 from ggufsmith.cli.split import merge, split
+from ggufsmith.cli.tohf import to_hf
 from ggufsmith.cli.verify import verify
 
 EXIT_CODES = """
@@ -230,7 +231,7 @@ def common() -> None:
 
 app.command("quant", epilog=QUANT_EXAMPLES + EXIT_CODES, no_args_is_help=True)(quant)
 quant_app.command(epilog=QUANT_EXAMPLES + EXIT_CODES, no_args_is_help=True)(quant)
-for command in (recipes, inspect, verify, name, split, merge, card):
+for command in (recipes, inspect, verify, name, split, merge, card, to_hf):
     app.command(no_args_is_help=command is not recipes)(command)
 
 

@@ -157,7 +157,8 @@ def _template(vocabulary: Vocabulary, bos: bool, eos: bool) -> Json | None:
     return {
         "type": "TemplateProcessing",
         "single": [*before, a, *after],
-        "pair": [*before, a, *before, b, *after],
+        # The key about separators is there only if the source's template had something between two texts.
+        "pair": [*before, a, *(before if "sep" in vocabulary.add else ()), b, *after],
         "special_tokens": {
             text: {"id": text, "ids": [vocabulary.tokens.index(text)], "tokens": [text]} for text in sorted(texts)
         },

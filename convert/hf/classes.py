@@ -1,0 +1,117 @@
+"""The Hugging Face classes that a GGUF file can be turned back into, as data.
+
+A class extends the record of its architecture by what only its own files say: names of tensors, constants of
+config.json, which biases go with which key. Names: transformers' modeling files; `gguf.tensor_mapping` knows each.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gguf.constants import MODEL_TENSOR
+
+from ggufsmith.convert import architectures
+from ggufsmith.convert.architecture import Architecture
+
+T = MODEL_TENSOR
+BLOCK = "model.layers.{bid}."
+
+
+def _in_blocks(names: Mapping[MODEL_TENSOR, str]) -> dict[MODEL_TENSOR, str]:
+    return {tensor: BLOCK + name for tensor, name in names.items()}
+
+
+NAMES: Mapping[MODEL_TENSOR, str] = {
+    T.TOKEN_EMBD: "model.embed_tokens",
+    T.OUTPUT_NORM: "model.norm",
+    T.OUTPUT: "lm_head",
+    **_in_blocks(
+        {
+            T.ATTN_NORM: "input_layernorm",
+            T.ATTN_Q: "self_attn.q_proj",
+            T.ATTN_K: "self_attn.k_proj",
+            T.ATTN_V: "self_attn.v_proj",
+            T.ATTN_OUT: "self_attn.o_proj",
+            T.ATTN_Q_NORM: "self_attn.q_norm",
+            T.ATTN_K_NORM: "self_attn.k_norm",
+            T.FFN_NORM: "post_attention_layernorm",
+            T.FFN_GATE: "mlp.gate_proj",
+            T.FFN_UP: "mlp.up_proj",
+            T.FFN_DOWN: "mlp.down_proj",
+            T.FFN_GATE_INP: "mlp.gate",
+            T.FFN_GATE_EXP: "mlp.experts.{xid}.gate_proj",
+            T.FFN_UP_EXP: "mlp.experts.{xid}.up_proj",
+            T.FFN_DOWN_EXP: "mlp.experts.{xid}.down_proj",
+            T.FFN_GATE_INP_SHEXP: "mlp.shared_expert_gate",
+            T.FFN_GATE_SHEXP: "mlp.shared_expert.gate_proj",
+            T.FFN_UP_SHEXP: "mlp.shared_expert.up_proj",
+            T.FFN_DOWN_SHEXP: "mlp.shared_expert.down_proj",
+        }
+    ),
+}
+MIXTRAL_NAMES = _in_blocks(
+    {
+        T.FFN_GATE_INP: "block_sparse_moe.gate",
+        T.FFN_GATE_EXP: "block_sparse_moe.experts.{xid}.w1",
+        T.FFN_DOWN_EXP: "block_sparse_moe.experts.{xid}.w2",
+        T.FFN_UP_EXP: "block_sparse_moe.experts.{xid}.w3",
+    }
+)
+PHI3_NAMES = _in_blocks({T.ATTN_QKV: "self_attn.qkv_proj", T.FFN_UP: "mlp.gate_up_proj"})
+GEMMA_NAMES = _in_blocks(
+    {
+        T.ATTN_POST_NORM: "post_attention_layernorm",
+        T.FFN_PRE_NORM: "pre_feedforward_layernorm",
+        T.FFN_POST_NORM: "post_feedforward_layernorm",
+    }
+)
+
+QKV = frozenset((T.ATTN_Q, T.ATTN_K, T.ATTN_V))
+ATTENTION = QKV | {T.ATTN_OUT}
+MLP = frozenset((T.FFN_GATE, T.FFN_UP, T.FFN_DOWN))
+
+
+@dataclass(frozen=True)
+class HfClass:
+    """One class.
+
+    sparse:    whether it has experts; two classes share the architecture "llama".
+    names:     HF names (of `.weight`, `.bias`) where they differ from NAMES; {bid} and {xid} number blocks and experts.
+    biases:    the tensors that have a bias if a config key says so, or ("") always.
+    constants: config keys that no GGUF key gives, besides those that llama.cpp's graph assumes (`record.require`).
+    tokenizer: transformers' class for a SentencePiece vocabulary.
+    """
+
+    record: Architecture
+    model_type: str
+    sparse: bool = False
+    names: Mapping[MODEL_TENSOR, str] = field(default_factory=dict)
+    biases: Mapping[str, frozenset[MODEL_TENSOR]] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str = "LlamaTokenizer"
+
+    @property
+    def name(self) -> str:
+        return self.record.classes[0]
+
+    def tensor_name(self, tensor: MODEL_TENSOR) -> str:
+        return self.names.get(tensor) or NAMES[tensor]
+
+
+CLASSES = (
+    HfClass(architectures.LLAMA, "llama", biases={"attention_bias": ATTENTION, "mlp_bias": MLP}),
+    HfClass(architectures.MIXTRAL, "mixtral", sparse=True, names=MIXTRAL_NAMES),
+    HfClass(architectures.QWEN2, "qwen2", biases={"": QKV}),
+    HfClass(architectures.QWEN2_MOE, "qwen2_moe", sparse=True, biases={"qkv_bias": QKV}),
+    HfClass(architectures.QWEN3, "qwen3", biases={"attention_bias": ATTENTION}),
+    HfClass(architectures.QWEN3_MOE, "qwen3_moe", sparse=True, biases={"attention_bias": ATTENTION}),
+    HfClass(architectures.PHI3, "phi3", names=PHI3_NAMES),
+    HfClass(architectures.GEMMA2, "gemma2", names=GEMMA_NAMES, tokenizer="GemmaTokenizer"),
+    HfClass(
+        architectures.GEMMA3,
+        "gemma3_text",
+        names=GEMMA_NAMES,
+        constants={"sliding_window_pattern": 6},
+        tokenizer="GemmaTokenizer",
+    ),
+)

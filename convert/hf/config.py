@@ -1,0 +1,132 @@
+"""config.json and generation_config.json from the keys and tensors of a GGUF file.
+
+The keys of the architecture's record, read backwards; rope parameters by `hf.rope`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGUFType, Keys
+
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.reader import TensorInfo
+from ggufsmith.container.values import Metadata, Value
+from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.architectures import SIZES, gemma_attention_scalar
+from ggufsmith.convert.hf.classes import CLASSES, HfClass
+from ggufsmith.naming.metadata import SAMPLING
+from ggufsmith.tokenizer.restore import ends_of_generation
+from ggufsmith.tokenizer.special import ROLES
+from ggufsmith.tokenizer.vocabulary import Vocabulary
+
+Tensors = Mapping[str, TensorInfo]
+GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def plain(value: Value) -> bool | int | float | str:
+    """A scalar as JSON shows it: a float32 by the shortest decimal that is rounded to it."""
+    data = value.data
+    return float(str(np.float32(data))) if isinstance(data, float) else data  # type: ignore[return-value]
+
+
+def find_class(metadata: Metadata, where: object) -> HfClass:
+    """The class for this file. Unsupported: no model, or an architecture that has no class here."""
+    kind = metadata.get(Keys.General.TYPE)
+    if kind is not None and kind.data != GGUFType.MODEL:
+        raise Unsupported(f"general.type is {kind.data!r}; only models can be turned back", where=where)
+    value = metadata.get(Keys.General.ARCHITECTURE)
+    if value is None:
+        raise Malformed("general.architecture is missing: this is no model", where=where)
+    experts = metadata.get(Keys.LLM.EXPERT_COUNT.format(arch=value.data))
+    sparse = experts is not None and experts.data != 0
+    for each in CLASSES:
+        if each.record.name == value.data and each.sparse == sparse:
+            return each
+    known = sorted({each.record.name for each in CLASSES})
+    raise Unsupported(
+        f"no Hugging Face class is known for the architecture {value.data!r}{' with experts' if sparse else ''}",
+        where=where,
+        fix=f"Known: {', '.join(known)}.",
+    )
+
+
+def config_of(known: HfClass, metadata: Metadata, tensors: Tensors, rope: Mapping[str, Any], where: object) -> Any:
+    """config.json without the token ids and the dtype. rope: see `hf.rope.rope_config`.
+
+    Malformed: a key that the class cannot do without is missing. Unsupported: biases that the class does not have.
+    """
+    record = known.record
+    config: dict[str, Any] = {
+        "architectures": [known.name],
+        "model_type": known.model_type,
+        **{key: allowed[0] for key, allowed in record.require.items() if len(allowed) == 1},
+        **known.constants,
+        **_keys(record, metadata, where),
+    }
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise Malformed("token_embd.weight is missing: the file has no weights", where=where)
+    config["vocab_size"] = embedding.shape[0]
+    config["tie_word_embeddings"] = "output.weight" not in tensors
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    heads, embd = config["num_attention_heads"], config["hidden_size"]
+    if "query_pre_attn_scalar" in record.defaults:
+        head = config.setdefault("head_dim", embd // max(heads, 1))
+        config["query_pre_attn_scalar"] = gemma_attention_scalar(config["num_hidden_layers"], embd, heads, head)
+    if "sliding_window" in config:
+        config["sliding_window"] = config["sliding_window"] or None  # 0: there is none
+    return {**config, **rope, **_biases(known, tensors, where)}
+
+
+def _keys(record: Architecture, metadata: Metadata, where: object) -> dict[str, Any]:
+    found = {}
+    for key in record.keys:
+        if not key.names:
+            continue
+        name = key.name.format(arch=record.name)
+        value = metadata.get(name)
+        if value is not None:
+            if isinstance(value.data, bool) or not isinstance(value.data, int | float):
+                raise Unsupported(f"holds {value.type.name}; one number is expected", where=f"{where}: {name}")
+            found[key.names[0]] = plain(value)
+        elif key in SIZES and key.name != Keys.Attention.HEAD_COUNT_KV:
+            raise Malformed("is missing", where=f"{where}: {name}")
+    return found
+
+
+def _biases(known: HfClass, tensors: Tensors, where: object) -> dict[str, bool]:
+    """The config keys that announce biases."""
+
+    def has(tensor: MODEL_TENSOR) -> bool:
+        return f"{TENSOR_NAMES[tensor].format(bid=0)}.bias" in tensors
+
+    present = {rule.tensor for rule in known.record.tensors if rule.bias and has(rule.tensor)}
+    config = {}
+    for key, group in known.biases.items():
+        if group <= present:
+            present -= group
+            if key:
+                config[key] = True
+        elif not key:
+            raise Unsupported(f"{known.name} has biases that this file lacks", where=where)
+    if present:
+        names = ", ".join(sorted(f"{TENSOR_NAMES[tensor].format(bid=0)}.bias" for tensor in present))
+        raise Unsupported(f"{known.name} has no place for {names} alone", where=where)
+    return config
+
+
+def token_ids(vocabulary: Vocabulary) -> dict[str, int | None]:
+    """The ids in config.json. null is written out: some classes have another default."""
+    always: dict[str, int | None] = dict.fromkeys(GENERATION_IDS)
+    return always | {f"{role}_token_id": vocabulary.special[role] for role in ROLES if role in vocabulary.special}
+
+
+def generation_config(metadata: Metadata, vocabulary: Vocabulary) -> dict[str, Any]:
+    """generation_config.json: every end of generation, and the sampling that the file suggests."""
+    ends = ends_of_generation(vocabulary)
+    named = token_ids(vocabulary)
+    ids: dict[str, Any] = {key: named[key] for key in GENERATION_IDS if named[key] is not None}
+    if len(ends) > 1:
+        ids["eos_token_id"] = list(ends)
+    return {**ids, **{name: plain(metadata[key]) for key, name, _ in SAMPLING if key in metadata}}

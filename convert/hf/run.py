@@ -1,0 +1,249 @@
+"""From a GGUF file back to a Hugging Face folder: plan (`prepare`), then write, check and name it (`run`)."""
+
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.disk import check_space, force_folder
+from ggufsmith.container.errors import Failure, Malformed, OutputConflict, Usage
+from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.layout import TensorSpec
+from ggufsmith.container.shards import GgufSet, SetWriter, open_gguf_set
+from ggufsmith.container.values import Metadata
+from ggufsmith.convert.hf.card import model_card
+from ggufsmith.convert.hf.classes import HfClass
+from ggufsmith.convert.hf.config import config_of, find_class, generation_config, token_ids
+from ggufsmith.convert.hf.rope import rope_config
+from ggufsmith.convert.hf.safetensors import INDEX, SHARD_SIZE, WeightsPlan, plan_weights, stored_tensors
+from ggufsmith.convert.hf.tensors import Restored, restore
+from ggufsmith.convert.plan import SOURCE_FORMATS
+from ggufsmith.naming.filename import parse
+from ggufsmith.quantize.stream import Target, load_kernels, stream
+from ggufsmith.quantize.threads import available_cores
+from ggufsmith.tokenizer.read import read_vocabulary
+from ggufsmith.tokenizer.restore import vocabulary_of
+from ggufsmith.tokenizer.write import tokenizer_files
+
+DTYPES: Mapping[str, Format] = {"float32": BY_NAME["F32"], "float16": BY_NAME["F16"], "bfloat16": BY_NAME["BF16"]}
+MAX_FACTORS = 1 << 16  # numbers in a tensor of rope factors
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to turn back.
+
+    source:     a GGUF file, or any of its shards.
+    outdir:     the folder to make; else it stands beside the source and is named after it.
+    dtype:      of every tensor, a key of DTYPES; None keeps what is not quantized, and stores the rest in float16.
+    shard_size: bytes of tensors in one file.
+    threads:    None takes every core this process may use.
+    sync:       False leaves flushing to the operating system.
+    """
+
+    source: Path
+    outdir: Path | None = None
+    dtype: str | None = None
+    shard_size: int = SHARD_SIZE
+    threads: int | None = None
+    sync: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything decided, nothing written. Close the source, or use this in a `with`.
+
+    folder: where it goes. files: the small ones, name -> content. keys: what converting it again must give.
+    """
+
+    job: Job
+    source: GgufSet
+    known: HfClass
+    folder: Path
+    files: Mapping[str, bytes]
+    tensors: tuple[Restored, ...]
+    weights_plan: WeightsPlan
+    keys: Metadata
+    notes: tuple[str, ...]
+
+    @property
+    def weights(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def size(self) -> int:
+        return self.weights_plan.whole.size + sum(map(len, self.files.values()))
+
+    def __enter__(self) -> "Prepared":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.source.close()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished folder. seconds: wall time; notes: what converting it again would give otherwise."""
+
+    folder: Path
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def prepare(job: Job) -> Prepared:
+    """Read the header and decide everything. Raises what is wrong with the file, or cannot be said in such a folder."""
+    if job.dtype is not None and job.dtype not in DTYPES:
+        raise Usage(f"unknown dtype {job.dtype!r}", fix=f"Choose one of {', '.join(DTYPES)}.")
+    source = open_gguf_set(job.source)
+    try:
+        return _prepare(job, source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _prepare(job: Job, source: GgufSet) -> Prepared:
+    where, metadata = source.path, source.metadata
+    known = find_class(metadata, where)
+    vocabulary = vocabulary_of(metadata, where)
+    rope = rope_config(known.record, metadata, lambda name: _vector(source, name), where)
+    config = {**config_of(known, metadata, source.tensors, rope, where), **token_ids(vocabulary)}
+    format = DTYPES[job.dtype] if job.dtype is not None else None
+    plan, tensors = restore(known, config, source, format, where)
+    config["torch_dtype"] = _main_dtype(tensors)
+    weights = plan_weights([TensorSpec(t.name, t.shape, t.format) for t in tensors], job.shard_size)
+    files = {
+        "config.json": _json(config),
+        "generation_config.json": _json(generation_config(metadata, vocabulary)),
+        **tokenizer_files(vocabulary, known.tokenizer, config["max_position_embeddings"]),
+    }
+    for name, content in ((INDEX, weights.index()), ("README.md", model_card(metadata))):
+        if content is not None:
+            files[name] = content
+    keys = {**plan.metadata, **vocabulary.metadata()}
+    _check_keys(plan.metadata, metadata, source)
+    notes = (*plan.notes, *_notes(known, source, plan.metadata))
+    return Prepared(job, source, known, _folder(job, source), files, tensors, weights, keys, notes)
+
+
+def _vector(source: GgufSet, name: str) -> NDArray[np.float32] | None:
+    """A small float32 tensor, None if there is none."""
+    info = source.tensors.get(name)
+    if info is None:
+        return None
+    if info.format.name != "F32" or len(info.shape) != 1 or info.shape[0] > MAX_FACTORS:
+        raise Malformed(
+            f"is {info.format.name} {list(info.shape)}, not a vector in F32", where=f"{source.path}: {name}"
+        )
+    values = np.empty(info.shape, np.float32)
+    source.read_into(info, 0, values)
+    return values
+
+
+def _main_dtype(tensors: tuple[Restored, ...]) -> str:
+    """The dtype that most weights have."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.format.name] += math.prod(tensor.shape)
+    most = max(SOURCE_FORMATS, key=lambda name: counts[name])
+    return next(name for name, format in DTYPES.items() if format.name == most)
+
+
+def _check_keys(made: Metadata, stated: Metadata, source: GgufSet) -> None:
+    """Converting the folder must not give a key another value than it has."""
+    wrong = [
+        f"{key} is {stated[key].data!r}, and would become {value.data!r}"
+        for key, value in made.items()
+        if key in stated and stated[key] != value and stated[key].data != value.data
+    ]
+    if wrong:
+        raise Malformed("these keys contradict the tensors, or each other", where=source.path, also=wrong)
+
+
+def _notes(known: HfClass, source: GgufSet, made: Metadata) -> Iterator[str]:
+    quantized = Counter(t.format.name for t in source.tensors.values() if t.format.name not in SOURCE_FORMATS)
+    if quantized:
+        types = ", ".join(f"{count} {name}" for name, count in quantized.items())
+        yield f"quantized tensors were dequantized ({types}): the weights are those of this file, not of its source"
+    prefix = f"{known.record.name}."
+    lost = [key for key in source.metadata if key.startswith(prefix) and key not in made]
+    if lost:
+        yield f"keys that a config.json has no place for, or that follow from others: {', '.join(lost)}"
+
+
+def _folder(job: Job, source: GgufSet) -> Path:
+    if job.outdir is not None:
+        return Path(os.path.abspath(job.outdir))
+    name = replace(parse(source.paths[0].name), shard=None, encoding=None).format()
+    return Path(os.path.abspath(source.paths[0])).parent / f"{name.removesuffix('.gguf')}-hf"
+
+
+def run(
+    prepared: Prepared,
+    advance: Callable[[int], None] = lambda weights: None,
+    loaded: Callable[[float], None] = lambda seconds: None,
+) -> Done:
+    """Write the folder beside its place, check it, and give it its name. See `requantize.run` for the callbacks."""
+    job, plan, started = prepared.job, prepared.weights_plan, time.perf_counter()
+    with _new_folder(prepared.folder, prepared.size) as folder:
+        for name, content in prepared.files.items():
+            with (folder / name).open("wb") as file:
+                file.write(content)
+                if job.sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+        notes = tuple(_check_vocabulary(prepared, folder))
+        with SetWriter(folder, plan, inputs=prepared.source.paths, sync=job.sync, reader=stored_tensors) as writer:
+            targets = [Target(plan.whole, writer)]
+            load_kernels(prepared.tensors, targets)
+            loaded(time.perf_counter() - started)
+            stream(prepared.tensors, targets, threads=job.threads or available_cores(), advance=advance)
+            writer.commit()
+    if job.sync:
+        force_folder(prepared.folder.parent)
+    return Done(prepared.folder, time.perf_counter() - started, notes)
+
+
+def _check_vocabulary(prepared: Prepared, folder: Path) -> Iterator[str]:
+    """Read the vocabulary as a conversion would; a sentence for each key that would not come back."""
+    config = json.loads(prepared.files["config.json"])
+    made = read_vocabulary(folder, config=config, size=config["vocab_size"], architecture=prepared.known.name)
+    again = made.metadata()
+    changed = [key for key, value in prepared.keys.items() if key.startswith("tokenizer.") and again.get(key) != value]
+    if changed:
+        yield f"keys that converting this folder would not give again: {', '.join(changed)}"
+
+
+@contextmanager
+def _new_folder(path: Path, size: int) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when all went well, and is removed otherwise."""
+    if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
+        raise OutputConflict("exists and is not an empty folder", where=path, fix="Name another with --outdir.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_space(path, size)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            path.rmdir()
+        temporary.rename(path)
+    except OSError as error:
+        raise Failure(f"cannot write the folder: {error.strerror}", where=path) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

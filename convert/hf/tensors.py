@@ -1,0 +1,140 @@
+"""The tensors of a Hugging Face checkpoint, made from those of a GGUF file by the inverse ops.
+
+There is no second plan: the names and shapes that the checkpoint would have go through `make_plan`, as if it were to be
+converted. What that plan would make must be the GGUF file; each of its outputs, inverted, makes its own sources.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
+
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.reader import TensorInfo
+from ggufsmith.container.shards import GgufSet
+from ggufsmith.convert.architecture import Rule
+from ggufsmith.convert.checkpoint import Source
+from ggufsmith.convert.config import Config
+from ggufsmith.convert.hf.classes import HfClass
+from ggufsmith.convert.hf.rope import FACTORS
+from ggufsmith.convert.ops import Array, Op
+from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, make_plan
+from ggufsmith.quantize.requantize import Held
+from ggufsmith.quantize.stream import Scratch
+
+F16, F32 = BY_NAME["F16"], BY_NAME["F32"]
+NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?(.+)\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A tensor of the checkpoint, to be streamed (see `stream.Tensor`). format: what it is stored in."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: Format
+    source: Held
+    op: Op
+
+    @property
+    def held(self) -> Format:
+        return self.source.held
+
+    @property
+    def granule(self) -> int:
+        return self.op.granule(self.source.info.shape)
+
+    @property
+    def origin(self) -> str:
+        return f"{self.name} (from {self.source.origin})"
+
+    def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
+        def read(source: int, first: int, last: int) -> Array:
+            return self.source.rows(first, last, scratch)
+
+        return self.op.rows(read, (self.source.info.shape,), start, stop)
+
+
+def restore(
+    known: HfClass, config: Mapping[str, Any], model: GgufSet, format: Format | None, where: Path
+) -> tuple[Plan, tuple[Restored, ...]]:
+    """The plan of converting the checkpoint, and the checkpoint's tensors in its order.
+
+    format: of every tensor; None keeps F32, F16 and BF16 as they are, and stores quantized weights in F16.
+    where:  what errors of the plan call the config.
+
+    Unsupported or Malformed: tensors that the class does not have, that it lacks, or of another shape.
+    """
+    sources = list(_sources(known, model, format))
+    plan = make_plan(Config(config, where), {source.name: source for source in sources})
+    restored = []
+    for output in plan.outputs:
+        info = model.tensors.get(output.name)
+        if info is None or _shape(info.shape) != _shape(output.shape):
+            found = "is missing" if info is None else f"has the shape {list(info.shape)}"
+            raise Malformed(f"{found}; the model's keys ask for {list(output.shape)}", where=f"{where}: {output.name}")
+        info = replace(info, shape=output.shape)
+        for k, source in enumerate(output.sources):
+            op = output.op.inverse(k)
+            if op is None:
+                raise Unsupported(f"{type(output.op).__name__} cannot be undone", where=f"{where}: {info.name}")
+            if (op.computes and info.format is not F32) or (len(info.shape) == 1 and not info.format.plain):
+                raise Unsupported(f"a vector in {info.format.name} is not read here", where=f"{where}: {info.name}")
+            held = Held(model, info, info.name)
+            restored.append(Restored(source.name, source.shape, SOURCE_FORMATS[source.dtype], held, op))
+    return plan, tuple(restored)
+
+
+def _sources(known: HfClass, model: GgufSet, format: Format | None) -> Iterator[Source]:
+    """What the checkpoint holds, by the names of the GGUF's tensors."""
+    rules = {TENSOR_NAMES[rule.tensor].removeprefix("blk.{bid}."): rule for rule in known.record.tensors}
+    blocks: dict[str, set[str]] = {}
+    unknown = []
+    for info in model.tensors.values():
+        if info.name in FACTORS:
+            continue  # made from the config
+        match = NAME.fullmatch(info.name)
+        rule = rules.get(match[2]) if match else None
+        if match is None or rule is None or not _placed(rule, match[1]):
+            unknown.append(info.name)
+            continue
+        if match[1] is not None:
+            blocks.setdefault(match[1], set()).add(f"{match[2]}.{match[3]}")
+        yield from _of(known, rule, info, match[1] or "", match[3], format)
+    if unknown:
+        raise Unsupported(
+            f"{len(unknown)} tensors have no place in {known.name}", where=model.path, also=sorted(unknown)[:20]
+        )
+    fullest = max(blocks.values(), key=len, default=set())
+    uneven = [f"blk.{number}.{name}" for number, names in blocks.items() for name in sorted(fullest ^ names)]
+    if uneven:
+        raise Malformed("the blocks do not have the same tensors", where=model.path, also=uneven[:20])
+
+
+def _placed(rule: Rule, block: str | None) -> bool:
+    return ("{bid}" in TENSOR_NAMES[rule.tensor]) == (block is not None)
+
+
+def _of(known: HfClass, rule: Rule, info: TensorInfo, block: str, part: str, format: Format | None) -> Iterator[Source]:
+    """The one source of a tensor, or one for each expert."""
+    name = known.tensor_name(rule.tensor) + f".{part}"
+    stored = format or (info.format if info.format.name in SOURCE_FORMATS else F16)
+    shape = info.shape
+    if rule.tensor is MODEL_TENSOR.FFN_GATE_INP_SHEXP and len(shape) == 1:
+        shape = (1, *shape)  # GGUF does not keep a leading one
+    count = shape[0] if rule.stacked else None
+    if count is not None:
+        shape = shape[1:]
+    nbytes = int(np.prod(shape, dtype=np.int64)) * stored.size
+    for expert in range(1 if count is None else count):
+        yield Source(name.format(bid=block, xid=expert), shape, stored.name, Path(), 0, nbytes)
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without leading ones."""
+    return _shape(shape[1:]) if len(shape) > 1 and shape[0] == 1 else shape

@@ -1,0 +1,105 @@
+"""Folders made of GGUF files, as transformers sees them: the source's config, logits and token ids."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizer_oracles as oracles
+
+import checkpoints
+from ggufsmith.convert import run as conversion
+from ggufsmith.convert.hf.run import Job, prepare, run
+
+pytestmark = pytest.mark.conformance
+
+# Kind of the weights and what changes in its config, for each published vocabulary.
+REAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-2": ("llama", {"vocab_size": 32000}),
+    "llama-3": ("llama-3", {"vocab_size": 128256, "bos_token_id": 128000, "eos_token_id": [128001, 128009]}),
+    "qwen2.5": ("qwen2", {"vocab_size": 151936, "bos_token_id": 151643, "eos_token_id": 151645}),
+    "deepseek-r1-distill-qwen": ("qwen2", {"vocab_size": 152064, "bos_token_id": 151643, "eos_token_id": 151643}),
+}
+# Attributes of the configuration that change what a model computes.
+SETTINGS = """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    vocab_size rms_norm_eps max_position_embeddings rope_parameters tie_word_embeddings attention_bias mlp_bias
+    hidden_act hidden_activation num_local_experts num_experts num_experts_per_tok moe_intermediate_size norm_topk_prob
+    shared_expert_intermediate_size attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar
+    original_max_position_embeddings layer_types""".split()
+
+
+@pytest.fixture(scope="module", params=[*checkpoints.KINDS, *(f"real {name}" for name in REAL)])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, Path]]:
+    """What it is, a float32 checkpoint, and the same from its F32 GGUF file."""
+    kind, home = request.param, tmp_path_factory.mktemp("pair")
+    source = home / "source"
+    if kind.startswith("real "):
+        vocabulary = oracles.real_folder(kind.removeprefix("real "))
+        weights, changes = REAL[vocabulary.name]
+        checkpoints.write(weights, source, dtype="float32", **changes)
+        for path in source.iterdir():
+            if path.name not in ("config.json", "model.safetensors"):
+                path.unlink()
+        for path in vocabulary.iterdir():
+            shutil.copy(path, source / path.name)
+    else:
+        checkpoints.write(kind, source, dtype="float32")
+    gguf = home / "model.gguf"
+    conversion.run(conversion.prepare(conversion.Job(source, outtype="f32", outfile=gguf, sync=False)))
+    with prepare(Job(gguf, home / "back", sync=False)) as prepared:
+        run(prepared)
+    yield kind, source, home / "back"
+    shutil.rmtree(home)
+
+
+def test_transformers_computes_the_same(pair: tuple[str, Path, Path]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind, *folders = pair
+    logits, configs = [], []
+    for folder in folders:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+        assert not any(info.values()), info
+        ids = np.random.default_rng(5).integers(3, min(model.config.vocab_size, 30000), 64)
+        with torch.no_grad():
+            logits.append(model.eval()(torch.tensor(ids[None])).logits)
+        configs.append(model.config)
+    if kind.startswith("gemma"):  # norms are x + 1 in GGUF, rounded to float32
+        assert torch.allclose(*logits, rtol=0, atol=1e-4 * float(logits[0].abs().max()))
+    else:
+        assert torch.equal(*logits)
+    was, now = (settings(config) for config in configs)
+    assert now == was
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """SETTINGS, two spellings of one thing made equal."""
+    found = {key: getattr(config, key, None) for key in SETTINGS}
+    found |= {key: bool(found[key]) for key in ("attention_bias", "mlp_bias")}  # Mistral has none, so no such key
+    for key in ("partial_rotary_factor", "type"):  # 1.0; and what is rope_type now
+        found["rope_parameters"].pop(key, None)
+    return found
+
+
+def test_transformers_splits_the_same(pair: tuple[str, Path, Path]) -> None:
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    kind, source, back = pair
+    # What transformers makes of a tokenizer.model depends on model_type: for Mistral not what sentencepiece does.
+    was = (LlamaTokenizer if kind == "mistral" else AutoTokenizer).from_pretrained(source)
+    now = AutoTokenizer.from_pretrained(back)
+    specials = sorted(was.get_added_vocab())[:40]
+    for special in (True, False):
+        wrong = [
+            text
+            for text in oracles.probes(specials)
+            if was.encode(text, add_special_tokens=special) != now.encode(text, add_special_tokens=special)
+        ]
+        assert wrong == []
+    assert was.eos_token == now.eos_token
+    assert was.chat_template == now.chat_template
