@@ -12,9 +12,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from ggufsmith.cli.batch import EXAMPLES as BATCH_EXAMPLES
+from ggufsmith.cli.batch import batch
 from ggufsmith.cli.card import card
 from ggufsmith.cli.hub import Revision, Stream, Token, Wanted, located
 from ggufsmith.cli.inspect import inspect
+from ggufsmith.cli.lora import Base, Lora, model_of
 from ggufsmith.cli.name import name
 from ggufsmith.cli.options import (
     AsJson,
@@ -75,6 +78,12 @@ gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf
 gguf-convert Qwen/Qwen2.5-7B-Instruct --recipe q4_K_M --stream
   a model on the Hugging Face hub, whose weights are never stored
 
+gguf-convert ./my-adapter
+  a PEFT adapter as a GGUF adapter, for llama.cpp's --lora
+
+gguf-convert ./Meta-Llama-3-8B-Instruct --lora ./my-adapter --recipe q4_K_M
+  the adapter merged into its base model, and quantized, in one pass
+
 gguf-convert ./Qwen3-0.6B --dry-run
   shows every tensor and the exact size, writes nothing
 """
@@ -92,11 +101,19 @@ class Terminated(BaseException):
 @convert_app.command(epilog=EXAMPLES + EXIT_CODES, no_args_is_help=True)
 def convert(
     model: Annotated[
-        str, typer.Argument(help="A model folder, or a model on a hub: org/name, hf://org/name, modelscope://org/name.")
-    ],
+        str | None,
+        typer.Argument(
+            help="A folder with a model or a LoRA adapter, or a model on a hub: org/name, hf://org/name, "
+            "modelscope://org/name."
+        ),
+    ] = None,
     outtype: Annotated[
-        str, typer.Option(help="Type of the matrices: f16, bf16, f32, or auto (what the checkpoint has).")
-    ] = "f16",
+        str | None,
+        typer.Option(
+            help="Type of the matrices: f16 (the default), bf16, f32 (that of adapters), or auto (what the checkpoint "
+            "has)."
+        ),
+    ] = None,
     recipe: Recipes = None,
     outfile: Annotated[Path | None, typer.Option("--outfile", "-o", help="The output file.")] = None,
     outdir: Annotated[Path | None, typer.Option(help="Folder for outputs named after the model.")] = None,
@@ -113,6 +130,8 @@ def convert(
     target_bpw: TargetBpw = None,
     save_recipe: SaveRecipe = None,
     strict: Strict = False,
+    lora: Lora = None,
+    base: Base = None,
     vocab_only: Annotated[bool, typer.Option("--vocab-only", help="Only the vocabulary and keys, no tensors.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the exact size; write nothing.")
@@ -139,11 +158,14 @@ def convert(
 
     One file in 16 or 32 bits, or, with --recipe, any number of quantized ones, in one pass over the weights. Outputs
     appear under their names only when they are complete and verified.
+
+    A PEFT adapter becomes a GGUF adapter, or is merged with --lora; without MODEL, into the base model that it names.
     """
 
     def work() -> None:
         from ggufsmith.cli.convert import run_convert
         from ggufsmith.container.errors import Usage
+        from ggufsmith.convert.lora.base import parse_adapter
         from ggufsmith.convert.run import Job
 
         chosen, types = choose(
@@ -160,7 +182,10 @@ def convert(
         if not quantizing and (imatrix or include_weights or exclude_weights or strict or types != type(types)()):
             raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
         limits = limits_of(split_max_size, split_max_tensors, no_tensor_first_split)
-        wanted = Wanted(model, revision, token, stream=stream or dry_run, weights=not vocab_only)
+        adapters = tuple(parse_adapter(text) for text in lora or ())
+        wanted = Wanted(
+            model_of(model, adapters, base), revision, token, stream=stream or dry_run, weights=not vocab_only
+        )
         with located(wanted, quiet=quiet or as_json) as found:
             job = Job(
                 folder=found.folder,
@@ -168,6 +193,8 @@ def convert(
                 outfile=outfile,
                 outdir=outdir if found.id is None else outdir or Path(),
                 vocab_only=vocab_only,
+                lora=adapters,
+                base=base,
                 pre=pre,
                 model_name=model_name,
                 metadata=metadata,
@@ -213,14 +240,11 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
         what = f"internal error: {type(error).__name__}: {error}"
         render.failure(Failure(what, fix="Please report it, with the output of GGUFSMITH_DEBUG=1."), machine)
         code = Failure.code
-    except KeyboardInterrupt:
-        code = 130
-    except Terminated:
-        code = 143
+    except (KeyboardInterrupt, Terminated) as error:
+        render.line(f"interrupted; {' '.join(getattr(error, '__notes__', ['nothing was left behind']))}", render.err)
+        code = 130 if isinstance(error, KeyboardInterrupt) else 143
     else:
         return
-    if code in (130, 143):
-        render.err.print("interrupted; nothing was left behind", markup=False)
     raise typer.Exit(code)
 
 
@@ -231,6 +255,7 @@ def common() -> None:
 
 app.command("quant", epilog=QUANT_EXAMPLES + EXIT_CODES, no_args_is_help=True)(quant)
 quant_app.command(epilog=QUANT_EXAMPLES + EXIT_CODES, no_args_is_help=True)(quant)
+app.command(epilog=BATCH_EXAMPLES, no_args_is_help=True)(batch)
 for command in (recipes, inspect, verify, name, split, merge, card, to_hf):
     app.command(no_args_is_help=command is not recipes)(command)
 

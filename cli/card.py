@@ -29,11 +29,12 @@ def card(
 
     def work() -> None:
         from ggufsmith.cli import render
+        from ggufsmith.container.text import printable
         from ggufsmith.naming.modelcard import Publisher
 
         text = card_of(files, Publisher(repo, base_model, author), hashes=not no_hashes)
         if output == Path("-"):
-            render.out.print(text, end="", markup=False)
+            render.out.print(printable(text, keep="\n\t"), end="", markup=False)
             return
         path = output or files[0].parent / "README.md"
         write_card(path, text)

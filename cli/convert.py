@@ -88,10 +88,7 @@ def _show_plan(prepared: Prepared) -> None:
         )
         for t in _tensors(prepared)
     ]
-    widths = [max((len(row[k]) for row in rows), default=0) for k in range(5)]
-    for row in rows:
-        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
-        render.out.print("  ".join([*cells, row[5]]), markup=False)
+    render.table(rows)
     render.lines(_facts(prepared))
 
 

@@ -298,7 +298,7 @@ def _work(
     silent = quiet or machine
     if not silent:
         for note in prepared.notes:
-            render.err.print(f"note: {note}", markup=False)
+            render.line(f"note: {note}", render.err)
     title = ", ".join(output.path.name for output in prepared.outputs)
     with render.progress(title, prepared.weights, silent) as advance:
         written = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
@@ -376,13 +376,10 @@ def _show_plan(prepared: "requantize.Prepared | quantized.Prepared", inputs: dic
             )
             for t in _tensors(output)
         ]
-        widths = [max(len(row[k]) for row in rows) for k in range(5)]
-        for row in rows:
-            cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
-            render.out.print("  ".join([*cells, row[5]]), markup=False)
+        render.table(rows)
         render.lines(_facts(output))
     for note in prepared.notes:
-        render.out.print(f"note: {note}", markup=False)
+        render.line(f"note: {note}")
 
 
 def _facts(output: "Quantized") -> Iterator[tuple[str, str]]:

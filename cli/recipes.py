@@ -49,9 +49,9 @@ def show(model: Path | None, names: Sequence[str], machine: bool) -> None:
         return
     width = max(len(entry["shown"]) for entry in entries)
     for entry in entries:
-        render.out.print(_line(entry, width, model is not None), markup=False)
+        render.line(_line(entry, width, model is not None))
         for tensor in entry.get("tensors", ()):
-            render.out.print(f"  {tensor['name']:<32}  {tensor['type']:<8}  {tensor['reason']}", markup=False)
+            render.line(f"  {tensor['name']:<32}  {tensor['type']:<8}  {tensor['reason']}")
 
 
 def _entry(recipe: "Recipe", tensors: Sequence["Stored"], facts: "Facts", listed: bool) -> dict[str, Any]:

@@ -1,9 +1,13 @@
-"""What a person, a log or a machine sees: progress, summaries, errors. The only module that knows rich."""
+"""What a person, a log or a machine sees: progress, summaries, errors. The only module that knows rich.
+
+Names and texts may come from a hostile file: what is printed here cannot steer a terminal.
+"""
 
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ggufsmith.container.errors import Failure
+from ggufsmith.container.text import printable
 
+SPECIAL = re.compile(r"[^\n -~]")  # what may need an escape in JSON beyond those that it asks for
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
 
@@ -45,11 +51,12 @@ def progress(
 
     rate: how to show the speed.
     """
+    title = printable(title)
     if quiet or total == 0:
         yield lambda weights: None
     elif err.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[rate]}"),
@@ -75,7 +82,7 @@ def progress(
             now = time.monotonic()
             if now - last >= 10:
                 last = now
-                err.print(f"{title}: {100 * done // total} %, {rate(done / (now - begun))}", markup=False)
+                line(f"{title}: {100 * done // total} %, {rate(done / (now - begun))}", err)
 
         yield log
 
@@ -83,7 +90,20 @@ def progress(
 def kernels(seconds: float) -> None:
     """Say why a first run took longer."""
     if seconds > 1:
-        err.print(f"compiled kernels in {seconds:.1f} s; later runs find them on the disk", markup=False)
+        line(f"compiled kernels in {seconds:.1f} s; later runs find them on the disk", err)
+
+
+def line(text: str, console: Console = out) -> None:
+    console.print(printable(text), markup=False)
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Cells under one another; the last one is as long as it is."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]) - 1)] if rows else []
+    for *cells, last in rows:
+        padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)]
+        out.print("  ".join([*padded, last]), markup=False)
 
 
 def lines(rows: Iterator[tuple[str, str]]) -> None:
@@ -91,21 +111,35 @@ def lines(rows: Iterator[tuple[str, str]]) -> None:
     pairs = list(rows)
     width = max(len(label) for label, _ in pairs)
     for label, value in pairs:
-        out.print(f"{label:<{width}}  {value}", markup=False)
+        line(f"{label:<{width}}  {value}")
 
 
 def as_json(report: Mapping[str, Any]) -> None:
     """One JSON object on standard output, UTF-8 whatever the platform's default."""
     text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
-    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+    sys.stdout.buffer.write(SPECIAL.sub(_escaped, text).encode())
     sys.stdout.buffer.flush()
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else "".join(f"\\u{unit:04x}" for unit in _units(match[0]))
+
+
+def _units(character: str) -> Iterator[int]:
+    """UTF-16, as JSON escapes it."""
+    raw = character.encode("utf-16-be", "surrogatepass")
+    return (int.from_bytes(raw[k : k + 2]) for k in range(0, len(raw), 2))
 
 
 def failure(error: Failure, machine: bool) -> None:
     """The message of an error, for people on standard error, for machines as JSON on standard output."""
+    notes = getattr(error, "__notes__", [])
     if machine:
         body = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix, "also": error.also}
-        as_json({"error": body})
-    else:
-        err.print("error: ", style="bold red", end="")
-        err.print(str(error), markup=False)
+        as_json({"error": {**body, "notes": notes}})
+        return
+    where, fix = error.where and printable(error.where), error.fix and printable(error.fix)
+    err.print("error: ", style="bold red", end="")
+    err.print(str(Failure(printable(error.what), where=where, fix=fix, also=map(printable, error.also))), markup=False)
+    for note in notes:
+        line(note, err)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
+from ggufsmith.container.text import printable
 from ggufsmith.container.values import Value
 
 SHORT = 8  # elements of an array that are shown
@@ -39,17 +40,12 @@ def role(name: str) -> str:
 def shown(value: Any, limit: int = 100) -> str:
     """One line for a terminal: what a file says cannot move the cursor, and is cut to `limit` characters."""
     if isinstance(value, str):
-        text = "".join(each if each.isprintable() else _escaped(each) for each in value[: limit + 1])
+        text = printable(value[: limit + 1])
     elif isinstance(value, float):
         text = f"{value:.7g}"
     else:
-        text = json.dumps(value, ensure_ascii=False)
-        text = "".join(each if each.isprintable() else _escaped(each) for each in text[: limit + 1])
+        text = printable(json.dumps(value, ensure_ascii=False)[: limit + 1])
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode()
 
 
 def plain(value: Value, limit: int | None = SHORT) -> Any:

@@ -33,7 +33,7 @@ from ggufsmith.container.positional import Buffer, as_bytes, read_at, write_at
 from ggufsmith.container.reader import TensorInfo, open_gguf
 
 BLOCK = 64  # pieces that a thread reads back at a time
-KEPT = "What was written is kept; the same command with --resume goes on from there."
+KEPT = "what was written is kept: the same command with --resume goes on from there"
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # EFBIG: FAT's 4 GiB, or a process limit
 
 

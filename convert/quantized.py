@@ -133,6 +133,7 @@ def run(
             sync=job.sync,
             overwrite=job.overwrite,
             resume=job.resume,
+            identity=repr(job.lora),
             advance=advance,
             loaded=loaded,
         )

@@ -225,6 +225,7 @@ def run(
             sync=job.sync,
             overwrite=job.overwrite,
             resume=job.resume,
+            identity=repr(job.lora),
             advance=advance,
             loaded=loaded,
         )

@@ -72,13 +72,14 @@ def write_outputs(
     sync: bool = True,
     overwrite: bool = True,
     resume: bool = False,
+    identity: str = "",
     advance: Callable[[int], None] = lambda weights: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Written:
     """Make, verify, and give the files their names; tensors in the order of the layouts.
 
-    resume: see `container.writer.Writer`; what decides the bytes are the layouts, the inputs, the importance, and what
-    the tensors call their origin.
+    resume: see `container.writer.Writer`; layouts, inputs, importance and the origins of the tensors decide the bytes,
+    and identity says what else does.
 
     advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
     """
@@ -93,7 +94,9 @@ def write_outputs(
     }
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(SetWriter(output.path, output.shards, identity=_identity(tensors, output), **options))
+            stack.enter_context(
+                SetWriter(output.path, output.shards, identity=_identity(identity, tensors, output), **options)
+            )
             for output in outputs
         ]
         targets = [
@@ -109,11 +112,11 @@ def write_outputs(
     return Written(time.perf_counter() - started, notes)
 
 
-def _identity(tensors: Sequence[Tensor], output: Output) -> bytes:
+def _identity(text: str, tensors: Sequence[Tensor], output: Output) -> bytes:
     """What decides the bytes of an output besides its layout and the input files."""
     digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.origin}\0".encode("utf-8", "surrogatepass"))
+    for part in (text, *(tensor.origin for tensor in tensors)):
+        digest.update(f"{part}\0".encode("utf-8", "surrogatepass"))
     for weights in output.importance or ():
         digest.update(b"\0" if weights is None else np.ascontiguousarray(weights).data)
     return digest.digest()

@@ -122,6 +122,14 @@ def _padding(writer: Writer) -> None:
     writer.write(LAYOUT.offsets[1] + 20, b"\1")
 
 
+def _damaged_data(writer: Writer) -> None:
+    fill(writer)
+    (temporary,) = writer.path.parent.glob(".x.gguf.*.partial")
+    with temporary.open("r+b") as file:
+        file.seek(LAYOUT.offsets[0] + 1000)
+        file.write(b"\xee")
+
+
 def _damaged_header(writer: Writer) -> None:
     fill(writer)
     (temporary,) = writer.path.parent.glob(".x.gguf.*.partial")
@@ -146,6 +154,7 @@ def _damaged_magic(writer: Writer) -> None:
         _twice,
         _overlap_of_the_right_sum,
         _padding,
+        _damaged_data,
         _damaged_header,
         _damaged_magic,
     ],
