@@ -90,9 +90,26 @@ def batch(
         read = read_job(job, os.environ, _shard_of(shard))
         code = _price(read, options, as_json) if dry_run else _run(read, options, report, junit, as_json, quiet)
 
-    guarded(work, as_json)
+    try:
+        guarded(work, as_json)
+    except typer.Exit as exit:
+        _leave(exit.exit_code)
+        raise
     if code:
         raise typer.Exit(code)
+
+
+def _leave(code: int) -> None:
+    """End the process at once if threads of an interrupted job are in a flush or a check that takes long."""
+    import sys
+
+    if "ggufsmith.convert.batch.run" in sys.modules:
+        from ggufsmith.convert.batch.run import abandoned
+
+        if abandoned():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
 
 def _shard_of(text: str | None) -> tuple[int, int]:

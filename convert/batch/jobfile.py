@@ -37,7 +37,7 @@ from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.quantize.recipes.assign import Recipe
 from ggufsmith.quantize.recipes.files import recipe_of
 
-CONFIGS = ("config.json", "params.json")  # the latter: Meta's own release of Llama
+CONFIGS = ("config.json", "params.json", "adapter_config.json")  # of a model, of Meta's own release, of an adapter
 OUTTYPES = ("f32", "f16", "bf16")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}", re.ASCII)
 _FIELD = re.compile(r"\{([^{}]*)\}")

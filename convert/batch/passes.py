@@ -85,7 +85,10 @@ def prepare(model: Model, wanted: Sequence[Wanted]) -> Pass:
 def run(
     planned: Pass, *, threads: int, sync: bool, advance: Callable[[int], None], loaded: Callable[[float], None]
 ) -> Written:
-    """Make, verify, and give the files their names (see `write_outputs`). The pass is open."""
+    """Make, verify, and give the files their names (see `write_outputs`), going on from what an interrupted run left.
+
+    The pass is open.
+    """
     planned.model.folder.mkdir(parents=True, exist_ok=True)
     return write_outputs(
         planned.tensors,
@@ -93,6 +96,7 @@ def run(
         inputs=planned.inputs,
         threads=threads,
         sync=sync,
+        resume=True,
         advance=advance,
         loaded=loaded,
     )

@@ -6,12 +6,13 @@ model lacks is made in one pass over its weights; one that fails does not stop t
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 
-from ggufsmith.container.disk import check_space
-from ggufsmith.container.errors import Failure, NoSpace
+from ggufsmith.container.disk import check_space, remove_leftover
+from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.convert.batch.extras import check_extras, write_extras
 from ggufsmith.convert.batch.jobfile import JobFile, Model, Wanted
@@ -38,6 +39,7 @@ from ggufsmith.convert.batch.state import (
 from ggufsmith.quantize.threads import available_cores
 
 PATIENCE = 8.0  # seconds that an interrupted job waits for its threads; a flush to a slow disk can take longer
+THREAD = "ggufsmith batch"
 TICK = 0.2  # seconds between looks at signals, which Windows does not deliver to a thread that waits
 
 
@@ -201,6 +203,11 @@ def _drafted(planned: Pass) -> tuple[Made, ...]:
     )
 
 
+def abandoned() -> bool:
+    """Whether an interrupted job left threads behind that did not stop in time; leave the process without them."""
+    return any(thread.name == THREAD for thread in threading.enumerate())
+
+
 def above(folder: Path) -> Path:
     """The folder, or the nearest above it that is there."""
     return next(each for each in (folder, *folder.parents) if each.is_dir())
@@ -208,7 +215,20 @@ def above(folder: Path) -> Path:
 
 def _check_disk(job: JobFile, drafts: Sequence[Draft], options: Options) -> None:
     if drafts and options.disk is None:
-        check_space(above(job.output) / "outputs", sum(draft.size for draft in drafts))
+        needed = sum(max(draft.size - _held(draft), 0) for draft in drafts)
+        check_space(above(job.output) / "outputs", needed)
+
+
+def _held(draft: Draft) -> int:
+    """Bytes of the disk that an interrupted run of the same outputs holds already."""
+    return sum(512 * getattr(path.stat(), "st_blocks", 0) for path in _partials(draft))
+
+
+def _partials(draft: Draft) -> Iterator[Path]:
+    """The temporary files of runs that were interrupted or failed."""
+    for made in draft.made:
+        for file in made.files:
+            yield from draft.model.folder.glob(f".{escape(file.name)}.*.partial")
 
 
 @dataclass
@@ -230,7 +250,7 @@ class _Runner:
                     while not self.stop.is_set() and (draft := next(filter(self.fits, waiting), None)):
                         waiting.remove(draft)
                         self.running[draft.model.place] = draft
-                        thread = threading.Thread(target=self.work, args=(draft,), daemon=True)
+                        thread = threading.Thread(target=self.work, args=(draft,), name=THREAD, daemon=True)
                         threads.append(thread)
                         thread.start()
                     if self.stop.is_set():
@@ -274,6 +294,9 @@ class _Runner:
             return Outcome(model, "interrupted", draft.record.outputs, seconds=time.perf_counter() - started)
         except Exception as error:  # a bug in one model's way does not end the night
             seconds = time.perf_counter() - started
+            if isinstance(error, Malformed | Unsupported):  # no other run will get any further
+                for path in _partials(draft):
+                    remove_leftover(path)
             return Outcome(model, "failed", draft.record.outputs, seconds=seconds, error=_failure(error))
         new = frozenset(each.label for each in draft.wanted)
         return Outcome(model, "done", made, new, notes, time.perf_counter() - started, draft.weights)

@@ -1,0 +1,280 @@
+"""Running a job: the same files as single commands, what is skipped, what fails, what runs side by side."""
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import jobs
+import pytest
+
+from ggufsmith.container.errors import Malformed, NoSpace, OutputConflict
+from ggufsmith.container.provenance import file_sha256
+from ggufsmith.convert import quantized
+from ggufsmith.convert import run as conversion
+from ggufsmith.convert.batch import passes
+from ggufsmith.convert.batch.report import Outcome
+from ggufsmith.convert.batch.run import Draft, Watcher
+from ggufsmith.quantize import requantize
+from ggufsmith.quantize.recipes.files import recipe_of
+
+HEAD = 'output = "out"\n[defaults]\nrecipes = ["q4_K_M", "q8_0"]\n'
+RECIPES = tuple(map(recipe_of, ("q4_K_M", "q8_0")))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return jobs.models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> Path:
+    for name in ("A", "B", "C"):
+        shutil.copytree(made / name, tmp_path / name)
+    return tmp_path
+
+
+def statuses(outcomes: list[Outcome]) -> dict[str, str]:
+    return {outcome.model.name: outcome.status for outcome in outcomes}
+
+
+def test_the_files_are_those_of_single_commands(home: Path) -> None:
+    entries = [
+        'source = "A"\nouttypes = ["f16", "bf16"]\ncard = "README.md"\nauthor = "me"',
+        'source = "B"\nshard_size = "200K"',
+    ]
+    outcomes = jobs.run(jobs.write(home / "jobs.toml", HEAD, entries))
+    assert statuses(outcomes) == {"A": "done", "B": "done"}
+    alone = home / "alone"
+    for outtype in ("f16", "bf16"):
+        conversion.run(conversion.prepare(conversion.Job(home / "A", outtype=outtype, outdir=alone / "A")))
+    job = conversion.Job(home / "A", outdir=alone / "A")
+    quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES)))
+    limits = passes.Limits(max_size=200_000)
+    job = conversion.Job(home / "B", outdir=alone / "B", limits=limits)
+    quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES)))
+    expected = jobs.hashes(alone)
+    found = jobs.hashes(home / "out")
+    assert {name: digest for name, digest in found.items() if name.endswith(".gguf")} == expected
+    assert sum("-of-" in name for name in expected) > 4
+    others = {name for name in found if not name.endswith(".gguf")}
+    assert others == {"A/SHA256SUMS", "A/README.md", "A/.A.batch.json", "B/SHA256SUMS", "B/.B.batch.json"}
+    sums = dict(line.split("  ")[::-1] for line in (home / "out/B/SHA256SUMS").read_text(encoding="utf-8").splitlines())
+    assert {f"B/{name}": digest for name, digest in sums.items()} == {k: v for k, v in expected.items() if k[0] == "B"}
+    card = (home / "out/A/README.md").read_text(encoding="utf-8")
+    assert all(expected[f"A/A-{name}.gguf"] in card for name in ("F16", "BF16", "Q4_K_M", "Q8_0")) and "me" in card
+
+
+def test_gguf_files(home: Path) -> None:
+    conversion.run(conversion.prepare(conversion.Job(home / "A")))
+    source = home / "A" / "A-F16.gguf"
+    outcomes = jobs.run(jobs.write(home / "jobs.toml", HEAD, ['source = "A/A-F16.gguf"']))
+    assert statuses(outcomes) == {"A": "done"}
+    with requantize.prepare(requantize.Job(source, RECIPES, outdir=home)) as prepared:
+        requantize.run(prepared)
+    for name in ("A-Q4_K_M.gguf", "A-Q8_0.gguf"):
+        assert file_sha256(home / name) == file_sha256(home / "out" / "A" / name)
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_finished_is_left_alone(home: Path) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"', 'source = "B"'])
+    jobs.run(path)
+    before = times(home / "out")
+    outcomes = jobs.run(path)
+    assert statuses(outcomes) == {"A": "finished", "B": "finished"}
+    assert times(home / "out") == before
+    assert [len(outcome.made) for outcome in outcomes] == [2, 2]
+
+
+def test_only_what_is_missing_is_made(home: Path) -> None:
+    entries = ['source = "A"', 'source = "B"']
+    jobs.run(jobs.write(home / "jobs.toml", HEAD, entries))
+    before = times(home / "out")
+    (outcome, _) = jobs.run(
+        jobs.write(home / "jobs.toml", HEAD, ['source = "A"\nrecipes = ["q8_0", "q6_K"]', entries[1]])
+    )
+    assert (outcome.status, outcome.new) == ("done", {"q6_K"})
+    after = times(home / "out")
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"A-Q6_K.gguf", "SHA256SUMS", ".A.batch.json"} or changed == {"A-Q6_K.gguf", ".A.batch.json"}
+    sums = (home / "out/A/SHA256SUMS").read_text(encoding="utf-8")
+    assert "Q6_K" in sums and "Q8_0" in sums and "Q4_K_M" not in sums
+
+
+@pytest.mark.parametrize(
+    "change", ["weights", "config", "imatrix", "recipe", "output", "truncated", "gone", "record", "sums"]
+)
+def test_what_changed_is_made_again(home: Path, change: str) -> None:
+    (home / "mine.toml").write_text('extends = "q8_0"', encoding="utf-8")
+    path = jobs.write(home / "jobs.toml", 'output = "out"\n', ['source = "A"\nrecipes = ["q6_K", "mine.toml"]'])
+    jobs.run(path)
+    expected = jobs.hashes(home / "out")
+    output = home / "out/A/A-Q6_K.gguf"
+    touched = {"output", "truncated", "gone", "record", "sums"}
+    new = {"q6_K", "mine.toml"}
+    match change:
+        case "weights":
+            os.utime(home / "A" / "model.safetensors")
+            if (home / "A" / "model.safetensors").stat().st_size <= 1 << 20:
+                pytest.fail("small files are known by content: make the fixture larger")
+        case "config":
+            config = json.loads((home / "A/config.json").read_text(encoding="utf-8"))
+            (home / "A/config.json").write_text(json.dumps({**config, "max_position_embeddings": 77}), encoding="utf-8")
+        case "imatrix":
+            jobs.write(
+                home / "jobs.toml",
+                'output = "out"\n',
+                ['source = "A"\nrecipes = ["q6_K", "mine.toml"]\nmodel_name = "x"'],
+            )
+        case "recipe":
+            (home / "mine.toml").write_text('extends = "q8_0"\n[[rule]]\nrole="attn_v"\ntype="q6_K"', encoding="utf-8")
+            new = {"mine.toml"}
+        case "output":
+            content = bytearray(output.read_bytes())
+            content[-1] ^= 1
+            output.write_bytes(content)
+            new = {"q6_K"}
+        case "truncated":
+            os.truncate(output, 1000)
+            new = {"q6_K"}
+        case "gone":
+            output.unlink()
+            new = {"q6_K"}
+        case "record":
+            (home / "out/A/.A.batch.json").write_text("[", encoding="utf-8")
+        case "sums":
+            (home / "out/A/SHA256SUMS").unlink()
+            new = set()
+    (outcome,) = jobs.run(path)
+    assert set(outcome.new) == new
+    if change in touched:
+        assert jobs.hashes(home / "out") == expected
+    assert statuses(jobs.run(path)) == {"A": "finished"}
+
+
+def test_a_changed_output_with_an_old_time_is_found_when_asked(home: Path) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
+    jobs.run(path)
+    output = home / "out/A/A-Q8_0.gguf"
+    expected, time = output.read_bytes(), output.stat().st_mtime_ns
+    output.write_bytes(bytes(len(expected)))
+    os.utime(output, ns=(time, time))
+    assert statuses(jobs.run(path)) == {"A": "finished"}
+    (outcome,) = jobs.run(path, verify=True)
+    assert outcome.new == {"q8_0"} and output.read_bytes() == expected
+
+
+def test_a_newer_time_alone_costs_a_hash(home: Path) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
+    jobs.run(path)
+    os.utime(home / "out/A/A-Q8_0.gguf")
+    assert statuses(jobs.run(path)) == {"A": "finished"}
+    record = home / "out/A/.A.batch.json"
+    assert record.stat().st_mtime_ns >= (home / "out/A/A-Q8_0.gguf").stat().st_mtime_ns, "it is not hashed next time"
+
+
+def damage(folder: Path, kind: str) -> None:
+    if kind == "config":
+        (folder / "config.json").write_text("{", encoding="utf-8")
+    else:  # NaN in the last matrix: found while it is read
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.seek(-2, os.SEEK_END)
+            file.write(b"\xff\xff")
+
+
+@pytest.mark.parametrize("kind", ["config", "weights"])
+def test_one_failing_model_does_not_stop_the_others(home: Path, kind: str) -> None:
+    damage(home / "B", kind)
+    path = jobs.write(home / "jobs.toml", HEAD, [f'source = "{name}"' for name in "ABC"])
+    outcomes = jobs.run(path)
+    assert statuses(outcomes) == {"A": "done", "B": "failed", "C": "done"}
+    assert isinstance(outcomes[1].error, Malformed)
+    assert not any(path.is_file() for path in (home / "out").glob("B/*")), "no half file is kept that never gets whole"
+
+
+@pytest.mark.parametrize("kind", ["config", "weights"])
+def test_unless_asked_for(home: Path, kind: str) -> None:
+    damage(home / "A", kind)
+    path = jobs.write(home / "jobs.toml", HEAD, [f'source = "{name}"' for name in "ABC"])
+    assert statuses(jobs.run(path, fail_fast=True, side_by_side=1)) == {
+        "A": "failed",
+        "B": "not begun",
+        "C": "not begun",
+    }
+
+
+def test_a_foreign_readme_is_never_replaced(home: Path) -> None:
+    (home / "out/A").mkdir(parents=True)
+    (home / "out/A/README.md").write_text("mine", encoding="utf-8")
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"\ncard = "README.md"'])
+    (outcome,) = jobs.run(path)
+    assert isinstance(outcome.error, OutputConflict)
+    assert (home / "out/A/README.md").read_text(encoding="utf-8") == "mine"
+
+
+class Counting(Watcher):
+    """How many models run at one time."""
+
+    def __init__(self) -> None:
+        self.drafts: dict[str, Draft] = {}
+        self.running: set[str] = set()
+        self.most: list[set[str]] = []
+        self.lock = threading.Lock()
+
+    def planned(self, draft: Draft) -> None:
+        self.drafts[draft.model.name] = draft
+
+    def begun(self, draft: Draft) -> None:
+        with self.lock:
+            self.running.add(draft.model.name)
+            self.most.append(set(self.running))
+
+    def ended(self, outcome: Outcome) -> None:
+        with self.lock:
+            self.running.discard(outcome.model.name)
+
+
+def test_budgets_decide_what_runs_side_by_side(home: Path) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, [f'source = "{name}"' for name in "ABC"])
+    dry = Counting()
+    jobs.run(path, dry)
+    shutil.rmtree(home / "out")
+    sizes = {name: draft.size for name, draft in dry.drafts.items()}
+    memory = {name: draft.memory for name, draft in dry.drafts.items()}
+    for options in ({"disk": max(sizes.values())}, {"memory": passes.PROCESS + max(memory.values())}):
+        watch = Counting()
+        jobs.run(path, watch, side_by_side=3, **options)
+        assert max(map(len, watch.most)) == 1, options
+        shutil.rmtree(home / "out")
+
+
+def test_what_never_fits_fails(home: Path) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"', 'source = "B"'])
+    (a, _) = jobs.run(path, disk=1000)
+    assert isinstance(a.error, NoSpace) and "--max-disk" in str(a.error)
+    (a, _) = jobs.run(path, memory=passes.PROCESS)
+    assert a.error is not None and "--max-memory" in str(a.error)
+
+
+def test_few_threads_where_memory_is_short(home: Path) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
+    watch = Counting()
+    jobs.run(path, watch, threads=8)
+    needed = watch.drafts["A"].memory
+    shutil.rmtree(home / "out")
+    jobs.run(path, watch, threads=8, memory=passes.PROCESS + needed - 1)
+    assert 1 <= watch.drafts["A"].threads < 8
+
+
+def test_a_full_disk_is_found_before_the_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"', 'source = "B"'])
+    usage = shutil.disk_usage(home)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(NoSpace):
+        jobs.run(path)
+    assert not (home / "out").exists()
