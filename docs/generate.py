@@ -1,9 +1,10 @@
 """Writes the generated documents; with --check, fails if they are stale.
 
 docs/cli.md comes from the commands' --help, docs/formats.md from container/formats.py, docs/inputs.md from
-convert/sources.
+convert/sources, docs/batch.schema.json from convert/batch/schema.py.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ggufsmith.container.formats import FORMATS, Format
+from ggufsmith.convert.batch.schema import json_schema
 from ggufsmith.convert.sources.recognise import table
 
 DOCS = Path(__file__).resolve().parent
@@ -18,7 +20,10 @@ DOCS = Path(__file__).resolve().parent
 COMMANDS = {
     "gguf-convert, ggufsmith convert": ["convert"],
     "gguf-quant, ggufsmith quant": ["quant"],
-    **{f"ggufsmith {name}": [name] for name in ("recipes", "inspect", "verify", "name", "split", "merge", "card")},
+    **{
+        f"ggufsmith {name}": [name]
+        for name in ("batch", "recipes", "inspect", "verify", "name", "split", "merge", "card")
+    },
 }
 
 
@@ -63,7 +68,17 @@ def inputs() -> str:
     return "\n".join(rows) + "\n"
 
 
-DOCUMENTS: Mapping[str, Callable[[], str]] = {"cli.md": cli, "formats.md": formats, "inputs.md": inputs}
+def batch_schema() -> str:
+    """What editors check job files by."""
+    return json.dumps(json_schema(), indent=2) + "\n"
+
+
+DOCUMENTS: Mapping[str, Callable[[], str]] = {
+    "cli.md": cli,
+    "formats.md": formats,
+    "inputs.md": inputs,
+    "batch.schema.json": batch_schema,
+}
 
 
 def main() -> int:
