@@ -56,6 +56,9 @@ def batch(
     verify_finished: Annotated[
         bool, typer.Option("--verify-finished", help="Hash finished outputs again, whatever their times say.")
     ] = False,
+    by_content: Annotated[
+        bool, typer.Option("--by-content", help="Know inputs by SHA-256, not by size and time; for fresh checkouts.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where a JSON report goes.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="Where a JUnit report goes.")] = None,
     threads: Threads = None,
@@ -84,6 +87,7 @@ def batch(
             side_by_side=side_by_side,
             threads=threads,
             sync=not no_sync,
+            by_content=by_content,
             verify=verify_finished,
             fail_fast=fail_fast,
         )

@@ -6,7 +6,7 @@ model lacks is made in one pass over its weights; one that fails does not stop t
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
@@ -48,7 +48,8 @@ class Options:
     """memory, disk: bytes, of the whole process, and of the outputs in the making at one time.
 
     side_by_side: models at one time. threads: of each; None takes every core.
-    verify: hash finished outputs again. fail_fast: the first failure stops the job.
+    by_content: know large inputs by their hash, not by size and time. verify: hash finished outputs again.
+    fail_fast: the first failure stops the job.
     """
 
     memory: int | None = None
@@ -56,6 +57,7 @@ class Options:
     side_by_side: int = 2
     threads: int | None = None
     sync: bool = True
+    by_content: bool = False
     verify: bool = False
     fail_fast: bool = False
 
@@ -158,7 +160,8 @@ def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outco
 
 
 def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) -> Draft:
-    record = finished(model, verify=options.verify)
+    plans = fingerprints(model, by_content=options.by_content)
+    record = finished(model, plans, verify=options.verify)
     there = {made.label for made in record.outputs}
     wanted = tuple(each for each in model.wanted if each.label not in there)
     if not wanted:
@@ -172,7 +175,7 @@ def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) 
             while threads > 1 and PROCESS + planned.memory(threads) > options.memory:
                 threads -= 1
         memory = planned.memory(threads)
-        draft = Draft(model, record, wanted, _drafted(planned), memory, threads, planned.weights, planned.notes)
+        draft = Draft(model, record, wanted, _drafted(planned, plans), memory, threads, planned.weights, planned.notes)
         look(draft, planned)
     if options.memory is not None and PROCESS + memory > options.memory:
         what = f"needs about {PROCESS + memory} bytes of memory, the budget is {options.memory}"
@@ -183,9 +186,8 @@ def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) 
     return draft
 
 
-def _drafted(planned: Pass) -> tuple[Made, ...]:
+def _drafted(planned: Pass, plans: Mapping[str, str]) -> tuple[Made, ...]:
     """The outputs of a pass, without hashes."""
-    plans = fingerprints(planned.model)
     return tuple(
         Made(
             wanted.label,
@@ -311,7 +313,6 @@ class _Runner:
 
         self.check()
         with prepare(model, draft.wanted) as planned:
-            made = _drafted(planned)
             self.check()
             written = run(
                 planned,
@@ -322,7 +323,7 @@ class _Runner:
             )
             notes = (*planned.notes, *written.notes)
         known = {each.label: each for each in draft.record.outputs}
-        known |= {each.label: self.hashed(model.folder, each) for each in made}
+        known |= {each.label: self.hashed(model.folder, each) for each in draft.made}
         outputs = tuple(known[wanted.label] for wanted in model.wanted)
         _finish(model, outputs)
         return outputs, notes

@@ -65,11 +65,12 @@ class Record:
     extras: str = ""
 
 
-def finished(model: Model, *, verify: bool = False) -> Record:
-    """What of the record still holds for what is wanted now. verify: hash every file again."""
-    path = state_path(model)
-    record, written = _read(path)
-    plans = fingerprints(model)
+def finished(model: Model, plans: Mapping[str, str], *, verify: bool = False) -> Record:
+    """What of the record still holds for what is wanted now.
+
+    plans: see `fingerprints`. verify: hash every file again.
+    """
+    record, written = _read(state_path(model))
     by_label = {made.label: made for made in record.outputs}
     kept = []
     stale = False
@@ -144,12 +145,15 @@ def _extras_there(model: Model) -> bool:
 # ---- what decides the bytes ----
 
 
-def fingerprints(model: Model) -> dict[str, str]:
-    """label -> SHA-256 of all that decides the bytes and the name of that output."""
+def fingerprints(model: Model, *, by_content: bool = False) -> dict[str, str]:
+    """label -> SHA-256 of all that decides the bytes and the name of that output.
+
+    by_content: large inputs are hashed too, instead of being known by size and time.
+    """
     common = {
         "version": version("ggufsmith"),
         "name": model_folder_name(model.source) if model.is_checkpoint else "",
-        "inputs": list(_inputs(model)),
+        "inputs": list(_inputs(model, by_content)),
         "shard_size": model.shard_size,
         **{key: model.settings[key] for key in ("pre", "model_name", "include_weights", "exclude_weights")},
     }
@@ -183,13 +187,12 @@ def _override(rule: Override) -> list[Any]:
     return [rule.format.name, match, sorted(rule.roles), sorted(rule.names), layers]
 
 
-def _inputs(model: Model) -> Iterator[list[Any]]:
+def _inputs(model: Model, by_content: bool) -> Iterator[list[Any]]:
     """Name and identity of every file that is read."""
     sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
     for root, path in [*sources, *((path.parent, path) for path in (model.imatrix, model.metadata) if path)]:
         found = path.stat()
-        small = found.st_size <= WHOLE
-        identity = hashlib.sha256(path.read_bytes()).hexdigest() if small else found.st_mtime_ns
+        identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns
         yield [path.relative_to(root).as_posix(), found.st_size, identity]
 
 

@@ -178,6 +178,17 @@ def test_a_newer_time_alone_costs_a_hash(home: Path) -> None:
     assert record.stat().st_mtime_ns >= (home / "out/A/A-Q8_0.gguf").stat().st_mtime_ns, "it is not hashed next time"
 
 
+def test_inputs_with_new_times_are_the_same_by_content(home: Path) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
+    jobs.run(path, by_content=True)
+    os.utime(home / "A" / "model.safetensors")
+    assert statuses(jobs.run(path, by_content=True)) == {"A": "finished"}
+    with (home / "A" / "model.safetensors").open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(b"\0\0")
+    assert statuses(jobs.run(path, by_content=True)) == {"A": "done"}
+
+
 def damage(folder: Path, kind: str) -> None:
     if kind == "config":
         (folder / "config.json").write_text("{", encoding="utf-8")
