@@ -5,8 +5,12 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggufsmith.convert.checkpoint import LocalFiles
 from ggufsmith.convert.hub.http import Ranges, Remote
@@ -25,8 +29,20 @@ class Block:
     stop: int
 
 
+@dataclass
+class Held:
+    """A block that is in memory or on its way there, and how many threads copy from it."""
+
+    future: Future[NDArray[np.uint8]]
+    readers: int = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self.readers and self.future.done()
+
+
 class ReadAhead:
-    """A `checkpoint.Reader` of remote files. Thread-safe; memory stays under KEPT blocks and what readers still hold.
+    """A `checkpoint.Reader` of remote files. Thread-safe; memory stays under KEPT blocks, which are used again.
 
     remotes: by the paths under which the checkpoint knows them.
     paths:   all files of the checkpoint; those that are not remote are read from the disk.
@@ -42,7 +58,8 @@ class ReadAhead:
         self._lock = threading.Lock()
         self._blocks: list[Block] = []
         self._places: dict[Path, tuple[list[int], list[int]]] = {}
-        self._held: OrderedDict[int, Future[memoryview]] = OrderedDict()
+        self._held: OrderedDict[int, Held] = OrderedDict()
+        self._free: list[NDArray[np.uint8]] = []
 
     def expect(self, extents: Iterable[Extent]) -> None:
         """(file, start, stop) of what will be read, in the order of reading; everything else is read when asked for."""
@@ -73,8 +90,9 @@ class ReadAhead:
                 self._fetch(Block(path, at, offset + len(buffer)), buffer[done:])
                 return len(buffer)
             start = at - self._blocks[number].start
-            part = self._block(number)[start : start + len(buffer) - done]
-            buffer[done : done + len(part)] = part
+            with self._block(number) as block:
+                part = block[start : start + len(buffer) - done]
+                buffer[done : done + len(part)] = part
             done += len(part)
         return done
 
@@ -93,21 +111,36 @@ class ReadAhead:
         index = bisect_right(starts, offset) - 1
         return numbers[index] if index >= 0 and offset < self._blocks[numbers[index]].stop else None
 
-    def _block(self, number: int) -> memoryview:
+    @contextmanager
+    def _block(self, number: int) -> Iterator[memoryview]:
         with self._lock:
             for ahead in range(number, min(number + AHEAD, len(self._blocks))):
                 if ahead not in self._held:
-                    self._held[ahead] = self._pool.submit(self._load, self._blocks[ahead])
-            wanted = self._held[number]
+                    self._held[ahead] = Held(self._pool.submit(self._load, self._blocks[ahead]))
+            held = self._held[number]
+            held.readers += 1
             self._held.move_to_end(number)
-            while len(self._held) > KEPT:
-                self._held.popitem(last=False)
-        return wanted.result()
+            self._drop()
+        try:
+            block = self._blocks[number]
+            yield held.future.result().data[: block.stop - block.start]
+        finally:
+            with self._lock:
+                held.readers -= 1
 
-    def _load(self, block: Block) -> memoryview:
-        buffer = memoryview(bytearray(block.stop - block.start))
-        self._fetch(block, buffer)
-        return buffer
+    def _drop(self) -> None:
+        """Forget the blocks that nobody wanted for the longest time."""
+        idle = [number for number, held in self._held.items() if held.idle]
+        for number in idle[: max(len(self._held) - KEPT, 0)]:
+            future = self._held.pop(number).future
+            if future.exception() is None:
+                self._free.append(future.result())
+
+    def _load(self, block: Block) -> NDArray[np.uint8]:
+        with self._lock:
+            memory = self._free.pop() if self._free else np.empty(BLOCK, np.uint8)
+        self._fetch(block, memory.data[: block.stop - block.start])
+        return memory
 
     def _fetch(self, block: Block, buffer: memoryview) -> None:
         ranges = getattr(self._local, "ranges", None)
