@@ -7,7 +7,7 @@ import typer
 
 Lora = Annotated[
     list[str] | None,
-    typer.Option("--lora", metavar="FOLDER[:FACTOR]", help="Merge a PEFT adapter; may be given several times."),
+    typer.Option("--lora", metavar="FOLDER[:FACTOR]", help="A PEFT adapter to merge; may be given several times."),
 ]
 Base = Annotated[
     Path | None,

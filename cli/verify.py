@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufsmith.cli.lora import Lora
 from ggufsmith.cli.options import AsJson, Quiet, Threads
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def verify(
         Path | None,
         typer.Option("--source", help="What it was made from, a model folder or a GGUF file: make every tensor again."),
     ] = None,
+    lora: Lora = None,
     record: Annotated[
         Path | None, typer.Option("--record", help="A provenance record whose hashes the files must have.")
     ] = None,
@@ -46,7 +48,7 @@ def verify(
             if record is not None:
                 _recorded(opened, record, report)
             if source is not None:
-                _compared(opened, source, threads, report, quiet or as_json)
+                _compared(opened, source, lora or [], threads, report, quiet or as_json)
         problems = report["problems"]
         if as_json:
             render.as_json(report)
@@ -98,13 +100,15 @@ def _recorded(model: "GgufSet", record: Path, report: dict[str, Any]) -> None:
     report["record"] = str(record)
 
 
-def _compared(model: "GgufSet", source: Path, threads: int | None, report: dict[str, Any], silent: bool) -> None:
+def _compared(
+    model: "GgufSet", source: Path, lora: list[str], threads: int | None, report: dict[str, Any], silent: bool
+) -> None:
     from ggufsmith.cli import render
     from ggufsmith.quantize.threads import available_cores
     from ggufsmith.quantize.verify import TOLERANCE, compare, unpaired
 
     with ExitStack() as stack:
-        sources, metadata = _open(source, stack.enter_context)
+        sources, metadata = _open(source, lora, stack.enter_context)
         report["problems"] += [f"{name}: {problem}" for name, problem in unpaired(model, sources).items()]
         weights = sum(math.prod(each.shape) for each in sources)
         with render.progress("comparing", weights, silent) as advance:
@@ -127,13 +131,14 @@ def _compared(model: "GgufSet", source: Path, threads: int | None, report: dict[
     ]
 
 
-def _open(source: Path, enter: Callable[[Any], Any]) -> "tuple[Sequence[Tensor], Metadata]":
+def _open(source: Path, lora: list[str], enter: Callable[[Any], Any]) -> "tuple[Sequence[Tensor], Metadata]":
     """The tensors that a source gives, and its metadata."""
     if source.is_dir():
         from ggufsmith.convert.execute import tensors_of
+        from ggufsmith.convert.lora.base import parse_adapter
         from ggufsmith.convert.run import Job, prepare
 
-        prepared = prepare(Job(source))
+        prepared = prepare(Job(source, lora=tuple(parse_adapter(text) for text in lora)))
         return tensors_of(enter(prepared.checkpoint), prepared.plan.outputs), prepared.layout.metadata
     from ggufsmith.container.shards import open_gguf_set
     from ggufsmith.quantize.requantize import Held
