@@ -156,6 +156,11 @@ class GgufSet:
     tensors: Mapping[str, TensorInfo]
     _home: Mapping[str, Gguf]
 
+    @classmethod
+    def of(cls, file: Gguf) -> "GgufSet":
+        """A model in one file."""
+        return cls(file.path, (file,), file.metadata, file.tensors, dict.fromkeys(file.tensors, file))
+
     @property
     def paths(self) -> tuple[Path, ...]:
         return tuple(file.path for file in self.files)

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import Format
 from ggufsmith.container.reader import TensorInfo
-from ggufsmith.container.shards import GgufSet, Limits, open_gguf_set, plan_shards
+from ggufsmith.container.shards import GgufSet, Limits, plan_shards
 from ggufsmith.container.values import Metadata, Value, boolean, f32, i32, string, u32
-from ggufsmith.naming.filename import parse
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import Quantized, Written, fit_importance, output_paths, write_outputs
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.rules import BLOCK, Facts, block_of
+from ggufsmith.quantize.source import Model, open_model
 from ggufsmith.quantize.stream import Array, Scratch, rows_of
 
 MAX_U32 = 2**32 - 1
@@ -34,7 +34,7 @@ class Job:
     output:   the file, for a single recipe; else outputs are named after the source, in `outdir` or beside it.
     imatrix:  an importance matrix; include, exclude: see `open_imatrix`.
     prune:    layers to leave out.
-    metadata: keys to set in the outputs; the rules see them too.
+    metadata: keys to set in the outputs; the rules see them too. vocabulary: `tokenizer.*` keys instead of the file's.
     limits:   where a new shard begins; split: as many shards as the source instead.
     threads:  None takes every core this process may use.
     sync:     False leaves flushing to the operating system.
@@ -51,6 +51,7 @@ class Job:
     exclude: tuple[str, ...] = ()
     prune: tuple[int, ...] = ()
     metadata: Metadata = field(default_factory=dict)
+    vocabulary: Metadata | None = None
     allow_requantize: bool = False
     strict: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -138,15 +139,16 @@ class Prepared:
 
 def prepare(job: Job) -> Prepared:
     """Read headers and the importance matrix; decide every byte's place. Raises what is wrong with the input."""
-    source = open_gguf_set(job.source)
+    model = open_model(job.source, job.vocabulary)
     try:
-        return _prepare(job, source)
+        return _prepare(job, model)
     except BaseException:
-        source.close()
+        model.files.close()
         raise
 
 
-def _prepare(job: Job, source: GgufSet) -> Prepared:
+def _prepare(job: Job, model: Model) -> Prepared:
+    source = model.files
     if not source.tensors:
         raise Malformed("this file has no tensors", where=job.source, fix="Pass a model; it may be a vocabulary only.")
     if not job.recipes:
@@ -169,8 +171,7 @@ def _prepare(job: Job, source: GgufSet) -> Prepared:
     if job.prune:
         left = facts.blocks - len(set(job.prune))
         overrides[Keys.LLM.BLOCK_COUNT.format(arch=facts.architecture)] = u32(left)
-    name = replace(parse(source.paths[0].name), shard=None)
-    paths = output_paths(name, job.recipes, job.output, job.outdir or job.source.parent)
+    paths = output_paths(model.name, job.recipes, job.output, job.outdir or job.source.parent)
     outputs = []
     for recipe, path in zip(job.recipes, paths, strict=True):
         plan = plan_file(
@@ -187,7 +188,7 @@ def _prepare(job: Job, source: GgufSet) -> Prepared:
         )
         counts = _counts(source, tensors) if job.split else job.limits.counts(plan.layout.tensors, source.alignment)
         outputs.append(Quantized(plan_shards(plan.layout, counts), path, plan))
-    notes = tuple(importance.coverage.notes()) if importance else ()
+    notes = (*model.told(job.metadata), *(importance.coverage.notes() if importance else ()))
     return Prepared(job, source, tensors, tuple(outputs), importance, notes)
 
 

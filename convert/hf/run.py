@@ -20,7 +20,7 @@ from ggufsmith.container.disk import check_space, force_folder
 from ggufsmith.container.errors import Failure, Malformed, OutputConflict, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec
-from ggufsmith.container.shards import GgufSet, SetWriter, open_gguf_set
+from ggufsmith.container.shards import SUFFIX, GgufSet, SetWriter
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.hf.card import model_card
 from ggufsmith.convert.hf.classes import HfClass
@@ -29,7 +29,7 @@ from ggufsmith.convert.hf.rope import rope_config
 from ggufsmith.convert.hf.safetensors import INDEX, SHARD_SIZE, WeightsPlan, plan_weights, stored_tensors
 from ggufsmith.convert.hf.tensors import Restored, restore
 from ggufsmith.convert.plan import SOURCE_FORMATS
-from ggufsmith.naming.filename import parse
+from ggufsmith.quantize.source import Model, open_model
 from ggufsmith.quantize.stream import Target, load_kernels, stream
 from ggufsmith.quantize.threads import available_cores
 from ggufsmith.tokenizer.read import read_vocabulary
@@ -44,7 +44,7 @@ MAX_FACTORS = 1 << 16  # numbers in a tensor of rope factors
 class Job:
     """One model to turn back.
 
-    source:     a GGUF file, or any of its shards.
+    source:     a GGUF file, any of its shards, or an old GGML file.
     outdir:     the folder to make; else it stands beside the source and is named after it.
     dtype:      of every tensor, a key of DTYPES; None keeps what is not quantized, and stores the rest in float16.
     shard_size: bytes of tensors in one file.
@@ -105,15 +105,16 @@ def prepare(job: Job) -> Prepared:
     """Read the header and decide everything. Raises what is wrong with the file, or cannot be said in such a folder."""
     if job.dtype is not None and job.dtype not in DTYPES:
         raise Usage(f"unknown dtype {job.dtype!r}", fix=f"Choose one of {', '.join(DTYPES)}.")
-    source = open_gguf_set(job.source)
+    model = open_model(job.source)
     try:
-        return _prepare(job, source)
+        return _prepare(job, model)
     except BaseException:
-        source.close()
+        model.files.close()
         raise
 
 
-def _prepare(job: Job, source: GgufSet) -> Prepared:
+def _prepare(job: Job, model: Model) -> Prepared:
+    source = model.files
     where, metadata = source.path, source.metadata
     known = find_class(metadata, where)
     vocabulary = vocabulary_of(metadata, where)
@@ -133,8 +134,8 @@ def _prepare(job: Job, source: GgufSet) -> Prepared:
             files[name] = content
     keys = {**plan.metadata, **vocabulary.metadata()}
     _check_keys(plan.metadata, metadata, source)
-    notes = (*plan.notes, *_notes(known, source, plan.metadata))
-    return Prepared(job, source, known, _folder(job, source), files, tensors, weights, keys, notes)
+    notes = (*model.told(), *plan.notes, *_notes(known, source, plan.metadata))
+    return Prepared(job, source, known, _folder(job, model), files, tensors, weights, keys, notes)
 
 
 def _vector(source: GgufSet, name: str) -> NDArray[np.float32] | None:
@@ -182,11 +183,11 @@ def _notes(known: HfClass, source: GgufSet, made: Metadata) -> Iterator[str]:
         yield f"keys that a config.json has no place for, or that follow from others: {', '.join(lost)}"
 
 
-def _folder(job: Job, source: GgufSet) -> Path:
+def _folder(job: Job, model: Model) -> Path:
     if job.outdir is not None:
         return Path(os.path.abspath(job.outdir))
-    name = replace(parse(source.paths[0].name), shard=None, encoding=None).format()
-    return Path(os.path.abspath(source.paths[0])).parent / f"{name.removesuffix('.gguf')}-hf"
+    name = replace(model.name, encoding=None).format().removesuffix(SUFFIX)
+    return Path(os.path.abspath(model.files.paths[0])).parent / f"{name}-hf"
 
 
 def run(
