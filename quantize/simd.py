@@ -7,7 +7,8 @@
 
 **The rule.** Lane l belongs to block l, for the whole kernel. A lane does exactly the scalar algorithm's float32
 operations in the scalar algorithm's order, so results do not depend on W, on the CPU or on how rows are cut into
-chunks. Nothing here reduces across lanes except `any_lane`, which may only decide whether work can be skipped.
+chunks. Nothing here reduces across lanes except `any_lane`, which may only decide whether work can be skipped, or done
+in a shorter way with the same result.
 
 **Two ways to run it.** Inside `kernel` (quantize/cache.py) every call becomes one or a few machine instructions (LLVM
 vectors, through Numba's extension interface). Outside, the same functions work on NumPy arrays of shape (W,), so that
@@ -117,7 +118,7 @@ def maximum(x: Any, y: Any) -> Any:
 
 
 def any_lane(mask: Any) -> bool:
-    """Whether the mask is set in some lane; only to skip work that would change nothing."""
+    """Whether the mask is set in some lane; only to choose between ways that give the same."""
     return bool(mask.any())
 
 
