@@ -11,10 +11,10 @@
     shard_size = "40G"
 
     [[model]]
-    source = "models/Qwen3-0.6B"        # a model folder, or a GGUF file
+    source = "models/Qwen3-0.6B"        # a model folder, a GGUF file, or a model on a hub
 
     [[model]]
-    source = "models/Llama-3.1-405B"
+    source = "hf://meta-llama/Llama-3.1-405B"
     extends = "large"
 
 A model's own settings come before those of its set, those of a set before what it extends, the defaults last.
@@ -32,6 +32,7 @@ from ggufsmith.container.documents import Document, Keys, read_document
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.container.shards import SUFFIX, parse_size
 from ggufsmith.convert.batch.schema import ENCODING, MODEL, MODELS, OUTPUT, SETTINGS, TABLES, Key, Kind
+from ggufsmith.convert.hub.names import ID, HubModel, hub_model
 from ggufsmith.naming.filename import parse
 from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.quantize.recipes.assign import Recipe
@@ -60,6 +61,7 @@ class Model:
     """One model of a job.
 
     place:     FILE:LINE.
+    source:    on the disk; of a model on a hub not before it is opened (see `located`).
     folder:    where its files go; it lies in the output folder.
     settings:  key -> value, of every key of SETTINGS.
     """
@@ -73,10 +75,11 @@ class Model:
     imatrix: Path | None = None
     metadata: Path | None = None
     shard_size: int | None = None
+    hub: HubModel | None = None
 
     @property
     def is_checkpoint(self) -> bool:
-        return self.source.is_dir()
+        return self.hub is not None or self.source.is_dir()
 
     def beside(self, key: str) -> Path | None:
         """The file that the setting `key` names, in the model's folder."""
@@ -241,16 +244,11 @@ class _Reader:
         if "source" not in said:
             self.wrong(place, "source is missing: the model folder or GGUF file")
             return None
-        source, where = self.beside(said["source"].value), said["source"].place
-        if not source.exists():
-            self.wrong(where, f"there is no such folder or file: {source}")
+        hub = self.hub(said)
+        source = Path(hub.id) if hub else self.source(said["source"])
+        if source is None:
             return None
-        if source.is_dir() and not any((source / name).is_file() for name in CONFIGS):
-            self.wrong(where, f"{source} has no {CONFIGS[0]}: it is no model folder")
-        elif source.is_file() and source.suffix != SUFFIX:
-            self.wrong(where, f"{source} is no folder, and its name does not end in {SUFFIX}")
-            return None
-        name = said["name"].value if "name" in said else _name_of(source)
+        name = said["name"].value if "name" in said else source.name if hub else _name_of(source)
         if not _is_component(name):
             self.wrong(said["name"].place if "name" in said else place, f"{name!r} cannot be part of a file name")
             return None
@@ -270,7 +268,36 @@ class _Reader:
             imatrix=self.existing(values["imatrix"]),
             metadata=self.existing(values["metadata"]),
             shard_size=self.size(values["shard_size"]),
+            hub=hub,
         )
+
+    def hub(self, said: Mapping[str, _Said]) -> HubModel | None:
+        """The model on a hub, if that is what is meant."""
+        source, revision = said["source"], said.get("revision")
+        if "://" in source.value:
+            try:
+                return hub_model(source.value, revision.value if revision else None)
+            except Failure as error:
+                self.wrong(source.place, error.what, error.fix)
+        elif revision:
+            self.wrong(revision.place, "revision is for models on a hub")
+        return None
+
+    def source(self, said: _Said) -> Path | None:
+        """The model on the disk, if there is one."""
+        if "://" in said.value:
+            return None
+        source = self.beside(said.value)
+        if not source.exists():
+            fix = f"If the hub is meant, write hf://{said.value}." if ID.fullmatch(said.value) else None
+            self.wrong(said.place, f"there is no such folder or file: {source}", fix)
+            return None
+        if source.is_dir() and not any((source / name).is_file() for name in CONFIGS):
+            self.wrong(said.place, f"{source} has no {CONFIGS[0]}: it is no model folder")
+        elif source.is_file() and source.suffix != SUFFIX:
+            self.wrong(said.place, f"{source} is no folder, and its name does not end in {SUFFIX}")
+            return None
+        return source
 
     def check_settings(self, source: Path, said: Mapping[str, _Said], output: Path) -> None:
         """What does not fit together."""

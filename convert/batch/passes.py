@@ -13,7 +13,9 @@ from ggufsmith.container.shards import Limits
 from ggufsmith.convert import quantized
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.batch.jobfile import Model, Wanted
-from ggufsmith.convert.execute import tensors_of
+from ggufsmith.convert.batch.located import OpenFiles
+from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles
+from ggufsmith.convert.execute import Converted, read_ahead, tensors_of
 from ggufsmith.quantize import requantize
 from ggufsmith.quantize.outputs import Output, Quantized, Written, write_outputs
 from ggufsmith.quantize.stream import CHUNK, Tensor, rows_of
@@ -69,10 +71,9 @@ class Pass:
         return threads * chunk * 4 * (3 + len(self.outputs)) + PER_HEADER_BYTE * header + 3 * importance
 
 
-def prepare(model: Model, wanted: Sequence[Wanted]) -> Pass:
-    """Plan these outputs of a model. Raises what is wrong with it."""
-    make = _of_checkpoint if model.is_checkpoint else _of_gguf
-    planned = make(model, wanted)
+def prepare(model: Model, wanted: Sequence[Wanted], open_files: OpenFiles = LocalFiles) -> Pass:
+    """Plan these outputs of a model. Raises what is wrong with it. open_files: see `checkpoint.Checkpoint`."""
+    planned = _of_checkpoint(model, wanted, open_files) if model.is_checkpoint else _of_gguf(model, wanted)
     names = [tensor.name for tensor in planned.tensors]
     paths = {each: each.path for each in wanted}
     outputs = tuple(
@@ -90,6 +91,8 @@ def run(
     The pass is open.
     """
     planned.model.folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(planned.source, Checkpoint):
+        read_ahead(planned.source, [tensor for tensor in planned.tensors if isinstance(tensor, Converted)])
     return write_outputs(
         planned.tensors,
         planned.outputs,
@@ -121,7 +124,7 @@ def notes_of(output: Output) -> tuple[str, ...]:
     return tuple(output.plan.notes()) if isinstance(output, Quantized) else ()
 
 
-def _of_checkpoint(model: Model, wanted: Sequence[Wanted]) -> Pass:
+def _of_checkpoint(model: Model, wanted: Sequence[Wanted], open_files: OpenFiles) -> Pass:
     said = model.settings
     job = conversion.Job(
         folder=model.source,
@@ -129,6 +132,7 @@ def _of_checkpoint(model: Model, wanted: Sequence[Wanted]) -> Pass:
         model_name=said["model_name"] or None,
         metadata=model.metadata,
         limits=Limits(max_size=model.shard_size),
+        open_files=open_files,
     )
     plain = [each for each in wanted if each.recipe is None]
     recipes = [each for each in wanted if each.recipe is not None]

@@ -83,7 +83,7 @@ def _model(outcome: Outcome) -> dict[str, Any]:
     return {
         "name": outcome.model.name,
         "place": outcome.model.place,
-        "source": str(outcome.model.source),
+        "source": str(outcome.model.hub or outcome.model.source),
         "folder": str(outcome.model.folder),
         "status": outcome.status,
         "seconds": outcome.seconds,

@@ -16,6 +16,7 @@ from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.convert.batch.extras import check_extras, write_extras
 from ggufsmith.convert.batch.jobfile import JobFile, Model, Wanted
+from ggufsmith.convert.batch.located import located, pinned
 from ggufsmith.convert.batch.passes import (
     PROCESS,
     Pass,
@@ -160,17 +161,18 @@ def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outco
 
 
 def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) -> Draft:
+    model = pinned(model)
     plans = fingerprints(model, by_content=options.by_content)
     record = finished(model, plans, verify=options.verify)
-    there = {made.label for made in record.outputs}
-    wanted = tuple(each for each in model.wanted if each.label not in there)
+    labels = {made.label for made in record.outputs}
+    wanted = tuple(each for each in model.wanted if each.label not in labels)
     if not wanted:
         if record.extras != extras_fingerprint(model):
             _finish(model, record.outputs)
         return Draft(model, record, ())
     check_extras(model)
     threads = options.cores
-    with prepare(model, wanted) as planned:
+    with located(model, plan=True) as (there, open_files), prepare(there, wanted, open_files) as planned:
         if options.memory is not None:
             while threads > 1 and PROCESS + planned.memory(threads) > options.memory:
                 threads -= 1
@@ -312,7 +314,10 @@ class _Runner:
             self.watch.advanced(model, weights)
 
         self.check()
-        with prepare(model, draft.wanted) as planned:
+        with (
+            located(model, plan=False, told=lambda size: self.check()) as (there, open_files),
+            prepare(there, draft.wanted, open_files) as planned,
+        ):
             self.check()
             written = run(
                 planned,

@@ -38,12 +38,14 @@ SETTINGS: Mapping[str, Key] = {
     "repo": Key("For the card: where the files will be published, org/name-GGUF.", fields=(MODEL,)),
     "base_model": Key("For the card: what they were made from, org/name.", fields=(MODEL,)),
     "author": Key("For the card: who quantized them."),
+    "stream": Key("Read the weights of a model on a hub by ranges, and do not store them.", "flag", False),
     "pre": Key("The pre-tokenizer, if its structure is not recognised."),
     "model_name": Key("general.name, instead of the folder's."),
     "metadata": Key("JSON file of general.* keys that override.", fields=(MODEL,)),
 }
 MODELS: Mapping[str, Key] = {
-    "source": Key("A model folder or a GGUF file, relative to the job file."),
+    "source": Key("A model folder or GGUF file, relative to the job file; or hf://org/name, modelscope://org/name."),
+    "revision": Key("Branch, tag or commit on the hub."),
     "name": Key("{model} in names; by default that of the source."),
     **SETTINGS,
 }

@@ -152,7 +152,7 @@ def fingerprints(model: Model, *, by_content: bool = False) -> dict[str, str]:
     """
     common = {
         "version": version("ggufsmith"),
-        "name": model_folder_name(model.source) if model.is_checkpoint else "",
+        "name": model_folder_name(model.source) if model.is_checkpoint and not model.hub else "",
         "inputs": list(_inputs(model, by_content)),
         "shard_size": model.shard_size,
         **{key: model.settings[key] for key in ("pre", "model_name", "include_weights", "exclude_weights")},
@@ -189,7 +189,11 @@ def _override(rule: Override) -> list[Any]:
 
 def _inputs(model: Model, by_content: bool) -> Iterator[list[Any]]:
     """Name and identity of every file that is read."""
-    sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
+    sources: Iterator[tuple[Path, Path]] = iter(())
+    if model.hub:
+        yield [str(model.hub)]  # with the commit
+    else:
+        sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
     for root, path in [*sources, *((path.parent, path) for path in (model.imatrix, model.metadata) if path)]:
         found = path.stat()
         identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns

@@ -1,0 +1,51 @@
+"""Models on a hub as models on the disk: their headers to plan with, all of them, or a stream to make outputs from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from ggufsmith.container.errors import Unsupported
+from ggufsmith.convert.batch.jobfile import Model
+from ggufsmith.convert.checkpoint import LocalFiles, Reader
+
+OpenFiles = Callable[[Sequence[Path]], Reader]
+
+
+def pinned(model: Model) -> Model:
+    """A model on a hub at the commit that its revision is now; any other as it is."""
+    if model.hub is None:
+        return model
+    from ggufsmith.convert.hub.download import hub_of
+
+    return replace(model, hub=replace(model.hub, revision=hub_of(model.hub).listing(model.hub).commit))
+
+
+@contextmanager
+def located(
+    model: Model, *, plan: bool, told: Callable[[int], None] = lambda size: None
+) -> Iterator[tuple[Model, OpenFiles]]:
+    """The model with its folder, and how its weights are read.
+
+    plan: for the plan alone the headers of the weights are enough; pickled ones are downloaded all the same.
+    told: of bytes as they come.
+    """
+    if model.hub is None:
+        yield model, LocalFiles
+        return
+    from ggufsmith.convert.hub.download import download, hub_of, streamed
+
+    def progress(size: int) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(told)
+
+    hub = hub_of(model.hub)
+    with ExitStack() as stack:
+        found = None
+        if plan or model.settings["stream"]:
+            try:
+                found = stack.enter_context(streamed(model.hub, hub, progress))
+            except Unsupported:
+                if model.settings["stream"]:
+                    raise
+        found = found or download(model.hub, hub, progress=progress)
+        yield replace(model, source=found.folder), found.open_files

@@ -1,0 +1,74 @@
+"""Models on a hub in a job: planned by their headers, downloaded or streamed when they are made."""
+
+import json
+import os
+from pathlib import Path
+
+import jobs
+import pytest
+
+import checkpoints
+import hub_server
+
+MODEL = hub_server.MODEL
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hub")
+    checkpoints.write("qwen2", root / MODEL, shards=2, **jobs.SMALL)
+    return root
+
+
+def environment(hub: hub_server.Hub, home: Path) -> dict[str, str]:
+    """Nothing of the machine's own login, cache or proxy."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "HUGGING")) and not name.lower().endswith("_proxy")
+    }
+    return {**kept, "HF_ENDPOINT": hub.url, "HF_HOME": str(home)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_on_a_hub(root: Path, tmp_path: Path, stream: bool) -> None:
+    entries = [f"source = 'hf://{MODEL}'\nstream = {str(stream).lower()}", f"source = '{root / MODEL}'\nname = 'local'"]
+    path = jobs.write(
+        tmp_path / "jobs.toml", "output = 'out'\n[defaults]\nrecipes = 'q8_0'\nmodel_name = 'x'\n", entries
+    )
+    with hub_server.serving(root) as hub:
+        around = environment(hub, tmp_path / "home")
+
+        def stored() -> int:
+            return len([file for file in (tmp_path / "home").rglob("*.safetensors") if file.stat().st_size > 10_000])
+
+        priced = json.loads(jobs.command(path, "--dry-run", "--json", env=around).stdout)
+        assert stored() == 0, "planning needs headers only"
+        done = jobs.command(path, "--no-sync", env=around)
+        assert done.returncode == 0, done.stderr
+        assert stored() == (0 if stream else 2)
+        sizes = [
+            sum(file.stat().st_size for file in (tmp_path / "out" / name).glob("*.gguf"))
+            for name in ("Tiny-1B", "local")
+        ]
+        assert [model["bytes"] for model in priced["to_make"]] == sizes
+        again = json.loads(jobs.command(path, "--json", env=around).stdout)
+        assert [model["status"] for model in again["models"]] == ["finished", "finished"]
+        hub.faults.append(hub_server.Fault(".", times=None, methods="GET HEAD", status=404))
+        gone = jobs.command(path, env=around)
+        assert gone.returncode == 101 and "Tiny-1B: failed" in gone.stdout and "local: finished" in gone.stdout
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("source = 'hf://nonsense'", "no name of a model"),
+        ("source = 'ftp://org/name'", "no hub that is known"),
+        ("source = 'org/name'", "write hf://org/name"),
+        ("source = '.'\nrevision = 'main'", "revision is for models on a hub"),
+    ],
+)
+def test_names_that_are_none(tmp_path: Path, entry: str, message: str) -> None:
+    path = jobs.write(tmp_path / "jobs.toml", "output = 'out'\n[defaults]\nrecipes = 'q8_0'\n", [entry])
+    done = jobs.command(path)
+    assert done.returncode == 4 and message in done.stderr
