@@ -5,10 +5,11 @@ while one waits for the disk another computes. Every byte's place is fixed by th
 on the number of threads or on their timing.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
+from ggufsmith.quantize.checks import check_chunk
 from ggufsmith.quantize.rows import FLOATS, Finding, Report, decode, encode, warm_up
 from ggufsmith.quantize.threads import spread
 
@@ -136,8 +138,8 @@ def stream(
 def rows_of(shape: tuple[int, ...]) -> tuple[int, int]:
     """(rows, width) of a tensor of this shape."""
     if len(shape) < 2:
-        return int(np.prod(shape)), 1
-    return int(np.prod(shape[:-1])), shape[-1]
+        return math.prod(shape), 1
+    return math.prod(shape[:-1]), shape[-1]
 
 
 def chunks(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
@@ -185,8 +187,10 @@ def _chunk(
                 decode(held, rows, wide)
             encoded = scratch.take(size).reshape(last - first, -1)
             importance = target.importance[index] if target.importance else None
-            reports[k] = _encode(format, wide, encoded, held if held.plain else F32, importance, first, count)
+            source = held if held.plain else F32
+            reports[k] = _encode(format, wide, encoded, source, importance, first, count)
             _refuse(reports[k], format, tensor, first)
+            check_chunk(format, encoded, wide, source, partial(_of_row, importance, count, first), tensor.origin)
         target.writer.write(offset, encoded)
     return reports
 
@@ -212,12 +216,18 @@ def _encode(
     each = count // len(importance)
     parts, start = [], 0
     while start < len(rows):
-        slice_ = (first + start) // each
-        stop = min(len(rows), (slice_ + 1) * each - first)
-        weights = np.ascontiguousarray(importance[slice_])
+        stop = min(len(rows), ((first + start) // each + 1) * each - first)
+        weights = _of_row(importance, count, first, start)
         parts.append((start, encode(format, rows[start:stop], out[start:stop], source=source, importance=weights)))
         start = stop
     return Report.merge(parts)
+
+
+def _of_row(importance: NDArray[np.float32] | None, count: int, first: int, row: int) -> NDArray[np.float32] | None:
+    """The importance of row first + row of `count`: of its slice, for a stack."""
+    if importance is None or importance.ndim == 1:
+        return importance
+    return np.ascontiguousarray(importance[(first + row) * len(importance) // count])
 
 
 def _refuse(report: Report, format: Format, tensor: Tensor, first: int) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
+from ggufsmith.quantize.checks import nonfinite
 from ggufsmith.quantize.rows import FLOATS, MODULES, codec_of, decode, encode, warm_up
 from ggufsmith.quantize.stream import Scratch, Tensor, chunks, rows_of
 from ggufsmith.quantize.threads import spread
@@ -27,9 +28,6 @@ PIECE = 2**22  # bytes read at a time
 TOLERANCE = 2.0  # importance of real models raises the plain error of the lowest types by up to a half
 F32 = BY_NAME["F32"]
 COMPARABLE = {*FLOATS, *MODULES}  # what weights can be read from
-# Bits of the smallest pattern that is infinite or NaN, sign aside.
-LIMITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
-SCALES = ("d", "dmin", "m", "s")  # fields of half precision; the codes beside them are bounded
 Advance = Callable[[int], None]
 
 
@@ -65,29 +63,6 @@ def examine(
 
     found = {each.name: each for each in spread(lambda stop: partial(one, stop=stop), tensors, threads)}
     return [found[name] for name in model.tensors]
-
-
-def nonfinite(format: Format, data: NDArray[np.uint8]) -> int:
-    """How many weights, or blocks, of these whole blocks are NaN or infinite."""
-    if format.name in LIMITS:
-        return _above(data.view(format.dtype["x"].str.replace("f", "u")), LIMITS[format.name])
-    names = [name for name in SCALES if format.dtype.names and name in format.dtype.names]
-    halves = [name for name in names if format.dtype[name] == np.uint16]
-    if halves:
-        blocks = data.view(format.dtype)
-        return int(sum(_above(np.ascontiguousarray(blocks[name]), LIMITS["F16"]) for name in halves))
-    if format.name not in MODULES:
-        return 0  # integers
-    wide = np.empty((1, data.size // format.size * format.weights), np.float32)
-    decode(format, data.reshape(1, -1), wide)
-    bad = _above(wide.view(np.uint32).reshape(-1), LIMITS["F32"])
-    return bad and int((~np.isfinite(wide).reshape(-1, format.weights).all(1)).sum())
-
-
-def _above(bits: NDArray[Any], limit: int) -> int:
-    """How many patterns are at or above `limit`, their sign bit aside."""
-    magnitudes = bits & bits.dtype.type((1 << (8 * bits.dtype.itemsize - 1)) - 1)
-    return int(np.count_nonzero(magnitudes >= limit)) if magnitudes.size and magnitudes.max() >= limit else 0
 
 
 @dataclass
