@@ -1,10 +1,13 @@
 """A plan's outputs as tensors that can be streamed: source rows, read and transformed by the output's op."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.formats import BY_NAME, Format
@@ -21,11 +24,15 @@ F32 = BY_NAME["F32"]
 
 @dataclass(frozen=True)
 class Converted:
-    """One output of a plan over an open checkpoint (see `stream.Tensor`)."""
+    """One output of a plan over an open checkpoint (see `stream.Tensor`).
+
+    exact: the block format in which its rows come, if its sources are that in other words.
+    """
 
     checkpoint: Checkpoint
     store: Store
     output: Output
+    exact: Format | None = None
 
     @property
     def name(self) -> str:
@@ -42,7 +49,7 @@ class Converted:
 
     @property
     def held(self) -> Format:
-        return F32 if self.output.op.computes else self.stored
+        return self.exact or (F32 if self.output.op.computes else self.stored)
 
     @property
     def granule(self) -> int:
@@ -63,6 +70,13 @@ class Converted:
 
     def _read(self, source: Source, first: int, last: int, scratch: Scratch) -> Array:
         rows, width = rows_of(source.shape)
+        if isinstance(source, Made) and source.exact and self.exact:
+            blocks = scratch.take((last - first) * self.exact.nbytes((width,))).reshape(last - first, -1)
+            if source.exact.blocks(self.store, first, last, blocks):
+                return blocks
+            dense = replace(self, exact=None)
+            self._encode(self.exact, dense._read(source, first, last, scratch), first, blocks)
+            return blocks
         if isinstance(source, Made):
             made = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
             with np.errstate(all="ignore"):  # what damaged scales make, the stream refuses
@@ -75,18 +89,46 @@ class Converted:
 
     def _widen(self, rows: Array, first: int, scratch: Scratch) -> Array:
         wide = scratch.take(rows.size * 4).reshape(len(rows), -1)
-        report = encode(F32, rows, wide, source=self.stored)
+        self._encode(F32, rows, first, wide)
+        return wide.view(np.float32)
+
+    def _encode(self, format: Format, rows: Array, first: int, out: NDArray[np.uint8]) -> None:
+        report = encode(format, rows, out, source=self.stored)
         if report.nonfinite.first is not None:
             row = first + report.nonfinite.first[0]
             raise Malformed(f"{report.nonfinite.count} weights are NaN or infinite, from row {row}", where=self.origin)
-        return wide.view(np.float32)
 
 
-def tensors_of(checkpoint: Checkpoint, outputs: Sequence[Output]) -> list[Converted]:
-    store = Store(checkpoint)
-    return [Converted(checkpoint, store, output) for output in outputs]
+def tensors_of(
+    checkpoint: Checkpoint, outputs: Sequence[Output], wanted: Mapping[str, Set[Format]] = MappingProxyType({})
+) -> list[Converted]:
+    """The outputs as tensors. wanted: the formats that they are to have; one that the sources are is kept exactly."""
+    store, tensors = Store(checkpoint), []
+    for output in outputs:
+        exact = exact_format(output)
+        tensors.append(Converted(checkpoint, store, output, exact if exact in wanted.get(output.name, ()) else None))
+    return tensors
+
+
+def exact_format(output: Output) -> Format | None:
+    """The block format that its sources are in other words, if all are of the same."""
+    found = {source.exact.format if isinstance(source, Made) and source.exact else None for source in output.sources}
+    return found.pop() if len(found) == 1 and not output.op.computes else None
 
 
 def read_ahead(checkpoint: Checkpoint, tensors: Sequence[Converted]) -> None:
     """Tell the checkpoint in which order these tensors will be made."""
     checkpoint.expect(source for tensor in tensors for source in tensor.output.sources)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Tensors of a checkpoint, to be opened in another process (see `stream.Opening`)."""
+
+    checkpoint: Checkpoint
+    tensors: tuple[Converted, ...]
+
+    @contextmanager
+    def __call__(self) -> Iterator[Sequence[Converted]]:
+        with self.checkpoint:
+            yield self.tensors

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggufsmith.container.errors import Usage
+from ggufsmith.container.formats import Format
 from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import Checkpoint
-from ggufsmith.convert.execute import Converted, read_ahead, tensors_of
+from ggufsmith.convert.execute import Converted, Elsewhere, exact_format, read_ahead, tensors_of
 from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.naming.filename import FileName
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Quantized, Written, fit_importance, output_paths, write_outputs
+from ggufsmith.quantize.outputs import Cluster, Quantized, Written, fit_importance, output_paths, write_outputs
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
 
@@ -71,6 +72,8 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     by_name = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
     order = file_order(by_name)
     tensors = [by_name[name] for name in order]
+    exact = {output.name: exact_format(output) for output in converted.plan.outputs}
+    kept = [replace(tensor, format=exact[tensor.name] or tensor.format) for tensor in tensors]
     importance = fit_importance(imatrix, tensors, facts) if imatrix else None
     name = FileName(converted.origin.name.strip().replace(" ", "-"))
     outputs = []
@@ -78,7 +81,7 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     for recipe, path in zip(quantization.recipes, paths, strict=True):
         plan = plan_file(
             recipe,
-            tensors,
+            kept if recipe.file_type.base is None else tensors,
             layout.metadata,
             facts,
             quantization.options,
@@ -109,7 +112,12 @@ def with_budget(
 
 def _tensors(prepared: Prepared, checkpoint: Checkpoint) -> list[Converted]:
     """The plan's tensors, in the order of the outputs."""
-    by_name = {tensor.name: tensor for tensor in tensors_of(checkpoint, prepared.converted.plan.outputs)}
+    wanted: dict[str, set[Format]] = {}
+    for output in prepared.outputs:
+        for spec in output.shards.whole.tensors:
+            wanted.setdefault(spec.name, set()).add(spec.format)
+    tensors = tensors_of(checkpoint, prepared.converted.plan.outputs, wanted)
+    by_name = {tensor.name: tensor for tensor in tensors}
     return [by_name[name] for name in prepared.order]
 
 
@@ -134,6 +142,7 @@ def run(
             overwrite=job.overwrite,
             resume=job.resume,
             identity=repr(job.lora),
+            cluster=Cluster(job.scheduler, Elsewhere(checkpoint, tuple(tensors))) if job.scheduler else None,
             advance=advance,
             loaded=loaded,
         )

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ggufsmith.convert.checkpoint import Source
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.sources.packed import scale_codes, unpack, words_for
-from ggufsmith.convert.sources.scheme import Asked, Scheme, Shape, floats
+from ggufsmith.convert.sources.exact import Q4_0, fill_q4_0
+from ggufsmith.convert.sources.packed import Codes, scale_codes, unpack, words_for
+from ggufsmith.convert.sources.scheme import Asked, Exact, Scheme, Shape, floats
 from ggufsmith.convert.sources.store import Store, to_f32
 
 FORMATS = (
@@ -44,12 +45,20 @@ class Packed:
         return floats(self.scale)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        codes, scales = self._parts(store, first, last)
+        order: Any = self.group_size if self.g_idx is None else store.whole(self.g_idx)
+        scale_codes(codes, scales, self._zeros(store, first, last), order, out)
+
+    def q4_0(self, store: Store, first: int, last: int, out: NDArray[np.uint8]) -> bool:
+        return fill_q4_0(*self._parts(store, first, last), out)
+
+    def _parts(self, store: Store, first: int, last: int) -> tuple[Codes, NDArray[np.float32]]:
+        """Codes (last - first, width) and scales (last - first, groups)."""
         codes = unpack(store.rows(self.packed, first, last), self.bits, self.shape[1])
         one = self.scale.nbytes // self.groups < 8 and self.scale.shape[0] == 1  # one scale for all
         stored = store.whole(self.scale).reshape(1, 1) if one else store.rows(self.scale, first, last)
-        scales = np.broadcast_to(to_f32(stored, self.scale.dtype).reshape(-1, self.groups), (len(codes), self.groups))
-        order: Any = self.group_size if self.g_idx is None else store.whole(self.g_idx)
-        scale_codes(codes, scales, self._zeros(store, first, last), order, out)
+        scales = to_f32(stored, self.scale.dtype).reshape(-1, self.groups)
+        return codes, np.broadcast_to(scales, (len(codes), self.groups))
 
     def _zeros(self, store: Store, first: int, last: int) -> Any:
         """Zero points as codes are stored: (last - first, groups), or one number."""
@@ -137,6 +146,11 @@ def _group_size(asked: Asked, width: int, groups: int, weights: list[Mapping[str
     raise asked.wrong(f"{groups} groups for {width} inputs, and no group_size in the config fits")
 
 
+def exact(weights: Packed) -> Exact | None:
+    even = weights.g_idx is None and weights.group_size % Q4_0.weights == weights.shape[1] % weights.group_size == 0
+    return Exact(Q4_0, weights.q4_0) if weights.bits == 4 and weights.zero is None and even else None
+
+
 PACK_QUANTIZED = Scheme(
     "pack-quantized",
     "compressed-tensors; 1 to 8 bits (int4, int8); per tensor, per row or any group size; symmetric or not; act-order",
@@ -153,4 +167,5 @@ PACK_QUANTIZED = Scheme(
     required=("scale", "shape"),
     unused=(".input_scale", ".output_scale", ".input_zero_point", ".input_global_scale"),
     build=build,
+    exact=exact,
 )

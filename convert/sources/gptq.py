@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.convert.checkpoint import Source
-from ggufsmith.convert.sources.packed import scale_codes, unpack, words_for
-from ggufsmith.convert.sources.scheme import Asked, Parts, Scheme, Shape, floats
+from ggufsmith.convert.sources.exact import Q4_0, fill_q4_0
+from ggufsmith.convert.sources.packed import Codes, scale_codes, unpack, words_for
+from ggufsmith.convert.sources.scheme import Asked, Exact, Parts, Scheme, Shape, floats
 from ggufsmith.convert.sources.store import Store, to_f32
 
 BITS = (2, 3, 4, 8)
@@ -27,10 +28,14 @@ MATRICES = "F16 BF16 F32"
 
 @dataclass(frozen=True)
 class Gptq:
-    """group_size: columns of a group, for sequential groups; `g_idx` gives them one by one. off: see FORMATS."""
+    """group_size: columns of a group, for sequential groups; `g_idx` gives them one by one. off: see FORMATS.
+
+    symmetric: the settings say that all zero points are the middle of the codes.
+    """
 
     shape: Shape
     bits: int
+    symmetric: bool
     off: int
     group_size: int
     qweight: Source
@@ -45,15 +50,23 @@ class Gptq:
         return floats(self.scales)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        codes, scales, zeros = self._parts(store, first, last)
+        groups: Any = self.group_size if self.g_idx is None else store.whole(self.g_idx)
+        scale_codes(codes, scales, zeros.astype(np.float32), groups, out)
+
+    def q4_0(self, store: Store, first: int, last: int, out: NDArray[np.uint8]) -> bool:
+        codes, scales, zeros = self._parts(store, first, last)
+        return bool((zeros == 8).all()) and fill_q4_0(codes, scales, out)
+
+    def _parts(self, store: Store, first: int, last: int) -> tuple[Codes, NDArray[np.float32], Codes]:
+        """Codes (last - first, width), scales and zero points (last - first, groups)."""
         words = store.columns(self.qweight, first, last).T
         codes = unpack(words, self.bits, self.shape[1])
         scales = to_f32(store.columns(self.scales, first, last).T, self.scales.dtype)
         begin, end = first // 32 * 32, min(-(-last // 32) * 32, self.shape[0])  # whole words, whatever the bits
         packed = store.columns(self.qzeros, begin * self.bits // 32, words_for(end, self.bits))
         zeros = unpack(packed, self.bits, end - begin)[:, first - begin : last - begin].T
-        zeros = (zeros + np.uint8(self.off)) & np.uint8((1 << self.bits) - 1)
-        groups: Any = self.group_size if self.g_idx is None else store.whole(self.g_idx)
-        scale_codes(codes, scales, zeros.astype(np.float32), groups, out)
+        return codes, scales, (zeros + np.uint8(self.off)) & np.uint8((1 << self.bits) - 1)
 
 
 def fits(parts: Parts) -> bool:
@@ -83,7 +96,14 @@ def build(asked: Asked) -> Gptq:
     asked.expect("qzeros", "I32", (groups, words_for(out, bits)))
     asked.expect("scales", MATRICES, (groups, out))
     size, order = _group_size(asked, width, groups), _order(asked, width, groups)
-    return Gptq((out, width), bits, FORMATS[form], size, qweight, qzeros, scales, order)
+    symmetric = settings.first("sym") is True
+    return Gptq((out, width), bits, symmetric, FORMATS[form], size, qweight, qzeros, scales, order)
+
+
+def exact(weights: Gptq) -> Exact | None:
+    even = weights.g_idx is None and weights.group_size % Q4_0.weights == weights.shape[1] % weights.group_size == 0
+    fits = weights.bits == 4 and weights.symmetric and even and weights.scales.dtype == "F16"
+    return Exact(Q4_0, weights.q4_0) if fits else None
 
 
 def _group_size(asked: Asked, width: int, groups: int) -> int:
@@ -122,4 +142,5 @@ GPTQ = Scheme(
     required=("qzeros", "scales"),
     fits=fits,
     build=build,
+    exact=exact,
 )

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from ggufsmith.convert.checkpoint import Source
 from ggufsmith.convert.sources.compressed import check_settings
-from ggufsmith.convert.sources.scheme import Asked, Scheme, Shape
+from ggufsmith.convert.sources.exact import MXFP4 as GGML_MXFP4
+from ggufsmith.convert.sources.exact import fill_mxfp4
+from ggufsmith.convert.sources.scheme import Asked, Exact, Scheme, Shape
 from ggufsmith.convert.sources.store import EIGHT_BITS, Store
 
 # E2M1: the values of a four-bit float (OCP microscaling formats specification, 5.3.3).
@@ -30,14 +32,22 @@ class Mxfp4:
     nominal = "BF16"
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        codes, exponents = self._parts(store, first, last)
+        np.take(E2M1, codes, out=out, mode="clip")
+        out.reshape(-1, BLOCK)[:] *= EIGHT_BITS["F8_E8M0"][exponents.reshape(-1)][:, None]
+
+    def as_ggml(self, store: Store, first: int, last: int, out: NDArray[np.uint8]) -> bool:
+        return fill_mxfp4(*self._parts(store, first, last), out)
+
+    def _parts(self, store: Store, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Codes (last - first, width) and exponents (last - first, width / 32)."""
         width = self.shape[-1]
         stored = store.flat(self.blocks, first * width // 2, last * width // 2)
         codes = np.empty((stored.size, 2), np.uint8)
         np.bitwise_and(stored, np.uint8(15), out=codes[:, 0])
         np.right_shift(stored, 4, out=codes[:, 1])
-        np.take(E2M1, codes.reshape(out.shape), out=out, mode="clip")
-        scales = EIGHT_BITS["F8_E8M0"][store.flat(self.scales, first * width // BLOCK, last * width // BLOCK)]
-        out.reshape(-1, BLOCK)[:] *= scales[:, None]
+        exponents = store.flat(self.scales, first * width // BLOCK, last * width // BLOCK)
+        return codes.reshape(last - first, width), exponents.reshape(last - first, -1)
 
 
 def build_mxfp4(asked: Asked) -> Mxfp4:
@@ -65,6 +75,7 @@ MXFP4 = Scheme(
     companions={"scales": ("_scales",)},
     required=("scales",),
     build=build_mxfp4,
+    exact=lambda weights: Exact(GGML_MXFP4, weights.as_ggml),
 )
 MXFP4_PACKED = replace(
     MXFP4,

@@ -1,6 +1,7 @@
 """Which tensors of a checkpoint are quantized: the config says, the tensors must agree, nothing is guessed."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def recognise(checkpoint: Checkpoint, config: Config) -> Checkpoint:
         for source in (made.get(name, tensor) for name, tensor in checkpoint.tensors.items())
         if isinstance(source, Made) or (source.name not in used and source.name not in unused)
     }
-    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *_notes(marked, unused, method)))
+    return replace(
+        checkpoint, tensors=tensors, notes=(*checkpoint.notes, *_notes(marked, unused, method), *_offers(made.values()))
+    )
 
 
 def _made(checkpoint: Checkpoint, scheme: Scheme, asked: Asked) -> Made:
@@ -80,7 +83,7 @@ def _made(checkpoint: Checkpoint, scheme: Scheme, asked: Asked) -> Made:
     if dense in checkpoint.tensors and dense != asked.name:
         raise asked.wrong(f"{dense} is there as well, and would be given twice")
     size = sum(part.nbytes for part in stored)
-    return Made(dense, weights.shape, "F32", asked.main.path, 0, size, weights, stored)
+    return Made(dense, weights.shape, "F32", asked.main.path, 0, size, weights, stored, scheme.exact(weights))
 
 
 def _settings(folder: Path, config: Config) -> tuple[Config, str | None]:
@@ -173,6 +176,13 @@ def _notes(marked: Mapping[str, tuple[Scheme, Parts]], unused: list[str], method
     if unused:
         notes.append(f"{len(unused)} tensors dropped: scales of activations or of the cache, such as {unused[0]}")
     return notes
+
+
+def _offers(made: Iterable[Made]) -> list[str]:
+    kept = Counter(source.exact.format.name for source in made if source.exact is not None)
+    return [
+        f"{count} weights are {name} in other words: --recipe copy keeps them exactly" for name, count in kept.items()
+    ]
 
 
 def table() -> list[tuple[str, str, str]]:

@@ -7,12 +7,13 @@ and streaming see a plain float32 tensor. Headers decide; a scheme that reads a 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.formats import Format
 from ggufsmith.convert.checkpoint import Source
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.sources.store import Store
@@ -41,11 +42,23 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True)
+class Exact:
+    """A block type of ggml that holds a weight without loss.
+
+    blocks: fills (last - first, bytes per row) with rows first..last. False: these rows do not fit after all.
+    """
+
+    format: Format
+    blocks: Callable[[Store, int, int, NDArray[np.uint8]], bool]
+
+
+@dataclass(frozen=True)
 class Made(Source):
     """A source that is made of others. `parts` are the stored tensors it consumes."""
 
     weights: Weights
     parts: tuple[Source, ...]
+    exact: Exact | None = None
 
     @property
     def stored(self) -> tuple[Source, ...]:
@@ -116,6 +129,7 @@ class Scheme:
     dense:       the end of the name of the dense weight; "{main}" keeps the main tensor's name.
     fits:        whether the shapes are those of this scheme, for schemes whose tensors have the same names.
     build:       the weights, once everything is checked. Malformed or Unsupported says what is wrong.
+    exact:       how a type of ggml holds such weights without loss, if one does.
     """
 
     name: str
@@ -129,6 +143,7 @@ class Scheme:
     dense: str = "{main}"
     unused: tuple[str, ...] = ()
     fits: Callable[[Parts], bool] = field(default=lambda parts: True)
+    exact: Callable[[Any], Exact | None] = field(default=lambda weights: None)
 
     def parts(self, source: Source, tensors: Mapping[str, Source]) -> dict[str, Source] | None:
         """The tensors of the weight that `source` marks, by role ("main" first); None if it marks none."""

@@ -47,6 +47,10 @@ class Store:
         self._cache: OrderedDict[tuple[str, object], tuple[int, Future[Array]]] = OrderedDict()
         self._size = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled empty."""
+        return Store, (self._checkpoint,)
+
     def rows(self, source: Source, first: int, last: int) -> Array:
         """Rows first..last (exclusive) of a tensor as `rows_of` counts them: (last - first, width), as stored."""
         width = rows_of(source.shape)[1]

@@ -106,7 +106,7 @@ def test_a_quantized_head_and_whole_files(tmp_path: Path) -> None:
 def test_auto_takes_the_type_the_weights_had(tmp_path: Path) -> None:
     config = {"quant_method": "gptq", "bits": 4, "group_size": 64}
     quantized.write_gptq("llama", tmp_path / "model", config=config, group=64)
-    assert prepare(Job(tmp_path / "model", outtype="auto")).path.name.endswith("-F16.gguf")
+    assert prepare(Job(tmp_path / "model", outtype="auto")).output.path.name.endswith("-F16.gguf")
 
 
 # -- AWQ --------------------------------------------------------------------------------------------------------------
