@@ -53,6 +53,10 @@ class Format:
         """True for types without blocks: one number per weight."""
         return self.weights == 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its name: in every process there is one object per format."""
+        return format_of, (self.name,)
+
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this shape (slowest axis first). ValueError if a row is no whole number of blocks."""
         row = shape[-1] if shape else 1

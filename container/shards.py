@@ -335,10 +335,20 @@ class SetWriter:
         index = bisect_right(self.plan.starts, offset) - 1
         self.writers[index].write(offset - self.plan.starts[index], data)
 
+    def record(self, offset: int, size: int, checksum: int) -> None:
+        """See `Writer.record`."""
+        index = bisect_right(self.plan.starts, offset) - 1
+        self.writers[index].record(offset - self.plan.starts[index], size, checksum)
+
     def holds(self, offset: int, size: int) -> bool:
         """See `Writer.holds`."""
         index = bisect_right(self.plan.starts, offset) - 1
         return self.writers[index].holds(offset - self.plan.starts[index], size)
+
+    @property
+    def temporaries(self) -> list[Path]:
+        """See `Writer.temporary`."""
+        return [writer.temporary for writer in self.writers]
 
     def notes(self) -> Iterator[str]:
         """What became of an interrupted run's work."""

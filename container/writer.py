@@ -147,6 +147,11 @@ class Writer:
         given = 512 * getattr(os.fstat(self._fd), "st_blocks", 0)
         return max(self.layout.size - given, 0)
 
+    @property
+    def temporary(self) -> Path:
+        """The file that takes the bytes, for processes that write into it themselves."""
+        return self._temporary
+
     def holds(self, offset: int, size: int) -> bool:
         """Whether these bytes were taken over from an interrupted run, and need no writing."""
         return (offset, size) in self._ranges
@@ -158,17 +163,26 @@ class Writer:
         the disk is full.
         """
         view = as_bytes(data)
-        end = offset + len(view)
+        self._journal_for(offset, len(view))
+        checksum = zlib.crc32(view)
+        with self._reporting("cannot write"):
+            write_at(self._fd, view, offset)
+        self.record(offset, len(view), checksum)
+
+    def record(self, offset: int, size: int, checksum: int) -> None:
+        """Note a write, with its CRC-32, that `write` or another process did."""
+        self._journal_for(offset, size).add(offset, size, checksum)
+        if self._flusher:
+            self._flusher.count(size)
+
+    def _journal_for(self, offset: int, size: int) -> Journal:
+        """Where a write of these bytes is noted. Failure if they have no place in this file."""
+        end = offset + size
         if offset < len(self.layout.header) or end > self.layout.size:
             raise Failure(f"a write to bytes {offset}..{end} is outside the tensors", where=self.path)
         if self._journal is None:
             raise Failure("a write before the file was opened", where=self.path)
-        checksum = zlib.crc32(view)
-        with self._reporting("cannot write"):
-            write_at(self._fd, view, offset)
-        self._journal.add(offset, len(view), checksum)
-        if self._flusher:
-            self._flusher.count(len(view))
+        return self._journal
 
     def commit(self) -> None:
         """Verify the file, force it to the disk, give it its name. Failure, and no new file, if it is not complete."""

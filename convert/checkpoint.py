@@ -110,6 +110,10 @@ class Checkpoint:
     ) -> None:
         self._reader.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled as closed: another process opens the files by itself."""
+        return {**self.__dict__, "_reader": LocalFiles(())}
+
     def expect(self, sources: Iterable[Source]) -> None:
         """Say what will be read, in the order of reading: far files are then read ahead."""
         parts = (part for source in sources for part in source.stored)

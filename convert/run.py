@@ -17,7 +17,7 @@ from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Reader, open_checkpoint
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.execute import read_ahead, tensors_of
+from ggufsmith.convert.execute import Elsewhere, read_ahead, tensors_of
 from ggufsmith.convert.lora.base import Origin, base_models, find_base, without_paths
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
@@ -27,7 +27,7 @@ from ggufsmith.convert.sources.recognise import recognise
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
-from ggufsmith.quantize.outputs import Output, Written, write_outputs
+from ggufsmith.quantize.outputs import Cluster, Output, Written, write_outputs
 from ggufsmith.tokenizer.read import read_vocabulary
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
@@ -56,6 +56,7 @@ class Job:
     sync:     False leaves flushing to the operating system.
     resume:   go on from what an interrupted run of the same job left.
     open_files: how the weights are read; see `checkpoint.Checkpoint`.
+    scheduler: of the Dask cluster that does the work; None does it here.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class Job:
     overwrite: bool = True
     resume: bool = False
     open_files: Callable[[Sequence[Path]], Reader] = LocalFiles
+    scheduler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ def run(
             overwrite=job.overwrite,
             resume=job.resume,
             identity=repr(job.lora),
+            cluster=Cluster(job.scheduler, Elsewhere(checkpoint, tuple(tensors))) if job.scheduler else None,
             advance=advance,
             loaded=loaded,
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Usage
+from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.shards import SetWriter, ShardPlan
 from ggufsmith.naming.filename import FileName
 from ggufsmith.quantize.imatrix import Imatrix, match
@@ -19,7 +19,7 @@ from ggufsmith.quantize.plan import FilePlan, Importance
 from ggufsmith.quantize.recipes.assign import Recipe, Stored
 from ggufsmith.quantize.recipes.rules import Facts
 from ggufsmith.quantize.rows import Finding
-from ggufsmith.quantize.stream import Target, Tensor, load_kernels, stream
+from ggufsmith.quantize.stream import Opening, Target, Tensor, load_kernels, stream
 from ggufsmith.quantize.threads import available_cores
 
 
@@ -63,6 +63,14 @@ class Written:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Where to make the chunks, instead of here. scheduler: of Dask. opening: gives a worker the same tensors."""
+
+    scheduler: str
+    opening: Opening
+
+
 def write_outputs(
     tensors: Sequence[Tensor],
     outputs: Sequence[Output],
@@ -73,6 +81,7 @@ def write_outputs(
     overwrite: bool = True,
     resume: bool = False,
     identity: str = "",
+    cluster: Cluster | None = None,
     advance: Callable[[int], None] = lambda weights: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Written:
@@ -80,6 +89,7 @@ def write_outputs(
 
     resume: see `container.writer.Writer`; layouts, inputs, importance and the origins of the tensors decide the bytes,
     and identity says what else does.
+    cluster: None works on this machine.
 
     advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
     """
@@ -103,13 +113,34 @@ def write_outputs(
             Target(output.shards.whole, writer, output.importance)
             for output, writer in zip(outputs, writers, strict=True)
         ]
-        load_kernels(tensors, targets)
-        loaded(time.perf_counter() - started)
-        found = stream(tensors, targets, threads=threads, advance=advance)
+        if cluster is None:
+            load_kernels(tensors, targets)
+            loaded(time.perf_counter() - started)
+            found = stream(tensors, targets, threads=threads, advance=advance)
+        else:
+            found = _stream_on(cluster, tensors, targets, inputs, advance)
         for writer in writers:
             writer.commit()
     notes = (*_notes(found), *(note for writer in writers for note in writer.notes()))
     return Written(time.perf_counter() - started, notes)
+
+
+def _stream_on(
+    cluster: Cluster,
+    tensors: Sequence[Tensor],
+    targets: Sequence[Target],
+    inputs: Sequence[Path],
+    advance: Callable[[int], None],
+) -> list[dict[str, Finding]]:
+    """See `cluster.stream_on`. Unsupported if Dask is not installed."""
+    try:
+        from ggufsmith.quantize.cluster import stream_on
+    except ModuleNotFoundError as error:
+        if error.name not in ("dask", "distributed"):
+            raise
+        fix = "pip install 'ggufsmith[cluster]'"
+        raise Unsupported("--scheduler needs dask.distributed, which is not installed", fix=fix) from None
+    return stream_on(cluster.scheduler, cluster.opening, tensors, targets, inputs=inputs, advance=advance)
 
 
 def _identity(text: str, tensors: Sequence[Tensor], output: Output) -> bytes:

@@ -2,7 +2,8 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ggufsmith.container.shards import GgufSet, Limits, plan_shards
 from ggufsmith.container.values import Metadata, Value, boolean, f32, i32, string, u32
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Quantized, Written, fit_importance, output_paths, write_outputs
+from ggufsmith.quantize.outputs import Cluster, Quantized, Written, fit_importance, output_paths, write_outputs
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.rules import BLOCK, Facts, block_of
@@ -35,9 +36,11 @@ class Job:
     imatrix:  an importance matrix; include, exclude: see `open_imatrix`.
     prune:    layers to leave out.
     metadata: keys to set in the outputs; the rules see them too. vocabulary: `tokenizer.*` keys instead of the file's.
+    notes:    what to report besides, of whoever made the job.
     limits:   where a new shard begins; split: as many shards as the source instead.
     threads:  None takes every core this process may use.
     sync:     False leaves flushing to the operating system.
+    scheduler: of the Dask cluster that does the work; None does it here.
     resume:   go on from what an interrupted run of the same job left.
     """
 
@@ -52,6 +55,7 @@ class Job:
     prune: tuple[int, ...] = ()
     metadata: Metadata = field(default_factory=dict)
     vocabulary: Metadata | None = None
+    notes: tuple[str, ...] = ()
     allow_requantize: bool = False
     strict: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -59,6 +63,7 @@ class Job:
     threads: int | None = None
     sync: bool = True
     overwrite: bool = True
+    scheduler: str | None = None
     resume: bool = False
 
 
@@ -188,7 +193,7 @@ def _prepare(job: Job, model: Model) -> Prepared:
         )
         counts = _counts(source, tensors) if job.split else job.limits.counts(plan.layout.tensors, source.alignment)
         outputs.append(Quantized(plan_shards(plan.layout, counts), path, plan))
-    notes = (*model.told(job.metadata), *(importance.coverage.notes() if importance else ()))
+    notes = (*job.notes, *model.told(job.metadata), *(importance.coverage.notes() if importance else ()))
     return Prepared(job, source, tensors, tuple(outputs), importance, notes)
 
 
@@ -217,9 +222,27 @@ def run(
         sync=job.sync,
         overwrite=job.overwrite,
         resume=job.resume,
+        cluster=Cluster(job.scheduler, _elsewhere(prepared)) if job.scheduler else None,
         advance=advance,
         loaded=loaded,
     )
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Tensors of a file, with their new names, to be opened in another process (see `stream.Opening`)."""
+
+    path: Path
+    tensors: tuple[tuple[TensorInfo, str], ...]
+
+    @contextmanager
+    def __call__(self) -> Iterator[Sequence[Held]]:
+        with open_model(self.path).files as source:
+            yield [Held(source, info, name) for info, name in self.tensors]
+
+
+def _elsewhere(prepared: Prepared) -> Elsewhere:
+    return Elsewhere(prepared.source.path.absolute(), tuple((each.info, each.name) for each in prepared.tensors))
 
 
 # ---- options that change the model ----

@@ -7,7 +7,8 @@ on the number of threads or on their timing.
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from ggufsmith.quantize.threads import spread
 CHUNK = 1 << 18  # weights per chunk: what a core reads, computes and writes stays in its cache
 F32 = BY_NAME["F32"]
 Array = NDArray[Any]
+Chunk = tuple[int, int, int]  # tensor, first row, last row exclusive
+Done = tuple[str, int, list[Report]]  # of a chunk: tensor, first row, what was found for each output
 
 
 @dataclass
@@ -67,6 +70,12 @@ class Tensor(Protocol):
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         """Rows start..stop: (n, width) in the dtype of a plain format, (n, bytes per row) uint8 of a block format."""
+
+
+class Opening(Protocol):
+    """Tensors that another process can open too; it can be pickled."""
+
+    def __call__(self) -> AbstractContextManager[Sequence[Tensor]]: ...
 
 
 class Sink(Protocol):
@@ -116,22 +125,25 @@ def stream(
     Malformed: a weight is NaN or infinite. Unsupported: a finite weight that the target type cannot hold.
     """
 
-    def worker(stop: threading.Event) -> Callable[[tuple[int, int, int]], tuple[str, int, list[Report]]]:
+    def worker(stop: threading.Event) -> Callable[[Chunk], Done]:
         scratch = Scratch()
 
-        def work(task: tuple[int, int, int]) -> tuple[str, int, list[Report]]:
-            index, first, last = task
-            scratch.reset()
-            reports = _chunk(tensors[index], index, first, last, targets, scratch)
-            advance((last - first) * rows_of(tensors[index].shape)[1])
-            return tensors[index].name, first, reports
+        def work(chunk: Chunk) -> Done:
+            done = make_chunk(tensors, chunk, targets, scratch)
+            advance(weights_of(tensors, chunk))
+            return done
 
         return work
 
-    found: list[dict[str, Finding]] = [{} for _ in targets]
-    for name, first, reports in spread(worker, chunks(tensors), threads):
-        for findings, report in zip(found, reports, strict=True):
-            _note(findings, name, first, report.unweighted)
+    return findings(spread(worker, chunks(tensors), threads), len(targets))
+
+
+def findings(done: Iterable[Done], count: int) -> list[dict[str, Finding]]:
+    """What chunks found, by output and tensor. count: of outputs."""
+    found: list[dict[str, Finding]] = [{} for _ in range(count)]
+    for name, first, reports in done:
+        for each, report in zip(found, reports, strict=True):
+            _note(each, name, first, report.unweighted)
     return found
 
 
@@ -142,13 +154,32 @@ def rows_of(shape: tuple[int, ...]) -> tuple[int, int]:
     return math.prod(shape[:-1]), shape[-1]
 
 
-def chunks(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
-    """(tensor, first row, last row exclusive) of every chunk, in file order."""
+def chunks(tensors: Sequence[Tensor]) -> Iterator[Chunk]:
+    """Every chunk, in file order."""
     for index, tensor in enumerate(tensors):
         rows, width = rows_of(tensor.shape)
         step = max(CHUNK // max(width * tensor.granule, 1), 1) * tensor.granule
         for start in range(0, rows, step):
             yield index, start, min(start + step, rows)
+
+
+def weights_of(tensors: Sequence[Tensor], chunk: Chunk) -> int:
+    index, first, last = chunk
+    return (last - first) * rows_of(tensors[index].shape)[1]
+
+
+def is_held(tensors: Sequence[Tensor], chunk: Chunk, targets: Sequence[Target]) -> bool:
+    """Whether no output needs this chunk any more (see `container.writer.Writer`)."""
+    index, first, last = chunk
+    width = rows_of(tensors[index].shape)[1]
+    return all(target.writer.holds(*_place(target.layout, index, first, last, width)) for target in targets)
+
+
+def make_chunk(tensors: Sequence[Tensor], chunk: Chunk, targets: Sequence[Target], scratch: Scratch) -> Done:
+    """Make the rows of a chunk once, and write them to every output that does not hold them yet."""
+    index, first, last = chunk
+    scratch.reset()
+    return tensors[index].name, first, _chunk(tensors[index], index, first, last, targets, scratch)
 
 
 def _note(findings: dict[str, Finding], name: str, first: int, finding: Finding) -> None:

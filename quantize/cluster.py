@@ -1,0 +1,327 @@
+"""The chunks of a run on a Dask cluster: workers make them, and write them where the layout says.
+
+The client holds the output's lock and its reservation, notes in the journal what workers report, reads everything back,
+verifies and publishes: what it does for a run on one machine. Workers open the same inputs and the client's temporary
+files by path, so all need one file system, mounted at one place. Kernels give the same bytes on every CPU, so neither
+the number of workers nor the death of one shows in the output: a task that is done twice writes the same bytes twice.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import dask
+import distributed
+import numpy as np
+from distributed.worker import get_worker
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Failure, NoSpace
+from ggufsmith.container.layout import Layout
+from ggufsmith.container.positional import as_bytes, write_at
+from ggufsmith.container.writer import FULL
+from ggufsmith.quantize.rows import Finding
+from ggufsmith.quantize.stream import (
+    Chunk,
+    Done,
+    Opening,
+    Scratch,
+    Target,
+    Tensor,
+    chunks,
+    findings,
+    is_held,
+    load_kernels,
+    make_chunk,
+    weights_of,
+)
+
+TASK = 1 << 23  # weights: a tenth of a second or more, against a millisecond of the scheduler's
+RETRIES = 2  # of a task that fails: another worker may have what this one lacks
+TIMEOUT = 15  # seconds until the scheduler answers, and until there is a worker
+PATIENCE = 60.0  # seconds without any worker
+POLL = 0.02  # seconds between two looks at what is done
+HOW = "Start it with `dask scheduler`, and on each machine `dask worker tcp://HOST:8786`."
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of one output, as workers write them: `layout` counts as if they stood one behind the other."""
+
+    layout: Layout
+    paths: tuple[Path, ...]
+    starts: tuple[int, ...]
+    importance: Sequence[NDArray[np.float32] | None] | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes that a worker wrote: of which output, where, and their CRC-32."""
+
+    target: int
+    offset: int
+    size: int
+    checksum: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """A `stream.Sink` for one task: writes into files that the client laid out, and keeps what it has to know."""
+
+    target: int
+    starts: Sequence[int]
+    fds: Sequence[int]
+    pieces: list[Piece] = field(default_factory=list)
+
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        view = as_bytes(data)
+        index = bisect_right(self.starts, offset) - 1
+        write_at(self.fds[index], view, offset - self.starts[index])
+        self.pieces.append(Piece(self.target, offset, len(view), zlib.crc32(view)))
+
+    def holds(self, offset: int, size: int) -> bool:
+        return False  # the client does not send chunks that all outputs hold
+
+
+class Run(distributed.WorkerPlugin):  # type: ignore[misc]  # its types are not looked at
+    """One run on one worker: inputs and outputs, opened for the first task, closed when the client is done."""
+
+    def __init__(self, opening: Opening, inputs: Sequence[Path], places: Sequence[Place]) -> None:
+        self.name = f"ggufsmith-{secrets.token_hex(8)}"
+        self.opening = opening
+        self.places = places
+        self.inputs = {path.absolute(): _stamp(path) for path in inputs}
+        self.version = version("ggufsmith")
+        self.host = socket.gethostname()
+
+    def setup(self, worker: object) -> None:
+        self.lock = threading.Lock()
+        self.local = threading.local()
+        self.stack = ExitStack()
+        self.tensors: Sequence[Tensor] | None = None
+
+    def teardown(self, worker: object) -> None:
+        with self.lock:
+            self.stack.close()
+            self.tensors = None
+
+    def work(self, task: Sequence[Chunk]) -> tuple[list[Done], list[Piece]]:
+        """Make these chunks, and write them into every output."""
+        tensors = self.open()
+        if not hasattr(self.local, "scratch"):
+            self.local.scratch = Scratch()
+        sinks = [Files(k, place.starts, fds) for k, (place, fds) in enumerate(zip(self.places, self.fds, strict=True))]
+        targets = [Target(place.layout, sink, place.importance) for place, sink in zip(self.places, sinks, strict=True)]
+        done = [make_chunk(tensors, chunk, targets, self.local.scratch) for chunk in task]
+        return done, [piece for sink in sinks for piece in sink.pieces]
+
+    def open(self) -> Sequence[Tensor]:
+        with self.lock:
+            if self.tensors is None:
+                if self.version != version("ggufsmith"):
+                    raise Failure(
+                        f"has ggufsmith {version('ggufsmith')}, the client {self.version}", fix="Install one."
+                    )
+                with ExitStack() as stack:
+                    tensors = stack.enter_context(self.opening())
+                    self.fds = [[_open(path, stack) for path in place.paths] for place in self.places]
+                    load_kernels(tensors, [Target(p.layout, Files(0, (), ()), p.importance) for p in self.places])
+                    self.stack = stack.pop_all()
+                self.tensors = tensors
+            return self.tensors
+
+    def check(self) -> None:
+        """This worker has the client's program, and its files."""
+        if self.version != version("ggufsmith"):
+            what = f"this worker has ggufsmith {version('ggufsmith')}, the client {self.version}"
+            raise Failure(what, where=get_worker().address, fix="Install the same version everywhere.")
+        for path, stamp in self.inputs.items():
+            if _stamp(path) != stamp:
+                what = f"this worker has another file at {path} than the client"
+                raise Failure(what, where=get_worker().address, fix="All need one file system, mounted at one place.")
+
+    def flush(self) -> None:
+        """Force this worker's writes out, so that the client's machine sees them."""
+        if self.tensors is not None and socket.gethostname() != self.host:
+            for fd in (fd for fds in self.fds for fd in fds):
+                os.fsync(fd)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size, and time in whole seconds, which is what every file system keeps."""
+    found = path.stat()
+    return found.st_size, int(found.st_mtime)
+
+
+def _open(path: Path, stack: ExitStack) -> int:
+    fd = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _work(name: str, task: Sequence[Chunk]) -> tuple[list[Done], list[Piece]]:
+    """Runs on a worker: `Run.work`, with the worker's name in what the system says went wrong."""
+    worker = get_worker()
+    try:
+        result: tuple[list[Done], list[Piece]] = worker.plugins[name].work(task)
+    except OSError as error:
+        kind = NoSpace if error.errno in FULL else Failure
+        what = f"worker {worker.address}: {error.strerror or error}"
+        raise kind(what, where=error.filename, fix="All workers need the client's files, under its paths.") from None
+    return result
+
+
+def _flush(name: str, dask_worker: distributed.Worker) -> None:
+    """Runs on every worker at the end."""
+    plugin = dask_worker.plugins.get(name)
+    if isinstance(plugin, Run):
+        plugin.flush()
+
+
+# ---- the client ----
+
+
+def stream_on(
+    scheduler: str,
+    opening: Opening,
+    tensors: Sequence[Tensor],
+    targets: Sequence[Target],
+    *,
+    inputs: Sequence[Path],
+    advance: Callable[[int], None] = lambda weights: None,
+) -> list[dict[str, Finding]]:
+    """What `stream.stream` does, on the workers of a cluster. scheduler: its address.
+
+    opening: gives the same tensors on a worker; it is pickled. inputs: the files that it reads. The targets' writers
+    are `container.shards.SetWriter`.
+
+    Failure: no scheduler, or no worker, or none that is left; and whatever a chunk raises there.
+    """
+    run = Run(opening, inputs, [_place_of(target) for target in targets])
+    done: list[Done] = []
+    with _connected(scheduler) as client, _registered(client, run):
+        todo = [chunk for chunk in chunks(tensors) if not is_held(tensors, chunk, targets)]
+        tasks = list(_tasks(tensors, todo))
+        futures = client.map(partial(_work, run.name), tasks, pure=False, retries=RETRIES)
+        sizes = {
+            future.key: sum(weights_of(tensors, chunk) for chunk in task)
+            for future, task in zip(futures, tasks, strict=True)
+        }
+        for future in _finished(client, futures):
+            made, pieces = _result(future, scheduler)
+            for piece in pieces:
+                writer: Any = targets[piece.target].writer
+                if not writer.holds(piece.offset, piece.size):
+                    writer.record(piece.offset, piece.size, piece.checksum)
+            done += made
+            advance(sizes[future.key])
+            future.release()
+        client.run(_flush, run.name, on_error="ignore")  # what is missing in the end, the check of the sums finds
+    return findings(done, len(targets))
+
+
+def _place_of(target: Target) -> Place:
+    writer: Any = target.writer
+    layout = replace(target.layout, metadata={}, header=b"")
+    return Place(layout, tuple(writer.temporaries), tuple(writer.plan.starts), target.importance)
+
+
+def _tasks(tensors: Sequence[Tensor], todo: Sequence[Chunk]) -> Iterator[tuple[Chunk, ...]]:
+    """Chunks that follow each other, in tasks of about one size."""
+    task: list[Chunk] = []
+    weights = 0
+    for chunk in todo:
+        task.append(chunk)
+        weights += weights_of(tensors, chunk)
+        if weights >= TASK:
+            yield tuple(task)
+            task, weights = [], 0
+    if task:
+        yield tuple(task)
+
+
+@contextmanager
+def _connected(scheduler: str) -> Iterator[distributed.Client]:
+    """A client of the cluster, once there is a worker."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it says is said in our errors
+    with dask.config.set({"distributed.comm.timeouts.connect": f"{TIMEOUT}s"}):
+        try:
+            client = distributed.Client(scheduler, timeout=TIMEOUT, set_as_default=False)
+        except (OSError, ValueError, TypeError) as error:
+            what = str(error).partition("\n")[0] or type(error).__name__
+            raise Failure(f"no Dask scheduler answers: {what}", where=scheduler, fix=HOW) from error
+        try:
+            _wait_for_a_worker(client, scheduler)
+            yield client
+        finally:
+            with suppress(Exception):
+                client.close(timeout=TIMEOUT)
+
+
+def _wait_for_a_worker(client: distributed.Client, scheduler: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=TIMEOUT)
+    except TimeoutError:
+        raise Failure("the cluster has no workers", where=scheduler, fix=HOW) from None
+
+
+@contextmanager
+def _registered(client: distributed.Client, run: Run) -> Iterator[None]:
+    client.register_plugin(run)
+    try:
+        yield
+    finally:
+        if client.status == "running":
+            with suppress(Exception):  # it is gone, and its workers with it
+                client.unregister_worker_plugin(run.name)
+
+
+def _finished(client: distributed.Client, futures: Sequence[distributed.Future]) -> Iterator[distributed.Future]:
+    """The futures as they are done. Failure if the cluster is lost underway."""
+    ready = distributed.as_completed(futures, loop=client.loop)
+    alive = looked = time.monotonic()
+    try:
+        while not ready.is_empty():
+            yield from (batch := ready.next_batch(block=False))
+            now = time.monotonic()
+            if batch:
+                alive = now
+                continue
+            if client.status != "running":
+                raise Failure("the connection to the Dask scheduler is lost", where=client.scheduler.address, fix=HOW)
+            if now - looked > PATIENCE / 10:
+                looked = now
+                alive = now if client.scheduler_info()["workers"] else alive
+            if now - alive > PATIENCE:
+                raise Failure(
+                    f"no worker was there for {PATIENCE:.0f} seconds", where=client.scheduler.address, fix=HOW
+                )
+            time.sleep(POLL)
+    finally:
+        if client.status == "running":
+            client.cancel(list(futures))
+
+
+def _result(future: distributed.Future, scheduler: str) -> tuple[list[Done], list[Piece]]:
+    try:
+        result: tuple[list[Done], list[Piece]] = future.result()
+    except Failure:
+        raise
+    except distributed.scheduler.KilledWorker as error:
+        what = "several workers died, one after the other, while they did the same task"
+        raise Failure(what, where=scheduler, fix="See the logs of the workers; they may lack memory.") from error
+    except distributed.CancelledError as error:
+        raise Failure("the connection to the Dask scheduler is lost", where=scheduler, fix=HOW) from error
+    return result
