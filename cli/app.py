@@ -15,6 +15,15 @@ import typer
 from ggufsmith.cli.batch import EXAMPLES as BATCH_EXAMPLES
 from ggufsmith.cli.batch import batch
 from ggufsmith.cli.card import card
+from ggufsmith.cli.fromfile import (
+    AllowRequantize,
+    OverrideKv,
+    Tokenizer,
+    file_of,
+    recipes_of,
+    refuse,
+    vocabulary_for,
+)
 from ggufsmith.cli.hub import Revision, Stream, Token, Wanted, located
 from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.lora import Base, Lora, model_of
@@ -50,6 +59,7 @@ from ggufsmith.cli.quant import (
     choose,
     quant,
     run_convert_quant,
+    run_quant,
     target,
 )
 from ggufsmith.cli.recipes import recipes
@@ -84,6 +94,9 @@ gguf-convert ./my-adapter
 gguf-convert ./Meta-Llama-3-8B-Instruct --lora ./my-adapter --recipe q4_K_M
   the adapter merged into its base model, and quantized, in one pass
 
+gguf-convert llama-2-7b.ggmlv3.q4_K_M.bin --override-kv llama.context_length=int:4096
+  a file from before GGUF, its weights as they are
+
 gguf-convert ./Qwen3-0.6B --dry-run
   shows every tensor and the exact size, writes nothing
 """
@@ -103,8 +116,8 @@ def convert(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A folder with a model or a LoRA adapter, or a model on a hub: org/name, hf://org/name, "
-            "modelscope://org/name."
+            help="A folder with a model or a LoRA adapter, a GGUF or old GGML file, or a model on a hub: org/name, "
+            "hf://org/name, modelscope://org/name."
         ),
     ] = None,
     outtype: Annotated[
@@ -132,6 +145,9 @@ def convert(
     strict: Strict = False,
     lora: Lora = None,
     base: Base = None,
+    tokenizer: Tokenizer = None,
+    override_kv: OverrideKv = None,
+    allow_requantize: AllowRequantize = False,
     vocab_only: Annotated[bool, typer.Option("--vocab-only", help="Only the vocabulary and keys, no tensors.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the exact size; write nothing.")
@@ -160,6 +176,9 @@ def convert(
     appear under their names only when they are complete and verified.
 
     A PEFT adapter becomes a GGUF adapter, or is merged with --lora; without MODEL, into the base model that it names.
+
+    A GGUF file is given other types; an old GGML file of a Llama model becomes GGUF with its own. For files only:
+    --tokenizer, --override-kv, --allow-requantize.
     """
 
     def work() -> None:
@@ -178,10 +197,42 @@ def convert(
             types_file=tensor_type_file,
         )
         budget = target(target_size, target_bpw, chosen, types, save_recipe)
+        limits = limits_of(split_max_size, split_max_tensors, no_tensor_first_split)
+        file = file_of(model)
+        if file is not None:
+            from ggufsmith.quantize.requantize import Job as FileJob
+            from ggufsmith.quantize.requantize import parse_override
+
+            refuse({"--lora": lora, "--base": base, "--vocab-only": vocab_only, "--pre": pre, "--metadata": metadata})
+            refuse({"--revision": revision, "--stream": stream})
+            named = (f"general.name=str:{model_name}",) if model_name is not None else ()
+            vocabulary, notes = vocabulary_for(file, tokenizer)
+            file_job = FileJob(
+                source=file,
+                recipes=() if budget else recipes_of(file, chosen, outtype),
+                output=outfile,
+                outdir=outdir,
+                options=types,
+                imatrix=imatrix,
+                include=tuple(include_weights or ()),
+                exclude=tuple(exclude_weights or ()),
+                metadata=dict(map(parse_override, (*named, *(override_kv or ())))),
+                vocabulary=vocabulary,
+                notes=notes,
+                allow_requantize=allow_requantize or outtype is not None,
+                strict=strict,
+                limits=limits,
+                threads=threads,
+                sync=not no_sync,
+                overwrite=not no_overwrite,
+                resume=resume,
+            )
+            run_quant(file_job, budget, dry_run=dry_run, machine=as_json, quiet=quiet)
+            return
+        refuse({"--tokenizer": tokenizer, "--override-kv": override_kv, "--allow-requantize": allow_requantize})
         quantizing = bool(chosen or budget)
         if not quantizing and (imatrix or include_weights or exclude_weights or strict or types != type(types)()):
             raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
-        limits = limits_of(split_max_size, split_max_tensors, no_tensor_first_split)
         adapters = tuple(parse_adapter(text) for text in lora or ())
         wanted = Wanted(
             model_of(model, adapters, base), revision, token, stream=stream or dry_run, weights=not vocab_only

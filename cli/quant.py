@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ggufsmith.cli.fromfile import AllowRequantize, OverrideKv, Tokenizer, vocabulary_for
 from ggufsmith.cli.options import (
     AsJson,
     MaxSize,
@@ -94,16 +95,13 @@ def quant(
     tensor_type: TensorTypes = None,
     tensor_type_file: TensorTypeFile = None,
     prune_layers: Annotated[str | None, typer.Option(metavar="L,L,…", help="Leave out these layers.")] = None,
-    override_kv: Annotated[
-        list[str] | None, typer.Option("--override-kv", metavar="KEY=TYPE:VALUE", help="Set a metadata key.")
-    ] = None,
+    override_kv: OverrideKv = None,
+    tokenizer: Tokenizer = None,
     keep_split: Annotated[bool, typer.Option("--keep-split", help="As many shards as the input has.")] = False,
     split_max_size: MaxSize = None,
     split_max_tensors: MaxTensors = None,
     no_tensor_first_split: NoTensorFirst = False,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Quantize what is quantized already; the errors add up.")
-    ] = False,
+    allow_requantize: AllowRequantize = False,
     target_size: TargetSize = None,
     target_bpw: TargetBpw = None,
     save_recipe: SaveRecipe = None,
@@ -116,7 +114,7 @@ def quant(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize a GGUF file by any number of recipes, in one pass.
+    """Quantize a GGUF file, or a GGML file from before it, by any number of recipes, in one pass.
 
     The bytes are those of llama-quantize. Outputs appear under their names only when complete and verified.
     """
@@ -135,6 +133,7 @@ def quant(
             types=tensor_type,
             types_file=tensor_type_file,
         )
+        vocabulary, notes = vocabulary_for(model, tokenizer)
         job = Job(
             source=model,
             recipes=recipes,
@@ -146,6 +145,8 @@ def quant(
             exclude=tuple(exclude_weights or ()),
             prune=layers_of(prune_layers) if prune_layers is not None else (),
             metadata=dict(map(parse_override, override_kv or ())),
+            vocabulary=vocabulary,
+            notes=notes,
             allow_requantize=allow_requantize,
             strict=strict,
             limits=limits_of(split_max_size, split_max_tensors, no_tensor_first_split),
@@ -262,9 +263,9 @@ def run_convert_quant(
 
 
 def _weights_of(path: Path) -> int:
-    from ggufsmith.container.shards import open_gguf_set
+    from ggufsmith.quantize.source import open_model
 
-    with open_gguf_set(path) as source:
+    with open_model(path).files as source:
         return sum(math.prod(info.shape) for info in source.tensors.values())
 
 

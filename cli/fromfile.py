@@ -1,0 +1,114 @@
+"""`gguf-convert FILE`: a model that is a GGUF file or an old GGML file already, by the engine of gguf-quant."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ggufsmith.container.values import Metadata
+    from ggufsmith.quantize.recipes.assign import Recipe
+
+OverrideKv = Annotated[
+    list[str] | None, typer.Option("--override-kv", metavar="KEY=TYPE:VALUE", help="Set a metadata key.")
+]
+AllowRequantize = Annotated[
+    bool, typer.Option("--allow-requantize", help="Quantize what is quantized already; the errors add up.")
+]
+Tokenizer = Annotated[
+    Path | None, typer.Option("--tokenizer", metavar="FOLDER", help="Its vocabulary, instead of that in the file.")
+]
+
+
+def file_of(model: str | None) -> Path | None:
+    """The file, if a model is one: named itself, or the only model in a folder that is no checkpoint.
+
+    Usage for a folder with several.
+    """
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.container.shards import SHARD, SUFFIX
+
+    path = Path(model or "")
+    if model is None or path.is_file():
+        return path if model is not None else None
+    if not path.is_dir() or any((path / name).is_file() for name in ("config.json", "params.json")):
+        return None
+    files = sorted(path.glob(f"*{SUFFIX}"))
+    models = {SHARD.sub("", file.name.removesuffix(SUFFIX)): file for file in reversed(files)}
+    if len(models) > 1:
+        raise Usage(
+            f"{len(models)} models are in this folder: {', '.join(sorted(models))}",
+            where=path,
+            fix="Name the file to convert.",
+        )
+    return next(iter(models.values()), None)
+
+
+def recipes_of(file: Path, recipes: tuple["Recipe", ...], outtype: str | None) -> tuple["Recipe", ...]:
+    """What to make of a file: the recipes, the type, or, of an old GGML file, a GGUF with the same weights.
+
+    Usage for both, an unknown type, and for a GGUF file without either.
+    """
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.container.ggml import is_ggml
+    from ggufsmith.quantize.recipes.files import recipe_of
+
+    types = ("f16", "bf16", "f32")
+    if outtype is not None and recipes:
+        raise Usage("--outtype and --recipe both say what to make of this file", fix="Leave one of the two out.")
+    if outtype is not None and outtype.lower() not in types:
+        raise Usage(f"{outtype!r} is no type to make of this file", fix=f"Choose one of {', '.join(types)}.")
+    if outtype is not None:
+        return (recipe_of(outtype),)
+    if recipes:
+        return recipes
+    if is_ggml(file):
+        return (_as_it_is(file),)
+    raise Usage(
+        "this is a GGUF file already",
+        where=file,
+        fix="Say what to make of it, with --recipe or --outtype; `ggufsmith to-hf` turns it back into a checkpoint.",
+    )
+
+
+def _as_it_is(file: Path) -> "Recipe":
+    """A copy, under the name of the types that an old file has."""
+    from ggufsmith.quantize.recipes.files import recipe_of
+    from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
+    from ggufsmith.quantize.source import open_model
+
+    with open_model(file).files as model:
+        number = model.metadata.get("general.file_type")
+    copy = recipe_of("copy")
+    names = [kind.name for kind in FILE_TYPES.values() if number is not None and kind.number == number.data]
+    return replace(copy, name=names[0]) if names else copy
+
+
+def refuse(given: Mapping[str, object]) -> None:
+    """Usage if an option has a value that has no meaning for this kind of input."""
+    from ggufsmith.container.errors import Usage
+
+    named = [name for name, value in given.items() if value]
+    if named:
+        raise Usage(f"{' and '.join(named)} cannot be used with this input", fix="Leave it out.")
+
+
+def vocabulary_for(file: Path, folder: Path | None) -> tuple["Metadata | None", tuple[str, ...]]:
+    """The `tokenizer.*` keys of a folder for the model in `file`, and sentences for the report; None without a folder.
+
+    Malformed and Unsupported as `read_vocabulary`.
+    """
+    if folder is None:
+        return None, ()
+    from ggufsmith.convert.config import read_optional_json
+    from ggufsmith.quantize.source import open_model
+    from ggufsmith.tokenizer.read import read_vocabulary
+
+    with open_model(file).files as model:
+        embedding = model.tensors.get("token_embd.weight")
+    config = read_optional_json(folder / "config.json")
+    size = embedding.shape[0] if embedding is not None else None
+    vocabulary = read_vocabulary(folder, config=config, size=size, architecture="LlamaForCausalLM")
+    return vocabulary.metadata(), vocabulary.notes
