@@ -33,6 +33,8 @@ from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.container.shards import SUFFIX, parse_size
 from ggufsmith.convert.batch.schema import ENCODING, MODEL, MODELS, OUTPUT, SETTINGS, TABLES, Key, Kind
 from ggufsmith.convert.hub.names import ID, HubModel, hub_model
+from ggufsmith.convert.lora.base import parse_adapter
+from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.naming.filename import parse
 from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.quantize.recipes.assign import Recipe
@@ -64,6 +66,7 @@ class Model:
     source:    on the disk; of a model on a hub not before it is opened (see `located`).
     folder:    where its files go; it lies in the output folder.
     settings:  key -> value, of every key of SETTINGS.
+    lora:      folders of adapters, and their factors.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Model:
     imatrix: Path | None = None
     metadata: Path | None = None
     shard_size: int | None = None
+    lora: tuple[tuple[Path, float], ...] = ()
     hub: HubModel | None = None
 
     @property
@@ -268,6 +272,7 @@ class _Reader:
             imatrix=self.existing(values["imatrix"]),
             metadata=self.existing(values["metadata"]),
             shard_size=self.size(values["shard_size"]),
+            lora=tuple(self.adapters(values["lora"])),
             hub=hub,
         )
 
@@ -308,7 +313,7 @@ class _Reader:
             if said[key].value and not _is_component(said[key].value):
                 self.wrong(said[key].place, f"{key} names a file in the model's folder, not {said[key].value!r}")
         if source.is_file():
-            for key in ("outtypes", "pre", "model_name", "metadata"):
+            for key in ("outtypes", "lora", "pre", "model_name", "metadata"):
                 if said[key].value:
                     self.wrong(said[key].place, f"{key} is for model folders, and {source.name} is a GGUF file")
         if not said["recipes"].value and not said["outtypes"].value:
@@ -354,6 +359,17 @@ class _Reader:
         if not path.is_file():
             self.wrong(said.place, f"there is no such file: {path}")
         return path
+
+    def adapters(self, said: _Said) -> Iterator[tuple[Path, float]]:
+        for text in said.value:
+            try:
+                folder, factor = parse_adapter(str(self.beside(text)))
+            except Failure as error:
+                self.wrong(said.place, error.what, error.fix)
+                continue
+            if not is_adapter(folder):
+                self.wrong(said.place, f"{folder} is no folder of an adapter")
+            yield folder, factor
 
     def size(self, said: _Said) -> int | None:
         try:

@@ -131,6 +131,7 @@ def _of_checkpoint(model: Model, wanted: Sequence[Wanted], open_files: OpenFiles
         pre=said["pre"] or None,
         model_name=said["model_name"] or None,
         metadata=model.metadata,
+        lora=model.lora,
         limits=Limits(max_size=model.shard_size),
         open_files=open_files,
     )

@@ -25,6 +25,7 @@ SETTINGS: Mapping[str, Key] = {
     "extends": Key("Settings of this name, [sets.NAME], come before the defaults."),
     "recipes": Key("File types, or recipe files (.toml), relative to the job file.", "texts", ()),
     "outtypes": Key("Unquantized outputs of a checkpoint: f32, f16, bf16.", "texts", ()),
+    "lora": Key("PEFT adapters to merge: FOLDER, or FOLDER:FACTOR.", "texts", ()),
     "imatrix": Key("Importance matrix, GGUF or .dat.", fields=(MODEL,)),
     "include_weights": Key("Use it only for tensors with these names.", "texts", ()),
     "exclude_weights": Key("Do not use it for tensors with these names.", "texts", ()),

@@ -154,6 +154,7 @@ def fingerprints(model: Model, *, by_content: bool = False) -> dict[str, str]:
         "version": version("ggufsmith"),
         "name": model_folder_name(model.source) if model.is_checkpoint and not model.hub else "",
         "inputs": list(_inputs(model, by_content)),
+        "factors": [factor for _, factor in model.lora],
         "shard_size": model.shard_size,
         **{key: model.settings[key] for key in ("pre", "model_name", "include_weights", "exclude_weights")},
     }
@@ -194,7 +195,8 @@ def _inputs(model: Model, by_content: bool) -> Iterator[list[Any]]:
         yield [str(model.hub)]  # with the commit
     else:
         sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
-    for root, path in [*sources, *((path.parent, path) for path in (model.imatrix, model.metadata) if path)]:
+    adapters = (each for folder, _ in model.lora for each in _model_files(folder))
+    for root, path in [*sources, *adapters, *((path.parent, path) for path in (model.imatrix, model.metadata) if path)]:
         found = path.stat()
         identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns
         yield [path.relative_to(root).as_posix(), found.st_size, identity]

@@ -5,8 +5,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from click.testing import Result
+from typer.testing import CliRunner
 
 import checkpoints
+from ggufsmith.cli.app import app
 from ggufsmith.convert.batch.jobfile import read_job
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Options, Watcher, run_job
@@ -43,6 +48,12 @@ def command(path: Path, *arguments: object, **kwargs: object) -> subprocess.Comp
         stdin=subprocess.DEVNULL,
         **kwargs,  # type: ignore[call-overload]
     )
+
+
+def cli(path: Path, *arguments: object) -> Result:
+    """The command in this process."""
+    result: Any = CliRunner().invoke(app, ["batch", str(path), *map(str, arguments)])
+    return result
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`ggufsmith batch` as a user and a CI runner meet it: real processes."""
+"""`ggufsmith batch` as a user and a CI runner meet it."""
 
 import json
 import os
@@ -29,9 +29,9 @@ def job(home: Path, tmp_path: Path, *names: str, head: str = HEAD) -> Path:
 
 def test_a_night(home: Path, tmp_path: Path) -> None:
     path = job(home, tmp_path, "A", "B")
-    dry = jobs.command(path, "--dry-run", "--json")
+    dry = jobs.cli(path, "--dry-run", "--json")
     priced = json.loads(dry.stdout)
-    assert dry.returncode == 0 and not (tmp_path / "out").exists()
+    assert dry.exit_code == 0 and not (tmp_path / "out").exists()
     done = jobs.command(path, "--report", tmp_path / "r.json", "--junit", tmp_path / "r.xml")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
@@ -51,24 +51,26 @@ def test_a_night(home: Path, tmp_path: Path) -> None:
             assert file["bytes"] == written.stat().st_size == output["bytes"]
     suite = ElementTree.parse(tmp_path / "r.xml").getroot()
     assert suite.get("tests") == "2" and suite.get("failures") == "0"
-    again = jobs.command(path, "--json")
+    again = jobs.cli(path, "--json")
     assert [model["status"] for model in json.loads(again.stdout)["models"]] == ["finished", "finished"]
-    shown = jobs.command(path, "--dry-run").stdout
+    shown = jobs.cli(path, "--dry-run").stdout
     assert "0 outputs of 0 models; 4 are there already" in shown
 
 
-def test_the_exit_code_says_how_many_failed_and_the_last_line_why(home: Path, tmp_path: Path) -> None:
+def test_the_exit_code_says_how_many_failed_and_the_last_line_why(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = job(home, tmp_path, "bad", "A")
-    done = jobs.command(
-        path, "--report", tmp_path / "r.json", env={**os.environ, "GITHUB_ACTIONS": "true"}, cwd=tmp_path
-    )
-    assert done.returncode == 101
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.chdir(tmp_path)
+    done = jobs.cli(path, "--report", tmp_path / "r.json")
+    assert done.exit_code == 101
     last = done.stderr.splitlines()[-1]
     assert last.startswith("2 models: 2 files made, 0 were there already, 1 failed (bad: ")
     (annotation,) = [line for line in done.stdout.splitlines() if line.startswith("::error ")]
     assert annotation.startswith("::error file=jobs.toml,line=4,title=bad::")
     assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["exit_code"] == 101
-    assert jobs.command(path, "--dry-run").returncode == 101
+    assert jobs.cli(path, "--dry-run").exit_code == 101
 
 
 @pytest.mark.parametrize(
@@ -82,26 +84,26 @@ def test_the_exit_code_says_how_many_failed_and_the_last_line_why(home: Path, tm
     ],
 )
 def test_usage(home: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
-    done = jobs.command(job(home, tmp_path, "A"), *arguments)
-    assert done.returncode == code and message in done.stderr
+    done = jobs.cli(job(home, tmp_path, "A"), *arguments)
+    assert done.exit_code == code and message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_job_file(home: Path, tmp_path: Path) -> None:
     path = job(home, tmp_path, "A", "nowhere", head=HEAD + "colour = 1\n")
-    done = jobs.command(path)
-    assert done.returncode == 4
+    done = jobs.cli(path)
+    assert done.exit_code == 4
     assert f"{path}:4: key 'colour'" in done.stderr and f"{path}:8: there is no such folder" in done.stderr
     assert not (tmp_path / "out").exists()
-    assert jobs.command(tmp_path / "none.toml").returncode == 1
+    assert jobs.cli(tmp_path / "none.toml").exit_code == 1
 
 
 def test_runners_share_a_job(home: Path, tmp_path: Path) -> None:
     path = job(home, tmp_path, "A", "B", "C")
     for k in (1, 2):
-        assert jobs.command(path, "--shard", f"{k}/2", "--no-sync").returncode == 0
+        assert jobs.cli(path, "--shard", f"{k}/2", "--no-sync").exit_code == 0
         assert {each.name for each in (tmp_path / "out").iterdir()} == ({"A", "C"} if k == 1 else {"A", "B", "C"})
-    assert jobs.command(path).stdout.endswith("0 files made, 6 were there already\n")
+    assert jobs.cli(path).stdout.endswith("0 files made, 6 were there already\n")
 
 
 # A batch whose work never ends by itself: in `stream`, where it can stop between two chunks, or in one that it cannot.
@@ -130,8 +132,10 @@ main()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize("kind", ["stream", "stuck"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [("stream", signal.SIGINT, 130), ("stream", signal.SIGTERM, 143), ("stuck", signal.SIGTERM, 143)],
+)
 def test_signals_end_it_soon(home: Path, tmp_path: Path, kind: str, number: int, code: int) -> None:
     path = job(home, tmp_path, "A", "B")
     command = [sys.executable, "-c", SLOW, kind, "batch", str(path), "--report", str(tmp_path / "r.json")]
@@ -148,5 +152,5 @@ def test_signals_end_it_soon(home: Path, tmp_path: Path, kind: str, number: int,
     report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert {model["status"] for model in report["models"]} <= {"interrupted", "not begun"}
     assert not list((tmp_path / "out").rglob("*.gguf"))
-    assert jobs.command(path, "--no-sync").returncode == 0
+    assert {outcome.status for outcome in jobs.run(path)} == {"done"}
     assert not list((tmp_path / "out").rglob("*.partial"))

@@ -181,6 +181,8 @@ card = "a/b.md"
         (['source = "Tiny-A"\nfolder = "/tmp"'], "leads out"),
         (['source = "Tiny-A"\nfolder = "link"'], "leads out"),
         (['source = "Tiny-A"\nname = "a/b"'], "cannot be part of a file name"),
+        (['source = "Tiny-A"\nlora = "Tiny B"'], "no folder of an adapter"),
+        (['source = "Tiny-A"\nlora = "Tiny B:much"'], "is no factor"),
         (['source = "Tiny-A"\nname = ".."'], "cannot be part of a file name"),
         (['source = "jobs.toml"'], "does not end in .gguf"),
         (['source = "."'], "no config.json"),

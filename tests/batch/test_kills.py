@@ -1,14 +1,15 @@
 """A job that is killed again and again ends with the files of one that was left in peace."""
 
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import jobs
-import pytest
+
+from ggufsmith.convert.batch.run import Draft, Watcher
 
 HEAD = 'output = "out"\n[defaults]\nrecipes = ["q4_K_M", "q5_K_M"]\ncard = "README.md"\n'
 KILLS = 20
@@ -16,7 +17,7 @@ LONGEST = 0.25  # seconds from the beginning of the work to the kill
 
 
 def write_job(home: Path, folder: Path) -> Path:
-    """Twenty-four conversions of twelve models."""
+    """Twenty-five conversions of twelve models."""
     folder.mkdir()
     entries = [f"source = '{home / 'ABC'[k % 3]}'\nname = 'm{k}'" for k in range(12)]
     entries[0] += "\nshard_size = '200K'"
@@ -24,48 +25,49 @@ def write_job(home: Path, folder: Path) -> Path:
     return jobs.write(folder / "jobs.toml", HEAD, entries)
 
 
-def begun(path: Path) -> subprocess.Popen[str]:
-    """The job in a process of its own, as soon as it works on a model."""
-    process = subprocess.Popen(
-        [*jobs.COMMAND, str(path), "--no-sync"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-    assert process.stderr is not None
-    process.stderr.readline()  # "m0: making …"
-    return process
+class Tell(Watcher):
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+
+    def begun(self, draft: Draft) -> None:
+        self.pipe.send(draft.model.name)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def work(path: Path, pipe: Connection) -> None:
+    """The job, in a process of its own."""
+    jobs.run(path, Tell(pipe))
+
+
 def test_twenty_kills(tmp_path: Path) -> None:
+    # A server that has the imports done forks the processes: most of their time is work.
+    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+    if os.name != "nt":
+        context.set_forkserver_preload(["ggufsmith.convert.batch.run"])
     home, chance = jobs.models(tmp_path), random.Random(7)
-    assert jobs.command(write_job(home, tmp_path / "peace")).returncode == 0
+    jobs.run(write_job(home, tmp_path / "peace"))
     expected = jobs.hashes(tmp_path / "peace" / "out")
     assert sum(name.endswith(".gguf") for name in expected) >= 25
     rounds = kills = 0
-    path = None
-    while kills < KILLS or path is not None:
-        if path is None:
-            rounds += 1
-            path = write_job(home, tmp_path / f"round{rounds}")
-        if kills < KILLS:
-            process = begun(path)
-            time.sleep(chance.uniform(0, LONGEST))
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-            process.stderr.close()  # type: ignore[union-attr]
-            code = process.returncode
-        else:
-            code = jobs.command(path, "--no-sync").returncode
-        found = jobs.hashes(path.parent / "out") if (path.parent / "out").exists() else {}
-        for name, digest in found.items():
-            if name.endswith(".gguf"):
-                assert expected[name] == digest, "a file that has its name is complete"
-        if code == 0:
-            assert found == expected
-            path = None
-        else:
-            assert code == -signal.SIGKILL
-    assert rounds < KILLS / 2, "most kills hit a job that was at work"
+    while kills < KILLS:
+        rounds += 1
+        path, done = write_job(home, tmp_path / f"round{rounds}"), False
+        while not done:
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=work, args=(path, there))
+            process.start()
+            there.close()
+            if kills < KILLS:
+                try:
+                    here.recv()
+                    time.sleep(chance.uniform(0, LONGEST))
+                    process.kill()
+                except EOFError:  # there was nothing left to begin
+                    pass
+            process.join()
+            done = process.exitcode == 0
+            kills += not done
+            found = jobs.hashes(path.parent / "out")
+            for name, digest in found.items():
+                assert not name.endswith(".gguf") or expected[name] == digest, "what has its name is complete"
+        assert found == expected
+    assert rounds < KILLS / 2, "most kills hit a job at work"

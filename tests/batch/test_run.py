@@ -9,6 +9,7 @@ from pathlib import Path
 import jobs
 import pytest
 
+import adapters
 from ggufsmith.container.errors import Malformed, NoSpace, OutputConflict
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.convert import quantized
@@ -64,6 +65,18 @@ def test_the_files_are_those_of_single_commands(home: Path) -> None:
     assert {f"B/{name}": digest for name, digest in sums.items()} == {k: v for k, v in expected.items() if k[0] == "B"}
     card = (home / "out/A/README.md").read_text(encoding="utf-8")
     assert all(expected[f"A/A-{name}.gguf"] in card for name in ("F16", "BF16", "Q4_K_M", "Q8_0")) and "me" in card
+
+
+def test_adapters(home: Path) -> None:
+    adapters.write(home / "A", home / "adapter")
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"\nlora = "adapter:0.5"'])
+    assert statuses(jobs.run(path)) == {"A": "done"}
+    job = conversion.Job(home / "A", lora=((home / "adapter", 0.5),), outfile=home / "alone.gguf")
+    quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES[:1])))
+    assert file_sha256(home / "alone.gguf") == file_sha256(home / "out" / "A" / "A-Q4_K_M.gguf")
+    adapters.write(home / "A", home / "adapter", seed=2)
+    assert statuses(jobs.run(path)) == {"A": "done"}
+    assert statuses(jobs.run(path)) == {"A": "finished"}
 
 
 def test_gguf_files(home: Path) -> None:
