@@ -21,7 +21,8 @@ from ggufsmith.convert.sources.scheme import Asked, Exact, Scheme, Shape, floats
 from ggufsmith.convert.sources.store import Store, to_f32
 
 FORMATS = (
-    "dense pack-quantized int-quantized float-quantized naive-quantized mxfp4-pack-quantized mixed-precision".split()
+    "dense pack-quantized int-quantized float-quantized naive-quantized mxfp4-pack-quantized nvfp4-pack-quantized "
+    "mixed-precision".split()
 )
 
 

@@ -1,7 +1,8 @@
-"""HQQ: codes of 8, 4, 2 or 1 bit with zero points that are no whole numbers, grouped along either axis.
+"""HQQ: codes of 8, 4, 3, 2 or 1 bit with zero points that are no whole numbers, grouped along either axis.
 
 The matrix, seen as (groups, group_size) for axis 1 or (group_size, groups) for axis 0, is cut into 8 / bits parts of
-rows; a byte of W_q holds one code of each part, the first part highest. scale and zero have one number for each group:
+rows; a byte of W_q holds one code of each part, the first part highest. Of 3 bits a 32-bit word holds ten, and the
+parts are padded. scale and zero have one number for each group:
 weight = (code - zero) * scale. What else describes the layout is stored beside them, as small tensors.
 Source: hqq 0.2.8, core/quantize.py (Quantizer, HQQLinear.state_dict), core/bitpack.py, core/utils.py.
 """
@@ -15,16 +16,24 @@ from ggufsmith.convert.checkpoint import Source
 from ggufsmith.convert.sources.scheme import Asked, Scheme, Shape, floats
 from ggufsmith.convert.sources.store import Store, to_f32
 
-PACKINGS = {"8bit_u8": 8, "4bit_u8": 4, "2bit_u8": 2, "1bit_u8": 1}
+# Packing -> bits of a code, bits that are used of a byte or word, and its dtype.
+PACKINGS = {
+    "8bit_u8": (8, 8, "U8"),
+    "4bit_u8": (4, 8, "U8"),
+    "3bit_32": (3, 30, "I32"),
+    "2bit_u8": (2, 8, "U8"),
+    "1bit_u8": (1, 8, "U8"),
+}
 MAX_TEXT = 64  # bytes of a small tensor that describes the layout
 
 
 @dataclass(frozen=True)
 class Hqq:
-    """width: columns of the matrix as it is packed; axis: along which groups lie in it."""
+    """used: bits of a byte or word. width: columns of the matrix as packed; axis: along which groups lie in it."""
 
     shape: Shape
     bits: int
+    used: int
     axis: int
     width: int
     packed: Source
@@ -39,13 +48,13 @@ class Hqq:
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
         flat, begin = out.reshape(-1), first * self.shape[1]
-        each = int(np.prod(self.shape)) * self.bits // 8  # weights in a part
+        each = int(np.prod(self.packed.shape))  # weights in a part
         span = self.width if self.axis == 0 else each  # what is contiguous in W_q, and under scales in turn
         while len(flat):
             part, place = divmod(begin, each)
             count = min(len(flat), each - place, span - place % span)
             stored = store.flat(self.packed, place, place + count)
-            codes = stored >> np.uint8(8 - self.bits * (part + 1)) & np.uint8((1 << self.bits) - 1)
+            codes = stored >> (self.used - self.bits * (part + 1)) & ((1 << self.bits) - 1)
             scale, zero = (self._numbers(store, source, begin, count) for source in (self.scale, self.zero))
             np.subtract(codes, zero, out=flat[:count])
             flat[:count] *= scale
@@ -78,15 +87,24 @@ def build(asked: Asked) -> Hqq:
         raise asked.unsupported(f"packing {packing!r}", ", ".join(PACKINGS))
     if _number(asked, "quant_scale", 0) or _number(asked, "quant_zero", 0):
         raise asked.unsupported("quantized scales and zero points", "plain ones")
-    bits, axis = PACKINGS[packing], _number(asked, "axis", 0)
+    (bits, used, dtype), axis = PACKINGS[packing], _number(asked, "axis", 0)
     shape = tuple(int(n) for n in asked.store.whole(stated))
-    weights, parts = int(np.prod(shape)), 8 // bits
-    if axis not in (0, 1) or min(shape) <= 0 or len(packed.shape) != 2 or packed.nbytes * parts != weights:
-        raise asked.wrong(f"{list(packed.shape)} bytes of {bits} bits along axis {axis} do not hold {list(shape)}")
-    width = packed.shape[1]
+    weights, width = int(np.prod(shape)), packed.shape[-1] if packed.shape else 0
+    if (
+        axis not in (0, 1)
+        or min(shape) <= 0
+        or packed.dtype != dtype
+        or len(packed.shape) != 2
+        or 0 in packed.shape
+        or weights % width
+        or packed.shape[0] != -(-weights // width * bits // used)
+    ):
+        raise asked.wrong(
+            f"{packed.dtype} {list(packed.shape)} of {bits} bits along axis {axis} does not hold {list(shape)}"
+        )
     groups = (1, width) if axis == 0 else (weights // width, 1)
     scale, zero = (asked.expect(role, "F16 BF16 F32", groups) for role in ("scale", "zero"))
-    return Hqq(shape, bits, axis, width, packed, scale, zero)
+    return Hqq(shape, bits, used, axis, width, packed, scale, zero)
 
 
 STATED = (
@@ -96,11 +114,11 @@ STATED = (
 )
 HQQ = Scheme(
     "HQQ",
-    "8, 4, 2, 1 bits; any group size along either axis",
+    "8, 4, 3, 2, 1 bits; any group size along either axis",
     methods=("hqq",),
     main=(".W_q",),
     dense=".weight",
-    dtypes=("U8",),
+    dtypes=("U8", "I32"),
     companions={role: (f".{role}",) for role in ("scale", "zero", *STATED)},
     required=("scale", "zero", "shape", "packing", "axis"),
     build=build,

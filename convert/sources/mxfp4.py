@@ -43,11 +43,16 @@ class Mxfp4:
         """Codes (last - first, width) and exponents (last - first, width / 32)."""
         width = self.shape[-1]
         stored = store.flat(self.blocks, first * width // 2, last * width // 2)
-        codes = np.empty((stored.size, 2), np.uint8)
-        np.bitwise_and(stored, np.uint8(15), out=codes[:, 0])
-        np.right_shift(stored, 4, out=codes[:, 1])
         exponents = store.flat(self.scales, first * width // BLOCK, last * width // BLOCK)
-        return codes.reshape(last - first, width), exponents.reshape(last - first, -1)
+        return two_in_a_byte(stored.reshape(last - first, -1)), exponents.reshape(last - first, -1)
+
+
+def two_in_a_byte(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes of four bits, (n, width), of which the bytes, (n, width / 2), hold two, the lower half first."""
+    codes = np.empty((*stored.shape, 2), np.uint8)
+    np.bitwise_and(stored, np.uint8(15), out=codes[:, :, 0])
+    np.right_shift(stored, 4, out=codes[:, :, 1])
+    return codes.reshape(len(stored), -1)
 
 
 def build_mxfp4(asked: Asked) -> Mxfp4:
@@ -86,4 +91,5 @@ MXFP4_PACKED = replace(
     dense=".weight",
     companions={"scales": (".weight_scale",)},
     unused=(".input_scale", ".input_global_scale"),
+    fits=lambda parts: "scales" not in parts or parts["scales"].dtype != "F8_E4M3",
 )

@@ -15,13 +15,15 @@ from ggufsmith.convert.sources.blocks import FP8, INT8
 from ggufsmith.convert.sources.compressed import PACK_QUANTIZED
 from ggufsmith.convert.sources.gptq import GPTQ
 from ggufsmith.convert.sources.hqq import HQQ
+from ggufsmith.convert.sources.mlx import MLX
 from ggufsmith.convert.sources.mxfp4 import MXFP4, MXFP4_PACKED
+from ggufsmith.convert.sources.nvfp4 import NVFP4, NVFP4_PACKED
 from ggufsmith.convert.sources.scheme import ORIGINAL, Asked, Made, Parts, Scheme
 from ggufsmith.convert.sources.store import Store
 
 SCHEMES: tuple[Scheme, ...] = (
     *(GPTQ, AWQ_GEMM, AWQ_GEMV, BNB_4BIT, BNB_8BIT, FP8),
-    *(PACK_QUANTIZED, INT8, MXFP4_PACKED, MXFP4, BITNET, HQQ),
+    *(PACK_QUANTIZED, INT8, MXFP4_PACKED, MXFP4, NVFP4_PACKED, NVFP4, BITNET, HQQ, MLX),
 )
 METHODS = tuple(dict.fromkeys(method for scheme in SCHEMES for method in scheme.methods))
 # The last parts of the names of companions: a tensor so named that is left over is part of something quantized.
@@ -35,7 +37,11 @@ COMPANIONS = frozenset(
 CACHE = (".k_scale", ".v_scale", ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point")
 MAX_PROBLEMS = 40
 # Where a method's settings stand, besides config.json: file name -> the method it belongs to.
-FILES: Mapping[str, str] = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+FILES: Mapping[str, str] = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
 
 
 def recognise(checkpoint: Checkpoint, config: Config) -> Checkpoint:
@@ -88,7 +94,7 @@ def _made(checkpoint: Checkpoint, scheme: Scheme, asked: Asked) -> Made:
 
 def _settings(folder: Path, config: Config) -> tuple[Config, str | None]:
     """The quantization's settings and its method; empty and None where nothing says that there is one."""
-    for key in ("quantization_config", "compression_config"):
+    for key in ("quantization_config", "compression_config", "quantization"):
         values = config.mapping(key)
         if values:
             settings = Config(values, config.path)

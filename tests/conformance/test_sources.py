@@ -181,7 +181,7 @@ def test_bitsandbytes_eight_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("group", [64, 32])
-@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
 def test_hqq(tmp_path: Path, bits: int, group: int, axis: int) -> None:
     import torch
 
@@ -305,6 +305,33 @@ def test_mxfp4_of_compressed_tensors(tmp_path: Path) -> None:
     tensors = {f"x.{key}": tensor for key, tensor in packed.items()}
     found = only(sourced.weights(folder_of(tmp_path, tensors, quantization_config=config)))
     np.testing.assert_array_equal(found, expected.float().numpy())
+
+
+def test_nvfp4_of_compressed_tensors(tmp_path: Path) -> None:
+    import torch
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+    from compressed_tensors.quantization import QuantizationScheme
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
+    from compressed_tensors.quantization.quant_scheme import NVFP4A16
+    from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+
+    scheme = QuantizationScheme(targets=["Linear"], weights=NVFP4A16["weights"])
+    torch.manual_seed(1)
+    weight = torch.randn(96, 256) * 0.02
+    groups, whole = weight.reshape(96, -1, 16), generate_gparam(weight.amin(), weight.amax())
+    scale, _ = calculate_qparams(groups.amin(2), groups.amax(2), scheme.weights, global_scale=whole)
+    compressor = BaseCompressor.get_value_from_registry("nvfp4-pack-quantized")
+    dense = {"weight": weight, "weight_scale": scale, "weight_global_scale": whole}
+    packed = compressor.compress(dense, scheme)
+    codes = unpack_fp4_from_uint8(packed["weight_packed"], 96, 256, torch.float32)  # decompress() would use bfloat16
+    scale = packed["weight_scale"].float()
+    expected = dequantize(x_q=codes, scale=scale, args=scheme.weights, global_scale=whole).numpy()
+    config = {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}
+    tensors = {f"x.{key}": tensor for key, tensor in packed.items()}
+    found = only(sourced.weights(folder_of(tmp_path, tensors, quantization_config=config)))
+    np.testing.assert_allclose(found, expected, rtol=2e-7)
+    assert np.abs(found - weight.numpy()).mean() < 0.1 * np.abs(weight.numpy()).mean()
 
 
 # -- what transformers reads ------------------------------------------------------------------------------------------
