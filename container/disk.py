@@ -3,13 +3,11 @@
 import os
 import shutil
 import threading
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 from ggufsmith.container.errors import NoSpace
-from ggufsmith.container.positional import read_at
 
 fcntl: ModuleType | None
 try:
@@ -19,7 +17,6 @@ except ImportError:  # Windows
 
 LOCKS = fcntl is not None
 FLUSH = 128 * 2**20  # bytes written between two early flushes
-PIECE = 2**20  # bytes read back at a time
 
 
 class Flusher:
@@ -58,19 +55,6 @@ class Flusher:
                 self._pending = 0
             with suppress(OSError):  # the flush in commit reports it
                 getattr(os, "fdatasync", os.fsync)(self._fd)
-
-
-def intact(fd: int, piece: tuple[int, int, int]) -> bool:
-    """Whether a file has the bytes of this (offset, size, CRC-32)."""
-    offset, size, checksum = piece
-    found = 0
-    buffer = memoryview(bytearray(min(size, PIECE)))
-    for start in range(0, size, PIECE):
-        part = buffer[: size - start]
-        if read_at(fd, part, offset + start) < len(part):
-            return False
-        found = zlib.crc32(part, found)
-    return found == checksum
 
 
 def check_space(path: Path, size: int) -> None:

@@ -4,10 +4,10 @@ It begins where the finished file will end, and cutting it off finishes the file
 
     8 bytes   MAGIC
     32 bytes  fingerprint of everything that decides the bytes; a run with another one has no use for them
-    records   offset, size (uint64), CRC-32 of the data, CRC-32 of the record so far (uint32), little-endian
+    records   offset, size (uint64), checksum of the data, CRC-32 of the record so far (uint32), little-endian
 
 A record is written after its data, without waiting for the disk: data that a power loss kept from it do not have their
-CRC-32, and are made again. A journal that cannot be written costs no more than the chance to go on from there.
+checksum, and are made again. A journal that cannot be written costs no more than the chance to go on from there.
 """
 
 import struct
@@ -53,14 +53,14 @@ class Journal:
             write_at(self._fd, memoryview(data), at)
 
     def pieces(self) -> NDArray[np.int64]:
-        """(n, 3): first byte, last byte exclusive, CRC-32; by place."""
+        """(n, 3): first byte, last byte exclusive, checksum; by place."""
         with self._lock:
             found = np.array(self._pieces, np.int64).reshape(-1, 3)
         return found[np.argsort(found[:, 0], kind="stable")]
 
 
 def recorded(fd: int, start: int, fingerprint: bytes) -> list[tuple[int, int, int]] | None:
-    """(offset, size, CRC-32) of the pieces that a journal lists; the last one of each place. None if there is no
+    """(offset, size, checksum) of the pieces that a journal lists; the last one of each place. None if there is no
     journal, or one of another fingerprint.
     """
     head = memoryview(bytearray(HEAD.size))

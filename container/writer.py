@@ -13,7 +13,6 @@ import os
 import secrets
 import shutil
 import stat
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,7 +24,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.disk import LOCKS, Flusher, check_space, force, force_folder, intact, lock, remove_leftover
+from ggufsmith.container.checksum import checksum, intact
+from ggufsmith.container.disk import LOCKS, Flusher, check_space, force, force_folder, lock, remove_leftover
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Usage
 from ggufsmith.container.journal import Journal, recorded
 from ggufsmith.container.layout import Layout
@@ -164,14 +164,13 @@ class Writer:
         """
         view = as_bytes(data)
         self._journal_for(offset, len(view))
-        checksum = zlib.crc32(view)
         with self._reporting("cannot write"):
             write_at(self._fd, view, offset)
-        self.record(offset, len(view), checksum)
+        self.record(offset, len(view), checksum(view))
 
-    def record(self, offset: int, size: int, checksum: int) -> None:
-        """Note a write, with its CRC-32, that `write` or another process did."""
-        self._journal_for(offset, size).add(offset, size, checksum)
+    def record(self, offset: int, size: int, found: int) -> None:
+        """Note a write that `write` or another process did, with the checksum of its bytes (see `checksum`)."""
+        self._journal_for(offset, size).add(offset, size, found)
         if self._flusher:
             self._flusher.count(size)
 
@@ -291,7 +290,7 @@ class Writer:
         try:
             if lock(fd) and os.path.samestat(os.fstat(fd), os.stat(other)):
                 pieces = recorded(fd, self.layout.size, self._fingerprint)
-                held = [piece for piece in pieces or () if intact(fd, piece)]
+                held = [piece for piece in pieces or () if intact(fd, *piece)]
                 self.strange |= pieces is None
         except OSError:
             held = []
@@ -330,9 +329,7 @@ class Writer:
         """The file, read back, holds the bytes that were written."""
 
         def check(some: NDArray[np.int64]) -> list[int]:
-            return [
-                start for start, end, checksum in some.tolist() if not intact(self._fd, (start, end - start, checksum))
-            ]
+            return [start for start, end, wanted in some.tolist() if not intact(self._fd, start, end - start, wanted)]
 
         with self._reporting("cannot read back"), ThreadPoolExecutor(self.threads) as pool:
             try:

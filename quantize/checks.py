@@ -1,8 +1,9 @@
 """Checks of bytes just made, cheap enough to be done always: nothing infinite, and rows near what they were made from.
 
 A row of ordinary weights loses no more in a type than LARGEST says; a kernel that is miscompiled, or memory that fails,
-loses about all of it. The last row of every chunk is looked at. Extraordinary ones (a few weights or a few importances
-that count for all others, weights near nothing) can lose everything and be right: they are passed over.
+loses about all of it. One row of every tensor, and more of a large one, is looked at. Extraordinary ones (a few weights
+or a few importances that count for all others, weights near nothing) can lose everything and be right: they are passed
+over.
 """
 
 import math
@@ -21,6 +22,7 @@ from ggufsmith.quantize.rows import MODULES, decode
 # Bits of the smallest pattern that is infinite or NaN, sign aside.
 LIMITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
 SCALES = ("d", "dmin", "m", "s")  # fields of half precision; the codes beside them are bounded
+EVERY = 8  # chunks of a tensor: from the first on, one of so many is looked at
 SAMPLE = 4096  # weights of a plain format that are looked at
 EVEN = 64.0  # of so many equal weights a row must have the evenness: (sum of x)**2 / (sum of x**2), x their powers
 FAINTEST = 1e-3  # root mean square: below it scales get coarse, they are of half precision
@@ -76,7 +78,13 @@ def nonfinite(format: Format, data: NDArray[np.uint8]) -> int:
     return bad and int((~np.isfinite(wide).reshape(-1, format.weights).all(1)).sum())
 
 
-def check_chunk(
+def check_scales(format: Format, encoded: NDArray[np.uint8], where: str) -> None:
+    """Failure if a scale of half precision among blocks just made is NaN or infinite."""
+    if _halves(format) and nonfinite(format, encoded.reshape(-1)):
+        raise _damaged(f"blocks of {format.name} have a scale that is NaN or infinite", where)
+
+
+def check_row(
     format: Format,
     encoded: NDArray[np.uint8],
     rows: NDArray[Any],
@@ -84,13 +92,11 @@ def check_chunk(
     importance: Callable[[int], NDArray[np.float32] | None],
     where: str,
 ) -> None:
-    """Failure if rows just encoded cannot be what was meant.
+    """Failure if the last of the rows just encoded cannot be what was meant.
 
     encoded: (n, bytes per row). rows: (n, width) of a plain format, `source`. importance: of a row, by its number.
     where:   the tensor.
     """
-    if _halves(format) and nonfinite(format, encoded.reshape(-1)):
-        raise _damaged(f"blocks of {format.name} have a scale that is NaN or infinite", where)
     if format.plain:  # where rows may be as short as one weight
         encoded, rows = encoded.reshape(1, -1)[:, : SAMPLE * format.size], rows.reshape(1, -1)[:, :SAMPLE]
     last = len(rows) - 1

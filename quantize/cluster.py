@@ -12,7 +12,6 @@ import secrets
 import socket
 import threading
 import time
-import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,6 +27,7 @@ import numpy as np
 from distributed.worker import get_worker
 from numpy.typing import NDArray
 
+from ggufsmith.container.checksum import checksum
 from ggufsmith.container.errors import Failure, NoSpace
 from ggufsmith.container.layout import Layout
 from ggufsmith.container.positional import as_bytes, write_at
@@ -89,7 +89,7 @@ class Files:
         view = as_bytes(data)
         index = bisect_right(self.starts, offset) - 1
         write_at(self.fds[index], view, offset - self.starts[index])
-        self.pieces.append(Piece(self.target, offset, len(view), zlib.crc32(view)))
+        self.pieces.append(Piece(self.target, offset, len(view), checksum(view)))
 
     def holds(self, offset: int, size: int) -> bool:
         return False  # the client does not send chunks that all outputs hold
@@ -106,7 +106,8 @@ class Run(distributed.WorkerPlugin):  # type: ignore[misc]  # its types are not 
         self.version = version("ggufsmith")
         self.host = socket.gethostname()
 
-    def setup(self, worker: object) -> None:
+    def setup(self, worker: Any) -> None:
+        self.address = worker.address
         self.lock = threading.Lock()
         self.local = threading.local()
         self.stack = ExitStack()
@@ -146,11 +147,11 @@ class Run(distributed.WorkerPlugin):  # type: ignore[misc]  # its types are not 
         """This worker has the client's program, and its files."""
         if self.version != version("ggufsmith"):
             what = f"this worker has ggufsmith {version('ggufsmith')}, the client {self.version}"
-            raise Failure(what, where=get_worker().address, fix="Install the same version everywhere.")
+            raise Failure(what, where=self.address, fix="Install the same version everywhere.")
         for path, stamp in self.inputs.items():
             if _stamp(path) != stamp:
                 what = f"this worker has another file at {path} than the client"
-                raise Failure(what, where=get_worker().address, fix="All need one file system, mounted at one place.")
+                raise Failure(what, where=self.address, fix="All need one file system, mounted at one place.")
 
     def flush(self) -> None:
         """Force this worker's writes out, so that the client's machine sees them."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
-from ggufsmith.quantize.checks import check_chunk
+from ggufsmith.quantize.checks import EVERY, check_row, check_scales
 from ggufsmith.quantize.rows import FLOATS, Finding, Report, decode, encode, warm_up
 from ggufsmith.quantize.threads import spread
 
@@ -207,21 +207,25 @@ def _chunk(
         return reports
     rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
     wide: Array | None = rows if held.plain else None
+    made: dict[tuple[str, int], tuple[Array, Report]] = {}  # recipes agree on many tensors: each type is made once
     for k in wanted:
         target, (offset, size) = targets[k], places[k]
         format = target.layout.tensors[index].format
+        importance = target.importance[index] if target.importance else None
+        kind = format.name, id(importance)
         if format is held and held.name not in FLOATS:
-            encoded = rows.view(np.uint8)
-        else:
+            made[kind] = rows.view(np.uint8), Report()
+        elif kind not in made:
             if wide is None:
                 wide = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
                 decode(held, rows, wide)
             encoded = scratch.take(size).reshape(last - first, -1)
-            importance = target.importance[index] if target.importance else None
             source = held if held.plain else F32
-            reports[k] = _encode(format, wide, encoded, source, importance, first, count)
-            _refuse(reports[k], format, tensor, first)
+            report = _encode(format, wide, encoded, source, importance, first, count)
+            _refuse(report, format, tensor, first)
             check_chunk(format, encoded, wide, source, partial(_of_row, importance, count, first), tensor.origin)
+            made[kind] = encoded, report
+        encoded, reports[k] = made[kind]
         target.writer.write(offset, encoded)
     return reports
 

@@ -16,7 +16,7 @@ from ggufsmith.container.formats import BY_NAME
 from ggufsmith.convert import quantized
 from ggufsmith.convert.run import Job
 from ggufsmith.quantize import rows as encoding
-from ggufsmith.quantize.checks import LARGEST, check_chunk, row_error
+from ggufsmith.quantize.checks import LARGEST, check_row, check_scales, row_error
 from ggufsmith.quantize.plan import MAKEABLE
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.rows import codec_of, encode
@@ -39,7 +39,8 @@ def made(name: str, x: NDArray[np.float32], importance: NDArray[np.float32] | No
 
 
 def check(name: str, out: NDArray[np.uint8], x: NDArray[np.float32], importance: object = None) -> None:
-    check_chunk(BY_NAME[name], out, x, F32, lambda row: importance, "t")  # type: ignore[arg-type, return-value]
+    check_scales(BY_NAME[name], out, "t")
+    check_row(BY_NAME[name], out, x, F32, lambda row: importance, "t")  # type: ignore[arg-type, return-value]
 
 
 def test_every_type_that_can_be_made_has_a_bound() -> None:
