@@ -223,7 +223,9 @@ def _chunk(
             source = held if held.plain else F32
             report = _encode(format, wide, encoded, source, importance, first, count)
             _refuse(report, format, tensor, first)
-            check_chunk(format, encoded, wide, source, partial(_of_row, importance, count, first), tensor.origin)
+            check_scales(format, encoded, tensor.origin)
+            if first * width // CHUNK % EVERY == 0:
+                check_row(format, encoded, wide, source, partial(_of_row, importance, count, first), tensor.origin)
             made[kind] = encoded, report
         encoded, reports[k] = made[kind]
         target.writer.write(offset, encoded)
