@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llama_models import open_llama
 
 import checkpoints
 import reference
@@ -83,14 +84,7 @@ def test_converting_into_shards_is_splitting_the_one_file(folder: Path, whole: P
 
 
 def logits(path: Path) -> np.ndarray:
-    """Without repacked weights: their code crashes on virtual machines whose CPU claims AMX and does not allow it."""
-    import llama_cpp
-
-    plain = llama_cpp.llama_model_default_params()
-    plain.use_extra_bufts = False
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", lambda: plain)
-        llama = llama_cpp.Llama(str(path), n_ctx=64, n_batch=64, logits_all=True, verbose=False)
+    llama = open_llama(path)
     llama.eval([1, *range(20, 40)])
     found = np.array(llama.scores[:21])
     llama.close()
