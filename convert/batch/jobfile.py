@@ -153,15 +153,19 @@ class _Reader:
             self.wrong(place("model"), "there is no model: write one [[model]] or more")
             return None
         output = self.beside(root.value) if root else self.document.path.parent
-        models = []
+        mine, others = [], []
         for index, entry in enumerate(entries):
             said = self.table(("model", index), entry, MODELS)
             settings = self.merged(said, named, defaults)
-            if index % shard[1] == shard[0] - 1 and isinstance(entry, dict):
-                model = self.model(place("model", index), settings, output)
-                models += [model] if model else []
-        self.check_conflicts(models)
-        return JobFile(self.document.path, output, tuple(models), len(entries))
+            known = len(self.problems)
+            model = self.model(place("model", index), settings, output) if isinstance(entry, dict) else None
+            if index % shard[1] == shard[0] - 1:
+                mine += [model] if model else []
+            else:  # its files may be on another machine, which reports what is wrong with it
+                del self.problems[known:]
+                others += [model] if model else []
+        self.check_conflicts([*mine, *others])
+        return JobFile(self.document.path, output, tuple(mine), len(entries))
 
     # ---- values ----
 
@@ -289,19 +293,17 @@ class _Reader:
         return None
 
     def source(self, said: _Said) -> Path | None:
-        """The model on the disk, if there is one."""
+        """The model on the disk, whether it is there or not."""
         if "://" in said.value:
             return None
         source = self.beside(said.value)
         if not source.exists():
             fix = f"If the hub is meant, write hf://{said.value}." if ID.fullmatch(said.value) else None
             self.wrong(said.place, f"there is no such folder or file: {source}", fix)
-            return None
-        if source.is_dir() and not any((source / name).is_file() for name in CONFIGS):
+        elif source.is_dir() and not any((source / name).is_file() for name in CONFIGS):
             self.wrong(said.place, f"{source} has no {CONFIGS[0]}: it is no model folder")
         elif source.is_file() and source.suffix != SUFFIX:
             self.wrong(said.place, f"{source} is no folder, and its name does not end in {SUFFIX}")
-            return None
         return source
 
     def check_settings(self, source: Path, said: Mapping[str, _Said], output: Path) -> None:
@@ -315,7 +317,9 @@ class _Reader:
         if source.is_file():
             for key in ("outtypes", "lora", "pre", "model_name", "metadata"):
                 if said[key].value:
-                    self.wrong(said[key].place, f"{key} is for model folders, and {source.name} is a GGUF file")
+                    nothing = '""' if isinstance(said[key].value, str) else "[]"
+                    fix = f"Give it {key} = {nothing}."
+                    self.wrong(said[key].place, f"{key} is for model folders, and {source.name} is a GGUF file", fix)
         if not said["recipes"].value and not said["outtypes"].value:
             self.wrong(said["recipes"].place, "neither recipes nor outtypes: there is nothing to make")
         for key in ("include_weights", "exclude_weights"):
@@ -423,7 +427,7 @@ def _chain(name: str, named: Mapping[str, Mapping[str, _Said]]) -> Iterator[str]
 
 def _name_of(source: Path) -> str:
     """The model's name as its folder or file gives it, without encoding and shard."""
-    if source.is_dir():
+    if source.is_dir() or source.suffix != SUFFIX:
         return model_folder_name(source).strip().replace(" ", "-")
     return replace(parse(source.name), encoding=None, shard=None).format().removesuffix(SUFFIX)
 

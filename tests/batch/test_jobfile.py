@@ -229,10 +229,14 @@ def test_runners_share_the_models(home: Path) -> None:
         text += f'[[model]]\nsource = "Tiny-A"\nname = "m{k}"\n'
     parts = [[model.name for model in read(home, text, shard=(i, 3)).models] for i in (1, 2, 3)]
     assert parts == [["m0", "m3"], ["m1", "m4"], ["m2"]]
-    (home / "Tiny-A").rename(home / "gone")
-    missing = text.replace('source = "Tiny-A"\nname = "m1"', 'source = "Tiny B"\nname = "m1"').replace("m4", "m5", 1)
-    missing = missing.replace('source = "Tiny-A"\nname = "m5"', 'source = "Tiny B"\nname = "m5"')
-    assert len(read(home, missing, shard=(2, 3)).models) == 2, "a runner needs only its own models"
+    mixed = (
+        'output = "o"\n[defaults]\nrecipes = "q8_0"\n[[model]]\nsource = "elsewhere"\n[[model]]\nsource = "Tiny-A"\n'
+    )
+    assert [model.name for model in read(home, mixed, shard=(2, 2)).models] == ["Tiny-A"], "it needs only its own"
+    with pytest.raises(Malformed, match="elsewhere"):
+        read(home, mixed, shard=(1, 2))
+    with pytest.raises(Malformed, match="called 'x' too"):
+        read(home, mixed + 'name = "x"\n[[model]]\nsource = "other/Tiny-A"\nname = "x"\n', shard=(2, 2))
 
 
 def test_the_schema_knows_every_key() -> None:
