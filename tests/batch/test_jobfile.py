@@ -219,7 +219,11 @@ def test_what_is_no_job(home: Path, text: str, message: str) -> None:
 
 
 def test_lines_of_yaml(home: Path) -> None:
-    found = problems(home, "output: o\nmodel:\n- source: Tiny-A\n  recipes:\n  - q4km\n- source: nowhere\n", "jobs.yml")
+    found = problems(
+        home,
+        "output: o\nmodel:\n- source: Tiny-A\n  recipes:\n  - q4km\n- source: nowhere\n  recipes: q8_0\n",
+        "jobs.yml",
+    )
     assert [each.partition(":")[0] for each in found] == ["4", "6"]
 
 
