@@ -133,7 +133,8 @@ def _order(asked: Asked, width: int, groups: int) -> Source | None:
 
 GPTQ = Scheme(
     "GPTQ",
-    "AutoGPTQ, GPTQModel (v1, v2), GPTQ-for-LLaMa; 2, 3, 4, 8 bits; any group size; act-order; symmetric or not",
+    "AutoGPTQ, GPTQModel (v1, v2), GPTQ-for-LLaMa; 2, 3, 4, 8 bits; any group size; act-order; symmetric or not; "
+    "symmetric 4 bits in order are Q4_0",
     methods=("gptq",),
     main=(".qweight",),
     dense=".weight",

@@ -72,7 +72,7 @@ def build_mxfp4(asked: Asked) -> Mxfp4:
 
 MXFP4 = Scheme(
     "MXFP4",
-    "the experts of gpt-oss",
+    "the experts of gpt-oss; they are MXFP4",
     methods=("mxfp4",),
     main=("_blocks",),
     dense="",
@@ -85,7 +85,7 @@ MXFP4 = Scheme(
 MXFP4_PACKED = replace(
     MXFP4,
     name="mxfp4-pack-quantized",
-    note="compressed-tensors",
+    note="compressed-tensors; they are MXFP4",
     methods=("compressed-tensors",),
     main=(".weight_packed",),
     dense=".weight",
