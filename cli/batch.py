@@ -35,6 +35,8 @@ ggufsmith batch jobs.toml --shard 2/4
 4 the job file is wrong and nothing was done, 5 no space for all outputs, 130 or 143 interrupted
 """
 
+LINE = 4000  # characters of the last line
+
 
 def batch(
     job: Annotated[Path, typer.Argument(metavar="JOBS.toml", help="The job file, TOML or YAML.")],
@@ -131,6 +133,7 @@ def _run(
     """Returns the exit code."""
     from ggufsmith.cli import render
     from ggufsmith.cli.board import board
+    from ggufsmith.container.summary import shown
     from ggufsmith.convert.batch.report import annotations, as_json, as_junit, exit_code, verdict
     from ggufsmith.convert.batch.run import run_job
 
@@ -153,7 +156,7 @@ def _run(
     if machine:
         render.as_json(body)
     elif code or not quiet:
-        (render.err if code else render.out).print(verdict(outcomes), markup=False)
+        (render.err if code else render.out).print(shown(verdict(outcomes), LINE), markup=False)
     return code
 
 
@@ -169,6 +172,8 @@ def _write(path: Path, content: bytes) -> None:
 def _price(job: "JobFile", options: "Options", machine: bool) -> int:
     """Show what the job would make and take. Returns the exit code."""
     from ggufsmith.cli import render
+    from ggufsmith.cli.board import described
+    from ggufsmith.container.summary import shown
     from ggufsmith.convert.batch.price import calibrate, work_of
     from ggufsmith.convert.batch.report import exit_code, verdict
     from ggufsmith.convert.batch.run import Watcher, above, plan_job
@@ -186,10 +191,11 @@ def _price(job: "JobFile", options: "Options", machine: bool) -> int:
     _show(_rows(drafts, seconds))
     for outcome in outcomes:
         if outcome.error:
-            render.err.print(f"{outcome.model.name}: {outcome.error}", markup=False)
+            for line in described(outcome):
+                render.err.print(line, markup=False)
     render.lines(_totals(job, drafts, outcomes, sum(seconds.values())))
     if code:
-        render.err.print(verdict(outcomes), markup=False)
+        render.err.print(shown(verdict(outcomes), LINE), markup=False)
     return code
 
 

@@ -20,7 +20,9 @@ def described(outcome: Outcome) -> Iterator[str]:
     """The lines about a model that ended."""
     name = shown(outcome.model.name)
     if outcome.error:
-        yield f"{name}: failed: {shown(str(outcome.error), 2000)}"
+        first, *rest = str(outcome.error).split("\n")
+        yield f"{name}: failed: {shown(first, 1000)}"
+        yield from (f"  {shown(line, 1000)}" for line in rest)
     elif outcome.status != "done":
         yield f"{name}: {outcome.status}"
     else:

@@ -150,6 +150,7 @@ def _xml(text: str) -> str:
 
 
 def _data(text: str) -> str:
+    text = "".join(each if each.isprintable() or each in "\r\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
