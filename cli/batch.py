@@ -180,7 +180,7 @@ def _price(job: "JobFile", options: "Options", machine: bool) -> int:
 
     works: dict[str, Work] = {}
     drafts, outcomes = plan_job(
-        job, options, Watcher(), lambda draft, planned: works.update({draft.model.place: work_of(planned)})
+        job, options, Watcher(), lambda draft, planned: works.update({draft.model.place: work_of(planned)}), dry=True
     )
     speed = calibrate(works.values(), above(job.output))
     seconds = {place: speed.seconds(work, options.cores) for place, work in works.items()}

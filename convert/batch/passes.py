@@ -75,9 +75,8 @@ def prepare(model: Model, wanted: Sequence[Wanted], open_files: OpenFiles = Loca
     """Plan these outputs of a model. Raises what is wrong with it. open_files: see `checkpoint.Checkpoint`."""
     planned = _of_checkpoint(model, wanted, open_files) if model.is_checkpoint else _of_gguf(model, wanted)
     names = [tensor.name for tensor in planned.tensors]
-    paths = {each: each.path for each in wanted}
     outputs = tuple(
-        replace(_ordered(output, names), path=paths[each])
+        replace(_ordered(output, names), path=each.path)
         for each, output in zip(planned.wanted, planned.outputs, strict=True)
     )
     return replace(planned, outputs=outputs)

@@ -48,8 +48,8 @@ class Outcome:
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """0, or FAILED and the number of models that failed or were not begun."""
-    bad = sum(outcome.status in ("failed", "not begun") for outcome in outcomes)
+    """0, or FAILED and the number of models that failed or were not done."""
+    bad = sum(outcome.status not in ("done", "finished") for outcome in outcomes)
     return FAILED + min(bad, MOST) if bad else 0
 
 

@@ -118,16 +118,20 @@ def plan_job(
     options: Options,
     watch: Watcher,
     look: Callable[[Draft, Pass], None] = lambda draft, planned: None,
+    *,
+    dry: bool,
 ) -> tuple[list[Draft], list[Outcome]]:
     """What is to be done for each model, and the outcomes of those that need nothing or cannot be planned.
 
-    look: shown every plan while it is open.
+    look: shown every plan while it is open. dry: write nothing, not even sums and cards that are missing.
     """
     drafts, outcomes = [], []
     for model in job.models:
         try:
             draft = _draft(model, options, look)
-        except (Failure, OSError) as error:
+            if not draft.wanted and not dry and draft.record.extras != extras_fingerprint(model):
+                _finish(model, draft.record.outputs)
+        except Exception as error:
             outcome = Outcome(model, "failed", error=_failure(error))
         else:
             if draft.wanted:
@@ -148,7 +152,7 @@ def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outco
     NoSpace if the disk cannot hold all of it, unless `options.disk` says that somebody makes room.
     """
     try:
-        drafts, done = plan_job(job, options, watch)
+        drafts, done = plan_job(job, options, watch, dry=False)
         outcomes += done
         if not (options.fail_fast and any(outcome.error for outcome in outcomes)):
             _check_disk(job, drafts, options)
@@ -167,8 +171,6 @@ def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) 
     labels = {made.label for made in record.outputs}
     wanted = tuple(each for each in model.wanted if each.label not in labels)
     if not wanted:
-        if record.extras != extras_fingerprint(model):
-            _finish(model, record.outputs)
         return Draft(model, record, ())
     check_extras(model)
     threads = options.cores
@@ -245,6 +247,7 @@ class _Runner:
     running: dict[str, Draft] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     changed: threading.Condition = field(default_factory=threading.Condition)
+    broken: Exception | None = None
 
     def run(self, drafts: Sequence[Draft]) -> None:
         waiting, threads = list(drafts), []
@@ -266,6 +269,8 @@ class _Runner:
             deadline = time.monotonic() + PATIENCE
             for thread in threads:
                 thread.join(max(deadline - time.monotonic(), 0))
+        if self.broken:
+            raise self.broken
 
     def fits(self, draft: Draft) -> bool:
         """Whether a model can start beside those that run."""
@@ -280,14 +285,18 @@ class _Runner:
 
     def work(self, draft: Draft) -> None:
         """One model, in its thread."""
-        self.watch.begun(draft)
-        outcome = self.outcome(draft)
-        self.watch.ended(outcome)
-        with self.changed:
+        try:
+            self.watch.begun(draft)
+            outcome = self.outcome(draft)
             self.outcomes.append(outcome)
-            del self.running[draft.model.place]
             if outcome.error and self.options.fail_fast:
                 self.stop.set()
+            self.watch.ended(outcome)
+        except Exception as error:  # of who watches, such as a closed pipe: raised in the main thread
+            self.broken = error
+            self.stop.set()
+        with self.changed:
+            del self.running[draft.model.place]
             self.changed.notify()
 
     def outcome(self, draft: Draft) -> Outcome:

@@ -241,6 +241,31 @@ def test_a_foreign_readme_is_never_replaced(home: Path) -> None:
     assert (home / "out/A/README.md").read_text(encoding="utf-8") == "mine"
 
 
+def test_a_dry_run_writes_nothing(home: Path) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
+    jobs.run(path)
+    (home / "out/A/SHA256SUMS").unlink()
+    before = times(home)
+    assert jobs.cli(path, "--dry-run").exit_code == 0
+    assert times(home) == before
+
+
+@pytest.mark.parametrize("moment", ["begun", "ended"])
+def test_who_watches_can_fail_too(home: Path, moment: str) -> None:
+    """As standard output does when nobody reads it any more."""
+
+    class Broken(Watcher):
+        pass
+
+    def fail(*arguments: object) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    setattr(Broken, moment, fail)
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"', 'source = "B"'])
+    with pytest.raises(BrokenPipeError):
+        jobs.run(path, Broken())
+
+
 class Counting(Watcher):
     """How many models run at one time."""
 
