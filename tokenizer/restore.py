@@ -1,13 +1,10 @@
 """The vocabulary of an opened GGUF file: its `tokenizer.*` keys as a `Vocabulary`, checked."""
 
-from typing import Any
-
 import numpy as np
-from gguf.constants import GGUFValueType as ValueType
 from gguf.constants import Keys, TokenType
-from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.typed import TypedKeys
 from ggufsmith.container.values import Metadata
 from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.special import EOG_TEXTS
@@ -23,7 +20,9 @@ def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
     Malformed: keys that are missing, of the wrong type or contradictory. Unsupported: a tokenizer other than "llama"
     and "gpt2", and texts that are no UTF-8, for which Hugging Face's files have no form.
     """
-    keys = _Keys(metadata, where)
+    keys = TypedKeys(metadata, where)
+    if KEY.MODEL not in metadata:
+        raise Malformed("the file has no vocabulary", where=f"{where}: {KEY.MODEL}")
     model = keys.text(KEY.MODEL)
     if model not in MODELS:
         raise Unsupported(
@@ -49,7 +48,7 @@ def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
         types=types,
         scores=scores,
         merges=keys.texts(KEY.MERGES) if model == "gpt2" else (),
-        special={role: token for role, key in ID_KEYS.items() if (token := keys.token(key, count)) is not None},
+        special={role: token for role, key in ID_KEYS.items() if (token := _token(keys, key, count)) is not None},
         add={role: flag for role, key in ADD_KEYS.items() if (flag := keys.optional(key, bool)) is not None},
         add_space_prefix=keys.optional(KEY.ADD_PREFIX, bool),
         chat_template=keys.optional(KEY.CHAT_TEMPLATE, str),
@@ -57,59 +56,10 @@ def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
     )
 
 
-class _Keys:
-    """Typed reads of metadata."""
-
-    def __init__(self, metadata: Metadata, where: object) -> None:
-        self.metadata, self.where = metadata, where
-
-    def optional(self, key: str, kind: type) -> Any:
-        value = self.metadata.get(key)
-        if value is None:
-            return None
-        if type(value.data) is not kind:
-            raise Malformed(f"holds {value.type.name}, not a {kind.__name__}", where=f"{self.where}: {key}")
-        if kind is str:
-            self._unicode(key, str(value.data))
-        return value.data
-
-    def text(self, key: str) -> str:
-        value = self.optional(key, str)
-        if value is None:
-            raise Malformed("is missing: the file has no vocabulary", where=f"{self.where}: {key}")
-        return str(value)
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        value = self.metadata.get(key)
-        if value is None or value.element is not ValueType.STRING or not isinstance(value.data, tuple):
-            raise Malformed("must be an array of strings", where=f"{self.where}: {key}")
-        self._unicode(key, "".join(value.data))
-        return value.data
-
-    def numbers(self, key: str, kind: type[np.number[Any]], count: int) -> NDArray[Any] | None:
-        """One number per token; None if the key is not there."""
-        value = self.metadata.get(key)
-        if value is None:
-            return None
-        if not isinstance(value.data, np.ndarray) or len(value.data) != count:
-            raise Malformed(f"must be an array of {count} numbers, one per token", where=f"{self.where}: {key}")
-        if not np.isfinite(value.data).all():
-            raise Malformed("holds a number that is not finite", where=f"{self.where}: {key}")
-        return value.data.astype(kind)
-
-    def token(self, key: str, count: int) -> int | None:
-        """A token id; ids outside the vocabulary, which some files use for "none", are left out."""
-        token = self.optional(key, int)
-        return None if token is None or not 0 <= token < count else int(token)
-
-    def _unicode(self, key: str, text: str) -> None:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise Unsupported(
-                "holds bytes that are no UTF-8, for which Hugging Face's files have no form",
-                where=f"{self.where}: {key}",
-            ) from None
+def _token(keys: TypedKeys, key: str, count: int) -> int | None:
+    """A token id; ids outside the vocabulary, which some files use for "none", are left out."""
+    token = keys.optional(key, int)
+    return None if token is None or not 0 <= token < count else int(token)
 
 
 def ends_of_generation(vocabulary: Vocabulary) -> tuple[int, ...]:

@@ -6,17 +6,18 @@ The keys of the architecture's record, read backwards; rope parameters by `hf.ro
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGUFType, Keys
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.reader import TensorInfo
-from ggufsmith.container.values import Metadata, Value
+from ggufsmith.container.typed import TypedKeys
+from ggufsmith.container.values import string
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import SIZES, gemma_attention_scalar
 from ggufsmith.convert.hf.classes import CLASSES, HfClass
 from ggufsmith.naming.metadata import SAMPLING
 from ggufsmith.tokenizer.restore import ends_of_generation
+from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.special import ROLES
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
@@ -24,45 +25,36 @@ Tensors = Mapping[str, TensorInfo]
 GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def plain(value: Value) -> bool | int | float | str:
-    """A scalar as JSON shows it: a float32 by the shortest decimal that is rounded to it."""
-    data = value.data
-    return float(str(np.float32(data))) if isinstance(data, float) else data  # type: ignore[return-value]
-
-
-def find_class(metadata: Metadata, where: object) -> HfClass:
+def find_class(keys: TypedKeys) -> HfClass:
     """The class for this file. Unsupported: no model, or an architecture that has no class here."""
-    kind = metadata.get(Keys.General.TYPE)
-    if kind is not None and kind.data != GGUFType.MODEL:
-        raise Unsupported(f"general.type is {kind.data!r}; only models can be turned back", where=where)
-    value = metadata.get(Keys.General.ARCHITECTURE)
-    if value is None:
-        raise Malformed("general.architecture is missing: this is no model", where=where)
-    experts = metadata.get(Keys.LLM.EXPERT_COUNT.format(arch=value.data))
-    sparse = experts is not None and experts.data != 0
+    kind = keys.optional(Keys.General.TYPE, str)
+    if kind not in (None, GGUFType.MODEL):
+        raise Unsupported(f"general.type is {shown(kind)}; only models can be turned back", where=keys.where)
+    name = keys.text(Keys.General.ARCHITECTURE)
+    sparse = bool(keys.number(Keys.LLM.EXPERT_COUNT.format(arch=name)))
     for each in CLASSES:
-        if each.record.name == value.data and each.sparse == sparse:
+        if each.record.name == name and each.sparse == sparse:
             return each
     known = sorted({each.record.name for each in CLASSES})
     raise Unsupported(
-        f"no Hugging Face class is known for the architecture {value.data!r}{' with experts' if sparse else ''}",
-        where=where,
+        f"no Hugging Face class is known for the architecture {shown(name)}{' with experts' if sparse else ''}",
+        where=keys.where,
         fix=f"Known: {', '.join(known)}.",
     )
 
 
-def config_of(known: HfClass, metadata: Metadata, tensors: Tensors, rope: Mapping[str, Any], where: object) -> Any:
+def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[str, Any]) -> dict[str, Any]:
     """config.json without the token ids and the dtype. rope: see `hf.rope.rope_config`.
 
     Malformed: a key that the class cannot do without is missing. Unsupported: biases that the class does not have.
     """
-    record = known.record
+    record, where = known.record, keys.where
     config: dict[str, Any] = {
         "architectures": [known.name],
         "model_type": known.model_type,
         **{key: allowed[0] for key, allowed in record.require.items() if len(allowed) == 1},
         **known.constants,
-        **_keys(record, metadata, where),
+        **_keys(record, keys),
     }
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -79,19 +71,17 @@ def config_of(known: HfClass, metadata: Metadata, tensors: Tensors, rope: Mappin
     return {**config, **rope, **_biases(known, tensors, where)}
 
 
-def _keys(record: Architecture, metadata: Metadata, where: object) -> dict[str, Any]:
-    found = {}
+def _keys(record: Architecture, keys: TypedKeys) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for key in record.keys:
         if not key.names:
             continue
         name = key.name.format(arch=record.name)
-        value = metadata.get(name)
+        value = keys.number(name)
         if value is not None:
-            if isinstance(value.data, bool) or not isinstance(value.data, int | float):
-                raise Unsupported(f"holds {value.type.name}; one number is expected", where=f"{where}: {name}")
-            found[key.names[0]] = plain(value)
+            found[key.names[0]] = value
         elif key in SIZES and key.name != Keys.Attention.HEAD_COUNT_KV:
-            raise Malformed("is missing", where=f"{where}: {name}")
+            raise Malformed("is missing", where=f"{keys.where}: {name}")
     return found
 
 
@@ -122,11 +112,12 @@ def token_ids(vocabulary: Vocabulary) -> dict[str, int | None]:
     return always | {f"{role}_token_id": vocabulary.special[role] for role in ROLES if role in vocabulary.special}
 
 
-def generation_config(metadata: Metadata, vocabulary: Vocabulary) -> dict[str, Any]:
+def generation_config(keys: TypedKeys, vocabulary: Vocabulary) -> dict[str, Any]:
     """generation_config.json: every end of generation, and the sampling that the file suggests."""
     ends = ends_of_generation(vocabulary)
     named = token_ids(vocabulary)
     ids: dict[str, Any] = {key: named[key] for key in GENERATION_IDS if named[key] is not None}
     if len(ends) > 1:
         ids["eos_token_id"] = list(ends)
-    return {**ids, **{name: plain(metadata[key]) for key, name, _ in SAMPLING if key in metadata}}
+    sampling = {name: keys.optional(key, str) if make is string else keys.number(key) for key, name, make in SAMPLING}
+    return {**ids, **{name: value for name, value in sampling.items() if value is not None}}

@@ -8,10 +8,10 @@ from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, Keys, RopeScalingType
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported
-from ggufsmith.container.values import Metadata, Value
+from ggufsmith.container.typed import TypedKeys
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.hf.config import plain
 from ggufsmith.convert.rope import YARN, llama3_factors
+from ggufsmith.tokenizer.source import shown
 
 LOW, HIGH = 1.0, 4.0  # of every published Llama 3 scaling
 CONTEXTS = tuple(2**n for n in range(8, 24))
@@ -24,68 +24,61 @@ FACTORS = (FREQS, LONG, SHORT)
 Vector = Callable[[str], NDArray[np.float32] | None]
 
 
-def rope_config(record: Architecture, metadata: Metadata, vector: Vector, where: object) -> dict[str, Any]:
+def rope_config(record: Architecture, keys: TypedKeys, vector: Vector) -> dict[str, Any]:
     """rope_theta, rope_scaling and their neighbours, in the spelling that every release of transformers reads.
 
     vector: a tensor of FACTORS, or None. Unsupported: a scaling that config.json cannot express.
     """
 
-    def key(name: str) -> Value | None:
-        return metadata.get(name.format(arch=record.name))
+    def number(name: str) -> float | None:
+        return keys.number(name.format(arch=record.name))
 
     config: dict[str, Any] = {}
-    theta, local, context = key(Keys.Rope.FREQ_BASE), key(Keys.Rope.FREQ_BASE_SWA), key(Keys.Rope.SCALING_ORIG_CTX_LEN)
     if record.rope.write_theta:
-        config["rope_theta"] = plain(theta) if theta is not None else 10000.0  # as llama.cpp has it
-    if local is not None:
-        config["rope_local_base_freq"] = plain(local)
-    if record.rope.original_context and context is not None:
-        config["original_max_position_embeddings"] = plain(context)
-    config |= _rotary(key)
-    scaling = _scaling(key, config, context, vector, where)
-    if scaling is not None:
-        config["rope_scaling"] = scaling
-    return config
+        theta = number(Keys.Rope.FREQ_BASE)
+        config["rope_theta"] = 10000.0 if theta is None else theta  # what llama.cpp takes
+    found = {
+        "rope_local_base_freq": number(Keys.Rope.FREQ_BASE_SWA),
+        "original_max_position_embeddings": number(Keys.Rope.SCALING_ORIG_CTX_LEN)
+        if record.rope.original_context
+        else None,
+        "partial_rotary_factor": _rotary(number),
+        "rope_scaling": _scaling(record, keys, config, vector),
+    }
+    return config | {name: value for name, value in found.items() if value is not None}
 
 
-def _rotary(key: Callable[[str], Value | None]) -> dict[str, float]:
+def _rotary(number: Callable[[str], float | None]) -> float | None:
     """partial_rotary_factor, for heads of which only a part rotates."""
-
-    def size(name: str) -> int:
-        value = key(name)
-        return value.data if value is not None and isinstance(value.data, int) else 0
-
-    rotary, heads = size(Keys.Rope.DIMENSION_COUNT), size(Keys.Attention.HEAD_COUNT)
-    head = size(Keys.Attention.KEY_LENGTH) or size(Keys.LLM.EMBEDDING_LENGTH) // max(heads, 1)
-    return {"partial_rotary_factor": rotary / head} if 0 < rotary < head else {}
+    rotary, heads = number(Keys.Rope.DIMENSION_COUNT) or 0, number(Keys.Attention.HEAD_COUNT) or 0
+    head = number(Keys.Attention.KEY_LENGTH) or (number(Keys.LLM.EMBEDDING_LENGTH) or 0) // max(heads, 1)
+    return rotary / head if 0 < rotary < head else None
 
 
-def _scaling(
-    key: Callable[[str], Value | None], config: Mapping[str, Any], context: Value | None, vector: Vector, where: object
-) -> dict[str, Any] | None:
+def _scaling(record: Architecture, keys: TypedKeys, config: Mapping[str, Any], vector: Vector) -> dict[str, Any] | None:
     freqs, long, short = (vector(name) for name in FACTORS)
     if freqs is not None:
-        return _llama3(freqs, config["rope_theta"], where)
+        return _llama3(freqs, config["rope_theta"], keys.where)
     if long is not None and short is not None:
         return {"rope_type": "longrope", "long_factor": _numbers(long), "short_factor": _numbers(short)}
-    kind, factor = key(Keys.Rope.SCALING_TYPE), key(Keys.Rope.SCALING_FACTOR)
-    if kind is None or kind.data == RopeScalingType.NONE.value:
+    kind = keys.optional(Keys.Rope.SCALING_TYPE.format(arch=record.name), str)
+    factor = keys.number(Keys.Rope.SCALING_FACTOR.format(arch=record.name))
+    if kind in (None, RopeScalingType.NONE.value):
         return None
-    if kind.data not in (RopeScalingType.LINEAR.value, RopeScalingType.YARN.value) or factor is None:
-        raise Unsupported(f"rope scaling {kind.data!r} cannot be written into a config.json", where=where)
-    scaling = {"rope_type": kind.data, "factor": plain(factor)}
-    if kind.data == RopeScalingType.YARN.value:
-        if context is not None:
-            scaling["original_max_position_embeddings"] = plain(context)
-        found = ((names[0], key(name)) for name, names in YARN)
-        scaling |= {name: plain(value) for name, value in found if value is not None}
+    if kind not in (RopeScalingType.LINEAR.value, RopeScalingType.YARN.value) or factor is None:
+        raise Unsupported(f"rope scaling {shown(kind)} cannot be written into a config.json", where=keys.where)
+    scaling = {"rope_type": kind, "factor": factor}
+    if kind == RopeScalingType.YARN.value:
+        names = [(Keys.Rope.SCALING_ORIG_CTX_LEN, ("original_max_position_embeddings",)), *YARN]
+        found = {name[0]: keys.number(key.format(arch=record.name)) for key, name in names}
+        scaling |= {name: value for name, value in found.items() if value is not None}
     return scaling
 
 
 def _llama3(factors: NDArray[np.float32], theta: float, where: object) -> dict[str, Any]:
     """Llama 3's parameters: the slowest frequencies are divided by the factor itself, the context decides the rest."""
     factor = float(str(factors.max(initial=1.0)))
-    for context in CONTEXTS:
+    for context in CONTEXTS if theta > 1 else ():
         made = llama3_factors(2 * len(factors), theta, factor=factor, low=LOW, high=HIGH, context=context)
         if np.allclose(made, factors, rtol=1e-5, atol=0):  # libraries differ in the last bits of the power
             return {

@@ -21,6 +21,7 @@ from ggufsmith.container.errors import Failure, Malformed, OutputConflict, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.shards import SUFFIX, GgufSet, SetWriter
+from ggufsmith.container.typed import TypedKeys
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.hf.card import model_card
 from ggufsmith.convert.hf.classes import HfClass
@@ -34,6 +35,8 @@ from ggufsmith.quantize.stream import Target, load_kernels, stream
 from ggufsmith.quantize.threads import available_cores
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.restore import vocabulary_of
+from ggufsmith.tokenizer.source import shown
+from ggufsmith.tokenizer.vocabulary import Vocabulary
 from ggufsmith.tokenizer.write import tokenizer_files
 
 DTYPES: Mapping[str, Format] = {"float32": BY_NAME["F32"], "float16": BY_NAME["F16"], "bfloat16": BY_NAME["BF16"]}
@@ -64,7 +67,7 @@ class Job:
 class Prepared:
     """Everything decided, nothing written. Close the source, or use this in a `with`.
 
-    folder: where it goes. files: the small ones, name -> content. keys: what converting it again must give.
+    folder: where it goes. files: the small ones, name -> content. vocabulary: what converting it again must give.
     """
 
     job: Job
@@ -74,7 +77,7 @@ class Prepared:
     files: Mapping[str, bytes]
     tensors: tuple[Restored, ...]
     weights_plan: WeightsPlan
-    keys: Metadata
+    vocabulary: Vocabulary
     notes: tuple[str, ...]
 
     @property
@@ -116,26 +119,26 @@ def prepare(job: Job) -> Prepared:
 def _prepare(job: Job, model: Model) -> Prepared:
     source = model.files
     where, metadata = source.path, source.metadata
-    known = find_class(metadata, where)
+    keys = TypedKeys(metadata, where)
+    known = find_class(keys)
     vocabulary = vocabulary_of(metadata, where)
-    rope = rope_config(known.record, metadata, lambda name: _vector(source, name), where)
-    config = {**config_of(known, metadata, source.tensors, rope, where), **token_ids(vocabulary)}
+    rope = rope_config(known.record, keys, lambda name: _vector(source, name))
+    config = {**config_of(known, keys, source.tensors, rope), **token_ids(vocabulary)}
     format = DTYPES[job.dtype] if job.dtype is not None else None
     plan, tensors = restore(known, config, source, format, where)
     config["torch_dtype"] = _main_dtype(tensors)
     weights = plan_weights([TensorSpec(t.name, t.shape, t.format) for t in tensors], job.shard_size)
     files = {
         "config.json": _json(config),
-        "generation_config.json": _json(generation_config(metadata, vocabulary)),
+        "generation_config.json": _json(generation_config(keys, vocabulary)),
         **tokenizer_files(vocabulary, known.tokenizer, config["max_position_embeddings"]),
     }
     for name, content in ((INDEX, weights.index()), ("README.md", model_card(metadata))):
         if content is not None:
             files[name] = content
-    keys = {**plan.metadata, **vocabulary.metadata()}
     _check_keys(plan.metadata, metadata, source)
     notes = (*model.told(), *plan.notes, *_notes(known, source, plan.metadata))
-    return Prepared(job, source, known, _folder(job, model), files, tensors, weights, keys, notes)
+    return Prepared(job, source, known, _folder(job, model), files, tensors, weights, vocabulary, notes)
 
 
 def _vector(source: GgufSet, name: str) -> NDArray[np.float32] | None:
@@ -164,9 +167,9 @@ def _main_dtype(tensors: tuple[Restored, ...]) -> str:
 def _check_keys(made: Metadata, stated: Metadata, source: GgufSet) -> None:
     """Converting the folder must not give a key another value than it has."""
     wrong = [
-        f"{key} is {stated[key].data!r}, and would become {value.data!r}"
+        f"{key} is {shown(stated[key].data)}, and would become {shown(value.data)}"
         for key, value in made.items()
-        if key in stated and stated[key] != value and stated[key].data != value.data
+        if key in stated and not np.array_equal(stated[key].data, value.data)
     ]
     if wrong:
         raise Malformed("these keys contradict the tensors, or each other", where=source.path, also=wrong)
@@ -221,7 +224,7 @@ def _check_vocabulary(prepared: Prepared, folder: Path) -> Iterator[str]:
     config = json.loads(prepared.files["config.json"])
     made = read_vocabulary(folder, config=config, size=config["vocab_size"], architecture=prepared.known.name)
     again = made.metadata()
-    changed = [key for key, value in prepared.keys.items() if key.startswith("tokenizer.") and again.get(key) != value]
+    changed = [key for key, value in prepared.vocabulary.metadata().items() if again.get(key) != value]
     if changed:
         yield f"keys that converting this folder would not give again: {', '.join(changed)}"
 

@@ -215,7 +215,7 @@ def adding(name: str, values: NDArray[np.float32] = ONES) -> Callable[[Metadata,
 
 
 REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]] = {
-    "no architecture": (without("general.architecture"), Malformed, "no model"),
+    "no architecture": (without("general.architecture"), Malformed, "general.architecture: is missing"),
     "adapter": (setting(general__type=string("adapter")), Unsupported, "only models"),
     "unknown architecture": (setting(general__architecture=string("gptneox")), Unsupported, "Known: gemma2, gemma3"),
     "experts without a class": (

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import old_ggml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from mutations import damaged_bytes, damaged_json
@@ -24,10 +25,12 @@ import checkpoints
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.formats import format_of
 from ggufsmith.container.layout import TensorSpec, lay_out
+from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.shards import open_gguf_set
 from ggufsmith.container.summary import summary
 from ggufsmith.container.values import array, boolean, f32, i32, string, strings, u32, u64
-from ggufsmith.convert.run import Job, prepare
+from ggufsmith.convert.hf import run as hf
+from ggufsmith.convert.run import Job, prepare, run
 from ggufsmith.quantize import requantize
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.recipes.files import read_recipe, recipe_of, shipped
@@ -163,26 +166,56 @@ def overrides(folder: Path) -> Callable[[st.DataObject], None]:
     return target
 
 
-def quantizer(folder: Path) -> Callable[[st.DataObject], None]:
-    """A model whose keys have other types and values than they should."""
-    prepared = prepare(Job(checkpoints.write("qwen3-moe", folder / "model")))
-    metadata, tensors = prepared.layout.metadata, prepared.layout.tensors
-    path, recipe = folder / "x.gguf", recipe_of("Q4_K_M")
-    odd = st.one_of(
-        st.sampled_from([u32(0), u32(2**32 - 1), u64(2**63), i32(-1), f32(float("nan")), f32(float("inf")), f32(0.5)]),
-        st.sampled_from([boolean(True), string(""), string("../x"), string("llama"), strings([]), strings(["\udcff"])]),
-        st.sampled_from([array(np.arange(0)), array(np.array([2, 1], "<i4")), array(np.array([np.nan]))]),
-    )
+ODD = st.one_of(
+    st.sampled_from([u32(0), u32(2**32 - 1), u64(2**63), i32(-1), f32(float("nan")), f32(float("inf")), f32(0.5)]),
+    st.sampled_from([boolean(True), string(""), string("../x"), string("llama"), strings([]), strings(["\udcff"])]),
+    st.sampled_from([array(np.arange(0)), array(np.array([2, 1], "<i4")), array(np.array([np.nan]))]),
+)
+
+
+def _keys(kind: str, target: Callable[[Path], object]) -> Callable[[Path], Callable[[st.DataObject], None]]:
+    """A GGUF file whose keys have other types and values than they should, and which lacks tensors."""
+
+    def make(folder: Path) -> Callable[[st.DataObject], None]:
+        prepared = prepare(Job(checkpoints.write(kind, folder / "model")))
+        metadata, tensors = prepared.layout.metadata, prepared.layout.tensors
+        path = folder / "x.gguf"
+
+        def damaged(data: st.DataObject) -> None:
+            changes = data.draw(st.dictionaries(st.sampled_from([*metadata, "quantize.imatrix.file"]), ODD, min_size=1))
+            kept = data.draw(st.sampled_from([tensors, tensors[:1], tensors[3:], ()]))
+            changes.pop("general.alignment", None)
+            layout = lay_out({**metadata, **changes}, kept)
+            path.write_bytes(layout.header)
+            os.truncate(path, layout.size)
+            with suppress(Failure):
+                target(path)
+
+        return damaged
+
+    return make
+
+
+def quantizer(path: Path) -> None:
+    requantize.prepare(requantize.Job(path, (recipe_of("Q4_K_M"),))).source.close()
+
+
+def to_hf(path: Path) -> None:
+    hf.prepare(hf.Job(path)).source.close()
+
+
+def old_ggml_file(folder: Path) -> Callable[[st.DataObject], None]:
+    """A Llama file from before GGUF, damaged before its last tensors."""
+    prepared = prepare(Job(checkpoints.write("llama", folder / "model"), outfile=folder / "m.gguf", sync=False))
+    run(prepared)
+    with open_gguf(folder / "m.gguf") as model:
+        whole = old_ggml.write("ggjt v3", model, folder / "m.bin").read_bytes()
+    path = folder / "x.bin"
 
     def target(data: st.DataObject) -> None:
-        changes = data.draw(st.dictionaries(st.sampled_from([*metadata, "quantize.imatrix.file"]), odd, min_size=1))
-        kept = data.draw(st.sampled_from([tensors, tensors[:1], tensors[3:], ()]))
-        changes.pop("general.alignment", None)
-        layout = lay_out({**metadata, **changes}, kept)
-        path.write_bytes(layout.header)
-        os.truncate(path, layout.size)
+        path.write_bytes(data.draw(damaged_bytes(whole[:20000])) + whole[20000:])
         with suppress(Failure):
-            requantize.prepare(requantize.Job(path, (recipe,))).source.close()
+            quantizer(path)
 
     return target
 
@@ -234,7 +267,11 @@ TARGETS: dict[str, Callable[[Path], Callable[[st.DataObject], None]]] = {
     "sentencepiece": _model("gemma2", "tokenizer.model", binary=True),
     "front-matter": front_matter,
     "overrides": overrides,
-    "quantizer": quantizer,
+    "quantizer": _keys("qwen3-moe", quantizer),
+    "to-hf": _keys("llama-3", to_hf),
+    "to-hf-moe": _keys("mixtral", to_hf),
+    "to-hf-gemma": _keys("gemma3", to_hf),
+    "old-ggml": old_ggml_file,
     "imatrix": imatrix,
     "recipe": recipe_file,
 }
