@@ -39,13 +39,14 @@ def split(
     from ggufsmith.cli.app import guarded
     from ggufsmith.container.copy import plan_split
     from ggufsmith.container.shards import open_gguf_set
+    from ggufsmith.quantize.threads import available_cores
 
     def work() -> None:
         limits = limits_of(max_size, max_tensors or (None if max_size else 128), no_tensor_first)
         with open_gguf_set(model) as source:
             plan = plan_split(source, limits)
             target = output or _base(source)
-            options = {"sync": not no_sync, "overwrite": not no_overwrite}
+            options = {"sync": not no_sync, "overwrite": not no_overwrite, "threads": available_cores()}
             _copy(source, plan, target, options, dry_run=dry_run, machine=as_json, quiet=quiet)
 
     guarded(work, as_json)
@@ -67,10 +68,11 @@ def merge(
     from ggufsmith.cli.app import guarded
     from ggufsmith.container.copy import plan_merge
     from ggufsmith.container.shards import open_gguf_set
+    from ggufsmith.quantize.threads import available_cores
 
     def work() -> None:
         with open_gguf_set(model) as source:
-            options = {"sync": not no_sync, "overwrite": not no_overwrite}
+            options = {"sync": not no_sync, "overwrite": not no_overwrite, "threads": available_cores()}
             _copy(
                 source,
                 plan_merge(source),
@@ -96,7 +98,7 @@ def _copy(
     source: "GgufSet",
     plan: "ShardPlan",
     path: Path,
-    options: dict[str, bool],
+    options: dict[str, int],
     *,
     dry_run: bool,
     machine: bool,

@@ -1,20 +1,25 @@
 """Splits and merges: the tensors of one model copied, byte for byte, into files of another cut. Bounded memory.
 
-One thread: the kernel reads ahead and writes behind by itself, and a second thread was measured to cost more in waiting
-for its locks than it won.
+The kernel copies from file to file by itself, in less time than a program can read and write; the source is then read
+for its checksums, the copy when it is sealed. One thread: a second was measured to cost more, in waiting for locks of
+the kernel, than it won.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ggufsmith.container.checksum import PIECE as SUMMED
+from ggufsmith.container.checksum import checksum
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
+from ggufsmith.container.positional import copy_at
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet, Limits, SetWriter, ShardPlan, plan_shards
 
-PIECE = 2**18  # bytes read and written at a time: they stay in the processor's cache, larger pieces take twice as long
+PIECE = 2**23  # bytes copied at a time
 
 Advance = Callable[[int], None]
 
@@ -53,10 +58,8 @@ def copy(
 ) -> Copied:
     """Write all tensors of `source` into the files of `plan` (see `SetWriter`). `advance` is told of weights copied."""
     with SetWriter(path, plan, inputs=source.paths, **options) as writer:
-        buffer = memoryview(bytearray(PIECE))
         for tensor, start, size, offset in _pieces(source, plan):
-            source.read_into(tensor, start, buffer[:size])
-            writer.write(offset, buffer[:size])
+            writer.fill(offset, size, partial(_copied, source, tensor, start, size))
             advance(size * tensor.format.weights // tensor.format.size)
         writer.commit()
     return Copied(tuple(writer.paths), plan.whole.size)
@@ -65,6 +68,18 @@ def copy(
 def _layout(source: GgufSet) -> Layout:
     specs = [TensorSpec(tensor.name, tensor.shape, tensor.format) for tensor in source.tensors.values()]
     return lay_out(source.metadata, specs, alignment=source.alignment)
+
+
+def _copied(source: GgufSet, tensor: TensorInfo, start: int, size: int, fd: int, offset: int) -> int:
+    """Copy a piece to a file; its checksum, by the source."""
+    copy_at(source.file_of(tensor).fd, tensor.offset + start, fd, offset, size)
+    found = 0
+    buffer = memoryview(bytearray(min(size, SUMMED)))
+    for at in range(0, size, SUMMED):
+        part = buffer[: size - at]
+        source.read_into(tensor, start + at, part)
+        found = checksum(part, found)
+    return found
 
 
 def _pieces(source: GgufSet, plan: ShardPlan) -> Iterator[tuple[TensorInfo, int, int, int]]:

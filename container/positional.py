@@ -5,6 +5,7 @@ POSIX has calls that move no shared file position; where Python lacks them (Wind
 
 import os
 import threading
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 Buffer = bytes | bytearray | memoryview | NDArray[Any]
 
+PIECE = 2**18  # bytes copied at a time: they stay in the processor's cache
 _seeking = threading.Lock()
 
 
@@ -40,6 +42,23 @@ def write_at(fd: int, buffer: memoryview, offset: int) -> None:
     done = 0
     while done < len(buffer):
         done += _write(fd, buffer[done:], offset + done)
+
+
+def copy_at(source: int, start: int, fd: int, offset: int, size: int) -> None:
+    """Copy bytes of one file to another, inside the kernel where it can; fewer only at the end of the source."""
+    done = 0
+    if hasattr(os, "copy_file_range"):
+        with suppress(OSError):  # not between these file systems, or a disk is full: then writing says so
+            while done < size and (count := os.copy_file_range(source, fd, size - done, start + done, offset + done)):
+                done += count
+    buffer = memoryview(bytearray(min(PIECE, size - done)))
+    while done < size:
+        part = buffer[: size - done]
+        count = read_at(source, part, start + done)
+        write_at(fd, part[:count], offset + done)
+        if count < len(part):
+            return
+        done += count
 
 
 def _read(fd: int, buffer: memoryview, offset: int) -> int:

@@ -10,7 +10,7 @@ first.
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -332,18 +332,28 @@ class SetWriter:
 
     def write(self, offset: int, data: Buffer) -> None:
         """See `Writer.write`. A write lies inside one tensor, so inside one file."""
-        index = bisect_right(self.plan.starts, offset) - 1
-        self.writers[index].write(offset - self.plan.starts[index], data)
+        writer, offset = self._home(offset)
+        writer.write(offset, data)
+
+    def fill(self, offset: int, size: int, put: Callable[[int, int], int]) -> None:
+        """See `Writer.fill`."""
+        writer, offset = self._home(offset)
+        writer.fill(offset, size, put)
 
     def record(self, offset: int, size: int, checksum: int) -> None:
         """See `Writer.record`."""
-        index = bisect_right(self.plan.starts, offset) - 1
-        self.writers[index].record(offset - self.plan.starts[index], size, checksum)
+        writer, offset = self._home(offset)
+        writer.record(offset, size, checksum)
 
     def holds(self, offset: int, size: int) -> bool:
         """See `Writer.holds`."""
+        writer, offset = self._home(offset)
+        return writer.holds(offset, size)
+
+    def _home(self, offset: int) -> tuple[Writer, int]:
+        """The file that an offset of the plan lies in, and the offset there."""
         index = bisect_right(self.plan.starts, offset) - 1
-        return self.writers[index].holds(offset - self.plan.starts[index], size)
+        return self.writers[index], offset - self.plan.starts[index]
 
     @property
     def temporaries(self) -> list[Path]:

@@ -163,10 +163,19 @@ class Writer:
         the disk is full.
         """
         view = as_bytes(data)
-        self._journal_for(offset, len(view))
+
+        def put(fd: int, offset: int) -> int:
+            write_at(fd, view, offset)
+            return checksum(view)
+
+        self.fill(offset, len(view), put)
+
+    def fill(self, offset: int, size: int, put: Callable[[int, int], int]) -> None:
+        """Have `put` write these bytes to a file (descriptor, offset), and return their checksum."""
+        self._journal_for(offset, size)
         with self._reporting("cannot write"):
-            write_at(self._fd, view, offset)
-        self.record(offset, len(view), checksum(view))
+            found = put(self._fd, offset)
+        self.record(offset, size, found)
 
     def record(self, offset: int, size: int, found: int) -> None:
         """Note a write that `write` or another process did, with the checksum of its bytes (see `checksum`)."""

@@ -78,9 +78,9 @@ def timed(work: Callable[[], object], clean: Callable[[], None] = lambda: None) 
 
 
 def main(folder: Path, gigabytes: float) -> None:
-    model = folder / "m.gguf"
+    model, cores = folder / "m.gguf", available_cores()
     make(model, gigabytes)
-    print(f"{model.stat().st_size / 1e9:.2f} GB, {available_cores()} cores\n")
+    print(f"{model.stat().st_size / 1e9:.2f} GB, {cores} cores\n")
     print("| what | seconds | yardstick | seconds | ratio |\n|---|---|---|---|---|")
 
     def clean() -> None:
@@ -99,15 +99,15 @@ def main(folder: Path, gigabytes: float) -> None:
 
     def split() -> None:
         with open_gguf_set(model) as source:
-            copy(source, plan_split(source, Limits(max_size=500_000_000)), folder / "s.gguf", sync=False)
+            copy(source, plan_split(source, Limits(max_size=500_000_000)), folder / "s.gguf", sync=False, threads=cores)
 
     def merge() -> None:
         with open_gguf_set(next(folder.glob("s-00001-of-*.gguf"))) as source:
-            copy(source, plan_merge(source), folder / "merged.gguf", sync=False)
+            copy(source, plan_merge(source), folder / "merged.gguf", sync=False, threads=cores)
 
     def verify() -> None:
         with open_gguf_set(model) as source:
-            examine(source, threads=available_cores())
+            examine(source, threads=cores)
 
     def plain_copy() -> None:
         subprocess.run(["cp", "--reflink=never", str(model), str(folder / "copy.gguf")], check=True)

@@ -1,5 +1,6 @@
 """Models in several files: where they are cut, how a set is read, and that it is never half there."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -240,12 +241,35 @@ def test_splitting_and_merging_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "merged.gguf").read_bytes() == source.read_bytes()
 
 
-def test_pieces_smaller_than_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _refused(*arguments: object) -> int:
+    raise OSError(errno.EXDEV, "between file systems")
+
+
+@pytest.mark.parametrize("kernel", ["copies", "copies some bytes", "refuses", "cannot"])
+def test_pieces_smaller_than_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    """Also where the kernel does not copy, or stops in the middle."""
     monkeypatch.setattr("ggufsmith.container.copy.PIECE", 50)
+    real = getattr(os, "copy_file_range", _refused)
+    if kernel == "copies some bytes":
+        monkeypatch.setattr(os, "copy_file_range", lambda a, b, size, *at: real(a, b, min(size, 7), *at), raising=False)
+    elif kernel == "refuses":
+        monkeypatch.setattr(os, "copy_file_range", _refused, raising=False)
+    elif kernel == "cannot":
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
     with open_gguf_set(write_one(tmp_path / "one.gguf")) as model:
         done = copy(model, plan_split(model, Limits(max_tensors=5, header_alone=True)), tmp_path / "m.gguf")
     assert len(done.paths) == 3
     assert contents(done.paths[0]) == WHOLE
+
+
+def test_a_model_cut_while_it_is_copied(tmp_path: Path) -> None:
+    path = write_one(tmp_path / "one.gguf")
+    with open_gguf_set(path) as model:
+        plan = plan_split(model, Limits(max_tensors=5, header_alone=True))
+        os.truncate(path, path.stat().st_size - 100)
+        with pytest.raises(Malformed, match="too early"):
+            copy(model, plan, tmp_path / "m.gguf")
+    assert [file.name for file in tmp_path.iterdir()] == ["one.gguf"]
 
 
 def test_nothing_to_do(tmp_path: Path) -> None:
