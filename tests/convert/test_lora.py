@@ -1,6 +1,8 @@
 """LoRA adapters: merged weights against float64, GGUF adapters against their factors, and what is refused."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import adapters
 import checkpoints
 from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
 from ggufsmith.container.reader import Gguf, open_gguf
-from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
+from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, open_checkpoint
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.lora.base import find_base, parse_adapter
 from ggufsmith.convert.lora.merge import merge
@@ -221,6 +223,22 @@ def test_trained_tensors_take_the_place_of_the_base(tmp_path: Path, bases: dict[
         assert gguf.metadata["general.base_model.0.name"].data == "Base Llama"
 
 
+def test_a_base_that_is_read_from_elsewhere(tmp_path: Path, bases: dict[str, Path]) -> None:
+    """Only its own files are asked of where it is."""
+    adapters.write(bases["llama"], tmp_path / "a")
+    asked: list[Path] = []
+
+    def far(paths: Sequence[Path]) -> LocalFiles:
+        asked.extend(paths)
+        return LocalFiles(paths)
+
+    job = Job(bases["llama"], outfile=tmp_path / "far.gguf", lora=((tmp_path / "a", 1.0),), sync=False, open_files=far)
+    run(prepare(job))
+    run(prepare(replace(job, outfile=tmp_path / "near.gguf", open_files=LocalFiles)))
+    assert set(asked) == {bases["llama"] / "model.safetensors"}
+    assert (tmp_path / "far.gguf").read_bytes() == (tmp_path / "near.gguf").read_bytes()
+
+
 def test_recipes_take_merged_weights(tmp_path: Path, bases: dict[str, Path]) -> None:
     """The merged float32 rows are quantized, in one pass, as from a file that holds them."""
     from ggufsmith.convert.quantized import run as run_quantized
@@ -231,7 +249,7 @@ def test_recipes_take_merged_weights(tmp_path: Path, bases: dict[str, Path]) -> 
     adapters.write(bases["llama"], tmp_path / "a", targets=adapters.ALL)
     job = Job(bases["llama"], outfile=tmp_path / "one.gguf", lora=((tmp_path / "a", 1.0),), sync=False)
     run_quantized(prepare_quantized(job, Quantization((recipe_of("q4_K_M"),))))
-    run(prepare(Job(**{**vars(job), "outtype": "f32", "outfile": tmp_path / "wide.gguf"})))
+    run(prepare(replace(job, outtype="f32", outfile=tmp_path / "wide.gguf")))
     again = QuantJob(tmp_path / "wide.gguf", (recipe_of("q4_K_M"),), output=tmp_path / "two.gguf", sync=False)
     run_again(prepare_again(again))
     with open_gguf(tmp_path / "one.gguf") as one, open_gguf(tmp_path / "two.gguf") as two:
