@@ -4,13 +4,18 @@ Each file equals converting to the checkpoint's own precision and quantizing tha
 in between is planned, and never written.
 """
 
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from gguf.constants import Keys
 
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import Format
 from ggufsmith.container.shards import Limits, plan_shards
+from ggufsmith.container.values import Metadata, u32
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import Checkpoint
 from ggufsmith.convert.execute import Converted, Elsewhere, exact_format, read_ahead, tensors_of
@@ -21,6 +26,7 @@ from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import Cluster, Quantized, Written, fit_importance, output_paths, write_outputs
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
+from ggufsmith.quantize.recipes.filetypes import file_type_of
 
 
 @dataclass(frozen=True)
@@ -72,17 +78,16 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     by_name = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
     order = file_order(by_name)
     tensors = [by_name[name] for name in order]
-    exact = {output.name: exact_format(output) for output in converted.plan.outputs}
-    kept = [replace(tensor, format=exact[tensor.name] or tensor.format) for tensor in tensors]
+    as_they_are = _as_they_are(tensors, converted)
     importance = fit_importance(imatrix, tensors, facts) if imatrix else None
     name = FileName(converted.origin.name.strip().replace(" ", "-"))
     outputs = []
     paths = output_paths(name, quantization.recipes, job.outfile, job.outdir or converted.origin.home)
     for recipe, path in zip(quantization.recipes, paths, strict=True):
+        copied = recipe.file_type.base is None
         plan = plan_file(
             recipe,
-            kept if recipe.file_type.base is None else tensors,
-            layout.metadata,
+            *(as_they_are if copied else (tensors, layout.metadata)),
             facts,
             quantization.options,
             importance=importance,
@@ -93,6 +98,19 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
         outputs.append(Quantized(plan_shards(plan.layout, counts), path, plan))
     notes = (*converted.notes, *(importance.coverage.notes() if importance else ()))
     return Prepared(converted, quantization, tuple(order), tuple(outputs), importance, notes)
+
+
+def _as_they_are(tensors: Sequence[Stored], converted: conversion.Prepared) -> tuple[list[Stored], Metadata]:
+    """The tensors in the block types that hold them without loss, and metadata with the file type that most have."""
+    exact = {output.name: exact_format(output) for output in converted.plan.outputs}
+    kept = [replace(tensor, format=exact[tensor.name] or tensor.format) for tensor in tensors]
+    sizes: Counter[str] = Counter()
+    for tensor in kept:
+        sizes[tensor.format.name] += math.prod(tensor.shape)
+    file_type = file_type_of(sizes.most_common(1)[0][0])
+    if not any(exact.values()) or file_type is None or file_type.number is None:
+        return kept, converted.layout.metadata
+    return kept, {**converted.layout.metadata, Keys.General.FILE_TYPE: u32(file_type.number)}
 
 
 def with_budget(

@@ -70,6 +70,7 @@ def test_symmetric_gptq_is_q4_0(tmp_path: Path, group: int) -> None:
     with gguf:
         check_kept(gguf, "Q4_0", dense)
         assert gguf.tensors["token_embd.weight"].format.name == "F16"
+        assert gguf.metadata["general.file_type"].data == 2
 
 
 def test_the_recipe_of_the_type_keeps_them_too(tmp_path: Path) -> None:
