@@ -178,12 +178,12 @@ def _price(job: "JobFile", options: "Options", machine: bool) -> int:
     from ggufsmith.convert.batch.report import exit_code, verdict
     from ggufsmith.convert.batch.run import Watcher, above, plan_job
 
-    works: dict[str, Work] = {}
+    works: dict[Path, Work] = {}
     drafts, outcomes = plan_job(
-        job, options, Watcher(), lambda draft, planned: works.update({draft.model.place: work_of(planned)}), dry=True
+        job, options, Watcher(), lambda draft, planned: works.update({draft.model.key: work_of(planned)}), dry=True
     )
     speed = calibrate(works.values(), above(job.output))
-    seconds = {place: speed.seconds(work, options.cores) for place, work in works.items()}
+    seconds = {key: speed.seconds(work, options.cores) for key, work in works.items()}
     code = exit_code(outcomes)
     if machine:
         render.as_json(_priced(drafts, outcomes, seconds))
@@ -199,7 +199,7 @@ def _price(job: "JobFile", options: "Options", machine: bool) -> int:
     return code
 
 
-def _rows(drafts: Sequence["Draft"], seconds: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
+def _rows(drafts: Sequence["Draft"], seconds: Mapping[Path, float]) -> Iterator[tuple[str, ...]]:
     """One line per output that is missing."""
     from ggufsmith.cli import render
     from ggufsmith.container.summary import shown
@@ -247,7 +247,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
-def _priced(drafts: Sequence["Draft"], outcomes: Sequence["Outcome"], seconds: Mapping[str, float]) -> dict[str, Any]:
+def _priced(drafts: Sequence["Draft"], outcomes: Sequence["Outcome"], seconds: Mapping[Path, float]) -> dict[str, Any]:
     """What a dry run found."""
     from dataclasses import asdict
 
@@ -262,7 +262,7 @@ def _priced(drafts: Sequence["Draft"], outcomes: Sequence["Outcome"], seconds: M
                 "folder": str(draft.model.folder),
                 "bytes": draft.size,
                 "estimated_memory": draft.memory,
-                "estimated_seconds": seconds[draft.model.place],
+                "estimated_seconds": seconds[draft.model.key],
                 "notes": list(draft.notes),
                 "outputs": [{**asdict(made), "bytes": made.size} for made in draft.made],
             }

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -39,26 +40,26 @@ class Lines(Watcher):
     """For logs."""
 
     def __init__(self) -> None:
-        self.said: dict[str, float] = {}
-        self.done: dict[str, int] = {}
-        self.drafts: dict[str, Draft] = {}
+        self.said: dict[Path, float] = {}
+        self.done: dict[Path, int] = {}
+        self.drafts: dict[Path, Draft] = {}
         self.lock = threading.Lock()
 
     def begun(self, draft: Draft) -> None:
         with self.lock:
-            self.drafts[draft.model.place] = draft
-            self.done[draft.model.place] = 0
-            self.said[draft.model.place] = time.monotonic()
+            self.drafts[draft.model.key] = draft
+            self.done[draft.model.key] = 0
+            self.said[draft.model.key] = time.monotonic()
         labels = ", ".join(made.label for made in draft.made)
         self.say(f"{draft.model.name}: making {labels} ({render.size(draft.size)})")
 
     def advanced(self, model: Model, weights: int) -> None:
         with self.lock:
-            self.done[model.place] += weights
-            if time.monotonic() - self.said[model.place] < EVERY:
+            self.done[model.key] += weights
+            if time.monotonic() - self.said[model.key] < EVERY:
                 return
-            self.said[model.place] = time.monotonic()
-            share = 100 * self.done[model.place] // max(self.drafts[model.place].weights, 1)
+            self.said[model.key] = time.monotonic()
+            share = 100 * self.done[model.key] // max(self.drafts[model.key].weights, 1)
         self.say(f"{model.name}: {share} %")
 
     def loaded(self, seconds: float) -> None:
@@ -78,7 +79,7 @@ class Board(Watcher):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.whole = progress.add_task("all models", total=0)
-        self.tasks: dict[str, TaskID] = {}
+        self.tasks: dict[Path, TaskID] = {}
         self.weights = 0
 
     def planned(self, draft: Draft) -> None:
@@ -88,14 +89,14 @@ class Board(Watcher):
     def begun(self, draft: Draft) -> None:
         labels = ", ".join(made.label for made in draft.made)
         title = shown(f"{draft.model.name}: {labels}", 60)
-        self.tasks[draft.model.place] = self.progress.add_task(title, total=draft.weights)
+        self.tasks[draft.model.key] = self.progress.add_task(title, total=draft.weights)
 
     def advanced(self, model: Model, weights: int) -> None:
-        self.progress.update(self.tasks[model.place], advance=weights)
+        self.progress.update(self.tasks[model.key], advance=weights)
         self.progress.update(self.whole, advance=weights)
 
     def ended(self, outcome: Outcome) -> None:
-        task = self.tasks.pop(outcome.model.place, None)
+        task = self.tasks.pop(outcome.model.key, None)
         if task is not None:
             self.progress.remove_task(task)
         for line in described(outcome):

@@ -85,6 +85,11 @@ class Model:
     def is_checkpoint(self) -> bool:
         return self.hub is not None or self.source.is_dir()
 
+    @property
+    def key(self) -> Path:
+        """What tells it from the other models of the job."""
+        return self.folder / self.name
+
     def beside(self, key: str) -> Path | None:
         """The file that the setting `key` names, in the model's folder."""
         name = self.settings[key]
@@ -93,12 +98,11 @@ class Model:
 
 @dataclass(frozen=True)
 class JobFile:
-    """A valid job. models: those of this runner; total: how many the file has."""
+    """A valid job. models: those of this runner."""
 
     path: Path
     output: Path
     models: tuple[Model, ...]
-    total: int
 
 
 def read_job(path: Path, environment: Mapping[str, str], shard: tuple[int, int] = (1, 1)) -> JobFile:
@@ -165,7 +169,7 @@ class _Reader:
                 del self.problems[known:]
                 others += [model] if model else []
         self.check_conflicts([*mine, *others])
-        return JobFile(self.document.path, output, tuple(mine), len(entries))
+        return JobFile(self.document.path, output, tuple(mine))
 
     # ---- values ----
 

@@ -158,10 +158,10 @@ def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outco
             _check_disk(job, drafts, options)
             _Runner(options, watch, outcomes).run(drafts)
     finally:
-        known = {outcome.model.place for outcome in outcomes}
-        outcomes += [Outcome(model, "not begun") for model in job.models if model.place not in known]
-        order = {model.place: k for k, model in enumerate(job.models)}
-        outcomes.sort(key=lambda outcome: order[outcome.model.place])
+        known = {outcome.model.key for outcome in outcomes}
+        outcomes += [Outcome(model, "not begun") for model in job.models if model.key not in known]
+        order = {model.key: k for k, model in enumerate(job.models)}
+        outcomes.sort(key=lambda outcome: order[outcome.model.key])
 
 
 def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) -> Draft:
@@ -244,7 +244,7 @@ class _Runner:
     options: Options
     watch: Watcher
     outcomes: list[Outcome]
-    running: dict[str, Draft] = field(default_factory=dict)
+    running: dict[Path, Draft] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     changed: threading.Condition = field(default_factory=threading.Condition)
     broken: Exception | None = None
@@ -256,7 +256,7 @@ class _Runner:
                 with self.changed:
                     while not self.stop.is_set() and (draft := next(filter(self.fits, waiting), None)):
                         waiting.remove(draft)
-                        self.running[draft.model.place] = draft
+                        self.running[draft.model.key] = draft
                         thread = threading.Thread(target=self.work, args=(draft,), name=THREAD, daemon=True)
                         threads.append(thread)
                         thread.start()
@@ -296,7 +296,7 @@ class _Runner:
             self.broken = error
             self.stop.set()
         with self.changed:
-            del self.running[draft.model.place]
+            del self.running[draft.model.key]
             self.changed.notify()
 
     def outcome(self, draft: Draft) -> Outcome:

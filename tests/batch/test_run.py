@@ -241,6 +241,12 @@ def test_a_foreign_readme_is_never_replaced(home: Path) -> None:
     assert (home / "out/A/README.md").read_text(encoding="utf-8") == "mine"
 
 
+def test_models_on_one_line(home: Path) -> None:
+    path = home / "jobs.yaml"
+    path.write_text("{output: out, model: [{source: A, recipes: q8_0}, {source: B, recipes: q8_0}]}", encoding="utf-8")
+    assert statuses(jobs.run(path)) == {"A": "done", "B": "done"}
+
+
 def test_a_dry_run_writes_nothing(home: Path) -> None:
     path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
     jobs.run(path)
