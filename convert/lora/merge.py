@@ -9,7 +9,7 @@ becomes two tensors.
 Source: peft 0.21, tuners/lora/layer.py (get_delta_weight), variants.py (DoraLinearVariant, DoraEmbeddingVariant).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,8 +140,20 @@ def _row_norms(rows: Floats) -> Floats:
     return np.sqrt(squares).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class _Opening:
+    """Opens the base's files, wherever they are, and the adapters', `local`, on the disk."""
+
+    open_base: Callable[[Sequence[Path]], Reader]
+    local: frozenset[Path]
+
+    def __call__(self, paths: Sequence[Path]) -> Reader:
+        base = self.open_base([path for path in paths if path not in self.local])
+        return _Beside(base, LocalFiles([path for path in paths if path in self.local]), self.local)
+
+
 class _Beside:
-    """A reader of the base's files, wherever they are, and of the adapters' on the disk."""
+    """A reader of both."""
 
     def __init__(self, base: Reader, adapters: Reader, local: frozenset[Path]) -> None:
         self._base, self._adapters, self._local = base, adapters, local
@@ -259,12 +271,7 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
             old = tensors.get(name) or changes.before(name)
             if old is not None:
                 tensors[name] = _made(name, Updated(old, tuple(changes.steps.get(name, ()))))
-    local = frozenset(adapter.path for adapter, _ in adapters)
-
-    def open_files(paths: Sequence[Path]) -> Reader:
-        near = [path for path in paths if path in local]
-        return _Beside(checkpoint.open_files([path for path in paths if path not in local]), LocalFiles(near), local)
-
+    open_files = _Opening(checkpoint.open_files, frozenset(adapter.path for adapter, _ in adapters))
     return replace(checkpoint, tensors=tensors, notes=tuple(notes), open_files=open_files), changes.touched
 
 
