@@ -296,6 +296,16 @@ def test_an_error_on_the_way_leaves_nothing(llama: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf"]
 
 
+def test_an_interrupt_leaves_nothing(llama: Path, tmp_path: Path) -> None:
+    def interrupt(weights: int) -> None:
+        assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+        raise KeyboardInterrupt
+
+    with prepare(Job(llama, tmp_path / "back", sync=False)) as prepared, pytest.raises(KeyboardInterrupt):
+        run(prepared, advance=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_dtype_is_a_usage_error(llama: Path) -> None:
     with pytest.raises(Usage, match="float32, float16, bfloat16"):
         prepare(Job(llama, dtype="int8"))
