@@ -53,6 +53,7 @@ RETRIES = 2  # of a task that fails: another worker may have what this one lacks
 TIMEOUT = 15  # seconds until the scheduler answers, and until there is a worker
 PATIENCE = 60.0  # seconds without any worker
 POLL = 0.02  # seconds between two looks at what is done
+Result = tuple[list[Done], list["Piece"]]
 HOW = "Start it with `dask scheduler`, and on each machine `dask worker tcp://HOST:8786`."
 
 
@@ -108,42 +109,58 @@ class Run(distributed.WorkerPlugin):  # type: ignore[misc]  # its types are not 
 
     def setup(self, worker: Any) -> None:
         self.address = worker.address
-        self.lock = threading.Lock()
         self.local = threading.local()
+        self.lock = threading.Lock()
         self.stack = ExitStack()
         self.tensors: Sequence[Tensor] | None = None
+        self.working, self.over = 0, False
 
     def teardown(self, worker: object) -> None:
         with self.lock:
-            self.stack.close()
-            self.tensors = None
+            self.over = True
+            self._close()
 
-    def work(self, task: Sequence[Chunk]) -> tuple[list[Done], list[Piece]]:
+    def work(self, task: Sequence[Chunk]) -> Result:
         """Make these chunks, and write them into every output."""
-        tensors = self.open()
-        if not hasattr(self.local, "scratch"):
-            self.local.scratch = Scratch()
-        sinks = [Files(k, place.starts, fds) for k, (place, fds) in enumerate(zip(self.places, self.fds, strict=True))]
-        targets = [Target(place.layout, sink, place.importance) for place, sink in zip(self.places, sinks, strict=True)]
-        done = [make_chunk(tensors, chunk, targets, self.local.scratch) for chunk in task]
-        return done, [piece for sink in sinks for piece in sink.pieces]
+        with self._opened() as tensors:
+            if not hasattr(self.local, "scratch"):
+                self.local.scratch = Scratch()
+            sinks = [
+                Files(k, place.starts, fds) for k, (place, fds) in enumerate(zip(self.places, self.fds, strict=True))
+            ]
+            targets = [
+                Target(place.layout, sink, place.importance) for place, sink in zip(self.places, sinks, strict=True)
+            ]
+            done = [make_chunk(tensors, chunk, targets, self.local.scratch) for chunk in task]
+            return done, [piece for sink in sinks for piece in sink.pieces]
 
-    def open(self) -> Sequence[Tensor]:
+    @contextmanager
+    def _opened(self) -> Iterator[Sequence[Tensor]]:
+        """A cancelled task goes on to its end; until then no file is closed under it."""
         with self.lock:
+            if self.over:
+                raise Failure("this run is over", where=self.address)
             if self.tensors is None:
-                if self.version != version("ggufsmith"):
-                    raise Failure(
-                        f"has ggufsmith {version('ggufsmith')}, the client {self.version}", fix="Install one."
-                    )
+                self._check()
                 with ExitStack() as stack:
                     tensors = stack.enter_context(self.opening())
                     self.fds = [[_open(path, stack) for path in place.paths] for place in self.places]
                     load_kernels(tensors, [Target(p.layout, Files(0, (), ()), p.importance) for p in self.places])
                     self.stack = stack.pop_all()
                 self.tensors = tensors
-            return self.tensors
+            self.working += 1
+        try:
+            yield self.tensors
+        finally:
+            with self.lock:
+                self.working -= 1
+                self._close()
 
-    def check(self) -> None:
+    def _close(self) -> None:
+        if self.over and not self.working:
+            self.stack.close()
+
+    def _check(self) -> None:
         """This worker has the client's program, and its files."""
         if self.version != version("ggufsmith"):
             what = f"this worker has ggufsmith {version('ggufsmith')}, the client {self.version}"
@@ -155,7 +172,7 @@ class Run(distributed.WorkerPlugin):  # type: ignore[misc]  # its types are not 
 
     def flush(self) -> None:
         """Force this worker's writes out, so that the client's machine sees them."""
-        if self.tensors is not None and socket.gethostname() != self.host:
+        if self.tensors is not None and not self.over and socket.gethostname() != self.host:
             for fd in (fd for fds in self.fds for fd in fds):
                 os.fsync(fd)
 
@@ -172,11 +189,11 @@ def _open(path: Path, stack: ExitStack) -> int:
     return fd
 
 
-def _work(name: str, task: Sequence[Chunk]) -> tuple[list[Done], list[Piece]]:
+def _work(name: str, task: Sequence[Chunk]) -> Result:
     """Runs on a worker: `Run.work`, with the worker's name in what the system says went wrong."""
     worker = get_worker()
     try:
-        result: tuple[list[Done], list[Piece]] = worker.plugins[name].work(task)
+        result: Result = worker.plugins[name].work(task)
     except OSError as error:
         kind = NoSpace if error.errno in FULL else Failure
         what = f"worker {worker.address}: {error.strerror or error}"
@@ -220,8 +237,7 @@ def stream_on(
             future.key: sum(weights_of(tensors, chunk) for chunk in task)
             for future, task in zip(futures, tasks, strict=True)
         }
-        for future in _finished(client, futures):
-            made, pieces = _result(future, scheduler)
+        for future, (made, pieces) in _finished(client, futures):
             for piece in pieces:
                 writer: Any = targets[piece.target].writer
                 if not writer.holds(piece.offset, piece.size):
@@ -289,40 +305,40 @@ def _registered(client: distributed.Client, run: Run) -> Iterator[None]:
                 client.unregister_worker_plugin(run.name)
 
 
-def _finished(client: distributed.Client, futures: Sequence[distributed.Future]) -> Iterator[distributed.Future]:
-    """The futures as they are done. Failure if the cluster is lost underway."""
-    ready = distributed.as_completed(futures, loop=client.loop)
+def _finished(client: distributed.Client, futures: Sequence[distributed.Future]) -> Iterator[tuple[Any, Result]]:
+    """The futures with their results, as they arrive. Failure if the cluster is lost underway."""
+    ready = distributed.as_completed(futures, loop=client.loop, with_results=True, raise_errors=False)
     alive = looked = time.monotonic()
+    address = client.scheduler.address
     try:
         while not ready.is_empty():
-            yield from (batch := ready.next_batch(block=False))
+            batch = ready.next_batch(block=False)
+            for future, result in batch:
+                if future.status in ("error", "cancelled"):
+                    raise _explained(future, address)
+                yield future, result
             now = time.monotonic()
             if batch:
                 alive = now
                 continue
             if client.status != "running":
-                raise Failure("the connection to the Dask scheduler is lost", where=client.scheduler.address, fix=HOW)
+                raise Failure("the connection to the Dask scheduler is lost", where=address, fix=HOW)
             if now - looked > PATIENCE / 10:
                 looked = now
                 alive = now if client.scheduler_info()["workers"] else alive
             if now - alive > PATIENCE:
-                raise Failure(
-                    f"no worker was there for {PATIENCE:.0f} seconds", where=client.scheduler.address, fix=HOW
-                )
+                raise Failure(f"no worker was there for {PATIENCE:.0f} seconds", where=address, fix=HOW)
             time.sleep(POLL)
     finally:
         if client.status == "running":
             client.cancel(list(futures))
 
 
-def _result(future: distributed.Future, scheduler: str) -> tuple[list[Done], list[Piece]]:
-    try:
-        result: tuple[list[Done], list[Piece]] = future.result()
-    except Failure:
-        raise
-    except distributed.scheduler.KilledWorker as error:
+def _explained(future: distributed.Future, scheduler: str) -> BaseException:
+    error: BaseException | None = future.exception() if future.status == "error" else None
+    if error is None:
+        return Failure("the connection to the Dask scheduler is lost", where=scheduler, fix=HOW)
+    if isinstance(error, distributed.scheduler.KilledWorker):
         what = "several workers died, one after the other, while they did the same task"
-        raise Failure(what, where=scheduler, fix="See the logs of the workers; they may lack memory.") from error
-    except distributed.CancelledError as error:
-        raise Failure("the connection to the Dask scheduler is lost", where=scheduler, fix=HOW) from error
-    return result
+        return Failure(what, where=scheduler, fix="See the logs of the workers; they may lack memory.")
+    return error

@@ -1,0 +1,59 @@
+"""A Dask scheduler and its workers, each in a process of its own, to be killed for real."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+class Cluster:
+    """address: of the scheduler. workers: in the order of their start."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        file = folder / "scheduler.json"
+        options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+        self.scheduler = self._start("dask_scheduler", *options)
+        while not file.is_file() or '"address"' not in (text := file.read_text(encoding="utf-8")):
+            if self.scheduler.poll() is not None:
+                raise RuntimeError("the scheduler did not start")
+            time.sleep(0.02)
+        self.address = text.partition('"address": "')[2].partition('"')[0]
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def add(self, *, file_limit: int | None = None) -> "subprocess.Popen[bytes]":
+        """One more worker of one thread. file_limit: bytes, after which a file system is full for it."""
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0", "--host", "127.0.0.1"]
+        options += ["--local-directory", str(self._folder)]
+        worker = self._start("dask_worker", self.address, *options, file_limit=file_limit)
+        self.workers.append(worker)
+        return worker
+
+    def _start(self, module: str, *options: str, file_limit: int | None = None) -> "subprocess.Popen[bytes]":
+        code = f"from distributed.cli.{module} import main; main()"
+        if file_limit is not None:
+            code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit},) * 2); {code}"
+        environment = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
+        return subprocess.Popen([sys.executable, "-c", code, *options], env=environment, cwd=self._folder, **QUIET)
+
+    def stop(self) -> None:
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
+    folder.mkdir(parents=True, exist_ok=True)
+    found = Cluster(folder)
+    try:
+        for _ in range(workers):
+            found.add()
+        yield found
+    finally:
+        found.stop()
