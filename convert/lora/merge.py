@@ -293,7 +293,7 @@ def _shape(source: Source | None) -> str:
 def _note(adapter: Adapter, factor: float) -> str:
     parts = [f"{len(adapter.updates)} low-rank updates{'' if factor == 1 else f' times {factor:g}'}"]
     if adapter.trained:
-        parts.append(f"{len(adapter.trained)} tensors trained whole")
+        parts.append(f"{len(adapter.trained)} tensors trained whole{'' if factor == 1 else ', as they are'}")
     return f"merged {adapter.folder.name}: {' and '.join(parts)}"
 
 

@@ -553,3 +553,52 @@ def test_a_config_that_is_no_object(tmp_path: Path, bases: dict[str, Path]) -> N
     adapters.write(bases["llama"], tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps([1]), encoding="utf-8")
     assert "JSON object" in str(refused(bases["llama"], tmp_path))
+
+
+def test_any_damage_is_a_clear_error_or_harmless(tmp_path: Path, bases: dict[str, Path]) -> None:
+    """Settings of other types; tensors renamed, missing, of other shapes."""
+    rng = np.random.default_rng(9)
+    odd: tuple[Any, ...] = (
+        None,
+        -1,
+        0,
+        1 << 70,
+        1e400,
+        True,
+        "4",
+        [],
+        [0],
+        {},
+        {"a": 1},
+        {"a": None},
+        {"*": 1},
+        "../x",
+    )
+    whole = adapters.write(bases["llama"], tmp_path / "whole", targets=("q_proj", "embed_tokens"), use_dora=True)
+    keys = [*json.loads((tmp_path / "whole" / "adapter_config.json").read_text(encoding="utf-8")), "alpha_pattern"]
+    keys += [
+        "fan_in_fan_out",
+        "use_rslora",
+        "init_lora_weights",
+        "revision",
+        "alora_invocation_tokens",
+        "modules_to_save",
+    ]
+    stopped = 0
+    for turn in range(120):
+        parts, config = dict(whole), {"use_dora": True}
+        if turn % 2:
+            config[str(rng.choice(keys))] = odd[int(rng.integers(len(odd)))]
+        else:
+            victim = str(rng.choice(list(parts)))
+            array = parts.pop(victim)
+            shape = tuple(max(int(n + rng.integers(-1, 2)), 0) for n in array.shape[: rng.integers(0, 3)])
+            parts[victim[: int(rng.integers(1, len(victim) + 1))]] = np.zeros(shape, np.float32)
+        named = {"named": config.pop("base_model_name_or_path")} if "base_model_name_or_path" in config else {}
+        adapters.write(bases["llama"], tmp_path / "a", targets=(), whole=parts, **named, **config)
+        for job in (Job(bases["llama"], lora=((tmp_path / "a", 1.0),)), Job(tmp_path / "a")):
+            try:
+                prepare(job)
+            except Failure:
+                stopped += 1
+    assert stopped > 100
