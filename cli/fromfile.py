@@ -30,9 +30,11 @@ def file_of(model: str | None) -> Path | None:
     from ggufsmith.container.errors import Usage
     from ggufsmith.container.shards import SHARD, SUFFIX
 
-    path = Path(model or "")
-    if model is None or path.is_file():
-        return path if model is not None else None
+    if model is None:
+        return None
+    path = Path(model)
+    if path.is_file():
+        return path
     if not path.is_dir() or any((path / name).is_file() for name in ("config.json", "params.json")):
         return None
     files = sorted(path.glob(f"*{SUFFIX}"))

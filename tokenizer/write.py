@@ -93,7 +93,7 @@ def _byte_level(vocabulary: Vocabulary, core: int) -> Json:
     if row is None or not row.stages:
         raise Unsupported(
             f"the pre-tokenizer {shown(vocabulary.pre)} has no form that a tokenizer.json could take",
-            fix="Take the tokenizer files of the model that this file was made from.",
+            fix="Only the checkpoint that this file was made from has it.",
         )
     padding = _padding(vocabulary)
     # An added token behind a hole would get the number of the hole, unless the vocabulary says otherwise.

@@ -22,7 +22,7 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.shards import SUFFIX, GgufSet, SetWriter
 from ggufsmith.container.typed import TypedKeys
-from ggufsmith.container.values import Metadata
+from ggufsmith.container.values import Data, Metadata
 from ggufsmith.convert.hf.card import model_card
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.config import config_of, find_class, generation_config, token_ids
@@ -169,10 +169,17 @@ def _check_keys(made: Metadata, stated: Metadata, source: GgufSet) -> None:
     wrong = [
         f"{key} is {shown(stated[key].data)}, and would become {shown(value.data)}"
         for key, value in made.items()
-        if key in stated and not np.array_equal(stated[key].data, value.data)
+        if key in stated and not _same(stated[key].data, value.data)
     ]
     if wrong:
         raise Malformed("these keys contradict the tensors, or each other", where=source.path, also=wrong)
+
+
+def _same(stated: Data, made: Data) -> bool:
+    """Equal; numbers that were computed may differ in the last bits, as other converters round otherwise."""
+    if isinstance(stated, float) and isinstance(made, float):
+        return math.isclose(stated, made, rel_tol=1e-6)
+    return bool(np.array_equal(stated, made))
 
 
 def _notes(known: HfClass, source: GgufSet, made: Metadata) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,14 @@ def test_longrope_and_partial_rotation_come_back(tmp_path: Path) -> None:
     assert config["rope_scaling"] == {"rope_type": "longrope", **factors}
     again = to_gguf(tmp_path / "back", tmp_path / "again.gguf")
     assert of_gguf(again) == of_gguf(source)
+    metadata, arrays = opened(source)
+    attention = metadata["phi3.rope.scaling.attn_factor"].data
+    assert isinstance(attention, float)
+    for off, good in ((1 + 1e-7, True), (1.01, False)):  # another library's logarithm; another model's factor
+        changed = {**metadata, "phi3.rope.scaling.attn_factor": f32(attention * off)}
+        job = Job(write_gguf(tmp_path / "off.gguf", changed, arrays), tmp_path / "off")
+        with nullcontext() if good else pytest.raises(Malformed, match="attn_factor"):
+            prepare(job).source.close()
 
 
 def without(*names: str) -> Callable[[Metadata, Arrays], None]:
