@@ -101,6 +101,11 @@ def _value(key: Key) -> dict[str, Any]:
         "texts": {"anyOf": [text, {"type": "array", "items": text}]},
         "flag": {"type": "boolean"},
     }
-    fields = f" May hold {' and '.join(f'{{{field}}}' for field in key.fields)}." if key.fields else ""
     default = {"default": key.default} if key.default else {}
-    return {"description": key.about + fields, **kinds[key.kind], **default}
+    return {"description": described(key), **kinds[key.kind], **default}
+
+
+def described(key: Key) -> str:
+    """A sentence or two about a key."""
+    fields = " and ".join(f"{{{field}}}" for field in key.fields)
+    return f"{key.about} May hold {fields}." if fields else key.about
