@@ -37,9 +37,12 @@ from ggufsmith.cli.options import (
     NoTensorFirst,
     Quiet,
     Resume,
+    Scheduler,
     Threads,
     limits_of,
 )
+from ggufsmith.cli.publish import Card as WithCard
+from ggufsmith.cli.publish import Hashes, Provenance, StrictName, Wishes
 from ggufsmith.cli.quant import EXAMPLES as QUANT_EXAMPLES
 from ggufsmith.cli.quant import (
     EmbeddingType,
@@ -164,9 +167,14 @@ def convert(
     token: Token = None,
     stream: Stream = False,
     threads: Threads = None,
+    scheduler: Scheduler = None,
     no_sync: NoSync = False,
     no_overwrite: NoOverwrite = False,
     resume: Resume = False,
+    strict_name: StrictName = False,
+    sha256: Hashes = False,
+    provenance: Provenance = False,
+    card: WithCard = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -197,6 +205,9 @@ def convert(
             types_file=tensor_type_file,
         )
         budget = target(target_size, target_bpw, chosen, types, save_recipe)
+        wishes = Wishes(sha256, provenance, card, not no_overwrite, as_json, quiet)
+        if stream and scheduler:
+            raise Usage("--stream reads on one machine, --scheduler works on several", fix="Drop one of them.")
         limits = limits_of(split_max_size, split_max_tensors, no_tensor_first_split)
         file = file_of(model)
         if file is not None:
@@ -226,8 +237,10 @@ def convert(
                 sync=not no_sync,
                 overwrite=not no_overwrite,
                 resume=resume,
+                strict_name=strict_name,
+                scheduler=scheduler,
             )
-            run_quant(file_job, budget, dry_run=dry_run, machine=as_json, quiet=quiet)
+            run_quant(file_job, budget, wishes, dry_run=dry_run)
             return
         refuse({"--tokenizer": tokenizer, "--override-kv": override_kv, "--allow-requantize": allow_requantize})
         quantizing = bool(chosen or budget)
@@ -254,16 +267,18 @@ def convert(
                 sync=not no_sync,
                 overwrite=not no_overwrite,
                 resume=resume,
+                strict_name=strict_name,
                 open_files=found.open_files,
+                scheduler=scheduler,
             )
             if not quantizing:
-                run_convert(job, dry_run=dry_run, machine=as_json, quiet=quiet)
+                run_convert(job, wishes, dry_run=dry_run)
                 return
             from ggufsmith.convert.quantized import Quantization
 
             include, exclude = tuple(include_weights or ()), tuple(exclude_weights or ())
             quantization = Quantization(chosen, types, imatrix, include, exclude, strict)
-            run_convert_quant(job, quantization, budget, dry_run=dry_run, machine=as_json, quiet=quiet)
+            run_convert_quant(job, quantization, budget, wishes, dry_run=dry_run)
 
     guarded(work, as_json)
 

@@ -1,7 +1,7 @@
 """`ggufsmith card`: a README.md for a folder of GGUF files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,10 +29,11 @@ def card(
 
     def work() -> None:
         from ggufsmith.cli import render
+        from ggufsmith.container.provenance import file_sha256
         from ggufsmith.container.text import printable
         from ggufsmith.naming.modelcard import Publisher
 
-        text = card_of(files, Publisher(repo, base_model, author), hashes=not no_hashes)
+        text = card_of(files, Publisher(repo, base_model, author), digest=None if no_hashes else file_sha256)
         if output == Path("-"):
             render.out.print(printable(text, keep="\n\t"), end="", markup=False)
             return
@@ -43,11 +44,13 @@ def card(
     guarded(work, False)
 
 
-def card_of(files: Sequence[Path], publisher: "Publisher", *, hashes: bool) -> str:
-    """The card of these files, read from their headers. Several shards of one set count once."""
+def card_of(files: Sequence[Path], publisher: "Publisher", *, digest: Callable[[Path], str] | None) -> str:
+    """The card of these files, read from their headers. Several shards of one set count once.
+
+    digest: gives the SHA-256 of a file; None leaves the hashes out.
+    """
     from importlib.metadata import version
 
-    from ggufsmith.container.provenance import file_sha256
     from ggufsmith.container.shards import open_gguf_set
     from ggufsmith.naming.modelcard import CardFile, model_card
     from ggufsmith.naming.suggest import encoding_of
@@ -62,22 +65,27 @@ def card_of(files: Sequence[Path], publisher: "Publisher", *, hashes: bool) -> s
                 continue
             weights = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
             size = sum(tensor.nbytes for tensor in model.tensors.values())
-            digests = tuple(file_sha256(each) for each in model.paths) if hashes else ()
+            digests = tuple(map(digest, model.paths)) if digest else ()
             bits = 8 * size / max(weights, 1)
             found[names[0]] = CardFile(names, model.size, bits, encoding_of(model.metadata), digests)
     return model_card(metadata or {}, list(found.values()), publisher, version=version("ggufsmith"))
 
 
-def write_card(path: Path, text: str) -> None:
-    """Write the card. OutputConflict for a file that is no card of ours; Failure if it cannot be written."""
-    from ggufsmith.container.errors import Failure, OutputConflict
+def check_card(path: Path, fix: str = "Name another with --output.") -> None:
+    """OutputConflict for a file that is no card of ours."""
+    from ggufsmith.container.errors import OutputConflict
     from ggufsmith.naming.modelcard import MARK
 
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        raise OutputConflict("is there already, and is no card that was written here", where=path, fix=fix)
+
+
+def write_card(path: Path, text: str) -> None:
+    """Write the card. OutputConflict for a file that is no card of ours; Failure if it cannot be written."""
+    from ggufsmith.container.errors import Failure
+
     try:
-        if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
-            raise OutputConflict(
-                "is there already, and was not written by this command", where=path, fix="Name another with --output."
-            )
+        check_card(path)
         path.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise Failure(f"cannot write: {error.strerror}", where=path) from error

@@ -3,15 +3,17 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from ggufsmith.cli import render
+from ggufsmith.cli.publish import Wishes, publish, small_files
 from ggufsmith.convert.run import Job, Prepared, prepare, run
 from ggufsmith.quantize.outputs import Written
 
 
-def run_convert(job: Job, *, dry_run: bool, machine: bool, quiet: bool) -> None:
-    prepared = prepare(job)
+def run_convert(job: Job, wishes: Wishes, *, dry_run: bool) -> None:
+    prepared, machine = prepare(job), wishes.machine
     if dry_run:
         if machine:
             report = _report(prepared)
@@ -20,16 +22,18 @@ def run_convert(job: Job, *, dry_run: bool, machine: bool, quiet: bool) -> None:
         else:
             _show_plan(prepared)
         return
-    silent = quiet or machine
+    wishes.check(prepared.outputs)
+    silent = wishes.silent
     with render.progress(prepared.output.path.name, prepared.weights, silent) as advance:
         written = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
+    report, rate = _report(prepared), prepared.weights / written.seconds
+    inputs = [*prepared.checkpoint.files, *small_files(prepared.checkpoint.folder)]
+    lines = list(publish(wishes, prepared.outputs, inputs, report["outputs"]))
     if machine:
-        rate = prepared.weights / written.seconds
-        render.as_json(
-            {**_report(prepared), "found": list(written.notes), "seconds": written.seconds, "weights_per_second": rate}
-        )
-    elif not quiet:
-        render.lines(_summary(prepared, written))
+        more = {"found": list(written.notes), "seconds": written.seconds, "weights_per_second": rate}
+        render.as_json({**report, **more})
+    elif not wishes.quiet:
+        render.lines(chain(_summary(prepared, written), lines))
 
 
 def _types(prepared: Prepared) -> dict[str, int]:

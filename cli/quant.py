@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +20,11 @@ from ggufsmith.cli.options import (
     NoTensorFirst,
     Quiet,
     Resume,
+    Scheduler,
     Threads,
     limits_of,
 )
+from ggufsmith.cli.publish import Card, Hashes, Provenance, StrictName, Wishes, publish, small_files
 
 if TYPE_CHECKING:
     from ggufsmith.convert import quantized
@@ -108,9 +111,14 @@ def quant(
     strict: Strict = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show types and exact sizes; write nothing.")] = False,
     threads: Threads = None,
+    scheduler: Scheduler = None,
     no_sync: NoSync = False,
     no_overwrite: NoOverwrite = False,
     resume: Resume = False,
+    strict_name: StrictName = False,
+    sha256: Hashes = False,
+    provenance: Provenance = False,
+    card: Card = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -155,9 +163,12 @@ def quant(
             sync=not no_sync,
             overwrite=not no_overwrite,
             resume=resume,
+            strict_name=strict_name,
+            scheduler=scheduler,
         )
         budget = target(target_size, target_bpw, recipes, options, save_recipe)
-        run_quant(job, budget, dry_run=dry_run, machine=as_json, quiet=quiet)
+        wishes = Wishes(sha256, provenance, card, not no_overwrite, as_json, quiet)
+        run_quant(job, budget, wishes, dry_run=dry_run)
 
     guarded(work, as_json)
 
@@ -217,30 +228,31 @@ def target(
     return Target(budget, save)
 
 
-def run_quant(job: "Job", budget: Target | None = None, *, dry_run: bool, machine: bool, quiet: bool) -> None:
+def run_quant(job: "Job", budget: Target | None, wishes: Wishes, *, dry_run: bool) -> None:
     """gguf-quant: plan, show, run, sum up."""
     from ggufsmith.cli import render
     from ggufsmith.quantize import requantize
 
     text = None
     if budget:
-        with render.progress("measuring", _weights_of(job.source), quiet or machine) as advance:
+        with render.progress("measuring", _weights_of(job.source), wishes.silent) as advance:
             job, solved = requantize.with_budget(job, budget.budget, advance)
         text = solved.text
     with requantize.prepare(job) as prepared:
         inputs = {"input": [str(path) for path in prepared.source.paths], "source_bytes": prepared.source.size}
-        _work(prepared, requantize.run, inputs, dry_run=dry_run, machine=machine, quiet=quiet)
-        _save(text, budget, prepared.outputs[0].path, dry_run)
+        saved = _saved(text, budget, prepared.outputs[0].path, dry_run, job.overwrite)
+        files = [*prepared.source.paths, *_given(job.imatrix)]
+        _work(prepared, requantize.run, inputs, wishes, files, dry_run=dry_run)
+        _save(text, saved)
 
 
 def run_convert_quant(
     job: "ConvertJob",
     quantization: "quantized.Quantization",
-    budget: Target | None = None,
+    budget: Target | None,
+    wishes: Wishes,
     *,
     dry_run: bool,
-    machine: bool,
-    quiet: bool,
 ) -> None:
     """gguf-convert --recipe: the same from a checkpoint."""
     from ggufsmith.cli import render
@@ -248,7 +260,7 @@ def run_convert_quant(
 
     text = None
     if budget:
-        with render.progress("measuring", 0, quiet or machine) as advance:
+        with render.progress("measuring", None, wishes.silent) as advance:
             quantization, solved = quantized.with_budget(job, quantization, budget.budget, advance)
         text = solved.text
     prepared = quantized.prepare(job, quantization)
@@ -258,8 +270,15 @@ def run_convert_quant(
         "architecture": converted.plan.architecture.name,
         "source_bytes": converted.source_bytes,
     }
-    _work(prepared, quantized.run, inputs, dry_run=dry_run, machine=machine, quiet=quiet)
-    _save(text, budget, prepared.outputs[0].path, dry_run)
+    folder = converted.checkpoint.folder
+    files = [*converted.checkpoint.files, *small_files(folder), *_given(quantization.imatrix)]
+    saved = _saved(text, budget, prepared.outputs[0].path, dry_run, job.overwrite)
+    _work(prepared, quantized.run, inputs, wishes, files, dry_run=dry_run)
+    _save(text, saved)
+
+
+def _given(path: Path | None) -> list[Path]:
+    return [] if path is None else [path]
 
 
 def _weights_of(path: Path) -> int:
@@ -269,13 +288,27 @@ def _weights_of(path: Path) -> int:
         return sum(math.prod(info.shape) for info in source.tensors.values())
 
 
-def _save(text: str | None, budget: Target | None, output: Path, dry_run: bool) -> None:
-    """Write the recipe that was found; a dry run writes it only where it was asked for."""
-    from ggufsmith.container.errors import Failure
+def _saved(text: str | None, budget: Target | None, output: Path, dry_run: bool, overwrite: bool) -> Path | None:
+    """Where the recipe that was found goes; a dry run writes it only where it was asked for.
+
+    OutputConflict if it may not replace what is there.
+    """
+    from ggufsmith.container.errors import OutputConflict
 
     if text is None or budget is None or (dry_run and budget.save is None):
-        return
+        return None
     path = budget.save or output.with_suffix(".toml")
+    if not overwrite and path.exists():
+        raise OutputConflict("the recipe exists already", where=path, fix="Name another with --save-recipe.")
+    return path
+
+
+def _save(text: str | None, path: Path | None) -> None:
+    """Write the recipe that was found."""
+    from ggufsmith.container.errors import Failure
+
+    if text is None or path is None:
+        return
     try:
         path.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
@@ -286,29 +319,31 @@ def _work(
     prepared: "requantize.Prepared | quantized.Prepared",
     run: Callable[..., "Written"],
     inputs: dict[str, Any],
+    wishes: Wishes,
+    files: list[Path],
     *,
     dry_run: bool,
-    machine: bool,
-    quiet: bool,
 ) -> None:
     from ggufsmith.cli import render
 
     if dry_run:
-        _show_plan(prepared, inputs, machine)
+        _show_plan(prepared, inputs, wishes.machine)
         return
-    silent = quiet or machine
+    wishes.check(prepared.outputs)
+    silent = wishes.silent
     if not silent:
         for note in prepared.notes:
             render.line(f"note: {note}", render.err)
     title = ", ".join(output.path.name for output in prepared.outputs)
     with render.progress(title, prepared.weights, silent) as advance:
         written = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
-    if machine:
-        rate = prepared.weights / written.seconds
-        report = {"found": list(written.notes), "seconds": written.seconds, "weights_per_second": rate}
-        render.as_json({**_report(prepared, inputs), **report})
-    elif not quiet:
-        render.lines(_summary(prepared, written))
+    report, rate = _report(prepared, inputs), prepared.weights / written.seconds
+    lines = list(publish(wishes, prepared.outputs, files, report["outputs"]))
+    if wishes.machine:
+        more = {"found": list(written.notes), "seconds": written.seconds, "weights_per_second": rate}
+        render.as_json({**report, **more})
+    elif not wishes.quiet:
+        render.lines(chain(_summary(prepared, written), lines))
 
 
 # ---- what is shown ----

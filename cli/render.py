@@ -45,11 +45,11 @@ def weights_per_second(number: float) -> str:
 
 @contextmanager
 def progress(
-    title: str, total: int, quiet: bool, rate: Callable[[float], str] = weights_per_second
+    title: str, total: int | None, quiet: bool, rate: Callable[[float], str] = weights_per_second
 ) -> Iterator[Callable[[int], None]]:
     """A bar in a terminal, a line every ten seconds in a log, nothing when quiet; yields `advance(weights)`.
 
-    rate: how to show the speed.
+    total: None if it is not known. rate: how to show the speed.
     """
     title = printable(title)
     if quiet or total == 0:
@@ -82,7 +82,7 @@ def progress(
             now = time.monotonic()
             if now - last >= 10:
                 last = now
-                line(f"{title}: {100 * done // total} %, {rate(done / (now - begun))}", err)
+                line(f"{title}: {f'{100 * done // total} %, ' if total else ''}{rate(done / (now - begun))}", err)
 
         yield log
 

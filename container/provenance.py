@@ -38,15 +38,14 @@ def described(path: Path, advance: Advance = lambda size: None) -> dict[str, Any
 
 
 def record(
-    outputs: Sequence[Path], inputs: Sequence[Path], *, recipe: Mapping[str, Any], version: str
+    outputs: Sequence[Mapping[str, Any]],
+    inputs: Sequence[Mapping[str, Any]],
+    *,
+    recipe: Mapping[str, Any],
+    version: str,
 ) -> dict[str, Any]:
-    """What was made, from what, how. Reads every file once. recipe: whatever decides the bytes, as JSON values."""
-    return {
-        "made_by": f"ggufsmith {version}",
-        "recipe": dict(recipe),
-        "inputs": [described(path) for path in inputs],
-        "outputs": [described(path) for path in outputs],
-    }
+    """What was made, from what, how; files as `described` has them. recipe: what decides the bytes, as JSON values."""
+    return {"made_by": f"ggufsmith {version}", "recipe": recipe, "inputs": inputs, "outputs": outputs}
 
 
 def record_path(output: Path) -> Path:

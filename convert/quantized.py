@@ -21,6 +21,7 @@ from ggufsmith.convert.checkpoint import Checkpoint
 from ggufsmith.convert.execute import Converted, Elsewhere, exact_format, read_ahead, tensors_of
 from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.naming.filename import FileName
+from ggufsmith.naming.suggest import name_of
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import Cluster, Quantized, Written, fit_importance, output_paths, write_outputs
@@ -81,6 +82,8 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     as_they_are = _as_they_are(tensors, converted)
     importance = fit_importance(imatrix, tensors, facts) if imatrix else None
     name = FileName(converted.origin.name.strip().replace(" ", "-"))
+    if job.strict_name:
+        name = name_of(layout.metadata, {tensor.name: tensor.shape for tensor in tensors}, strict=True)
     outputs = []
     paths = output_paths(name, quantization.recipes, job.outfile, job.outdir or converted.origin.home)
     for recipe, path in zip(quantization.recipes, paths, strict=True):

@@ -23,10 +23,11 @@ from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
-from ggufsmith.convert.sources.recognise import recognise
+from ggufsmith.convert.sources.recognise import offers, recognise
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
+from ggufsmith.naming.suggest import name_of
 from ggufsmith.quantize.outputs import Cluster, Output, Written, write_outputs
 from ggufsmith.tokenizer.read import read_vocabulary
 
@@ -55,6 +56,7 @@ class Job:
     threads:  None takes every core this process may use.
     sync:     False leaves flushing to the operating system.
     resume:   go on from what an interrupted run of the same job left.
+    strict_name: outputs are named by the letter of the convention, with a size and a version.
     open_files: how the weights are read; see `checkpoint.Checkpoint`.
     scheduler: of the Dask cluster that does the work; None does it here.
     """
@@ -74,6 +76,7 @@ class Job:
     sync: bool = True
     overwrite: bool = True
     resume: bool = False
+    strict_name: bool = False
     open_files: Callable[[Sequence[Path]], Reader] = LocalFiles
     scheduler: str | None = None
 
@@ -136,7 +139,7 @@ def prepare(job: Job) -> Prepared:
         architecture=record.classes[0],
         model=folder,
     )
-    notes: list[str] = [*checkpoint.notes, *plan.notes, *vocabulary.notes]
+    notes: list[str] = [*checkpoint.notes, *offers(checkpoint.tensors.values()), *plan.notes, *vocabulary.notes]
     parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
     general = _general(job, folder, config, parameters, record.name, kind, origin, notes)
     model = origin.name
@@ -201,6 +204,9 @@ def _laid_out(
     specs = [
         TensorSpec(output.name, output.shape, BY_NAME["F32"] if output.keep_f32 else kind) for output in plan.outputs
     ]
+    if job.strict_name:
+        shapes = {spec.name: spec.shape for spec in specs}
+        name = name_of(metadata, shapes, encoding=kind.name, strict=True).format()
     layout = lay_out(metadata, specs)
     shards = plan_shards(layout, job.limits.counts(specs, layout.alignment))
     path = job.outfile or (job.outdir or origin.home) / name

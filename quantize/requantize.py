@@ -16,6 +16,7 @@ from ggufsmith.container.formats import Format
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet, Limits, plan_shards
 from ggufsmith.container.values import Metadata, Value, boolean, f32, i32, string, u32
+from ggufsmith.naming.suggest import name_of
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import Cluster, Quantized, Written, fit_importance, output_paths, write_outputs
@@ -42,6 +43,7 @@ class Job:
     sync:     False leaves flushing to the operating system.
     scheduler: of the Dask cluster that does the work; None does it here.
     resume:   go on from what an interrupted run of the same job left.
+    strict_name: outputs are named by the letter of the convention, with a size and a version.
     """
 
     source: Path
@@ -65,6 +67,7 @@ class Job:
     overwrite: bool = True
     scheduler: str | None = None
     resume: bool = False
+    strict_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,10 @@ def _prepare(job: Job, model: Model) -> Prepared:
     if job.prune:
         left = facts.blocks - len(set(job.prune))
         overrides[Keys.LLM.BLOCK_COUNT.format(arch=facts.architecture)] = u32(left)
-    paths = output_paths(model.name, job.recipes, job.output, job.outdir or job.source.parent)
+    name = model.name
+    if job.strict_name:
+        name = name_of({**metadata, **overrides}, {tensor.name: tensor.info.shape for tensor in tensors}, strict=True)
+    paths = output_paths(name, job.recipes, job.output, job.outdir or job.source.parent)
     outputs = []
     for recipe, path in zip(job.recipes, paths, strict=True):
         plan = plan_file(

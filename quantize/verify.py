@@ -11,13 +11,15 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME, Format
-from ggufsmith.container.reader import TensorInfo
+from ggufsmith.container.provenance import file_sha256
+from ggufsmith.container.reader import Gguf, TensorInfo
 from ggufsmith.container.shards import GgufSet
 from ggufsmith.quantize.checks import nonfinite
 from ggufsmith.quantize.rows import FLOATS, MODULES, codec_of, decode, encode, warm_up
@@ -63,6 +65,34 @@ def examine(
 
     found = {each.name: each for each in spread(lambda stop: partial(one, stop=stop), tensors, threads)}
     return [found[name] for name in model.tensors]
+
+
+def digests(
+    model: GgufSet, *, tensors: bool = True, threads: int = 1, advance: Advance = lambda size: None
+) -> tuple[list[str], dict[str, str]]:
+    """SHA-256, in hex, of every file and of every tensor. `advance` is told of bytes of files."""
+
+    def tensor_sha256(tensor: TensorInfo, stop: threading.Event) -> str:
+        digest, buffer = hashlib.sha256(), np.empty(min(tensor.nbytes, PIECE), np.uint8)
+        for start in range(0, tensor.nbytes, PIECE):
+            if stop.is_set():
+                break
+            piece = buffer[: tensor.nbytes - start]
+            model.read_into(tensor, start, piece)
+            digest.update(piece.data)
+        return digest.hexdigest()
+
+    def worker(stop: threading.Event) -> Callable[[Gguf | TensorInfo], tuple[Path | str, str]]:
+        def one(task: Gguf | TensorInfo) -> tuple[Path | str, str]:
+            if isinstance(task, TensorInfo):
+                return task.name, tensor_sha256(task, stop)
+            return task.path, file_sha256(task.path, advance)
+
+        return one
+
+    tasks: list[Gguf | TensorInfo] = [*model.files, *(model.tensors.values() if tensors else ())]
+    found = dict(spread(worker, tasks, threads))
+    return [found[file.path] for file in model.files], {name: found[name] for name in model.tensors if name in found}
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ggufsmith.cli.verify import verify
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.container.formats import FORMATS, format_of
 from ggufsmith.container.layout import TensorSpec, lay_out
-from ggufsmith.container.provenance import read_record, record, record_path, write_record
+from ggufsmith.container.provenance import described, read_record, record, record_path, write_record
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.values import string
 from ggufsmith.container.writer import Writer
@@ -205,7 +205,10 @@ def test_tensors_that_are_copied(tmp_path: Path) -> None:
 def test_a_record(converted: Path, model: Path) -> None:
     inputs = [model / "config.json", model / "model.safetensors"]
     path = record_path(converted)
-    write_record(path, record([converted], inputs, recipe={"outtype": "f16"}, version="0"))
+    write_record(
+        path,
+        record([described(converted)], [described(path) for path in inputs], recipe={"outtype": "f16"}, version="0"),
+    )
     content = read_record(path)
     assert [each["name"] for each in content["inputs"]] == ["config.json", "model.safetensors"]
     assert str(converted.parent) not in path.read_text(encoding="utf-8")
