@@ -75,9 +75,7 @@ def recognise(checkpoint: Checkpoint, config: Config) -> Checkpoint:
         for source in (made.get(name, tensor) for name, tensor in checkpoint.tensors.items())
         if isinstance(source, Made) or (source.name not in used and source.name not in unused)
     }
-    return replace(
-        checkpoint, tensors=tensors, notes=(*checkpoint.notes, *_notes(marked, unused, method), *_offers(made.values()))
-    )
+    return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, *_notes(marked, unused, method)))
 
 
 def _made(checkpoint: Checkpoint, scheme: Scheme, asked: Asked) -> Made:
@@ -184,8 +182,10 @@ def _notes(marked: Mapping[str, tuple[Scheme, Parts]], unused: list[str], method
     return notes
 
 
-def _offers(made: Iterable[Made]) -> list[str]:
-    kept = Counter(source.exact.format.name for source in made if source.exact is not None)
+def offers(sources: Iterable[Source]) -> list[str]:
+    """What could be kept as it is."""
+    made = (source.exact for source in sources if isinstance(source, Made))
+    kept = Counter(exact.format.name for exact in made if exact is not None)
     return [
         f"{count} weights are {name} in other words: --recipe copy keeps them exactly" for name, count in kept.items()
     ]

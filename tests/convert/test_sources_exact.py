@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import adapters
 import checkpoints
 import quantized
 import sourced
@@ -17,6 +18,7 @@ from ggufsmith.convert.ops import RopePermute
 from ggufsmith.convert.quantized import Prepared, Quantization, prepare, run
 from ggufsmith.convert.run import Job
 from ggufsmith.convert.sources.exact import fill_mxfp4, fill_q4_0
+from ggufsmith.convert.sources.recognise import offers
 from ggufsmith.convert.sources.store import EIGHT_BITS
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.rows import decode
@@ -92,7 +94,16 @@ def test_other_recipes_are_as_without(tmp_path: Path) -> None:
 def test_what_is_no_q4_0_is_not_called_so(tmp_path: Path, layout: dict[str, Any]) -> None:
     config = {"quant_method": "gptq", "bits": layout.get("bits", 4), "group_size": layout["group"], "sym": True}
     quantized.write_gptq("llama", tmp_path, config=config, **layout)
-    assert not any("in other words" in note for note in sourced.recognised(tmp_path).notes)
+    assert not offers(sourced.recognised(tmp_path).tensors.values())
+
+
+def test_merged_weights_are_not_offered(tmp_path: Path) -> None:
+    symmetric_gptq(tmp_path / "m", group=32)
+    adapters.write(tmp_path / "m", tmp_path / "a", targets=("q_proj",))
+    prepared = prepare(Job(tmp_path / "m", lora=((tmp_path / "a", 1.0),)), Quantization((recipe_of("copy"),)))
+    assert any(note.startswith("12 weights are Q4_0") for note in prepared.notes)
+    formats = {spec.name: spec.format.name for spec in prepared.outputs[0].plan.layout.tensors}
+    assert (formats["blk.0.attn_q.weight"], formats["blk.0.attn_k.weight"]) == ("F16", "Q4_0")
 
 
 def test_settings_that_call_zero_points_symmetric_wrongly(tmp_path: Path) -> None:
