@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ggufsmith.container.provenance import file_sha256
 from ggufsmith.convert import quantized
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.batch import passes
+from ggufsmith.convert.batch.jobfile import Model
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
 from ggufsmith.quantize import requantize
@@ -270,6 +272,26 @@ def test_who_watches_can_fail_too(home: Path, moment: str) -> None:
     path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"', 'source = "B"'])
     with pytest.raises(BrokenPipeError):
         jobs.run(path, Broken())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the space of a file is not reserved")
+def test_interrupted_work_is_resumed_in_the_space_that_it_holds(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(Watcher):
+        done = 0
+
+        def advanced(self, model: Model, weights: int) -> None:
+            self.done += weights
+            if self.done > 500_000:
+                raise OSError("no more")
+
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
+    assert statuses(jobs.run(path, Full(), threads=1)) == {"A": "failed"}
+    held = sum(file.stat().st_size for file in (home / "out/A").glob(".*.partial"))
+    assert held > 500_000
+    usage = shutil.disk_usage(home)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=held // 10))
+    (outcome,) = jobs.run(path)
+    assert outcome.status == "done" and any("resumed" in note for note in outcome.notes), outcome.notes
 
 
 class Counting(Watcher):
