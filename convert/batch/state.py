@@ -59,7 +59,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Record:
-    """What is finished of a model. extras: a fingerprint of the card and the sums."""
+    """What is finished of a model. extras: the fingerprint of card and sums; empty if any of this is to be renewed."""
 
     outputs: tuple[Made, ...] = ()
     extras: str = ""
@@ -72,21 +72,17 @@ def finished(model: Model, plans: Mapping[str, str], *, verify: bool = False) ->
     """
     record, written = _read(state_path(model))
     by_label = {made.label: made for made in record.outputs}
-    kept = []
-    stale = False
+    kept, in_time = [], True
     for wanted in model.wanted:
         made = by_label.get(wanted.label)
         if made is None or made.plan != plans[wanted.label]:
             continue
         newer = [file for file in made.files if not _untouched(model.folder / file.name, file, written)]
-        for file in made.files if verify else newer:
-            if not _same(model.folder / file.name, file):
-                break
-        else:
+        if all(_same(model.folder / file.name, file) for file in (made.files if verify else newer)):
             kept.append(made)
-            stale |= bool(newer)
-    extras = record.extras if kept == list(record.outputs) and _extras_there(model) and not stale else ""
-    return Record(tuple(kept), extras)
+            in_time &= not newer
+    complete = in_time and tuple(kept) == record.outputs and _extras_there(model)
+    return Record(tuple(kept), record.extras if complete else "")
 
 
 def write_record(model: Model, record: Record) -> None:
