@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from ggufsmith.container.shards import Limits
 
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", metavar="ADDRESS", help="Work on a Dask cluster: tcp://HOST:8786. Same bytes."),
+]
 NoSync = Annotated[bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")]
 NoOverwrite = Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what an interrupted run of the same command left.")]
