@@ -46,6 +46,8 @@ def find_base(adapter: Adapter, given: Path | None = None) -> Path:
                 return Path(os.path.abspath(folder))
     cached = _in_hub_cache(named, adapter.config.first("revision"))
     if cached is None:
+        if HUB_ID.fullmatch(named):
+            fix += f" To merge: gguf-convert {named} --lora {adapter.folder} fetches it."
         raise Unsupported(f"its base model {named!r} is not on this machine", where=adapter.config.path, fix=fix)
     return cached
 

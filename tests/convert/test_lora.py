@@ -354,7 +354,7 @@ def test_the_base_is_found_or_asked_for(
     assert find_base(open_adapter(tmp_path / "b")) == beside
     assert find_base(open_adapter(tmp_path / "b"), bases["qwen2"]) == bases["qwen2"]
     adapters.write(beside, tmp_path / "c", named="some/where-else")
-    with pytest.raises(Unsupported, match=r"'some/where-else' is not on this machine(.|\n)*--base"):
+    with pytest.raises(Unsupported, match=r"'some/where-else' is not on this machine(.|\n)*--base.*gguf-convert some/where-else"):
         find_base(open_adapter(tmp_path / "c"))
 
 
