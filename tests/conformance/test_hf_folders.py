@@ -10,6 +10,7 @@ import pytest
 import tokenizer_oracles as oracles
 
 import checkpoints
+import reference
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.hf.run import Job, prepare, run
 
@@ -103,3 +104,21 @@ def test_transformers_splits_the_same(pair: tuple[str, Path, Path]) -> None:
         assert wrong == []
     assert was.eos_token == now.eos_token
     assert was.chat_template == now.chat_template
+
+
+@pytest.mark.parametrize(
+    ("kind", "pre"), [("llama-3", "llama-bpe"), ("mixtral", ""), ("qwen2-moe", "qwen2"), ("phi3", "")]
+)
+def test_files_of_the_reference_converter_come_back(kind: str, pre: str, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    source = checkpoints.write(kind, tmp_path / "Tiny-Fixture")
+    gguf = reference.convert(source, tmp_path / "theirs.gguf", "--outtype", "f32", pre=pre)
+    with prepare(Job(gguf, tmp_path / "back", "bfloat16", sync=False)) as prepared:
+        assert prepared.notes == ()
+        assert run(prepared).notes == ()
+    was, now = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
+    assert was.keys() == now.keys()
+    assert {tensor.dtype for tensor in now.values()} == {torch.bfloat16}
+    assert [name for name in was if not torch.equal(was[name], now[name])] == []
