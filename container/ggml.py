@@ -91,7 +91,9 @@ class GgmlFile:
 
 
 def is_ggml(path: Path) -> bool:
-    """Whether a file begins like one of these."""
+    """Whether a file begins like one of these. A pipe, which reading could block, is none."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             return file.read(4) in MAGICS

@@ -158,5 +158,8 @@ def test_any_change_of_a_byte_gives_a_file_or_one_of_our_errors(
 def test_what_is_no_file_is_no_old_file(tmp_path: Path) -> None:
     assert not is_ggml(tmp_path)
     assert not is_ggml(tmp_path / "nothing")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        assert not is_ggml(tmp_path / "pipe")
     with pytest.raises(Failure, match="cannot open"):
         open_ggml(tmp_path / "nothing")
