@@ -42,7 +42,7 @@ def find_base(adapter: Adapter, given: Path | None = None) -> Path:
         raise Unsupported("its configuration names no base model", where=adapter.config.path, fix=fix)
     if not named.startswith(("//", "\\\\")):  # the name of a share is no reason to call on a server
         for folder in (adapter.folder / named, Path(named)):
-            if (folder / "config.json").is_file():
+            if os.path.isfile(folder / "config.json"):  # False as well for names that no file can have
                 return Path(os.path.abspath(folder))
     cached = _in_hub_cache(named, adapter.config.first("revision"))
     if cached is None:

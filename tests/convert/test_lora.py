@@ -354,8 +354,12 @@ def test_the_base_is_found_or_asked_for(
     assert find_base(open_adapter(tmp_path / "b")) == beside
     assert find_base(open_adapter(tmp_path / "b"), bases["qwen2"]) == bases["qwen2"]
     adapters.write(beside, tmp_path / "c", named="some/where-else")
-    with pytest.raises(Unsupported, match=r"'some/where-else' is not on this machine(.|\n)*--base.*gguf-convert some/where-else"):
+    with pytest.raises(Unsupported, match=r"'some/where-else' is not on this machine(.|\n)*--base.*gguf-convert some/"):
         find_base(open_adapter(tmp_path / "c"))
+    for named in ("a\0b", "x" * 5000, "//server/share", "\\\\server\\share"):
+        adapters.write(beside, tmp_path / "c", named=named)
+        with pytest.raises(Unsupported, match="is not on this machine"):
+            find_base(open_adapter(tmp_path / "c"))
 
 
 def test_the_base_is_found_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
