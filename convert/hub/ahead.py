@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import LocalFiles
 from ggufsmith.convert.hub.http import Ranges, Remote
 
 BLOCK = 4 << 20  # bytes of a request: long enough that a round trip between two does not show
@@ -44,13 +43,11 @@ class Held:
 class ReadAhead:
     """A `checkpoint.Reader` of remote files. Thread-safe; memory stays under KEPT blocks, which are used again.
 
-    remotes: by the paths under which the checkpoint knows them.
-    paths:   all files of the checkpoint; those that are not remote are read from the disk.
+    remotes: by the paths under which the checkpoint knows them. paths: those that will be read.
     """
 
     def __init__(self, remotes: Mapping[Path, Remote], paths: Sequence[Path], pause: float = 0.5) -> None:
-        self._remotes, self._pause = remotes, pause
-        self._local_files = LocalFiles([path for path in paths if path not in remotes])
+        self._remotes, self._pause = {path: remotes[path] for path in paths}, pause
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="hub")
         self._local = threading.local()
@@ -65,7 +62,7 @@ class ReadAhead:
         """(file, start, stop) of what will be read, in the order of reading; everything else is read when asked for."""
         blocks = [
             Block(path, at, min(at + BLOCK, stop))
-            for path, start, stop in joined(extent for extent in dict.fromkeys(extents) if extent[0] in self._remotes)
+            for path, start, stop in joined(dict.fromkeys(extents))
             for at in range(start, stop, BLOCK)
         ]
         places: dict[Path, list[tuple[int, int]]] = {}
@@ -80,8 +77,6 @@ class ReadAhead:
             }
 
     def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
-        if path not in self._remotes:
-            return self._local_files.read_into(path, offset, buffer)
         done = 0
         while done < len(buffer):
             at = offset + done
@@ -97,7 +92,6 @@ class ReadAhead:
         return done
 
     def close(self) -> None:
-        self._local_files.close()
         self._stop.set()
         for ranges in self._opened:
             ranges.abort()

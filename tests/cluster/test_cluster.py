@@ -15,10 +15,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small_models
 from numpy.typing import NDArray
 
+import adapters
 import checkpoints
 import dask_processes
+import quantized as quantized_checkpoints
 from dask_processes import Cluster
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
 from ggufsmith.container.formats import BY_NAME
@@ -112,16 +115,32 @@ def test_several_recipes_in_shards(shared: Cluster, tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_gguf_file(shared: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(prepare(Job(checkpoints.write("llama", tmp_path / "Model"), outfile=tmp_path / "in.gguf", sync=False)))
+def test_a_gguf_file_with_an_importance_matrix(
+    shared: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # relative paths mean the client's folder
-    for name, scheduler in (("a", None), ("b", shared.address)):
+    small_models.write_model(Path("in.gguf"))
+    imatrix = small_models.write_imatrix(Path("i.gguf"), small_models.importance(small_models.arrays()))
+    for name, scheduler in (("a", None), ("b", shared.address), ("plain", None)):
         job = requantize.Job(
-            Path("in.gguf"), (recipe_of("q6_K"),), Path(f"{name}.gguf"), sync=False, prune=(0,), scheduler=scheduler
+            Path("in.gguf"), (recipe_of("q4_0"),), Path(f"{name}.gguf"), prune=(0,), sync=False, scheduler=scheduler
         )
-        with requantize.prepare(job) as prepared:
+        with requantize.prepare(replace(job, imatrix=None if name == "plain" else imatrix)) as prepared:
             requantize.run(prepared)
-    assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes()
+    assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes() != Path("plain.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["gptq", "lora"])
+def test_weights_that_are_made_of_several_tensors(shared: Cluster, tmp_path: Path, source: str) -> None:
+    folder, lora = tmp_path / "in", ((tmp_path / "adapter", 0.5),) if source == "lora" else ()
+    if source == "gptq":
+        config = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True}
+        quantized_checkpoints.write_gptq("llama", folder, config=config, group=64, order=True)
+    else:
+        adapters.write(checkpoints.write("llama", folder), tmp_path / "adapter")
+    for name, scheduler in (("a", None), ("b", shared.address)):
+        run(prepare(Job(folder, outfile=tmp_path / f"{name}.gguf", lora=lora, sync=False, scheduler=scheduler)))
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
 def test_what_is_wrong_with_a_weight_is_said_as_here(shared: Cluster, tmp_path: Path) -> None:

@@ -192,17 +192,6 @@ def test_any_order_from_many_threads_gives_the_right_bytes(
     assert not wrong
 
 
-def test_files_on_the_disk_beside_remote_ones(hub: hub_server.Hub, tmp_path: Path) -> None:
-    local = tmp_path / "local"
-    local.write_bytes(b"0123456789")
-    reader, buffer = ReadAhead({A: remote(hub)}, [A, local]), bytearray(4)
-    reader.expect([(local, 0, 10), (A, 0, 10)])
-    assert reader.read_into(local, 3, memoryview(buffer)) == 4
-    assert buffer == b"3456"
-    assert reader.read_into(local, 8, memoryview(buffer)) == 2
-    reader.close()
-
-
 def test_closing_does_not_wait_for_a_server_that_hangs(hub: hub_server.Hub) -> None:
     reader = ReadAhead({A: remote(hub)}, [A])
     reader.expect([(A, 0, size(hub))])
