@@ -67,8 +67,8 @@ def open_model(path: Path, vocabulary: Metadata | None = None) -> Model:
 
 def _open(path: Path) -> Model:
     if not is_ggml(path):
-        files = open_gguf_set(path)
-        return Model(files, replace(parse(files.paths[0].name), shard=None))
+        name = replace(parse(path.name), shard=None)
+        return Model(open_gguf_set(path), name)
     file = open_ggml(path)
     gguf = Gguf(path, GGUF_VERSION, ALIGNMENT, {}, {}, 0, file.size, file.fd)
     try:
@@ -95,7 +95,7 @@ def _old_model(file: GgmlFile, gguf: Gguf) -> Model:
         "original's tokenizer, added tokens are right too: --tokenizer FOLDER"
     ]
     if not file.variant.scores:
-        notes.append("ggml files have no scores, so that text is split at random: pass --tokenizer FOLDER")
+        notes.append("ggml files have no scores of tokens, so that texts are split badly: pass --tokenizer FOLDER")
     grouped = (f"{heads} query heads share a key-value head, by the shape of attn_k",) if heads > 1 else ()
     return Model(GgufSet.of(opened), name, _assumed(), tuple(notes), grouped)
 
