@@ -142,6 +142,19 @@ def test_quantized_weights_are_dequantized_and_told(llama: Path, tmp_path: Path)
     np.testing.assert_array_equal(np.frombuffer(data, "<f2").reshape(shape), expected.astype(np.float16))
 
 
+def test_blocks_are_put_back_in_order_as_weights_are(tmp_path: Path) -> None:
+    """Permuting and unstacking rows of blocks, then dequantizing, is dequantizing first."""
+    source = to_gguf(checkpoints.write("mixtral", tmp_path / "source"), tmp_path / "m.gguf")
+    small, wide = tmp_path / "q.gguf", tmp_path / "w.gguf"
+    for given, recipe, path in ((source, "q4_K_M", small), (small, "f32", wide)):
+        job = QuantJob(given, (recipe_of(recipe),), output=path, sync=False, allow_requantize=True)
+        with prepare_quant(job) as prepared:
+            run_quant(prepared)
+    to_hf(small, tmp_path / "a", "float32")
+    to_hf(wide, tmp_path / "b", "float32")
+    assert of_folder(tmp_path / "a") == of_folder(tmp_path / "b")
+
+
 def test_shards_with_an_index_hold_the_same(llama: Path, tmp_path: Path) -> None:
     to_hf(llama, tmp_path / "one", "float16")
     to_hf(llama, tmp_path / "many", "float16", shard_size=500_000)
