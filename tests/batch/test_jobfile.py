@@ -2,12 +2,15 @@
 
 import json
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from ggufsmith.container.errors import Malformed
+from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.batch.jobfile import JobFile, Model, read_job
 from ggufsmith.convert.batch.schema import MODELS, SETTINGS, json_schema
 
@@ -241,6 +244,66 @@ def test_runners_share_the_models(home: Path) -> None:
         read(home, mixed, shard=(1, 2))
     with pytest.raises(Malformed, match="called 'x' too"):
         read(home, mixed + 'name = "x"\n[[model]]\nsource = "other/Tiny-A"\nname = "x"\n', shard=(2, 2))
+
+
+VALID = {
+    "jobs.toml": """output = "o"
+[defaults]
+recipes = ["q8_0"]
+extends = "a"
+[sets.a]
+strict = true
+[[model]]
+source = "Tiny-A"
+shard_size = "4G"
+folder = "{model}/x"
+lora = ["Tiny B:0.5"]
+""",
+    "jobs.yaml": """output: o
+defaults: {recipes: [q8_0], extends: a}
+sets: {a: {strict: true}}
+model:
+- source: Tiny-A
+  shard_size: 4G
+  folder: "{model}/x"
+""",
+}
+PIECES = st.sampled_from(
+    [
+        "",
+        "\n",
+        '"',
+        "'",
+        "[",
+        "]",
+        "{",
+        "}",
+        "[[model]]",
+        "= 1",
+        ": ",
+        "- ",
+        "${X}",
+        "${",
+        "\0",
+        "é",
+        "../",
+        "9e99",
+        "~",
+    ]
+)
+
+
+@pytest.mark.parametrize("name", VALID)
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_anything_is_read_or_refused(home: Path, name: str, data: st.DataObject) -> None:
+    text = VALID[name]
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(text)))
+        stop = min(len(text), start + data.draw(st.integers(0, 12)))
+        text = text[:start] + data.draw(PIECES) + text[stop:]
+    with suppress(Failure):
+        read(home, text, name)
 
 
 def test_the_schema_knows_every_key() -> None:
