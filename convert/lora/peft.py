@@ -44,6 +44,7 @@ OTHER_MEANINGS: Mapping[str, str] = {
 }
 # Initializations that take the first update out of the base's weights.
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+BY_PEFT = "Merge the adapter into its base model with peft (merge_and_unload), and convert the result."
 MAX_PATTERN, MAX_REPEATS, MAX_NAME = 256, 2, 256  # patterns come from the file: no time without bounds
 
 
@@ -121,18 +122,22 @@ def open_adapter(folder: Path) -> Adapter:
     if path is None:
         raise Malformed(f"there is no {WEIGHTS[0]}", where=folder, fix="Download the adapter again.")
     modules: dict[str, dict[str, Source]] = {}
-    trained, copies = {}, {}
+    trained: dict[str, Source] = {}
+    copies: dict[str, Source] = {}
     for source in read_tensors(contained(folder, path)):
         name = source.name.removeprefix(PREFIX)
         part = PART.fullmatch(name)
         if part is not None:
-            modules.setdefault(part["module"], {})[part["role"]] = source
+            place, key = modules.setdefault(part["module"], {}), part["role"]
         elif ".lora_" in name:
             raise Unsupported(f"tensor {source.name!r} is no part of a LoRA that is known here", where=path)
         elif name.endswith(".base_layer.weight"):
-            copies[name.replace(".base_layer.", ".")] = source
+            place, key = copies, name.replace(".base_layer.", ".")
         else:
-            trained[re.sub(r"\.base_layer|\.modules_to_save(\.default)?", "", name)] = source
+            place, key = trained, re.sub(r"\.base_layer|\.modules_to_save(\.default)?", "", name)
+        if key in place:
+            raise Malformed(f"{source.name} and {place[key].name} are the same", where=path, fix="Keep one of them.")
+        place[key] = source
     updates = tuple(_update(module, parts, config, path) for module, parts in modules.items())
     if not updates and not trained:
         raise Malformed("it holds no tensors", where=path, fix="Download the adapter again.")
@@ -145,22 +150,21 @@ def _check_config(config: Config) -> None:
         raise Unsupported(
             f"peft_type {method!r} is not supported; LORA is",
             where=config.path,
-            fix="Merge the adapter into its base model with peft (merge_and_unload), and convert the result.",
+            fix=BY_PEFT,
         )
     for key, meaning in OTHER_MEANINGS.items():
         if config.first(key):
             raise Unsupported(
                 f"{key} is set: {meaning}, which is not supported",
                 where=config.path,
-                fix="Merge the adapter into its base model with peft (merge_and_unload), and convert the result.",
+                fix=BY_PEFT,
             )
     start = config.first("init_lora_weights")
     if isinstance(start, str) and start.startswith(REWRITES_BASE):
         raise Unsupported(
             f"init_lora_weights is {start!r}: this adapter belongs to a base whose weights were changed with it",
             where=config.path,
-            fix="Save it anew with save_pretrained(..., path_initial_model_for_weight_conversion=...), or merge it "
-            "with peft (merge_and_unload), and convert that.",
+            fix=f"Save it anew with save_pretrained(..., path_initial_model_for_weight_conversion=...). Or: {BY_PEFT}",
         )
 
 

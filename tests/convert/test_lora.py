@@ -452,6 +452,7 @@ def test_other_methods_and_variants_are_named(
         (f"{Q}.lora_magnitude_vector", np.zeros(7), "7] lengths for 256"),
         (f"{Q}.lora_B.bias", np.zeros(256), "no part of a LoRA"),
         (f"{Q}.lora_E.weight", np.zeros(256), "no part of a LoRA"),
+        (f"{Q}.lora_A.default.weight", np.zeros((6, 256)), "lora_A.weight are the same"),
         ("model.layers.9.self_attn.q_proj.lora_A.weight", np.zeros((6, 256)), "has no lora_B"),
         ("model.nothing.weight", np.zeros((6, 256)), "model.nothing.weight: no GGUF tensor for it"),
         ("score.weight", np.zeros((2, 256)), "score.weight: no GGUF tensor for it"),
