@@ -215,7 +215,7 @@ def convert(
             from ggufsmith.quantize.requantize import parse_override
 
             refuse({"--lora": lora, "--base": base, "--vocab-only": vocab_only, "--pre": pre, "--metadata": metadata})
-            refuse({"--revision": revision, "--stream": stream})
+            refuse({"--revision": revision, "--stream": stream, "--outtype": budget and outtype})
             named = (f"general.name=str:{model_name}",) if model_name is not None else ()
             vocabulary, notes = vocabulary_for(file, tokenizer)
             file_job = FileJob(
