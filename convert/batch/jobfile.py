@@ -210,7 +210,9 @@ class _Reader:
                 self.wrong(place, f"the environment has no variable {match[1]}", f"${{{match[1]}:-…}} gives a default.")
             return found or ""
 
-        return _VARIABLE.sub(value, text)
+        if "\0" in text:
+            self.wrong(place, "no text here can hold a zero character")
+        return _VARIABLE.sub(value, text.replace("\0", ""))
 
     def check_fields(self, text: str, key: Key, place: str) -> None:
         """Braces hold what the key knows; in a key without fields they are text."""
