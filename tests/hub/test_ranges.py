@@ -192,6 +192,19 @@ def test_any_order_from_many_threads_gives_the_right_bytes(
     assert not wrong
 
 
+def test_a_block_that_is_read_keeps_its_memory(hub: hub_server.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is used again, but not under the hands of a thread that copies from it."""
+    for name, value in (("BLOCK", 20_000), ("AHEAD", 1), ("KEPT", 2)):
+        monkeypatch.setattr(ahead, name, value)
+    reader = ReadAhead({A: remote(hub)}, [A])
+    reader.expect([(A, 0, size(hub))])
+    with reader._block(0) as block:
+        for at in range(20_000, 200_000, 20_000):
+            reader.read_into(A, at, memoryview(bytearray(20_000)))
+        assert block == expected(hub, 0, 20_000)
+    reader.close()
+
+
 def test_closing_does_not_wait_for_a_server_that_hangs(hub: hub_server.Hub) -> None:
     reader = ReadAhead({A: remote(hub)}, [A])
     reader.expect([(A, 0, size(hub))])
