@@ -1,8 +1,8 @@
-"""Runs the real command line with one fault injected: python faulty.py FAULT PLACE CALL ARGUMENTS...
+"""Runs the real command line with one fault injected: python faulty.py FAULT PLACE CALL COMMAND ARGUMENTS...
 
 At the CALL-th call (from 1) of the function PLACE of `os`, the FAULT happens: a signal by its name, `fail` (an I/O
-error), `truncate PATH` or `stop` (until someone sends SIGCONT). `after:` before PLACE lets the call happen first. Of
-`pwrite`, only calls with data count, not the records of the journal, which may fail unnoticed.
+error), `full` (no space), `truncate PATH` or `stop` (until someone sends SIGCONT). `after:` before PLACE lets the call
+happen first. Of `pwrite`, only calls with data count, not the records of the journal, which may fail unnoticed.
 """
 
 import errno
@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from ggufsmith.cli.app import convert_main
+from ggufsmith.cli.app import main
 from ggufsmith.container.journal import HEAD
 
 JOURNAL = HEAD.size  # bytes; no write of data is so small
@@ -42,6 +42,8 @@ def happen(fault: str) -> None:
     kind, _, path = fault.partition(" ")
     if kind == "fail":
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+    if kind == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if kind == "truncate":
         os.truncate(path, os.path.getsize(path) // 4)
     else:
@@ -51,4 +53,4 @@ def happen(fault: str) -> None:
 if __name__ == "__main__":
     arm(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     del sys.argv[1:4]
-    convert_main()
+    main()

@@ -26,7 +26,6 @@ PHASES = {
     "writing": ("pwrite", 12),
     "flushing": ("fsync", 1),
     "finishing": ("ftruncate", 1),
-    "flushing again": ("fsync", 2),
     "naming": ("replace", 1),
     "named": ("after:replace", 1),
     "flushing the folder": ("fsync", 3),
@@ -46,7 +45,7 @@ def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def command(fault: str, place: str, call: int, model: Path, output: Path, *options: object) -> list[str]:
-    return [sys.executable, *map(str, (FAULTY, fault, place, call, model, "-o", output, *options))]
+    return [sys.executable, *map(str, (FAULTY, fault, place, call, "convert", model, "-o", output, *options))]
 
 
 def convert(
@@ -92,9 +91,7 @@ def test_a_signal_at_every_phase(model: Path, expected: bytes, output: Path, pha
     assert output.read_bytes() == expected
 
 
-@pytest.mark.parametrize(
-    "phase", ["reserving", "writing", "reading", "flushing", "finishing", "flushing again", "naming"]
-)
+@pytest.mark.parametrize("phase", ["reserving", "writing", "reading", "flushing", "finishing", "naming"])
 def test_an_io_error(model: Path, output: Path, phase: str) -> None:
     done = convert("fail", *PHASES[phase], model, output)
     assert done.returncode == 1, done.stderr
@@ -164,6 +161,56 @@ def test_a_folder_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
         assert (folder / "x.gguf").read_bytes() == OLD
         assert names(folder) == ["x.gguf"]
         folder.chmod(0o755)
+
+
+# Where a split of the model's file into shards of seven tensors can be.
+SPLITTING = {
+    "reserving the second shard": ("posix_fallocate", 2),
+    "copying": ("copy_file_range", 5),
+    "between the names": ("replace", 2),
+}
+
+
+def split(fault: str, place: tuple[str, int], source: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    arguments = [fault, *map(str, place), "split", str(source), str(folder / "s"), "--split-max-tensors", "7"]
+    return subprocess.run(
+        [sys.executable, str(FAULTY), *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(expected: bytes, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A file, and its shards."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "x.gguf").write_bytes(expected)
+    (folder / "shards").mkdir()
+    assert split("none", ("getpid", 0), folder / "x.gguf", folder / "shards").returncode == 0
+    return folder / "x.gguf", {path.name: path.read_bytes() for path in (folder / "shards").iterdir()}
+
+
+@pytest.mark.parametrize("fault", ["SIGINT", "SIGTERM", "SIGKILL", "full"])
+@pytest.mark.parametrize("place", SPLITTING)
+def test_a_split_is_never_half_there(
+    whole: tuple[Path, dict[str, bytes]], tmp_path: Path, place: str, fault: str
+) -> None:
+    source, shards = whole
+    assert len(shards) == 3
+    done = split(fault, SPLITTING[place], source, tmp_path)
+    if fault == "SIGKILL":
+        assert done.returncode == -signal.SIGKILL
+        assert "s-00001-of-00003.gguf" not in names(tmp_path)
+    elif (place, fault) == ("copying", "full"):  # the kernel's way is full; the other one is not
+        assert done.returncode == 0
+    else:
+        assert done.returncode == {"SIGINT": 130, "SIGTERM": 143, "full": 5}[fault], done.stderr
+        assert names(tmp_path) == []
+    assert split("none", ("getpid", 0), source, tmp_path).returncode == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == shards
 
 
 @pytest.fixture

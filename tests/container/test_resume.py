@@ -179,7 +179,7 @@ def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def run(fault: str, model: Path, folder: Path, kind: str, *options: str) -> "subprocess.CompletedProcess[str]":
-    arguments = [*fault.split(), str(model), "--outdir", str(folder), "--json", *OPTIONS[kind], *options]
+    arguments = [*fault.split(), "convert", str(model), "--outdir", str(folder), "--json", *OPTIONS[kind], *options]
     return subprocess.run(
         [sys.executable, str(FAULTY), *arguments],
         capture_output=True,
@@ -201,8 +201,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @linux
-@pytest.mark.parametrize("kind", OPTIONS)
-@pytest.mark.parametrize("place", ["pwrite 1", "pwrite 15", "after:pwrite 20", "fsync 1", "ftruncate 1", "replace 1"])
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("plain", "pwrite 1"),
+        ("plain", "pwrite 15"),
+        ("plain", "ftruncate 1"),
+        ("recipes in shards", "after:pwrite 20"),
+        ("recipes in shards", "fsync 1"),
+        ("recipes in shards", "replace 1"),
+    ],
+)
 def test_killed(model: Path, expected: dict[str, dict[str, bytes]], tmp_path: Path, place: str, kind: str) -> None:
     """The same bytes as those of a run that nobody disturbed; and what was done is not done again."""
     killed = run(f"SIGKILL {place}", model, tmp_path, kind, "--resume")
@@ -224,7 +233,7 @@ def test_a_killed_run_that_did_not_ask_for_it_can_be_resumed_all_the_same(
 
 
 @linux
-@pytest.mark.parametrize(("fault", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("fail", 1)])
+@pytest.mark.parametrize(("fault", "code"), [("SIGTERM", 143), ("full", 5)])
 def test_interrupted(model: Path, expected: dict[str, dict[str, bytes]], tmp_path: Path, fault: str, code: int) -> None:
     """What was written is kept, and said to be; a run that does not resume removes it."""
     done = run(f"{fault} pwrite 15", model, tmp_path, "plain", "--resume")
