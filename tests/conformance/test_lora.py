@@ -14,14 +14,9 @@ import checkpoints
 import quantized
 import reference
 from ggufsmith.container.reader import Gguf, open_gguf
-from ggufsmith.convert.checkpoint import open_checkpoint
-from ggufsmith.convert.config import Config
-from ggufsmith.convert.lora.merge import merge
 from ggufsmith.convert.lora.peft import open_adapter
 from ggufsmith.convert.run import Job, prepare, run
-from ggufsmith.convert.sources.recognise import recognise
-from ggufsmith.convert.sources.scheme import Made
-from ggufsmith.convert.sources.store import Store, to_f32
+from merging import merged
 
 pytestmark = pytest.mark.conformance
 
@@ -81,21 +76,6 @@ def trained(base: Path, folder: Path, *, rows: int = 0, seed: int = 1, **config:
                 parameter += 0.05 * torch.randn_like(parameter)
     tuned.save_pretrained(folder)
     return tuned.eval()
-
-
-def merged(base: Path, *adapters: tuple[Path, float]) -> dict[str, np.ndarray]:
-    """Every tensor of the merged checkpoint."""
-    checkpoint = recognise(open_checkpoint(base), Config.of_folder(base))
-    found = {}
-    with merge(checkpoint, [(open_adapter(folder), factor) for folder, factor in adapters])[0] as checkpoint:
-        store = Store(checkpoint)
-        for name, source in checkpoint.tensors.items():
-            if isinstance(source, Made):
-                found[name] = np.empty(source.shape, np.float32)
-                source.weights.rows(store, 0, source.shape[0], found[name])
-            else:
-                found[name] = to_f32(store.whole(source), source.dtype)
-    return found
 
 
 def close(found: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> None:

@@ -1,0 +1,60 @@
+"""Reads whole checkpoints and GGUF tensors, for tests of adapters."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.reader import Gguf
+from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
+from ggufsmith.convert.config import Config
+from ggufsmith.convert.lora.merge import merge
+from ggufsmith.convert.lora.peft import open_adapter
+from ggufsmith.convert.sources.recognise import recognise
+from ggufsmith.convert.sources.scheme import Made
+from ggufsmith.convert.sources.store import Store, to_f32
+from ggufsmith.quantize.stream import rows_of
+
+Q, K, V = (f"model.layers.0.self_attn.{name}_proj" for name in "qkv")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def dense(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
+    """Every tensor, read in uneven pieces."""
+    found = {}
+    with checkpoint:
+        store = Store(checkpoint)
+        for name, source in checkpoint.tensors.items():
+            rows, width = rows_of(source.shape)
+            out = np.full((rows, width), np.nan, np.float32)
+            for first in range(0, rows, 67):
+                last = min(first + 67, rows)
+                if isinstance(source, Made):
+                    source.weights.rows(store, first, last, out[first:last])
+                else:
+                    out[first:last] = to_f32(store.rows(source, first, last), source.dtype)
+            found[name] = out.reshape(source.shape)
+    return found
+
+
+def opened(folder: Path) -> Checkpoint:
+    return recognise(open_checkpoint(folder), Config.of_folder(folder))
+
+
+def merged(base: Path, *folders: tuple[Path, float]) -> dict[str, NDArray[np.float32]]:
+    return dense(merge(opened(base), [(open_adapter(folder), factor) for folder, factor in folders])[0])
+
+
+def stored(gguf: Gguf, name: str) -> NDArray[np.uint8]:
+    out = np.empty(gguf.tensors[name].nbytes, np.uint8)
+    gguf.read_into(gguf.tensors[name], 0, out)
+    return out
+
+
+def wide(array: Any) -> NDArray[np.float64]:
+    return np.asarray(array, np.float64)
+
+
+def close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-7)
