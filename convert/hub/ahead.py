@@ -77,7 +77,7 @@ class ReadAhead:
             }
 
     def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
-        done = 0
+        done, out = 0, np.frombuffer(buffer, np.uint8)  # NumPy copies without Python's lock
         while done < len(buffer):
             at = offset + done
             number = self._number(path, at)
@@ -87,7 +87,7 @@ class ReadAhead:
             start = at - self._blocks[number].start
             with self._block(number) as block:
                 part = block[start : start + len(buffer) - done]
-                buffer[done : done + len(part)] = part
+                out[done : done + len(part)] = part
             done += len(part)
         return done
 
@@ -106,7 +106,7 @@ class ReadAhead:
         return numbers[index] if index >= 0 and offset < self._blocks[numbers[index]].stop else None
 
     @contextmanager
-    def _block(self, number: int) -> Iterator[memoryview]:
+    def _block(self, number: int) -> Iterator[NDArray[np.uint8]]:
         with self._lock:
             for ahead in range(number, min(number + AHEAD, len(self._blocks))):
                 if ahead not in self._held:
@@ -117,7 +117,7 @@ class ReadAhead:
             self._drop()
         try:
             block = self._blocks[number]
-            yield held.future.result().data[: block.stop - block.start]
+            yield held.future.result()[: block.stop - block.start]
         finally:
             with self._lock:
                 held.readers -= 1
