@@ -129,8 +129,9 @@ def plan_job(
     for model in job.models:
         try:
             draft = _draft(model, options, look)
+            there = draft.record.outputs
             if not draft.wanted and not dry and draft.record.extras != extras_fingerprint(model):
-                _finish(model, draft.record.outputs)
+                there = _finish(model, there)
         except Exception as error:
             outcome = Outcome(model, "failed", error=_failure(error))
         else:
@@ -138,7 +139,7 @@ def plan_job(
                 watch.planned(draft)
                 drafts.append(draft)
                 continue
-            outcome = Outcome(model, "finished", draft.record.outputs)
+            outcome = Outcome(model, "finished", there)
         outcomes.append(outcome)
         watch.ended(outcome)
         if outcome.error and options.fail_fast:
@@ -336,27 +337,26 @@ class _Runner:
                 loaded=self.watch.loaded,
             )
             notes = (*planned.notes, *written.notes)
-        known = {each.label: each for each in draft.record.outputs}
-        known |= {each.label: self.hashed(model.folder, each) for each in draft.made}
+        known = {each.label: each for each in (*draft.record.outputs, *draft.made)}
         outputs = tuple(known[wanted.label] for wanted in model.wanted)
-        _finish(model, outputs)
-        return outputs, notes
-
-    def hashed(self, folder: Path, made: Made) -> Made:
-        files = [
-            replace(file, sha256=file_sha256(folder / file.name, lambda size: self.check())) for file in made.files
-        ]
-        return replace(made, files=tuple(files))
+        write_record(model, Record(outputs))  # to hash them can take long, and is no reason to make them again
+        return _finish(model, outputs, self.check), notes
 
     def check(self) -> None:
         if self.stop.is_set():
             raise Stopped
 
 
-def _finish(model: Model, outputs: tuple[Made, ...]) -> None:
-    """Write what stands beside the outputs; the record last."""
-    write_extras(model, outputs)
-    write_record(model, Record(outputs, extras_fingerprint(model)))
+def _finish(model: Model, outputs: Sequence[Made], check: Callable[[], None] = lambda: None) -> tuple[Made, ...]:
+    """Hash what has no hash yet, write what stands beside the outputs, the record last. check: called now and then."""
+
+    def hashed(file: File) -> File:
+        return replace(file, sha256=file.sha256 or file_sha256(model.folder / file.name, lambda size: check()))
+
+    done = tuple(replace(made, files=tuple(map(hashed, made.files))) for made in outputs)
+    write_extras(model, done)
+    write_record(model, Record(done, extras_fingerprint(model)))
+    return done
 
 
 def _failure(error: Exception) -> Failure:

@@ -2,8 +2,8 @@
 
 The record of a model, `.NAME.batch.json` in its folder, has for each output the fingerprint of its plan (a hash of
 all that decides its bytes) and its files with sizes and SHA-256. It is written last, after everything that it speaks
-of, and holds no times: an output that changed since then is newer than the record, and is hashed again. The same
-work gives the same record.
+of, and once before, without hashes, while those are computed. It holds no times: an output that changed since then is
+newer than the record, and is hashed again. The same work gives the same record.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ CARD_KEYS = ("card", "checksums", "repo", "base_model", "author")
 
 @dataclass(frozen=True)
 class File:
-    """name: in the model's folder."""
+    """name: in the model's folder. sha256: empty as long as it is not known."""
 
     name: str
     bytes: int

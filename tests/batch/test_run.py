@@ -16,6 +16,7 @@ from ggufsmith.container.provenance import file_sha256
 from ggufsmith.convert import quantized
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.batch import passes
+from ggufsmith.convert.batch import run as batch
 from ggufsmith.convert.batch.jobfile import Model
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
@@ -292,6 +293,21 @@ def test_interrupted_work_is_resumed_in_the_space_that_it_holds(home: Path, monk
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=held // 10))
     (outcome,) = jobs.run(path)
     assert outcome.status == "done" and any("resumed" in note for note in outcome.notes), outcome.notes
+
+
+def test_what_was_made_but_not_hashed_is_not_made_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
+    jobs.run(path)
+    expected = jobs.hashes(home / "out")
+    shutil.rmtree(home / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "file_sha256", lambda path, told: 1 / 0)
+        assert statuses(jobs.run(path)) == {"A": "failed"}
+    made = {name: time for name, time in times(home / "out").items() if name.endswith(".gguf")}
+    (outcome,) = jobs.run(path)
+    assert outcome.status == "finished" and all(file.sha256 for each in outcome.made for file in each.files)
+    assert jobs.hashes(home / "out") == expected
+    assert {name: time for name, time in times(home / "out").items() if name.endswith(".gguf")} == made
 
 
 class Counting(Watcher):
