@@ -66,7 +66,7 @@ def fields(record: Format) -> str:
 
 EXACT = """
 Where the last column names a type of ggml ("are Q4_0"), the codes and scales mean what that type's do: `--recipe copy`
-keeps those weights exactly, and the others in the type that they have. So does the recipe of that type.
+keeps those weights exactly, and the others in the type that they have; so does every recipe where it gives that type.
 
 # LoRA adapters
 
