@@ -275,7 +275,7 @@ def _refuse(report: Report, format: Format, tensor: Tensor, first: int) -> None:
             report.overflow,
             Unsupported,
             f"weights are too large for {format.name}",
-            "Choose bf16 or f32 for it (gguf-convert --outtype bf16).",
+            "Choose bf16 or f32 for it (--outtype bf16; to-hf has --dtype bfloat16).",
         ),
     ):
         if finding.first is not None:

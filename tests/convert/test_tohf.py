@@ -318,6 +318,17 @@ def test_an_error_on_the_way_leaves_nothing(llama: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf"]
 
 
+def test_weights_that_float16_cannot_hold_name_the_way_out(llama: Path, tmp_path: Path) -> None:
+    metadata, arrays = opened(llama)
+    form, data = arrays["output.weight"]
+    values = data.copy().view(np.float32)
+    values[3, 5] = 1e6
+    source = write_gguf(tmp_path / "m.gguf", metadata, {**arrays, "output.weight": (form, values.view(np.uint8))})
+    with pytest.raises(Unsupported, match="--dtype bfloat16") as error:
+        to_hf(source, tmp_path / "back", "float16")
+    assert "lm_head.weight" in str(error.value) and "row 3, column 5" in str(error.value)
+
+
 def test_an_interrupt_leaves_nothing(llama: Path, tmp_path: Path) -> None:
     def interrupt(weights: int) -> None:
         assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
