@@ -1,6 +1,6 @@
 """Runs the benchmarks, and puts what they print between their markers in README.md, where there are any.
 
-usage: all.py [convert] [quant] [sources] [kernels] [container] [batch]          default: all of them
+usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch]          default: all of them
 """
 
 import subprocess
@@ -23,7 +23,7 @@ def insert(name: str, text: str) -> None:
 
 
 def main() -> None:
-    for name in sys.argv[1:] or ("convert", "quant", "sources", "kernels", "container", "batch"):
+    for name in sys.argv[1:] or ("convert", "quant", "sources", "kernels", "container", "resume", "batch"):
         command = [sys.executable, str(BENCH / f"{name}.py")]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
         print(done.stdout, flush=True)
