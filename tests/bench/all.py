@@ -1,6 +1,8 @@
 """Runs the benchmarks, and puts what they print between their markers in README.md, where there are any.
 
-usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch]          default: all of them
+usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster]
+
+default: all of them
 """
 
 import subprocess
@@ -23,7 +25,17 @@ def insert(name: str, text: str) -> None:
 
 
 def main() -> None:
-    for name in sys.argv[1:] or ("convert", "quant", "sources", "kernels", "container", "resume", "batch"):
+    for name in sys.argv[1:] or (
+        "convert",
+        "quant",
+        "sources",
+        "kernels",
+        "container",
+        "resume",
+        "batch",
+        "hub",
+        "cluster",
+    ):
         command = [sys.executable, str(BENCH / f"{name}.py")]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
         print(done.stdout, flush=True)
