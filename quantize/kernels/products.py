@@ -1,4 +1,4 @@
-"""Low-rank updates and norms in float32, each sum in a fixed order: the same bytes on every CPU, which no BLAS promises.
+"""Low-rank updates and norms in float32, each sum in a fixed order: the same bytes on any CPU, which no BLAS promises.
 
 Here, and not beside what knows adapters, so that the cache of kernels sees when they change.
 """
