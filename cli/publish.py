@@ -43,11 +43,13 @@ class Wishes:
         from ggufsmith.container.errors import OutputConflict
         from ggufsmith.container.provenance import record_path
 
-        for output in outputs:
-            if self.provenance and not self.overwrite and record_path(output.path).exists():
-                raise OutputConflict("the record exists already", where=record_path(output.path))
-            if self.card:
-                check_card(_card_path(outputs), fix="Write the outputs elsewhere with --outdir, or drop --card.")
+        paths = [record_path(output.path) for output in outputs] if self.provenance else []
+        if self.card:
+            paths.append(_card_path(outputs))
+            check_card(paths[-1], fix="Write the outputs elsewhere with --outdir, or drop --card.")
+        for path in paths:
+            if not self.overwrite and path.exists():
+                raise OutputConflict("is there already", where=path, fix="Allow overwriting, or write elsewhere.")
 
 
 def publish(

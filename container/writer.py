@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.checksum import checksum, intact
 from ggufsmith.container.disk import LOCKS, Flusher, check_space, force, force_folder, lock, remove_leftover
-from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Usage
+from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Unsupported, Usage
 from ggufsmith.container.journal import Journal, recorded
 from ggufsmith.container.layout import Layout
 from ggufsmith.container.positional import Buffer, as_bytes, read_at, write_at
@@ -50,7 +50,8 @@ class Writer:
     sync:      False leaves flushing to the system: the file may be lost with the power, as any scratch file.
     overwrite: False refuses an output that exists.
     inputs:    files that are read; none of them may be the output, under any name.
-    resume:    take over what an interrupted run of the same work left (see `holds`), and leave the same if interrupted.
+    resume:    take over what an interrupted run of the same work left (see `holds`), and leave the same if interrupted,
+               or stopped by a full disk.
     identity:  whatever decides the bytes besides layout and inputs; the inputs are known by name, size and time.
     reader:    gives the tensors of a file as they stand in it, for the check before the name is given.
     threads:   that read the file back.
@@ -380,8 +381,9 @@ class Writer:
             self._fd = -1
 
     def _leave(self, error: BaseException | None) -> None:
-        """Remove the temporary file; or keep it, for a run that can resume."""
-        if self.resume and error is not None and (self._held or self._journal is not None):
+        """Remove the temporary file; or keep it, for a run that can resume and will not meet the same error again."""
+        passing = not isinstance(error, Usage | Unsupported | Malformed)
+        if error is not None and passing and self.resume and (self._held or self._journal is not None):
             self._close()
             if KEPT not in getattr(error, "__notes__", ()):
                 error.add_note(KEPT)

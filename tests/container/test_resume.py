@@ -12,7 +12,7 @@ import pytest
 from test_writer import DATA, LAYOUT, OLD, WHOLE, names
 
 import checkpoints
-from ggufsmith.container.errors import NoSpace
+from ggufsmith.container.errors import Malformed, NoSpace
 from ggufsmith.container.layout import lay_out
 from ggufsmith.container.shards import SetWriter, plan_shards
 from ggufsmith.container.values import string
@@ -86,6 +86,14 @@ def test_an_error_keeps_it_too(path: Path) -> None:
         writer.write(*PIECES[0])
         raise NoSpace("full")
     assert go_on(path) == 1
+
+
+def test_an_error_that_would_come_again_keeps_nothing(path: Path) -> None:
+    begin(path, 2)
+    with pytest.raises(Malformed), Writer(path, LAYOUT, resume=True) as writer:
+        writer.write(*PIECES[2])
+        raise Malformed("NaN")
+    assert names(path.parent) == ["x.gguf"]
 
 
 def test_another_plan_input_or_identity(path: Path, tmp_path: Path) -> None:
