@@ -18,6 +18,7 @@ from ggufsmith.convert.hub.names import PAGES, HubModel
 
 TIMEOUT = 20.0  # seconds until the hub answers
 ATTEMPTS = 4
+BROKEN = ("RemoteProtocolError", "ReadError")  # of httpx: the connection ended in the middle of an answer
 LONGEST_WAIT = 300  # seconds that a busy hub may ask us to wait
 # Of httpx, or of httpx2 with later versions of huggingface_hub.
 HttpError = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
@@ -139,7 +140,7 @@ def _wait(error: BaseException, default: float) -> float | None:
         wait = retry_after(getattr(error, "response").headers.get("Retry-After"), default)  # noqa: B009
         return wait if wait <= LONGEST_WAIT else None
     cut = isinstance(error, OSError) and "Consistency check failed" in str(error)
-    return default if cut else None
+    return default if cut or type(error).__name__ in BROKEN else None
 
 
 def _explained(error: BaseException, model: HubModel) -> Failure:
