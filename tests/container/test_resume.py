@@ -12,7 +12,7 @@ import pytest
 from test_writer import DATA, LAYOUT, OLD, WHOLE, names
 
 import checkpoints
-from ggufsmith.container.errors import Malformed, NoSpace
+from ggufsmith.container.errors import Malformed, NoSpace, OutputConflict
 from ggufsmith.container.layout import lay_out
 from ggufsmith.container.shards import SetWriter, plan_shards
 from ggufsmith.container.values import string
@@ -142,6 +142,17 @@ def test_two_leftovers(path: Path) -> None:
     strange = left(path).with_name(".x.gguf.0123456789ab.partial")
     strange.write_bytes(left(path).read_bytes()[: LAYOUT.size])
     assert go_on(path) == 2
+
+
+def test_a_living_run_is_not_taken_over(path: Path) -> None:
+    with Writer(path, LAYOUT, resume=True) as first:
+        first.write(*PIECES[0])
+        with pytest.raises(OutputConflict, match="another run"):
+            go_on(path)
+        for piece in PIECES[1:]:
+            first.write(*piece)
+        first.commit()
+    assert path.read_bytes() == WHOLE
 
 
 def test_a_set(tmp_path: Path) -> None:
