@@ -100,7 +100,8 @@ def check_row(
     if format.plain:  # where rows may be as short as one weight
         encoded, rows = encoded.reshape(1, -1)[:, : SAMPLE * format.size], rows.reshape(1, -1)[:, :SAMPLE]
     last = len(rows) - 1
-    error = row_error(format, encoded[last:], _wide(rows[last], source), importance(last))
+    weights = None if format.plain else importance(last)
+    error = row_error(format, encoded[last:], _wide(rows[last], source), weights)
     if error is not None and not error <= SLACK * LARGEST[format.name]:
         raise _damaged(f"a row as {format.name} has an error of {error:.2g} of its weights", where)
 

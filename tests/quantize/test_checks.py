@@ -47,6 +47,12 @@ def test_every_type_that_can_be_made_has_a_bound() -> None:
     assert set(LARGEST) == set(MAKEABLE)
 
 
+@pytest.mark.parametrize("name", ("F32", "F16", "BF16"))
+def test_plain_types_have_no_use_for_importance(name: str) -> None:
+    x = weights(1)
+    check(name, made(name, x), x, np.ones(x.shape[1], np.float32))
+
+
 @pytest.mark.parametrize("name", MAKEABLE)
 def test_right_and_damaged_rows(name: str) -> None:
     """Damage: another row's bytes, the bytes of a shifted row, scales that are infinite."""
