@@ -26,7 +26,7 @@ from ggufsmith.quantize.rows import FLOATS, MODULES, codec_of, decode, encode, w
 from ggufsmith.quantize.stream import Scratch, Tensor, chunks, rows_of
 from ggufsmith.quantize.threads import spread
 
-PIECE = 2**22  # bytes read at a time
+PIECE = 2**20  # bytes read at a time: they stay in the cache of a core
 TOLERANCE = 2.0  # importance of real models raises the plain error of the lowest types by up to a half
 F32 = BY_NAME["F32"]
 COMPARABLE = {*FLOATS, *MODULES}  # what weights can be read from
