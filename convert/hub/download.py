@@ -152,8 +152,13 @@ def _weights(listing: Listing, folder: Path) -> list[HubFile]:
     names = [name for name in listing.files if "/" not in name]
     index = index_name(names, listing.model)
     if index is not None:
-        return listing.pick(sorted(set(weight_map(folder / index).values())))
-    return listing.pick(weight_names(names) or [name for name in names if name.startswith("adapter_model.")])
+        wanted = sorted(set(weight_map(folder / index).values()))
+    else:
+        wanted = weight_names(names) or [name for name in names if name.startswith("adapter_model.")]
+    found = listing.pick(wanted)
+    if listing.unreachable and (not found or len(found) < len(wanted)):
+        raise listing.unreachable
+    return found
 
 
 def _stand_in_for(remotes: Mapping[Path, Remote]) -> None:

@@ -43,10 +43,7 @@ class HuggingFace:
         try:
             info = self._patiently(model, lambda: ask(model.id))
         except Unreachable as error:
-            cached = self._cached(model)
-            if cached is None:
-                raise Failure(error.what, where=error.where, fix=error.fix) from None
-            return cached
+            return self._cached(model, error)
         if not info.sha or info.siblings is None:
             raise Malformed("the hub's answer has no commit or no list of files", where=model)
         files = {
@@ -95,16 +92,16 @@ class HuggingFace:
             reference.parent.mkdir(parents=True, exist_ok=True)
             reference.write_text(listing.commit, encoding="utf-8")
 
-    def _cached(self, model: HubModel) -> Listing | None:
-        """What the cache has of this revision."""
+    def _cached(self, model: HubModel, error: "Unreachable") -> Listing:
+        """What the cache has of this revision. Raises the error if that is nothing."""
         home, revision = self._home(model), model.revision or constants.DEFAULT_REVISION
         reference = home / "refs" / revision
         commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
         folder = home / "snapshots" / commit
         if not folder.is_dir():
-            return None
+            raise error
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        return Listing(model, commit, {name: HubFile(name, (folder / name).stat().st_size) for name in names})
+        return Listing(model, commit, {name: HubFile(name, (folder / name).stat().st_size) for name in names}, error)
 
     def _patiently(self, model: HubModel, call: Callable[[], Result]) -> Result:
         """The result of a call; a busy or failing hub is asked again, as late as it wants."""

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from ggufsmith.container.errors import Malformed
+from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.hub.names import HubModel
 
 PIECE = 1 << 22  # bytes read at a time
@@ -56,11 +56,16 @@ def _digest(path: Path, digest: "hashlib._Hash") -> str:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a model at one commit. commit: what to ask the hub for, so that all files are of one state."""
+    """The files of a model at one commit.
+
+    commit: what to ask the hub for, so that all files are of one state.
+    unreachable: why these are the files in the cache, and not those on the hub.
+    """
 
     model: HubModel
     commit: str
     files: Mapping[str, HubFile]
+    unreachable: Failure | None = None
 
     def __post_init__(self) -> None:
         for name in self.files:

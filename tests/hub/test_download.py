@@ -165,6 +165,15 @@ def test_without_a_network_the_cache_serves(
     assert get(hub, tmp_path, revision=revision).folder == folder
 
 
+def test_without_a_network_half_a_model_in_the_cache_does_not_serve(hub: hub_server.Hub, tmp_path: Path) -> None:
+    folder = get(hub, tmp_path).folder
+    hub.faults = [Fault("", drop=True, times=None)]
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(Failure, match="cannot be reached"):
+        get(hub, tmp_path)
+    assert get(hub, tmp_path, weights=False).folder == folder
+
+
 def test_the_space_is_checked_before_the_download(
     hub: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
