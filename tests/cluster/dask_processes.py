@@ -17,6 +17,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         file = folder / "scheduler.json"
+        file.unlink(missing_ok=True)
         options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
         self.scheduler = self._start("dask_scheduler", *options)
         while not file.is_file() or '"address"' not in (text := file.read_text(encoding="utf-8")):
