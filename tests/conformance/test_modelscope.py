@@ -58,7 +58,7 @@ def test_the_token_is_sent(hub: hub_server.Hub, tmp_path: Path) -> None:
 
 def test_wrong_bytes(hub: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0)  # its pauses add up to 30 s
-    hub.faults = [Fault("/repo$", flip=100, times=None)]
+    hub.faults = [Fault("/repo$", flip=5, times=None)]
     with pytest.raises(Malformed, match="hash"):
         download(HubModel("modelscope", MODEL), client(hub, tmp_path))
 
