@@ -52,7 +52,7 @@ class Writer:
     inputs:    files that are read; none of them may be the output, under any name.
     resume:    take over what an interrupted run of the same work left (see `holds`), and leave the same if interrupted,
                or stopped by a full disk.
-    identity:  whatever decides the bytes besides layout and inputs; the inputs are known by name, size and time.
+    identity:  whatever decides the bytes besides layout and inputs; inputs are known by name, folder, size and time.
     reader:    gives the tensors of a file as they stand in it, for the check before the name is given.
     threads:   that read the file back.
 
@@ -239,7 +239,7 @@ class Writer:
     def _fingerprint(self) -> bytes:
         """Of everything that decides the bytes."""
         digest = hashlib.sha256()
-        inputs = [(Path(file).name, each.st_size, each.st_mtime_ns) for file in self.inputs if (each := _stat(file))]
+        inputs = [(*Path(file).parts[-2:], *_stat(file)) for file in self.inputs]
         parts = (_version().encode(), self.layout.header, self.identity, repr((self.layout.size, inputs)).encode())
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
@@ -400,8 +400,10 @@ def _version() -> str:
     return version("ggufsmith")
 
 
-def _stat(file: Path | str) -> os.stat_result | None:
+def _stat(file: Path) -> tuple[int, int]:
+    """Size, and time of the last change."""
     try:
-        return os.stat(file)
+        found = os.stat(file)
     except OSError:  # who reads it will say so
-        return None
+        return 0, 0
+    return found.st_size, found.st_mtime_ns

@@ -6,6 +6,7 @@ computed; what is checked is in `http.Ranges`: every range is what was asked for
 says, whose ETag never changes, at one commit.
 """
 
+import os
 import shutil
 import sys
 import threading
@@ -188,6 +189,7 @@ def _stand_in(path: Path, remote: Remote, ranges: Ranges) -> None:
         _make_sparse(file)
         file.write(first[:length] + more)
         file.truncate(remote.size)
+    os.utime(path, (0, 0))  # its folder is named after the commit: the same commit is the same input for --resume
 
 
 def _make_sparse(file: BinaryIO) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,6 +88,24 @@ def test_what_fails_underway_leaves_no_output(
             converted(found, tmp_path / "a.gguf")
     assert not list(tmp_path.glob("*.gguf"))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_stream_that_broke_is_resumed(hub: hub_server.Hub, tmp_path: Path) -> None:
+    """The same commit is the same input, wherever its headers are kept meanwhile."""
+
+    def interrupt(weights: int) -> None:
+        raise KeyboardInterrupt
+
+    def attempt(name: str, advance: Callable[[int], None] = lambda weights: None) -> tuple[str, ...]:
+        with opened(hub, tmp_path / "cache") as found:
+            options = {"sync": False, "resume": True, "open_files": found.open_files}
+            return run(prepare(Job(found.folder, outfile=tmp_path / name, **options)), advance).notes
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt("a.gguf", interrupt)
+    assert [note.split(":")[0] for note in attempt("a.gguf")] == ["resumed"]
+    assert attempt("b.gguf") == ()
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
 def test_pickled_weights_have_to_be_downloaded(hub: hub_server.Hub, tmp_path: Path) -> None:
