@@ -296,7 +296,10 @@ def _wait_for_a_worker(client: distributed.Client, scheduler: str) -> None:
 
 @contextmanager
 def _registered(client: distributed.Client, run: Run) -> Iterator[None]:
-    client.register_plugin(run)
+    try:
+        client.register_plugin(run)
+    except Exception as error:  # whatever unpickling meets there
+        raise _unfit(error, client.scheduler.address) from error
     try:
         yield
     finally:
@@ -334,11 +337,16 @@ def _finished(client: distributed.Client, futures: Sequence[distributed.Future])
             client.cancel(list(futures))
 
 
-def _explained(future: distributed.Future, scheduler: str) -> BaseException:
+def _explained(future: distributed.Future, scheduler: str) -> Failure:
     error: BaseException | None = future.exception() if future.status == "error" else None
     if error is None:
         return Failure("the connection to the Dask scheduler is lost", where=scheduler, fix=HOW)
     if isinstance(error, distributed.scheduler.KilledWorker):
         what = "several workers died, one after the other, while they did the same task"
         return Failure(what, where=scheduler, fix="See the logs of the workers; they may lack memory.")
-    return error
+    return error if isinstance(error, Failure) else _unfit(error, scheduler)
+
+
+def _unfit(error: BaseException, scheduler: str) -> Failure:
+    what = f"a worker cannot take part: {type(error).__name__}: {error}"
+    return Failure(what, where=scheduler, fix="Install ggufsmith on every worker, in the client's version.")

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,18 +27,23 @@ class Cluster:
         self.address = text.partition('"address": "')[2].partition('"')[0]
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def add(self, *, file_limit: int | None = None) -> "subprocess.Popen[bytes]":
-        """One more worker of one thread. file_limit: bytes, after which a file system is full for it."""
+    def add(self, *, file_limit: int | None = None, without: str | None = None) -> "subprocess.Popen[bytes]":
+        """One more worker of one thread.
+
+        file_limit: bytes, after which a file system is full for it. without: a package that it does not have.
+        """
         options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0", "--host", "127.0.0.1"]
         options += ["--local-directory", str(self._folder)]
-        worker = self._start("dask_worker", self.address, *options, file_limit=file_limit)
+        setup = (
+            [f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit},) * 2)"] if file_limit else []
+        )
+        setup += [f"import sys; sys.modules[{without!r}] = None"] if without else []
+        worker = self._start("dask_worker", self.address, *options, setup=setup)
         self.workers.append(worker)
         return worker
 
-    def _start(self, module: str, *options: str, file_limit: int | None = None) -> "subprocess.Popen[bytes]":
-        code = f"from distributed.cli.{module} import main; main()"
-        if file_limit is not None:
-            code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit},) * 2); {code}"
+    def _start(self, module: str, *options: str, setup: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
+        code = "; ".join((*setup, f"from distributed.cli.{module} import main", "main()"))
         environment = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
         return subprocess.Popen([sys.executable, "-c", code, *options], env=environment, cwd=self._folder, **QUIET)
 

@@ -268,6 +268,14 @@ def test_no_workers(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         run(prepare(Job(large, outfile=tmp_path / "a.gguf", scheduler=found.address)))
 
 
+def test_a_worker_without_ggufsmith(large: Path, tmp_path: Path) -> None:
+    with dask_processes.cluster(tmp_path / "dask", workers=0) as found:
+        found.add(without="ggufsmith.quantize")
+        with pytest.raises(Failure, match=r"cannot take part: .*ggufsmith") as error:
+            run(prepare(Job(large, outfile=tmp_path / "a.gguf", scheduler=found.address)))
+    assert "Install ggufsmith" in str(error.value)
+
+
 def test_dask_is_not_installed(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ggufsmith.quantize.cluster")
     monkeypatch.setitem(sys.modules, "dask", None)
