@@ -48,7 +48,7 @@ from ggufsmith.quantize.stream import (
     weights_of,
 )
 
-TASK = 1 << 23  # weights: a tenth of a second or more, against a millisecond of the scheduler's
+TASK = 1 << 24  # weights: a fifth of a second or more, against a few milliseconds of scheduler and client
 RETRIES = 2  # of a task that fails: another worker may have what this one lacks
 TIMEOUT = 15  # seconds until the scheduler answers, and until there is a worker
 PATIENCE = 60.0  # seconds without any worker
