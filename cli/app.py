@@ -3,6 +3,7 @@
 Everything heavy is imported inside the command that needs it: `--help` must answer at once.
 """
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -293,6 +294,8 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         raise Terminated
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here needs BLAS, whose idle threads would spin
+    gc.set_threshold(100_000)  # compiling leaves half a million objects behind, and full collections look at them all
     signal.signal(signal.SIGTERM, terminate)
     try:
         command()

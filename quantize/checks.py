@@ -22,7 +22,7 @@ from ggufsmith.quantize.rows import MODULES, decode
 # Bits of the smallest pattern that is infinite or NaN, sign aside.
 LIMITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
 SCALES = ("d", "dmin", "m", "s")  # fields of half precision; the codes beside them are bounded
-EVERY = 8  # chunks of a tensor: from the first on, one of so many is looked at
+EVERY = 2  # chunks of a tensor: from the first on, one of so many is looked at
 SAMPLE = 4096  # weights of a plain format that are looked at
 EVEN = 64.0  # of so many equal weights a row must have the evenness: (sum of x)**2 / (sum of x**2), x their powers
 FAINTEST = 1e-3  # root mean square: below it scales get coarse, they are of half precision

@@ -23,7 +23,7 @@ from ggufsmith.quantize.checks import EVERY, check_row, check_scales
 from ggufsmith.quantize.rows import FLOATS, Finding, Report, decode, encode, warm_up
 from ggufsmith.quantize.threads import spread
 
-CHUNK = 1 << 18  # weights per chunk: what a core reads, computes and writes stays in its cache
+CHUNK = 1 << 20  # weights per chunk: so many that Python between the kernels, and one write at a time, do not count
 F32 = BY_NAME["F32"]
 Array = NDArray[Any]
 Chunk = tuple[int, int, int]  # tensor, first row, last row exclusive
