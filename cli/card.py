@@ -1,14 +1,9 @@
 """`ggufsmith card`: a README.md for a folder of GGUF files."""
 
-import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ggufsmith.naming.modelcard import Publisher
 
 
 def card(
@@ -31,6 +26,7 @@ def card(
         from ggufsmith.cli import render
         from ggufsmith.container.provenance import file_sha256
         from ggufsmith.container.text import printable
+        from ggufsmith.naming.filecard import card_of
         from ggufsmith.naming.modelcard import Publisher
 
         text = card_of(files, Publisher(repo, base_model, author), digest=None if no_hashes else file_sha256)
@@ -44,48 +40,13 @@ def card(
     guarded(work, False)
 
 
-def card_of(files: Sequence[Path], publisher: "Publisher", *, digest: Callable[[Path], str] | None) -> str:
-    """The card of these files, read from their headers. Several shards of one set count once.
-
-    digest: gives the SHA-256 of a file; None leaves the hashes out.
-    """
-    from importlib.metadata import version
-
-    from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.naming.modelcard import CardFile, model_card
-    from ggufsmith.naming.suggest import encoding_of
-
-    found: dict[str, CardFile] = {}
-    metadata = None
-    for path in files:
-        with open_gguf_set(path) as model:
-            metadata = metadata or model.metadata
-            names = tuple(each.name for each in model.paths)
-            if names[0] in found:
-                continue
-            weights = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
-            size = sum(tensor.nbytes for tensor in model.tensors.values())
-            digests = tuple(map(digest, model.paths)) if digest else ()
-            bits = 8 * size / max(weights, 1)
-            found[names[0]] = CardFile(names, model.size, bits, encoding_of(model.metadata), digests)
-    return model_card(metadata or {}, list(found.values()), publisher, version=version("ggufsmith"))
-
-
-def check_card(path: Path, fix: str = "Name another with --output.") -> None:
-    """OutputConflict for a file that is no card of ours."""
-    from ggufsmith.container.errors import OutputConflict
-    from ggufsmith.naming.modelcard import MARK
-
-    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        raise OutputConflict("is there already, and is no card that was written here", where=path, fix=fix)
-
-
 def write_card(path: Path, text: str) -> None:
     """Write the card. OutputConflict for a file that is no card of ours; Failure if it cannot be written."""
     from ggufsmith.container.errors import Failure
+    from ggufsmith.naming.filecard import check_card
 
+    check_card(path, fix="Name another with --output.")
     try:
-        check_card(path)
         path.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise Failure(f"cannot write: {error.strerror}", where=path) from error

@@ -39,9 +39,9 @@ class Wishes:
 
     def check(self, outputs: Sequence["Output"]) -> None:
         """OutputConflict, before the work, for what could not be written after it."""
-        from ggufsmith.cli.card import check_card
         from ggufsmith.container.errors import OutputConflict
         from ggufsmith.container.provenance import record_path
+        from ggufsmith.naming.filecard import check_card
 
         paths = [record_path(output.path) for output in outputs] if self.provenance else []
         if self.card:
@@ -113,7 +113,8 @@ def _records(
 
 
 def _card(outputs: Sequence["Output"], entries: Sequence[Mapping[str, Any]]) -> Path:
-    from ggufsmith.cli.card import card_of, write_card
+    from ggufsmith.cli.card import write_card
+    from ggufsmith.naming.filecard import card_of
     from ggufsmith.naming.modelcard import Publisher
 
     digests = {file["name"]: file["sha256"] for entry in entries for file in entry["files"]}
