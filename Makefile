@@ -51,7 +51,7 @@ $(VENV)/.conformance: $(VENV)/.setup
 	touch $@
 
 conformance: $(VENV)/.conformance
-	$(PYTEST) tests/conformance
+	$(BIN)/python -m pytest tests/conformance
 
 check: setup
 	$(BIN)/ruff format --check .
