@@ -14,8 +14,6 @@ Source: llama.cpp before August 2023, llama.cpp and llama-util.h (llama_file_loa
 As in `reader`, what a field asks for is compared with the bytes that remain before anything is allocated.
 """
 
-import os
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from pathlib import Path
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.formats import BY_ID, Format
 from ggufsmith.container.layout import MAX_WEIGHTS, padded
-from ggufsmith.container.positional import read_at
+from ggufsmith.container.positional import read_at, regular_file
 from ggufsmith.container.reader import MAX_TENSORS, TensorInfo
 
 ALIGNMENT = 32
@@ -107,22 +105,12 @@ def open_ggml(path: Path) -> GgmlFile:
     Malformed for a file that breaks the format, Unsupported for a version or a type of another meaning, Failure if it
     cannot be read at all.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise Failure(f"cannot open: {error.strerror}", where=path) from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise Failure("is not a regular file", where=path)
-        cursor = _Cursor(path, fd, status.st_size)
+    with regular_file(path) as (fd, size):
+        cursor = _Cursor(path, fd, size)
         variant = _variant(cursor)
         sizes = Sizes(*struct.unpack("<7I", cursor.take(28, "the sizes of the model")))
         tokens = _tokens(cursor, variant, sizes.vocab)
-        return GgmlFile(path, variant, sizes, tokens, _tensors(cursor, variant), status.st_size, fd)
-    except BaseException:
-        os.close(fd)
-        raise
+        return GgmlFile(path, variant, sizes, tokens, _tensors(cursor, variant), size, fd)
 
 
 class _Cursor:

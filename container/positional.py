@@ -1,15 +1,20 @@
-"""Reads and writes at a position of one open file, from many threads.
+"""Opens files for reading; reads and writes at a position of one open file, from many threads.
 
 POSIX has calls that move no shared file position; where Python lacks them (Windows), a lock is held around seek.
 """
 
 import os
+import stat
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Failure
 
 Buffer = bytes | bytearray | memoryview | NDArray[Any]
 
@@ -77,3 +82,23 @@ def _write(fd: int, buffer: memoryview, offset: int) -> int:
     with _seeking:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, buffer)
+
+
+@contextmanager
+def regular_file(path: Path) -> Iterator[tuple[int, int]]:
+    """(descriptor, bytes) of a regular file, open for reading; closed again only if the block fails.
+
+    Failure if it cannot be opened, or is a folder, a pipe or a device.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise Failure(f"cannot open: {error.strerror}", where=path) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise Failure("is not a regular file", where=path)
+        yield fd, status.st_size
+    except BaseException:
+        os.close(fd)
+        raise

@@ -11,7 +11,6 @@ name may hold anything else, also `../`: never use one as a path.
 """
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from ggufsmith.container.layout import (
     SCALARS,
     padded,
 )
-from ggufsmith.container.positional import Buffer, as_bytes, read_at
+from ggufsmith.container.positional import Buffer, as_bytes, read_at, regular_file
 from ggufsmith.container.values import DTYPES, Metadata, Value
 
 MAX_HEADER = 2**28  # bytes; headers with 262 144 tokens and their merges are below 32 MiB
@@ -121,18 +120,8 @@ def open_gguf(path: Path | str) -> Gguf:
     if it cannot be read at all.
     """
     path = Path(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise Failure(f"cannot open: {error.strerror}", where=path) from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise Failure("is not a regular file", where=path)
-        return _parse(path, fd, status.st_size)
-    except BaseException:
-        os.close(fd)
-        raise
+    with regular_file(path) as (fd, size):
+        return _parse(path, fd, size)
 
 
 class _Header:

@@ -18,13 +18,13 @@ from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import Checkpoint
-from ggufsmith.convert.execute import Converted, Elsewhere, exact_format, read_ahead, tensors_of
+from ggufsmith.convert.execute import Converted, exact_format, tensors_of
 from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.naming.filename import FileName
 from ggufsmith.naming.suggest import name_of
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Cluster, Quantized, Written, fit_importance, output_paths, write_outputs
+from ggufsmith.quantize.outputs import Quantized, Written, fit_importance, output_paths
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.filetypes import file_type_of
@@ -148,22 +148,14 @@ def run(
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Written:
     """Convert, quantize, verify, and give the files their names (see `write_outputs`)."""
-    converted, job, imatrix = prepared.converted, prepared.converted.job, prepared.quantization.imatrix
-    if job.outdir is not None and job.outfile is None:
-        job.outdir.mkdir(parents=True, exist_ok=True)
-    with converted.checkpoint as checkpoint:
-        tensors = _tensors(prepared, checkpoint)
-        read_ahead(checkpoint, tensors)
-        return write_outputs(
-            tensors,
+    imatrix = prepared.quantization.imatrix
+    with prepared.converted.checkpoint as checkpoint:
+        return conversion.write(
+            prepared.converted.job,
+            checkpoint,
+            _tensors(prepared, checkpoint),
             prepared.outputs,
-            inputs=[*checkpoint.files, *([imatrix] if imatrix else [])],
-            threads=job.threads,
-            sync=job.sync,
-            overwrite=job.overwrite,
-            resume=job.resume,
-            identity=repr(job.lora),
-            cluster=Cluster(job.scheduler, Elsewhere(checkpoint, tuple(tensors))) if job.scheduler else None,
+            also=[imatrix] if imatrix else [],
             advance=advance,
             loaded=loaded,
         )

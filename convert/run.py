@@ -17,7 +17,7 @@ from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Reader, open_checkpoint
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.execute import Elsewhere, read_ahead, tensors_of
+from ggufsmith.convert.execute import Converted, Elsewhere, read_ahead, tensors_of
 from ggufsmith.convert.lora.base import Origin, base_models, find_base, without_paths
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
@@ -219,25 +219,38 @@ def run(
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Written:
     """Convert, verify, and give the files their names (see `write_outputs`)."""
-    job = prepared.job
-    if job.outdir is not None and job.outfile is None:
-        job.outdir.mkdir(parents=True, exist_ok=True)
     with prepared.checkpoint as checkpoint:
         tensors = tensors_of(checkpoint, prepared.plan.outputs)
-        read_ahead(checkpoint, tensors)
-        return write_outputs(
-            tensors,
-            prepared.outputs,
-            inputs=checkpoint.files,
-            threads=job.threads,
-            sync=job.sync,
-            overwrite=job.overwrite,
-            resume=job.resume,
-            identity=repr(job.lora),
-            cluster=Cluster(job.scheduler, Elsewhere(checkpoint, tuple(tensors))) if job.scheduler else None,
-            advance=advance,
-            loaded=loaded,
-        )
+        return write(prepared.job, checkpoint, tensors, prepared.outputs, advance=advance, loaded=loaded)
+
+
+def write(
+    job: Job,
+    checkpoint: Checkpoint,
+    tensors: Sequence[Converted],
+    outputs: Sequence[Output],
+    *,
+    advance: Callable[[int], None],
+    loaded: Callable[[float], None],
+    also: Sequence[Path] = (),
+) -> Written:
+    """Outputs from an open checkpoint, as the job has it (see `write_outputs`). also: other files that are read."""
+    if job.outdir is not None and job.outfile is None:
+        job.outdir.mkdir(parents=True, exist_ok=True)
+    read_ahead(checkpoint, tensors)
+    return write_outputs(
+        tensors,
+        outputs,
+        inputs=[*checkpoint.files, *also],
+        threads=job.threads,
+        sync=job.sync,
+        overwrite=job.overwrite,
+        resume=job.resume,
+        identity=repr(job.lora),
+        cluster=Cluster(job.scheduler, Elsewhere(checkpoint, tuple(tensors))) if job.scheduler else None,
+        advance=advance,
+        loaded=loaded,
+    )
 
 
 def _output_format(outtype: str, checkpoint: Checkpoint) -> Format:
