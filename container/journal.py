@@ -6,8 +6,9 @@ It begins where the finished file will end, and cutting it off finishes the file
     32 bytes  fingerprint of everything that decides the bytes; a run with another one has no use for them
     records   offset, size (uint64), checksum of the data, CRC-32 of the record so far (uint32), little-endian
 
-A record is written after its data, without waiting for the disk: data that a power loss kept from it do not have their
-checksum, and are made again. A journal that cannot be written costs no more than the chance to go on from there.
+Records are written after their data, many at once, without waiting for the disk: data that a power loss kept from it do
+not have their checksum, and are made again, as are those whose records a killed run still held back. A journal that
+cannot be written costs no more than the chance to go on from there.
 """
 
 import struct
@@ -28,6 +29,7 @@ RECORD = struct.Struct("<QQI")
 SUM = struct.Struct("<I")
 STEP = RECORD.size + SUM.size
 BLOCK = 4096 * STEP  # bytes of records read at a time
+TOGETHER = 1 << 24  # bytes of data whose records are written at once: each write takes the file's lock from the data's
 
 
 class Journal:
@@ -38,6 +40,8 @@ class Journal:
         self._end = start + HEAD.size
         self._lock = threading.Lock()
         self._pieces = array("q")
+        self._waiting = bytearray()
+        self._since = 0
         self._write(HEAD.pack(MAGIC, fingerprint), start)
 
     def add(self, offset: int, size: int, checksum: int) -> None:
@@ -45,8 +49,20 @@ class Journal:
         record = RECORD.pack(offset, size, checksum)
         with self._lock:
             self._pieces.extend((offset, offset + size, checksum))
-            at, self._end = self._end, self._end + STEP
-        self._write(record + SUM.pack(zlib.crc32(record)), at)
+            self._waiting += record + SUM.pack(zlib.crc32(record))
+            self._since += size
+            due = self._since >= TOGETHER
+        if due:
+            self.write_out()
+
+    def write_out(self) -> None:
+        """Write the records that were held back."""
+        with self._lock:
+            data, at = bytes(self._waiting), self._end
+            self._end += len(data)
+            self._waiting.clear()
+            self._since = 0
+        self._write(data, at)
 
     def _write(self, data: bytes, at: int) -> None:
         with suppress(OSError):

@@ -139,6 +139,7 @@ class Writer:
         self._journal = Journal(self._fd, size, self._fingerprint)
         for piece in self._held:
             self._journal.add(*piece)
+        self._journal.write_out()
         if self.sync:
             self._flusher = Flusher(self._fd)
 
@@ -203,7 +204,10 @@ class Writer:
 
     def seal(self) -> None:
         """Check that the disk has what was written, all of it. An interrupt until here can still be resumed."""
-        pieces = self._journal.pieces() if self._journal else np.empty((0, 3), np.int64)
+        pieces = np.empty((0, 3), np.int64)
+        if self._journal:
+            self._journal.write_out()
+            pieces = self._journal.pieces()
         self._check_cover(pieces)
         if self._flusher:
             self._flusher.stop()
@@ -384,6 +388,8 @@ class Writer:
         """Remove the temporary file; or keep it, for a run that can resume and will not meet the same error again."""
         passing = not isinstance(error, Usage | Unsupported | Malformed)
         if error is not None and passing and self.resume and (self._held or self._journal is not None):
+            if self._journal:
+                self._journal.write_out()
             self._close()
             if KEPT not in getattr(error, "__notes__", ()):
                 error.add_note(KEPT)

@@ -51,14 +51,14 @@ def timed(command: list[str], environment: dict[str, str] | None = None) -> tupl
 
 
 def settle() -> None:
-    """Write and remove a file of the output's size, so that every run finds memory that was just used.
+    """Write and remove a file of a gigabyte, so that every run finds memory that was just used.
 
     On a virtual machine, memory that nobody used for a while belongs to the host again; to touch it first costs whoever
-    comes next several seconds of system time.
+    comes next several seconds of system time. (More would be given back at once, while the run is being measured.)
     """
     path, block = BENCH / "settle.bin", bytes(1 << 20)
     with path.open("wb", buffering=0) as file:
-        for _ in range(3000):
+        for _ in range(1000):
             file.write(block)
     path.unlink()
 

@@ -2,7 +2,8 @@
 
 At the CALL-th call (from 1) of the function PLACE of `os`, the FAULT happens: a signal by its name, `fail` (an I/O
 error), `full` (no space), `truncate PATH` or `stop` (until someone sends SIGCONT). `after:` before PLACE lets the call
-happen first. Of `pwrite`, only calls with data count, not the records of the journal, which may fail unnoticed.
+happen first. Of `pwrite`, only calls with data count, not the records of the journal, which may fail unnoticed, and are
+written one by one here, so that a kill finds those of all data before it.
 """
 
 import errno
@@ -13,9 +14,10 @@ import threading
 from typing import Any
 
 from ggufsmith.cli.app import main
-from ggufsmith.container.journal import HEAD
+from ggufsmith.container import journal
 
-JOURNAL = HEAD.size  # bytes; no write of data is so small
+JOURNAL = journal.HEAD.size  # bytes; no write of data is so small
+journal.TOGETHER = 1
 
 
 def arm(fault: str, place: str, call: int) -> None:

@@ -12,7 +12,9 @@ import pytest
 from test_writer import DATA, LAYOUT, OLD, WHOLE, names
 
 import checkpoints
+from ggufsmith.container import journal
 from ggufsmith.container.errors import Malformed, NoSpace, OutputConflict
+from ggufsmith.container.journal import recorded
 from ggufsmith.container.layout import lay_out
 from ggufsmith.container.shards import SetWriter, plan_shards
 from ggufsmith.container.values import string
@@ -134,6 +136,19 @@ def test_a_torn_journal(path: Path, cut: int) -> None:
         file.seek(LAYOUT.size + 40 + cut)
         file.write(b"\xee")
     assert go_on(path) == 4
+
+
+def test_records_are_held_back_until_they_are_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill costs the pieces since the last records were written; an interrupt costs none."""
+    monkeypatch.setattr(journal, "TOGETHER", 3 * PIECE)
+    with Writer(path, LAYOUT, resume=True) as writer:
+        for piece in PIECES[:5]:
+            writer.write(*piece)
+        with writer.temporary.open("rb") as file:
+            found = recorded(file.fileno(), LAYOUT.size, writer._fingerprint)
+        assert [offset for offset, _, _ in found or ()] == [offset for offset, _ in PIECES[:3]]
+    begin(path, 5)
+    assert go_on(path) == 5
 
 
 def test_two_leftovers(path: Path) -> None:
