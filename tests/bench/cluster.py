@@ -36,10 +36,11 @@ def main() -> None:
     output = BENCH / "cluster-out.gguf"
 
     def convert(where: Cluster | None) -> float:
-        output.unlink(missing_ok=True)
         scheduler = ["--scheduler", where.address] if where else ["--threads", "1"]
         command = [*CONVERT, str(folder), "-r", "Q4_K_M", "-o", str(output), "--no-sync", "--quiet", *scheduler]
-        return timed(command)[0]
+        seconds = timed(command)[0]
+        output.unlink()
+        return seconds
 
     print(f"{name} to Q4_K_M, {os.cpu_count()} cores, medians of {arguments.pairs} pairs\n")
     print("| | two workers | one worker | ratio |\n|---|---|---|---|")
@@ -50,7 +51,6 @@ def main() -> None:
         print(f"| one thread each | {a:.2f} s | {b:.2f} s | {ratio:.2f} times faster (goal {GOAL}) |", flush=True)
     alone = statistics.median(convert(None) for _ in range(arguments.pairs))
     print(f"| one thread, without a cluster | | {alone:.2f} s | |")
-    output.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def settle() -> None:
     """Write and remove a file of a gigabyte, so that every run finds memory that was just used.
 
     On a virtual machine, memory that nobody used for a while belongs to the host again; to touch it first costs whoever
-    comes next several seconds of system time. (More would be given back at once, while the run is being measured.)
+    comes next several seconds of system time. (More would be given back at once, while the run is being measured; so
+    outputs are removed when a run is over, not when the next begins.)
     """
     path, block = BENCH / "settle.bin", bytes(1 << 20)
     with path.open("wb", buffering=0) as file:
@@ -102,13 +103,12 @@ def main() -> None:
 
     def ours(*options: str) -> float:
         nonlocal peak
-        output.unlink(missing_ok=True)
         seconds, memory = timed([*CONVERT, str(folder), "-o", str(output), "--quiet", *options])
+        output.unlink()
         peak = max(peak, memory)
         return seconds
 
     def theirs() -> float:
-        output.unlink(missing_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(reference.REFERENCE)}
         command = [
             sys.executable,
@@ -121,13 +121,16 @@ def main() -> None:
             "--outtype",
             "f16",
         ]
-        return timed(command, environment)[0]
+        seconds = timed(command, environment)[0]
+        output.unlink()
+        return seconds
 
     def copied() -> float:
-        output.unlink(missing_ok=True)
         started = time.perf_counter()
         copy(weights, output)
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        output.unlink()
+        return seconds
 
     ours("--no-sync")  # compiles the kernels, warms the caches
     print(f"TinyLlama-1.1B in bfloat16 ({sum(p.stat().st_size for p in weights) / 1e9:.2f} GB) to F16, ", end="")
@@ -142,7 +145,6 @@ def main() -> None:
     print(f"| gguf-convert --help | {help_time:.2f} s | | |")
     a, b = header()
     print(f"| opening a header of 152 000 tokens | {a:.2f} s | {b:.2f} s (gguf package) | {b / a:.0f} times faster |")
-    output.unlink(missing_ok=True)
 
 
 def header() -> tuple[float, float]:

@@ -41,9 +41,9 @@ def main() -> None:
 
     def convert(source: str, *options: str) -> float:
         nonlocal peak
-        output.unlink(missing_ok=True)
         command = [*CONVERT, source, "-o", str(output), "--no-sync", "--quiet", *options]
         seconds, memory = timed(command, environment)
+        output.unlink()
         peak = max(peak, memory) if "--stream" in options else peak
         return seconds
 
@@ -65,7 +65,6 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-        output.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from convert import BENCH, CONVERT, ROOT, TINYLLAMA, copy, pairs, timed
+from convert import BENCH, CONVERT, ROOT, TINYLLAMA, copy, pairs, settle, timed
 
 sys.path.insert(0, str(ROOT / "tests" / "conformance"))
 
@@ -60,6 +60,7 @@ def cached(paths: list[Path]) -> None:
 def floor(sources: list[Path], size: int) -> float:
     """Seconds to read the sources and write `size` bytes."""
     output, block = BENCH / "floor.bin", bytes(1 << 20)
+    settle()
     started = time.perf_counter()
     cached(sources)
     with output.open("wb", buffering=0) as target:
@@ -83,30 +84,36 @@ def main() -> None:
     environment = {**os.environ, "PYTHONPATH": str(reference.REFERENCE)}
 
     def quantize(path: Path, name: str) -> float:
-        output.unlink(missing_ok=True)
-        return timed([sys.executable, "-c", DRIVER, str(path), str(output), str(FILE_TYPES[name])])[0]
+        seconds = timed([sys.executable, "-c", DRIVER, str(path), str(output), str(FILE_TYPES[name])])[0]
+        output.unlink()
+        return seconds
 
     def both() -> float:
-        middle.unlink(missing_ok=True)
         command = [sys.executable, "-c", reference.DRIVER, "", str(folder), "--outfile", str(middle)]
-        seconds = timed([*command, "--outtype", "bf16"], environment)[0]
-        return seconds + quantize(middle, "Q4_K_M")
+        seconds = timed([*command, "--outtype", "bf16"], environment)[0] + quantize(middle, "Q4_K_M")
+        middle.unlink()
+        return seconds
 
     peaks: dict[str, float] = {}
+    sizes: dict[str, int] = {}
 
     def ours(command: list[str], path: Path, *recipes: str) -> float:
-        for name in recipes:
-            (BENCH / f"{'TinyLlama-1.1B' if path in (folder, source) else path.name}-{name}.gguf").unlink(
-                missing_ok=True
-            )
         options = [part for name in recipes for part in ("-r", name)]
         seconds, peak = timed([*command, str(path), *options, "--outdir", str(BENCH), "--no-sync", "--quiet"])
         peaks[path.name] = max(peaks.get(path.name, 0.0), peak)
+        stem = "TinyLlama-1.1B" if path in (folder, source) else path.name
+        for name in recipes:
+            made = BENCH / f"{stem}-{name}.gguf"
+            sizes[name] = made.stat().st_size
+            made.unlink()
         return seconds
+
+    def settled(*recipes: str) -> float:
+        settle()
+        return ours(CONVERT, folder, *recipes)
 
     three = ("Q4_K_M", "Q6_K", "IQ4_XS")
     ours(CONVERT, folder, *three, "Q8_0")  # compiles the kernels
-    sizes = {name: (BENCH / f"TinyLlama-1.1B-{name}.gguf").stat().st_size for name in (*three, "Q8_0")}
     print(f"TinyLlama-1.1B, {os.cpu_count()} cores, medians of {count} pairs\n")
     print("| | ours | other | ratio |\n|---|---|---|---|")
     a, b, ratio = pairs(lambda: ours(CONVERT, folder, "Q4_K_M"), both, count)
@@ -116,9 +123,9 @@ def main() -> None:
     print(
         f"| its floor: reading once, writing once | {a:.2f} s | {low:.2f} s | {a / low:.1f} of its time |", flush=True
     )
-    alone = max(statistics.median(ours(CONVERT, folder, name) for _ in range(count)) for name in three)
+    alone = max(statistics.median(settled(name) for _ in range(count)) for name in three)
     writing = statistics.median(floor([], sum(sizes[name] for name in three)) for _ in range(count))
-    together = statistics.median(ours(CONVERT, folder, *three) for _ in range(count))
+    together = statistics.median(settled(*three) for _ in range(count))
     share = (together - writing) / alone
     head = f"{', '.join(three)} in one run (slowest alone; writing {writing:.2f} s)"
     print(f"| {head} | {together:.2f} s | {alone:.2f} s | {share:.2f} without writing (goal 1.3) |", flush=True)
@@ -126,15 +133,12 @@ def main() -> None:
         a, b, ratio = pairs(lambda: ours(QUANT, source, name), lambda: quantize(source, name), count)  # noqa: B023
         head = f"F16 to {name} (llama_model_quantize)"
         print(f"| {head} | {a:.2f} s | {b:.2f} s | {ratio:.1f} times faster (goal {goal}) |", flush=True)
-    for path in (middle, output, source, *BENCH.glob("TinyLlama-1.1B-*.gguf")):
-        path.unlink(missing_ok=True)
+    source.unlink()
     large = checkpoint("Llama-8B-4-layers", LLAMA_8B)
     cached(sorted(large.glob("*.safetensors")))
     ours(CONVERT, large, "Q4_K_M")
     for name, peak in peaks.items():
         print(f"| peak memory, {name} | {peak:.0f} MB | | (goal 600 MB) |")
-    for path in BENCH.glob("Llama-8B-4-layers-*.gguf"):
-        path.unlink()
 
 
 if __name__ == "__main__":

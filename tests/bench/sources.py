@@ -83,8 +83,8 @@ def main() -> None:
     copy(sorted(BENCH.glob("sources-*/*.safetensors")), Path(os.devnull))
 
     def run(name: str, arguments: list[str], recipe: str = "q4_K_M") -> float:
-        output.unlink(missing_ok=True)
         seconds, peak = timed([*CONVERT, *arguments, "-r", recipe, "-o", str(output), "--no-sync", "--quiet"])
+        output.unlink()
         peaks[name] = max(peaks.get(name, 0.0), peak)
         return seconds
 
@@ -105,7 +105,6 @@ def main() -> None:
     name, arguments = "GPTQ kept as Q4_0 (copy)", runs["GPTQ, 4 bits, group 128"]
     seconds = run(name, arguments, "copy")
     print(f"| {name} | {seconds:.2f} s | | | {peaks[name]:.0f} MB (goal {GOAL_PEAK}) |")
-    output.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
