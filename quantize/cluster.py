@@ -52,7 +52,7 @@ TASK = 1 << 24  # weights: a fifth of a second or more, against a few millisecon
 RETRIES = 2  # of a task that fails: another worker may have what this one lacks
 TIMEOUT = 15  # seconds until the scheduler answers, and until there is a worker
 PATIENCE = 60.0  # seconds without any worker
-POLL = 0.02  # seconds between two looks at what is done
+POLL = 0.1  # seconds between two looks at what is done
 Result = tuple[list[Done], list["Piece"]]
 HOW = "Start it with `dask scheduler`, and on each machine `dask worker tcp://HOST:8786`."
 

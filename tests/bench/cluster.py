@@ -9,7 +9,6 @@ usage: cluster.py [--pairs N] [--shape JSON]
 import argparse
 import json
 import os
-import statistics
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,9 +34,9 @@ def main() -> None:
     cached(sorted(folder.glob("*.safetensors")))
     output = BENCH / "cluster-out.gguf"
 
-    def convert(where: Cluster | None) -> float:
-        scheduler = ["--scheduler", where.address] if where else ["--threads", "1"]
-        command = [*CONVERT, str(folder), "-r", "Q4_K_M", "-o", str(output), "--no-sync", "--quiet", *scheduler]
+    def convert(where: Cluster | int) -> float:
+        options = ["--threads", str(where)] if isinstance(where, int) else ["--scheduler", where.address]
+        command = [*CONVERT, str(folder), "-r", "Q4_K_M", "-o", str(output), "--no-sync", "--quiet", *options]
         seconds = timed(command)[0]
         output.unlink()
         return seconds
@@ -49,8 +48,8 @@ def main() -> None:
         convert(two)
         a, b, ratio = pairs(lambda: convert(two), lambda: convert(one), arguments.pairs)
         print(f"| one thread each | {a:.2f} s | {b:.2f} s | {ratio:.2f} times faster (goal {GOAL}) |", flush=True)
-    alone = statistics.median(convert(None) for _ in range(arguments.pairs))
-    print(f"| one thread, without a cluster | | {alone:.2f} s | |")
+    a, b, ratio = pairs(lambda: convert(2), lambda: convert(1), arguments.pairs)
+    print(f"| without a cluster, two threads against one | {a:.2f} s | {b:.2f} s | {ratio:.2f} times faster |")
 
 
 if __name__ == "__main__":
