@@ -6,7 +6,7 @@ scales (groups, out). GEMV: qweight (out, in / 8), eight inputs in a word, in or
 Source: AutoAWQ 0.2.9, awq/modules/linear/gemm.py and gemv.py.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,6 @@ def fits_gemv(parts: Parts) -> bool:
     return scales is not None and scales.shape[:1] == parts["main"].shape[:1]
 
 
-ENDS = {"qzeros": (".qzeros",), "scales": (".scales",)}
 AWQ_GEMM = Scheme(
     "AWQ (GEMM)",
     "AutoAWQ; 4 bits; any group size",
@@ -135,20 +134,9 @@ AWQ_GEMM = Scheme(
     main=(".qweight",),
     dense=".weight",
     dtypes=("I32",),
-    companions=ENDS,
+    companions={"qzeros": (".qzeros",), "scales": (".scales",)},
     required=("qzeros", "scales"),
     fits=fits_gemm,
     build=build_gemm,
 )
-AWQ_GEMV = Scheme(
-    "AWQ (GEMV)",
-    "AutoAWQ; 4 bits; any group size",
-    methods=("awq",),
-    main=(".qweight",),
-    dense=".weight",
-    dtypes=("I32",),
-    companions=ENDS,
-    required=("qzeros", "scales"),
-    fits=fits_gemv,
-    build=build_gemv,
-)
+AWQ_GEMV = replace(AWQ_GEMM, name="AWQ (GEMV)", fits=fits_gemv, build=build_gemv)
