@@ -261,7 +261,7 @@ def convert(
                 outdir=outdir if found.id is None else outdir or Path(),
                 vocab_only=vocab_only,
                 lora=adapters,
-                base=base,
+                base=base if model is not None else None,
                 pre=pre,
                 model_name=model_name,
                 metadata=metadata,

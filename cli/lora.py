@@ -16,15 +16,13 @@ Base = Annotated[
 
 
 def model_of(model: str | None, adapters: tuple[tuple[Path, float], ...], base: Path | None) -> str:
-    """The model to convert: the given one, or the base of the adapters. Usage if there is none, or one too many."""
+    """The model to convert: the given one, or the base of the adapters. Usage if there is none."""
     from ggufsmith.container.errors import Usage
     from ggufsmith.convert.lora.base import find_base
-    from ggufsmith.convert.lora.peft import is_adapter, open_adapter
+    from ggufsmith.convert.lora.peft import open_adapter
 
     if model is None and not adapters:
         raise Usage("no model was given", fix="Pass the folder of a model, or its name on a hub.")
     if model is None:
         return str(find_base(open_adapter(adapters[0][0].absolute()), base))
-    if base is not None and not is_adapter(Path(model)):
-        raise Usage("--base is of an adapter, and the model to convert is given", fix="Leave one of the two out.")
     return model

@@ -116,6 +116,8 @@ def prepare(job: Job) -> Prepared:
         raise Malformed("there is no such folder", where=job.folder, fix="Pass the folder of a Hugging Face model.")
     if is_adapter(folder):
         return _prepare_adapter(job, folder)
+    if job.base is not None:
+        raise Usage("--base is of an adapter, and this is a model", where=folder, fix="Leave one of the two out.")
     config, origin = Config.of_folder(folder), Origin.of_folder(folder)
     record = find_architecture(config)
     checkpoint = (
@@ -160,7 +162,8 @@ def _prepare_adapter(job: Job, folder: Path) -> Prepared:
     adapter = open_adapter(folder)
     base = find_base(adapter, job.base)
     plan = plan_adapter(adapter, base, Config.of_folder(base))
-    checkpoint = Checkpoint(folder, {source.name: source for output in plan.outputs for source in output.sources})
+    sources = {source.name: source for output in plan.outputs for source in output.sources}
+    checkpoint = Checkpoint(folder, sources, open_files=job.open_files)
     kind = _output_format(job.outtype or "f32", checkpoint)
     origin = Origin(model_folder_name(folder), folder, folder, {BASE_MODELS: base_models(adapter, base)})
     notes: list[str] = []

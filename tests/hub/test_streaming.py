@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import adapters
 import checkpoints
 import hub_server
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
@@ -68,6 +69,22 @@ def test_recipes_from_a_stream(hub: hub_server.Hub, tmp_path: Path) -> None:
             a.read_into(info, 0, ours)
             b.read_into(b.tensors[name], 0, theirs)
             assert ours == theirs, name
+
+
+def test_an_adapter_from_a_stream(tmp_path: Path) -> None:
+    """What stands in for its weights on the disk holds zeros."""
+    base = checkpoints.write("qwen2", tmp_path / "base")
+    adapters.write(base, tmp_path / "hub" / "org" / "Adapter", rank=64)
+    with hub_server.serving(tmp_path / "hub") as hub, opened(hub, tmp_path / "cache", "org/Adapter") as found:
+        job = Job(found.folder, outfile=tmp_path / "a.gguf", sync=False, open_files=found.open_files, base=base)
+        run(prepare(job))
+    run(prepare(Job(tmp_path / "hub" / "org" / "Adapter", outfile=tmp_path / "b.gguf", sync=False, base=base)))
+    with open_gguf(tmp_path / "a.gguf") as a, open_gguf(tmp_path / "b.gguf") as b:
+        for name, info in a.tensors.items():
+            ours, theirs = bytearray(info.nbytes), bytearray(info.nbytes)
+            a.read_into(info, 0, ours)
+            b.read_into(b.tensors[name], 0, theirs)
+            assert ours == theirs != bytes(info.nbytes), name
 
 
 @pytest.mark.parametrize(
