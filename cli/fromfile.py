@@ -100,17 +100,10 @@ def refuse(given: Mapping[str, object]) -> None:
 def vocabulary_for(file: Path, folder: Path | None) -> tuple["Metadata | None", tuple[str, ...]]:
     """The `tokenizer.*` keys of a folder for the model in `file`, and sentences for the report; None without a folder.
 
-    Malformed and Unsupported as `read_vocabulary`.
+    Malformed and Unsupported as `vocabulary_of`.
     """
     if folder is None:
         return None, ()
-    from ggufsmith.convert.config import read_optional_json
-    from ggufsmith.quantize.source import open_model
-    from ggufsmith.tokenizer.read import read_vocabulary
+    from ggufsmith.convert.vocabulary import vocabulary_of
 
-    with open_model(file).files as model:
-        embedding = model.tensors.get("token_embd.weight")
-    config = read_optional_json(folder / "config.json")
-    size = embedding.shape[0] if embedding is not None else None
-    vocabulary = read_vocabulary(folder, config=config, size=size, architecture="LlamaForCausalLM")
-    return vocabulary.metadata(), vocabulary.notes
+    return vocabulary_of(file, folder)

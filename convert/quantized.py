@@ -20,11 +20,12 @@ from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import Checkpoint
 from ggufsmith.convert.execute import Converted, exact_format, tensors_of
 from ggufsmith.convert.lora.peft import is_adapter
+from ggufsmith.convert.plan import Plan
 from ggufsmith.naming.filename import FileName
 from ggufsmith.naming.suggest import name_of
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Quantized, Written, fit_importance, output_paths
+from ggufsmith.quantize.outputs import Output, Quantized, Written, fit_importance, output_paths
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.filetypes import file_type_of
@@ -48,7 +49,6 @@ class Prepared:
 
     converted: conversion.Prepared
     quantization: Quantization
-    order: tuple[str, ...]
     outputs: tuple[Quantized, ...]
     importance: Importance | None
     notes: tuple[str, ...]
@@ -77,8 +77,7 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     layout = converted.layout
     facts = facts_of(layout.metadata, importance=imatrix is not None)
     by_name = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
-    order = file_order(by_name)
-    tensors = [by_name[name] for name in order]
+    tensors = [by_name[name] for name in file_order(by_name)]
     as_they_are = _as_they_are(tensors, converted)
     importance = fit_importance(imatrix, tensors, facts) if imatrix else None
     name = FileName(converted.origin.name.strip().replace(" ", "-"))
@@ -100,7 +99,7 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
         counts = job.limits.counts(plan.layout.tensors, layout.alignment)
         outputs.append(Quantized(plan_shards(plan.layout, counts), path, plan))
     notes = (*converted.notes, *(importance.coverage.notes() if importance else ()))
-    return Prepared(converted, quantization, tuple(order), tuple(outputs), importance, notes)
+    return Prepared(converted, quantization, tuple(outputs), importance, notes)
 
 
 def _as_they_are(tensors: Sequence[Stored], converted: conversion.Prepared) -> tuple[list[Stored], Metadata]:
@@ -131,15 +130,18 @@ def with_budget(
     return replace(quantization, recipes=(solved.recipe,)), solved
 
 
-def _tensors(prepared: Prepared, checkpoint: Checkpoint) -> list[Converted]:
-    """The plan's tensors, in the order of the outputs."""
+def tensors_for(checkpoint: Checkpoint, plan: Plan, outputs: Sequence[Output]) -> tuple[Converted, ...]:
+    """The plan's tensors, in the order of the last output, exact where an output has the sources' own format."""
     wanted: dict[str, set[Format]] = {}
-    for output in prepared.outputs:
+    for output in outputs:
         for spec in output.shards.whole.tensors:
             wanted.setdefault(spec.name, set()).add(spec.format)
-    tensors = tensors_of(checkpoint, prepared.converted.plan.outputs, wanted)
-    by_name = {tensor.name: tensor for tensor in tensors}
-    return [by_name[name] for name in prepared.order]
+    by_name = {tensor.name: tensor for tensor in tensors_of(checkpoint, plan.outputs, wanted)}
+    return tuple(by_name[spec.name] for spec in outputs[-1].shards.whole.tensors)
+
+
+def _tensors(prepared: Prepared, checkpoint: Checkpoint) -> tuple[Converted, ...]:
+    return tensors_for(checkpoint, prepared.converted.plan, prepared.outputs)
 
 
 def run(

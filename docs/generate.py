@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ggufsmith.container.formats import FORMATS, Format
 from ggufsmith.container.ggml import VARIANTS
-from ggufsmith.convert.batch.schema import MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
+from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
 from ggufsmith.convert.lora.peft import OTHER_MEANINGS, REWRITES_BASE
 from ggufsmith.convert.sources.recognise import table
 
@@ -114,6 +114,8 @@ def batch() -> str:
         default = f"`{key.default}`" if key.default else ""
         own = "" if name in SETTINGS else " Of a model only."
         rows.append(f"| {name} | {default} | {described(key)}{own} |")
+    rows += ["", "Keys are named as the options of gguf-convert and gguf-quant. No key stands for", ""]
+    rows += [f"- {option}: {reason}" for option, reason in KEYLESS.items()]
     return "\n".join(rows) + "\n"
 
 

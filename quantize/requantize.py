@@ -228,7 +228,7 @@ def run(
         sync=job.sync,
         overwrite=job.overwrite,
         resume=job.resume,
-        cluster=Cluster(job.scheduler, _elsewhere(prepared)) if job.scheduler else None,
+        cluster=Cluster(job.scheduler, elsewhere(prepared)) if job.scheduler else None,
         advance=advance,
         loaded=loaded,
     )
@@ -247,7 +247,8 @@ class Elsewhere:
             yield [Held(source, info, name) for info, name in self.tensors]
 
 
-def _elsewhere(prepared: Prepared) -> Elsewhere:
+def elsewhere(prepared: Prepared) -> Elsewhere:
+    """Its tensors, for workers of a cluster."""
     return Elsewhere(prepared.source.path.absolute(), tuple((each.info, each.name) for each in prepared.tensors))
 
 

@@ -81,7 +81,7 @@ def _open(path: Path) -> Model:
 def _old_model(file: GgmlFile, gguf: Gguf) -> Model:
     tensors = _renamed(file)
     heads, keys = _sizes(file, tensors)
-    name = _name(file.path.name)
+    name = old_name(file.path.name)
     general: Metadata = {
         Keys.General.ARCHITECTURE: string(ARCH),
         Keys.General.NAME: string(name.format().removesuffix(SUFFIX)),
@@ -216,7 +216,7 @@ def _token(token: int, text: bytes) -> tuple[bytes, TokenType]:
     return text.replace(b" ", "▁".encode()), TokenType.NORMAL
 
 
-def _name(file: str) -> FileName:
-    """What to call outputs: llama-2-7b.ggmlv3.q4_0.bin is llama-2-7b."""
+def old_name(file: str) -> FileName:
+    """What to call outputs of an old file: llama-2-7b.ggmlv3.q4_0.bin is llama-2-7b."""
     stem = OLD_NAME.sub("", file) or "model"
     return replace(parse(SHARD.sub("", stem) + SUFFIX), encoding=None)

@@ -20,42 +20,61 @@
 A model's own settings come before those of its set, those of a set before what it extends, the defaults last.
 """
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
-from ggufsmith.container.documents import Document, Keys, read_document
-from ggufsmith.container.errors import Failure, Malformed
-from ggufsmith.container.shards import SUFFIX, parse_size
-from ggufsmith.convert.batch.schema import ENCODING, MODEL, MODELS, OUTPUT, SETTINGS, TABLES, Key, Kind
+from ggufsmith.container.documents import read_document
+from ggufsmith.container.errors import Malformed
+from ggufsmith.container.formats import format_of
+from ggufsmith.container.ggml import is_ggml
+from ggufsmith.container.shards import SUFFIX, Limits, parse_size
+from ggufsmith.container.values import Metadata
+from ggufsmith.convert.batch.schema import (
+    CHECKPOINT,
+    ENCODING,
+    MODEL,
+    MODELS,
+    OUTPUT,
+    SETTINGS,
+    TABLES,
+    Input,
+    meant,
+)
+from ggufsmith.convert.batch.settings import Result, Said, Tables, unknown
 from ggufsmith.convert.hub.names import ID, HubModel, hub_model
-from ggufsmith.convert.lora.base import parse_adapter
-from ggufsmith.convert.lora.peft import is_adapter
+from ggufsmith.convert.lora.base import find_base, parse_adapter
+from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.naming.filename import parse
 from ggufsmith.naming.identity import model_folder_name
-from ggufsmith.quantize.recipes.assign import Recipe
+from ggufsmith.quantize.budget import Budget, budget_of
+from ggufsmith.quantize.recipes.assign import Options, Recipe
 from ggufsmith.quantize.recipes.files import recipe_of
+from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
+from ggufsmith.quantize.requantize import parse_override
+from ggufsmith.quantize.source import old_name
 
+MAKING = ("recipes", "outtypes", "target_size", "target_bpw")  # the keys that ask for outputs
 CONFIGS = ("config.json", "params.json", "adapter_config.json")  # of a model, of Meta's own release, of an adapter
 OUTTYPES = ("f32", "f16", "bf16")
-_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}", re.ASCII)
-_FIELD = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
 class Wanted:
     """One output. label: as the job file has it; recipe: None for an unquantized output.
 
-    path: the name that the model would have in one file.
+    path:   the name that the model would have in one file.
+    budget: to choose the recipe by, when the model is opened.
     """
 
     label: str
     recipe: Recipe | None
     path: Path
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,8 @@ class Model:
     source:    on the disk; of a model on a hub not before it is opened (see `located`).
     folder:    where its files go; it lies in the output folder.
     settings:  key -> value, of every key of SETTINGS.
-    lora:      folders of adapters, and their factors.
+    lora:      folders of adapters, and their factors. base: of the adapter that the source is.
+    tokenizer: folder of the vocabulary. overrides: metadata keys to set. prune: layers to leave out. All of a file.
     """
 
     name: str
@@ -77,8 +97,13 @@ class Model:
     settings: Mapping[str, Any]
     imatrix: Path | None = None
     metadata: Path | None = None
-    shard_size: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    options: Options = field(default_factory=Options)
     lora: tuple[tuple[Path, float], ...] = ()
+    base: Path | None = None
+    tokenizer: Path | None = None
+    overrides: Metadata = field(default_factory=dict)
+    prune: tuple[int, ...] = ()
     hub: HubModel | None = None
 
     @property
@@ -123,27 +148,13 @@ def read_job(path: Path, environment: Mapping[str, str], shard: tuple[int, int] 
     return job
 
 
-@dataclass(frozen=True)
-class _Said:
-    value: Any
-    place: str
-
-
-@dataclass
-class _Reader:
-    """Collects what is wrong, and goes on."""
-
-    document: Document
-    environment: Mapping[str, str]
-    problems: list[str] = field(default_factory=list)
-
-    def wrong(self, place: str, what: str, fix: str | None = None) -> None:
-        self.problems.append(f"{place}: {what}" + (f". {fix}" if fix else ""))
+class _Reader(Tables):
+    """Makes models of the tables."""
 
     def job(self, shard: tuple[int, int]) -> JobFile | None:
         data, place = self.document.data, self.document.place
         for key in data.keys() - TABLES.keys() - {"output"}:
-            self.wrong(place(key), *_unknown("key", key, ["output", *TABLES]))
+            self.wrong(place(key), *unknown("key", key, ["output", *TABLES]))
         root = self.text("output", OUTPUT)
         defaults = self.table(("defaults",), data.get("defaults", {}), SETTINGS)
         sets = data.get("sets", {})
@@ -171,134 +182,65 @@ class _Reader:
         self.check_conflicts([*mine, *others])
         return JobFile(self.document.path, output, tuple(mine))
 
-    # ---- values ----
-
-    def text(self, name: str, key: Key) -> _Said | None:
-        """A string that must be there, outside all tables."""
-        if name not in self.document.data:
-            self.wrong(self.document.place(), f"{name} is missing: {key.about}")
-            return None
-        return self.table((), {name: self.document.data[name]}, {name: key}).get(name)
-
-    def table(self, at: Keys, table: Any, keys: Mapping[str, Key]) -> dict[str, _Said]:
-        """The values of a table that are right, their environment variables expanded."""
-        found: dict[str, _Said] = {}
-        if not isinstance(table, dict):
-            self.wrong(self.document.place(*at), f"{at[-1]} is a table, not {table!r}")
-            return found
-        for name, value in table.items():
-            place = self.document.place(*at, name)
-            if name not in keys:
-                self.wrong(place, *_unknown("key", name, keys))
-            elif not _fits(value, keys[name].kind):
-                self.wrong(place, f"{name} cannot be {value!r}")
-            elif keys[name].kind == "flag":
-                found[name] = _Said(value, place)
-            elif keys[name].kind == "texts":
-                texts = value if isinstance(value, list) else [value]
-                found[name] = _Said(tuple(self.expanded(each, place) for each in texts), place)
-            else:
-                text = self.expanded(value, place)
-                self.check_fields(text, keys[name], place)
-                found[name] = _Said(text, place)
-        return found
-
-    def expanded(self, text: str, place: str) -> str:
-        def value(match: re.Match[str]) -> str:
-            found: str | None = self.environment.get(match[1], match[2])
-            if found is None:
-                self.wrong(place, f"the environment has no variable {match[1]}", f"${{{match[1]}:-…}} gives a default.")
-            return found or ""
-
-        if "\0" in text:
-            self.wrong(place, "no text here can hold a zero character")
-        return _VARIABLE.sub(value, text.replace("\0", ""))
-
-    def check_fields(self, text: str, key: Key, place: str) -> None:
-        """Braces hold what the key knows; in a key without fields they are text."""
-        for name in _FIELD.findall(text) if key.fields else ():
-            if name not in key.fields:
-                self.wrong(place, f"{{{name}}} means nothing here", f"Known: {', '.join(key.fields)}.")
-
-    # ---- what extends what ----
-
-    def check_circles(self, named: Mapping[str, Mapping[str, _Said]], defaults: Mapping[str, _Said]) -> None:
-        for name, table in (("", defaults), *named.items()):
-            base = table.get("extends")
-            if base and base.value not in named:
-                self.wrong(base.place, *_unknown("set", base.value, named))
-            if base and name in (chain := list(_chain(base.value, named))):
-                self.wrong(base.place, f"sets extend one another in a circle: {' -> '.join([name, *chain])}")
-
-    def merged(
-        self,
-        said: Mapping[str, _Said],
-        named: Mapping[str, Mapping[str, _Said]],
-        defaults: Mapping[str, _Said],
-    ) -> dict[str, _Said]:
-        """What holds for one model."""
-        base = said.get("extends")
-        if base and base.value not in named:
-            self.wrong(base.place, *_unknown("set", base.value, named))
-        found: dict[str, _Said] = {}
-        for table in (said, defaults):
-            tables = (
-                [table, *(named[name] for name in _chain(table["extends"].value, named))]
-                if "extends" in table
-                else [table]
-            )
-            for each in tables:
-                found = {**each, **found}
-        return found
-
     # ---- models ----
 
-    def model(self, place: str, said: Mapping[str, _Said], output: Path) -> Model | None:
+    def model(self, place: str, said: Mapping[str, Said], output: Path) -> Model | None:
         """One model; None if there is no source to speak of."""
         if "source" not in said:
-            self.wrong(place, "source is missing: the model folder or GGUF file")
+            self.wrong(place, "source is missing: the model")
             return None
         hub = self.hub(said)
         source = Path(hub.id) if hub else self.source(said["source"])
         if source is None:
             return None
-        name = said["name"].value if "name" in said else source.name if hub else _name_of(source)
+        given = said["name"].value if "name" in said else source.name if hub else None
+        name = self.tried(place, lambda: _name_of(source)) if given is None else given
+        if name is None:
+            return None
         if not _is_component(name):
             self.wrong(said["name"].place if "name" in said else place, f"{name!r} cannot be part of a file name")
             return None
-        values = {key: said[key] if key in said else _Said(record.default, place) for key, record in SETTINGS.items()}
+        values = {key: said[key] if key in said else Said(record.default, place) for key, record in SETTINGS.items()}
         for key, record in SETTINGS.items():
             if record.fields:
                 values[key] = replace(values[key], value=values[key].value.replace(f"{{{MODEL}}}", name))
         folder = output / values["folder"].value
-        self.check_settings(source, values, output)
+        wanted = tuple(self.wanted(values, folder, adapter=is_adapter(source)))
+        options = self.options(values, wanted)
+        self.check_settings(None if hub else source, values, output)
         return Model(
             name,
             place,
             source,
             folder,
-            tuple(self.wanted(values, folder)),
+            wanted,
             {key: said.value for key, said in values.items()},
             imatrix=self.existing(values["imatrix"]),
             metadata=self.existing(values["metadata"]),
-            shard_size=self.size(values["shard_size"]),
+            limits=self.limits(values),
+            options=options,
             lora=tuple(self.adapters(values["lora"])),
+            base=self.base(source, values["base"]) if not hub else self.folder(values["base"]),
+            tokenizer=self.folder(values["tokenizer"]),
+            overrides=dict(self.each(values["override_kv"], parse_override)),
+            prune=tuple(
+                layer
+                for layers in self.each(values["prune_layers"], lambda layer: layers_of(str(layer)))
+                for layer in layers
+            ),
             hub=hub,
         )
 
-    def hub(self, said: Mapping[str, _Said]) -> HubModel | None:
+    def hub(self, said: Mapping[str, Said]) -> HubModel | None:
         """The model on a hub, if that is what is meant."""
         source, revision = said["source"], said.get("revision")
         if "://" in source.value:
-            try:
-                return hub_model(source.value, revision.value if revision else None)
-            except Failure as error:
-                self.wrong(source.place, error.what, error.fix)
-        elif revision:
+            return self.tried(source.place, lambda: hub_model(source.value, revision.value if revision else None))
+        if revision:
             self.wrong(revision.place, "revision is for models on a hub")
         return None
 
-    def source(self, said: _Said) -> Path | None:
+    def source(self, said: Said) -> Path | None:
         """The model on the disk, whether it is there or not."""
         if "://" in said.value:
             return None
@@ -308,32 +250,33 @@ class _Reader:
             self.wrong(said.place, f"there is no such folder or file: {source}", fix)
         elif source.is_dir() and not any((source / name).is_file() for name in CONFIGS):
             self.wrong(said.place, f"{source} has no {CONFIGS[0]}: it is no model folder")
-        elif source.is_file() and source.suffix != SUFFIX:
-            self.wrong(said.place, f"{source} is no folder, and its name does not end in {SUFFIX}")
+        elif source.is_file() and source.suffix != SUFFIX and not is_ggml(source):
+            self.wrong(said.place, f"{source} is no folder and no GGML file, and its name does not end in {SUFFIX}")
         return source
 
-    def check_settings(self, source: Path, said: Mapping[str, _Said], output: Path) -> None:
-        """What does not fit together."""
+    def check_settings(self, source: Path | None, said: Mapping[str, Said], output: Path) -> None:
+        """What does not fit together. source: None if it is on a hub."""
         folder = said["folder"]
         if not _is_inside(output, folder.value):
             self.wrong(folder.place, f"folder {folder.value!r} leads out of the output folder {output}")
         for key in ("card", "checksums"):
             if said[key].value and not _is_component(said[key].value):
                 self.wrong(said[key].place, f"{key} names a file in the model's folder, not {said[key].value!r}")
-        if source.is_file():
-            for key in ("outtypes", "lora", "pre", "model_name", "metadata"):
-                if said[key].value:
-                    nothing = '""' if isinstance(said[key].value, str) else "[]"
-                    fix = f"Give it {key} = {nothing}."
-                    self.wrong(said[key].place, f"{key} is for model folders, and {source.name} is a GGUF file", fix)
-        if not said["recipes"].value and not said["outtypes"].value:
-            self.wrong(said["recipes"].place, "neither recipes nor outtypes: there is nothing to make")
+        kinds = CHECKPOINT if source is None else (_kind_of(source),)
+        for key, record in SETTINGS.items():
+            value, place = said[key].value, said[key].place
+            if value and not set(kinds) & set(record.inputs) and (source is None or source.exists()):
+                nothing = {str: '""', tuple: "[]", bool: "false"}[type(value)]
+                what = f"{key} is for {meant(record.inputs)}, and this source is {meant(kinds)}"
+                self.wrong(place, what, f"Give it {key} = {nothing}.")
+        if not any(said[key].value for key in MAKING):
+            self.wrong(said["recipes"].place, f"none of {', '.join(MAKING)}: there is nothing to make")
         for key in ("include_weights", "exclude_weights"):
             if said[key].value and not said["imatrix"].value:
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
 
-    def wanted(self, said: Mapping[str, _Said], folder: Path) -> Iterator[Wanted]:
-        """The outputs, unquantized ones first."""
+    def wanted(self, said: Mapping[str, Said], folder: Path, *, adapter: bool) -> Iterator[Wanted]:
+        """The outputs, unquantized ones first. What an adapter becomes is called so in its file's name."""
         pattern: str = said["file"].value
         if not _is_component(pattern) or not pattern.endswith(SUFFIX):
             self.wrong(
@@ -341,28 +284,64 @@ class _Reader:
             )
 
         def path(encoding: str) -> Path:
-            return folder / pattern.replace(f"{{{ENCODING}}}", encoding.upper())
+            return folder / pattern.replace(f"{{{ENCODING}}}", encoding.upper() + ("-LoRA" if adapter else ""))
 
         for text in said["outtypes"].value:
             if text.lower() in OUTTYPES:
                 yield Wanted(text.lower(), None, path(text))
             else:
-                self.wrong(said["outtypes"].place, *_unknown("output type", text, OUTTYPES))
-        for text in said["recipes"].value:
-            try:
-                recipe = recipe_of(text, self.document.path.parent)
-            except Failure as error:
-                self.wrong(
-                    said["recipes"].place, f"{error.where}: {error.what}" if error.where else error.what, error.fix
-                )
-            else:
-                yield Wanted(text, recipe, path(recipe.name))
+                self.wrong(said["outtypes"].place, *unknown("output type", text, OUTTYPES))
+        for text, recipe in self.pairs(said["recipes"], lambda text: recipe_of(text, self.document.path.parent)):
+            yield Wanted(text, recipe, path(recipe.name))
+        for text, budget in self.pairs(said["target_size"], lambda text: budget_of(text, None)):
+            yield Wanted(text, None, path(f"Q{text}".replace(".", "_")), budget)
+        for bits, budget in self.pairs(said["target_bpw"], lambda bits: budget_of(None, bits)):
+            yield Wanted(f"{bits:g} bpw", None, path(f"Q{bits:g}BPW".replace(".", "_")), budget)
+
+    def options(self, said: Mapping[str, Said], wanted: Sequence[Wanted]) -> Options:
+        """The options that choose types."""
+        output, embedding = (
+            self.tried(said[key].place, partial(format_of, said[key].value)) if said[key].value else None
+            for key in ("output_tensor_type", "token_embedding_type")
+        )
+        overrides = self.each(said["tensor_types"], lambda text: override_of(text, f"tensor_types {text}"))
+        pure, leave = said["pure"].value, said["leave_output_tensor"].value
+        options = Options(pure, leave, output, embedding, tuple(overrides))
+        if options != Options() and any(each.budget for each in wanted):
+            key = "target_size" if said["target_size"].value else "target_bpw"
+            self.wrong(said[key].place, f"{key} chooses every type, and so do pure, tensor_types and their like")
+        recipes = [each.recipe for each in wanted if each.recipe]
+        self.tried(said["recipes"].place, lambda: check_options(options, recipes))
+        return options
+
+    def limits(self, said: Mapping[str, Said]) -> Limits:
+        """Where new shards begin."""
+        size, count = said["shard_size"], said["shard_tensors"].value
+        found = self.tried(size.place, lambda: parse_size(size.value)) if size.value else None
+        alone, keep = said["no_tensor_first_split"], said["keep_split"]
+        if alone.value and not (size.value or count):
+            self.wrong(alone.place, "no_tensor_first_split is for several files, by shard_size or shard_tensors")
+        if keep.value and (size.value or count):
+            self.wrong(
+                keep.place, "keep_split takes the shards of the source, which shard_size and shard_tensors do not"
+            )
+        return Limits(found, count or None, alone.value)
+
+    def pairs(self, said: Said, make: Callable[[Any], Result | None]) -> Iterator[tuple[Any, Result]]:
+        """Each of several values, with what it stands for; those that stand for nothing are noted."""
+        for value in said.value:
+            found = self.tried(said.place, partial(make, value))
+            if found is not None:
+                yield value, found
+
+    def each(self, said: Said, make: Callable[[Any], Result]) -> Iterator[Result]:
+        return (found for _, found in self.pairs(said, make))
 
     def beside(self, text: str) -> Path:
         """A path, relative to the job file."""
         return Path(os.path.abspath(self.document.path.parent / Path(text).expanduser()))
 
-    def existing(self, said: _Said) -> Path | None:
+    def existing(self, said: Said) -> Path | None:
         if not said.value:
             return None
         path = self.beside(said.value)
@@ -370,29 +349,29 @@ class _Reader:
             self.wrong(said.place, f"there is no such file: {path}")
         return path
 
-    def adapters(self, said: _Said) -> Iterator[tuple[Path, float]]:
-        for text in said.value:
-            try:
-                folder, factor = parse_adapter(str(self.beside(text)))
-            except Failure as error:
-                self.wrong(said.place, error.what, error.fix)
-                continue
+    def folder(self, said: Said) -> Path | None:
+        path = self.beside(said.value) if said.value else None
+        if path and not path.is_dir():
+            self.wrong(said.place, f"there is no such folder: {path}")
+        return path
+
+    def base(self, source: Path, said: Said) -> Path | None:
+        """The base model of an adapter."""
+        given = self.folder(said)
+        return self.tried(said.place, lambda: find_base(open_adapter(source), given)) if is_adapter(source) else given
+
+    def adapters(self, said: Said) -> Iterator[tuple[Path, float]]:
+        for folder, factor in self.each(said, lambda text: parse_adapter(str(self.beside(text)))):
             if not is_adapter(folder):
                 self.wrong(said.place, f"{folder} is no folder of an adapter")
             yield folder, factor
-
-    def size(self, said: _Said) -> int | None:
-        try:
-            return parse_size(said.value) if said.value else None
-        except Failure as error:
-            self.wrong(said.place, error.what, error.fix)
-            return None
 
     # ---- models together ----
 
     def check_conflicts(self, models: Sequence[Model]) -> None:
         """No file is written twice, and none that is read is written."""
-        inputs = {_same(path): path for model in models for path in (model.source, model.imatrix) if path}
+        read = (path for model in models for path in (model.source, model.imatrix, model.metadata) if path)
+        inputs = {_same(path): path for path in read}
         writers: dict[str, str] = {}
         for model in models:
             extra = [path for key in ("card", "checksums") if (path := model.beside(key))]
@@ -415,27 +394,16 @@ def state_path(model: Model) -> Path:
     return model.folder / f".{model.name}.batch.json"
 
 
-def _fits(value: Any, kind: Kind) -> bool:
-    if kind == "texts" and isinstance(value, list):
-        return all(isinstance(each, str) for each in value)
-    return isinstance(value, bool if kind == "flag" else str)
-
-
-def _chain(name: str, named: Mapping[str, Mapping[str, _Said]]) -> Iterator[str]:
-    """A set and what it extends, each once."""
-    seen: set[str] = set()
-    while name in named and name not in seen:
-        seen.add(name)
-        yield name
-        base = named[name].get("extends")
-        name = base.value if base else ""
+def _kind_of(source: Path) -> Input:
+    return "adapter" if is_adapter(source) else "model" if source.is_dir() else "file"
 
 
 def _name_of(source: Path) -> str:
     """The model's name as its folder or file gives it, without encoding and shard."""
-    if source.is_dir() or source.suffix != SUFFIX:
-        return model_folder_name(source).strip().replace(" ", "-")
-    return replace(parse(source.name), encoding=None, shard=None).format().removesuffix(SUFFIX)
+    if source.is_file() and (source.suffix == SUFFIX or is_ggml(source)):
+        name = parse(source.name) if source.suffix == SUFFIX else old_name(source.name)
+        return replace(name, encoding=None, shard=None).format().removesuffix(SUFFIX)
+    return model_folder_name(source).strip().replace(" ", "-")
 
 
 def _is_inside(root: Path, text: str) -> bool:
@@ -453,10 +421,3 @@ def _is_component(text: str) -> bool:
 def _same(path: Path) -> str:
     """Equal for paths that may be one file, on a file system that does not tell cases apart too."""
     return os.path.normcase(os.path.realpath(path)).casefold()
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> tuple[str, str]:
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    fix = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names) or 'none'}."
-    return f"{kind} {name!r} means nothing", fix

@@ -9,16 +9,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ggufsmith.container.shards import Limits
+from gguf.constants import Keys
+
+from ggufsmith.container.values import string
 from ggufsmith.convert import quantized
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.batch.jobfile import Model, Wanted
 from ggufsmith.convert.batch.located import OpenFiles
 from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles
-from ggufsmith.convert.execute import Converted, read_ahead, tensors_of
+from ggufsmith.convert.execute import Converted, Elsewhere, read_ahead
+from ggufsmith.convert.vocabulary import vocabulary_of
 from ggufsmith.quantize import requantize
-from ggufsmith.quantize.outputs import Output, Quantized, Written, write_outputs
-from ggufsmith.quantize.stream import CHUNK, Tensor, rows_of
+from ggufsmith.quantize.outputs import Cluster, Output, Quantized, Written, write_outputs
+from ggufsmith.quantize.stream import CHUNK, Opening, Tensor, rows_of
 
 # Memory, measured as peaks of whole processes: the interpreter with numpy, numba and the loaded kernels; and, of what a
 # vocabulary takes while it is read and held, the share of the header that it becomes.
@@ -33,6 +36,7 @@ class Pass:
     outputs: in the order of `wanted`; all have the tensors in the same order.
     source:  the opened model; inputs: its files and the importance matrix.
     notes:   what is said of the model; those of an output are its own.
+    opening: the tensors, for workers of a cluster.
     """
 
     model: Model
@@ -42,6 +46,7 @@ class Pass:
     source: AbstractContextManager[Any]
     inputs: tuple[Path, ...]
     notes: tuple[str, ...]
+    opening: Opening
 
     def __enter__(self) -> Self:
         self.source.__enter__()
@@ -71,9 +76,15 @@ class Pass:
         return threads * chunk * 4 * (3 + len(self.outputs)) + PER_HEADER_BYTE * header + 3 * importance
 
 
-def prepare(model: Model, wanted: Sequence[Wanted], open_files: OpenFiles = LocalFiles) -> Pass:
-    """Plan these outputs of a model. Raises what is wrong with it. open_files: see `checkpoint.Checkpoint`."""
-    planned = _of_checkpoint(model, wanted, open_files) if model.is_checkpoint else _of_gguf(model, wanted)
+def prepare(
+    model: Model, wanted: Sequence[Wanted], open_files: OpenFiles = LocalFiles, *, threads: int | None = None
+) -> Pass:
+    """Plan these outputs of a model. Raises what is wrong with it. open_files: see `checkpoint.Checkpoint`.
+
+    threads: that measure weights, where a budget chooses the recipe.
+    """
+    wanted = [_solved(model, each, open_files, threads) for each in wanted]
+    planned = _of_checkpoint(model, wanted, open_files) if model.is_checkpoint else _of_file(model, wanted)
     names = [tensor.name for tensor in planned.tensors]
     outputs = tuple(
         replace(_ordered(output, names), path=each.path)
@@ -90,6 +101,7 @@ def run(
     The pass is open.
     """
     planned.model.folder.mkdir(parents=True, exist_ok=True)
+    scheduler = planned.model.settings["scheduler"]
     if isinstance(planned.source, Checkpoint):
         read_ahead(planned.source, [tensor for tensor in planned.tensors if isinstance(tensor, Converted)])
     return write_outputs(
@@ -99,6 +111,7 @@ def run(
         threads=threads,
         sync=sync,
         resume=True,
+        cluster=Cluster(scheduler, planned.opening) if scheduler else None,
         advance=advance,
         loaded=loaded,
     )
@@ -123,17 +136,34 @@ def notes_of(output: Output) -> tuple[str, ...]:
     return tuple(output.plan.notes()) if isinstance(output, Quantized) else ()
 
 
-def _of_checkpoint(model: Model, wanted: Sequence[Wanted], open_files: OpenFiles) -> Pass:
+def _solved(model: Model, wanted: Wanted, open_files: OpenFiles, threads: int | None) -> Wanted:
+    """With the recipe that fits its budget best, if it has one and no recipe yet."""
+    if wanted.budget is None or wanted.recipe is not None:
+        return wanted
+    if model.is_checkpoint:
+        job = replace(_conversion(model, open_files), threads=threads)
+        _, solved = quantized.with_budget(job, _quantization(model, []), wanted.budget)
+    else:
+        _, solved = requantize.with_budget(replace(_requantization(model, []), threads=threads), wanted.budget)
+    return replace(wanted, recipe=replace(solved.recipe, name=wanted.label))
+
+
+def _conversion(model: Model, open_files: OpenFiles) -> conversion.Job:
     said = model.settings
-    job = conversion.Job(
+    return conversion.Job(
         folder=model.source,
         pre=said["pre"] or None,
         model_name=said["model_name"] or None,
         metadata=model.metadata,
         lora=model.lora,
-        limits=Limits(max_size=model.shard_size),
+        base=model.base,
+        limits=model.limits,
         open_files=open_files,
     )
+
+
+def _of_checkpoint(model: Model, wanted: Sequence[Wanted], open_files: OpenFiles) -> Pass:
+    job = _conversion(model, open_files)
     plain = [each for each in wanted if each.recipe is None]
     recipes = [each for each in wanted if each.recipe is not None]
     conversions = [conversion.prepare(replace(job, outtype=each.label)) for each in plain]
@@ -145,15 +175,16 @@ def _of_checkpoint(model: Model, wanted: Sequence[Wanted], open_files: OpenFiles
         outputs += prepared.outputs
         notes = prepared.notes
     last = conversions[-1]
-    by_name = {tensor.name: tensor for tensor in tensors_of(last.checkpoint, last.plan.outputs)}
+    tensors = quantized.tensors_for(last.checkpoint, last.plan, outputs)
     return Pass(
         model,
         (*plain, *recipes),
         tuple(outputs),
-        tuple(by_name[spec.name] for spec in outputs[-1].shards.whole.tensors),
+        tensors,
         last.checkpoint,
         (*last.checkpoint.files, *([model.imatrix] if model.imatrix else [])),
         notes or last.notes,
+        Elsewhere(last.checkpoint, tensors),
     )
 
 
@@ -161,6 +192,7 @@ def _quantization(model: Model, wanted: Sequence[Wanted]) -> quantized.Quantizat
     said = model.settings
     return quantized.Quantization(
         recipes=tuple(each.recipe for each in wanted if each.recipe),
+        options=model.options,
         imatrix=model.imatrix,
         include=said["include_weights"],
         exclude=said["exclude_weights"],
@@ -168,22 +200,35 @@ def _quantization(model: Model, wanted: Sequence[Wanted]) -> quantized.Quantizat
     )
 
 
-def _of_gguf(model: Model, wanted: Sequence[Wanted]) -> Pass:
+def _requantization(model: Model, wanted: Sequence[Wanted]) -> requantize.Job:
     said = model.settings
-    prepared = requantize.prepare(
-        requantize.Job(
-            source=model.source,
-            recipes=tuple(each.recipe for each in wanted if each.recipe),
-            imatrix=model.imatrix,
-            include=said["include_weights"],
-            exclude=said["exclude_weights"],
-            allow_requantize=said["allow_requantize"],
-            strict=said["strict"],
-            limits=Limits(max_size=model.shard_size),
-        )
+    vocabulary, notes = vocabulary_of(model.source, model.tokenizer) if model.tokenizer else (None, ())
+    named = {Keys.General.NAME: string(said["model_name"])} if said["model_name"] else {}
+    return requantize.Job(
+        source=model.source,
+        recipes=tuple(each.recipe for each in wanted if each.recipe),
+        options=model.options,
+        imatrix=model.imatrix,
+        include=said["include_weights"],
+        exclude=said["exclude_weights"],
+        prune=model.prune,
+        metadata={**named, **model.overrides},
+        vocabulary=vocabulary,
+        notes=notes,
+        allow_requantize=said["allow_requantize"],
+        strict=said["strict"],
+        limits=model.limits,
+        split=said["keep_split"],
     )
+
+
+def _of_file(model: Model, wanted: Sequence[Wanted]) -> Pass:
+    prepared = requantize.prepare(_requantization(model, wanted))
     inputs = (*prepared.source.paths, *([model.imatrix] if model.imatrix else []))
-    return Pass(model, tuple(wanted), prepared.outputs, prepared.tensors, prepared.source, inputs, prepared.notes)
+    opening = requantize.elsewhere(prepared)
+    return Pass(
+        model, tuple(wanted), prepared.outputs, prepared.tensors, prepared.source, inputs, prepared.notes, opening
+    )
 
 
 def _ordered(output: Output, names: Sequence[str]) -> Output:

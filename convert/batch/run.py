@@ -175,12 +175,17 @@ def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) 
         return Draft(model, record, ())
     check_extras(model)
     threads = options.cores
-    with located(model, plan=True) as (there, open_files), prepare(there, wanted, open_files) as planned:
+    with (
+        located(model, plan=True) as (there, open_files),
+        prepare(there, wanted, open_files, threads=threads) as planned,
+    ):
         if options.memory is not None:
             while threads > 1 and PROCESS + planned.memory(threads) > options.memory:
                 threads -= 1
         memory = planned.memory(threads)
-        draft = Draft(model, record, wanted, _drafted(planned, plans), memory, threads, planned.weights, planned.notes)
+        draft = Draft(
+            model, record, planned.wanted, _drafted(planned, plans), memory, threads, planned.weights, planned.notes
+        )
         look(draft, planned)
     if options.memory is not None and PROCESS + memory > options.memory:
         what = f"needs about {PROCESS + memory} bytes of memory, the budget is {options.memory}"
@@ -204,7 +209,7 @@ def _drafted(planned: Pass, plans: Mapping[str, str]) -> tuple[Made, ...]:
             bits_per_weight(output),
             types_of(output),
             fallbacks_of(output),
-            notes_of(output),
+            (*([wanted.recipe.description] if wanted.budget and wanted.recipe else []), *notes_of(output)),
         )
         for wanted, output in zip(planned.wanted, planned.outputs, strict=True)
     )

@@ -19,7 +19,8 @@ from ggufsmith.container.errors import Failure
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.shards import SHARD, SUFFIX
 from ggufsmith.convert.batch.jobfile import Model, Wanted, state_path
-from ggufsmith.naming.identity import model_folder_name
+from ggufsmith.convert.batch.schema import SETTINGS
+from ggufsmith.naming.identity import hub_id, model_folder_name
 from ggufsmith.quantize.recipes.assign import Override, Recipe
 
 WHOLE = 1 << 20  # bytes; smaller inputs are known by their content, larger ones by size and time
@@ -150,9 +151,9 @@ def fingerprints(model: Model, *, by_content: bool = False) -> dict[str, str]:
         "version": version("ggufsmith"),
         "name": model_folder_name(model.source) if model.is_checkpoint and not model.hub else "",
         "inputs": list(_inputs(model, by_content)),
-        "factors": [factor for _, factor in model.lora],
-        "shard_size": model.shard_size,
-        **{key: model.settings[key] for key in ("pre", "model_name", "include_weights", "exclude_weights")},
+        "base": [hub_id(model.base), model_folder_name(model.base)] if model.base else [],
+        "lora": [[model_folder_name(folder), factor] for folder, factor in model.lora],
+        "settings": {key: model.settings[key] for key, record in SETTINGS.items() if record.decides},
     }
     return {wanted.label: _digest({**common, **_wanted(wanted)}) for wanted in model.wanted}
 
@@ -169,7 +170,8 @@ def _digest(value: Any) -> str:
 def _wanted(wanted: Wanted) -> dict[str, Any]:
     return {
         "file": wanted.path.name,
-        "outtype": None if wanted.recipe else wanted.label,
+        "outtype": None if wanted.recipe or wanted.budget else wanted.label,
+        "budget": asdict(wanted.budget) if wanted.budget else None,
         "recipe": _recipe(wanted.recipe) if wanted.recipe else None,
     }
 
@@ -191,11 +193,15 @@ def _inputs(model: Model, by_content: bool) -> Iterator[list[Any]]:
         yield [str(model.hub)]  # with the commit
     else:
         sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
-    adapters = (each for folder, _ in model.lora for each in _model_files(folder))
-    for root, path in [*sources, *adapters, *((path.parent, path) for path in (model.imatrix, model.metadata) if path)]:
+    folders = [*(folder for folder, _ in model.lora), *([model.tokenizer] if model.tokenizer else [])]
+    others = (each for folder in folders for each in _model_files(folder))
+    for root, path in [*sources, *others, *((path.parent, path) for path in (model.imatrix, model.metadata) if path)]:
         found = path.stat()
         identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns
         yield [path.relative_to(root).as_posix(), found.st_size, identity]
+    for root, path in _model_files(model.base) if model.base else ():  # weights: only which there are is looked at
+        content = file_sha256(path) if path.suffix == ".json" else None
+        yield [path.relative_to(root).as_posix(), path.stat().st_size, content]
 
 
 def _model_files(folder: Path) -> Iterator[tuple[Path, Path]]:

@@ -8,11 +8,20 @@ import threading
 from pathlib import Path
 
 import jobs
+import old_ggml
 import pytest
+from typer.testing import CliRunner
 
 import adapters
+import checkpoints
+import quantized as quantized_checkpoints
+from ggufsmith.cli.app import convert_app
 from ggufsmith.container.errors import Malformed, NoSpace, OutputConflict
+from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.provenance import file_sha256
+from ggufsmith.container.reader import open_gguf
+from ggufsmith.container.shards import Limits
+from ggufsmith.container.values import string
 from ggufsmith.convert import quantized
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.batch import passes
@@ -21,7 +30,10 @@ from ggufsmith.convert.batch.jobfile import Model
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
 from ggufsmith.quantize import requantize
+from ggufsmith.quantize.budget import Budget
+from ggufsmith.quantize.recipes.assign import Options as TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
+from ggufsmith.quantize.recipes.options import override_of
 
 HEAD = 'output = "out"\n[defaults]\nrecipes = ["q4_K_M", "q8_0"]\n'
 RECIPES = tuple(map(recipe_of, ("q4_K_M", "q8_0")))
@@ -55,7 +67,7 @@ def test_the_files_are_those_of_single_commands(home: Path) -> None:
         conversion.run(conversion.prepare(conversion.Job(home / "A", outtype=outtype, outdir=alone / "A")))
     job = conversion.Job(home / "A", outdir=alone / "A")
     quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES)))
-    limits = passes.Limits(max_size=200_000)
+    limits = Limits(max_size=200_000)
     job = conversion.Job(home / "B", outdir=alone / "B", limits=limits)
     quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES)))
     expected = jobs.hashes(alone)
@@ -80,6 +92,120 @@ def test_adapters(home: Path) -> None:
     adapters.write(home / "A", home / "adapter", seed=2)
     assert statuses(jobs.run(path)) == {"A": "done"}
     assert statuses(jobs.run(path)) == {"A": "finished"}
+
+
+def test_weights_that_are_kept_exactly(home: Path) -> None:
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
+    quantized_checkpoints.write_gptq("llama", home / "G", config=config, group=32, order=False)
+    path = jobs.write(
+        home / "jobs.toml", 'output = "out"\n', ['source = "G"\nrecipes = ["copy", "q8_0"]\nouttypes = "f16"']
+    )
+    (outcome,) = jobs.run(path)
+    assert outcome.status == "done", outcome.error
+    copy = next(made for made in outcome.made if made.label == "copy")
+    assert copy.types.get("Q4_0")
+    quantized.run(
+        quantized.prepare(conversion.Job(home / "G", outdir=home), quantized.Quantization((recipe_of("copy"),)))
+    )
+    assert file_sha256(home / "G-COPY.gguf") == file_sha256(home / "out" / "G" / "G-COPY.gguf")
+
+
+def test_an_adapter_of_its_own(home: Path) -> None:
+    adapters.write(home / "A", home / "Tuned", named="nobody/knows")
+    path = jobs.write(
+        home / "jobs.toml", HEAD, ['source = "Tuned"\nbase = "A"\nrecipes = []\nouttypes = ["f32", "f16"]']
+    )
+    assert statuses(jobs.run(path)) == {"Tuned": "done"}
+    for kind in ("f32", "f16"):
+        conversion.run(conversion.prepare(conversion.Job(home / "Tuned", outtype=kind, base=home / "A", outdir=home)))
+        name = f"Tuned-{kind.upper()}-LoRA.gguf"
+        assert file_sha256(home / name) == file_sha256(home / "out" / "Tuned" / name)
+    assert statuses(jobs.run(path, by_content=True)) == {"Tuned": "finished"}
+    config = json.loads((home / "A/config.json").read_text(encoding="utf-8"))
+    (home / "A/config.json").write_text(json.dumps({**config, "max_position_embeddings": 77}), encoding="utf-8")
+    assert statuses(jobs.run(path)) == {"Tuned": "done"}, "what is read of the base counts"
+
+
+def test_what_an_adapter_is_called_counts(home: Path) -> None:
+    """general.name is made of it."""
+    adapters.write(home / "A", home / "one")
+    jobs.run(jobs.write(home / "jobs.toml", HEAD, ['source = "A"\nlora = "one"']))
+    (home / "one").rename(home / "two")
+    assert statuses(jobs.run(jobs.write(home / "jobs.toml", HEAD, ['source = "A"\nlora = "two"']))) == {"A": "done"}
+
+
+def test_targets(home: Path) -> None:
+    entry = 'source = "A"\nrecipes = ["q8_0"]\ntarget_bpw = [5.5]\ntarget_size = "1.2M"'
+    path = jobs.write(home / "jobs.toml", HEAD, [entry])
+    (outcome,) = jobs.run(path)
+    made = {each.label: each for each in outcome.made}
+    assert outcome.status == "done" and list(made) == ["q8_0", "1.2M", "5.5 bpw"]
+    assert [file.name for each in outcome.made for file in each.files] == [
+        "A-Q8_0.gguf",
+        "A-Q1_2M.gguf",
+        "A-Q5_5BPW.gguf",
+    ]
+    assert 1_100_000 < made["1.2M"].size <= 1_200_000 and 5 < made["5.5 bpw"].bits_per_weight <= 5.5
+    assert "bits per weight" in made["5.5 bpw"].notes[0]
+    job = conversion.Job(home / "A", outfile=home / "alone.gguf")
+    chosen, _ = quantized.with_budget(job, quantized.Quantization(()), Budget(bits_per_weight=5.5))
+    quantized.run(quantized.prepare(job, chosen))
+    assert file_sha256(home / "alone.gguf") == file_sha256(home / "out" / "A" / "A-Q5_5BPW.gguf")
+    assert statuses(jobs.run(path)) == {"A": "finished"}
+    (outcome,) = jobs.run(jobs.write(home / "jobs.toml", HEAD, [entry.replace("5.5", "5.25")]))
+    assert outcome.new == {"5.25 bpw"}
+
+
+def test_options_of_types_and_shards(home: Path) -> None:
+    options = 'pure = true\noutput_tensor_type = "q8_0"\ntensor_types = ["attn_v=q6_K"]\nshard_tensors = 4'
+    path = jobs.write(home / "jobs.toml", HEAD, [f'source = "A"\n{options}\nno_tensor_first_split = true'])
+    assert statuses(jobs.run(path)) == {"A": "done"}
+    types = TypeOptions(pure=True, output_type=BY_NAME["Q8_0"], overrides=(override_of("attn_v=q6_K"),))
+    job = conversion.Job(home / "A", outdir=home / "alone", limits=Limits(max_tensors=4, header_alone=True))
+    quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES, types)))
+    found = {name: digest for name, digest in jobs.hashes(home / "out" / "A").items() if name.endswith(".gguf")}
+    assert found == jobs.hashes(home / "alone") and len(found) > 4
+    assert statuses(jobs.run(path)) == {"A": "finished"}
+    text = path.read_text(encoding="utf-8")
+    for change in (("attn_v", "attn_k"), ("pure = true", "pure = false"), ("= 4", "= 5"), ("= true", "= false")):
+        text = text.replace(*change)
+        path.write_text(text, encoding="utf-8")
+        assert statuses(jobs.run(path)) == {"A": "done"}, change
+
+
+def test_what_is_set_for_files(home: Path) -> None:
+    conversion.run(conversion.prepare(conversion.Job(home / "A")))
+    checkpoints.write("llama", home / "Two", **{**jobs.SMALL, "num_hidden_layers": 2})
+    conversion.run(conversion.prepare(conversion.Job(home / "Two", limits=Limits(max_tensors=8))))
+    entry = "prune_layers = [1]\noverride_kv = ['general.author=str:me']\nkeep_split = true\nmodel_name = 'x'"
+    (shard,) = home.glob("Two/*-00001-of-*.gguf")
+    path = jobs.write(home / "jobs.toml", HEAD, [f"source = 'Two/{shard.name}'\n{entry}"])
+    assert statuses(jobs.run(path)) == {"Two": "done"}
+    metadata = {"general.name": string("x"), "general.author": string("me")}
+    job = requantize.Job(shard, RECIPES, outdir=home / "alone", prune=(1,), metadata=metadata, split=True)
+    with requantize.prepare(job) as prepared:
+        requantize.run(prepared)
+    found = {name: digest for name, digest in jobs.hashes(home / "out" / "Two").items() if name.endswith(".gguf")}
+    assert found == jobs.hashes(home / "alone") and len(found) > 2
+    assert statuses(jobs.run(path)) == {"Two": "finished"}
+
+
+def test_files_from_before_gguf(home: Path) -> None:
+    conversion.run(conversion.prepare(conversion.Job(home / "A")))
+    with open_gguf(home / "A" / "A-F16.gguf") as gguf:
+        old_ggml.write("ggjt v3", gguf, home / "tiny.ggmlv3.f16.bin")
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "tiny.ggmlv3.f16.bin"\ntokenizer = "A"'])
+    (outcome,) = jobs.run(path)
+    assert statuses([outcome]) == {"tiny": "done"}, outcome.error
+    alone = ["tiny.ggmlv3.f16.bin", "--tokenizer", "A", "-r", "q8_0", "-o", "alone.gguf"]
+    result = CliRunner().invoke(
+        convert_app, [str(home / each) if "." in each or each == "A" else each for each in alone]
+    )
+    assert result.exit_code == 0, result.output
+    assert file_sha256(home / "alone.gguf") == file_sha256(home / "out" / "tiny" / "tiny-Q8_0.gguf")
+    assert statuses(jobs.run(path)) == {"tiny": "finished"}
+    (home / "A" / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    assert statuses(jobs.run(path)) == {"tiny": "done"}
 
 
 def test_gguf_files(home: Path) -> None:

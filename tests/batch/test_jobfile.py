@@ -1,23 +1,38 @@
 """Job files: what they mean, and everything that is wrong in one, reported together."""
 
 import json
+import shutil
 import tomllib
 from contextlib import suppress
 from pathlib import Path
 
+import jobs
 import pytest
+import typer
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import adapters
+import checkpoints
+from ggufsmith.cli.app import convert_app, quant_app
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.batch.jobfile import JobFile, Model, read_job
-from ggufsmith.convert.batch.schema import MODELS, SETTINGS, json_schema
+from ggufsmith.convert.batch.schema import KEYLESS, MODELS, SETTINGS, json_schema
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter without its base."""
+    folder = tmp_path_factory.mktemp("tuned")
+    adapters.write(checkpoints.write("llama", folder / "base", **jobs.SMALL), folder / "Tuned", named="no/where")
+    return folder / "Tuned"
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder with two model folders and a GGUF file, as far as a job file looks at them."""
+def home(tmp_path: Path, tuned: Path) -> Path:
+    """A folder with two model folders, an adapter and a GGUF file, as far as a job file looks at them."""
+    shutil.copytree(tuned, tmp_path / "Tuned")
     for name in ("Tiny-A", "Tiny B"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
@@ -85,7 +100,7 @@ def test_what_a_job_means(home: Path) -> None:
     assert [wanted.label for wanted in a.wanted] == ["bf16", "q4_K_M", "mine.toml"]
     assert a.beside("card") == a.folder / "README.md" and a.settings["repo"] == "me/Tiny-A-GGUF"
     assert (b.name, names(b), b.folder) == ("Tiny-B", ["Tiny-B-IQ2_XS.gguf"], job.output / "small" / "Tiny-B")
-    assert (b.imatrix, b.shard_size, b.settings["strict"]) == (home / "Tiny-B.imatrix", 4 * 10**9, True)
+    assert (b.imatrix, b.limits.max_size, b.settings["strict"]) == (home / "Tiny-B.imatrix", 4 * 10**9, True)
     assert (names(c), c.beside("checksums"), c.is_checkpoint) == (["c.Q4_K_M.gguf", "c.MINE.gguf"], None, False)
     assert a.place == f"{home / 'jobs.toml'}:15"
 
@@ -154,7 +169,7 @@ card = "a/b.md"
         ("25", "set 'c' means nothing"),
         ("26", "no imatrix"),
         ("27", "source is missing"),
-        ("31", "outtypes is for model folders"),
+        ("31", "outtypes is for a model folder"),
         ("32", "{modle} means nothing"),
         ("32", "ends in .gguf"),
         ("33", "card names a file"),
@@ -191,6 +206,27 @@ card = "a/b.md"
         (['source = "jobs.toml"'], "does not end in .gguf"),
         (['source = "."'], "no config.json"),
         (['source = "Tiny-A"\nrecipes = []'], "nothing to make"),
+        (['source = "Tiny-A"\nbase = "Tiny B"'], "base is for an adapter, and this source is a model folder"),
+        (['source = "Tiny-A"\nkeep_split = true'], "Give it keep_split = false"),
+        (['source = "Tiny-A"\nprune_layers = 1'], "prune_layers is for a GGUF file"),
+        (['source = "Tiny-C-F16.gguf"\nprune_layers = [0, 1.5]'], "'1.5' is no list of layers"),
+        (['source = "Tiny-C-F16.gguf"\nprune_layers = [true]'], "prune_layers cannot be"),
+        (['source = "Tiny-C-F16.gguf"\noverride_kv = "a=b"'], "is no override"),
+        (['source = "Tiny-C-F16.gguf"\ntokenizer = "nowhere"'], "no such folder"),
+        (['source = "Tiny-C-F16.gguf"\nkeep_split = true\nshard_size = "1G"'], "keep_split takes"),
+        (['source = "Tiny-A"\nno_tensor_first_split = true'], "is for several files"),
+        (['source = "Tiny-A"\nshard_tensors = 0'], "shard_tensors cannot be 0"),
+        (['source = "Tiny-A"\ntensor_types = "attn_v"'], "names no type"),
+        (['source = "Tiny-A"\ntensor_types = "attn_v=q9"'], "unknown type 'q9'"),
+        (['source = "Tiny-A"\ntensor_types = "(=q8_0"'], "no regular expression"),
+        (['source = "Tiny-A"\noutput_tensor_type = "q9"'], "unknown type 'q9'"),
+        (['source = "Tiny-A"\npure = true\ntarget_bpw = 4.5'], "chooses every type"),
+        (['source = "Tiny-A"\ntarget_bpw = 400'], "no target"),
+        (['source = "Tiny-A"\ntarget_size = "4.5 things"'], "no size"),
+        (['source = "Tiny-A"\ntarget_bpw = [4.5, 4.5]'], "Q4_5BPW.gguf, twice"),
+        (['source = "Tuned"'], "recipes is for a model folder or a GGUF file"),
+        (['source = "Tuned"\nrecipes = []\nouttypes = "f32"'], "is not on this machine"),
+        (['source = "Tuned"\nrecipes = []\nouttypes = "f32"\nbase = "Tuned"'], "not a base model"),
         (['source = ["Tiny-A"]'], "source cannot be"),
     ],
 )
@@ -312,3 +348,27 @@ def test_the_schema_knows_every_key() -> None:
     assert json.loads(json.dumps(schema)) == schema
     assert schema["properties"]["model"]["items"]["properties"].keys() == MODELS.keys()
     assert schema["properties"]["defaults"]["properties"].keys() == SETTINGS.keys()
+
+
+RENAMED = {
+    "recipe": "recipes",
+    "outtype": "outtypes",
+    "tensor-type": "tensor_types",
+    "split-max-size": "shard_size",
+    "split-max-tensors": "shard_tensors",
+}
+
+
+@pytest.mark.parametrize("app", [convert_app, quant_app], ids=["convert", "quant"])
+def test_every_option_of_a_single_model_has_a_key_or_a_reason(app: typer.Typer) -> None:
+    named = " ".join(KEYLESS).replace(",", "").split()
+    for parameter in typer.main.get_command(app).params:
+        for option in parameter.opts:
+            if option.startswith("--") and option not in named:
+                key = RENAMED.get(option[2:], option[2:].replace("-", "_"))
+                assert key in MODELS, option
+
+
+def test_reasons_are_for_options_that_there_are() -> None:
+    there = {each for app in (convert_app, quant_app) for p in typer.main.get_command(app).params for each in p.opts}
+    assert {word for word in " ".join(KEYLESS).replace(",", "").split() if word.startswith("--")} <= there
