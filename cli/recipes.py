@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from ggufsmith.cli.options import AsJson
 
 if TYPE_CHECKING:
+    from ggufsmith.container.values import Metadata
     from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored
     from ggufsmith.quantize.recipes.rules import Facts
 
@@ -24,7 +26,7 @@ def recipes(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print every recipe with its bits per weight; given a model, with exact sizes and types.
+    """Print every recipe with its bits per weight; given a model, with the size of its file and the types of tensors.
 
     Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes make another choice where there is an
     importance matrix; here there is none.
@@ -39,9 +41,9 @@ def show(model: Path | None, names: Sequence[str], machine: bool) -> None:
     from ggufsmith.quantize.recipes.files import recipe_of, shipped
     from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 
-    tensors, facts = _model(model) if model else _llama_8b()
+    shape = _model(model) if model else _llama_8b()
     chosen = [recipe_of(name) for name in (names or (*FILE_TYPES, *shipped()))]
-    entries = [_entry(recipe, tensors, facts, bool(names)) for recipe in chosen]
+    entries = [_entry(recipe, shape, bool(names)) for recipe in chosen]
     if not names:
         entries.sort(key=lambda entry: -(entry["bits_per_weight"] or 0))
     if machine:
@@ -49,13 +51,37 @@ def show(model: Path | None, names: Sequence[str], machine: bool) -> None:
         return
     width = max(len(entry["shown"]) for entry in entries)
     for entry in entries:
-        render.line(_line(entry, width, model is not None))
+        render.line(_line(entry, width))
         for tensor in entry.get("tensors", ()):
             render.line(f"  {tensor['name']:<32}  {tensor['type']:<8}  {tensor['reason']}")
 
 
-def _entry(recipe: "Recipe", tensors: Sequence["Stored"], facts: "Facts", listed: bool) -> dict[str, Any]:
-    from ggufsmith.container.errors import Unsupported
+@dataclass(frozen=True)
+class Shape:
+    """A model as far as recipes and sizes depend on it. metadata: None for one that is not there, but for its shape."""
+
+    tensors: Sequence["Stored"]
+    facts: "Facts"
+    metadata: "Metadata | None" = None
+    alignment: int = 32
+    headers: dict[bool, int] = field(default_factory=dict)
+
+    def file_size(self, recipe: "Recipe", found: Sequence["Assignment"]) -> int | None:
+        """Bytes of the file. Laying out a header takes long; all have one length but COPY, which sets no file type."""
+        from ggufsmith.container.layout import padded
+        from ggufsmith.quantize.plan import lay_out_file
+
+        if self.metadata is None:
+            return None
+        copied = recipe.file_type.number is None
+        if copied not in self.headers:
+            layout = lay_out_file(recipe, found, self.metadata, alignment=self.alignment)
+            self.headers[copied] = len(layout.header)
+        return self.headers[copied] + sum(padded(each.nbytes, self.alignment) for each in found)
+
+
+def _entry(recipe: "Recipe", shape: Shape, listed: bool) -> dict[str, Any]:
+    from ggufsmith.container.errors import Unsupported, Usage
     from ggufsmith.quantize.recipes.assign import assign
     from ggufsmith.quantize.recipes.filetypes import ALIASES, shown
 
@@ -67,13 +93,14 @@ def _entry(recipe: "Recipe", tensors: Sequence["Stored"], facts: "Facts", listed
         "bits_per_weight": None,
     }
     try:
-        found = assign(recipe, tensors, facts)
-    except Unsupported as error:
+        found = assign(recipe, shape.tensors, shape.facts)
+    except (Unsupported, Usage) as error:
         return {**entry, "problem": error.what}
     weights = sum(math.prod(each.tensor.shape) for each in found)
     size = sum(each.nbytes for each in found)
     entry |= {
-        "bytes": size,
+        "bytes": shape.file_size(recipe, found),
+        "tensor_bytes": size,
         "bits_per_weight": 8 * size / weights,
         "types": dict(Counter(each.format.name for each in found).most_common()),
         "fallbacks": sum(each.fallback for each in found),
@@ -89,12 +116,13 @@ def _tensors(found: Sequence["Assignment"]) -> Iterator[dict[str, Any]]:
         yield {"name": each.tensor.name, "type": each.format.name, "bytes": each.nbytes, "reason": each.reason}
 
 
-def _line(entry: dict[str, Any], width: int, exact: bool) -> str:
+def _line(entry: dict[str, Any], width: int) -> str:
     from ggufsmith.cli import render
 
     head = f"{entry['shown']:<{width}}  "
     if entry["bits_per_weight"] is None:
         return f"{head}not possible: {entry['problem']}"
+    exact = entry["bytes"] is not None
     facts = [f"{entry['bits_per_weight']:5.2f} bpw"]
     facts += [f"{render.size(entry['bytes']):>8}"] if exact else []
     kinds = [f"{number} {name}" for name, number in entry["types"].items()] if exact else list(entry["types"])
@@ -106,8 +134,8 @@ def _line(entry: dict[str, Any], width: int, exact: bool) -> str:
     return head + "  ".join(facts)
 
 
-def _model(path: Path) -> tuple[list["Stored"], "Facts"]:
-    """The tensors and facts of a GGUF file, or of what a model folder would be converted to."""
+def _model(path: Path) -> Shape:
+    """That of a GGUF file, or of what a model folder would be converted to."""
     from ggufsmith.container.shards import open_gguf_set
     from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 
@@ -116,13 +144,15 @@ def _model(path: Path) -> tuple[list["Stored"], "Facts"]:
 
         layout = prepare(Job(path, outtype="auto")).layout
         stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
-        return [stored[name] for name in file_order(stored)], facts_of(layout.metadata)
+        tensors = [stored[name] for name in file_order(stored)]
+        return Shape(tensors, facts_of(layout.metadata), layout.metadata, layout.alignment)
     with open_gguf_set(path) as gguf:
         stored = {info.name: Stored(info.name, info.shape, info.format) for info in gguf.tensors.values()}
-        return [stored[name] for name in file_order(stored)], facts_of(gguf.metadata)
+        tensors = [stored[name] for name in file_order(stored)]
+        return Shape(tensors, facts_of(gguf.metadata), gguf.metadata, gguf.alignment)
 
 
-def _llama_8b() -> tuple[list["Stored"], "Facts"]:
+def _llama_8b() -> Shape:
     from ggufsmith.container.formats import BY_NAME
     from ggufsmith.quantize.recipes.assign import Stored, file_order
     from ggufsmith.quantize.recipes.rules import Facts
@@ -141,4 +171,4 @@ def _llama_8b() -> tuple[list["Stored"], "Facts"]:
         ):
             shapes[f"blk.{block}.{name}.weight"] = (rows, width)
     stored = [Stored(name, shapes[name], BY_NAME["BF16"]) for name in file_order(shapes)]
-    return stored, Facts("llama", blocks, heads=32, kv_heads=8)
+    return Shape(stored, Facts("llama", blocks, heads=32, kv_heads=8))

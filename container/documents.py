@@ -24,6 +24,8 @@ _TOKEN = re.compile(
     r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|[\[\]{}\n]', re.DOTALL
 )
 
+_TOML_PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+
 
 @dataclass(frozen=True)
 class Document:
@@ -66,8 +68,10 @@ def parse_document(text: str, path: Path) -> Document:
         return Document(path, text, _parse_yaml(text, path), "YAML")
     try:
         return Document(path, text, tomllib.loads(text), "TOML")
-    except tomllib.TOMLDecodeError as error:  # says where: "(at line 3, column 5)"
-        raise Malformed(f"is not valid TOML: {error}", where=path) from None
+    except tomllib.TOMLDecodeError as error:
+        what, line = _TOML_PLACE.sub("", str(error)), _TOML_PLACE.search(str(error))
+        end = text.count("\n") + 1
+        raise Malformed(f"is not valid TOML: {what}", where=f"{path}:{line[1] if line and line[1] else end}") from None
     except RecursionError:
         raise Malformed("is nested too deep", where=path) from None
 

@@ -9,6 +9,7 @@ rounding leaves is spent afterwards. Everything is deterministic: same input, sa
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import padded
 from ggufsmith.quantize.plan import FilePlan
@@ -135,7 +136,7 @@ def fit_budget(
         for tensor, choice, each in zip(stored, picked, choices, strict=True)
         if len(each) > 1 or choice.format is not tensor.format
     }
-    base = _nearest(stored, facts, size)
+    base = _file_type(stored, [choice.format for choice in picked], facts)
     error = sum(choice.error for choice in picked) / plan.weights
     description = f"{bits:.3f} bits per weight, relative squared error {error:.3g}"
     overrides = tuple(
@@ -143,7 +144,7 @@ def fit_budget(
         for format in sorted(set(chosen.values()))
     )
     name = f"Q{bits:.2f}BPW".replace(".", "_")
-    text = format_recipe(shown(base), description, chosen)
+    text = format_recipe(name, shown(base), description, chosen)
     return Solved(Recipe(name, FILE_TYPES[base], overrides, description), text, header + size, error)
 
 
@@ -280,10 +281,21 @@ def _error(
     return float((weights * (x.astype(np.float64) - back) ** 2).sum())
 
 
-def _nearest(stored: Sequence[Stored], facts: Facts, size: int) -> str:
-    """The file type whose own mixture comes nearest in size: what general.file_type will say."""
-    sizes = {}
-    for name, kind in FILE_TYPES.items():
-        if kind.base is not None and not kind.base.plain and name not in ("Q1_0", "Q2_0", "NVFP4", "MXFP4_MOE"):
-            sizes[name] = sum(each.nbytes for each in assign(Recipe(name, kind), stored, facts))
-    return min(sizes, key=lambda name: abs(sizes[name] - size))
+def _file_type(stored: Sequence[Stored], picked: Sequence[Format], facts: Facts) -> str:
+    """What general.file_type will say: of the mixtures on the format of most weights, the one nearest in size."""
+    bases = {kind.base for kind in FILE_TYPES.values()}
+    weights: Counter[Format] = Counter({F32: 0})
+    for tensor, format in zip(stored, picked, strict=True):
+        if format in bases:
+            weights[format] += math.prod(tensor.shape)
+    most = max(weights, key=lambda format: (weights[format], -format.id))
+    size = sum(format.nbytes(tensor.shape) for tensor, format in zip(stored, picked, strict=True))
+
+    def distance(name: str) -> float:
+        try:
+            mixture = assign(Recipe(name, FILE_TYPES[name]), stored, facts)
+        except Unsupported:  # some widths fit no block of it; the rules of this mixture are not needed
+            return math.inf
+        return abs(sum(each.nbytes for each in mixture) - size)
+
+    return min((name for name, kind in FILE_TYPES.items() if kind.base is most), key=distance)

@@ -34,16 +34,12 @@ class Importance:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One recipe applied to one model; `layout.tensors` are in the order of `assignments`.
-
-    idle: rules of the recipe's file that name tensors, by name or expression, and met none.
-    """
+    """One recipe applied to one model; `layout.tensors` are in the order of `assignments`."""
 
     recipe: Recipe
     assignments: tuple[Assignment, ...]
     layout: Layout
     importance: tuple[NDArray[np.float32] | None, ...]
-    idle: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -69,8 +65,6 @@ class FilePlan:
                 f"{len(fallbacks)} of {len(self.assignments)} tensors fall back ({', '.join(pairs)}): their rows are "
                 f"no multiple of the block; {self.bits_per_weight:.2f} bits per weight in all"
             )
-        for place in self.idle:
-            yield f"{place}: this rule names no tensor of the model"
         if requantized := self.requantized:
             froms = sorted({each.tensor.format.name for each in requantized})
             yield (
@@ -102,19 +96,11 @@ def plan_file(
     weights = tuple(importance.weights.get(tensor.name) if importance else None for tensor in tensors)
     _check_types(assignments)
     _check_importance(recipe, assignments, weights, importance)
-    keys: Metadata = {VERSION: u32(GGML_QUANT_VERSION)}
-    if recipe.file_type.number is not None:
-        keys[FILE_TYPE] = u32(recipe.file_type.number)
-    elif FILE_TYPE in metadata:
-        keys[FILE_TYPE] = metadata[FILE_TYPE]
     if importance:
         metadata = {key: value for key, value in metadata.items() if not key.startswith(IMATRIX)}
-        keys |= importance.keys
-    keys |= overrides or {}
-    kept = {key: value for key, value in metadata.items() if key not in keys}
-    specs = [TensorSpec(each.tensor.name, _trimmed(each.tensor.shape), each.format) for each in assignments]
-    layout = lay_out({**kept, **keys}, specs, alignment=alignment)
-    plan = FilePlan(recipe, tuple(assignments), layout, weights, _idle(recipe, tensors, facts))
+        overrides = {**importance.keys, **(overrides or {})}
+    layout = lay_out_file(recipe, assignments, metadata, overrides, alignment=alignment)
+    plan = FilePlan(recipe, tuple(assignments), layout, weights)
     if plan.requantized and not allow_requantize:
         formats = sorted({each.tensor.format.name for each in plan.requantized})
         raise Usage(
@@ -131,17 +117,30 @@ def plan_file(
     return plan
 
 
+def lay_out_file(
+    recipe: Recipe,
+    assignments: Sequence[Assignment],
+    metadata: Metadata,
+    overrides: Metadata | None = None,
+    *,
+    alignment: int = DEFAULT_ALIGNMENT,
+) -> Layout:
+    """The file that a recipe makes. metadata: of the source; overrides: keys to set."""
+    keys: Metadata = {VERSION: u32(GGML_QUANT_VERSION)}
+    if recipe.file_type.number is not None:
+        keys[FILE_TYPE] = u32(recipe.file_type.number)
+    elif FILE_TYPE in metadata:
+        keys[FILE_TYPE] = metadata[FILE_TYPE]
+    keys |= overrides or {}
+    kept = {key: value for key, value in metadata.items() if key not in keys}
+    specs = [TensorSpec(each.tensor.name, _trimmed(each.tensor.shape), each.format) for each in assignments]
+    return lay_out({**kept, **keys}, specs, alignment=alignment)
+
+
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Without slowest axes of length one, as ggml counts dimensions when it writes a file."""
     first = next((axis for axis, length in enumerate(shape) if length > 1), len(shape) - 1)
     return shape[first:]
-
-
-def _idle(recipe: Recipe, tensors: Sequence[Stored], facts: Facts) -> tuple[str, ...]:
-    rules = [rule for rule in recipe.overrides if rule.match is not None or rule.names]
-    return tuple(
-        rule.origin for rule in rules if not any(rule.applies(tensor.name, facts.blocks) for tensor in tensors)
-    )
 
 
 def _check_types(assignments: Sequence[Assignment]) -> None:

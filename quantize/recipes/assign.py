@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
@@ -73,6 +73,11 @@ class Override:
             return False
         layer = block_of(name)
         return self.layers is None or (layer is not None and self.layers.holds(layer, blocks))
+
+    @property
+    def points(self) -> bool:
+        """Whether it names tensors or layers, so that meeting none is a mistake; roles may be absent from a model."""
+        return bool(self.match or self.names or (self.layers and self.layers.listed))
 
 
 @dataclass(frozen=True)
@@ -177,20 +182,27 @@ def file_order(names: Iterable[str]) -> list[str]:
 def assign(recipe: Recipe, tensors: Sequence[Stored], facts: Facts, options: Options | None = None) -> list[Assignment]:
     """The format of every tensor, in the order given, which should be `file_order`: some rules count.
 
-    Usage for an override that applies to nothing; Unsupported for widths that no format fits.
+    Usage for an override that points at tensors or layers that there are not; Unsupported for widths that no format
+    fits.
     """
     options = options or Options()
     if recipe.file_type.base is None:
         return [Assignment(tensor, tensor.format, tensor.format, "copied") for tensor in tensors]
     walk = _Walk(recipe, recipe.file_type.base, options, facts, tensors)
     found = [walk.assign(tensor) for tensor in tensors]
-    if idle := [override.origin for override in options.overrides if override not in walk.matched]:
-        raise Usage(
-            f"{idle[0]} matches none of the tensors that could be quantized",
-            fix="--dry-run prints the names of all tensors.",
-            also=idle[1:],
-        )
+    wrong = list(_astray(walk.overrides, walk.matched, facts.blocks))
+    if wrong:
+        raise Usage(wrong[0], also=wrong[1:], fix="`ggufsmith inspect` prints the names of all tensors.")
     return found
+
+
+def _astray(overrides: Iterable[Override], matched: set[Override], blocks: int) -> Iterator[str]:
+    for override in overrides:
+        layers = override.layers.listed if override.layers else ()
+        if beyond := sorted(layer for layer in layers if layer >= blocks):
+            yield f"{override.origin}: there is no layer {beyond[0]}; the model has layers 0 to {blocks - 1}"
+        elif override.points and override not in matched:
+            yield f"{override.origin}: matches none of the tensors that could be quantized"
 
 
 @dataclass

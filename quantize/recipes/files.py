@@ -1,4 +1,4 @@
-"""Recipe files: TOML that extends a recipe and overrides it by name, role and layer.
+"""Recipe files: TOML or YAML that extends a recipe and overrides it by name, role and layer.
 
     description = "q4_K_M with embeddings and output in q8_0"
     extends = "q4_K_M"              # a file type, a shipped recipe, or another file beside this one
@@ -16,7 +16,8 @@
     type = "f16"
     tensors = ["blk.0.attn_v.weight"]
 
-A rule without conditions is for every matrix. The name of the recipe is that of the file.
+A rule without conditions is for every matrix; one that names tensors or layers has to meet some. Outputs are called by
+`name = "..."`, or by the file's name.
 """
 
 import json
@@ -28,30 +29,32 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.container.documents import Document, Keys, parse_document, read_document
+from ggufsmith.container.documents import YAML_SUFFIXES, Document, Keys, parse_document, read_document
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize.recipes.assign import Layers, Override, Recipe
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, file_type_of, unknown
 from ggufsmith.quantize.recipes.rules import ROLES
 
-SUFFIX = ".toml"
+SHIPPED = ".toml"
+SUFFIXES = (SHIPPED, *YAML_SUFFIXES)
+NAME = re.compile(r"\w+")
 MAX_DEPTH = 8  # files that extend one another
 
 
 def recipe_of(text: str, folder: Path | None = None, depth: int = 0) -> Recipe:
-    """The recipe called `text`: a file type, a shipped recipe, or the path of a recipe file (it ends in .toml).
+    """The recipe called `text`: a file type, a shipped recipe, or the path of a recipe file, by its ending.
 
     folder: what a path is relative to. Usage, with the nearest names, if there is none.
     """
-    if text.lower().endswith(SUFFIX):
+    if text.lower().endswith(SUFFIXES):
         return read_recipe((folder or Path()) / text, depth)
     file_type = file_type_of(text)
     if file_type is not None:
         return Recipe(file_type.name, file_type)
     name = text.upper()
     if name in shipped():
-        return _recipe(name, parse_document(shipped()[name], Path(name.lower() + SUFFIX)), depth)
+        return _recipe(name, parse_document(shipped()[name], Path(name.lower() + SHIPPED)), depth)
     raise unknown(text, [*FILE_TYPES, *shipped()])
 
 
@@ -60,9 +63,9 @@ def shipped() -> Mapping[str, str]:
     """The recipe files that come with the package: name -> text."""
     entries = sorted(files(__package__).iterdir(), key=lambda entry: entry.name)
     return {
-        entry.name.removesuffix(SUFFIX).upper(): entry.read_text(encoding="utf-8")
+        entry.name.removesuffix(SHIPPED).upper(): entry.read_text(encoding="utf-8")
         for entry in entries
-        if entry.name.endswith(SUFFIX)
+        if entry.name.endswith(SHIPPED)
     }
 
 
@@ -76,7 +79,9 @@ def read_recipe(path: Path, depth: int = 0) -> Recipe:
 def _recipe(name: str, document: Document, depth: int) -> Recipe:
     table, path = document.data, document.path
     source = _Source(document)
-    source.expect(table, {"description": str, "extends": str, "rule": list}, ())
+    source.expect(table, {"name": str, "description": str, "extends": str, "rule": list}, ())
+    if not NAME.fullmatch(table.get("name", "name")):
+        raise Malformed("a name has letters, digits and _ only: files are named after it", where=document.place("name"))
     if "extends" not in table:
         raise Malformed('a recipe must say what it extends, for example extends = "q4_K_M"', where=path)
     try:
@@ -86,6 +91,7 @@ def _recipe(name: str, document: Document, depth: int) -> Recipe:
     overrides = tuple(source.rule(rule, index) for index, rule in enumerate(table.get("rule", [])))
     if base.file_type.base is None and overrides:
         raise Malformed("COPY keeps every tensor; extend another recipe", where=document.place("extends"))
+    name = table.get("name", name)
     return Recipe(name, base.file_type, (*overrides, *base.overrides), table.get("description", ""))
 
 
@@ -149,9 +155,10 @@ class _Source:
         return Layers(first=float(fractions["first"]), last=float(fractions["last"]))
 
 
-def format_recipe(extends: str, description: str, chosen: Mapping[str, str]) -> str:
+def format_recipe(name: str, extends: str, description: str, chosen: Mapping[str, str]) -> str:
     """A recipe file that gives every tensor named in `chosen` the format there."""
-    lines = [f"description = {json.dumps(description)}", f"extends = {json.dumps(extends)}"]
+    said = {"name": name, "description": description, "extends": extends}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in said.items()]
     for format in sorted(set(chosen.values())):
         lines += ["", "[[rule]]", f'type = "{format.lower()}"', "tensors = ["]
         lines += [f"  {json.dumps(name)}," for name in chosen if chosen[name] == format]

@@ -97,5 +97,6 @@ def test_recipes_are_listed(model: Path) -> None:
     report = json.loads(run(recipes, model, "-r", "q8_0", "--json").output)
     (entry,) = report["recipes"]
     assert entry["types"] == {"Q8_0": 9, "F32": 3} and len(entry["tensors"]) == 12
-    assert "output" not in entry and entry["bytes"] > 0
+    assert run(quant, model, "-r", "q8_0", "--no-sync", "-q").exit_code == 0
+    assert entry["bytes"] == (model.parent / "Tiny-1M-Q8_0.gguf").stat().st_size > entry["tensor_bytes"]
     assert "token_embd.weight" in run(recipes, model, "-r", "q4_0").output

@@ -1,5 +1,6 @@
 """The size budget: the knapsack against brute force, sizes that hold, errors that fall, the recipe that comes out."""
 
+import math
 from itertools import product
 from pathlib import Path
 
@@ -95,7 +96,14 @@ def test_files_of_the_size_asked_for(model: Path, tmp_path: Path) -> None:
         (tmp_path / "found.toml").write_text(solved.text, encoding="utf-8")
         again = Job(model, (read_recipe(tmp_path / "found.toml"),), outdir=tmp_path)
         with prepare(again) as prepared:
-            assert [each.format for each in prepared.outputs[0].plan.assignments] == types
+            plan = prepared.outputs[0].plan
+            assert [each.format for each in plan.assignments] == types
+            assert prepared.outputs[0].path == output.path
+            most = max(
+                set(types),
+                key=lambda kind: sum(math.prod(e.tensor.shape) for e in plan.assignments if e.format is kind),
+            )
+            assert plan.recipe.file_type.base is most
     assert errors == sorted(errors, reverse=True) and errors[0] > 2 * errors[-1]
 
 

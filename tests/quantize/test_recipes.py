@@ -241,7 +241,8 @@ RULE = '# a comment\nextends = "q4_K_M"\n\n[[rule]]\ntype = "q8_0"\n\n[[rule]]\n
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ('extends = "q4_K_M"\nrule = [', None, "TOML"),
+        ('extends = "q4_K_M"\nrule = [', 2, "TOML"),
+        ('extends = "q4_K_M"\nname = "../q4"', 2, "letters"),
         ("", None, "extends"),
         ('\nextends = "q4km"', 2, "q4km"),
         ('extends = "q4_K_M"\nbase = 1', 2, "'base'"),
@@ -267,6 +268,44 @@ def test_errors_say_the_line(text: str, line: int | None, message: str, tmp_path
     assert str(caught.value.where) == (f"{path}:{line}" if line else str(path))
 
 
+def test_yaml(tmp_path: Path) -> None:
+    """The same rules as in TOML, found by the ending; errors say the line too."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: Q4_MINE\nextends: q4_K_M\nrule:\n  - type: q6_K\n    role: attn_v\n    layers: {first: 0.25}\n",
+        encoding="utf-8",
+    )
+    recipe = recipe_of(str(path))
+    assert recipe.name == "Q4_MINE"
+    assert formats(recipe, model())["blk.1.attn_v.weight"] == "Q6_K"
+    (tmp_path / "more.yml").write_text(
+        "extends: mine.yaml\nrule:\n  - type: q6_K\n    rôle: attn_v\n", encoding="utf-8"
+    )
+    with pytest.raises(Malformed, match="'rôle'") as caught:
+        recipe_of("more.yml", tmp_path)
+    assert str(caught.value.where).endswith("more.yml:4")
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ('match = "ffn_donw"', "matches none"),
+        ('tensors = ["blk.9.attn_v.weight"]', "matches none"),
+        ('role = "attn_v"\nlayers = [0, 8]', "no layer 8; the model has layers 0 to 7"),
+        ('match = "attn_norm"', "matches none"),
+    ],
+)
+def test_rules_that_point_at_nothing(rule: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'extends = "q4_K_M"\n[[rule]]\ntype = "q8_0"\n{rule}\n', encoding="utf-8")
+    with pytest.raises(Usage, match=rf"mine\.toml:2: .*{message}"):
+        assign(read_recipe(path), model(), FACTS)
+
+
+def test_a_role_that_a_model_lacks_is_no_mistake() -> None:
+    assert formats(recipe_of("q4_K_L"), model(tied=True))["token_embd.weight"] == "Q8_0"
+
+
 def test_circles(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('extends = "b.toml"', encoding="utf-8")
     (tmp_path / "b.toml").write_text('extends = "a.toml"', encoding="utf-8")
@@ -276,6 +315,8 @@ def test_circles(tmp_path: Path) -> None:
 
 def test_written_files_are_read_back(tmp_path: Path) -> None:
     chosen = {each.name: "Q8_0" if "attn" in each.name else "Q4_K" for each in model() if len(each.shape) > 1}
-    (tmp_path / "x.toml").write_text(format_recipe("q4_K_M", 'a "quoted" text', chosen), encoding="utf-8")
-    found = formats(read_recipe(tmp_path / "x.toml"), model())
+    (tmp_path / "x.toml").write_text(format_recipe("Q5_X", "q4_K_M", 'a "quoted" text', chosen), encoding="utf-8")
+    recipe = read_recipe(tmp_path / "x.toml")
+    assert recipe.name == "Q5_X"
+    found = formats(recipe, model())
     assert {name: found[name] for name in chosen} == chosen
