@@ -209,8 +209,6 @@ def convert(
         wishes = Wishes(sha256, provenance, card, not no_overwrite, as_json, quiet)
         if stream and provenance:
             raise Usage("--provenance hashes the inputs, which --stream does not store", fix="Drop one of them.")
-        if stream and scheduler:
-            raise Usage("--stream reads on one machine, --scheduler works on several", fix="Drop one of them.")
         limits = limits_of(split_max_size, split_max_tensors, no_tensor_first_split)
         file = file_of(model)
         if file is not None:

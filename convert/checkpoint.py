@@ -9,13 +9,13 @@ Source: the safetensors format description; huggingface_hub's cache layout (snap
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from safetensors import SafetensorError, safe_open
 
@@ -70,8 +70,21 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
+class Opener(Protocol):
+    """Opens files to read. It can be pickled, to open them in another process.
+
+    remote: those that are not on the disk, where something else may stand in for them.
+    """
+
+    @property
+    def remote(self) -> Collection[Path]: ...
+    def __call__(self, paths: Sequence[Path], /) -> Reader: ...
+
+
 class LocalFiles:
-    """A `Reader` of files on the disk."""
+    """A `Reader` of files on the disk, and its own `Opener`."""
+
+    remote: ClassVar[Collection[Path]] = ()
 
     def __init__(self, paths: Sequence[Path]) -> None:
         with ExitStack() as stack:
@@ -98,7 +111,7 @@ class Checkpoint:
     folder: Path
     tensors: Mapping[str, Source]
     notes: tuple[str, ...] = ()
-    open_files: Callable[[Sequence[Path]], Reader] = LocalFiles
+    open_files: Opener = LocalFiles
     _reader: Reader = field(default_factory=lambda: LocalFiles(()), repr=False)
 
     def __enter__(self) -> Self:
@@ -132,7 +145,7 @@ class Checkpoint:
             )
 
 
-def open_checkpoint(folder: Path, open_files: Callable[[Sequence[Path]], Reader] = LocalFiles) -> Checkpoint:
+def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint:
     """Read every header of the model folder. open_files: how the tensors' bytes will be read.
 
     Malformed: a missing, truncated or damaged shard, a path that leaves the folder, a tensor found twice.

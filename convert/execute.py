@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -127,6 +128,10 @@ class Elsewhere:
 
     checkpoint: Checkpoint
     tensors: tuple[Converted, ...]
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        return tuple(path for path in self.checkpoint.files if path not in self.checkpoint.open_files.remote)
 
     @contextmanager
     def __call__(self) -> Iterator[Sequence[Converted]]:

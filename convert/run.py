@@ -15,7 +15,7 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Reader, open_checkpoint
+from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, open_checkpoint
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.execute import Converted, Elsewhere, read_ahead, tensors_of
 from ggufsmith.convert.lora.base import Origin, base_models, find_base, without_paths
@@ -77,7 +77,7 @@ class Job:
     overwrite: bool = True
     resume: bool = False
     strict_name: bool = False
-    open_files: Callable[[Sequence[Path]], Reader] = LocalFiles
+    open_files: Opener = LocalFiles
     scheduler: str | None = None
 
 

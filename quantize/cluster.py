@@ -2,8 +2,9 @@
 
 The client holds the output's lock and its reservation, notes in the journal what workers report, reads everything back,
 verifies and publishes: what it does for a run on one machine. Workers open the same inputs and the client's temporary
-files by path, so all need one file system, mounted at one place. Kernels give the same bytes on every CPU, so neither
-the number of workers nor the death of one shows in the output: a task that is done twice writes the same bytes twice.
+files by path, so all need one file system, mounted at one place; what is streamed they read from the hub themselves.
+Kernels give the same bytes on every CPU, so neither the number of workers nor the death of one shows in the output: a
+task that is done twice writes the same bytes twice.
 """
 
 import logging
@@ -99,11 +100,11 @@ class Files:
 class Run(distributed.WorkerPlugin):  # type: ignore[misc]  # its types are not looked at
     """One run on one worker: inputs and outputs, opened for the first task, closed when the client is done."""
 
-    def __init__(self, opening: Opening, inputs: Sequence[Path], places: Sequence[Place]) -> None:
+    def __init__(self, opening: Opening, places: Sequence[Place]) -> None:
         self.name = f"ggufsmith-{secrets.token_hex(8)}"
         self.opening = opening
         self.places = places
-        self.inputs = {path.absolute(): _stamp(path) for path in inputs}
+        self.inputs = {path.absolute(): _stamp(path) for path in opening.inputs}
         self.version = version("ggufsmith")
         self.host = socket.gethostname()
 
@@ -217,17 +218,16 @@ def stream_on(
     tensors: Sequence[Tensor],
     targets: Sequence[Target],
     *,
-    inputs: Sequence[Path],
     advance: Callable[[int], None] = lambda weights: None,
 ) -> list[dict[str, Finding]]:
     """What `stream.stream` does, on the workers of a cluster. scheduler: its address.
 
-    opening: gives the same tensors on a worker; it is pickled. inputs: the files that it reads. The targets' writers
-    are `container.shards.SetWriter`.
+    opening: gives the same tensors on a worker; it is pickled. The targets' writers are `container.shards.SetWriter`.
+    advance: told of weights as they are done, and of none from time to time.
 
     Failure: no scheduler, or no worker, or none that is left; and whatever a chunk raises there.
     """
-    run = Run(opening, inputs, [_place_of(target) for target in targets])
+    run = Run(opening, [_place_of(target) for target in targets])
     done: list[Done] = []
     with _connected(scheduler) as client, _registered(client, run):
         todo = [chunk for chunk in chunks(tensors) if not is_held(tensors, chunk, targets)]
@@ -237,7 +237,7 @@ def stream_on(
             future.key: sum(weights_of(tensors, chunk) for chunk in task)
             for future, task in zip(futures, tasks, strict=True)
         }
-        for future, (made, pieces) in _finished(client, futures):
+        for future, (made, pieces) in _finished(client, futures, lambda: advance(0)):
             for piece in pieces:
                 writer: Any = targets[piece.target].writer
                 if not writer.holds(piece.offset, piece.size):
@@ -308,8 +308,13 @@ def _registered(client: distributed.Client, run: Run) -> Iterator[None]:
                 client.unregister_worker_plugin(run.name)
 
 
-def _finished(client: distributed.Client, futures: Sequence[distributed.Future]) -> Iterator[tuple[Any, Result]]:
-    """The futures with their results, as they arrive. Failure if the cluster is lost underway."""
+def _finished(
+    client: distributed.Client, futures: Sequence[distributed.Future], waiting: Callable[[], None]
+) -> Iterator[tuple[Any, Result]]:
+    """The futures with their results, as they arrive. Failure if the cluster is lost underway.
+
+    waiting: called in between; it may raise.
+    """
     ready = distributed.as_completed(futures, loop=client.loop, with_results=True, raise_errors=False)
     alive = looked = time.monotonic()
     address = client.scheduler.address
@@ -331,6 +336,7 @@ def _finished(client: distributed.Client, futures: Sequence[distributed.Future])
                 alive = now if client.scheduler_info()["workers"] else alive
             if now - alive > PATIENCE:
                 raise Failure(f"no worker was there for {PATIENCE:.0f} seconds", where=address, fix=HOW)
+            waiting()
             time.sleep(POLL)
     finally:
         if client.status == "running":

@@ -118,7 +118,7 @@ def write_outputs(
             loaded(time.perf_counter() - started)
             found = stream(tensors, targets, threads=threads, advance=advance)
         else:
-            found = _stream_on(cluster, tensors, targets, inputs, advance)
+            found = _stream_on(cluster, tensors, targets, advance)
         for writer in writers:
             writer.commit()
     notes = (*_notes(found), *(note for writer in writers for note in writer.notes()))
@@ -129,7 +129,6 @@ def _stream_on(
     cluster: Cluster,
     tensors: Sequence[Tensor],
     targets: Sequence[Target],
-    inputs: Sequence[Path],
     advance: Callable[[int], None],
 ) -> list[dict[str, Finding]]:
     """See `cluster.stream_on`. Unsupported if Dask is not installed."""
@@ -140,7 +139,7 @@ def _stream_on(
             raise
         fix = "pip install 'ggufsmith[cluster]'"
         raise Unsupported("--scheduler needs dask.distributed, which is not installed", fix=fix) from None
-    return stream_on(cluster.scheduler, cluster.opening, tensors, targets, inputs=inputs, advance=advance)
+    return stream_on(cluster.scheduler, cluster.opening, tensors, targets, advance=advance)
 
 
 def _identity(text: str, tensors: Sequence[Tensor], output: Output) -> bytes:

@@ -238,18 +238,20 @@ def run(
 class Elsewhere:
     """Tensors of a file, with their new names, to be opened in another process (see `stream.Opening`)."""
 
-    path: Path
+    inputs: tuple[Path, ...]
     tensors: tuple[tuple[TensorInfo, str], ...]
 
     @contextmanager
     def __call__(self) -> Iterator[Sequence[Held]]:
-        with open_model(self.path).files as source:
+        with open_model(self.inputs[0]).files as source:
             yield [Held(source, info, name) for info, name in self.tensors]
 
 
 def elsewhere(prepared: Prepared) -> Elsewhere:
     """Its tensors, for workers of a cluster."""
-    return Elsewhere(prepared.source.path.absolute(), tuple((each.info, each.name) for each in prepared.tensors))
+    return Elsewhere(
+        tuple(map(Path.absolute, prepared.source.paths)), tuple((each.info, each.name) for each in prepared.tensors)
+    )
 
 
 # ---- options that change the model ----

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,8 +74,10 @@ class Tensor(Protocol):
 
 
 class Opening(Protocol):
-    """Tensors that another process can open too; it can be pickled."""
+    """Tensors that another process can open too; it can be pickled. inputs: the files that they are read from."""
 
+    @property
+    def inputs(self) -> Sequence[Path]: ...
     def __call__(self) -> AbstractContextManager[Sequence[Tensor]]: ...
 
 

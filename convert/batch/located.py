@@ -1,15 +1,12 @@
 """Models on a hub as models on the disk: their headers to plan with, all of them, or a stream to make outputs from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 from ggufsmith.container.errors import Unsupported
 from ggufsmith.convert.batch.jobfile import Model
-from ggufsmith.convert.checkpoint import LocalFiles, Reader
-
-OpenFiles = Callable[[Sequence[Path]], Reader]
+from ggufsmith.convert.checkpoint import LocalFiles, Opener
 
 
 def pinned(model: Model) -> Model:
@@ -24,7 +21,7 @@ def pinned(model: Model) -> Model:
 @contextmanager
 def located(
     model: Model, *, plan: bool, told: Callable[[int], None] = lambda size: None
-) -> Iterator[tuple[Model, OpenFiles]]:
+) -> Iterator[tuple[Model, Opener]]:
     """The model with its folder, and how its weights are read.
 
     plan: for the plan alone the headers of the weights are enough; pickled ones are downloaded all the same.

@@ -15,8 +15,7 @@ from ggufsmith.container.values import string
 from ggufsmith.convert import quantized
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.batch.jobfile import Model, Wanted
-from ggufsmith.convert.batch.located import OpenFiles
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles
+from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener
 from ggufsmith.convert.execute import Converted, Elsewhere, read_ahead
 from ggufsmith.convert.vocabulary import vocabulary_of
 from ggufsmith.quantize import requantize
@@ -77,7 +76,7 @@ class Pass:
 
 
 def prepare(
-    model: Model, wanted: Sequence[Wanted], open_files: OpenFiles = LocalFiles, *, threads: int | None = None
+    model: Model, wanted: Sequence[Wanted], open_files: Opener = LocalFiles, *, threads: int | None = None
 ) -> Pass:
     """Plan these outputs of a model. Raises what is wrong with it. open_files: see `checkpoint.Checkpoint`.
 
@@ -136,7 +135,7 @@ def notes_of(output: Output) -> tuple[str, ...]:
     return tuple(output.plan.notes()) if isinstance(output, Quantized) else ()
 
 
-def _solved(model: Model, wanted: Wanted, open_files: OpenFiles, threads: int | None) -> Wanted:
+def _solved(model: Model, wanted: Wanted, open_files: Opener, threads: int | None) -> Wanted:
     """With the recipe that fits its budget best, if it has one and no recipe yet."""
     if wanted.budget is None or wanted.recipe is not None:
         return wanted
@@ -148,7 +147,7 @@ def _solved(model: Model, wanted: Wanted, open_files: OpenFiles, threads: int | 
     return replace(wanted, recipe=replace(solved.recipe, name=wanted.label))
 
 
-def _conversion(model: Model, open_files: OpenFiles) -> conversion.Job:
+def _conversion(model: Model, open_files: Opener) -> conversion.Job:
     said = model.settings
     return conversion.Job(
         folder=model.source,
@@ -162,7 +161,7 @@ def _conversion(model: Model, open_files: OpenFiles) -> conversion.Job:
     )
 
 
-def _of_checkpoint(model: Model, wanted: Sequence[Wanted], open_files: OpenFiles) -> Pass:
+def _of_checkpoint(model: Model, wanted: Sequence[Wanted], open_files: Opener) -> Pass:
     job = _conversion(model, open_files)
     plain = [each for each in wanted if each.recipe is None]
     recipes = [each for each in wanted if each.recipe is not None]

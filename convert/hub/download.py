@@ -10,12 +10,12 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 from ggufsmith.container.errors import Malformed, NoSpace, Unsupported
 from ggufsmith.convert.checkpoint import MAX_HEADER, index_name, weight_map, weight_names
@@ -83,12 +83,45 @@ def streamed(model: HubModel, hub: Hub, progress: Progress = no_progress) -> Ite
         for file in companions:
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(hub.folder(listing) / file.name, folder / file.name)
-        remotes = {}
-        for file in weights:
-            url, headers = hub.address(listing, file)
-            remotes[folder / file.name] = Remote(url, headers, file.size)
-        _stand_in_for(remotes)
-        yield Located(folder, model.id, partial(ReadAhead, remotes))
+        opener = Streamed.of(hub, listing, {folder / file.name: file for file in weights})
+        _stand_in_for(opener.remotes)
+        yield Located(folder, model.id, opener)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Opens the weights of a model on a hub (see `checkpoint.Opener`).
+
+    Pickled without addresses and headers, which hold the token: another process has those of its own login. The ETags
+    go along, so that all read the same files.
+    """
+
+    listing: Listing
+    files: Mapping[Path, HubFile]
+    remotes: Mapping[Path, Remote]
+
+    @classmethod
+    def of(cls, hub: Hub, listing: Listing, files: Mapping[Path, HubFile]) -> Self:
+        addresses = {path: hub.address(listing, file) for path, file in files.items()}
+        return cls(listing, files, {path: Remote(*addresses[path], file.size) for path, file in files.items()})
+
+    @property
+    def remote(self) -> Collection[Path]:
+        return self.remotes.keys()
+
+    def __call__(self, paths: Sequence[Path]) -> ReadAhead:
+        return ReadAhead(self.remotes, paths)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        etags = {path: remote.etag for path, remote in self.remotes.items()}
+        return _streamed_elsewhere, (replace(self.listing, files={}, unreachable=None), self.files, etags)
+
+
+def _streamed_elsewhere(listing: Listing, files: Mapping[Path, HubFile], etags: Mapping[Path, str | None]) -> Streamed:
+    found = Streamed.of(hub_of(listing.model), listing, files)
+    for path, etag in etags.items():
+        found.remotes[path].etag = etag
+    return found
 
 
 def bring(hub: Hub, listing: Listing, files: Sequence[HubFile], progress: Progress) -> None:

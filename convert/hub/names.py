@@ -1,12 +1,11 @@
 """Names of models on a hub: `org/name`, `hf://org/name`, `modelscope://org/name`; a folder of that name comes first."""
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Usage
-from ggufsmith.convert.checkpoint import LocalFiles, Reader
+from ggufsmith.convert.checkpoint import LocalFiles, Opener
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 ID = re.compile(rf"{PART}/{PART}")
@@ -37,7 +36,7 @@ class Located:
 
     folder: Path
     id: str | None = None
-    open_files: Callable[[Sequence[Path]], Reader] = LocalFiles
+    open_files: Opener = LocalFiles
 
 
 def hub_model(text: str, revision: str | None = None) -> HubModel | None:

@@ -9,7 +9,7 @@ becomes two tensors.
 Source: peft 0.21, tuners/lora/layer.py (get_delta_weight), variants.py (DoraLinearVariant, DoraEmbeddingVariant).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Reader, Source
+from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, Reader, Source
 from ggufsmith.convert.lora.peft import Adapter, Update, apart, sources_of
 from ggufsmith.convert.plan import EXPERT, Plan
 from ggufsmith.convert.sources.scheme import Made, Shape
@@ -144,8 +144,12 @@ def _row_norms(rows: Floats) -> Floats:
 class _Opening:
     """Opens the base's files, wherever they are, and the adapters', `local`, on the disk."""
 
-    open_base: Callable[[Sequence[Path]], Reader]
+    open_base: Opener
     local: frozenset[Path]
+
+    @property
+    def remote(self) -> Collection[Path]:
+        return self.open_base.remote
 
     def __call__(self, paths: Sequence[Path]) -> Reader:
         base = self.open_base([path for path in paths if path not in self.local])

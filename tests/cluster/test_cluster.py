@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import adapters
 import checkpoints
 import dask_processes
+import hub_server
 import quantized as quantized_checkpoints
 from dask_processes import Cluster
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
@@ -31,6 +32,9 @@ from ggufsmith.container.layout import TensorSpec, lay_out
 from ggufsmith.container.shards import Limits
 from ggufsmith.container.values import string
 from ggufsmith.convert import quantized
+from ggufsmith.convert.hub.download import streamed
+from ggufsmith.convert.hub.huggingface import HuggingFace
+from ggufsmith.convert.hub.names import HubModel
 from ggufsmith.convert.quantized import Quantization
 from ggufsmith.convert.run import Job, prepare, run
 from ggufsmith.quantize import cluster, requantize
@@ -130,6 +134,33 @@ def test_a_gguf_file_with_an_importance_matrix(
         with requantize.prepare(replace(job, imatrix=None if name == "plain" else imatrix)) as prepared:
             requantize.run(prepared)
     assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes() != Path("plain.gguf").read_bytes()
+
+
+def test_a_stream_that_every_worker_reads_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a login of its own: the client's token stays with the client."""
+    base = checkpoints.write("llama", tmp_path / "hub" / "org" / "Model", shards=2)
+    adapters.write(base, tmp_path / "adapter")
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING")) or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    told: list[int] = []
+    with hub_server.serving(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", "of-the-worker")
+        client = HuggingFace("of-the-client", endpoint=hub.url, cache=tmp_path / "cache")
+        with (
+            dask_processes.cluster(tmp_path / "dask") as found,
+            streamed(HubModel("hf", "org/Model"), client) as model,
+        ):
+            lora = ((tmp_path / "adapter", 0.5),)
+            job = Job(model.folder, outfile=tmp_path / "a.gguf", lora=lora, sync=False, open_files=model.open_files)
+            prepared = prepare(replace(job, scheduler=found.address))
+            assert b"of-the-client" not in pickle.dumps(prepared.checkpoint)
+            before = len(hub.requests)
+            run(prepared, told.append)
+            assert {request.token for request in hub.requests[before:]} == {"of-the-worker", None}, "None: where it redirects"
+            assert sum(told) == prepared.weights
+            run(prepare(replace(job, outfile=tmp_path / "b.gguf")))
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("source", ["gptq", "lora"])
@@ -285,14 +316,18 @@ def test_dask_is_not_installed(large: Path, tmp_path: Path, monkeypatch: pytest.
         run(prepare(Job(large, outfile=tmp_path / "a.gguf", scheduler="tcp://127.0.0.1:9")))
 
 
-@contextmanager
-def never() -> Iterator[list[Tensor]]:
-    pytest.fail("the tensors were opened")
-    yield []
+@dataclass
+class Never:
+    """An opening that no worker should come to."""
+
+    inputs: list[Path]
+
+    def __call__(self) -> AbstractContextManager[list[Tensor]]:
+        pytest.fail("the tensors were opened")
 
 
-def on_worker(opening: Opening, inputs: list[Path], places: list[cluster.Place]) -> cluster.Run:
-    found = cluster.Run(opening, inputs, places)
+def on_worker(opening: Opening, places: list[cluster.Place]) -> cluster.Run:
+    found = cluster.Run(opening, places)
     found.setup(SimpleNamespace(address="tcp://worker:1"))
     return found
 
@@ -301,7 +336,7 @@ def on_worker(opening: Opening, inputs: list[Path], places: list[cluster.Place])
 def test_a_worker_with_other_files_or_another_version(tmp_path: Path, change: str) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(80))
-    here = on_worker(never, [file], [])
+    here = on_worker(Never([file]), [])
     if change == "file":
         file.write_bytes(b"another")
     else:
@@ -321,14 +356,17 @@ def test_no_file_is_closed_under_a_cancelled_task(tmp_path: Path) -> None:
             assert go_on.wait(20)
             return np.ones((4, 2), np.float32)
 
-    @contextmanager
-    def opening() -> Iterator[list[Slow]]:
-        yield [Slow(name="a", shape=(4, 2), held=BY_NAME["F32"], granule=1, origin="a")]
-        closed.append(True)
+    class SlowOpening:
+        inputs: Sequence[Path] = ()
+
+        @contextmanager
+        def __call__(self) -> Iterator[list[Slow]]:
+            yield [Slow(name="a", shape=(4, 2), held=BY_NAME["F32"], granule=1, origin="a")]
+            closed.append(True)
 
     layout = lay_out({"general.architecture": string("x")}, [TensorSpec("a", (4, 2), BY_NAME["F32"])])
     (tmp_path / "out").write_bytes(bytes(layout.size))
-    here = on_worker(opening, [], [cluster.Place(layout, (tmp_path / "out",), (0,), None)])
+    here = on_worker(SlowOpening(), [cluster.Place(layout, (tmp_path / "out",), (0,), None)])
     results: list[cluster.Result] = []
     thread = threading.Thread(target=lambda: results.append(here.work([(0, 0, 4)])))
     thread.start()
