@@ -1,24 +1,30 @@
 """Six tiny models in four recipes: `ggufsmith batch` against shell loops of gguf-convert. Prints a Markdown table.
 
 Whole processes, in pairs, medians; nobody flushes. One loop has a command per model, with all recipes; the other one
-per file. The second run of the finished job does nothing but see that.
+per file. The second run of the finished job does nothing but see that. Memory: the peak of the whole process (it starts
+no others) with a job of four models of TinyLlama's width, under a budget in which two of them fit side by side.
 
 usage: batch.py [--pairs N]
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from convert import BENCH, CONVERT, ROOT
+from quant import checkpoint
+
+from convert import BENCH, CONVERT, ROOT, TINYLLAMA, timed
 
 sys.path.insert(0, str(ROOT / "fixtures"))
 
 import checkpoints
+from ggufsmith.convert.batch.passes import PROCESS
 
 BATCH = [sys.executable, "-c", "from ggufsmith.cli.app import main; main()", "batch"]
 RECIPES = ("q4_K_M", "q5_K_M", "q6_K", "q8_0")
@@ -30,6 +36,21 @@ def seconds(commands: Sequence[Sequence[str]]) -> float:
     for command in commands:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
+
+
+def memory(home: Path) -> tuple[float, float]:
+    """The budget, and the peak of a job under it, in MB."""
+    job, out = home / "wide.toml", home / "wide"
+    wide = checkpoint("TinyLlama-2-layers", {**TINYLLAMA, "num_hidden_layers": 2})
+    models = "".join(f"[[model]]\nsource = '{wide}'\nname = '{name}'\n" for name in "abcd")
+    recipes = ", ".join(f'"{name}"' for name in RECIPES)
+    job.write_text(f"output = 'wide'\n[defaults]\nrecipes = [{recipes}]\n{models}", encoding="utf-8")
+    priced = subprocess.run([*BATCH, str(job), "--dry-run", "--json"], check=True, capture_output=True).stdout
+    budget = PROCESS + 2 * max(model["estimated_memory"] for model in json.loads(priced)["to_make"])
+    limits = ["--max-memory", str(budget), "--jobs", "4"]
+    _, peak = timed([*BATCH, str(job), "--no-sync", "--quiet", *limits])
+    shutil.rmtree(out)
+    return budget / 1e6, peak
 
 
 def main() -> None:
@@ -75,6 +96,8 @@ def main() -> None:
     again = statistics.median(seconds([batch]) for _ in range(count))
     print(f"| the second run | {again:.2f} s | | (goal 2 s) |")
     shutil.rmtree(out)
+    budget, peak = memory(home)
+    print(f"| peak memory under --max-memory | {peak:.0f} MB | | (goal {budget:.0f} MB, the budget) |")
 
 
 if __name__ == "__main__":
