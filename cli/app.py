@@ -25,6 +25,7 @@ from ggufsmith.cli.fromfile import (
     refuse,
     vocabulary_for,
 )
+from ggufsmith.cli.help import Command, Group, epilog
 from ggufsmith.cli.hub import Revision, Stream, Token, Wanted, located
 from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.lora import Base, Lora, model_of
@@ -40,11 +41,11 @@ from ggufsmith.cli.options import (
     Resume,
     Scheduler,
     Threads,
+    Writing,
     limits_of,
 )
 from ggufsmith.cli.publish import Card as WithCard
 from ggufsmith.cli.publish import Hashes, Provenance, StrictName, Wishes
-from ggufsmith.cli.quant import EXAMPLES as QUANT_EXAMPLES
 from ggufsmith.cli.quant import (
     EmbeddingType,
     Exclude,
@@ -71,42 +72,8 @@ from ggufsmith.cli.split import merge, split
 from ggufsmith.cli.tohf import to_hf
 from ggufsmith.cli.verify import verify
 
-EXIT_CODES = """
-[bold]Exit codes[/bold]
-
-0 done and verified, 1 failed while working, 2 usage, 3 input not supported, 4 input malformed or unsafe,
-5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted
-"""
-EXAMPLES = """
-[bold]Examples[/bold]
-
-gguf-convert ./DeepSeek-R1-Distill-Qwen-7B
-  writes DeepSeek-R1-Distill-Qwen-7B-F16.gguf into that folder
-
-gguf-convert ./Meta-Llama-3-8B-Instruct --recipe q4_K_M --recipe q6_K
-  two quantized files from one pass over the weights, without a 16-bit file in between
-
-gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf
-  keeps bfloat16, writes elsewhere
-
-gguf-convert Qwen/Qwen2.5-7B-Instruct --recipe q4_K_M --stream
-  a model on the Hugging Face hub, whose weights are never stored
-
-gguf-convert ./my-adapter
-  a PEFT adapter as a GGUF adapter, for llama.cpp's --lora
-
-gguf-convert ./Meta-Llama-3-8B-Instruct --lora ./my-adapter --recipe q4_K_M
-  the adapter merged into its base model, and quantized, in one pass
-
-gguf-convert llama-2-7b.ggmlv3.q4_K_M.bin --override-kv llama.context_length=int:4096
-  a file from before GGUF, its weights as they are
-
-gguf-convert ./Qwen3-0.6B --dry-run
-  shows every tensor and the exact size, writes nothing
-"""
-
 options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
-app = typer.Typer(no_args_is_help=True, **options)
+app = typer.Typer(cls=Group, no_args_is_help=True, **options)
 convert_app, quant_app = typer.Typer(**options), typer.Typer(**options)
 
 
@@ -114,14 +81,15 @@ class Terminated(BaseException):
     """SIGTERM, raised in the main thread so that every `with` on the way out cleans up."""
 
 
-@app.command("convert", epilog=EXAMPLES + EXIT_CODES, no_args_is_help=True)
-@convert_app.command(epilog=EXAMPLES + EXIT_CODES, no_args_is_help=True)
+@app.command("convert", cls=Command, epilog=epilog("convert"), no_args_is_help=True)
+@convert_app.command(cls=Command, epilog=epilog("convert"), no_args_is_help=True)
 def convert(
     model: Annotated[
         str | None,
         typer.Argument(
+            metavar="[MODEL]",
             help="A folder with a model or a LoRA adapter, a GGUF or old GGML file, or a model on a hub: org/name, "
-            "hf://org/name, modelscope://org/name."
+            "hf://org/name, modelscope://org/name.",
         ),
     ] = None,
     outtype: Annotated[
@@ -209,7 +177,15 @@ def convert(
         wishes = Wishes(sha256, provenance, card, not no_overwrite, as_json, quiet)
         if stream and provenance:
             raise Usage("--provenance hashes the inputs, which --stream does not store", fix="Drop one of them.")
-        limits = limits_of(split_max_size, split_max_tensors, no_tensor_first_split)
+        writing = Writing(
+            limits=limits_of(split_max_size, split_max_tensors, no_tensor_first_split),
+            threads=threads,
+            sync=not no_sync,
+            overwrite=not no_overwrite,
+            resume=resume,
+            strict_name=strict_name,
+            scheduler=scheduler,
+        )
         file = file_of(model)
         if file is not None:
             from ggufsmith.quantize.requantize import Job as FileJob
@@ -233,13 +209,7 @@ def convert(
                 notes=notes,
                 allow_requantize=allow_requantize or outtype is not None,
                 strict=strict,
-                limits=limits,
-                threads=threads,
-                sync=not no_sync,
-                overwrite=not no_overwrite,
-                resume=resume,
-                strict_name=strict_name,
-                scheduler=scheduler,
+                **writing,
             )
             run_quant(file_job, budget, wishes, dry_run=dry_run)
             return
@@ -247,6 +217,11 @@ def convert(
         quantizing = bool(chosen or budget)
         if not quantizing and (imatrix or include_weights or exclude_weights or strict or types != type(types)()):
             raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
+        if quantizing and outtype not in (None, "auto"):
+            raise Usage(
+                "--outtype is for a file that is not quantized, and recipes start from what the checkpoint has",
+                fix="Leave it out; for an unquantized file besides, add --recipe f16.",
+            )
         adapters = tuple(parse_adapter(text) for text in lora or ())
         wanted = Wanted(
             model_of(model, adapters, base), revision, token, stream=stream or dry_run, weights=not vocab_only
@@ -263,14 +238,8 @@ def convert(
                 pre=pre,
                 model_name=model_name,
                 metadata=metadata,
-                limits=limits,
-                threads=threads,
-                sync=not no_sync,
-                overwrite=not no_overwrite,
-                resume=resume,
-                strict_name=strict_name,
                 open_files=found.open_files,
-                scheduler=scheduler,
+                **writing,
             )
             if not quantizing:
                 run_convert(job, wishes, dry_run=dry_run)
@@ -317,16 +286,29 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
     raise typer.Exit(code)
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"ggufsmith {version('ggufsmith')}")
+        raise typer.Exit
+
+
 @app.callback()
-def common() -> None:
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Hugging Face checkpoints to GGUF files: convert, quantize, look at, check and publish them."""
 
 
-app.command("quant", epilog=QUANT_EXAMPLES + EXIT_CODES, no_args_is_help=True)(quant)
-quant_app.command(epilog=QUANT_EXAMPLES + EXIT_CODES, no_args_is_help=True)(quant)
-app.command(epilog=BATCH_EXAMPLES, no_args_is_help=True)(batch)
+app.command("quant", cls=Command, epilog=epilog("quant"), no_args_is_help=True)(quant)
+quant_app.command(cls=Command, epilog=epilog("quant"), no_args_is_help=True)(quant)
+app.command(cls=Command, epilog=BATCH_EXAMPLES, no_args_is_help=True)(batch)
 for command in (recipes, inspect, verify, name, split, merge, card, to_hf):
-    app.command(no_args_is_help=command is not recipes)(command)
+    title = command.__name__.replace("_", "-")
+    app.command(title, cls=Command, epilog=epilog(title), no_args_is_help=command is not recipes)(command)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Options that several commands have, declared once."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -24,6 +24,18 @@ MaxTensors = Annotated[int | None, typer.Option("--split-max-tensors", min=1, he
 NoTensorFirst = Annotated[
     bool, typer.Option("--no-tensor-first-split", help="Of several files, the first gets the metadata only.")
 ]
+
+
+class Writing(TypedDict):
+    """What every job says of how its outputs are made and written."""
+
+    limits: "Limits"
+    threads: int | None
+    sync: bool
+    overwrite: bool
+    resume: bool
+    strict_name: bool
+    scheduler: str | None
 
 
 def limits_of(size: str | None, tensors: int | None, header_alone: bool) -> "Limits":

@@ -35,19 +35,6 @@ if TYPE_CHECKING:
     from ggufsmith.quantize.recipes.assign import Options, Recipe
     from ggufsmith.quantize.requantize import Job
 
-EXAMPLES = """
-[bold]Examples[/bold]
-
-gguf-quant Model-7B-F16.gguf --recipe q4_K_M
-  writes Model-7B-Q4_K_M.gguf beside it
-
-gguf-quant Model-7B-BF16.gguf -r q6_K -r iq4_xs --imatrix model.imatrix.gguf --outdir ./out
-  two files from one pass, steered by an importance matrix
-
-gguf-quant Model-7B-F16.gguf -r q4_K_M --tensor-type 'ffn_down=q6_K' --dry-run
-  shows every tensor's type and the exact size, writes nothing
-"""
-
 Recipes = Annotated[
     list[str] | None,
     typer.Option("--recipe", "-r", metavar="NAME", help="A file type or a recipe file; may be given several times."),
@@ -157,8 +144,8 @@ def quant(
             notes=notes,
             allow_requantize=allow_requantize,
             strict=strict,
-            limits=limits_of(split_max_size, split_max_tensors, no_tensor_first_split),
             split=keep_split,
+            limits=limits_of(split_max_size, split_max_tensors, no_tensor_first_split),
             threads=threads,
             sync=not no_sync,
             overwrite=not no_overwrite,

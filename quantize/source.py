@@ -16,7 +16,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_VERSION, GGUF_VERSION, MODEL_ARCH, Keys, LlamaFileType, TokenType
 from gguf.tensor_mapping import get_tensor_name_map
 
-from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.ggml import ALIGNMENT, GgmlFile, is_ggml, open_ggml
 from ggufsmith.container.reader import Gguf, TensorInfo
 from ggufsmith.container.shards import SHARD, SUFFIX, GgufSet, open_gguf_set
@@ -66,9 +66,12 @@ def open_model(path: Path, vocabulary: Metadata | None = None) -> Model:
 
 
 def _open(path: Path) -> Model:
+    if path.is_dir():
+        raise Usage("is a folder", where=path, fix="Pass a GGUF file; gguf-convert takes model folders.")
     if not is_ggml(path):
-        name = replace(parse(path.name), shard=None)
-        return Model(open_gguf_set(path), name)
+        # Stores that name files by their hash leave out the ending.
+        name = parse(path.name if path.name.endswith(SUFFIX) else path.name + SUFFIX)
+        return Model(open_gguf_set(path), replace(name, shard=None))
     file = open_ggml(path)
     gguf = Gguf(path, GGUF_VERSION, ALIGNMENT, {}, {}, 0, file.size, file.fd)
     try:

@@ -64,6 +64,12 @@ def test_the_folder_as_a_dot(model: Path, tmp_path: Path) -> None:
     assert (folder / "Tiny-Llama-F16.gguf").is_file()
 
 
+def test_a_type_beside_a_recipe_is_refused(model: Path, tmp_path: Path) -> None:
+    done = run(model, "--recipe", "q8_0", "--outtype", "f32", "--outdir", tmp_path)
+    assert done.returncode == 2 and "--recipe f16" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("option", ["--outfile", "--outdir"])
 def test_where_to_write(model: Path, tmp_path: Path, option: str) -> None:
     where = tmp_path / "x.gguf" if option == "--outfile" else tmp_path

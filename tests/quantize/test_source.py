@@ -10,7 +10,7 @@ import pytest
 from old_ggml import Tensor
 
 import checkpoints
-from ggufsmith.container.errors import Failure, Malformed, Unsupported
+from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
 from ggufsmith.container.reader import Gguf, open_gguf
 from ggufsmith.container.values import f32, strings, u32
 from ggufsmith.convert import run as conversion
@@ -173,6 +173,21 @@ def test_what_is_no_whole_llama_model_is_refused(name: str, tmp_path: Path) -> N
     path.write_bytes(old_ggml.content("ggjt v3", sizes, TOKENS, made))
     with pytest.raises(kind, match=text):
         open_model(path)
+
+
+def test_a_gguf_file_needs_no_ending(f16: Path, tmp_path: Path) -> None:
+    """As in stores that name files by their hash."""
+    (tmp_path / "sha256-01ab").write_bytes(f16.read_bytes())
+    with prepare(Job(tmp_path / "sha256-01ab", (recipe_of("q8_0"),))) as prepared:
+        assert prepared.outputs[0].path.name == "sha256-01ab-Q8_0.gguf"
+
+
+def test_what_is_no_model_file(tmp_path: Path) -> None:
+    with pytest.raises(Usage, match="is a folder"):
+        open_model(tmp_path)
+    (tmp_path / "config.json").write_text("{}" * 20, encoding="utf-8")
+    with pytest.raises(Malformed, match="not a GGUF file"):
+        open_model(tmp_path / "config.json")
 
 
 def test_an_unknown_file_type_is_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""What `--help` shows besides the options' own texts: examples, exit codes, groups of options."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+EXIT_CODES = (
+    "0 done and verified, 1 failed while working, 2 usage, 3 input not supported, 4 input malformed or unsafe, "
+    "5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted"
+)
+
+# Command -> (command line, what it does).
+EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "convert": (
+        (
+            "gguf-convert ./DeepSeek-R1-Distill-Qwen-7B",
+            "writes DeepSeek-R1-Distill-Qwen-7B-F16.gguf into that folder",
+        ),
+        (
+            "gguf-convert ./Meta-Llama-3-8B-Instruct --recipe q4_K_M --recipe q6_K",
+            "two quantized files from one pass over the weights, without a 16-bit file in between",
+        ),
+        ("gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf", "keeps bfloat16, writes elsewhere"),
+        (
+            "gguf-convert Qwen/Qwen2.5-7B-Instruct --recipe q4_K_M --stream",
+            "a model on the Hugging Face hub, whose weights are never stored",
+        ),
+        ("gguf-convert ./my-adapter", "a PEFT adapter as a GGUF adapter, for llama.cpp's --lora"),
+        (
+            "gguf-convert ./Meta-Llama-3-8B-Instruct --lora ./my-adapter --recipe q4_K_M",
+            "the adapter merged into its base model, and quantized, in one pass",
+        ),
+        (
+            "gguf-convert llama-2-7b.ggmlv3.q4_K_M.bin --override-kv llama.context_length=int:4096",
+            "a file from before GGUF, its weights as they are",
+        ),
+        ("gguf-convert ./Qwen3-0.6B --dry-run", "shows every tensor and the exact size, writes nothing"),
+    ),
+    "quant": (
+        ("gguf-quant Model-7B-F16.gguf --recipe q4_K_M", "writes Model-7B-Q4_K_M.gguf beside it"),
+        (
+            "gguf-quant Model-7B-BF16.gguf -r q6_K -r iq4_xs --imatrix model.imatrix.gguf --outdir ./out",
+            "two files from one pass, steered by an importance matrix",
+        ),
+        (
+            "gguf-quant Model-7B-F16.gguf -r q4_K_M --tensor-type 'ffn_down=q6_K' --dry-run",
+            "shows every tensor's type and the exact size, writes nothing",
+        ),
+        (
+            "gguf-quant Model-7B-F16.gguf --target-size 4.5GiB --save-recipe mine.toml",
+            "the types with the least error in that size, and the recipe to edit and use again: -r mine.toml",
+        ),
+    ),
+    "recipes": (
+        ("ggufsmith recipes", "all recipes, the largest first"),
+        ("ggufsmith recipes ./Qwen3-0.6B", "how large each makes this model"),
+        ("ggufsmith recipes Model-7B-F16.gguf -r q4_K_M", "the type of every tensor, and which rule gives it"),
+    ),
+    "inspect": (
+        ("ggufsmith inspect Model-7B-Q4_K_M.gguf", "header, keys, sizes by role, tensors"),
+        ("ggufsmith inspect Model-7B-Q4_K_M.gguf Model-7B-Q4_K_S.gguf --no-tensors", "how two files differ"),
+    ),
+    "verify": (
+        ("ggufsmith verify Model-7B-Q4_K_M.gguf", "that the file is whole and every weight is finite"),
+        ("ggufsmith verify Model-7B-Q4_K_M.gguf --source ./Model-7B", "that it is that model, tensor by tensor"),
+        (
+            "ggufsmith verify Model-7B-Q4_K_M.gguf --record Model-7B-Q4_K_M.gguf.provenance.json",
+            "that it is the file that the record was written for",
+        ),
+    ),
+    "name": (
+        ("ggufsmith name Model-7B-Q4_K_M.gguf", "what the name says, and whether the header agrees"),
+        ("ggufsmith name *.gguf --strict-name", "exit code 2 if one lacks a size or a version"),
+    ),
+    "split": (
+        ("ggufsmith split Model-70B-Q4_K_M.gguf --split-max-size 4G", "Model-70B-Q4_K_M-00001-of-00011.gguf and so on"),
+        ("ggufsmith split Model-70B-Q4_K_M.gguf --split-max-size 4G --dry-run", "how many, and how large"),
+    ),
+    "merge": (
+        ("ggufsmith merge Model-70B-Q4_K_M-00001-of-00011.gguf", "Model-70B-Q4_K_M.gguf beside the shards"),
+        ("ggufsmith merge Model-70B-Q4_K_M-00001-of-00011.gguf /elsewhere/Model-70B-Q4_K_M.gguf", "under that name"),
+    ),
+    "card": (
+        ("ggufsmith card *.gguf", "README.md for the files of this folder"),
+        ("ggufsmith card *.gguf --repo me/Model-7B-GGUF --base-model org/Model-7B --output -", "prints it"),
+    ),
+    "to-hf": (
+        ("ggufsmith to-hf Model-7B-BF16.gguf", "config.json, tokenizer and safetensors in Model-7B-hf"),
+        ("ggufsmith to-hf Model-7B-Q8_0.gguf --dtype bfloat16 --outdir ./Model-7B", "dequantized, into that folder"),
+    ),
+}
+
+# Options of one subject, in commands that have many; the others stay under "Options".
+PANELS = {
+    "Input": "--lora --base --tokenizer --override-kv --metadata --model-name --pre --vocab-only --prune-layers "
+    "--revision --token --stream",
+    "Types": "--outtype --recipe --pure --leave-output-tensor --output-tensor-type --token-embedding-type "
+    "--tensor-type --tensor-type-file --imatrix --include-weights --exclude-weights --target-size --target-bpw "
+    "--save-recipe --strict --allow-requantize",
+    "Output": "--outfile --outdir --keep-split --split-max-size --split-max-tensors --no-tensor-first-split "
+    "--no-overwrite --strict-name --provenance --card",
+    "Work": "--threads --scheduler --no-sync --resume",
+}
+PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options.split()}
+MANY = 20
+
+
+def epilog(command: str) -> str:
+    """Examples and exit codes."""
+    examples = "\n\n".join(f"{line}\n  {what}" for line, what in EXAMPLES[command])
+    return f"\n[bold]Examples[/bold]\n\n{examples}\n\n[bold]Exit codes[/bold]\n\n{EXIT_CODES}\n"
+
+
+def arranged(params: list[Any]) -> list[Any]:
+    """The options as help shows them: flags without a value, many of them in panels."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""  # some releases of typer show the type of flags too
+        if len(params) > MANY:
+            param.rich_help_panel = next((PANEL_OF[name] for name in param.opts if name in PANEL_OF), None)
+    return params
+
+
+class Command(TyperCommand):
+    """A command with arranged options, whose paragraphs are lines that wrap as wide as the screen."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return arranged(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands with arranged options."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return arranged(super().get_params(ctx))

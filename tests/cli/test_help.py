@@ -1,0 +1,62 @@
+"""What --help says is true: examples name options that exist, long lists are grouped, nothing is left out."""
+
+import re
+import shlex
+from importlib.metadata import version
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from ggufsmith.cli.app import app
+from ggufsmith.cli.help import EXAMPLES, MANY, PANEL_OF
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
+PLAIN = {"--dry-run", "--sha256", "--json", "--quiet", "--help"}  # under "Options", everywhere
+
+
+def options(name: str) -> dict[str, typer.core.TyperOption]:
+    """The options of a command, by all their names, as help shows them."""
+    command = COMMANDS[name]
+    with typer.Context(command) as context:
+        params = command.get_params(context)
+    return {name: param for param in params for name in param.opts if name.startswith("-")}
+
+
+def test_every_command_has_examples() -> None:
+    assert EXAMPLES.keys() | {"batch"} == COMMANDS.keys()
+    assert all("Examples" in (command.epilog or "") for command in COMMANDS.values())
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run(name: str) -> None:
+    """As far as the parser goes."""
+    for line, _ in EXAMPLES[name]:
+        program, *words = shlex.split(line)
+        if program == "ggufsmith":
+            assert words.pop(0) == name
+        else:
+            assert program == f"gguf-{name}"
+        assert COMMANDS[name].make_context(name, words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_long_lists_are_grouped_and_flags_take_nothing(name: str) -> None:
+    found = options(name)
+    long = {option for option in found if option.startswith("--")}
+    if len(set(map(id, found.values()))) > MANY:
+        assert long - PLAIN <= PANEL_OF.keys()
+        assert {found[option].rich_help_panel for option in long - PLAIN} >= {"Input", "Types", "Output", "Work"}
+    else:
+        assert not any(param.rich_help_panel for param in found.values())
+    text = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}).output
+    assert "<bool>" not in text and "BOOL" not in text
+    assert all(re.search(rf"{option}\b", text) for option in long)
+
+
+def test_no_panel_names_an_option_that_is_gone() -> None:
+    assert PANEL_OF.keys() <= options("convert").keys() | options("quant").keys()
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"ggufsmith {version('ggufsmith')}\n"
