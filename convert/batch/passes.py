@@ -17,14 +17,18 @@ from ggufsmith.convert import run as conversion
 from ggufsmith.convert.batch.jobfile import Model, Wanted
 from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener
 from ggufsmith.convert.execute import Converted, Elsewhere, read_ahead
+from ggufsmith.convert.hub.ahead import BLOCK, KEPT
 from ggufsmith.convert.vocabulary import vocabulary_of
 from ggufsmith.quantize import requantize
 from ggufsmith.quantize.outputs import Cluster, Output, Quantized, Written, write_outputs
 from ggufsmith.quantize.stream import CHUNK, Opening, Tensor, rows_of
 
-# Memory, measured as peaks of whole processes: the interpreter with numpy, numba and the loaded kernels; and, of what a
-# vocabulary takes while it is read and held, the share of the header that it becomes.
+# Memory, measured as peaks of whole processes: the interpreter with numpy, numba and the loaded kernels; what the
+# kernels and samples of all types take where a budget chooses among them; what is read ahead of a stream; and, of what
+# a vocabulary takes while it is read and held, the share of the header that it becomes.
 PROCESS = 200 * 10**6
+MEASURING = 200 * 10**6
+STREAMING = KEPT * BLOCK
 PER_HEADER_BYTE = 40
 
 
@@ -72,7 +76,18 @@ class Pass:
         chunk = max(max(CHUNK, tensor.granule * rows_of(tensor.shape)[1]) for tensor in self.tensors)
         header = max(len(output.shards.whole.header) for output in self.outputs)
         importance = self.model.imatrix.stat().st_size if self.model.imatrix else 0
-        return threads * chunk * 4 * (3 + len(self.outputs)) + PER_HEADER_BYTE * header + 3 * importance
+        return (
+            threads * chunk * 4 * (3 + len(self.outputs))
+            + PER_HEADER_BYTE * header
+            + 3 * importance
+            + fixed(self.model, self.wanted)
+        )
+
+
+def fixed(model: Model, wanted: Sequence[Wanted]) -> int:
+    """The part of `Pass.memory` that is known before anything is planned."""
+    measuring = MEASURING if any(each.budget for each in wanted) else 0
+    return measuring + (STREAMING if model.hub and model.settings["stream"] else 0)
 
 
 def prepare(
