@@ -22,6 +22,7 @@ from ggufsmith.convert.batch.passes import (
     Pass,
     bits_per_weight,
     fallbacks_of,
+    fixed,
     notes_of,
     prepare,
     run,
@@ -174,6 +175,7 @@ def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) 
     if not wanted:
         return Draft(model, record, ())
     check_extras(model)
+    _check_memory(model, fixed(model, wanted), options)
     threads = options.cores
     with (
         located(model, plan=True) as (there, open_files),
@@ -187,13 +189,17 @@ def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) 
             model, record, planned.wanted, _drafted(planned, plans), memory, threads, planned.weights, planned.notes
         )
         look(draft, planned)
-    if options.memory is not None and PROCESS + memory > options.memory:
-        what = f"needs about {PROCESS + memory} bytes of memory, the budget is {options.memory}"
-        raise Failure(what, where=model.source, fix="Raise --max-memory.")
+    _check_memory(model, memory, options)
     if options.disk is not None and draft.size > options.disk:
         what = f"the outputs need {draft.size} bytes, the budget is {options.disk}"
         raise NoSpace(what, where=model.folder, fix="Raise --max-disk.")
     return draft
+
+
+def _check_memory(model: Model, needed: int, options: Options) -> None:
+    if options.memory is not None and PROCESS + needed > options.memory:
+        what = f"needs about {PROCESS + needed} bytes of memory, the budget is {options.memory}"
+        raise Failure(what, where=model.source, fix="Raise --max-memory.")
 
 
 def _drafted(planned: Pass, plans: Mapping[str, str]) -> tuple[Made, ...]:

@@ -480,6 +480,13 @@ def test_what_never_fits_fails(home: Path) -> None:
     assert a.error is not None and "--max-memory" in str(a.error)
 
 
+def test_what_measuring_takes_is_in_the_budget(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "with_budget", lambda *arguments: pytest.fail("it was measured"))
+    path = jobs.write(home / "jobs.toml", 'output = "out"\n', ['source = "A"\ntarget_bpw = 5.5'])
+    (a,) = jobs.run(path, memory=passes.PROCESS + passes.MEASURING - 1)
+    assert a.error is not None and "--max-memory" in str(a.error)
+
+
 def test_few_threads_where_memory_is_short(home: Path) -> None:
     path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
     watch = Counting()
