@@ -3,7 +3,6 @@
 import collections
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 import checkpoints
+import original
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.run import Job, prepare, run
@@ -124,63 +124,18 @@ def test_a_torch_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 # -- the original release ---------------------------------------------------------------------------------------------
 
-NAMES = {
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.down_proj": "feed_forward.w2",
-    "mlp.up_proj": "feed_forward.w3",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "embed_tokens": "tok_embeddings",
-    "lm_head": "output",
-}
-
-
-def meta_name(name: str) -> str:
-    name = name.removeprefix("model.")
-    for theirs, meta in NAMES.items():
-        name = name.replace(theirs, meta)
-    return name
-
-
-def meta_tensors(tensors: Mapping[str, Any], heads: int, kv_heads: int) -> dict[str, Any]:
-    """The names of the release, and query and key rows in pairs."""
-    found = {}
-    for name, tensor in tensors.items():
-        count = heads if "q_proj" in name else kv_heads if "k_proj" in name else 0
-        if count:
-            rows, width = tensor.shape
-            tensor = tensor.reshape(count, 2, rows // count // 2, width).transpose(1, 2).reshape(rows, width)
-        found[meta_name(name)] = tensor
-    return found
-
 
 @pytest.mark.parametrize(("files", "rows"), [(1, False), (2, False), (2, True)])
 def test_the_original_release(tmp_path: Path, files: int, rows: bool) -> None:
     """The same file as from the Hugging Face form of the same weights; `rows`: the embedding is split as in Llama 3."""
-    import torch
 
     folder = checkpoints.write("llama", tmp_path / "hf", dtype="bfloat16", max_position_embeddings=4096)
     expected = output(folder, tmp_path / "expected.gguf")
-    tensors = meta_tensors(torch_tensors(folder), 4, 2)
-    tensors["rope.freqs"] = torch.zeros(32)
+    tensors = torch_tensors(folder)
     (folder / "model.safetensors").unlink()
     (folder / "config.json").unlink()
     params = {"dim": 256, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 256, "norm_eps": 1e-05}
-    (folder / "params.json").write_text(json.dumps(params), encoding="utf-8")
-    for k in range(files):
-        part = {}
-        for name, tensor in tensors.items():
-            if tensor.ndim == 1:
-                part[name] = tensor
-            else:
-                across = ("wo.weight", "w2.weight", *(() if rows else ("tok_embeddings.weight",)))
-                axis = 1 if name.endswith(across) else 0
-                part[name] = tensor.chunk(files, axis)[k].contiguous().clone()
-        torch.save(part, folder / f"consolidated.{k:02d}.pth")
+    original.write(folder, tensors, files, rows=rows, **params)
     assert output(folder, tmp_path / "original.gguf") == expected
 
 
