@@ -1,14 +1,43 @@
-"""Models opened in llama.cpp through llama-cpp-python."""
+"""llama.cpp in this process, through llama-cpp-python: its log, and what models compute in it."""
 
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+
+@contextmanager
+def logged() -> Iterator[list[bytes]]:
+    """What llama.cpp and ggml log meanwhile. Whoever took the log before takes it again afterwards: left to a function
+    that Python has freed, it would crash whatever logs next.
+    """
+    import llama_cpp
+
+    pieces: list[bytes] = []
+
+    @llama_cpp.llama_log_callback
+    def collect(level: int, text: bytes, data: Any) -> None:
+        pieces.append(text)
+
+    before, argument = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(argument))
+    llama_cpp.llama_log_set(collect, ctypes.c_void_p())
+    try:
+        yield pieces
+    finally:
+        llama_cpp.llama_log_set(before, argument)
 
 
 def open_llama(path: Path) -> Any:
-    """With logits of all positions, and without repacked weights: their code crashes on virtual machines whose CPU
-    claims AMX and does not allow it.
+    """With logits of all positions, computed in float32.
+
+    Weights are not repacked for AMX: GCC 12 takes _tile_loadconfig to read 8 bytes of the 64, and leaves out what ggml
+    stores in the others, so that the processor is configured by what the stack held, and mostly refuses.
     """
     import llama_cpp
 
@@ -16,4 +45,15 @@ def open_llama(path: Path) -> Any:
     plain.use_extra_bufts = False
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", lambda: plain)
-        return llama_cpp.Llama(str(path), n_ctx=64, n_batch=64, logits_all=True, verbose=False)
+        return llama_cpp.Llama(
+            str(path), n_ctx=128, n_batch=128, logits_all=True, type_k=0, type_v=0, flash_attn=False, verbose=False
+        )
+
+
+def logits(path: Path, ids: Sequence[int]) -> NDArray[np.float32]:
+    """Of every position, (positions, vocabulary)."""
+    llama = open_llama(path)
+    llama.eval(ids)
+    found = np.array(llama.scores[: len(ids)], np.float32)
+    llama.close()
+    return found

@@ -5,13 +5,13 @@ Only for conformance tests, and in this process: inputs on which it aborts are n
 
 import ctypes
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
+from llama_models import logged
 from numpy.typing import NDArray
 
 from ggufsmith.container.formats import format_of
@@ -38,22 +38,6 @@ class Settings:
     importance: Mapping[str, NDArray[np.float32]] | None = None
     prune: Sequence[int] = ()
     metadata: Mapping[str, int | float | bool | str] | None = None
-
-
-@contextmanager
-def logged() -> Iterator[list[bytes]]:
-    """What llama.cpp logs meanwhile."""
-    pieces: list[bytes] = []
-
-    @lib.llama_log_callback
-    def collect(level: int, text: bytes, data: object) -> None:
-        pieces.append(text)
-
-    lib.llama_log_set(collect, ctypes.c_void_p(0))
-    try:
-        yield pieces
-    finally:
-        lib.llama_log_set(lib.llama_log_callback(0), ctypes.c_void_p(0))
 
 
 def dry_run(source: Path, settings: Settings) -> dict[str, str]:

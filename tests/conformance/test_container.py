@@ -139,7 +139,7 @@ class _Params(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def ggml() -> ctypes.CDLL:
+def ggml() -> Iterator[ctypes.CDLL]:
     spec = find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         pytest.fail("llama-cpp-python is not installed; run `make conformance`")
@@ -161,9 +161,11 @@ def ggml() -> ctypes.CDLL:
         getattr(lib, function).restype = result
         getattr(lib, function).argtypes = [ctypes.c_void_p, ctypes.c_int64]
     lib.gguf_get_data_offset.restype = ctypes.c_size_t
-    lib.silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-    lib.ggml_log_set(lib.silent, None)
-    return lib
+    lib.ggml_log_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    silent = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+    lib.ggml_log_set(silent, None)
+    yield lib
+    lib.ggml_log_set(None, None)
 
 
 @contextmanager

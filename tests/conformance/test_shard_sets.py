@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llama_models import open_llama
+from llama_models import logits
 
 import checkpoints
 import reference
@@ -19,6 +19,7 @@ from ggufsmith.quantize.recipes.files import recipe_of
 
 pytestmark = pytest.mark.conformance
 
+IDS = [1, *range(20, 40)]
 LIMITS = {
     "tensors": (Limits(max_tensors=5), ["--split-max-tensors", "5"]),
     "size": (Limits(max_size=700_000), ["--split-max-size", "700K"]),
@@ -83,19 +84,11 @@ def test_converting_into_shards_is_splitting_the_one_file(folder: Path, whole: P
     assert [path.read_bytes() for path in mine] == [path.read_bytes() for path in done.paths]
 
 
-def logits(path: Path) -> np.ndarray:
-    llama = open_llama(path)
-    llama.eval([1, *range(20, 40)])
-    found = np.array(llama.scores[:21])
-    llama.close()
-    return found
-
-
 @pytest.mark.parametrize("kind", LIMITS)
 def test_llama_cpp_loads_our_shards(whole: Path, tmp_path: Path, kind: str) -> None:
     with open_gguf_set(whole) as model:
         done = copy(model, plan_split(model, LIMITS[kind][0]), tmp_path / "m.gguf")
-    assert np.array_equal(logits(done.paths[0]), logits(whole))
+    assert np.array_equal(logits(done.paths[0], IDS), logits(whole, IDS))
 
 
 def test_we_read_the_shards_that_llama_quantize_writes(whole: Path, tmp_path: Path) -> None:
@@ -114,7 +107,7 @@ def test_we_read_the_shards_that_llama_quantize_writes(whole: Path, tmp_path: Pa
         with open_gguf_set(whole) as source:
             assert model.tensors.keys() == source.tensors.keys()
         copy(model, plan_merge(model), tmp_path / "merged.gguf")
-    assert np.array_equal(logits(tmp_path / "merged.gguf"), logits(path))
+    assert np.array_equal(logits(tmp_path / "merged.gguf", IDS), logits(path, IDS))
 
 
 @pytest.mark.parametrize("kind", LIMITS)
@@ -129,7 +122,7 @@ def test_llama_cpp_loads_what_is_quantized_into_shards(folder: Path, whole: Path
         other = requantize.Job(whole, recipes, output=tmp_path / f"{name}-again.gguf", limits=each, sync=False)
         with requantize.prepare(other) as again:
             requantize.run(again)
-        found.append([logits(output.paths[0]) for output in (*prepared.outputs, *again.outputs)])
+        found.append([logits(output.paths[0], IDS) for output in (*prepared.outputs, *again.outputs)])
         assert all((len(output.paths) > 1) == (name == "many") for output in (*prepared.outputs, *again.outputs))
     for one, many in zip(*found, strict=True):
         assert np.array_equal(one, many)

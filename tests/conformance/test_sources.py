@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_models import logits
 
 import checkpoints
 import foreign
@@ -44,7 +45,6 @@ def packed_by_autogptq(bits: int, group: int, order: bool) -> tuple[dict[str, An
     import torch
 
     out, width = 96, 256
-    module = foreign.module("auto_gptq.nn_modules.qlinear.qlinear_cuda")
     torch.manual_seed(bits)
     linear = torch.nn.Linear(width, out, bias=False)
     size = width if group == -1 else group
@@ -54,14 +54,15 @@ def packed_by_autogptq(bits: int, group: int, order: bool) -> tuple[dict[str, An
         g_idx = g_idx[torch.randperm(width)]
     scales = torch.rand(out, groups) * 0.02 + 0.005
     zeros = torch.randint(1, 1 << bits, (out, groups)).float()  # 0 breaks its packing
-    layer = module.QuantLinear(bits, group, width, out, bias=False, weight_dtype=torch.float32)
     codes = torch.randint(0, 1 << bits, (out, width)).float()
     linear.weight.data = (codes - zeros[:, g_idx.long()]) * scales[:, g_idx.long()]
-    layer.pack(linear, scales, zeros, g_idx)
-    layer.scales = layer.scales.half()
-    tensors = {f"x.{name}": getattr(layer, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
-    layer.scales = layer.scales.float()
-    return tensors, layer(torch.eye(width)).T.numpy()
+    with foreign.module("auto_gptq.nn_modules.qlinear.qlinear_cuda") as module:
+        layer = module.QuantLinear(bits, group, width, out, bias=False, weight_dtype=torch.float32)
+        layer.pack(linear, scales, zeros, g_idx)
+        layer.scales = layer.scales.half()
+        tensors = {f"x.{name}": getattr(layer, name) for name in ("qweight", "qzeros", "scales", "g_idx")}
+        layer.scales = layer.scales.float()
+        return tensors, layer(torch.eye(width)).T.numpy()
 
 
 @pytest.mark.parametrize("order", [False, True])
@@ -83,8 +84,8 @@ def test_gptq_as_gptqmodel_dequantizes_it(tmp_path: Path, bits: int, form: str) 
     config = {"quant_method": "gptq", "bits": bits, "group_size": 64, "desc_act": True, "checkpoint_format": form}
     version = 2 if form == "gptq_v2" else 1
     quantized.write_gptq("llama", tmp_path, config=config, bits=bits, group=64, order=True, version=version)
-    convert = foreign.module("gptqmodel.utils.model_dequant").convert_gptq_file
-    theirs = convert(tmp_path / "model.safetensors", torch.float32, config, "cpu")
+    with foreign.module("gptqmodel.utils.model_dequant") as module:
+        theirs = module.convert_gptq_file(tmp_path / "model.safetensors", torch.float32, config, "cpu")
     ours = sourced.weights(tmp_path)
     assert len(ours) == 14
     for name, weight in ours.items():
@@ -111,10 +112,11 @@ def on_the_grid(out: int, width: int, group: int) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_awq_gemm_as_autoawq_dequantizes_it(tmp_path: Path, group: int) -> None:
     linear, scales, zeros = on_the_grid(96, 256, group)
-    make = foreign.module("awq.modules.linear.gemm").WQLinear_GEMM.from_linear
-    layer = make(linear, 4, group, scales=scales.T.contiguous(), zeros=zeros.T.contiguous())
-    unpack = foreign.module("awq.utils.packing_utils").dequantize_gemm
-    expected = unpack(layer.qweight, layer.qzeros, layer.scales.float(), 4, group).T.numpy()
+    with foreign.module("awq.modules.linear.gemm") as module:
+        make = module.WQLinear_GEMM.from_linear
+        layer = make(linear, 4, group, scales=scales.T.contiguous(), zeros=zeros.T.contiguous())
+    with foreign.module("awq.utils.packing_utils") as module:
+        expected = module.dequantize_gemm(layer.qweight, layer.qzeros, layer.scales.float(), 4, group).T.numpy()
     tensors = {f"x.{name}": getattr(layer, name) for name in ("qweight", "qzeros", "scales")}
     config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
     found = only(sourced.weights(folder_of(tmp_path, tensors, quantization_config=config)))
@@ -126,9 +128,8 @@ def test_awq_gemm_as_autoawq_dequantizes_it(tmp_path: Path, group: int) -> None:
 def test_awq_gemv_as_autoawq_packs_it(tmp_path: Path, group: int) -> None:
     """Its kernels run on GPUs only; the weights it packs lie on the grid, so they must come back as they were."""
     linear, scales, zeros = on_the_grid(96, 256, group)
-    layer = foreign.module("awq.modules.linear.gemv").WQLinear_GEMV.from_linear(
-        linear, 4, group, scales=scales, zeros=zeros
-    )
+    with foreign.module("awq.modules.linear.gemv") as module:
+        layer = module.WQLinear_GEMV.from_linear(linear, 4, group, scales=scales, zeros=zeros)
     tensors = {f"x.{name}": getattr(layer, name) for name in ("qweight", "qzeros", "scales")}
     config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemv"}
     found = only(sourced.weights(folder_of(tmp_path, tensors, quantization_config=config)))
@@ -185,14 +186,15 @@ def test_bitsandbytes_eight_bits(tmp_path: Path) -> None:
 def test_hqq(tmp_path: Path, bits: int, group: int, axis: int) -> None:
     import torch
 
-    library = foreign.module("hqq.core.quantize")
     torch.manual_seed(bits)
     linear = torch.nn.Linear(192, 64, bias=False)
-    settings = library.BaseQuantizeConfig(nbits=bits, group_size=group, axis=axis)
-    layer = library.HQQLinear(linear, settings, compute_dtype=torch.float32, device="cpu")
-    tensors = {f"x.{key}": part.data for key, part in layer.state_dict().items() if part is not None}
+    with foreign.module("hqq.core.quantize") as library:
+        settings = library.BaseQuantizeConfig(nbits=bits, group_size=group, axis=axis)
+        layer = library.HQQLinear(linear, settings, compute_dtype=torch.float32, device="cpu")
+        tensors = {f"x.{key}": part.data for key, part in layer.state_dict().items() if part is not None}
+        expected = layer.dequantize().numpy()
     found = only(sourced.weights(folder_of(tmp_path, tensors, quantization_config={"quant_method": "hqq"})))
-    np.testing.assert_array_equal(found, layer.dequantize().numpy())
+    np.testing.assert_array_equal(found, expected)
 
 
 # -- compressed-tensors -----------------------------------------------------------------------------------------------
@@ -501,7 +503,6 @@ SAVED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SAVED)
 def test_logits_as_the_library_that_wrote_the_checkpoint(tmp_path: Path, name: str) -> None:
     """The saved model is loaded and dequantized by transformers; bitsandbytes' own products round on CPUs."""
-    import llama_cpp
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -519,17 +520,5 @@ def test_logits_as_the_library_that_wrote_the_checkpoint(tmp_path: Path, name: s
     prepared = prepare(Job(folder, outtype="f32", outfile=tmp_path / "out.gguf", sync=False))
     assert any(note.startswith("14 weights are dequantized from bitsandbytes") for note in prepared.notes)
     run(prepared)
-    llama = llama_cpp.Llama(
-        str(prepared.output.path),
-        n_ctx=128,
-        n_batch=128,
-        logits_all=True,
-        type_k=0,
-        type_v=0,
-        flash_attn=False,
-        verbose=False,
-    )
-    llama.eval(ids)
-    found = np.array(llama.scores[: len(ids)])
-    llama.close()
+    found = logits(prepared.output.path, ids)
     assert ((found - expected) ** 2).mean() / (expected**2).mean() < 1e-9

@@ -1,6 +1,5 @@
 """What is compared with: llama.cpp on a vocabulary-only GGUF, Hugging Face on the source, the reference converter."""
 
-import ctypes
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 import pytest
 from gguf.constants import TokenType
+from llama_models import logged
 
 from ggufsmith.container.layout import lay_out
 from ggufsmith.container.reader import open_gguf
@@ -93,24 +93,13 @@ def reference_metadata(folder: Path, config: Mapping[str, Any], scratch: Path) -
         return {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
 
 
-@contextmanager
-def quiet_llama() -> Iterator[Any]:
-    """llama_cpp with its log switched off."""
-    import llama_cpp
-
-    @llama_cpp.llama_log_callback
-    def ignore(level: int, text: bytes, data: Any) -> None:
-        return None
-
-    llama_cpp.llama_log_set(ignore, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    yield llama_cpp
-
-
 class LlamaVocabulary:
     """llama.cpp's tokenizer on a file that holds only a vocabulary."""
 
-    def __init__(self, llama: Any, path: Path) -> None:
+    def __init__(self, path: Path) -> None:
+        import llama_cpp as llama
+
+        llama.llama_backend_init()
         parameters = llama.llama_model_default_params()
         parameters.vocab_only = True
         self.llama = llama
@@ -139,8 +128,8 @@ def in_llama(vocabulary: Vocabulary, scratch: Path) -> Iterator[LlamaVocabulary]
     """The vocabulary, written to a GGUF and loaded by llama.cpp."""
     path = scratch / "vocabulary.gguf"
     path.write_bytes(lay_out({"general.architecture": string("llama"), **vocabulary.metadata()}, []).header)
-    with quiet_llama() as llama:
-        loaded = LlamaVocabulary(llama, path)
+    with logged():
+        loaded = LlamaVocabulary(path)
         try:
             yield loaded
         finally:
