@@ -125,7 +125,7 @@ def general_metadata(
     total = parameters.total
     sources = (
         {key: sampling.get(source) for key, source, _ in SAMPLING},
-        _from_card(card),
+        _from_card(card, note),
         _from_id(saved_as, total) if isinstance(saved_as, str) and saved_as.count("/") <= 1 else {},
         _from_id(hub_id(path) or path.name, total),
     )
@@ -140,8 +140,8 @@ def general_metadata(
     if found[General.SIZE_LABEL] is None and total:
         found[General.SIZE_LABEL] = parameters.size_label
     for key, *_ in RELATED:
-        if found.get(key) is not None:
-            found[key] = [_related(entry, total, note) for entry in _listed(found[key])]
+        entries = _listed(found.get(key), key, note)
+        found[key] = None if entries is None else [_related(entry, total, note) for entry in entries]
     return {
         General.ARCHITECTURE: string(architecture),
         General.TYPE: string(GGUFType.MODEL),
@@ -200,22 +200,27 @@ def _from_id(model_id: str, total: int) -> Found:
     }
 
 
-def _from_card(card: Mapping[str, Any]) -> Found:
+def _from_card(card: Mapping[str, Any], note: Note) -> Found:
     found: Found = {}
     for key, names in TEXTS:
         found[key] = next((card[name] for name in names if card.get(name) is not None), None)
     for key, names in LISTS:
-        found[key] = [item for name in names for item in _listed(card.get(name))]
+        found[key] = [item for name in names for item in _listed(card.get(name), f"model card: {name}", note) or ()]
     for key, _, _, names in RELATED:
         present = [name for name in names if name in card]
         if present:
-            found[key] = _listed(card[present[0]])
+            found[key] = _listed(card[present[0]], f"model card: {present[0]}", note)
     return found
 
 
-def _listed(value: Any) -> Sequence[Any]:
-    """A list, or one string as a list of one."""
-    return [value] if isinstance(value, str) else value if isinstance(value, list) else []
+def _listed(value: Any, what: str, note: Note) -> Sequence[Any] | None:
+    """A list, or one string as a list of one; None, with a note, for anything else."""
+    if value is None or isinstance(value, list):
+        return value
+    if isinstance(value, str):
+        return [value]
+    note(f"{what}: {_shown.repr(value)} is no list, and is not written")
+    return None
 
 
 def _related(entry: Any, total: int, note: Note) -> Mapping[str, Any]:
@@ -259,9 +264,9 @@ def _values(found: Found, note: Note) -> Metadata:
             note(f"{key}: {_shown.repr(value)} is no number of its type, and is not written")
     for key, _ in TEXTS:
         value = found.get(key)
-        put_text(
-            key, ",".join(map(str, _plain(value))) if key == General.LICENSE and isinstance(value, list) else value
-        )
+        if key == General.LICENSE and isinstance(value, list):
+            value = ",".join(map(str, _plain(value, key, note)))
+        put_text(key, value)
     for key, count, prefix, _ in RELATED:
         entries = found.get(key)
         if entries is not None:
@@ -270,7 +275,7 @@ def _values(found: Found, note: Note) -> Metadata:
             for attribute in ATTRIBUTES:
                 put_text(prefix.format(id=index) + attribute, entry.get(attribute))
     for key, _ in LISTS:
-        if items := _plain(_listed(found.get(key))):
+        if items := _plain(_listed(found.get(key), key, note) or (), key, note):
             out[key] = strings(map(str, items))
     return out
 
@@ -281,8 +286,11 @@ _shown.maxlevel = 1  # lists in lists may be endless
 PLAIN = (str, int, float, date)  # what YAML makes of a version, too
 
 
-def _plain(items: Sequence[Any]) -> list[Any]:
-    """Without lists in lists, whose text a few aliases could make endless."""
+def _plain(items: Sequence[Any], key: str, note: Note) -> list[Any]:
+    """Without lists in lists, whose text a few aliases could make endless; a note says which are left out."""
+    for item in items:
+        if not isinstance(item, PLAIN):
+            note(f"{key}: {_shown.repr(item)} is no text, and is not written")
     return [item for item in items if isinstance(item, PLAIN)]
 
 

@@ -226,8 +226,22 @@ def test_aliases_that_would_explode(tmp_path: Path) -> None:
     assert found[General.TAGS] == strings(["ok"])
     assert found["general.base_model.count"] == u32(2)
     assert General.LICENSE not in found
-    assert len(notes) == 3
+    assert len(notes) == 6
     assert all(len(note) < 300 for note in notes)
+
+
+def test_what_a_card_says_in_another_shape_is_told(tmp_path: Path) -> None:
+    card = "tags: {a: b}\nlanguage: [en, [de]]\nbase_model: {name: x}\ndatasets: 5\nlicense: [mit, {a: b}]"
+    found, notes = described(model(tmp_path, card=card))
+    assert found[General.LANGUAGES] == strings(["en"]) and found[General.LICENSE] == string("mit")
+    assert not {General.TAGS, "general.base_model.count", "general.dataset.count"} & found.keys()
+    assert sorted(note.partition(" is ")[0] for note in notes) == [
+        "general.languages: ['de']",
+        "general.license: {'a': 'b'}",
+        "model card: base_model: {'name': 'x'}",
+        "model card: datasets: 5",
+        "model card: tags: {'a': 'b'}",
+    ]
 
 
 def test_broken_generation_config(tmp_path: Path) -> None:
