@@ -13,7 +13,7 @@ from ggufsmith.container.layout import DEFAULT_ALIGNMENT, Layout, TensorSpec, la
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.quantize.imatrix import Coverage
 from ggufsmith.quantize.recipes.assign import Assignment, Options, Recipe, Stored, assign
-from ggufsmith.quantize.recipes.rules import Facts
+from ggufsmith.quantize.recipes.rules import Facts, role_of
 from ggufsmith.quantize.rows import FLOATS, MODULES
 
 MAX_LISTED = 8  # tensors that a message names
@@ -34,12 +34,16 @@ class Importance:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One recipe applied to one model; `layout.tensors` are in the order of `assignments`."""
+    """One recipe applied to one model; `layout.tensors` are in the order of `assignments`.
+
+    unused: options for the output matrix that met none.
+    """
 
     recipe: Recipe
     assignments: tuple[Assignment, ...]
     layout: Layout
     importance: tuple[NDArray[np.float32] | None, ...]
+    unused: tuple[str, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -65,6 +69,8 @@ class FilePlan:
                 f"{len(fallbacks)} of {len(self.assignments)} tensors fall back ({', '.join(pairs)}): their rows are "
                 f"no multiple of the block; {self.bits_per_weight:.2f} bits per weight in all"
             )
+        for option in self.unused:
+            yield f"{option} changes nothing: there is no output.weight, and token embeddings serve in its place"
         if requantized := self.requantized:
             froms = sorted({each.tensor.format.name for each in requantized})
             yield (
@@ -100,7 +106,7 @@ def plan_file(
         metadata = {key: value for key, value in metadata.items() if not key.startswith(IMATRIX)}
         overrides = {**importance.keys, **(overrides or {})}
     layout = lay_out_file(recipe, assignments, metadata, overrides, alignment=alignment)
-    plan = FilePlan(recipe, tuple(assignments), layout, weights)
+    plan = FilePlan(recipe, tuple(assignments), layout, weights, tuple(_unused(options or Options(), assignments)))
     if plan.requantized and not allow_requantize:
         formats = sorted({each.tensor.format.name for each in plan.requantized})
         raise Usage(
@@ -141,6 +147,18 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Without slowest axes of length one, as ggml counts dimensions when it writes a file."""
     first = next((axis for axis, length in enumerate(shape) if length > 1), len(shape) - 1)
     return shape[first:]
+
+
+def _unused(options: Options, assignments: Sequence[Assignment]) -> Iterator[str]:
+    """As in llama-quantize, token embeddings that are the output too are given its type by mixtures only."""
+    if any(each.tensor.name == "output.weight" for each in assignments):
+        return
+    if options.leave_output:
+        yield "--leave-output-tensor"
+    embeddings = [each for each in assignments if role_of(each.tensor.name) == "token_embd"]
+    met = any(each.reason == "--output-tensor-type" or each.fallback for each in embeddings)
+    if options.output_type is not None and not met:
+        yield "--output-tensor-type"
 
 
 def _check_types(assignments: Sequence[Assignment]) -> None:

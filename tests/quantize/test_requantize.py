@@ -233,6 +233,20 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
     assert untouched(tmp_path) == before
 
 
+def test_options_without_effect_are_told(tmp_path: Path) -> None:
+    """A model whose token embeddings are the output too."""
+    model = models.write_model(tmp_path / "m-F16.gguf")
+    q5 = BY_NAME["Q5_0"]
+    for options, expected in (
+        (Options(leave_output=True), ["--leave-output-tensor"]),
+        (Options(output_type=q5), []),
+        (Options(output_type=q5, pure=True), ["--output-tensor-type"]),
+        (Options(output_type=q5, token_embedding_type=q5), ["--output-tensor-type"]),
+    ):
+        with prepare(job(model, "q8_0", options=options)) as prepared:
+            assert [note.partition(" ")[0] for note in prepared.outputs[0].plan.notes()] == expected
+
+
 def test_fallbacks_and_costs_are_told(tmp_path: Path) -> None:
     narrow = models.write_model(tmp_path / "narrow-F16.gguf", width=48)
     with prepare(job(narrow, "q8_0")) as prepared:
