@@ -153,12 +153,17 @@ def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outco
 
     NoSpace if the disk cannot hold all of it, unless `options.disk` says that somebody makes room.
     """
+    drafts: list[Draft] = []
     try:
         drafts, done = plan_job(job, options, watch, dry=False)
         outcomes += done
         if not (options.fail_fast and any(outcome.error for outcome in outcomes)):
             _check_disk(job, drafts, options)
             _Runner(options, watch, outcomes).run(drafts)
+    except BaseException as error:
+        if any(True for draft in drafts for _ in _partials(draft)):
+            error.add_note("what was written is kept: the same job goes on from there")
+        raise
     finally:
         known = {outcome.model.key for outcome in outcomes}
         outcomes += [Outcome(model, "not begun") for model in job.models if model.key not in known]
@@ -281,6 +286,9 @@ class _Runner:
             deadline = time.monotonic() + PATIENCE
             for thread in threads:
                 thread.join(max(deadline - time.monotonic(), 0))
+            with self.changed:  # who is still there is left behind
+                left = [Outcome(draft.model, "interrupted", draft.record.outputs) for draft in self.running.values()]
+            self.outcomes += left
         if self.broken:
             raise self.broken
 
