@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulted import command, run_faulty
 
 import checkpoints
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the places of faults are the calls made on Linux")
 
 OLD = b"the old complete file"
-FAULTY = Path(__file__).with_name("faulty.py")
 # Where a run can be: (function of os, which call of it). A run of this model writes some dozens of pieces.
 PHASES = {
     "making the file": ("open", 1),
@@ -44,21 +44,10 @@ def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def command(fault: str, place: str, call: int, model: Path, output: Path, *options: object) -> list[str]:
-    return [sys.executable, *map(str, (FAULTY, fault, place, call, "convert", model, "-o", output, *options))]
-
-
 def convert(
     fault: str, place: str, call: int, model: Path, output: Path, *options: object
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(fault, place, call, model, output, *options),
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-        timeout=120,
-    )
+    return run_faulty(fault, place, call, "convert", model, "-o", output, *options)
 
 
 def names(folder: Path) -> list[str]:
@@ -114,7 +103,9 @@ def test_the_input_is_cut_while_it_is_read(tmp_path: Path, output: Path) -> None
 
 def test_two_runs_on_one_output(model: Path, expected: bytes, output: Path) -> None:
     """The second stops; the first, which was held in the middle, is not disturbed."""
-    with subprocess.Popen(command("stop", "pwrite", 9, model, output), stderr=subprocess.PIPE) as first:
+    with subprocess.Popen(
+        command("stop", "pwrite", 9, "convert", model, "-o", output), stderr=subprocess.PIPE
+    ) as first:
         deadline = time.monotonic() + 60
         while not _stopped(first.pid) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -172,15 +163,7 @@ SPLITTING = {
 
 
 def split(fault: str, place: tuple[str, int], source: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
-    arguments = [fault, *map(str, place), "split", str(source), str(folder / "s"), "--split-max-tensors", "7"]
-    return subprocess.run(
-        [sys.executable, str(FAULTY), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-        timeout=120,
-    )
+    return run_faulty(fault, *place, "split", source, folder / "s", "--split-max-tensors", "7")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulted import run_faulty
 from test_writer import DATA, LAYOUT, OLD, WHOLE, names
 
 import checkpoints
@@ -190,7 +191,6 @@ def test_a_set(tmp_path: Path) -> None:
 # ---- the command line, killed for real ----
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the places of faults are the calls made on Linux")
-FAULTY = Path(__file__).with_name("faulty.py")
 OPTIONS = {
     "plain": (),
     "recipes in shards": ("--recipe", "q4_K_M", "--recipe", "q8_0", "--split-max-tensors", "12"),
@@ -213,15 +213,7 @@ def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def run(fault: str, model: Path, folder: Path, kind: str, *options: str) -> "subprocess.CompletedProcess[str]":
-    arguments = [*fault.split(), "convert", str(model), "--outdir", str(folder), "--json", *OPTIONS[kind], *options]
-    return subprocess.run(
-        [sys.executable, str(FAULTY), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-        timeout=120,
-    )
+    return run_faulty(*fault.split(), "convert", model, "--outdir", folder, "--json", *OPTIONS[kind], *options)
 
 
 def report(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:

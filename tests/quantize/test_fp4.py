@@ -4,26 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from one_block import block, numbers
 
 from ggufsmith.container.formats import format_of
-from ggufsmith.quantize import rows
 from ggufsmith.quantize.kernels import fp4
 
 E2M1 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-
-
-def block(name: str, x: NDArray[np.float32]) -> np.void:
-    form = format_of(name)
-    packed = np.empty((1, form.size), np.uint8)
-    rows.encode(form, x.reshape(1, -1), packed)
-    return packed.view(form.dtype)[0, 0]
-
-
-def numbers(name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    back = np.empty((1, x.size), np.float32)
-    rows.decode(format_of(name), np.frombuffer(block(name, x).tobytes(), np.uint8).reshape(1, -1), back)
-    return back[0]
 
 
 def test_mxfp4_by_hand() -> None:

@@ -1,8 +1,7 @@
-"""Q2_K to Q6_K, and Q8_K: twins, packing, precision."""
+"""Q2_K to Q6_K, and Q8_K: packing, precision."""
 
 import numpy as np
 import pytest
-from twins import assert_decodes_as_twin, assert_encodes_as_twin
 
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize import rows
@@ -10,23 +9,7 @@ from ggufsmith.quantize.kernels import kquants_min, kquants_symmetric
 from ggufsmith.quantize.simd import W
 
 NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K")
-WEIGHTED = NAMES[:-1]
 ERRORS = {"Q2_K": 0.30, "Q3_K": 0.16, "Q4_K": 0.08, "Q5_K": 0.04, "Q6_K": 0.02, "Q8_K": 0.008}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_encoding_equals_its_twin(name: str) -> None:
-    assert_encodes_as_twin(name, False)
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
-def test_weighted_search_equals_its_twin(name: str) -> None:
-    assert_encodes_as_twin(name, True)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_decoding_equals_its_twin(name: str) -> None:
-    assert_decodes_as_twin(name)
 
 
 def test_six_bit_scales_come_back() -> None:

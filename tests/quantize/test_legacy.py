@@ -1,15 +1,13 @@
-"""Q4_0 to Q8_0, Q1_0, Q2_0: twins, and blocks worked out by hand from the layouts."""
+"""Q4_0 to Q8_0, Q1_0, Q2_0: blocks worked out by hand from the layouts."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from twins import assert_decodes_as_twin, assert_encodes_as_twin
 
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize import rows
 
 NAMES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q1_0", "Q2_0")
-WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 ONE, HALF, TWO = bytes([0, 0x3C]), bytes([0, 0x38]), bytes([0, 0x40])  # as float16
 
 
@@ -17,21 +15,6 @@ def encoded(name: str, x: NDArray[np.float32]) -> bytes:
     out = np.empty((1, format_of(name).nbytes(x.shape)), np.uint8)
     rows.encode(format_of(name), x[None, :].astype(np.float32), out)
     return out.tobytes()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_encoding_equals_its_twin(name: str) -> None:
-    assert_encodes_as_twin(name, False)
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
-def test_weighted_search_equals_its_twin(name: str) -> None:
-    assert_encodes_as_twin(name, True)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_decoding_equals_its_twin(name: str) -> None:
-    assert_decodes_as_twin(name)
 
 
 def test_q8_0_by_hand() -> None:

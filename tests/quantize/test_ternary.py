@@ -2,23 +2,7 @@
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-
-from ggufsmith.container.formats import format_of
-from ggufsmith.quantize import rows
-
-
-def block(name: str, x: NDArray[np.float32]) -> np.void:
-    form = format_of(name)
-    packed = np.empty((1, form.size), np.uint8)
-    rows.encode(form, x.reshape(1, -1), packed)
-    return packed.view(form.dtype)[0, 0]
-
-
-def numbers(name: str, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    back = np.empty((1, 256), np.float32)
-    rows.decode(format_of(name), np.frombuffer(block(name, x).tobytes(), np.uint8).reshape(1, -1), back)
-    return back[0]
+from one_block import block, numbers
 
 
 def test_zeros() -> None:
