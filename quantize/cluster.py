@@ -54,6 +54,7 @@ RETRIES = 2  # of a task that fails: another worker may have what this one lacks
 TIMEOUT = 15  # seconds until the scheduler answers, and until there is a worker
 PATIENCE = 60.0  # seconds without any worker
 POLL = 0.1  # seconds between two looks at what is done
+LOGGERS = ("distributed", "distributed.client", "tornado.application", "asyncio")  # what they say our errors say
 Result = tuple[list[Done], list["Piece"]]
 HOW = "Start it with `dask scheduler`, and on each machine `dask worker tcp://HOST:8786`."
 
@@ -196,9 +197,10 @@ def _work(name: str, task: Sequence[Chunk]) -> Result:
     try:
         result: Result = worker.plugins[name].work(task)
     except OSError as error:
-        kind = NoSpace if error.errno in FULL else Failure
         what = f"worker {worker.address}: {error.strerror or error}"
-        raise kind(what, where=error.filename, fix="All workers need the client's files, under its paths.") from None
+        if error.errno in FULL:
+            raise NoSpace(what, where=error.filename, fix="Make room, or take that worker out.") from None
+        raise Failure(what, where=error.filename, fix="All workers need the client's files, under its paths.") from None
     return result
 
 
@@ -245,7 +247,8 @@ def stream_on(
             done += made
             advance(sizes[future.key])
             future.release()
-        client.run(_flush, run.name, on_error="ignore")  # what is missing in the end, the check of the sums finds
+        with suppress(Exception):  # what is missing in the end, the check of the sums finds
+            client.run(_flush, run.name, on_error="ignore")
     return findings(done, len(targets))
 
 
@@ -272,7 +275,8 @@ def _tasks(tensors: Sequence[Tensor], todo: Sequence[Chunk]) -> Iterator[tuple[C
 @contextmanager
 def _connected(scheduler: str) -> Iterator[distributed.Client]:
     """A client of the cluster, once there is a worker."""
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it says is said in our errors
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with dask.config.set({"distributed.comm.timeouts.connect": f"{TIMEOUT}s"}):
         try:
             client = distributed.Client(scheduler, timeout=TIMEOUT, set_as_default=False)

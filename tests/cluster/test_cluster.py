@@ -157,7 +157,9 @@ def test_a_stream_that_every_worker_reads_by_itself(tmp_path: Path, monkeypatch:
             assert b"of-the-client" not in pickle.dumps(prepared.checkpoint)
             before = len(hub.requests)
             run(prepared, told.append)
-            assert {request.token for request in hub.requests[before:]} == {"of-the-worker", None}, "None: where it redirects"
+            assert {request.token for request in hub.requests[before:]} == {"of-the-worker", None}, (
+                "None: where it redirects"
+            )
             assert sum(told) == prepared.weights
             run(prepare(replace(job, outfile=tmp_path / "b.gguf")))
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
@@ -256,6 +258,32 @@ def test_a_lost_scheduler_and_going_on_from_there(
         assert "resumed" in " ".join(done.notes)
     assert (tmp_path / "a.gguf").read_bytes() == expected
     assert left(tmp_path) == ["a.gguf", "dask"]
+
+
+CLIENT = """
+import os, signal, sys
+from pathlib import Path
+from ggufsmith.container.errors import Failure
+from ggufsmith.convert.run import Job, prepare, run
+from ggufsmith.quantize import cluster
+folder, output, scheduler, number, cluster.TASK = *sys.argv[1:5], int(sys.argv[5])
+try:
+    job = Job(Path(folder), outfile=Path(output), sync=False, scheduler=scheduler)
+    run(prepare(job), lambda weights: weights and os.kill(int(number), signal.SIGKILL))
+except Failure as error:
+    print(error, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("task", [1 << 18, 1 << 30], ids=["underway", "at the end"])
+def test_a_lost_scheduler_is_one_message(large: Path, tmp_path: Path, task: int) -> None:
+    """What Dask logs about it is not for users. When all is done the scheduler is no longer needed."""
+    with dask_processes.cluster(tmp_path / "dask") as found:
+        arguments = [large, tmp_path / "a.gguf", found.address, found.scheduler.pid, task]
+        done = subprocess.run([sys.executable, "-c", CLIENT, *map(str, arguments)], capture_output=True, text=True)
+    assert ("scheduler is lost" in done.stderr) is (task == 1 << 18) is not (tmp_path / "a.gguf").exists()
+    assert "Traceback" not in done.stderr and "distributed" not in done.stderr, done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of a file")
