@@ -125,7 +125,7 @@ def with_budget(
     prepared = prepare(job, replace(quantization, recipes=(PLACEHOLDER,), strict=False))
     with prepared.converted.checkpoint as checkpoint:
         solved = fit_budget(
-            _tensors(prepared, checkpoint), prepared.outputs[0].plan, budget, threads=job.threads, advance=advance
+            _tensors(prepared, checkpoint), prepared.outputs[0], budget, threads=job.threads, advance=advance
         )
     return replace(quantization, recipes=(solved.recipe,)), solved
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import padded
-from ggufsmith.quantize.plan import FilePlan
+from ggufsmith.quantize.outputs import Quantized
 from ggufsmith.quantize.recipes.assign import Override, Recipe, Stored, assign, facts_of
 from ggufsmith.quantize.recipes.files import format_recipe
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, shown
@@ -87,7 +87,7 @@ def budget_of(size: str | None, bits_per_weight: float | None) -> Budget | None:
 
 def fit_budget(
     tensors: Sequence[Tensor],
-    plan: FilePlan,
+    output: Quantized,
     budget: Budget,
     *,
     threads: int | None = None,
@@ -95,9 +95,11 @@ def fit_budget(
 ) -> Solved:
     """The best types for `tensors` under the budget.
 
-    plan: any plan of the same tensors, for what does not depend on types; advance: told of weights, tensor by tensor.
+    output: of any recipe for the same tensors, for what does not depend on types: its shards have as many headers.
+    advance: told of weights, tensor by tensor.
     Usage for a budget below the smallest possible. Malformed for a weight that is NaN or infinite.
     """
+    plan = output.plan
     stored = [each.tensor for each in plan.assignments]
     importance = plan.importance
     facts = facts_of(plan.layout.metadata, importance=any(weights is not None for weights in importance))
@@ -116,15 +118,15 @@ def fit_budget(
             choices = list(pool.map(measured, range(len(stored))))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # an error or an interrupt ends it at once
-    header = len(plan.layout.header)
-    limit = (budget.size or 0) - header
+    headers = output.size - sum(padded(each.nbytes, plan.layout.alignment) for each in plan.assignments)
+    limit = (budget.size or 0) - headers
     if budget.bits_per_weight is not None:
         limit = int(budget.bits_per_weight * plan.weights / 8)
     smallest = sum(min(choice.nbytes for choice in each) for each in choices)
     if limit < smallest:
         hint = "" if facts.importance else " (an --imatrix allows smaller types)"
         raise Usage(
-            f"the smallest file possible has {smallest + header} bytes, {8 * smallest / plan.weights:.2f} bits per "
+            f"the smallest file possible has {smallest + headers} bytes, {8 * smallest / plan.weights:.2f} bits per "
             f"weight{hint}",
             fix="Raise the budget.",
         )
@@ -145,7 +147,7 @@ def fit_budget(
     )
     name = f"Q{bits:.2f}BPW".replace(".", "_")
     text = format_recipe(name, shown(base), description, chosen)
-    return Solved(Recipe(name, FILE_TYPES[base], overrides, description), text, header + size, error)
+    return Solved(Recipe(name, FILE_TYPES[base], overrides, description), text, headers + size, error)
 
 
 def measure(tensor: Tensor, stored: Stored, importance: NDArray[np.float32] | None, alignment: int) -> list[Choice]:

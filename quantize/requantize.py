@@ -206,8 +206,7 @@ def _prepare(job: Job, model: Model) -> Prepared:
 def with_budget(job: Job, budget: Budget, advance: Callable[[int], None] = lambda weights: None) -> tuple[Job, Solved]:
     """The job with the recipe that fits the budget best (see `budget.fit_budget`)."""
     with prepare(replace(job, recipes=(PLACEHOLDER,), strict=False)) as prepared:
-        plan = prepared.outputs[0].plan
-        solved = fit_budget(prepared.tensors, plan, budget, threads=job.threads, advance=advance)
+        solved = fit_budget(prepared.tensors, prepared.outputs[0], budget, threads=job.threads, advance=advance)
     return replace(job, recipes=(solved.recipe,)), solved
 
 

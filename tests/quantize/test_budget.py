@@ -1,6 +1,7 @@
 """The size budget: the knapsack against brute force, sizes that hold, errors that fall, the recipe that comes out."""
 
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import BY_NAME
+from ggufsmith.container.shards import Limits
 from ggufsmith.quantize.budget import Budget, Choice, budget_of, solve
 from ggufsmith.quantize.recipes.files import read_recipe
 from ggufsmith.quantize.requantize import Job, prepare, run, with_budget
@@ -113,6 +115,16 @@ def test_bytes_of_the_whole_file(model: Path, tmp_path: Path) -> None:
     assert size * 0.9 < solved.size <= size
     with prepare(job) as prepared:
         assert prepared.outputs[0].size == solved.size
+
+
+def test_the_headers_of_shards_count(model: Path, tmp_path: Path) -> None:
+    """A budget that a single file fills leaves shards less for tensors."""
+    job = Job(model, (), outdir=tmp_path, sync=False, limits=Limits(max_tensors=1))
+    single = with_budget(replace(job, limits=Limits()), Budget(model.stat().st_size // 3))[1].size
+    job, solved = with_budget(job, Budget(single))
+    with prepare(job) as prepared:
+        run(prepared)
+        assert sum(path.stat().st_size for path in prepared.outputs[0].paths) == solved.size <= single
 
 
 def test_the_same_on_any_number_of_threads(model: Path) -> None:
