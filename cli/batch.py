@@ -79,8 +79,10 @@ def batch(
 
     def work() -> None:
         nonlocal code
+        from ggufsmith.container.errors import Malformed
         from ggufsmith.container.shards import parse_size
         from ggufsmith.convert.batch.jobfile import read_job
+        from ggufsmith.convert.batch.report import problem_annotations
         from ggufsmith.convert.batch.run import Options
 
         options = Options(
@@ -93,7 +95,11 @@ def batch(
             verify=verify_finished,
             fail_fast=fail_fast,
         )
-        read = read_job(job, os.environ, _shard_of(shard))
+        try:
+            read = read_job(job, os.environ, _shard_of(shard))
+        except Malformed as error:
+            _annotate(problem_annotations(error.also, Path.cwd()), as_json)
+            raise
         code = _price(read, options, as_json) if dry_run else _run(read, options, report, junit, as_json, quiet)
 
     try:
@@ -149,15 +155,22 @@ def _run(
             _write(report, (json.dumps(body, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace"))
         if junit:
             _write(junit, as_junit(outcomes, job.path.name, seconds))
-        if os.environ.get("GITHUB_ACTIONS") == "true" and not machine:
-            for line in annotations(outcomes, Path.cwd()):
-                render.out.print(line, markup=False)
+        _annotate(annotations(outcomes, Path.cwd()), machine)
     code = exit_code(outcomes)
     if machine:
         render.as_json(body)
     elif code or not quiet:
         (render.err if code else render.out).print(shown(verdict(outcomes), LINE), markup=False)
     return code
+
+
+def _annotate(lines: Iterator[str], machine: bool) -> None:
+    """Tell GitHub, where it listens."""
+    from ggufsmith.cli import render
+
+    if os.environ.get("GITHUB_ACTIONS") == "true" and not machine:
+        for line in lines:
+            render.out.print(line, markup=False)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -135,13 +135,23 @@ def annotations(outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
     """
     for outcome in outcomes:
         path, _, line = outcome.model.place.rpartition(":")
-        if Path(path).is_absolute() and Path(path).is_relative_to(folder):
-            path = Path(path).relative_to(folder).as_posix()
-        where = f"file={_property(path)},line={line},title={_property(outcome.model.name)}"
+        where = f"file={_property(_shown(path, folder))},line={line},title={_property(outcome.model.name)}"
         if outcome.error:
             yield f"::error {where}::{_data(str(outcome.error))}"
         for warning in outcome.warnings:
             yield f"::warning {where}::{_data(warning)}"
+
+
+def problem_annotations(problems: Sequence[str], folder: Path) -> Iterator[str]:
+    """An error for each problem of a job file, FILE:LINE: TEXT. folder: what paths are relative to."""
+    for problem in problems:
+        if found := re.fullmatch(r"(.+?):(\d+): (.*)", problem, re.DOTALL):
+            yield f"::error file={_property(_shown(found[1], folder))},line={found[2]}::{_data(found[3])}"
+
+
+def _shown(path: str, folder: Path) -> str:
+    absolute = Path(path).absolute()
+    return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else path
 
 
 def _xml(text: str) -> str:

@@ -98,6 +98,17 @@ def test_a_wrong_job_file(home: Path, tmp_path: Path) -> None:
     assert jobs.cli(tmp_path / "none.toml").exit_code == 1
 
 
+def test_a_wrong_job_file_is_annotated(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.chdir(tmp_path)
+    job(home, tmp_path, "A", "nowhere", head=HEAD + "colour = 1\n")
+    lines = jobs.cli(Path("jobs.toml")).stdout.splitlines()
+    assert [line.partition("::")[2].partition("::")[0] for line in lines] == [
+        "error file=jobs.toml,line=4",
+        "error file=jobs.toml,line=8",
+    ]
+
+
 def test_runners_share_a_job(home: Path, tmp_path: Path) -> None:
     path = job(home, tmp_path, "A", "B", "C")
     for k in (1, 2):
