@@ -72,8 +72,9 @@ keeps those weights exactly, and the others in the type that they have; so does 
 
 Folders of PEFT: adapter_config.json with adapter_model.safetensors (or .bin). Alone they become GGUF adapters; with
 `--lora` they are merged into a base, of any of the schemes above, in float32: rank and alpha patterns, rslora, DoRA,
-modules_to_save, trained biases, grown vocabularies, any number of adapters under factors. A GGUF adapter holds low-rank
-updates only, under one alpha: what single weights have beyond it is multiplied into their B. Refused, with the way out:
+modules_to_save, trained biases and rows of embeddings, grown vocabularies, any number of adapters under factors. A GGUF
+adapter holds low-rank updates only, under one alpha: what single weights have beyond it is multiplied into their B.
+Refused, with the way out:
 """
 
 OLD_FILES = """

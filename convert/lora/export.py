@@ -109,11 +109,14 @@ def _check_expressible(adapter: Adapter, config: Config, shares_head: bool) -> N
     whole = sorted(adapter.trained)
     grown = sorted(name for name, copy in adapter.copies.items() if copy.shape[0] != config.first("vocab_size"))
     dora = [update.target for update in adapter.updates if update.magnitude is not None]
+    biased = [update.target for update in adapter.updates if update.bias is not None]
     shared = [update.target for update in adapter.updates if update.embedding or update.target == HEAD]
     for names, what in (
         (whole, "a tensor trained whole"),
         (grown, "a vocabulary of another size"),
         (dora, "an update by DoRA"),
+        (biased, "an update with a bias"),
+        (sorted(adapter.tokens), "single trained rows"),
         (shared if shares_head else [], "an update of an embedding that is the head as well"),
     ):
         if names:

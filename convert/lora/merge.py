@@ -14,61 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, Reader, Source
-from ggufsmith.convert.lora.peft import Adapter, Update, apart, sources_of
+from ggufsmith.convert.lora.peft import Adapter, apart
+from ggufsmith.convert.lora.steps import Floats, LowRank, Rows, Shift, Step, floats
 from ggufsmith.convert.plan import EXPERT, Plan
 from ggufsmith.convert.sources.scheme import Made, Shape
 from ggufsmith.convert.sources.store import Store, to_f32
 from ggufsmith.quantize.stream import CHUNK, rows_of
 
-Floats = NDArray[np.float32]
-
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAX_PROBLEMS = 40
-STEP = 4  # ranks that the kernel takes at a time
-
-
-@dataclass(frozen=True)
-class Step:
-    """One update of one weight. scale: with the user's factor. turned: (B @ A)^T is added, not B @ A."""
-
-    update: Update
-    scale: float
-    turned: bool
-
-    def add(self, store: Store, first: int, last: int, out: Floats) -> None:
-        """Add rows first..last (exclusive) of the update to `out`, (last - first, width)."""
-        from ggufsmith.quantize.kernels.products import add_product  # it needs Numba
-
-        down, up = self.update.down, self.update.up
-        if self.turned:
-            left, whole = _floats(down, store.columns(down, first, last)).T, up
-        else:
-            left, whole = _floats(up, store.rows(up, first, last)), down
-        rank = -(-self.update.rank // STEP) * STEP
-        padded = np.zeros((last - first, rank), np.float32)
-        padded[:, : self.update.rank] = left
-        right = store.kept((whole.name, "wide"), rank * out.shape[1] * 4, lambda: self._wide(store, whole, rank))
-        room = np.empty(out.shape[1], np.float32)
-        add_product(padded.reshape(-1), right.reshape(-1), np.float32(self.scale), *right.shape, room, out.reshape(-1))
-
-    def _wide(self, store: Store, source: Source, rank: int) -> Floats:
-        """The factor that all rows share: (rank, width), zeros below."""
-        values = _floats(source, store.rows(source, 0, source.shape[0]))
-        values = values.T if self.turned else values
-        wide = np.zeros((rank, values.shape[1]), np.float32)
-        wide[: len(values)] = values
-        return wide
-
-
-def _floats(source: Source, stored: NDArray[np.generic]) -> Floats:
-    values = to_f32(stored, source.dtype)
-    if not np.isfinite(values).all():
-        raise Malformed(f"{source.name}: {np.sum(~np.isfinite(values))} weights are NaN or infinite", where=source.path)
-    return values
 
 
 @dataclass(frozen=True)
@@ -93,11 +50,11 @@ class Updated:
     def rows(self, store: Store, first: int, last: int, out: Floats) -> None:
         self._read(store, first, last, out)
         for k, step in enumerate(self.steps):
-            step.add(store, first, last, out)
-            magnitude = step.update.magnitude
-            if magnitude is None:
+            step.apply(store, first, last, out)
+            if not isinstance(step, LowRank) or step.update.magnitude is None:
                 continue
-            lengths = _floats(magnitude, store.whole(magnitude)).reshape(-1)
+            magnitude = step.update.magnitude
+            lengths = floats(magnitude, store.whole(magnitude)).reshape(-1)
             if step.turned:
                 out *= lengths / self._column_norms(store, step)
             else:
@@ -110,14 +67,14 @@ class Updated:
         else:
             out[:] = to_f32(store.rows(self.base, first, last), self.base.dtype)
 
-    def _alone(self, store: Store, step: Step, first: int, last: int) -> Floats:
+    def _alone(self, store: Store, step: LowRank, first: int, last: int) -> Floats:
         """The base under this update only."""
         rows = np.empty((last - first, self.shape[-1]), np.float32)
         self._read(store, first, last, rows)
-        step.add(store, first, last, rows)
+        step.apply(store, first, last, rows)
         return rows
 
-    def _column_norms(self, store: Store, step: Step) -> Floats:
+    def _column_norms(self, store: Store, step: LowRank) -> Floats:
         """The length of every column, which takes a pass over the whole weight."""
 
         def make() -> Floats:
@@ -180,7 +137,7 @@ class _Changes:
     """What adapters do to a base, by the base's names.
 
     base:    its tensors, those of a vocabulary that has grown since included.
-    trained: the tensors that take the place of others. steps: the updates of each weight, in turn.
+    trained: the tensors that take the place of others. steps: the changes of each weight, in turn.
     """
 
     def __init__(self, base: Mapping[str, Source]) -> None:
@@ -226,16 +183,34 @@ class _Changes:
             if shape != update.shape and not turned:
                 yield f"{update.target}: an update of {list(update.shape)} in the adapter, {_shape(old)} in the base"
                 continue
-            step = Step(apart(update, adapter.folder), factor * update.scale, bool(update.embedding or turned))
+            update = apart(update, adapter.folder)
+            step = LowRank(update, factor * update.scale, bool(update.embedding or turned))
             self.steps.setdefault(name, []).append(step)
+            if update.bias is not None:
+                name = name.removesuffix("weight") + "bias"
+                old = self.trained.get(name) or self.base.get(name)
+                if old is None or old.shape != update.bias.shape:
+                    yield f"{name}: lora_bias adds {list(update.bias.shape)} to it, {_shape(old)} in the base"
+                self.steps.setdefault(name, []).append(Shift(update.bias, factor * update.scale))
+        for found, tokens in adapter.tokens.items():
+            name = self.name(found)
+            old = self.trained.get(name) or self.before(name)
+            if old is None or old.shape[1:] != tokens.rows.shape[1:] or max(tokens.ids) >= old.shape[0]:
+                yield f"{found}: rows up to {max(tokens.ids)} of {tokens.rows.shape[1]}, {_shape(old)} in the base"
+            self.steps.setdefault(name, []).append(Rows(tokens))
 
     def _fits(self, name: str, old: Source, new: Source) -> bool:
         """Of the same shape, or with other rows in a vocabulary that was resized."""
         return old.shape == new.shape or (name in (HEAD, self.embedding) and old.shape[1:] == new.shape[1:])
 
     def parts_from_head(self) -> bool:
-        """Whether the embedding changes, and the head, which shared its weights, does not."""
+        """Whether the embedding changes, and the head, which shared its weights, does not.
+
+        Single rows were trained for both.
+        """
         if HEAD in self.base or HEAD in self.touched or self.embedding not in self.touched:
+            return False
+        if self.embedding not in self.trained and all(isinstance(s, Rows) for s in self.steps[self.embedding]):
             return False
         trained = self.trained.get(self.embedding)
         return trained is None or trained.shape == self.base[self.embedding].shape
@@ -281,7 +256,7 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
 
 def _made(name: str, weights: Updated) -> Made:
     base = weights.base
-    parts = (*base.stored, *(part for step in weights.steps for part in sources_of(step.update)))
+    parts = (*base.stored, *(part for step in weights.steps for part in step.sources))
     return Made(name, base.shape, "F32", base.path, 0, sum(part.nbytes for part in parts), weights, parts)
 
 
@@ -296,9 +271,11 @@ def _shape(source: Source | None) -> str:
 
 def _note(adapter: Adapter, factor: float) -> str:
     parts = [f"{len(adapter.updates)} low-rank updates{'' if factor == 1 else f' times {factor:g}'}"]
+    if adapter.tokens:
+        parts.append(f"{sum(len(tokens.ids) for tokens in adapter.tokens.values())} rows of an embedding")
     if adapter.trained:
         parts.append(f"{len(adapter.trained)} tensors trained whole{'' if factor == 1 else ', as they are'}")
-    return f"merged {adapter.folder.name}: {' and '.join(parts)}"
+    return f"merged {adapter.folder.name}: {', '.join(parts)}"
 
 
 def check_used(touched: frozenset[str], plan: Plan) -> None:

@@ -5,6 +5,8 @@ adapter_model.safetensors holds, under the names of the base's modules behind "b
     .lora_A.weight (rank, in), .lora_B.weight (out, rank)           weight += scale * B @ A
     .lora_embedding_A (rank, rows), .lora_embedding_B (embd, rank)  weight += scale * (B @ A)^T
     .lora_magnitude_vector                                          DoRA's length of each row, or embedding column
+    .lora_B.bias (out,)                                             bias += scale * it (lora_bias)
+    .token_adapter.trainable_tokens_delta (n, embd)                 rows that take the place of the base's
     .base_layer.weight                                              a copy of the base's tensor, before the update
     any other name                                                  a tensor trained whole (modules_to_save, bias)
 
@@ -14,7 +16,7 @@ Source: peft 0.21, tuners/lora/config.py and layer.py, utils/save_and_load.py, u
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,13 +31,13 @@ PREFIX = "base_model.model."
 PART = re.compile(
     r"(?P<module>.+)\.(?P<role>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.default)?(\.weight)?"
 )
+BIAS = re.compile(r"(?P<module>.+)\.lora_B(\.default)?\.bias")
+TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.default)?")
 DTYPES = ("F32", "F16", "BF16")
 # Settings under which the tensors mean something else than above.
 OTHER_MEANINGS: Mapping[str, str] = {
     "layer_replication": "layers of the base are repeated",
     "target_parameters": "parameters without a module of their own are trained, such as fused experts",
-    "trainable_token_indices": "single rows of the embedding are trained",
-    "lora_bias": "the updates have biases",
     "use_qalora": "inputs are averaged in groups (QALoRA)",
     "use_bdlora": "the updates are block-diagonal (BD-LoRA)",
     "arrow_config": "several adapters are mixed by a router (Arrow)",
@@ -56,6 +58,7 @@ class Update:
     down, up:  A (rank, in) and B (out, rank); of an embedding (rank, rows) and (embd, rank).
     scale:     of B @ A.
     magnitude: DoRA's lengths, (out,), of an embedding (embd,).
+    bias:      (out,), which the layer's bias gets `scale` times.
     """
 
     target: str
@@ -64,6 +67,7 @@ class Update:
     scale: float
     embedding: bool = False
     magnitude: Source | None = None
+    bias: Source | None = None
 
     @property
     def rank(self) -> int:
@@ -77,12 +81,21 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Rows of an embedding that were trained, (n, embd), and which they are."""
+
+    rows: Source
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter, headers only.
 
     path:    of the tensors. updates: in the order of the file.
     trained: whole tensors that take the place of the base's, by the base's name.
     copies:  the base's own tensors as they were when it was trained (the vocabulary may have grown), likewise.
+    tokens:  rows of embeddings that take the place of the base's, likewise.
     """
 
     folder: Path
@@ -91,6 +104,7 @@ class Adapter:
     updates: tuple[Update, ...]
     trained: Mapping[str, Source]
     copies: Mapping[str, Source]
+    tokens: Mapping[str, Tokens]
 
     @property
     def base(self) -> str | None:
@@ -124,24 +138,31 @@ def open_adapter(folder: Path) -> Adapter:
     modules: dict[str, dict[str, Source]] = {}
     trained: dict[str, Source] = {}
     copies: dict[str, Source] = {}
+    tokens: dict[str, Source] = {}
     for source in read_tensors(contained(folder, path)):
         name = source.name.removeprefix(PREFIX)
-        part = PART.fullmatch(name)
-        if part is not None:
+        if part := PART.fullmatch(name):
             place, key = modules.setdefault(part["module"], {}), part["role"]
+        elif part := BIAS.fullmatch(name):
+            place, key = modules.setdefault(part["module"], {}), "bias"
+        elif part := TOKENS.fullmatch(name):
+            place, key = tokens, part["module"]
         elif ".lora_" in name:
             raise Unsupported(f"tensor {source.name!r} is no part of a LoRA that is known here", where=path)
         elif name.endswith(".base_layer.weight"):
-            place, key = copies, name.replace(".base_layer.", ".")
+            place, key = copies, re.sub(r"(\.token_adapter)?\.base_layer\.", ".", name)
         else:
             place, key = trained, re.sub(r"\.base_layer|\.modules_to_save(\.default)?", "", name)
         if key in place:
             raise Malformed(f"{source.name} and {place[key].name} are the same", where=path, fix="Keep one of them.")
         place[key] = source
     updates = tuple(_update(module, parts, config, path) for module, parts in modules.items())
-    if not updates and not trained:
+    if not updates and not trained and not tokens:
         raise Malformed("it holds no tensors", where=path, fix="Download the adapter again.")
-    return Adapter(folder, path, config, updates, trained, copies)
+    if config.first("trainable_token_indices") and not tokens:
+        raise Malformed("trainable_token_indices is set, and it holds no trained rows", where=path)
+    rows = {f"{module}.weight": Tokens(source, _ids(module, source, config)) for module, source in tokens.items()}
+    return Adapter(folder, path, config, updates, trained, copies, rows)
 
 
 def _check_config(config: Config) -> None:
@@ -185,9 +206,31 @@ def _update(module: str, parts: Mapping[str, Source], config: Config, path: Path
         raise Malformed(f"{module} has no lora_magnitude_vector, and use_dora is set", where=path)
     if magnitude is not None and math.prod(magnitude.shape) != up.shape[0]:
         raise Malformed(f"{module}: {list(magnitude.shape)} lengths for {up.shape[0]}", where=path)
+    bias = parts.get("bias")
+    if bias is None and config.first("lora_bias"):
+        raise Malformed(f"{module} has no lora_B.bias, and lora_bias is set", where=path)
+    if bias is not None and bias.shape != up.shape[:1]:
+        raise Malformed(f"{module}: a bias of {list(bias.shape)} for {up.shape[0]} rows", where=path)
     rank = down.shape[0]
     scale = _alpha(module, config) / (math.sqrt(rank) if config.first("use_rslora") else rank)
-    return Update(f"{module}.weight", down, up, scale, embedding, magnitude)
+    return Update(f"{module}.weight", down, up, scale, embedding, magnitude, bias)
+
+
+def _ids(module: str, rows: Source, config: Config) -> tuple[int, ...]:
+    """Which rows of an embedding these are: the setting lists them, for all modules or by the ends of their names.
+
+    A head that shares the embedding's weights has its rows.
+    """
+    stated = config.first("trainable_token_indices")
+    if isinstance(stated, Mapping):
+        named = [ids for name, ids in stated.items() if f".{module}".endswith(f".{name}")] or list(stated.values())
+        stated = named[0] if len(named) == 1 else None
+    ids = tuple(stated) if isinstance(stated, list) else ()
+    if not ids or not all(type(n) is int and n >= 0 for n in ids) or len(set(ids)) != len(ids):
+        raise Malformed(f"trainable_token_indices does not say which rows of {module} are trained", where=config.path)
+    if rows.dtype not in DTYPES or len(rows.shape) != 2 or rows.shape[0] != len(ids):
+        raise Malformed(f"{rows.name} is {rows.dtype} {list(rows.shape)}, and {len(ids)} rows belong here")
+    return ids
 
 
 def _alpha(module: str, config: Config) -> float:
@@ -217,11 +260,5 @@ def apart(update: Update, folder: Path) -> Update:
     def named(source: Source) -> Source:
         return replace(source, name=f"{folder}: {source.name}")
 
-    magnitude = update.magnitude and named(update.magnitude)
-    return replace(update, down=named(update.down), up=named(update.up), magnitude=magnitude)
-
-
-def sources_of(update: Update) -> Iterator[Source]:
-    yield from (update.down, update.up)
-    if update.magnitude is not None:
-        yield update.magnitude
+    magnitude, bias = update.magnitude and named(update.magnitude), update.bias and named(update.bias)
+    return replace(update, down=named(update.down), up=named(update.up), magnitude=magnitude, bias=bias)

@@ -41,6 +41,12 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "trained": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}),
     "biases": ("qwen2", {"target_modules": ["q_proj", "v_proj"], "bias": "all"}),
     "norms": ("gemma3", {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["input_layernorm"]}),
+    "rows": (
+        "llama",
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [70, 3], "lm_head": [1]}},
+    ),
+    "shared rows": ("qwen2", {"target_modules": ["q_proj"], "trainable_token_indices": [70, 3]}),
+    "biased": ("llama-bias", {"target_modules": ["q_proj", "down_proj"], "lora_bias": True}),
     "orthogonal": ("llama", {"target_modules": ATTENTION, "init_lora_weights": "orthogonal"}),
 }
 # Where peft's merge gives a weight that two modules share the update of one, or of both: compared by what is computed.
@@ -114,11 +120,18 @@ def test_several_adapters_as_peft_merges_them(tmp_path: Path) -> None:
     close(found, model.merge_and_unload(adapter_names=list(factors)).state_dict())
 
 
-@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "embed_tokens"]])
-def test_a_vocabulary_that_grew(tmp_path: Path, targets: list[str]) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [605, 604]},
+    ],
+)
+def test_a_vocabulary_that_grew(tmp_path: Path, config: dict[str, Any]) -> None:
     """Tied embeddings: peft saves both; of an embedding that is updated it saves the shared weights as they were."""
     base = base_of("qwen2", tmp_path)
-    model = trained(base, tmp_path / "adapter", rows=3, target_modules=targets)
+    model = trained(base, tmp_path / "adapter", rows=3, **config)
     found = merged(base, (tmp_path / "adapter", 1.0))
     ids = torch_ids(600)
     expected = forward(model, ids)

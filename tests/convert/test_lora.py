@@ -121,7 +121,7 @@ def test_weights_stored_as_inputs_by_outputs(tmp_path: Path, bases: dict[str, Pa
     folder.mkdir()
     checkpoints.save({name: part.T.copy() for name, part in turned.items()}, folder / "model.safetensors", "float32")
     adapter = open_adapter(tmp_path)
-    only = adapter.__class__(adapter.folder, adapter.path, adapter.config, adapter.updates[:1], {}, {})
+    only = replace(adapter, updates=adapter.updates[:1])
     update = 2 * wide(parts[f"{K}.lora_B.weight"]) @ wide(parts[f"{K}.lora_A.weight"])
     after = dense(merge(open_checkpoint(folder), [(only, 1.0)])[0])[f"{K}.weight"]
     close(after, (turned[f"{K}.weight"] + update).T)
@@ -196,3 +196,23 @@ def test_recipes_take_merged_weights(tmp_path: Path, bases: dict[str, Path]) -> 
         assert list(one.tensors) == list(two.tensors)
         for name in one.tensors:
             np.testing.assert_array_equal(stored(one, name), stored(two, name), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("stated", [[70, 3], {"embed_tokens": [70, 3]}])
+def test_single_rows_of_an_embedding(tmp_path: Path, bases: dict[str, Path], stated: object, kind: str) -> None:
+    """They take the place of the base's, whatever the factor; weights that the head shares stay shared."""
+    rows = np.random.default_rng(4).standard_normal((2, 256)).astype(np.float32)
+    whole = {"model.embed_tokens.token_adapter.trainable_tokens_delta": rows}
+    adapters.write(bases[kind], tmp_path, targets=("q_proj",), whole=whole, trainable_token_indices=stated)
+    plain, found = merged(bases[kind]), merged(bases[kind], (tmp_path, 0.5))
+    assert set(found) == set(plain)
+    plain[EMBEDDING][[70, 3]] = rows
+    np.testing.assert_array_equal(found[EMBEDDING], plain[EMBEDDING])
+
+
+def test_biases_of_updates(tmp_path: Path, bases: dict[str, Path]) -> None:
+    bias = np.arange(256, dtype=np.float32)
+    adapters.write(bases["qwen2"], tmp_path, targets=("q_proj",), whole={f"{Q}.lora_B.bias": bias}, rank=6)
+    plain, found = merged(bases["qwen2"]), merged(bases["qwen2"], (tmp_path, 1.0))  # alpha / rank is 2
+    np.testing.assert_array_equal(found[f"{Q}.bias"], plain[f"{Q}.bias"] + 2 * bias)

@@ -17,6 +17,8 @@ from ggufsmith.convert.run import Job, prepare, run
 from ggufsmith.quantize.recipes.files import recipe_of
 from merging import EMBEDDING, HEAD, Q, V, dense, opened
 
+TOKENS = "model.embed_tokens.token_adapter"
+
 
 def refused(base: Path, adapter: Path) -> Failure:
     with pytest.raises(Failure) as caught:
@@ -46,8 +48,8 @@ def test_an_adapter_of_another_base(tmp_path: Path, bases: dict[str, Path]) -> N
         ({"init_lora_weights": "pissa_niter_4"}, Unsupported, "weights were changed with it"),
         ({"layer_replication": [[0, 2]]}, Unsupported, "layers of the base are repeated"),
         ({"target_parameters": ["mlp.experts.down_proj"]}, Unsupported, "fused experts"),
-        ({"trainable_token_indices": [3]}, Unsupported, "single rows"),
-        ({"lora_bias": True}, Unsupported, "biases"),
+        ({"trainable_token_indices": [3]}, Malformed, "holds no trained rows"),
+        ({"lora_bias": True}, Malformed, "has no lora_B.bias"),
         ({"alora_invocation_tokens": [3]}, Unsupported, "cannot be merged"),
         ({"lora_alpha": "16"}, Malformed, "lora_alpha must be a number"),
         ({"alpha_pattern": {"(a": 1}}, Malformed, "no regular expression"),
@@ -69,7 +71,10 @@ def test_other_methods_and_variants_are_named(
         (f"{Q}.lora_A.weight", np.zeros((5, 256)), "do not fit together"),
         (f"{Q}.lora_A.weight", np.zeros((0, 256)), "do not fit together"),
         (f"{Q}.lora_magnitude_vector", np.zeros(7), "7] lengths for 256"),
-        (f"{Q}.lora_B.bias", np.zeros(256), "no part of a LoRA"),
+        (f"{Q}.lora_A.bias", np.zeros(6), "no part of a LoRA"),
+        (f"{Q}.lora_B.bias", np.zeros(255), "a bias of [255] for 256 rows"),
+        (f"{Q}.lora_B.bias", np.zeros(256), "lora_bias adds [256] to it, nothing in the base"),
+        (f"{TOKENS}.trainable_tokens_delta", np.zeros((2, 256)), "does not say which rows"),
         (f"{Q}.lora_E.weight", np.zeros(256), "no part of a LoRA"),
         (f"{Q}.lora_A.default.weight", np.zeros((6, 256)), "lora_A.weight are the same"),
         ("model.layers.9.self_attn.q_proj.lora_A.weight", np.zeros((6, 256)), "has no lora_B"),
@@ -84,6 +89,25 @@ def test_tensors_that_do_not_belong(
     parts = adapters.write(bases["llama"], tmp_path, targets=("q_proj",))
     adapters.write(bases["llama"], tmp_path, targets=(), whole={**parts, name: array.astype(np.float32)})
     assert message in str(refused(bases["llama"], tmp_path))
+
+
+@pytest.mark.parametrize("stated", [[1], [1, 1], [1, -1], [1, 904], [1, True], {"x": [1, 2], "y": [1, 2]}, "12", None])
+def test_single_rows_that_nothing_names(tmp_path: Path, bases: dict[str, Path], stated: object) -> None:
+    whole = {f"{TOKENS}.trainable_tokens_delta": np.zeros((2, 256), np.float32)}
+    adapters.write(bases["llama"], tmp_path, whole=whole, trainable_token_indices=stated)
+    message = "rows up to 904 of 256, [904, 256] in the base" if stated == [1, 904] else ""
+    failure = refused(bases["llama"], tmp_path)
+    assert isinstance(failure, Malformed)
+    assert message in str(failure)
+
+
+def test_what_a_gguf_adapter_has_no_place_for(tmp_path: Path, bases: dict[str, Path]) -> None:
+    rows = {f"{TOKENS}.trainable_tokens_delta": np.zeros((2, 256), np.float32)}
+    adapters.write(bases["llama"], tmp_path / "rows", whole=rows, trainable_token_indices=[1, 2])
+    adapters.write(bases["llama"], tmp_path / "bias", whole={f"{Q}.lora_B.bias": np.zeros(256, np.float32)})
+    for name, what in (("rows", "single trained rows"), ("bias", "an update with a bias")):
+        with pytest.raises(Unsupported, match=rf"cannot hold {what}(.|\n)*--lora"):
+            prepare(Job(tmp_path / name, outdir=tmp_path / "out"))
 
 
 @pytest.mark.parametrize("part", ["lora_A", "lora_B"])
