@@ -28,7 +28,9 @@ def inspect(
         from ggufsmith.container.summary import difference, summary
 
         if len(files) > 2:
-            raise Usage(f"{len(files)} files; inspect takes one, or two to compare")
+            raise Usage(
+                f"{len(files)} files; inspect takes one, or two to compare", fix="Of a set, name any one shard."
+            )
         with open_gguf_set(files[0]) as model:
             if len(files) == 1:
                 report = summary(model)

@@ -211,7 +211,10 @@ def target(
             raise Usage("--save-recipe saves what --target-size or --target-bpw chooses", fix="Give one of them.")
         return None
     if recipes or options != Options():
-        raise Usage("--target-size and --target-bpw choose every type; recipes and types cannot be given as well")
+        raise Usage(
+            "--target-size and --target-bpw choose every type; recipes and types cannot be given as well",
+            fix="Leave one of the two out; the recipe that is chosen can be edited and used again.",
+        )
     return Target(budget, save)
 
 

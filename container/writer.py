@@ -287,7 +287,7 @@ class Writer:
         if stat.S_ISDIR(mode):
             raise Usage("the output is a folder", where=self.path, fix="Name a file in it.")
         if not stat.S_ISREG(mode):
-            raise Usage("the output exists and is not a regular file", where=self.path)
+            raise Usage("the output exists and is not a regular file", where=self.path, fix="Name another output.")
         for file in self.inputs:
             if Path(file).exists() and os.path.samefile(file, self.path):
                 raise OutputConflict(f"the output is the input {file}", where=self.path, fix="Name another output.")
@@ -297,7 +297,7 @@ class Writer:
     def _take_over(self, other: Path) -> bool:
         """Go on with the temporary file of an interrupted run, if it is of the same work."""
         try:
-            fd = os.open(other, os.O_RDWR)
+            fd = os.open(other, os.O_RDWR | getattr(os, "O_BINARY", 0))
         except OSError:
             return False
         held: list[tuple[int, int, int]] = []

@@ -125,6 +125,7 @@ def make_plan(config: Config, tensors: Mapping[str, Source] | None, *, partial: 
                 *problems[:MAX_PROBLEMS],
                 *([f"and {len(problems) - MAX_PROBLEMS} more"][: len(problems) > MAX_PROBLEMS]),
             ],
+            fix="Are tensors and config.json of one and the same model? If they are, this variant is not supported.",
         )
     notes = [*rope_notes, *_warnings(record, config), *(f"{count} dropped: {why}" for why, count in dropped.items())]
     unknown = [key for key in config.unused if key not in IGNORED]

@@ -63,7 +63,9 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     if job.vocab_only:
         raise Usage("a file that holds the vocabulary only has nothing to quantize", fix="Drop --recipe.")
     if not quantization.imatrix and (quantization.include or quantization.exclude):
-        raise Usage("--include-weights and --exclude-weights choose entries of an importance matrix: pass --imatrix")
+        raise Usage(
+            "--include-weights and --exclude-weights choose entries of an importance matrix", fix="Add --imatrix FILE."
+        )
     if is_adapter(job.folder):
         raise Usage(
             "an adapter is converted as it is, and not quantized",

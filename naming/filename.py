@@ -65,7 +65,7 @@ def parse(name: str) -> FileName:
     file = PurePath(name).name
     stem = file.removesuffix(SUFFIX)
     if stem == file or not stem:
-        raise Usage(f"{file!r} is not a name ending in {SUFFIX}")
+        raise Usage(f"{file!r} is not a name ending in {SUFFIX}", fix="Name a GGUF file: NAME.gguf.")
     found: dict[str, str] = {}
     shard = None
     if match := SHARD.search(stem):

@@ -166,9 +166,9 @@ def read_overrides(path: Path) -> Mapping[str, Any]:
         raise Malformed(f"is not valid JSON: {error}", where=path) from error
     if not isinstance(data, dict):
         raise Malformed(f"holds a {type(data).__name__}, not an object of GGUF keys", where=path)
-    for key in data.keys() - OVERRIDES:
-        nearest = difflib.get_close_matches(key, OVERRIDES, n=1, cutoff=0)[0]
-        raise Usage(f"{key!r} is no key that can be set here; the nearest is {nearest!r}", where=path)
+    for key in sorted(data.keys() - OVERRIDES):
+        nearest = difflib.get_close_matches(key, sorted(OVERRIDES), n=1, cutoff=0)[0]
+        raise Usage(f"{key!r} is no key that can be set here", where=path, fix=f"The nearest that can is {nearest!r}.")
     return data
 
 

@@ -71,7 +71,7 @@ PLACEHOLDER = Recipe("Q8_0", FILE_TYPES["Q8_0"])  # any recipe will do for the p
 def budget_of(size: str | None, bits_per_weight: float | None) -> Budget | None:
     """From the options' texts: 4.5GiB, 500M (decimal), bytes; or bits. None if neither is given."""
     if size is not None and bits_per_weight is not None:
-        raise Usage("--target-size and --target-bpw cannot be used together")
+        raise Usage("--target-size and --target-bpw cannot be used together", fix="Drop one of them.")
     if bits_per_weight is not None:
         if not 0 < bits_per_weight <= 32:
             raise Usage(f"{bits_per_weight} bits per weight is no target", fix="For example --target-bpw 4.25.")

@@ -94,7 +94,7 @@ def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str]
     filter that matches nothing, or for a file that is no importance matrix.
     """
     if include and exclude:
-        raise Usage("--include-weights and --exclude-weights cannot be used together")
+        raise Usage("--include-weights and --exclude-weights cannot be used together", fix="Drop one of them.")
     try:
         with path.open("rb") as file:
             is_gguf = file.read(4) == MAGIC

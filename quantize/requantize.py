@@ -165,7 +165,9 @@ def _prepare(job: Job, model: Model) -> Prepared:
         raise Malformed("general.architecture is missing: this is no model", where=job.source)
     imatrix = open_imatrix(job.imatrix, job.include, job.exclude) if job.imatrix else None
     if (job.include or job.exclude) and imatrix is None:
-        raise Usage("--include-weights and --exclude-weights choose entries of an importance matrix: pass --imatrix")
+        raise Usage(
+            "--include-weights and --exclude-weights choose entries of an importance matrix", fix="Add --imatrix FILE."
+        )
     if job.split and job.limits != Limits():
         raise Usage("--keep-split takes the shards of the input", fix="Drop it, or the other options for splitting.")
     facts = facts_of({**source.metadata, **job.metadata}, importance=imatrix is not None)
@@ -264,9 +266,9 @@ def prune_layers(names: Mapping[str, object], layers: Sequence[int], blocks: int
     gone = sorted(set(layers))
     if gone and (gone[0] < 0 or gone[-1] >= blocks):
         bad = next(layer for layer in gone if not 0 <= layer < blocks)
-        raise Usage(f"--prune-layers {bad}: the model has layers 0 to {blocks - 1}")
+        raise Usage(f"--prune-layers {bad}: there is no such layer", fix=f"The model has layers 0 to {blocks - 1}.")
     if len(gone) == blocks and gone:
-        raise Usage("--prune-layers leaves no layer of the model")
+        raise Usage("--prune-layers leaves no layer of the model", fix="Name fewer layers.")
     renamed = {}
     for name in names:
         block = block_of(name)
@@ -289,10 +291,10 @@ def parse_override(text: str) -> tuple[str, Value]:
         if kind == "float":
             return key, f32(float(value))
     except ValueError:
-        raise Usage(f"{text!r}: {value!r} is no {kind}") from None
+        raise Usage(f"{text!r}: {value!r} is no {kind}", fix=f"Write {key}={kind}:1, or another type.") from None
     if kind == "bool":
         if value not in ("true", "false"):
-            raise Usage(f"{text!r}: a bool is true or false")
+            raise Usage(f"{text!r}: {value!r} is no bool", fix="It is true or false.")
         return key, boolean(value == "true")
     return key, string(value)
 

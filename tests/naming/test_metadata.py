@@ -259,7 +259,7 @@ def test_override_files(tmp_path: Path) -> None:
     assert found[General.NAME] == string("é")
     assert found["general.dataset.0.repo_url"] == string("https://huggingface.co/a/b-7B")
     path.write_text('{"general.nam": "x"}', encoding="utf-8")
-    with pytest.raises(Usage, match=r"nearest is 'general\.name'"):
+    with pytest.raises(Usage, match=r"nearest that can is 'general\.name'"):
         read_overrides(path)
     for text in ("[]", "{", "\x80"):
         path.write_bytes(text.encode("latin-1"))
