@@ -25,7 +25,7 @@ CHILD = """
 import resource, sys
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.shards import open_gguf_set
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+used = int(open("/proc/self/statm", encoding="ascii").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]),) * 2)
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
 for path in sys.argv[2:]:
