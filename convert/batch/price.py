@@ -1,5 +1,6 @@
 """What a job will take: exact bytes from the plans, seconds from a short calibration on this machine."""
 
+import hashlib
 import math
 import os
 import tempfile
@@ -33,16 +34,20 @@ class Work:
 
 @dataclass(frozen=True)
 class Speed:
-    """Of this machine. computing: weights per second and core; the disks in bytes per second."""
+    """Of this machine. computing: weights per second and core; the disks, and SHA-256, in bytes per second."""
 
     computing: Mapping[tuple[str, str, bool], float]
     reading: float
     writing: float
+    hashing: float
 
     def seconds(self, work: Work, threads: int) -> float:
-        """About the time of a pass. Computing, reading and writing overlap only in part, and are added up."""
+        """About the time of a pass. Computing, reading and writing overlap only in part, and are added up; what was
+        written is read back and hashed.
+        """
         computing = sum(weights / self.computing[kind] for kind, weights in work.computed.items()) / threads
-        return computing + work.read / self.reading + work.written / self.writing
+        writing = work.written * (1 / self.writing + 1 / self.reading + 1 / self.hashing)
+        return computing + work.read / self.reading + writing
 
 
 def work_of(planned: Pass) -> Work:
@@ -62,7 +67,7 @@ def calibrate(works: Iterable[Work], folder: Path) -> Speed:
     works = list(works)
     kinds = sorted({kind for work in works for kind in work.computed})
     source = next((path for work in works for path in work.inputs), None)
-    return Speed({kind: _rate(*kind) for kind in kinds}, _reading(source), _writing(folder))
+    return Speed({kind: _rate(*kind) for kind in kinds}, _reading(source), _writing(folder), _hashing())
 
 
 def _rate(target: str, source: str, weighted: bool) -> float:
@@ -90,6 +95,12 @@ def _reading(path: Path | None) -> float:
         size = len(file.read(PROBE))
         return size / max(time.perf_counter() - started, 1e-6)
     return math.inf
+
+
+def _hashing() -> float:
+    started = time.perf_counter()
+    hashlib.sha256(bytes(PROBE)).digest()
+    return PROBE / (time.perf_counter() - started)
 
 
 def _writing(folder: Path) -> float:

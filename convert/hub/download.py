@@ -1,9 +1,10 @@
 """Brings a model from a hub: its files into the cache, or, to stream, its small files and the addresses of the large.
 
 Bytes are checked against the hub's hashes when they arrive. What is in the cache was checked then, by this or by
-another program, and is taken by its size. A streamed file passes in pieces and out of order, so its hash cannot be
-computed; what is checked is in `http.Ranges`: every range is what was asked for, of a file of the size that the listing
-says, whose ETag never changes, at one commit.
+another program, and is taken by its size. A streamed file passes in pieces and out of order, and only what outputs
+lack, while SHA-256 wants every byte in file order, which would be a second pass; what is checked instead is in
+`http.Ranges`: every range is what was asked for, of a file of the size that the listing says, whose ETag never changes,
+at one commit.
 """
 
 import os
