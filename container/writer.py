@@ -297,7 +297,7 @@ class Writer:
     def _take_over(self, other: Path) -> bool:
         """Go on with the temporary file of an interrupted run, if it is of the same work."""
         try:
-            fd = os.open(other, os.O_RDWR | getattr(os, "O_BINARY", 0))
+            fd = os.open(other, os.O_RDWR)
         except OSError:
             return False
         held: list[tuple[int, int, int]] = []
