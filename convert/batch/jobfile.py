@@ -205,7 +205,7 @@ class _Reader(Tables):
             if record.fields:
                 values[key] = replace(values[key], value=values[key].value.replace(f"{{{MODEL}}}", name))
         folder = output / values["folder"].value
-        wanted = tuple(self.wanted(values, folder, adapter=is_adapter(source)))
+        wanted = tuple(self.wanted(values, folder, adapter=not hub and is_adapter(source)))
         options = self.options(values, wanted)
         self.check_settings(None if hub else source, values, output)
         return Model(
@@ -339,7 +339,7 @@ class _Reader(Tables):
 
     def beside(self, text: str) -> Path:
         """A path, relative to the job file."""
-        return Path(os.path.abspath(self.document.path.parent / Path(text).expanduser()))
+        return Path(os.path.abspath(self.document.path.parent / os.path.expanduser(text)))
 
     def existing(self, said: Said) -> Path | None:
         if not said.value:

@@ -7,8 +7,10 @@ from pathlib import Path
 import jobs
 import pytest
 
+import adapters
 import checkpoints
 import hub_server
+from ggufsmith.container.reader import open_gguf
 
 MODEL = hub_server.MODEL
 
@@ -54,6 +56,25 @@ def test_models_on_a_hub(root: Path, tmp_path: Path) -> None:
         hub.faults.append(hub_server.Fault(".", times=None, methods="GET HEAD", status=404))
         gone = jobs.command(path, env=around)
         assert gone.returncode == 102 and "Tiny-1B: failed" in gone.stdout and "local: finished" in gone.stdout
+
+
+def test_an_adapter_on_a_hub(root: Path, tmp_path: Path) -> None:
+    adapters.write(root / MODEL, root / "org" / "Adapter", rank=64)
+    head = f"output = 'out'\n[defaults]\nouttypes = 'f32'\nmodel_name = 'x'\nbase = '{root / MODEL}'\n"
+    entries = ["source = 'hf://org/Adapter'\nstream = true", f"source = '{root}/org/Adapter'\nname = 'local'"]
+    path = jobs.write(tmp_path / "jobs.toml", head, entries)
+    with hub_server.serving(root) as hub:
+        done = jobs.command(path, "--no-sync", env=environment(hub, tmp_path / "home"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (
+        open_gguf(tmp_path / "out" / "Adapter" / "Adapter-F32.gguf") as a,
+        open_gguf(tmp_path / "out" / "local" / "local-F32-LoRA.gguf") as b,
+    ):
+        for name, info in a.tensors.items():
+            ours, theirs = bytearray(info.nbytes), bytearray(info.nbytes)
+            a.read_into(info, 0, ours)
+            b.read_into(b.tensors[name], 0, theirs)
+            assert ours == theirs, name
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,7 @@ card = "a/b.md"
         (['source = "Tiny-A"\nname = ".."'], "cannot be part of a file name"),
         (['source = "jobs.toml"'], "does not end in .gguf"),
         (['source = "."'], "no config.json"),
+        (['source = "~nobody-here/Tiny-A"'], "no such folder or file"),
         (['source = "Tiny-A"\nrecipes = []'], "nothing to make"),
         (['source = "Tiny-A"\nbase = "Tiny B"'], "base is for an adapter, and this source is a model folder"),
         (['source = "Tiny-A"\nkeep_split = true'], "Give it keep_split = false"),
