@@ -209,7 +209,8 @@ def _from_card(card: Mapping[str, Any], note: Note) -> Found:
     for key, _, _, names in RELATED:
         present = [name for name in names if name in card]
         if present:
-            found[key] = _listed(card[present[0]], f"model card: {present[0]}", note)
+            value = card[present[0]]
+            found[key] = [] if value is None else _listed(value, f"model card: {present[0]}", note)
     return found
 
 
