@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_models import open_llama
 
 import checkpoints
 import quantized
@@ -182,9 +183,7 @@ def run_in_llama_cpp(path: Path, ids: list[int], adapter: Path | None = None, fa
     """Logits of every position. llama_adapter_lora_init refuses what does not fit."""
     import llama_cpp
 
-    llama = llama_cpp.Llama(
-        str(path), n_ctx=64, n_batch=64, logits_all=True, type_k=0, type_v=0, flash_attn=False, verbose=False
-    )
+    llama = open_llama(path)
     if adapter is not None:
         lora = llama_cpp.llama_adapter_lora_init(llama.model, os.fsencode(adapter))
         assert lora
