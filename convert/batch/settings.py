@@ -129,10 +129,10 @@ class Tables:
         return found
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> tuple[str, str]:
-    """What to say of a name that means nothing: the problem, and the way out."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+def unknown(kind: str, name: object, known: Iterable[object]) -> tuple[str, str]:
+    """What to say of a name that means nothing: the problem, and the way out. In YAML not all names are texts."""
+    names = list(map(str, known))
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     fix = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names) or 'none'}."
     return f"{kind} {name!r} means nothing", fix
 

@@ -259,6 +259,15 @@ def test_what_is_no_job(home: Path, text: str, message: str) -> None:
     assert any(message in each for each in problems(home, text))
 
 
+def test_names_that_are_no_texts(home: Path) -> None:
+    text = "output: o\nsets: {1: {recipes: q8_0}}\nmodel:\n- {source: Tiny-A, extends: x, recipes: q8_0, 2: 3}\n"
+    found = problems(home, text, "jobs.yml")
+    assert [each.partition(".")[0] for each in found] == [
+        "4: key 2 means nothing",
+        "4: set 'x' means nothing",
+    ]
+
+
 def test_lines_of_yaml(home: Path) -> None:
     found = problems(
         home,
@@ -296,6 +305,16 @@ source = "Tiny-A"
 shard_size = "4G"
 folder = "{model}/x"
 lora = ["Tiny B:0.5"]
+tensor_types = ["attn_v=q6_K"]
+[[model]]
+source = "Tiny-C-F16.gguf"
+target_bpw = [4.5]
+target_size = "1.5GiB"
+prune_layers = 1
+override_kv = "a.b=int:1"
+[[model]]
+source = "Tuned"
+base = "Tiny B"
 """,
     "jobs.yaml": """output: o
 defaults: {recipes: [q8_0], extends: a}
