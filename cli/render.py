@@ -82,7 +82,9 @@ def progress(
             now = time.monotonic()
             if now - last >= 10:
                 last = now
-                line(f"{title}: {f'{100 * done // total} %, ' if total else ''}{rate(done / (now - begun))}", err)
+                speed = done / (now - begun)
+                left = f"{100 * done // total} %, {(total - done) / speed:.0f} s left, " if total and speed else ""
+                line(f"{title}: {left}{rate(speed)}", err)
 
         yield log
 
