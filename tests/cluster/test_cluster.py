@@ -32,12 +32,15 @@ from ggufsmith.container.layout import TensorSpec, lay_out
 from ggufsmith.container.shards import Limits
 from ggufsmith.container.values import string
 from ggufsmith.convert import quantized
+from ggufsmith.convert.batch.jobfile import read_job
+from ggufsmith.convert.batch.report import Outcome
+from ggufsmith.convert.batch.run import Options, Watcher, run_job
 from ggufsmith.convert.hub.download import streamed
 from ggufsmith.convert.hub.huggingface import HuggingFace
 from ggufsmith.convert.hub.names import HubModel
 from ggufsmith.convert.quantized import Quantization
 from ggufsmith.convert.run import Job, prepare, run
-from ggufsmith.quantize import cluster, requantize
+from ggufsmith.quantize import cluster, outputs, requantize
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.stream import Opening, Tensor
 
@@ -163,6 +166,22 @@ def test_a_stream_that_every_worker_reads_by_itself(tmp_path: Path, monkeypatch:
             assert sum(told) == prepared.weights
             run(prepare(replace(job, outfile=tmp_path / "b.gguf")))
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_a_batch_job(shared: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.write("llama", tmp_path / "Model")
+    small_models.write_model(tmp_path / "in.gguf")
+    digests = []
+    for name, scheduler in (("here", ""), ("there", shared.address)):
+        head = f"output = '{name}'\n[defaults]\nrecipes = ['q4_0', 'q8_0']\nscheduler = '{scheduler}'\n"
+        job = tmp_path / f"{name}.toml"
+        job.write_text(head + "[[model]]\nsource = 'Model'\n[[model]]\nsource = 'in.gguf'\n", encoding="utf-8")
+        outcomes: list[Outcome] = []
+        run_job(read_job(job, {}), Options(sync=False), Watcher(), outcomes)
+        assert [outcome.status for outcome in outcomes] == ["done"] * 2, [outcome.error for outcome in outcomes]
+        digests.append([[file.sha256 for made in outcome.made for file in made.files] for outcome in outcomes])
+        monkeypatch.setattr(outputs, "stream", lambda *arguments, **options: pytest.fail("it was made here"))
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("source", ["gptq", "lora"])
