@@ -1,14 +1,14 @@
 """bitsandbytes: NF4 and FP4 in blocks, with plain or quantized ("double", "nested") scales, and LLM.int8().
 
-Four bits: weight (n / 2, 1) uint8 holds the flat matrix, the earlier weight in the upper half of a byte; weight.absmax
-one scale for each block; weight.quant_map the sixteen values; weight.quant_state.bitsandbytes__nf4 (or __fp4) a JSON
-text with shape and block sizes. With nested scales, absmax holds codes, nested_quant_map[code] * nested_absmax +
-nested_offset of them, again in blocks. Eight bits: weight (out, in) int8, SCB (out,): weight = value * SCB / 127.
+Four bits: weight, n / 2 bytes as any dtype (bnb_4bit_quant_storage), holds the flat matrix, the earlier weight in the
+upper half of a byte; weight.absmax one scale for each block; weight.quant_map the sixteen values;
+weight.quant_state.bitsandbytes__nf4 (or __fp4) a JSON text with shape and block sizes. With nested scales, absmax holds
+codes, nested_quant_map[code] * nested_absmax + nested_offset of them, again in blocks. Eight bits: weight (out, in) int8, SCB (out,): weight = value * SCB / 127.
 Source: bitsandbytes 0.50, functional.py (QuantState, dequantize_4bit, int8_vectorwise_dequant), nn/modules.py.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ class EightBit:
 
 def build_four(asked: Asked) -> FourBit:
     """Reads the quantization state, for the shape and the block sizes."""
-    state = _state(asked)
+    state, codes = _state(asked), replace(asked.main, dtype="U8", shape=(asked.main.nbytes,))
     shape = tuple(state["shape"])
     weights, block = int(np.prod(shape)), state["blocksize"]
     if asked.main.nbytes != -(-weights // 2):
@@ -90,7 +90,7 @@ def build_four(asked: Asked) -> FourBit:
     nominal = NOMINAL.get(state.get("dtype", ""), "BF16")
     if "nested_absmax" not in asked.parts:
         absmax = asked.expect("absmax", "F32", (blocks,))
-        return FourBit(shape, nominal, block, asked.main, absmax, quant_map)
+        return FourBit(shape, nominal, block, codes, absmax, quant_map)
     absmax = asked.expect("absmax", "U8", (blocks,))
     nested_block = state.get("nested_blocksize")
     if not isinstance(nested_block, int) or nested_block <= 0:
@@ -100,9 +100,7 @@ def build_four(asked: Asked) -> FourBit:
     offset = state.get("nested_offset")
     if isinstance(offset, bool) or not isinstance(offset, int | float):
         raise asked.wrong(f"its quantization state has a nested_offset of {offset!r}")
-    return FourBit(
-        shape, nominal, block, asked.main, absmax, quant_map, nested, nested_map, nested_block, float(offset)
-    )
+    return FourBit(shape, nominal, block, codes, absmax, quant_map, nested, nested_map, nested_block, float(offset))
 
 
 def _state(asked: Asked) -> dict[str, Any]:
@@ -133,10 +131,11 @@ def build_eight(asked: Asked) -> EightBit:
 
 BNB_4BIT = Scheme(
     "bitsandbytes 4-bit",
-    "NF4 and FP4, with plain or double-quantized scales",
+    "NF4 and FP4, with plain or double-quantized scales, stored as any dtype",
     methods=("bitsandbytes",),
     main=(".weight",),
-    dtypes=("U8",),
+    dtypes=("U8", "BF16", "F16", "F32"),
+    fits=lambda parts: parts["main"].dtype == "U8" or "state" in parts,
     companions={
         "absmax": (".weight.absmax",),
         "quant_map": (".weight.quant_map",),

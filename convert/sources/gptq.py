@@ -108,9 +108,9 @@ def exact(weights: Gptq) -> Exact | None:
 
 def _group_size(asked: Asked, width: int, groups: int) -> int:
     size = asked.settings.integer("group_size", "groupsize")
-    if size is None and groups and width % groups == 0:
-        size = width // groups
     size = width if size == -1 else size
+    if groups and width % groups == 0 and (size is None or asked.settings.first("dynamic")):
+        size = width // groups  # GPTQModel's "dynamic": some modules have other bits and groups
     if not groups or not size or size < 0 or -(-width // size) != groups:
         raise asked.wrong(f"{groups} groups for {width} inputs do not fit a group_size of {size}")
     return size

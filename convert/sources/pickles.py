@@ -6,6 +6,7 @@ at which offset of the file each storage lies. The offsets are checked against t
 """
 
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -49,8 +50,9 @@ def read_pickle(path: Path) -> Iterator[Source]:
         with FakeTensorMode():
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        what = str(error).partition("\n")[0]
-        raise Malformed(f"it holds more than tensors, and is not loaded: {what}", where=path, fix=SAVE_AGAIN) from None
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # around it stands how to load it all the same
+        what = f"it holds more than tensors, and is not loaded{f': {named[1]}' if named else ''}"
+        raise Malformed(what, where=path, fix=SAVE_AGAIN) from None
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
         what = str(error).partition("\n")[0]
         raise Malformed(f"torch cannot read it: {what}", where=path, fix="Download it again.") from None

@@ -63,6 +63,15 @@ def test_gptq(tmp_path: Path, bits: int, group: int, order: bool, version: int) 
     np.testing.assert_array_equal(read(folder_of(tmp_path, layer(parts), config)), expected)
 
 
+@pytest.mark.parametrize("order", [False, True])
+def test_gptq_with_other_groups_for_some_modules(tmp_path: Path, order: bool) -> None:
+    """GPTQModel's "dynamic" gives modules bits and a group size of their own; the tensors have both."""
+    parts, expected = quantized.gptq(RNG, 64, 256, bits=8, group=32, order=order)
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": order}
+    config["dynamic"] = {r"+:.*\.x": {"bits": 8, "group_size": 32}}
+    np.testing.assert_array_equal(read(folder_of(tmp_path, layer(parts), config)), expected)
+
+
 def test_gptq_words_by_hand(tmp_path: Path) -> None:
     """One word of eight codes 0 to 7 in the lowest nibbles first; a stored zero point of 1 stands for 2."""
     qweight = np.full((4, 32), 0x76543210, np.uint32).view(np.int32)
@@ -190,6 +199,17 @@ def test_bitsandbytes_four_bits(tmp_path: Path, out: int, width: int, nested: bo
     """Rows that end inside a block, and inside a byte."""
     tensors, expected = bnb(out, width, nested=nested)
     np.testing.assert_array_equal(read(folder_of(tmp_path, tensors, BNB)), expected)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("BF16", "<u2"), ("F16", "<f2"), ("F32", "<f4")])
+def test_bitsandbytes_codes_in_another_dtype(tmp_path: Path, dtype: str, bits: str) -> None:
+    """bnb_4bit_quant_storage, which FSDP asks for; a plain weight of that dtype stays plain."""
+    tensors, expected = bnb(96, 512, nested=True)
+    tensors["x.weight"] = dtype, tensors["x.weight"][1].reshape(-1).view(bits)[:, None]
+    tensors["y.weight"] = dtype, np.ones((2, 4), bits)
+    found = sourced.weights(folder_of(tmp_path, tensors, BNB))
+    np.testing.assert_array_equal(found["x.weight"], expected)
+    assert sourced.recognised(tmp_path).tensors["y.weight"].dtype == dtype
 
 
 @pytest.mark.parametrize(
