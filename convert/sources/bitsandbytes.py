@@ -3,7 +3,8 @@
 Four bits: weight, n / 2 bytes as any dtype (bnb_4bit_quant_storage), holds the flat matrix, the earlier weight in the
 upper half of a byte; weight.absmax one scale for each block; weight.quant_map the sixteen values;
 weight.quant_state.bitsandbytes__nf4 (or __fp4) a JSON text with shape and block sizes. With nested scales, absmax holds
-codes, nested_quant_map[code] * nested_absmax + nested_offset of them, again in blocks. Eight bits: weight (out, in) int8, SCB (out,): weight = value * SCB / 127.
+codes, nested_quant_map[code] * nested_absmax + nested_offset of them, again in blocks.
+Eight bits: weight (out, in) int8, SCB (out,): weight = value * SCB / 127.
 Source: bitsandbytes 0.50, functional.py (QuantState, dequantize_4bit, int8_vectorwise_dequant), nn/modules.py.
 """
 
