@@ -22,10 +22,13 @@ Tokenizer = Annotated[
 ]
 
 
+PARTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "consolidated.*.pth", "config.json")
+
+
 def file_of(model: str | None) -> Path | None:
     """The file, if a model is one: named itself, or the only model in a folder that is no checkpoint.
 
-    Usage for a folder with several.
+    Usage for a folder with several, and for a file of a checkpoint.
     """
     from ggufsmith.container.errors import Usage
     from ggufsmith.container.shards import SHARD, SUFFIX
@@ -34,6 +37,9 @@ def file_of(model: str | None) -> Path | None:
         return None
     path = Path(model)
     if path.is_file():
+        if any(path.match(pattern) for pattern in PARTS):
+            what = "this is one file of a checkpoint, which is converted as a whole"
+            raise Usage(what, where=path, fix=f"gguf-convert '{path.parent}'")
         return path
     if not path.is_dir() or any((path / name).is_file() for name in ("config.json", "params.json")):
         return None

@@ -119,7 +119,7 @@ def make_plan(config: Config, tensors: Mapping[str, Source] | None, *, partial: 
     metadata.update({key.format(arch=record.name): value for key, value in rope_keys.items()})
     if problems:
         raise Unsupported(
-            f"{len(problems)} problems keep this {record.classes[0]} checkpoint from a faithful conversion",
+            f"this {record.classes[0]} checkpoint cannot be converted faithfully; problems found: {len(problems)}",
             where=config.path.parent,
             also=[
                 *problems[:MAX_PROBLEMS],

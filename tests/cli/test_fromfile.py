@@ -124,6 +124,12 @@ def test_options_for_files_are_refused_for_checkpoints(home: Path) -> None:
     assert done.exit_code == 2 and "--allow-requantize cannot be used" in done.output
 
 
+@pytest.mark.parametrize("part", ["model.safetensors", "config.json"])
+def test_a_file_of_a_checkpoint_is_refused(home: Path, part: str) -> None:
+    done = run(convert, home / "source" / part)
+    assert done.exit_code == 2 and "one file of a checkpoint" in done.output
+
+
 def test_to_hf_and_back(model: Path, tmp_path: Path) -> None:
     done = run(to_hf, model, "--no-sync", "--json")
     assert done.exit_code == 0, done.output
