@@ -51,7 +51,7 @@ $(VENV)/.conformance: $(VENV)/.setup
 	touch $@
 
 conformance: $(VENV)/.conformance
-	$(BIN)/python -m pytest tests/conformance
+	$(PYTEST) tests/conformance
 
 check: setup
 	$(BIN)/ruff format --check .
