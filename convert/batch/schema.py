@@ -33,7 +33,9 @@ class Key:
 
 SETTINGS: Mapping[str, Key] = {
     "extends": Key("Settings of this name, [sets.NAME], come before the defaults."),
-    "recipes": Key("File types, or recipe files (.toml), relative to the job file.", "texts", (), inputs=WEIGHTS),
+    "recipes": Key(
+        "File types, or recipe files (.toml, .yaml), relative to the job file.", "texts", (), inputs=WEIGHTS
+    ),
     "outtypes": Key("Unquantized outputs of a checkpoint: f32, f16, bf16.", "texts", (), inputs=CHECKPOINT),
     "target_size": Key("Outputs of these sizes, such as 4.5GiB; their types are chosen.", "texts", (), inputs=WEIGHTS),
     "target_bpw": Key("Outputs of so many bits per weight; their types are chosen.", "numbers", (), inputs=WEIGHTS),
