@@ -164,6 +164,23 @@ def test_bitsandbytes_four_bits(tmp_path: Path, kind: str, nested: bool, blocksi
     np.testing.assert_allclose(found, expected.numpy(), rtol=3e-7, atol=0)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_bitsandbytes_four_bits_stored_as_floats(tmp_path: Path, dtype: str) -> None:
+    """bnb_4bit_quant_storage, which FSDP asks for: the codes' bytes are called floats."""
+    import torch
+    from bitsandbytes import functional
+
+    torch.manual_seed(3)
+    weight, stored = torch.randn(192, 384) * 0.02, getattr(torch, dtype)
+    codes, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True, quant_storage=stored)
+    assert codes.dtype == stored
+    expected = functional.dequantize_4bit(codes, state)
+    tensors = {"x.weight": codes} | {f"x.weight.{key}": part for key, part in state.as_dict(packed=True).items()}
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": dtype}
+    found = only(sourced.weights(folder_of(tmp_path, tensors, quantization_config=config)))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=3e-7, atol=0)
+
+
 def test_bitsandbytes_eight_bits(tmp_path: Path) -> None:
     import torch
     from bitsandbytes import functional
