@@ -304,7 +304,8 @@ class Writer:
         try:
             if lock(fd) and os.path.samestat(os.fstat(fd), os.stat(other)):
                 pieces = recorded(fd, self.layout.size, self._fingerprint)
-                held = [piece for piece in pieces or () if intact(fd, *piece)]
+                wrong = self._wrong(fd, pieces or [])
+                held = [piece for piece in pieces or () if piece[0] not in wrong]
                 self.strange |= pieces is None
         except OSError:
             held = []
@@ -342,22 +343,27 @@ class Writer:
     def _check_sums(self, pieces: NDArray[np.int64]) -> None:
         """The file, read back, holds the bytes that were written."""
 
-        def check(some: NDArray[np.int64]) -> list[int]:
-            return [start for start, end, wanted in some.tolist() if not intact(self._fd, start, end - start, wanted)]
-
-        with self._reporting("cannot read back"), ThreadPoolExecutor(self.threads) as pool:
-            try:
-                blocks = np.array_split(pieces, range(BLOCK, len(pieces), BLOCK))
-                bad = [start for some in pool.map(check, blocks) for start in some]
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with self._reporting("cannot read back"):
+            bad = self._wrong(self._fd, [(start, end - start, wanted) for start, end, wanted in pieces.tolist()])
         if bad:
             raise Failure(
-                f"the written file does not verify: the bytes from {bad[0]} on are not those that were written "
+                f"the written file does not verify: the bytes from {min(bad)} on are not those that were written "
                 f"({len(bad)} of {len(pieces)} pieces)",
                 where=self.path,
                 fix="Check the disk and the memory of this machine.",
             )
+
+    def _wrong(self, fd: int, pieces: Sequence[tuple[int, int, int]]) -> set[int]:
+        """Where those of the pieces (offset, size, checksum) begin that a file does not hold."""
+
+        def check(block: int) -> list[int]:
+            return [piece[0] for piece in pieces[block : block + BLOCK] if not intact(fd, *piece)]
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                return {start for some in pool.map(check, range(0, len(pieces), BLOCK)) for start in some}
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def _verify(self) -> None:
         """What the temporary file holds, as the reader sees it, is what was laid out."""

@@ -110,7 +110,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
     _impl_class = Files
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """As the original, without loading all that a compilation would need: a third of the time."""
+        """As the original, without loading what only a compilation needs."""
         rtsys.initialize(context)
         with self._guard_against_spurious_io_errors():
             return self._load_overload(signature, context)

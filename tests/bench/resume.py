@@ -1,6 +1,7 @@
 """What it costs to go on from a run that was killed when 70 % of its work was written. Prints a Markdown table.
 
 Whole processes of gguf-convert --recipe q4_K_M, on all cores, the input in the page cache, medians; nothing is flushed.
+The kill finds the records of all that was written; another one may cost journal.TOGETHER bytes of output more.
 
 usage: resume.py [--layers N] [--runs N]          default: 4 layers in the shape of Llama-3-8B, 3 runs
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from quant import LLAMA_8B, cached, checkpoint
 
-from convert import BENCH, ROOT
+from convert import BENCH, ROOT, settle
 from ggufsmith.convert import quantized
 from ggufsmith.convert.execute import tensors_of
 from ggufsmith.convert.run import Job
@@ -53,12 +54,12 @@ def main() -> None:
     full, rest = [], []
     for _ in range(asked.runs):
         for times, before in ((full, False), (rest, True)):
-            shutil.rmtree(out, ignore_errors=True)
             out.mkdir(parents=True)
             if before:
                 seconds(folder, out, "SIGKILL", "pwrite", at, code=-9)
+            settle()
             times.append(seconds(folder, out, "none", "getpid", 0))
-    shutil.rmtree(out)
+            shutil.rmtree(out)
     a, b = statistics.median(full), statistics.median(rest)
     print("| | seconds | of a full run | goal |\n|---|---|---|---|")
     print(f"| full run | {a:.2f} | | |\n| resumed at {SHARE:.0%} | {b:.2f} | {b / a:.0%} | {GOAL:.0%} |")
