@@ -203,8 +203,15 @@ def unaligned(value: Any, vec: Any) -> Any:
     return value
 
 
+def align_stack(function: Any) -> None:
+    """Let vectors that find no register lie in one cache line each."""
+    function.attributes.alignstack = 64
+    function.attributes.add("norecurse")  # llvmlite prints the alignment beside other attributes only
+
+
 def emit_load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     vec = sig.return_type
+    align_stack(builder.function)
     return unaligned(builder.load(pointer(context, builder, sig, args, 0, 1, vector_of(vec.element))), vec)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, load_halves, offsets, store_half, to_lanes
-from ggufsmith.quantize.kernels.search import as_byte, positive_scale, scale_and_min, store_min_codes
+from ggufsmith.quantize.kernels.search import as_byte, positive_scale
+from ggufsmith.quantize.kernels.search_min import store_min_codes, two_scales_and_mins
 from ggufsmith.quantize.kernels.superblocks import (
     DECODE,
     ENCODE,
@@ -24,6 +25,7 @@ from ggufsmith.quantize.kernels.superblocks import (
 from ggufsmith.quantize.simd import (
     W,
     absolute,
+    any_lane,
     broadcast,
     f32,
     f32_to_half,
@@ -41,6 +43,46 @@ from ggufsmith.quantize.simd import (
     to_u8,
     to_u32,
 )
+
+
+@jitable
+def keep(result: Any, found: Any, subs: int, j: int) -> None:
+    """Stores what the search of sub-block j gave: vector j of the `subs` scales, minima, inverses and offsets."""
+    for part in range(4):
+        store(found, (part * subs + j) * W, result[part])
+
+
+@jitable
+def largest(x: Any, at: int, n: int) -> Any:
+    """The largest of n values and zero."""
+    top = broadcast(f32(0))
+    for i in range(n):
+        top = maximum(load(x, at + i * W), top)
+    return top
+
+
+@jitable
+def search_pairs(s: Any, importance: Any, column: int, square: Any, n: int, top: Any, found: Any, sums: Any) -> None:
+    """The weighted searches of all sub-blocks of n weights, and the sums of their weights; see `importance_of`."""
+    w, tried = scratch(2 * n * W, np.float32), scratch(2 * n * W, np.float32)
+    for j in range(0, N // n, 2):
+        at = j * n * W
+        for i in range(2):
+            here = column + (j + i) * n
+            store(sums, (j + i) * W, importance_of(s, at + i * n * W, n, importance, here, square, w, i * n * W))
+        pair = two_scales_and_mins(s, at, w, tried, n, top, f32(-0.9), f32(0.05), 36, False)
+        keep(pair[0], found, N // n, j)
+        keep(pair[1], found, N // n, j + 1)
+
+
+@jitable
+def recode_sub_block(s: Any, j: int, n: int, d: Any, low: Any, top: Any, found: Any, subs: int, codes: Any) -> None:
+    """From the stored scale and minimum of sub-block j the codes of its weights; see `recode`."""
+    if any_lane(d == 0):
+        inverse, offset = load(found, (2 * subs + j) * W), load(found, (3 * subs + j) * W)
+        store_min_codes(s, j * n * W, n, inverse, offset, top, codes, j * n * W)
+    recode(s, j * n * W, n, d, low, f32(0), top, codes)
+
 
 # ---- Q4_K and Q5_K: 8 sub-blocks of 32, scales and minima of 6 bits ----
 
@@ -71,12 +113,12 @@ def unpack_scales(block: Any, j: int) -> Any:
 
 
 @jitable
-def finish(s: Any, codes: Any, five_bits: bool, block: Any) -> None:
+def finish(s: Any, found: Any, codes: Any, five_bits: bool, block: Any) -> None:
     """From the stored scales the codes of the weights, and their bytes: nibbles, and fifth bits."""
-    d, dmin = load_half(block, D), load_half(block, DMIN)
+    d, dmin, top = load_half(block, D), load_half(block, DMIN), f32(31 if five_bits else 15)
     for j in range(SUBS):
         scale, low = unpack_scales(block, j)
-        recode(s, j * SUB * W, SUB, d * scale, dmin * low, f32(0), f32(31 if five_bits else 15), codes)
+        recode_sub_block(s, j, SUB, d * scale, dmin * low, top, found, SUBS, codes)
     nibbles = Q5_CODES if five_bits else Q4_CODES
     for i in range(SUB):
         fifth = broadcast(np.uint32(0))
@@ -90,35 +132,41 @@ def finish(s: Any, codes: Any, five_bits: bool, block: Any) -> None:
 
 
 @jitable
+def own_weights(s: Any, at: int, w: Any, to: int) -> None:
+    """w = |x| + the root of the sub-block's mean square."""
+    mean = sqrt(square_sum(s, at, SUB) / f32(SUB))
+    for i in range(SUB):
+        store(w, to + i * W, mean + absolute(load(s, at + i * W)))
+
+
+@jitable
 def encode_sixes(x: Any, out: Any, five_bits: bool, size: int, start: Any, steps: int) -> None:
     """The unweighted Q4_K and Q5_K: the largest scale (and minimum) of a super-block gets code 63."""
     top = f32(31 if five_bits else 15)
     s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(size * W, np.uint8)
-    w, tried = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32)
+    w, tried = scratch(2 * SUB * W, np.float32), scratch(2 * SUB * W, np.float32)
+    found = scratch(4 * SUBS * W, np.float32)
     scales, mins = scratch(SUBS * W, np.float32), scratch(SUBS * W, np.float32)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
-        max_scale = broadcast(f32(0))
-        max_min = max_scale
-        for j in range(SUBS):
+        for j in range(0, SUBS, 2):
             at = j * SUB * W
-            mean = sqrt(square_sum(s, at, SUB) / f32(SUB))
-            for i in range(SUB):
-                store(w, i * W, mean + absolute(load(s, at + i * W)))
-            scale, low, inverse, offset = scale_and_min(s, at, w, 0, tried, SUB, top, start, f32(0.1), steps, False)
-            store_min_codes(s, at, SUB, inverse, offset, top, codes, at)
-            store(scales, j * W, scale)
-            store(mins, j * W, low)
-            max_scale, max_min = maximum(scale, max_scale), maximum(low, max_min)
+            own_weights(s, at, w, 0)
+            own_weights(s, at + SUB * W, w, SUB * W)
+            pair = two_scales_and_mins(s, at, w, tried, SUB, top, start, f32(0.1), steps, False)
+            keep(pair[0], found, SUBS, j)
+            keep(pair[1], found, SUBS, j + 1)
+        max_scale, max_min = largest(found, 0, SUBS), largest(found, SUBS * W, SUBS)
         scale_inverse = select(max_scale > 0, f32(63) / max_scale, f32(0))
         min_inverse = select(max_min > 0, f32(63) / max_min, f32(0))
         for j in range(SUBS):
-            store(scales, j * W, minimum(as_byte(nearest(scale_inverse * load(scales, j * W))), f32(63)))
-            store(mins, j * W, minimum(as_byte(nearest(min_inverse * load(mins, j * W))), f32(63)))
+            scale, low = load(found, j * W), load(found, (SUBS + j) * W)
+            store(scales, j * W, minimum(as_byte(nearest(scale_inverse * scale)), f32(63)))
+            store(mins, j * W, minimum(as_byte(nearest(min_inverse * low)), f32(63)))
         store_half(block, D, f32_to_half(max_scale / f32(63)))
         store_half(block, DMIN, f32_to_half(max_min / f32(63)))
         pack_scales(scales, mins, block)
-        finish(s, codes, five_bits, block)
+        finish(s, found, codes, five_bits, block)
         from_lanes(block, size, out, k * size)
 
 
@@ -128,30 +176,23 @@ def search_sixes(x: Any, out: Any, importance: Any, first: int, five_bits: bool,
     top = f32(31 if five_bits else 15)
     per_row = importance.size // N - W
     s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(size * W, np.uint8)
-    w, tried = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32)
-    scales, mins, sums = scratch(SUBS * W, np.float32), scratch(SUBS * W, np.float32), scratch(SUBS * W, np.float32)
-    scale_codes, min_codes = scratch(SUBS * W, np.float32), scratch(SUBS * W, np.float32)
+    found, sums = scratch(4 * SUBS * W, np.float32), scratch(SUBS * W, np.float32)
+    scales, mins = scratch(SUBS * W, np.float32), scratch(SUBS * W, np.float32)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         square = f32(2) * square_sum(s, 0, N) / f32(N)
         column = (first + k) % per_row * N
-        for j in range(SUBS):
-            at = j * SUB * W
-            store(sums, j * W, importance_of(s, at, SUB, importance, column + j * SUB, square, w))
-            found = scale_and_min(s, at, w, 0, tried, SUB, top, f32(-0.9), f32(0.05), 36, False)
-            store_min_codes(s, at, SUB, found[2], found[3], top, codes, at)
-            store(scales, j * W, found[0])
-            store(mins, j * W, found[1])
-        d = positive_scale(scales, 0, sums, 0, scale_codes, 0, SUBS, f32(63))
-        dmin = positive_scale(mins, 0, sums, 0, min_codes, 0, SUBS, f32(63))
+        search_pairs(s, importance, column, square, SUB, top, found, sums)
+        d = positive_scale(found, 0, sums, 0, scales, 0, SUBS, f32(63))
+        dmin = positive_scale(found, SUBS * W, sums, 0, mins, 0, SUBS, f32(63))
         if five_bits:  # Q4_K lets a code that wrapped below zero spill into its neighbours' bits
             for j in range(SUBS):
-                store(scale_codes, j * W, minimum(load(scale_codes, j * W), f32(63)))
-                store(min_codes, j * W, minimum(load(min_codes, j * W), f32(63)))
+                store(scales, j * W, minimum(load(scales, j * W), f32(63)))
+                store(mins, j * W, minimum(load(mins, j * W), f32(63)))
         store_half(block, D, f32_to_half(d))
         store_half(block, DMIN, f32_to_half(dmin))
-        pack_scales(scale_codes, min_codes, block)
-        finish(s, codes, five_bits, block)
+        pack_scales(scales, mins, block)
+        finish(s, found, codes, five_bits, block)
         from_lanes(block, size, out, k * size)
 
 
@@ -215,12 +256,12 @@ Q2_SCALES, Q2_CODES, Q2_D, Q2_DMIN, Q2_SIZE = offsets("Q2_K")
 
 
 @jitable
-def finish_q2_k(s: Any, codes: Any, block: Any) -> None:
+def finish_q2_k(s: Any, found: Any, codes: Any, block: Any) -> None:
     """From the stored scales the codes of the weights; four to a byte, 32 weights apart."""
     d, dmin = load_half(block, Q2_D), load_half(block, Q2_DMIN)
     for j in range(SUBS2):
         pair = load(block, (Q2_SCALES + j) * W)
-        recode(s, j * SUB2 * W, SUB2, d * to_f32(pair & 15), dmin * to_f32(pair >> 4), f32(0), f32(3), codes)
+        recode_sub_block(s, j, SUB2, d * to_f32(pair & 15), dmin * to_f32(pair >> 4), f32(3), found, SUBS2, codes)
     store_crumbs(codes, block, Q2_CODES)
 
 
@@ -228,29 +269,26 @@ def finish_q2_k(s: Any, codes: Any, block: Any) -> None:
 def encode_q2_k(x: Any, out: Any) -> None:
     """The largest scale (and minimum) of a super-block gets code 15; errors are measured as absolute differences."""
     s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(Q2_SIZE * W, np.uint8)
-    w, tried = scratch(SUB2 * W, np.float32), scratch(SUB2 * W, np.float32)
-    scales, mins = scratch(SUBS2 * W, np.float32), scratch(SUBS2 * W, np.float32)
+    w, tried = scratch(2 * SUB2 * W, np.float32), scratch(2 * SUB2 * W, np.float32)
+    found = scratch(4 * SUBS2 * W, np.float32)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
-        max_scale = broadcast(f32(0))
-        max_min = max_scale
-        for j in range(SUBS2):
+        for j in range(0, SUBS2, 2):
             at = j * SUB2 * W
-            for i in range(SUB2):
+            for i in range(2 * SUB2):
                 store(w, i * W, absolute(load(s, at + i * W)))
-            scale, low, inverse, offset = scale_and_min(s, at, w, 0, tried, SUB2, f32(3), f32(-0.5), f32(0.1), 15, True)
-            store_min_codes(s, at, SUB2, inverse, offset, f32(3), codes, at)
-            store(scales, j * W, scale)
-            store(mins, j * W, low)
-            max_scale, max_min = maximum(scale, max_scale), maximum(low, max_min)
+            pair = two_scales_and_mins(s, at, w, tried, SUB2, f32(3), f32(-0.5), f32(0.1), 15, True)
+            keep(pair[0], found, SUBS2, j)
+            keep(pair[1], found, SUBS2, j + 1)
+        max_scale, max_min = largest(found, 0, SUBS2), largest(found, SUBS2 * W, SUBS2)
         scaled, lowered = max_scale > 0, max_min > 0
         for j in range(SUBS2):
-            scale = to_i32(nearest(f32(15) / max_scale * load(scales, j * W)))
-            low = to_i32(nearest(f32(15) / max_min * load(mins, j * W)))
+            scale = to_i32(nearest(f32(15) / max_scale * load(found, j * W)))
+            low = to_i32(nearest(f32(15) / max_min * load(found, (SUBS2 + j) * W)))
             store(block, (Q2_SCALES + j) * W, to_u8(select(scaled, scale, 0) | (select(lowered, low, 0) << 4)))
         store_half(block, Q2_D, f32_to_half(select(scaled, max_scale / f32(15), f32(0))))
         store_half(block, Q2_DMIN, f32_to_half(select(lowered, max_min / f32(15), f32(0))))
-        finish_q2_k(s, codes, block)
+        finish_q2_k(s, found, codes, block)
         from_lanes(block, Q2_SIZE, out, k * Q2_SIZE)
 
 
@@ -258,28 +296,21 @@ def encode_q2_k(x: Any, out: Any) -> None:
 def search_q2_k(x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
     per_row = importance.size // N - W
     s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(Q2_SIZE * W, np.uint8)
-    w, tried = scratch(SUB2 * W, np.float32), scratch(SUB2 * W, np.float32)
-    scales, mins, sums = scratch(SUBS2 * W, np.float32), scratch(SUBS2 * W, np.float32), scratch(SUBS2 * W, np.float32)
-    scale_codes, min_codes = scratch(SUBS2 * W, np.float32), scratch(SUBS2 * W, np.float32)
+    found, sums = scratch(4 * SUBS2 * W, np.float32), scratch(SUBS2 * W, np.float32)
+    scales, mins = scratch(SUBS2 * W, np.float32), scratch(SUBS2 * W, np.float32)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         square = square_sum(s, 0, N) / f32(N)
         column = (first + k) % per_row * N
+        search_pairs(s, importance, column, square, SUB2, f32(3), found, sums)
+        d = positive_scale(found, 0, sums, 0, scales, 0, SUBS2, f32(15))
+        dmin = positive_scale(found, SUBS2 * W, sums, 0, mins, 0, SUBS2, f32(15))
         for j in range(SUBS2):
-            at = j * SUB2 * W
-            store(sums, j * W, importance_of(s, at, SUB2, importance, column + j * SUB2, square, w))
-            found = scale_and_min(s, at, w, 0, tried, SUB2, f32(3), f32(-0.9), f32(0.05), 36, False)
-            store_min_codes(s, at, SUB2, found[2], found[3], f32(3), codes, at)
-            store(scales, j * W, found[0])
-            store(mins, j * W, found[1])
-        d = positive_scale(scales, 0, sums, 0, scale_codes, 0, SUBS2, f32(15))
-        dmin = positive_scale(mins, 0, sums, 0, min_codes, 0, SUBS2, f32(15))
-        for j in range(SUBS2):
-            scale, low = to_i32(load(scale_codes, j * W)), to_i32(load(min_codes, j * W))
+            scale, low = to_i32(load(scales, j * W)), to_i32(load(mins, j * W))
             store(block, (Q2_SCALES + j) * W, to_u8(scale | (low << 4)))
         store_half(block, Q2_D, f32_to_half(d))
         store_half(block, Q2_DMIN, f32_to_half(dmin))
-        finish_q2_k(s, codes, block)
+        finish_q2_k(s, found, codes, block)
         from_lanes(block, Q2_SIZE, out, k * Q2_SIZE)
 
 

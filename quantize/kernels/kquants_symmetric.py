@@ -132,7 +132,7 @@ def search_q3_k(x: Any, out: Any, importance: Any, first: int, power: Any) -> No
         column = (first + k) % per_row * N
         for j in range(SUBS):
             at = j * SUB * W
-            store(sums, j * W, importance_of(s, at, SUB, importance, column + j * SUB, square, w))
+            store(sums, j * W, importance_of(s, at, SUB, importance, column + j * SUB, square, w, 0))
             scale, inverse, zero = symmetric_scale(s, at, w, wx, SUB, f32(4), True)
             store_symmetric_codes(s, at, SUB, inverse, zero, f32(4), codes, at)
             store(scales, j * W, scale)
@@ -173,7 +173,7 @@ def load_own_weights(x: Any, at: int, n: int, w: Any) -> None:
 
 
 @jitable
-def finish_q6_k(s: Any, scales: Any, codes: Any, block: Any) -> None:
+def finish_q6_k(s: Any, scales: Any, inverses: Any, codes: Any, block: Any) -> None:
     """The scale of largest magnitude gets code -128; the codes of the weights are nibbles and two upper bits."""
     top, size = extreme(scales, 0, SUBS)
     inverse = f32(-128) / top
@@ -183,7 +183,11 @@ def finish_q6_k(s: Any, scales: Any, codes: Any, block: Any) -> None:
     for j in range(SUBS):
         scale = to_i8(to_i32(minimum(f32(127), nearest(inverse * load(scales, j * W)))))
         store(block, (Q6_SCALES + j) * W, to_u8(scale))
-        recode(s, j * SUB * W, SUB, d * to_f32(scale), zero, f32(-32), f32(31), codes)
+        at, factor = j * SUB * W, d * to_f32(scale)
+        if any_lane(factor == 0):  # the codes of the search stay
+            none = extreme(s, at, SUB)[1] < ALL_ZERO
+            store_symmetric_codes(s, at, SUB, load(inverses, j * W), none, f32(32), codes, at)
+        recode(s, at, SUB, factor, zero, f32(-32), f32(31), codes)
     for half in range(2):
         for i in range(32):
             at = (half * 128 + i) * W
@@ -202,16 +206,17 @@ def finish_q6_k(s: Any, scales: Any, codes: Any, block: Any) -> None:
 @ENCODE
 def encode_q6_k(x: Any, out: Any) -> None:
     s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(Q6_SIZE * W, np.uint8)
-    w, wx, scales = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32), scratch(SUBS * W, np.float32)
+    w, wx = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32)
+    scales, inverses = scratch(SUBS * W, np.float32), scratch(SUBS * W, np.float32)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         for j in range(SUBS):
             at = j * SUB * W
             load_own_weights(s, at, SUB, w)
-            scale, inverse, zero = symmetric_scale(s, at, w, wx, SUB, f32(32), True)
-            store_symmetric_codes(s, at, SUB, inverse, zero, f32(32), codes, at)
+            scale, inverse, _ = symmetric_scale(s, at, w, wx, SUB, f32(32), True)
             store(scales, j * W, scale)
-        finish_q6_k(s, scales, codes, block)
+            store(inverses, j * W, inverse)
+        finish_q6_k(s, scales, inverses, codes, block)
         from_lanes(block, Q6_SIZE, out, k * Q6_SIZE)
 
 
@@ -219,17 +224,18 @@ def encode_q6_k(x: Any, out: Any) -> None:
 def search_q6_k(x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
     per_row = importance.size // N - W
     s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.uint8), scratch(Q6_SIZE * W, np.uint8)
-    w, wx, scales = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32), scratch(SUBS * W, np.float32)
+    w, wx = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32)
+    scales, inverses = scratch(SUBS * W, np.float32), scratch(SUBS * W, np.float32)
     for k in range(0, x.size // N, W):
         to_lanes(x, k * N, N, s, 0)
         column = (first + k) % per_row * N
         for j in range(SUBS):
             at = j * SUB * W
             part_to_lanes(importance, column + j * SUB, N, SUB, w, 0)
-            scale, inverse, zero = symmetric_scale(s, at, w, wx, SUB, f32(32), True)
-            store_symmetric_codes(s, at, SUB, inverse, zero, f32(32), codes, at)
+            scale, inverse, _ = symmetric_scale(s, at, w, wx, SUB, f32(32), True)
             store(scales, j * W, scale)
-        finish_q6_k(s, scales, codes, block)
+            store(inverses, j * W, inverse)
+        finish_q6_k(s, scales, inverses, codes, block)
         from_lanes(block, Q6_SIZE, out, k * Q6_SIZE)
 
 

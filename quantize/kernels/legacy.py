@@ -11,7 +11,8 @@ import numpy as np
 from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, kernel
 from ggufsmith.quantize.kernels import Codec
 from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, load_halves, store_half, to_lanes
-from ggufsmith.quantize.kernels.search import extreme, scale_and_min, symmetric_scale
+from ggufsmith.quantize.kernels.search import extreme, symmetric_scale
+from ggufsmith.quantize.kernels.search_min import scale_and_min
 from ggufsmith.quantize.simd import (
     W,
     absolute,
@@ -173,7 +174,7 @@ def search_with_min(
         for i in range(N):
             v = load(s, i * W)
             store(w, i * W, load(w, i * W) * sqrt(square + v * v))
-        d, low, inverse, offset = scale_and_min(s, 0, w, 0, tried, N, top, f32(-0.9), f32(0.05), 36, False)
+        d, low, inverse, offset = scale_and_min(s, 0, w, tried, N, top, f32(-0.9), f32(0.05), 36, False)
         for i in range(N):
             code = clamp(nearest(inverse * (load(s, i * W) - offset)), f32(0), top)
             store(codes, i * W, to_i32(code))

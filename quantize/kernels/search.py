@@ -8,7 +8,6 @@ stored form.
 from typing import Any
 
 from ggufsmith.quantize.simd import (
-    MAGIC,
     W,
     absolute,
     any_lane,
@@ -31,7 +30,6 @@ from ggufsmith.quantize.simd import (
 )
 
 ALL_ZERO = f32(1e-15)  # GROUP_MAX_EPS: blocks below it are taken for zero
-SMALL = f32(2**21)  # magnitudes below it are rounded by adding MAGIC
 
 
 @jitable
@@ -158,107 +156,6 @@ def refined_scale(x: Any, at: int, n: int, levels: Any, codes: Any, to: int) -> 
         code = to_i32(to_i8(load(codes, to + i * W))) + to_i32(broadcast(levels))
         store(codes, to + i * W, to_u8(select(zero, 0, code)))
     return select((ll > 0) & ~zero, xl / ll, f32(0))
-
-
-@jitable
-def error_of(difference: Any, mad: bool) -> Any:
-    return absolute(difference) if mad else difference * difference
-
-
-@jitable
-def scale_and_min(
-    x: Any, at: int, w: Any, w_at: int, codes: Any, n: int, top: Any, start: Any, step: Any, steps: int, mad: bool
-) -> Any:
-    """Weighted least-squares scale and minimum of codes from 0 to top (make_qkx2_quants, make_qkx3_quants).
-
-    start, step, steps: the inverses tried are (top + start + k * step) / range, for k to `steps` inclusive.
-    mad: measure absolute differences instead of squares. codes: room for n vectors.
-    Returns the scale, the (subtracted) minimum, and the inverse and offset from which the codes follow.
-    """
-    zero = broadcast(f32(0))
-    lowest, high, sum_w, sum_x = whole_sums(x, at, w, w_at, n)
-    flat = high <= lowest
-    low, inverse = lowest, top / (high - lowest)
-    scale, best = f32(1) / inverse, zero
-    for i in range(n):
-        v = load(x, at + i * W)
-        code = clamp(nearest(inverse * (v - low)), f32(0), top)
-        best = best + load(w, w_at + i * W) * error_of(scale * code + low - v, mad)
-    code_inverse, code_low = inverse, low
-    for k in range(steps + 1):
-        inverse = (start + step * f32(k) + top) / (high - low)
-        reach = absolute(inverse) * maximum(absolute(high - low), absolute(lowest - low))
-        if any_lane(~(reach < SMALL)):
-            sums = code_sums(x, at, w, w_at, codes, n, top, inverse, low, False)
-        else:
-            sums = code_sums(x, at, w, w_at, codes, n, top, inverse, low, True)
-        new_scale, new_low, some = fitted(sum_w, sum_x, sums)
-        error = zero
-        for i in range(n):
-            difference = new_scale * load(codes, i * W) + new_low - load(x, at + i * W)
-            error = error + load(w, w_at + i * W) * error_of(difference, mad)
-        better = some & (error < best)
-        code_inverse, code_low = select(better, inverse, code_inverse), select(better, low, code_low)
-        best, scale, low = select(better, error, best), select(better, new_scale, scale), select(better, new_low, low)
-    return select(flat, zero, scale), -select(flat, lowest, low), select(flat, zero, code_inverse), code_low
-
-
-@jitable
-def whole_sums(x: Any, at: int, w: Any, w_at: int, n: int) -> Any:
-    """The least of 0 and all values, the greatest value, and the sums of w and w*x."""
-    low = load(x, at)
-    high = low
-    sum_w = load(w, w_at)
-    sum_x = sum_w * low
-    for i in range(1, n):
-        v, weight = load(x, at + i * W), load(w, w_at + i * W)
-        low, high = select(v < low, v, low), select(v > high, v, high)
-        sum_w = sum_w + weight
-        sum_x = sum_x + weight * v
-    return select(low > 0, broadcast(f32(0)), low), high, sum_w, sum_x
-
-
-@jitable
-def code_sums(
-    x: Any, at: int, w: Any, w_at: int, codes: Any, n: int, top: Any, inverse: Any, low: Any, small: bool
-) -> Any:
-    """Stores the codes l of an inverse and a minimum; returns the sums of w*l, w*l*l and w*x*l.
-
-    small: |inverse * (x - low)| < SMALL in all lanes: kept between its limits before it is rounded, which is shorter.
-    """
-    sum_l = broadcast(f32(0))
-    sum_l2, sum_xl = sum_l, sum_l
-    for i in range(n):
-        v, weight = load(x, at + i * W), load(w, w_at + i * W)
-        scaled = inverse * (v - low)
-        code = clamp(scaled + MAGIC, MAGIC, top + MAGIC) - MAGIC if small else clamp(nearest(scaled), f32(0), top)
-        store(codes, i * W, code)
-        weighted = weight * code
-        sum_l = sum_l + weighted
-        sum_l2 = sum_l2 + weighted * code
-        sum_xl = sum_xl + weighted * v
-    return sum_l, sum_l2, sum_xl
-
-
-@jitable
-def fitted(sum_w: Any, sum_x: Any, sums: Any) -> Any:
-    """The least-squares scale and minimum for codes with these sums, and the mask of lanes that have one."""
-    sum_l, sum_l2, sum_xl = sums
-    det = sum_w * sum_l2 - sum_l * sum_l
-    scale = (sum_w * sum_xl - sum_x * sum_l) / det
-    low = (sum_l2 * sum_x - sum_l * sum_xl) / det
-    above = low > 0
-    if any_lane(above):
-        scale, low = select(above, sum_xl / sum_l2, scale), select(above, f32(0), low)
-    return scale, low, det > 0
-
-
-@jitable
-def store_min_codes(x: Any, at: int, n: int, inverse: Any, offset: Any, top: Any, codes: Any, to: int) -> None:
-    """The codes of a `scale_and_min` search, as u8."""
-    for i in range(n):
-        code = clamp(nearest(inverse * (load(x, at + i * W) - offset)), f32(0), top)
-        store(codes, to + i * W, to_u8(to_i32(code)))
 
 
 @jitable

@@ -41,17 +41,17 @@ def square_sum(x: Any, at: int, n: int) -> Any:
 
 
 @jitable
-def importance_of(x: Any, at: int, n: int, importance: Any, column: int, square: Any, w: Any) -> Any:
-    """w = importance * sqrt(square + x * x) for n weights of each lane; returns the sum of w.
+def importance_of(x: Any, at: int, n: int, importance: Any, column: int, square: Any, w: Any, to: int) -> Any:
+    """w = importance * sqrt(square + x * x), from `to` on, for n weights of each lane; returns the sum of w.
 
     column: where the importance of the first lane's n weights begins; the other lanes' follow every 256.
     """
-    part_to_lanes(importance, column, N, n, w, 0)
+    part_to_lanes(importance, column, N, n, w, to)
     total = broadcast(f32(0))
     for i in range(n):
         v = load(x, at + i * W)
-        weight = load(w, i * W) * sqrt(square + v * v)
-        store(w, i * W, weight)
+        weight = load(w, to + i * W) * sqrt(square + v * v)
+        store(w, to + i * W, weight)
         total = total + weight
     return total
 
