@@ -22,7 +22,7 @@ from llvmlite import binding
 from numba import njit, types
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
-from numba.core.runtime import rtsys
+from numba.core.runtime import _nrt_python
 
 INT = types.intp
 
@@ -110,8 +110,9 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
     _impl_class = Files
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """As the original, without loading what only a compilation needs."""
-        rtsys.initialize(context)
+        """As the original, without what only a compilation needs: of Numba's runtime kernels call these functions."""
+        for name, address in _nrt_python.c_helpers.items():
+            binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
         with self._guard_against_spurious_io_errors():
             return self._load_overload(signature, context)
 

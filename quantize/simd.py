@@ -47,12 +47,9 @@ def jitable(function: Function) -> Function:
 # ---- lanes and memory ----
 
 
-@jitable
 def scratch(n: int, dtype: Any) -> Any:
     """An uninitialised 1-D array that starts at a cache line."""
-    raw = np.empty(n + 64, dtype)
-    start = -raw.ctypes.data % 64 // raw.itemsize
-    return raw[start : start + n]
+    return np.empty(n, dtype)
 
 
 def lanes() -> Any:
@@ -88,6 +85,7 @@ def transpose(source: Any, at: int, stride: int, target: Any, to: int, step: int
         target[to + j * step : to + j * step + TILE] = column
 
 
+vectors.define(scratch, vectors.type_scratch, vectors.emit_scratch, 2)
 vectors.define(lanes, lambda: vectors.I32, vectors.emit_lanes, 0)
 vectors.define(
     broadcast, vectors.type_broadcast, lambda context, builder, sig, args: vectors.splat(builder, args[0]), 1

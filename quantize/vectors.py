@@ -203,6 +203,24 @@ def unaligned(value: Any, vec: Any) -> Any:
     return value
 
 
+def type_scratch(n: Any, dtype: Any) -> Any:
+    plain = isinstance(n, types.Integer) and isinstance(dtype, types.NumberClass)
+    return types.Array(dtype.dtype, 1, "C") if plain else None
+
+
+def emit_scratch(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """An array by the allocator itself: with np.empty a cached kernel would import what Numba has for arrays."""
+    n = context.cast(builder, args[0], sig.args[0], types.intp)
+    size = sig.return_type.dtype.bitwidth // 8
+    owner = context.nrt.meminfo_alloc_aligned(builder, builder.mul(n, ir.Constant(n.type, size)), 64)
+    array = context.make_array(sig.return_type)(context, builder)
+    array.meminfo, array.parent = owner, ir.Constant(array.parent.type, None)
+    array.data = builder.bitcast(context.nrt.meminfo_data(builder, owner), array.data.type)
+    array.nitems, array.itemsize = n, ir.Constant(n.type, size)
+    array.shape, array.strides = cgutils.pack_array(builder, [n]), cgutils.pack_array(builder, [array.itemsize])
+    return array._getvalue()
+
+
 def align_stack(function: Any) -> None:
     """Let vectors that find no register lie in one cache line each."""
     function.attributes.alignstack = 64

@@ -53,7 +53,10 @@ def highest(peak: Any) -> Any:
     """The largest of the lanes; the order of comparing does not matter."""
     s = scratch(W, np.uint32)
     store(s, 0, peak)
-    return s.max()
+    top = s[0]
+    for lane in range(1, W):
+        top = s[lane] if s[lane] > top else top
+    return top
 
 
 @kernel(READ_F32)
