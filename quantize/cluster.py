@@ -4,7 +4,7 @@ The client holds the output's lock and its reservation, notes in the journal wha
 verifies and publishes: what it does for a run on one machine. Workers open the same inputs and the client's temporary
 files by path, so all need one file system, mounted at one place; what is streamed they read from the hub themselves.
 Kernels give the same bytes on every CPU, so neither the number of workers nor the death of one shows in the output: a
-task that is done twice writes the same bytes twice.
+task that is done twice writes the same bytes twice. What a worker's system refuses, such as a full disk, others do.
 """
 
 import logging
@@ -55,6 +55,7 @@ TIMEOUT = 15  # seconds until the scheduler answers, and until there is a worker
 PATIENCE = 60.0  # seconds without any worker
 POLL = 0.1  # seconds between two looks at what is done
 LOGGERS = ("distributed", "distributed.client", "tornado.application", "asyncio")  # what they say our errors say
+Task = Sequence[Chunk]
 Result = tuple[list[Done], list["Piece"]]
 HOW = "Start it with `dask scheduler`, and on each machine `dask worker tcp://HOST:8786`."
 
@@ -98,6 +99,14 @@ class Files:
         return False  # the client does not send chunks that all outputs hold
 
 
+class Unable(Exception):
+    """The system of a worker, its address, is in the way; others may have room, or the files."""
+
+    def __init__(self, worker: str, why: Failure) -> None:
+        super().__init__(worker, why)
+        self.worker, self.why = worker, why
+
+
 class Run(distributed.WorkerPlugin):  # type: ignore[misc]  # its types are not looked at
     """One run on one worker: inputs and outputs, opened for the first task, closed when the client is done."""
 
@@ -122,7 +131,7 @@ class Run(distributed.WorkerPlugin):  # type: ignore[misc]  # its types are not 
             self.over = True
             self._close()
 
-    def work(self, task: Sequence[Chunk]) -> Result:
+    def work(self, task: Task) -> Result:
         """Make these chunks, and write them into every output."""
         with self._opened() as tensors:
             if not hasattr(self.local, "scratch"):
@@ -191,7 +200,7 @@ def _open(path: Path, stack: ExitStack) -> int:
     return fd
 
 
-def _work(name: str, task: Sequence[Chunk]) -> Result:
+def _work(name: str, task: Task) -> Result:
     """Runs on a worker: `Run.work`, with the worker's name in what the system says went wrong."""
     worker = get_worker()
     try:
@@ -199,8 +208,10 @@ def _work(name: str, task: Sequence[Chunk]) -> Result:
     except OSError as error:
         what = f"worker {worker.address}: {error.strerror or error}"
         if error.errno in FULL:
-            raise NoSpace(what, where=error.filename, fix="Make room, or take that worker out.") from None
-        raise Failure(what, where=error.filename, fix="All workers need the client's files, under its paths.") from None
+            why: Failure = NoSpace(what, where=error.filename, fix="Make room, or take that worker out.")
+        else:
+            why = Failure(what, where=error.filename, fix="All workers need the client's files, under its paths.")
+        raise Unable(worker.address, why) from None
     return result
 
 
@@ -221,11 +232,12 @@ def stream_on(
     targets: Sequence[Target],
     *,
     advance: Callable[[int], None] = lambda weights: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Finding]]:
     """What `stream.stream` does, on the workers of a cluster. scheduler: its address.
 
     opening: gives the same tensors on a worker; it is pickled. The targets' writers are `container.shards.SetWriter`.
-    advance: told of weights as they are done, and of none from time to time.
+    advance: told of weights as they are done, and of none from time to time. note: told of workers that were unable.
 
     Failure: no scheduler, or no worker, or none that is left; and whatever a chunk raises there.
     """
@@ -233,22 +245,19 @@ def stream_on(
     done: list[Done] = []
     with _connected(scheduler) as client, _registered(client, run):
         todo = [chunk for chunk in chunks(tensors) if not is_held(tensors, chunk, targets)]
-        tasks = list(_tasks(tensors, todo))
-        futures = client.map(partial(_work, run.name), tasks, pure=False, retries=RETRIES)
-        sizes = {
-            future.key: sum(weights_of(tensors, chunk) for chunk in task)
-            for future, task in zip(futures, tasks, strict=True)
-        }
-        for future, (made, pieces) in _finished(client, futures, lambda: advance(0)):
+        unable: dict[str, Failure] = {}
+        work = partial(_work, run.name)
+        for task, (made, pieces) in _finished(client, work, list(_tasks(tensors, todo)), unable, lambda: advance(0)):
             for piece in pieces:
                 writer: Any = targets[piece.target].writer
                 if not writer.holds(piece.offset, piece.size):
                     writer.record(piece.offset, piece.size, piece.checksum)
             done += made
-            advance(sizes[future.key])
-            future.release()
+            advance(sum(weights_of(tensors, chunk) for chunk in task))
         with suppress(Exception):  # what is missing in the end, the check of the sums finds
             client.run(_flush, run.name, on_error="ignore")
+    for why in unable.values():
+        note(f"{str(why).splitlines()[0]}; the other workers did its part")
     return findings(done, len(targets))
 
 
@@ -258,7 +267,7 @@ def _place_of(target: Target) -> Place:
     return Place(layout, tuple(writer.temporaries), tuple(writer.plan.starts), target.importance)
 
 
-def _tasks(tensors: Sequence[Tensor], todo: Sequence[Chunk]) -> Iterator[tuple[Chunk, ...]]:
+def _tasks(tensors: Sequence[Tensor], todo: Sequence[Chunk]) -> Iterator[Task]:
     """Chunks that follow each other, in tasks of about one size."""
     task: list[Chunk] = []
     weights = 0
@@ -313,22 +322,47 @@ def _registered(client: distributed.Client, run: Run) -> Iterator[None]:
 
 
 def _finished(
-    client: distributed.Client, futures: Sequence[distributed.Future], waiting: Callable[[], None]
-) -> Iterator[tuple[Any, Result]]:
-    """The futures with their results, as they arrive. Failure if the cluster is lost underway.
+    client: distributed.Client,
+    work: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    unable: dict[str, Failure],
+    waiting: Callable[[], None],
+) -> Iterator[tuple[Task, Result]]:
+    """The tasks with their results, as they arrive. Failure if the cluster is lost underway, or nobody is able.
 
+    unable: gets the workers whose system was in the way, with what it said; what failed there goes to the others only.
     waiting: called in between; it may raise.
     """
-    ready = distributed.as_completed(futures, loop=client.loop, with_results=True, raise_errors=False)
-    alive = looked = time.monotonic()
     address = client.scheduler.address
+    pending = dict(zip(client.map(work, tasks, pure=False, retries=RETRIES), tasks, strict=True))
+    bound: dict[str, set[str]] = {}  # tasks that may be done by these workers only
+    ready = distributed.as_completed(list(pending), loop=client.loop, with_results=True, raise_errors=False)
+    alive = looked = time.monotonic()
+
+    def send_again(future: distributed.Future, able: set[str]) -> None:
+        task = pending.pop(future)
+        client.cancel([future])
+        again = client.submit(work, task, workers=list(able), pure=False, retries=RETRIES)
+        pending[again], bound[again.key] = task, able
+        ready.add(again)
+
     try:
-        while not ready.is_empty():
+        while pending:
             batch = ready.next_batch(block=False)
             for future, result in batch:
-                if future.status in ("error", "cancelled"):
-                    raise _explained(future, address)
-                yield future, result
+                if future not in pending:  # cancelled above
+                    continue
+                if future.status == "finished":
+                    yield pending.pop(future), result
+                    continue
+                error = _explained(future, address)
+                if not isinstance(error, Unable):
+                    raise error
+                unable[error.worker] = error.why
+                able = _workers(client) - unable.keys()
+                if not able:
+                    raise _nobody(unable)
+                send_again(future, able)
             now = time.monotonic()
             if batch:
                 alive = now
@@ -337,24 +371,42 @@ def _finished(
                 raise Failure("the connection to the Dask scheduler is lost", where=address, fix=HOW)
             if now - looked > PATIENCE / 10:
                 looked = now
-                alive = now if client.scheduler_info()["workers"] else alive
+                able = _workers(client) - unable.keys()
+                alive = now if able else alive
+                for future in [future for future in pending if able and not bound.get(future.key, able) & able]:
+                    send_again(future, able)  # its workers have died
             if now - alive > PATIENCE:
+                if unable:
+                    raise _nobody(unable)
                 raise Failure(f"no worker was there for {PATIENCE:.0f} seconds", where=address, fix=HOW)
             waiting()
             time.sleep(POLL)
     finally:
         if client.status == "running":
-            client.cancel(list(futures))
+            client.cancel(list(pending))
 
 
-def _explained(future: distributed.Future, scheduler: str) -> Failure:
+def _workers(client: distributed.Client) -> set[str]:
+    """The addresses of those that are there; none if the scheduler does not answer, which shows in its status."""
+    with suppress(OSError):
+        return set(client.nthreads())
+    return set()
+
+
+def _nobody(unable: dict[str, Failure]) -> Failure:
+    """The last worker's error, and those of the others."""
+    *others, last = unable.values()
+    return type(last)(last.what, where=last.where, fix=last.fix, also=[why.what for why in others])
+
+
+def _explained(future: distributed.Future, scheduler: str) -> Failure | Unable:
     error: BaseException | None = future.exception() if future.status == "error" else None
     if error is None:
         return Failure("the connection to the Dask scheduler is lost", where=scheduler, fix=HOW)
     if isinstance(error, distributed.scheduler.KilledWorker):
         what = "several workers died, one after the other, while they did the same task"
         return Failure(what, where=scheduler, fix="See the logs of the workers; they may lack memory.")
-    return error if isinstance(error, Failure) else _unfit(error, scheduler)
+    return error if isinstance(error, Failure | Unable) else _unfit(error, scheduler)
 
 
 def _unfit(error: BaseException, scheduler: str) -> Failure:

@@ -102,6 +102,7 @@ def write_outputs(
         "inputs": list(inputs),
         "threads": threads,
     }
+    notes: list[str] = []
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -118,11 +119,11 @@ def write_outputs(
             loaded(time.perf_counter() - started)
             found = stream(tensors, targets, threads=threads, advance=advance)
         else:
-            found = _stream_on(cluster, tensors, targets, advance)
+            found = _stream_on(cluster, tensors, targets, advance, notes.append)
         for writer in writers:
             writer.commit()
-    notes = (*_notes(found), *(note for writer in writers for note in writer.notes()))
-    return Written(time.perf_counter() - started, notes)
+    notes += [*_notes(found), *(note for writer in writers for note in writer.notes())]
+    return Written(time.perf_counter() - started, tuple(notes))
 
 
 def _stream_on(
@@ -130,6 +131,7 @@ def _stream_on(
     tensors: Sequence[Tensor],
     targets: Sequence[Target],
     advance: Callable[[int], None],
+    note: Callable[[str], None],
 ) -> list[dict[str, Finding]]:
     """See `cluster.stream_on`. Unsupported if Dask is not installed."""
     try:
@@ -139,7 +141,7 @@ def _stream_on(
             raise
         fix = "pip install 'ggufsmith[cluster]'"
         raise Unsupported("--scheduler needs dask.distributed, which is not installed", fix=fix) from None
-    return stream_on(cluster.scheduler, cluster.opening, tensors, targets, advance=advance)
+    return stream_on(cluster.scheduler, cluster.opening, tensors, targets, advance=advance, note=note)
 
 
 def _identity(text: str, tensors: Sequence[Tensor], output: Output) -> bytes:

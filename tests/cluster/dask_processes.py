@@ -8,6 +8,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import distributed
+
+READ_ONLY = """
+import errno, sys
+def refuse(event, details):
+    if event == "open" and ".partial" in str(details[0]):
+        raise OSError(errno.EROFS, "Read-only file system", details[0])
+sys.addaudithook(refuse)
+"""
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
@@ -27,23 +36,32 @@ class Cluster:
         self.address = text.partition('"address": "')[2].partition('"')[0]
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def add(self, *, file_limit: int | None = None, without: str | None = None) -> "subprocess.Popen[bytes]":
+    def add(
+        self, *, file_limit: int | None = None, read_only: bool = False, without: str | None = None
+    ) -> "subprocess.Popen[bytes]":
         """One more worker of one thread.
 
-        file_limit: bytes, after which a file system is full for it. without: a package that it does not have.
+        file_limit: bytes, after which a file system is full for it. read_only: it cannot open outputs.
+        without: a package that it does not have.
         """
         options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0", "--host", "127.0.0.1"]
         options += ["--local-directory", str(self._folder)]
         setup = (
             [f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit},) * 2)"] if file_limit else []
         )
+        setup += [READ_ONLY] if read_only else []
         setup += [f"import sys; sys.modules[{without!r}] = None"] if without else []
         worker = self._start("dask_worker", self.address, *options, setup=setup)
         self.workers.append(worker)
         return worker
 
+    def wait(self) -> None:
+        """Until all workers are there."""
+        with distributed.Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(len(self.workers), timeout=60)
+
     def _start(self, module: str, *options: str, setup: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
-        code = "; ".join((*setup, f"from distributed.cli.{module} import main", "main()"))
+        code = "\n".join((*setup, f"from distributed.cli.{module} import main", "main()"))
         environment = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
         return subprocess.Popen([sys.executable, "-c", code, *options], env=environment, cwd=self._folder, **QUIET)
 

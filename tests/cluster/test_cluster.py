@@ -306,11 +306,49 @@ def test_a_lost_scheduler_is_one_message(large: Path, tmp_path: Path, task: int)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of a file")
-def test_a_full_disk_on_a_worker(large: Path, tmp_path: Path) -> None:
+def test_what_some_workers_cannot_write_is_done_by_another(large: Path, expected: bytes, tmp_path: Path) -> None:
     with dask_processes.cluster(tmp_path / "dask", workers=0) as found:
         found.add(file_limit=1_000_000)
-        with pytest.raises(NoSpace, match="worker tcp://"):
+        found.add(read_only=True)
+        found.add()
+        found.wait()
+        job = Job(large, outfile=tmp_path / "a.gguf", sync=False, scheduler=found.address)
+        done = quantized.run(quantized.prepare(job, SLOW))
+    assert (tmp_path / "a.gguf").read_bytes() == expected
+    assert left(tmp_path) == ["a.gguf", "dask"]
+    said = sorted(note for note in done.notes if "worker tcp://" in note)
+    assert len(said) == 2 and all(note.endswith("the other workers did its part") for note in said), said
+    assert "Read-only file system" in said[0] and "File too large" in said[1]
+
+
+def test_another_worker_that_dies_too(
+    large: Path, expected: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was to do for the one that cannot is not lost with it."""
+    monkeypatch.setattr(cluster, "PATIENCE", 20.0)
+    with dask_processes.cluster(tmp_path / "dask", workers=0) as found:
+        found.add(read_only=True)
+        able = found.add()
+        found.wait()
+
+        def relieve() -> None:
+            found.add()
+            able.kill()
+
+        assert convert(large, tmp_path / "a.gguf", found, after(2_000_000, relieve)) == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of a file")
+def test_when_no_worker_can_write_nothing_is_published(large: Path, tmp_path: Path) -> None:
+    with dask_processes.cluster(tmp_path / "dask", workers=0) as found:
+        found.add(file_limit=1_000_000)
+        with pytest.raises(NoSpace, match=r"worker tcp://.*File too large"):
             convert(large, tmp_path / "a.gguf", found)
+        found.add(read_only=True)
+        found.wait()
+        with pytest.raises(Failure, match="worker tcp://") as error:
+            convert(large, tmp_path / "a.gguf", found)
+    assert "File too large" in str(error.value) and "Read-only file system" in str(error.value)
     assert left(tmp_path) == ["dask"]
 
 
