@@ -18,7 +18,7 @@ from ggufsmith.container.values import Metadata
 from ggufsmith.convert.architecture import Architecture, Dims, Need, Rule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
 from ggufsmith.convert.checkpoint import Source
-from ggufsmith.convert.config import Config, nearest
+from ggufsmith.convert.config import MAX_NUMBER, Config, nearest
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
 from ggufsmith.convert.rope import rope_metadata
 from ggufsmith.convert.sources.recognise import COMPANIONS
@@ -314,9 +314,12 @@ def _check_config(record: Architecture, config: Config, dims: Dims, problems: li
     problem = record.check(config, dims) if record.check else None
     if problem:
         problems.append(f"config.json: {problem}")
-    claimed = config.integer("num_local_experts", "num_experts", default=0)
-    if claimed and claimed != dims.experts:
+    claimed = config.integer("num_local_experts", "num_experts", default=dims.experts)
+    if claimed != dims.experts:
         problems.append(f"config.json: {claimed} experts, but the tensors hold {dims.experts}")
+    used = config.integer("num_experts_per_tok", default=0) or 0
+    if dims.experts and not 1 <= used <= dims.experts:
+        problems.append(f"config.json: num_experts_per_tok is {used}, of {dims.experts} experts")
 
 
 def _metadata(record: Architecture, config: Config, dims: Dims, problems: list[str]) -> Metadata:
@@ -327,11 +330,16 @@ def _metadata(record: Architecture, config: Config, dims: Dims, problems: list[s
         value = key.default if value is None else value
         if value is Need.REQUIRED:
             problems.append(f"config.json: {key.names[0]} is missing")
-        elif value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            problems.append(f"config.json: {key.names[0]} must be a number, not {value!r}")
+        elif value is not None and not _is_size(value):
+            problems.append(f"config.json: {key.names[0]} must be a number from 0 on, not {value!r:.40}")
         elif value is not None:
             metadata[key.name.format(arch=record.name)] = key.make(value)
     return metadata
+
+
+def _is_size(value: object) -> bool:
+    """Whether llama.cpp can compute with it: no key of a record has a meaning below zero."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
 
 
 def _warnings(record: Architecture, config: Config) -> Iterator[str]:

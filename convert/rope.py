@@ -17,7 +17,7 @@ from gguf.constants import MODEL_TENSOR, Keys, RopeScalingType
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import Metadata, f32, string, u32
 from ggufsmith.convert.architecture import Dims, Rope
-from ggufsmith.convert.config import Config, as_number
+from ggufsmith.convert.config import MAX_NUMBER, Config, as_number
 
 # Optional YaRN parameters, under every name they go by.
 YARN = (
@@ -64,7 +64,14 @@ def _object(value: object, config: Config) -> Mapping[str, Any]:
 
 def _first(config: Config, *values: object) -> float | None:
     found = next((value for value in values if value is not None), None)
-    return None if found is None else as_number(found, "rope_theta", config.path)
+    return None if found is None else _positive(found, "rope_theta", config)
+
+
+def _positive(value: object, name: str, config: Config) -> float:
+    number = as_number(value, name, config.path)
+    if number <= 0:
+        raise Malformed(f"{name} must be above 0, not {value!r}", where=config.path)
+    return number
 
 
 def rope_metadata(
@@ -91,13 +98,16 @@ def rope_metadata(
             raise Malformed(f"rope type {rotary.kind!r} needs {names[0]!r}", where=config.path)
         return as_number(value, names[0], config.path)
 
+    def factor() -> float:
+        return _positive(number("factor"), "rope factor", config)
+
     def original_context() -> int:
         value = config.integer("original_max_position_embeddings")
         if rotary.fields.get("original_max_position_embeddings") is not None:
             value = int(number("original_max_position_embeddings"))
         if value is None:
             value = config.integer("max_position_embeddings")
-        if value is None or value <= 0:
+        if value is None or value < 2:
             raise Malformed(f"rope type {rotary.kind!r} needs original_max_position_embeddings", where=config.path)
         return value
 
@@ -106,10 +116,10 @@ def rope_metadata(
     match rotary.kind:
         case "linear":
             keys[Keys.Rope.SCALING_TYPE] = string(RopeScalingType.LINEAR.value)
-            keys[Keys.Rope.SCALING_FACTOR] = f32(number("factor"))
+            keys[Keys.Rope.SCALING_FACTOR] = f32(factor())
         case "yarn":
             keys[Keys.Rope.SCALING_TYPE] = string(RopeScalingType.YARN.value)
-            keys[Keys.Rope.SCALING_FACTOR] = f32(number("factor"))
+            keys[Keys.Rope.SCALING_FACTOR] = f32(factor())
             keys[Keys.Rope.SCALING_ORIG_CTX_LEN] = u32(original_context())
             for key, names in YARN:
                 if any(rotary.fields.get(name) is not None for name in names):
@@ -118,7 +128,7 @@ def rope_metadata(
             tensors[MODEL_TENSOR.ROPE_FREQS] = llama3_factors(
                 dims.head_dim,
                 rotary.theta,
-                factor=number("factor"),
+                factor=factor(),
                 low=number("low_freq_factor"),
                 high=number("high_freq_factor"),
                 context=original_context(),
@@ -158,11 +168,14 @@ def llama3_factors(
     if low == high or factor <= 0 or low <= 0 or high <= 0:
         raise Malformed(f"impossible llama3 rope scaling: factor {factor}, low {low}, high {high}")
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1) / np.power(float(np.float32(theta)), exponents.astype(np.float64)).astype(np.float32)
-    wavelengths = np.float32(2 * math.pi) / frequencies
-    ramp = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)
-    smooth = np.float32(1) / ((np.float32(1) - ramp) / np.float32(factor) + ramp)
-    factors = np.where(wavelengths < context / high, 1.0, np.where(wavelengths > context / low, factor, smooth))
+    with np.errstate(all="ignore"):  # parameters far from any real ones are found by what comes of them
+        powers = np.power(float(np.float32(theta)), exponents.astype(np.float64)).astype(np.float32)
+        wavelengths = np.float32(2 * math.pi) / (np.float32(1) / powers)
+        ramp = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)
+        smooth = np.float32(1) / ((np.float32(1) - ramp) / np.float32(factor) + ramp)
+        factors = np.where(wavelengths < context / high, 1.0, np.where(wavelengths > context / low, factor, smooth))
+    if not np.all((factors > 0) & (factors <= MAX_NUMBER)):
+        raise Malformed(f"llama3 rope scaling by {factor} ({low}, {high}) of base {theta} gives no frequencies")
     return tuple(factors.astype(np.float32).tolist())
 
 

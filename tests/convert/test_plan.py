@@ -281,3 +281,15 @@ def test_a_plan_needs_no_json_order() -> None:
     config = config_of("llama")
     shapes = dict(reversed(list(checkpoints.shapes(config))))
     assert outputs(plan_of(config, sources(shapes))) == outputs(plan_of(json.loads(json.dumps(config))))
+
+
+@pytest.mark.parametrize("epsilon", [float("nan"), float("inf"), 1e300, 10**400, -1e-5, "1e-5", True])
+def test_numbers_that_no_key_can_hold_are_problems(epsilon: object) -> None:
+    assert any("rms_norm_eps must be a number" in line for line in problems(config_of("llama", rms_norm_eps=epsilon)))
+
+
+@pytest.mark.parametrize("change", [{"num_local_experts": 0}, {"num_experts_per_tok": 0}, {"num_experts_per_tok": 9}])
+def test_experts_that_the_tensors_do_not_have_are_problems(change: dict[str, int]) -> None:
+    config = config_of("mixtral")
+    tensors = sources(dict(checkpoints.shapes(config)))
+    assert any("experts" in line for line in problems({**config, **change}, tensors))

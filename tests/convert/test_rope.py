@@ -159,3 +159,30 @@ def test_longrope_of_phi() -> None:
     values["rope_scaling"]["long_factor"] = [2.0] * 31  # type: ignore[index]
     with pytest.raises(Malformed, match="long_factor must be 32 numbers, not 31 values"):
         rope_metadata(Config(values, Path("c")), PHI3.rope, DIMS)
+
+
+@pytest.mark.parametrize("theta", [math.nan, math.inf, 1e300, 10**400, 0, -1.0])
+def test_a_base_that_is_no_frequency_is_refused(theta: float) -> None:
+    with pytest.raises(Malformed, match="rope_theta must be"):
+        keys({"rope_theta": theta})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"factor": 0},
+        {"factor": -2},
+        {"factor": math.nan},
+        {"original_max_position_embeddings": math.inf},
+        {"beta_slow": math.nan},
+    ],
+)
+def test_a_scaling_that_scales_nothing_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(Malformed, match=r"config\.json"):
+        keys({"rope_scaling": {**YARN, "rope_type": "yarn", **change}})
+
+
+@pytest.mark.filterwarnings("error")
+def test_llama3_factors_that_are_none_are_refused() -> None:
+    with pytest.raises(Malformed, match="gives no frequencies"):
+        llama3_factors(64, 1e4, factor=1e-320, low=1.0, high=4.0, context=8192)
