@@ -41,12 +41,9 @@ def card(
 
 
 def write_card(path: Path, text: str) -> None:
-    """Write the card. OutputConflict for a file that is no card of ours; Failure if it cannot be written."""
-    from ggufsmith.container.errors import Failure
+    """Write the card (see `replace_text`). OutputConflict for a file that is no card of ours."""
+    from ggufsmith.container.replace import replace_text
     from ggufsmith.naming.filecard import check_card
 
     check_card(path, fix="Name another with --output.")
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise Failure(f"cannot write: {error.strerror}", where=path) from error
+    replace_text(path, text)

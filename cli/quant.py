@@ -294,15 +294,11 @@ def _saved(text: str | None, budget: Target | None, output: Path, dry_run: bool,
 
 
 def _save(text: str | None, path: Path | None) -> None:
-    """Write the recipe that was found."""
-    from ggufsmith.container.errors import Failure
+    """Write the recipe that was found (see `replace_text`)."""
+    from ggufsmith.container.replace import replace_text
 
-    if text is None or path is None:
-        return
-    try:
-        path.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise Failure(f"cannot write the recipe: {error.strerror}", where=path) from error
+    if text is not None and path is not None:
+        replace_text(path, text)
 
 
 def _work(

@@ -6,14 +6,12 @@ gives the same record anywhere.
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Failure, Malformed
+from ggufsmith.container.replace import replace_text
 
 PIECE = 2**22  # bytes read at a time
 MAX_RECORD = 2**26  # bytes; 100 000 hashes are 15 MiB
@@ -54,19 +52,8 @@ def record_path(output: Path) -> Path:
 
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace the record at `path` at once, or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    try:
-        with temporary.open("xb") as file:
-            file.write((json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise Failure(f"cannot write the record: {error.strerror}", where=path) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    """Replace the record at `path` (see `replace_text`)."""
+    replace_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:

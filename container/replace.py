@@ -1,0 +1,39 @@
+"""Small files beside the outputs, such as cards and records: replaced whole, or not at all."""
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from ggufsmith.container.errors import Failure, NoSpace
+from ggufsmith.container.writer import FULL
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put `text`, in UTF-8, in the place of what `path` holds; a symbolic link is followed, a pipe or device written.
+
+    NoSpace if the disk is full, Failure if it cannot be written otherwise; what was there before is then still there.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+        else:
+            _replace(Path(os.path.realpath(path)), data)
+    except OSError as error:
+        if error.errno in FULL:
+            raise NoSpace(f"cannot write: {error.strerror}", where=path, fix="Free some space.") from error
+        raise Failure(f"cannot write: {error.strerror}", where=path) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
