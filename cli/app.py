@@ -264,11 +264,14 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here needs BLAS, whose idle threads would spin
     gc.set_threshold(100_000)  # compiling leaves half a million objects behind, and full collections look at them all
     signal.signal(signal.SIGTERM, terminate)
+    render.show_anything()
     try:
         command()
     except Failure as error:
         render.failure(error, machine)
         code = error.code
+    except BrokenPipeError:  # who read the output has left, and wants to hear no more
+        raise
     except OSError as error:
         render.failure(Failure(error.strerror or str(error), where=error.filename), machine)
         code = Failure.code

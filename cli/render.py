@@ -3,12 +3,13 @@
 Names and texts may come from a hostile file: what is printed here cannot steer a terminal.
 """
 
+import io
 import json
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,13 @@ from ggufsmith.container.text import printable
 SPECIAL = re.compile(r"[^\n -~]")  # what may need an escape in JSON beyond those that it asks for
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
+
+
+def show_anything() -> None:
+    """What the encoding of the screen, or of the file behind it, lacks is escaped, instead of ending the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def size(nbytes: float) -> str:
@@ -117,7 +125,9 @@ def lines(rows: Iterator[tuple[str, str]]) -> None:
 
 
 def as_json(report: Mapping[str, Any]) -> None:
-    """One JSON object on standard output, UTF-8 whatever the platform's default."""
+    """One JSON object on standard output, UTF-8 whatever the platform's default; nothing if that was closed."""
+    if sys.stdout is None:
+        return
     text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
     sys.stdout.buffer.write(SPECIAL.sub(_escaped, text).encode())
     sys.stdout.buffer.flush()
@@ -134,12 +144,16 @@ def _units(character: str) -> Iterator[int]:
 
 
 def failure(error: Failure, machine: bool) -> None:
-    """The message of an error, for people on standard error, for machines as JSON on standard output."""
+    """The message of an error, for people on standard error, for machines as JSON on standard output.
+
+    People are told also what standard output cannot take.
+    """
     notes = getattr(error, "__notes__", [])
     if machine:
         body = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix, "also": error.also}
-        as_json({"error": {**body, "notes": notes}})
-        return
+        with suppress(OSError):
+            as_json({"error": {**body, "notes": notes}})
+            return
     where, fix = error.where and printable(error.where), error.fix and printable(error.fix)
     err.print("error: ", style="bold red", end="")
     err.print(str(Failure(printable(error.what), where=where, fix=fix, also=map(printable, error.also))), markup=False)

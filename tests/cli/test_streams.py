@@ -1,0 +1,47 @@
+"""Where the report goes: closed, full, cut off, or unable to show a name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import checkpoints
+
+MAIN = "from ggufsmith.cli.app import main; main()"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write("llama", tmp_path_factory.mktemp("m") / "Tïny-龙")
+
+
+def run(before: str, *arguments: object, stdout: int | None = subprocess.PIPE, **more: str) -> tuple[int, str]:
+    """Exit code and standard error of `ggufsmith`, after a line of Python."""
+    command = [sys.executable, "-c", f"import os, sys; {before}; {MAIN}", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONUTF8": "1", **more}
+    done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=environment, check=False)
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.parametrize("option", ["--json", "--quiet"])
+def test_a_closed_output_is_no_error(model: Path, tmp_path: Path, option: str) -> None:
+    code, said = run("sys.stdout = sys.__stdout__ = None", "convert", model, "--outdir", tmp_path, option)
+    assert (code, said) == (0, "")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("option", ["--json", "--dry-run"])
+def test_a_full_output_is_one_error(model: Path, tmp_path: Path, option: str) -> None:
+    with open("/dev/full", "wb") as full:
+        code, said = run("0", "convert", model, "--outdir", tmp_path, option, stdout=full.fileno())
+    assert code == 1
+    assert said.count("error: ") == 1 and "Traceback" not in said and "space" in said
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], ["--json"]])
+def test_a_name_that_the_output_cannot_show(model: Path, arguments: list[str]) -> None:
+    code, said = run("0", "convert", model, *arguments, "--dry-run", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    assert (code, said) == (0, "")
