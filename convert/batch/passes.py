@@ -18,6 +18,10 @@ from ggufsmith.convert.batch.jobfile import Model, Wanted
 from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener
 from ggufsmith.convert.execute import Converted, Elsewhere, read_ahead
 from ggufsmith.convert.hub.ahead import BLOCK, KEPT
+from ggufsmith.convert.lora.merge import Updated
+from ggufsmith.convert.lora.steps import LowRank
+from ggufsmith.convert.sources import store
+from ggufsmith.convert.sources.scheme import Made
 from ggufsmith.convert.vocabulary import vocabulary_of
 from ggufsmith.quantize import requantize
 from ggufsmith.quantize.outputs import Cluster, Output, Quantized, Written, write_outputs
@@ -71,7 +75,7 @@ class Pass:
 
     def memory(self, threads: int) -> int:
         """About the bytes that the pass needs at its peak, besides PROCESS: the buffers of a chunk in each thread, the
-        header with its vocabulary, the importance matrix.
+        header with its vocabulary, the importance matrix, the factors of adapters.
         """
         chunk = max(max(CHUNK, tensor.granule * rows_of(tensor.shape)[1]) for tensor in self.tensors)
         header = max(len(output.shards.whole.header) for output in self.outputs)
@@ -80,6 +84,7 @@ class Pass:
             threads * chunk * 4 * (3 + len(self.outputs))
             + PER_HEADER_BYTE * header
             + 3 * importance
+            + _factors(self.tensors, threads)
             + fixed(self.model, self.wanted)
         )
 
@@ -88,6 +93,21 @@ def fixed(model: Model, wanted: Sequence[Wanted]) -> int:
     """The part of `Pass.memory` that is known before anything is planned."""
     measuring = MEASURING if any(each.budget for each in wanted) else 0
     return measuring + (STREAMING if model.hub and model.settings["stream"] else 0)
+
+
+def _factors(tensors: Sequence[Tensor], threads: int) -> int:
+    """What the low-rank factors of a merge take: some stay, as float32, and each thread may be at another one."""
+    updates = (
+        step.update
+        for tensor in tensors
+        if isinstance(tensor, Converted)
+        for source in tensor.output.sources
+        if isinstance(source, Made) and isinstance(source.weights, Updated)
+        for step in source.weights.steps
+        if isinstance(step, LowRank)
+    )
+    sizes = [4 * math.prod(factor.shape) for update in updates for factor in (update.down, update.up)]
+    return min(sum(sizes), store.KEPT) + threads * max(sizes, default=0)
 
 
 def prepare(

@@ -26,7 +26,7 @@ from ggufsmith.convert import quantized
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.batch import passes
 from ggufsmith.convert.batch import run as batch
-from ggufsmith.convert.batch.jobfile import Model
+from ggufsmith.convert.batch.jobfile import Model, read_job
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
 from ggufsmith.quantize import requantize
@@ -485,6 +485,14 @@ def test_what_measuring_takes_is_in_the_budget(home: Path, monkeypatch: pytest.M
     path = jobs.write(home / "jobs.toml", 'output = "out"\n', ['source = "A"\ntarget_bpw = 5.5'])
     (a,) = jobs.run(path, memory=passes.PROCESS + passes.MEASURING - 1)
     assert a.error is not None and "--max-memory" in str(a.error)
+
+
+def test_what_the_factors_of_adapters_take_is_in_the_budget(home: Path) -> None:
+    factors = adapters.write(home / "A", home / "adapter", targets=adapters.ALL, rank=256)
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"', 'source = "A"\nname = "merged"\nlora = "adapter"'])
+    drafts, _ = batch.plan_job(read_job(path, {}), batch.Options(), Watcher(), dry=True)
+    plain, merged = (draft.memory for draft in drafts)
+    assert merged - plain > sum(factor.nbytes for factor in factors.values()) > 1_000_000
 
 
 def test_few_threads_where_memory_is_short(home: Path) -> None:
