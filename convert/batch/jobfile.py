@@ -67,13 +67,15 @@ OUTTYPES = ("f32", "f16", "bf16")
 class Wanted:
     """One output. label: as the job file has it; recipe: None for an unquantized output.
 
-    path:   the name that the model would have in one file.
+    path:   the name that the model would have in one file. lora: instead, if it is an adapter, which of a model on a
+            hub shows when it is opened.
     budget: to choose the recipe by, when the model is opened.
     """
 
     label: str
     recipe: Recipe | None
     path: Path
+    lora: Path
     budget: Budget | None = None
 
 
@@ -205,7 +207,9 @@ class _Reader(Tables):
             if record.fields:
                 values[key] = replace(values[key], value=values[key].value.replace(f"{{{MODEL}}}", name))
         folder = output / values["folder"].value
-        wanted = tuple(self.wanted(values, folder, adapter=not hub and is_adapter(source)))
+        wanted = tuple(self.wanted(values, folder))
+        if not hub and is_adapter(source):
+            wanted = named_as_adapter(wanted)
         options = self.options(values, wanted)
         self.check_settings(None if hub else source, values, output)
         return Model(
@@ -275,28 +279,30 @@ class _Reader(Tables):
             if said[key].value and not said["imatrix"].value:
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
 
-    def wanted(self, said: Mapping[str, Said], folder: Path, *, adapter: bool) -> Iterator[Wanted]:
-        """The outputs, unquantized ones first. What an adapter becomes is called so in its file's name."""
+    def wanted(self, said: Mapping[str, Said], folder: Path) -> Iterator[Wanted]:
+        """The outputs, unquantized ones first."""
         pattern: str = said["file"].value
         if not _is_component(pattern) or not pattern.endswith(SUFFIX):
             self.wrong(
                 said["file"].place, f"file names a file that ends in {SUFFIX}, without a folder, not {pattern!r}"
             )
 
-        def path(encoding: str) -> Path:
-            return folder / pattern.replace(f"{{{ENCODING}}}", encoding.upper() + ("-LoRA" if adapter else ""))
+        def paths(encoding: str) -> tuple[Path, Path]:
+            names = (encoding.upper(), f"{encoding.upper()}-LoRA")
+            plain, lora = (folder / pattern.replace(f"{{{ENCODING}}}", name) for name in names)
+            return plain, lora
 
         for text in said["outtypes"].value:
             if text.lower() in OUTTYPES:
-                yield Wanted(text.lower(), None, path(text))
+                yield Wanted(text.lower(), None, *paths(text))
             else:
                 self.wrong(said["outtypes"].place, *unknown("output type", text, OUTTYPES))
         for text, recipe in self.pairs(said["recipes"], lambda text: recipe_of(text, self.document.path.parent)):
-            yield Wanted(text, recipe, path(recipe.name))
+            yield Wanted(text, recipe, *paths(recipe.name))
         for text, budget in self.pairs(said["target_size"], lambda text: budget_of(text, None)):
-            yield Wanted(text, None, path(f"Q{text}".replace(".", "_")), budget)
+            yield Wanted(text, None, *paths(f"Q{text}".replace(".", "_")), budget)
         for bits, budget in self.pairs(said["target_bpw"], lambda bits: budget_of(None, bits)):
-            yield Wanted(f"{bits:g} bpw", None, path(f"Q{bits:g}BPW".replace(".", "_")), budget)
+            yield Wanted(f"{bits:g} bpw", None, *paths(f"Q{bits:g}BPW".replace(".", "_")), budget)
 
     def options(self, said: Mapping[str, Said], wanted: Sequence[Wanted]) -> Options:
         """The options that choose types."""
@@ -375,7 +381,8 @@ class _Reader(Tables):
         writers: dict[str, str] = {}
         for model in models:
             extra = [path for key in ("card", "checksums") if (path := model.beside(key))]
-            for path in [*(each.path for each in model.wanted), *extra, state_path(model)]:
+            maybe = [each.lora for each in model.wanted if model.hub and each.lora != each.path]
+            for path in [*(each.path for each in model.wanted), *maybe, *extra, state_path(model)]:
                 key = _same(path)
                 if key in inputs:
                     self.wrong(model.place, f"would write over the input {path}")
@@ -387,6 +394,11 @@ class _Reader(Tables):
                 else:
                     other = "twice" if writers[key] == model.place else f"as does {writers[key]}"
                     self.wrong(model.place, f"writes {path}, {other}")
+
+
+def named_as_adapter(wanted: Sequence[Wanted]) -> tuple[Wanted, ...]:
+    """What an adapter becomes is called so in its file's name."""
+    return tuple(replace(each, path=each.lora) for each in wanted)
 
 
 def state_path(model: Model) -> Path:

@@ -5,17 +5,20 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 
 from ggufsmith.container.errors import Unsupported
-from ggufsmith.convert.batch.jobfile import Model
+from ggufsmith.convert.batch.jobfile import Model, named_as_adapter
 from ggufsmith.convert.checkpoint import LocalFiles, Opener
+from ggufsmith.convert.lora.peft import lists_adapter
 
 
 def pinned(model: Model) -> Model:
-    """A model on a hub at the commit that its revision is now; any other as it is."""
+    """A model on a hub at the commit that its revision is now, its outputs named as what it is; any other as it is."""
     if model.hub is None:
         return model
     from ggufsmith.convert.hub.download import hub_of
 
-    return replace(model, hub=replace(model.hub, revision=hub_of(model.hub).listing(model.hub).commit))
+    listing = hub_of(model.hub).listing(model.hub)
+    wanted = named_as_adapter(model.wanted) if lists_adapter(listing.files) else model.wanted
+    return replace(model, hub=replace(model.hub, revision=listing.commit), wanted=wanted)
 
 
 @contextmanager

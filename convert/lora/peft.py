@@ -16,8 +16,9 @@ Source: peft 0.21, tuners/lora/config.py and layer.py, utils/save_and_load.py, u
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
@@ -115,9 +116,14 @@ class Adapter:
 
 def is_adapter(folder: Path) -> bool:
     """Whether the folder holds an adapter and no model."""
-    if not (folder / CONFIG).is_file():
-        return False
-    return not any(next(folder.glob(model), None) for model in ("model*.safetensors", "pytorch_model*.bin"))
+    return (folder / CONFIG).is_file() and lists_adapter(path.name for path in folder.iterdir())
+
+
+def lists_adapter(names: Iterable[str]) -> bool:
+    """The same of the names in a folder."""
+    names = list(names)
+    models = ("model*.safetensors", "pytorch_model*.bin")
+    return CONFIG in names and not any(fnmatchcase(name, model) for name in names for model in models)
 
 
 def open_adapter(folder: Path) -> Adapter:

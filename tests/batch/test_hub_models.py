@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jobs
@@ -13,6 +15,7 @@ import hub_server
 from ggufsmith.container.reader import open_gguf
 
 MODEL = hub_server.MODEL
+CONVERT = [sys.executable, "-c", "from ggufsmith.cli.app import convert_main; convert_main()"]
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +67,18 @@ def test_an_adapter_on_a_hub(root: Path, tmp_path: Path) -> None:
     entries = ["source = 'hf://org/Adapter'\nstream = true", f"source = '{root}/org/Adapter'\nname = 'local'"]
     path = jobs.write(tmp_path / "jobs.toml", head, entries)
     with hub_server.serving(root) as hub:
-        done = jobs.command(path, "--no-sync", env=environment(hub, tmp_path / "home"))
-    assert done.returncode == 0, done.stdout + done.stderr
+        around = environment(hub, tmp_path / "home")
+        done = jobs.command(path, "--no-sync", env=around)
+        assert done.returncode == 0, done.stdout + done.stderr
+        again = json.loads(jobs.command(path, "--json", env=around).stdout)
+        assert [model["status"] for model in again["models"]] == ["finished", "finished"]
+        (tmp_path / "alone").mkdir()
+        options = ["hf://org/Adapter", "--base", root / MODEL, "--model-name", "x", "--outdir", tmp_path / "alone"]
+        subprocess.run([*CONVERT, *map(str, options), "--stream", "--no-sync", "--quiet"], env=around, check=True)
+    (alone,) = (tmp_path / "alone").iterdir()
+    assert alone.read_bytes() == (tmp_path / "out" / "Adapter" / alone.name).read_bytes()
     with (
-        open_gguf(tmp_path / "out" / "Adapter" / "Adapter-F32.gguf") as a,
+        open_gguf(tmp_path / "out" / "Adapter" / "Adapter-F32-LoRA.gguf") as a,
         open_gguf(tmp_path / "out" / "local" / "local-F32-LoRA.gguf") as b,
     ):
         for name, info in a.tensors.items():

@@ -191,6 +191,13 @@ card = "a/b.md"
             ],
             "Q8_0.gguf, as does",
         ),
+        (
+            [
+                'source = "hf://org/X"\nfolder = "f"\nchecksums = ""',
+                'source = "Tiny-A"\nfolder = "f"\nfile = "X-{encoding}-LoRA.gguf"',
+            ],
+            "X-Q8_0-LoRA.gguf, as does",
+        ),
         (['source = "Tiny-A"\nfolder = "f"', 'source = "Tiny B"\nfolder = "f"'], "SHA256SUMS, as does"),
         (['source = "Tiny-A"\nrecipes = ["q8_0", "Q8_0"]'], "Q8_0.gguf, twice"),
         (['source = "Tiny-A"\nrecipes = ["q8_0", "q6_K"]\nfile = "x.gguf"'], "x.gguf, twice"),
