@@ -42,6 +42,7 @@ from ggufsmith.cli.options import (
     Scheduler,
     Threads,
     Writing,
+    check_places,
     limits_of,
 )
 from ggufsmith.cli.publish import Card as WithCard
@@ -164,6 +165,7 @@ def convert(
         from ggufsmith.convert.lora.base import parse_adapter
         from ggufsmith.convert.run import Job
 
+        check_places(outfile, outdir)
         chosen, types = choose(
             recipe,
             pure=pure,

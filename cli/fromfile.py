@@ -22,7 +22,7 @@ Tokenizer = Annotated[
 ]
 
 
-PARTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "consolidated.*.pth", "config.json")
+PARTS = "*.safetensors *.safetensors.index.json pytorch_model*.bin consolidated.*.pth *config.json tokenizer.*".split()
 
 
 def file_of(model: str | None) -> Path | None:
@@ -57,11 +57,12 @@ def file_of(model: str | None) -> Path | None:
 def recipes_of(file: Path, recipes: tuple["Recipe", ...], outtype: str | None) -> tuple["Recipe", ...]:
     """What to make of a file: the recipes, the type, or, of an old GGML file, a GGUF with the same weights.
 
-    Usage for both, an unknown type, and for a GGUF file without either.
+    Usage for both, an unknown type, and for a GGUF file without either; Malformed for a file that is no model.
     """
     from ggufsmith.container.errors import Usage
     from ggufsmith.container.ggml import is_ggml
     from ggufsmith.quantize.recipes.files import recipe_of
+    from ggufsmith.quantize.source import open_model
 
     types = ("f16", "bf16", "f32")
     if outtype is not None and recipes:
@@ -74,6 +75,7 @@ def recipes_of(file: Path, recipes: tuple["Recipe", ...], outtype: str | None) -
         return recipes
     if is_ggml(file):
         return (_as_it_is(file),)
+    open_model(file).files.close()
     raise Usage(
         "this is a GGUF file already",
         where=file,

@@ -1,7 +1,7 @@
 """Models that are named instead of given as a folder: options, download, progress."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,6 +34,7 @@ class Wanted:
 def located(wanted: Wanted, *, quiet: bool) -> Iterator["Located"]:
     """The folder that is named, or the model on a hub, downloaded, or opened where it is."""
     from ggufsmith.cli import render
+    from ggufsmith.container.errors import Failure
     from ggufsmith.convert.hub.names import Located, hub_model
 
     model = hub_model(wanted.name, wanted.revision)
@@ -45,9 +46,15 @@ def located(wanted: Wanted, *, quiet: bool) -> Iterator["Located"]:
     def progress(size: int) -> AbstractContextManager["Advance"]:
         return render.progress(f"downloading {model.id}", size, quiet, rate=lambda rate: f"{render.size(rate)}/s")
 
-    hub = hub_of(model, wanted.token)
-    if wanted.stream and wanted.weights:
-        with streamed(model, hub, progress) as found:
-            yield found
-    else:
-        yield download(model, hub, weights=wanted.weights, progress=progress)
+    with ExitStack() as stack:
+        try:
+            hub = hub_of(model, wanted.token)
+            if wanted.stream and wanted.weights:
+                found = stack.enter_context(streamed(model, hub, progress))
+            else:
+                found = download(model, hub, weights=wanted.weights, progress=progress)
+        except Failure as error:
+            if "://" not in wanted.name:
+                error.add_note(f"It was looked for on the hub, because no folder or file {wanted.name!r} is here.")
+            raise
+        yield found

@@ -1,5 +1,6 @@
 """Options that several commands have, declared once."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
@@ -36,6 +37,14 @@ class Writing(TypedDict):
     resume: bool
     strict_name: bool
     scheduler: str | None
+
+
+def check_places(outfile: Path | None, outdir: Path | None) -> None:
+    """Usage if both say where the output goes."""
+    from ggufsmith.container.errors import Usage
+
+    if outfile is not None and outdir is not None:
+        raise Usage("--outfile and --outdir both say where the output goes", fix="Leave one of the two out.")
 
 
 def limits_of(size: str | None, tensors: int | None, header_alone: bool) -> "Limits":

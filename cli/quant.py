@@ -22,6 +22,7 @@ from ggufsmith.cli.options import (
     Resume,
     Scheduler,
     Threads,
+    check_places,
     limits_of,
 )
 from ggufsmith.cli.publish import Card, Hashes, Provenance, StrictName, Wishes, publish, small_files
@@ -119,6 +120,7 @@ def quant(
         from ggufsmith.quantize.recipes.options import layers_of
         from ggufsmith.quantize.requantize import Job, parse_override
 
+        check_places(outfile, outdir)
         recipes, options = choose(
             recipe,
             pure=pure,

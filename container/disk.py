@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
-from ggufsmith.container.errors import NoSpace
+from ggufsmith.container.errors import NoSpace, Usage
 
 fcntl: ModuleType | None
 try:
@@ -66,6 +66,14 @@ def check_space(path: Path, size: int) -> None:
             where=path,
             fix=f"Free {size - free} bytes, or write to another disk.",
         )
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of outputs, and those above it. Usage if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Usage(f"cannot be a folder for outputs: {error.strerror}", where=path, fix="Name another.") from error
 
 
 def lock(fd: int) -> bool:

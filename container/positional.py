@@ -97,7 +97,8 @@ def regular_file(path: Path) -> Iterator[tuple[int, int]]:
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise Failure("is not a regular file", where=path)
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise Failure(f"is {kind}", where=path, fix="Pass a file.")
         yield fd, status.st_size
     except BaseException:
         os.close(fd)

@@ -277,6 +277,8 @@ class Writer:
     def _check_destination(self) -> None:
         folder = self.path.parent
         if not folder.is_dir():
+            if folder.exists():
+                raise Usage("the folder of the output is none", where=folder, fix="Name another.")
             raise Usage("the folder of the output does not exist", where=folder, fix=f"mkdir -p '{folder}'")
         try:
             mode = self.path.stat().st_mode

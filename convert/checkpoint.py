@@ -280,7 +280,11 @@ def contained(folder: Path, path: Path) -> Path:
     blobs = (model / "blobs", model.parent / "blobs")  # of this model; shared by all, since huggingface_hub 2
     if home.parent.name == "snapshots" and any(real.is_relative_to(place.resolve()) for place in blobs):
         return path
-    raise Malformed(f"{path.name} is a link to {real}, outside the model folder", where=folder)
+    raise Malformed(
+        f"{path.name} is a link to {real}, outside the model folder",
+        where=folder,
+        fix="Pass the folder that holds the files themselves, or copy them here.",
+    )
 
 
 def _loose_files(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gguf.constants import LlamaFileType
 
+from ggufsmith.container.disk import make_folder
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
@@ -239,7 +240,7 @@ def write(
 ) -> Written:
     """Outputs from an open checkpoint, as the job has it (see `write_outputs`). also: other files that are read."""
     if job.outdir is not None and job.outfile is None:
-        job.outdir.mkdir(parents=True, exist_ok=True)
+        make_folder(job.outdir)
     read_ahead(checkpoint, tensors)
     return write_outputs(
         tensors,

@@ -47,7 +47,8 @@ def parse_pieces(raw: bytes, where: Path) -> Pieces:
         ids = list(range(model.vocab_size()))
         tokens, scores = model.id_to_piece(ids), model.get_score(ids)
     except (RuntimeError, OSError, ValueError) as error:
-        raise Malformed(f"not a SentencePiece model: {error}", where=where) from None
+        fix = "Download it again; a clone without Git LFS holds only where it can be found."
+        raise Malformed(f"not a SentencePiece model: {error}", where=where, fix=fix) from None
     if not np.isfinite(scores).all():
         raise Malformed("a score is not finite", where=where)
     types = [TokenType.NORMAL] * len(ids)

@@ -199,6 +199,15 @@ def test_no_such_folder(tmp_path: Path) -> None:
     assert "there is no such folder" in fails(4, tmp_path / "nowhere")
 
 
+def test_a_place_that_is_none(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"kept")
+    assert "cannot be a folder" in fails(2, model, "--outdir", file)
+    assert "is none" in fails(2, model, "--outfile", file / "x.gguf")
+    assert "both say" in fails(2, model, "--outfile", tmp_path / "x.gguf", "--outdir", tmp_path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"kept"]
+
+
 def test_not_a_model_folder(tmp_path: Path) -> None:
     assert "there is no config.json" in fails(4, tmp_path)
 

@@ -124,10 +124,16 @@ def test_options_for_files_are_refused_for_checkpoints(home: Path) -> None:
     assert done.exit_code == 2 and "--allow-requantize cannot be used" in done.output
 
 
-@pytest.mark.parametrize("part", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("part", ["model.safetensors", "config.json", "tokenizer.model", "generation_config.json"])
 def test_a_file_of_a_checkpoint_is_refused(home: Path, part: str) -> None:
     done = run(convert, home / "source" / part)
     assert done.exit_code == 2 and "one file of a checkpoint" in done.output
+
+
+def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"nothing that is known" * 9)
+    done = run(convert, tmp_path / "x")
+    assert done.exit_code == 4 and "not a GGUF file" in done.output
 
 
 def test_to_hf_and_back(model: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_a_budget_leaves_its_recipe(model: Path) -> None:
         (["-r", "q8_0", "--save-recipe", "x.toml"], 2, "--target"),
         (["-r", "q8_0", "--output-tensor-type", "q9"], 2, "q9"),
         (["-r", "f16", "-o", "MODEL"], 6, "input"),
+        (["-r", "q8_0", "-o", "x.gguf", "--outdir", "x"], 2, "both say"),
         (["-r", "absent.toml"], 1, "absent.toml"),
         (["-r", "q8_0", "--imatrix", "absent"], 1, "absent"),
     ],

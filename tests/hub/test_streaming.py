@@ -172,6 +172,13 @@ def test_the_command_writes_into_the_current_folder(hub: hub_server.Hub, tmp_pat
     assert (tmp_path / "Tiny-1B-F16.gguf").is_file()
 
 
+@pytest.mark.parametrize(("name", "noted"), [("models/tiny", True), ("hf://models/tiny", False)])
+def test_a_folder_that_is_not_there_is_mentioned(hub: hub_server.Hub, tmp_path: Path, name: str, noted: bool) -> None:
+    process = command(hub, tmp_path, name)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode and ("no folder or file 'models/tiny'" in err) == noted, err
+
+
 def test_a_dry_run_reads_headers_only(hub: hub_server.Hub, tmp_path: Path) -> None:
     process = command(hub, tmp_path, f"hf://{MODEL}", "--dry-run", "--json")
     out, err = process.communicate(timeout=60)
