@@ -41,6 +41,7 @@ from ggufsmith.cli.options import (
     Resume,
     Scheduler,
     Threads,
+    Version,
     Writing,
     check_places,
     limits_of,
@@ -88,7 +89,7 @@ def convert(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="A folder with a model or a LoRA adapter, a GGUF or old GGML file, or a model on a hub: org/name, "
             "hf://org/name, modelscope://org/name.",
         ),
@@ -147,6 +148,7 @@ def convert(
     card: WithCard = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    version: Version = False,
 ) -> None:
     """Convert a Hugging Face model folder into GGUF files that llama.cpp runs.
 
@@ -291,20 +293,8 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
     raise typer.Exit(code)
 
 
-def show_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"ggufsmith {version('ggufsmith')}")
-        raise typer.Exit
-
-
 @app.callback()
-def common(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Print the version and exit.")
-    ] = False,
-) -> None:
+def common(version: Version = False) -> None:
     """Hugging Face checkpoints to GGUF files: convert, quantize, look at, check and publish them."""
 
 

@@ -7,7 +7,7 @@ import typer
 
 
 def card(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The GGUF files; of shards, any one.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="The GGUF files; of shards, any one.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Default: README.md beside the first file. '-': print it.")
     ] = None,

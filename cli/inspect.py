@@ -13,7 +13,7 @@ Row = Sequence[str]
 
 def inspect(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE [OTHER]", help="A GGUF file, or any shard of a set; two: differences.")
+        list[Path], typer.Argument(metavar="FILE", help="A GGUF file, or any shard of a set; two: differences.")
     ],
     no_tensors: Annotated[bool, typer.Option("--no-tensors", help="Leave out the list of tensors.")] = False,
     as_json: AsJson = False,
@@ -180,7 +180,10 @@ def _table(title: str, heads: Row, rows: Sequence[Row]) -> None:
     )
     for index, head in enumerate(heads):
         table.add_column(
-            Text(head.strip()), justify="right" if head.endswith(" ") else "left", style="bold" if index == 0 else None
+            Text(head.strip()),
+            justify="right" if head.endswith(" ") else "left",
+            style="bold" if index == 0 else None,
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*map(Text, row))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def name(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Names; of files that exist, the header too.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Names; of files that exist, the header too.")],
     strict: Annotated[
         bool, typer.Option("--strict-name", help="The letter of the convention: a size and a version in every name.")
     ] = False,

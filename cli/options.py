@@ -8,6 +8,18 @@ import typer
 if TYPE_CHECKING:
     from ggufsmith.container.shards import Limits
 
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"ggufsmith {version('ggufsmith')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=show_version, help="Print the version and exit.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")]
 Scheduler = Annotated[
     str | None,

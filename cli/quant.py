@@ -22,6 +22,7 @@ from ggufsmith.cli.options import (
     Resume,
     Scheduler,
     Threads,
+    Version,
     check_places,
     limits_of,
 )
@@ -109,6 +110,7 @@ def quant(
     card: Card = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    version: Version = False,
 ) -> None:
     """Quantize a GGUF file, or a GGML file from before it, by any number of recipes, in one pass.
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def recipes(
     model: Annotated[
-        Path | None, typer.Argument(help="A GGUF file or a model folder: what every recipe would make of it.")
+        Path | None,
+        typer.Argument(metavar="MODEL", help="A GGUF file or a model folder: what every recipe would make of it."),
     ] = None,
     recipe: Annotated[
         list[str] | None, typer.Option("--recipe", "-r", metavar="NAME", help="Only these, with every tensor's type.")

@@ -19,7 +19,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the files and thei
 def split(
     model: Source,
     output: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="OUT-00001-of-00003.gguf and so on; default: beside IN.")
+        Path | None, typer.Argument(metavar="OUT", help="OUT-00001-of-00003.gguf and so on; default: beside IN.")
     ] = None,
     max_size: MaxSize = None,
     max_tensors: Annotated[
@@ -54,7 +54,7 @@ def split(
 
 def merge(
     model: Source,
-    output: Annotated[Path | None, typer.Argument(metavar="[OUT.gguf]", help="Default: beside IN.")] = None,
+    output: Annotated[Path | None, typer.Argument(metavar="OUT.gguf", help="Default: beside IN.")] = None,
     dry_run: DryRun = False,
     no_sync: NoSync = False,
     no_overwrite: NoOverwrite = False,

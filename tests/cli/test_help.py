@@ -12,7 +12,7 @@ from ggufsmith.cli.app import app
 from ggufsmith.cli.help import EXAMPLES, MANY, PANEL_OF
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
-PLAIN = {"--dry-run", "--sha256", "--json", "--quiet", "--help"}  # under "Options", everywhere
+PLAIN = {"--dry-run", "--sha256", "--json", "--quiet", "--version", "--help"}  # under "Options", everywhere
 
 
 def options(name: str) -> dict[str, typer.core.TyperOption]:
@@ -58,5 +58,6 @@ def test_no_panel_names_an_option_that_is_gone() -> None:
     assert PANEL_OF.keys() <= options("convert").keys() | options("quant").keys()
 
 
-def test_version() -> None:
-    assert CliRunner().invoke(app, ["--version"]).output == f"ggufsmith {version('ggufsmith')}\n"
+@pytest.mark.parametrize("words", [[], ["convert"], ["quant"]])
+def test_version(words: list[str]) -> None:
+    assert CliRunner().invoke(app, [*words, "--version"]).output == f"ggufsmith {version('ggufsmith')}\n"
