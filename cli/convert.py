@@ -14,6 +14,7 @@ from ggufsmith.quantize.outputs import Written
 
 def run_convert(job: Job, wishes: Wishes, *, dry_run: bool) -> None:
     prepared, machine = prepare(job), wishes.machine
+    prepared.output.check_apart(prepared.inputs)
     if dry_run:
         if machine:
             report = _report(prepared)

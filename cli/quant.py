@@ -316,6 +316,8 @@ def _work(
 ) -> None:
     from ggufsmith.cli import render
 
+    for output in prepared.outputs:
+        output.check_apart(prepared.inputs)
     if dry_run:
         _show_plan(prepared, inputs, wishes.machine)
         return

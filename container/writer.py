@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -41,6 +41,14 @@ def gguf_tensors(path: Path) -> list[TensorInfo]:
     """The tensors of a GGUF file."""
     with open_gguf(path) as file:
         return list(file.tensors.values())
+
+
+def check_apart(output: Path, inputs: Iterable[Path]) -> None:
+    """OutputConflict if the output is one of the inputs, under any name."""
+    for file in inputs:
+        if os.path.exists(output) and os.path.exists(file) and os.path.samefile(file, output):
+            what = f"the output is the input {file}"
+            raise OutputConflict(what, where=os.path.realpath(output), fix="Name another output.")
 
 
 class Writer:
@@ -290,9 +298,7 @@ class Writer:
             raise Usage("the output is a folder", where=self.path, fix="Name a file in it.")
         if not stat.S_ISREG(mode):
             raise Usage("the output exists and is not a regular file", where=self.path, fix="Name another output.")
-        for file in self.inputs:
-            if Path(file).exists() and os.path.samefile(file, self.path):
-                raise OutputConflict(f"the output is the input {file}", where=self.path, fix="Name another output.")
+        check_apart(self.path, self.inputs)
         if not self.overwrite:
             raise self._exists()
 

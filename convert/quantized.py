@@ -57,6 +57,11 @@ class Prepared:
     def weights(self) -> int:
         return self.converted.weights
 
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        imatrix = self.quantization.imatrix
+        return (*self.converted.inputs, *([imatrix] if imatrix else []))
+
 
 def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
     """Plan the conversion and every recipe. Raises what is wrong with the input or the recipes."""
@@ -152,14 +157,13 @@ def run(
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Written:
     """Convert, quantize, verify, and give the files their names (see `write_outputs`)."""
-    imatrix = prepared.quantization.imatrix
     with prepared.converted.checkpoint as checkpoint:
         return conversion.write(
             prepared.converted.job,
             checkpoint,
             _tensors(prepared, checkpoint),
             prepared.outputs,
-            also=[imatrix] if imatrix else [],
+            inputs=prepared.inputs,
             advance=advance,
             loaded=loaded,
         )

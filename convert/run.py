@@ -98,6 +98,10 @@ class Prepared:
         return (self.output,)
 
     @property
+    def inputs(self) -> tuple[Path, ...]:
+        return self.checkpoint.files
+
+    @property
     def layout(self) -> Layout:
         return self.output.shards.whole
 
@@ -225,7 +229,15 @@ def run(
     """Convert, verify, and give the files their names (see `write_outputs`)."""
     with prepared.checkpoint as checkpoint:
         tensors = tensors_of(checkpoint, prepared.plan.outputs)
-        return write(prepared.job, checkpoint, tensors, prepared.outputs, advance=advance, loaded=loaded)
+        return write(
+            prepared.job,
+            checkpoint,
+            tensors,
+            prepared.outputs,
+            inputs=prepared.inputs,
+            advance=advance,
+            loaded=loaded,
+        )
 
 
 def write(
@@ -234,18 +246,18 @@ def write(
     tensors: Sequence[Converted],
     outputs: Sequence[Output],
     *,
+    inputs: Sequence[Path],
     advance: Callable[[int], None],
     loaded: Callable[[float], None],
-    also: Sequence[Path] = (),
 ) -> Written:
-    """Outputs from an open checkpoint, as the job has it (see `write_outputs`). also: other files that are read."""
+    """Outputs from an open checkpoint, as the job has it (see `write_outputs`)."""
     if job.outdir is not None and job.outfile is None:
         make_folder(job.outdir)
     read_ahead(checkpoint, tensors)
     return write_outputs(
         tensors,
         outputs,
-        inputs=[*checkpoint.files, *also],
+        inputs=inputs,
         threads=job.threads,
         sync=job.sync,
         overwrite=job.overwrite,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.shards import SetWriter, ShardPlan
+from ggufsmith.container.writer import check_apart
 from ggufsmith.naming.filename import FileName
 from ggufsmith.quantize.imatrix import Imatrix, match
 from ggufsmith.quantize.plan import FilePlan, Importance
@@ -42,6 +43,11 @@ class Output:
     @property
     def size(self) -> int:
         return self.shards.whole.size
+
+    def check_apart(self, inputs: Sequence[Path]) -> None:
+        """OutputConflict, as writing raises it, if one of the files is an input."""
+        for path in self.paths:
+            check_apart(path, inputs)
 
 
 @dataclass(frozen=True)

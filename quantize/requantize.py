@@ -138,6 +138,10 @@ class Prepared:
     def weights(self) -> int:
         return self.outputs[0].plan.weights
 
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        return (*self.source.paths, *([self.job.imatrix] if self.job.imatrix else []))
+
     def __enter__(self) -> "Prepared":
         return self
 
@@ -224,7 +228,7 @@ def run(
     return write_outputs(
         prepared.tensors,
         prepared.outputs,
-        inputs=[*prepared.source.paths, *([job.imatrix] if job.imatrix else [])],
+        inputs=prepared.inputs,
         threads=job.threads,
         sync=job.sync,
         overwrite=job.overwrite,

@@ -258,10 +258,16 @@ def _requantization(model: Model, wanted: Sequence[Wanted]) -> requantize.Job:
 
 def _of_file(model: Model, wanted: Sequence[Wanted]) -> Pass:
     prepared = requantize.prepare(_requantization(model, wanted))
-    inputs = (*prepared.source.paths, *([model.imatrix] if model.imatrix else []))
     opening = requantize.elsewhere(prepared)
     return Pass(
-        model, tuple(wanted), prepared.outputs, prepared.tensors, prepared.source, inputs, prepared.notes, opening
+        model,
+        tuple(wanted),
+        prepared.outputs,
+        prepared.tensors,
+        prepared.source,
+        prepared.inputs,
+        prepared.notes,
+        opening,
     )
 
 

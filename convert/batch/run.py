@@ -186,6 +186,8 @@ def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) 
         located(model, plan=True) as (there, open_files),
         prepare(there, wanted, open_files, threads=threads) as planned,
     ):
+        for output in planned.outputs:
+            output.check_apart(planned.inputs)
         if options.memory is not None:
             while threads > 1 and PROCESS + planned.memory(threads) > options.memory:
                 threads -= 1

@@ -219,6 +219,18 @@ def test_gguf_files(home: Path) -> None:
         assert file_sha256(home / name) == file_sha256(home / "out" / "A" / name)
 
 
+def test_a_dry_run_refuses_an_output_that_is_an_input(home: Path) -> None:
+    """Here, the second shard of the source."""
+    job = conversion.Job(home / "A", outfile=home / "out" / "in.gguf", limits=Limits(max_tensors=9))
+    (home / "out").mkdir()
+    conversion.run(conversion.prepare(job))
+    (source, *_) = sorted((home / "out").iterdir())
+    entry = f'source = "out/{source.name}"\nfolder = "."\nfile = "in.gguf"\nrecipes = "q8_0"\nkeep_split = true'
+    path = jobs.write(home / "jobs.toml", 'output = "out"\n', [entry])
+    _, (outcome,) = batch.plan_job(read_job(path, {}), batch.Options(), Watcher(), dry=True)
+    assert isinstance(outcome.error, OutputConflict) and "the output is the input" in str(outcome.error)
+
+
 def times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 

@@ -128,6 +128,17 @@ def test_no_path_of_the_machine_is_in_the_bytes(model: Path, tmp_path: Path) -> 
     assert str(model.parent).encode() not in data
 
 
+@pytest.mark.parametrize("recipe", [(), ("-r", "q8_0")])
+def test_a_dry_run_refuses_an_output_that_is_the_input_as_a_run_does(
+    model: Path, tmp_path: Path, recipe: tuple[str, ...]
+) -> None:
+    folder = copy_of(model, tmp_path)
+    command = folder, *recipe, "-o", folder / "model.safetensors"
+    done, dry = run(*command), run(*command, "--dry-run")
+    assert (dry.returncode, dry.stderr) == (done.returncode, done.stderr)
+    assert dry.returncode == 6 and "the output is the input" in dry.stderr
+
+
 def test_dry_run_writes_nothing_and_knows_the_size(model: Path, tmp_path: Path) -> None:
     done = run(model, "--outdir", tmp_path, "--dry-run")
     assert done.returncode == 0

@@ -54,6 +54,16 @@ def test_dry_run_is_exact_and_writes_nothing(model: Path) -> None:
         ]
 
 
+def test_a_dry_run_refuses_an_output_that_is_an_input_as_a_run_does(model: Path) -> None:
+    imatrix = models.write_imatrix(model.parent / "i.gguf", models.importance(models.arrays()))
+    (model.parent / "link.gguf").hardlink_to(model)
+    for output in (model, model.parent / "link.gguf", imatrix):
+        command = quant, model, "-r", "q8_0", "-o", output, "--imatrix", imatrix, "--no-sync"
+        done, dry = run(*command), run(*command, "--dry-run")
+        assert (dry.exit_code, dry.stderr) == (done.exit_code, done.stderr)
+        assert dry.exit_code == 6 and "the output is the input" in dry.stderr
+
+
 def test_a_budget_leaves_its_recipe(model: Path) -> None:
     done = run(quant, model, "--target-bpw", "6", "-o", model.parent / "out.gguf", "--no-sync", "-q")
     assert done.exit_code == 0, done.output
