@@ -21,6 +21,7 @@ from ggufsmith.quantize.rows import MODULES, decode
 
 # Bits of the smallest pattern that is infinite or NaN, sign aside.
 LIMITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
+E8M0_NAN = 0xFF  # the scale of MXFP4 that stands for no number
 SCALES = ("d", "dmin", "m", "s")  # fields of half precision; the codes beside them are bounded
 EVERY = 2  # chunks of a tensor: from the first on, one of so many is looked at
 SAMPLE = 4096  # weights of a plain format that are looked at
@@ -74,8 +75,10 @@ def nonfinite(format: Format, data: NDArray[np.uint8]) -> int:
         return 0  # integers
     wide = np.empty((1, data.size // format.size * format.weights), np.float32)
     decode(format, data.reshape(1, -1), wide)
-    bad = _above(wide.view(np.uint32).reshape(-1), LIMITS["F32"])
-    return bad and int((~np.isfinite(wide).reshape(-1, format.weights).all(1)).sum())
+    nan = data.view(format.dtype)["e"] == E8M0_NAN if format.name == "MXFP4" else np.zeros(1, bool)
+    if not (nan.any() or _above(wide.view(np.uint32).reshape(-1), LIMITS["F32"])):
+        return 0
+    return int((nan | ~np.isfinite(wide).reshape(-1, format.weights).all(1)).sum())
 
 
 def check_scales(format: Format, encoded: NDArray[np.uint8], where: str) -> None:

@@ -91,7 +91,7 @@ def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str]
     include, exclude: keep or drop entries whose name contains one of these; not both.
 
     Malformed for a damaged file, for NaN, infinite or negative sums, for an entry that no matrix ran for; Usage for a
-    filter that matches nothing, or for a file that is no importance matrix.
+    filter that matches nothing or leaves nothing, or for a file that is no importance matrix.
     """
     if include and exclude:
         raise Usage("--include-weights and --exclude-weights cannot be used together", fix="Drop one of them.")
@@ -109,6 +109,8 @@ def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str]
         for name, values in raw.items()
         if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
     }
+    if not chosen:
+        raise Usage("--exclude-weights leaves nothing of this importance matrix", where=path, fix="Drop --imatrix.")
     entries = {name: _entry(path, name, sums, counts) for name, (sums, counts) in sorted(chosen.items())}
     # Text files are named with their folder, on whatever system the matrix was made.
     return Imatrix(path, entries, PureWindowsPath(dataset).name if dataset else None, chunks)

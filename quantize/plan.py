@@ -137,10 +137,11 @@ def lay_out_file(
         keys[FILE_TYPE] = u32(recipe.file_type.number)
     elif FILE_TYPE in metadata:
         keys[FILE_TYPE] = metadata[FILE_TYPE]
-    keys |= overrides or {}
-    kept = {key: value for key, value in metadata.items() if key not in keys}
+    overrides = overrides or {}
+    own = {key: value for key, value in keys.items() if key not in overrides}
+    kept = {key: value for key, value in metadata.items() if key not in keys and key not in overrides}
     specs = [TensorSpec(each.tensor.name, _trimmed(each.tensor.shape), each.format) for each in assignments]
-    return lay_out({**kept, **keys}, specs, alignment=alignment)
+    return lay_out({**kept, **own, **overrides}, specs, alignment=alignment)
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,13 +11,14 @@ import numpy as np
 from gguf.constants import Keys
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import Format
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet, Limits, plan_shards
 from ggufsmith.container.values import Metadata, Value, boolean, f32, i32, string, u32
 from ggufsmith.naming.suggest import name_of
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
+from ggufsmith.quantize.checks import nonfinite
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import Cluster, Quantized, Written, fit_importance, output_paths, write_outputs
 from ggufsmith.quantize.plan import Importance, plan_file
@@ -110,17 +111,13 @@ class Held:
 
 
 def _check_scales(format: Format, blocks: NDArray[np.uint8], origin: str) -> None:
-    """Malformed if a half-precision scale is NaN or infinite, as ggml_validate_row_data has it."""
-    records = blocks.view(format.dtype)
-    for name in {"d", "dmin", "m", "s"} & set(format.dtype.names or ()):
-        if format.dtype[name] == np.uint16:
-            bad = np.count_nonzero((records[name] & 0x7C00) == 0x7C00)
-            if bad:
-                raise Malformed(
-                    f"{bad} blocks have a scale that is NaN or infinite",
-                    where=origin,
-                    fix="The model is damaged; get it again.",
-                )
+    """Malformed if the scale of a block is NaN or infinite, as ggml_validate_row_data has it."""
+    if bad := nonfinite(format, blocks):
+        raise Malformed(
+            f"{bad} blocks have a scale that is NaN or infinite",
+            where=origin,
+            fix="The model is damaged; get it again.",
+        )
 
 
 @dataclass(frozen=True)
@@ -175,16 +172,18 @@ def _prepare(job: Job, model: Model) -> Prepared:
     if job.split and job.limits != Limits():
         raise Usage("--keep-split takes the shards of the input", fix="Drop it, or the other options for splitting.")
     facts = facts_of({**source.metadata, **job.metadata}, importance=imatrix is not None)
-    renamed = prune_layers(source.tensors, job.prune, facts.blocks)
+    held = facts_of({**job.metadata, **source.metadata})  # layers are pruned by the numbers that they have in the file
+    renamed = prune_layers(source.tensors, job.prune, held.blocks)
     infos = [source.tensors[name] for name in (_split_order(source) if job.split else file_order(source.tensors))]
     tensors = tuple(Held(source, info, renamed[info.name]) for info in infos if info.name in renamed)
     everything = [Stored(info.name, info.shape, info.format) for info in source.tensors.values()]
     importance = fit_importance(imatrix, everything, facts, renamed) if imatrix else None
-    metadata = _without_layers(source.metadata, job.prune, facts)
+    metadata = _without_layers(source.metadata, job.prune, held)
     overrides = dict(job.metadata)
     if job.prune:
-        left = facts.blocks - len(set(job.prune))
-        overrides[Keys.LLM.BLOCK_COUNT.format(arch=facts.architecture)] = u32(left)
+        count = Keys.LLM.BLOCK_COUNT.format(arch=facts.architecture)
+        overrides.pop(count, None)
+        overrides[count] = u32(held.blocks - len(set(job.prune)))
     name = model.name
     if job.strict_name:
         name = name_of({**metadata, **overrides}, {tensor.name: tensor.info.shape for tensor in tensors}, strict=True)
@@ -265,9 +264,17 @@ def elsewhere(prepared: Prepared) -> Elsewhere:
 def prune_layers(names: Mapping[str, object], layers: Sequence[int], blocks: int) -> dict[str, str]:
     """New names without these layers, the layers behind them moved up; a tensor of such a layer has none.
 
-    Usage for a layer that the model does not have, and for all layers.
+    Usage for a layer that the model does not have, and for all layers; Unsupported for an encoder and a decoder, each
+    with layers of its own.
     """
     gone = sorted(set(layers))
+    stacked = next((name for name in names if gone and BLOCK.search(name) and block_of(name) is None), None)
+    if stacked is not None:
+        raise Unsupported(
+            "--prune-layers: this model has more than one stack of layers",
+            where=stacked,
+            fix="Quantize it without --prune-layers.",
+        )
     if gone and (gone[0] < 0 or gone[-1] >= blocks):
         bad = next(layer for layer in gone if not 0 <= layer < blocks)
         raise Usage(f"--prune-layers {bad}: there is no such layer", fix=f"The model has layers 0 to {blocks - 1}.")

