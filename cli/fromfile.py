@@ -22,11 +22,15 @@ Tokenizer = Annotated[
 ]
 
 
-PARTS = "*.safetensors *.safetensors.index.json pytorch_model*.bin consolidated.*.pth *config.json tokenizer.*".split()
+PARTS = (
+    "*.safetensors *.safetensors.index.json pytorch_model*.bin consolidated.*.pth *config.json tokenizer.model "
+    "tokenizer.json".split()
+)
+FOLDERS = ("config.json", "params.json", "adapter_config.json")  # a folder with one of them is converted as a whole
 
 
 def file_of(model: str | None) -> Path | None:
-    """The file, if a model is one: named itself, or the only model in a folder that is no checkpoint.
+    """The file, if a model is one: named itself, or the only model in a folder that is no checkpoint or adapter.
 
     Usage for a folder with several, and for a file of a checkpoint.
     """
@@ -41,7 +45,7 @@ def file_of(model: str | None) -> Path | None:
             what = "this is one file of a checkpoint, which is converted as a whole"
             raise Usage(what, where=path, fix=f"gguf-convert '{path.parent}'")
         return path
-    if not path.is_dir() or any((path / name).is_file() for name in ("config.json", "params.json")):
+    if not path.is_dir() or any((path / name).is_file() for name in FOLDERS):
         return None
     files = sorted(path.glob(f"*{SUFFIX}"))
     models = {SHARD.sub("", file.name.removesuffix(SUFFIX)): file for file in reversed(files)}

@@ -121,6 +121,8 @@ def _differences(report: dict[str, Any], files: Sequence[Path]) -> Iterator[tupl
     heads = ("", str(files[0]), str(files[1]))
     rows = [("bytes", *map(str, report["bytes"]))]
     rows += [("types", f"{each['tensors']} {each['first']}", each["second"]) for each in tensors["types"]]
+    if not any((*keys.values(), *tensors.values())):
+        rows.append(("header", "no difference", "weights are not compared"))
     yield "sizes", heads, rows
     yield (
         "keys",

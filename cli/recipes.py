@@ -98,6 +98,8 @@ def _entry(recipe: "Recipe", shape: Shape, listed: bool) -> dict[str, Any]:
     except (Unsupported, Usage) as error:
         return {**entry, "problem": error.what}
     weights = sum(math.prod(each.tensor.shape) for each in found)
+    if not weights:
+        return {**entry, "problem": "the file has no weights"}
     size = sum(each.nbytes for each in found)
     entry |= {
         "bytes": shape.file_size(recipe, found),

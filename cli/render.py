@@ -19,8 +19,8 @@ from ggufsmith.container.errors import Failure
 from ggufsmith.container.text import printable
 
 SPECIAL = re.compile(r"[^\n -~]")  # what may need an escape in JSON beyond those that it asks for
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path with :x: in it is no picture
 
 
 def show_anything() -> None:

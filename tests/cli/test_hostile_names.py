@@ -74,6 +74,10 @@ def test_an_error_shows_the_name_without_its_force(tmp_path: Path) -> None:
     assert len([line for line in done.output.splitlines() if line.startswith("error: ")]) == 1
 
 
+def test_a_name_is_not_read_as_pictures(tmp_path: Path) -> None:
+    assert ":x:" in run(convert, tmp_path / ":x:").output
+
+
 def test_a_hostile_checkpoint(tmp_path: Path) -> None:
     folder = checkpoints.write("llama", tmp_path / "Model")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ def test_an_adapter_alone(adapter: Path) -> None:
     assert done.exit_code == 0, done.output
     assert (adapter / "Chat-F32-LoRA.gguf").is_file()
     assert run(verify, adapter / "Chat-F32-LoRA.gguf", "--source", adapter).exit_code == 0
+    assert run(convert, adapter, "--no-sync").exit_code == 0, "its own output in the folder is not the model"
 
 
 def test_merged_with_the_base_or_with_the_base_that_it_names(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from commands import run
 
 from ggufsmith.cli.quant import quant
 from ggufsmith.cli.recipes import recipes
+from ggufsmith.container.layout import lay_out
 from ggufsmith.container.reader import open_gguf
+from ggufsmith.container.values import string
+from ggufsmith.container.writer import Writer
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, shown
 
 
@@ -111,3 +114,10 @@ def test_recipes_are_listed(model: Path) -> None:
     assert run(quant, model, "-r", "q8_0", "--no-sync", "-q").exit_code == 0
     assert entry["bytes"] == (model.parent / "Tiny-1M-Q8_0.gguf").stat().st_size > entry["tensor_bytes"]
     assert "token_embd.weight" in run(recipes, model, "-r", "q4_0").output
+
+
+def test_recipes_for_a_vocabulary_alone(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.gguf"
+    with Writer(path, lay_out({"general.architecture": string("llama")}, []), sync=False) as writer:
+        writer.commit()
+    assert "not possible: the file has no weights" in run(recipes, path, "-r", "q4_0").output
