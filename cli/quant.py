@@ -210,6 +210,8 @@ def target(
     from ggufsmith.quantize.recipes.assign import Options
 
     budget = budget_of(size, bits)
+    if save is not None and save.suffix != ".toml":
+        raise Usage("recipe files are known by their names", where=save, fix=f"Write --save-recipe {save}.toml.")
     if budget is None:
         if save is not None:
             raise Usage("--save-recipe saves what --target-size or --target-bpw chooses", fix="Give one of them.")
@@ -237,7 +239,7 @@ def run_quant(job: "Job", budget: Target | None, wishes: Wishes, *, dry_run: boo
         saved = _saved(text, budget, prepared.outputs[0].path, dry_run, job.overwrite)
         files = [*prepared.source.paths, *_given(job.imatrix)]
         _work(prepared, requantize.run, inputs, wishes, files, dry_run=dry_run)
-        _save(text, saved)
+        _save(text, saved, wishes.silent)
 
 
 def run_convert_quant(
@@ -268,7 +270,7 @@ def run_convert_quant(
     files = [*converted.checkpoint.files, *small_files(folder), *_given(quantization.imatrix)]
     saved = _saved(text, budget, prepared.outputs[0].path, dry_run, job.overwrite)
     _work(prepared, quantized.run, inputs, wishes, files, dry_run=dry_run)
-    _save(text, saved)
+    _save(text, saved, wishes.silent)
 
 
 def _given(path: Path | None) -> list[Path]:
@@ -285,24 +287,32 @@ def _weights_of(path: Path) -> int:
 def _saved(text: str | None, budget: Target | None, output: Path, dry_run: bool, overwrite: bool) -> Path | None:
     """Where the recipe that was found goes; a dry run writes it only where it was asked for.
 
-    OutputConflict if it may not replace what is there.
+    OutputConflict if it may not replace what is there, Usage if its folder is not there.
     """
-    from ggufsmith.container.errors import OutputConflict
+    from ggufsmith.container.errors import OutputConflict, Usage
 
     if text is None or budget is None or (dry_run and budget.save is None):
         return None
-    path = budget.save or output.with_suffix(".toml")
+    path = budget.save or output.with_name(f"{output.name.removesuffix('.gguf')}.toml")
+    if budget.save and not path.parent.is_dir():
+        raise Usage(
+            "the folder of the recipe does not exist", where=path.parent, fix="Name another with --save-recipe."
+        )
     if not overwrite and path.exists():
         raise OutputConflict("the recipe exists already", where=path, fix="Name another with --save-recipe.")
     return path
 
 
-def _save(text: str | None, path: Path | None) -> None:
+def _save(text: str | None, path: Path | None, silent: bool) -> None:
     """Write the recipe that was found (see `replace_text`)."""
+    from ggufsmith.cli import render
     from ggufsmith.container.replace import replace_text
 
-    if text is not None and path is not None:
-        replace_text(path, text)
+    if text is None or path is None:
+        return
+    replace_text(path, text)
+    if not silent:
+        render.lines(iter([("recipe", str(path))]))
 
 
 def _work(

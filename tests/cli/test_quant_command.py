@@ -68,8 +68,8 @@ def test_a_dry_run_refuses_an_output_that_is_an_input_as_a_run_does(model: Path)
 
 
 def test_a_budget_leaves_its_recipe(model: Path) -> None:
-    done = run(quant, model, "--target-bpw", "6", "-o", model.parent / "out.gguf", "--no-sync", "-q")
-    assert done.exit_code == 0, done.output
+    done = run(quant, model, "--target-bpw", "6", "-o", model.parent / "out.gguf", "--no-sync")
+    assert done.exit_code == 0 and f"recipe  {model.parent / 'out.toml'}" in done.output, done.output
     again = run(quant, model, "-r", model.parent / "out.toml", "-o", model.parent / "again.gguf", "--no-sync", "-q")
     assert again.exit_code == 0, again.output
     assert (model.parent / "again.gguf").read_bytes() == (model.parent / "out.gguf").read_bytes()
@@ -88,6 +88,8 @@ def test_a_budget_leaves_its_recipe(model: Path) -> None:
         (["--target-bpw", "4", "--target-size", "1G"], 2, "together"),
         (["--target-bpw", "1"], 2, "smallest"),
         (["-r", "q8_0", "--save-recipe", "x.toml"], 2, "--target"),
+        (["--target-bpw", "6", "--save-recipe", "MODEL"], 2, "recipe files"),
+        (["--target-bpw", "6", "--save-recipe", "absent/x.toml"], 2, "does not exist"),
         (["-r", "q8_0", "--output-tensor-type", "q9"], 2, "q9"),
         (["-r", "f16", "-o", "MODEL"], 6, "input"),
         (["-r", "q8_0", "-o", "x.gguf", "--outdir", "x"], 2, "both say"),
