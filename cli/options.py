@@ -27,7 +27,7 @@ Scheduler = Annotated[
 ]
 NoSync = Annotated[bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")]
 NoOverwrite = Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from what an interrupted run of the same command left.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep what is done when interrupted; go on from what was kept.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 MaxSize = Annotated[
