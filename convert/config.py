@@ -18,15 +18,20 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Malformed if it is too large, not UTF-8, not JSON, or not an object."""
+def load_json(path: Path) -> Any:
+    """What a JSON file holds. Malformed if it is too large, not UTF-8, or not JSON."""
     size = path.stat().st_size
     if size > MAX_JSON:
         raise Malformed(f"{size} bytes of JSON are more than the limit of {MAX_JSON}", where=path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise Malformed(f"this is not valid JSON: {error}", where=path, fix="Download the file again.") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Malformed as `load_json`, and if it is no object."""
+    data = load_json(path)
     if not isinstance(data, dict):
         raise Malformed(f"a JSON object was expected, not {type(data).__name__}", where=path)
     return data

@@ -216,7 +216,7 @@ def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[Piece]]) 
     experts = config.integer("num_local_experts", "num_experts", default=0) or 0
     stacked = slots.get(Slot(MODEL_TENSOR.FFN_DOWN_EXP, 0, "weight"), [])
     if stacked:
-        experts = len(stacked) if stacked[0].expert is not None else stacked[0].source.shape[0]
+        experts = len(stacked) if stacked[0].expert is not None else next(iter(stacked[0].source.shape), 0)
     ff = positive("intermediate_size")
     partial = config.number("partial_rotary_factor", default=1.0) or 1.0
     return Dims(

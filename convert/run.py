@@ -24,6 +24,7 @@ from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
+from ggufsmith.convert.pooling import pooling_metadata
 from ggufsmith.convert.sources.recognise import offers, recognise
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
@@ -151,9 +152,8 @@ def prepare(job: Job) -> Prepared:
     general = _general(job, folder, config, parameters, record.name, kind, origin, notes)
     model = origin.name
     name = FileName(model, type="vocab").format() if job.vocab_only else output_name(model, kind.name)
-    return _laid_out(
-        job, origin, checkpoint, plan, kind, {**general, **plan.metadata, **vocabulary.metadata()}, name, notes
-    )
+    metadata = {**general, **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
+    return _laid_out(job, origin, checkpoint, plan, kind, metadata, name, notes)
 
 
 def _prepare_adapter(job: Job, folder: Path) -> Prepared:

@@ -104,6 +104,20 @@ def test_every_byte_and_key_as_the_reference(model: tuple[str, str, Path], tmp_p
         assert not wrong
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "qwen3-moe", "gemma3", "llama"])
+def test_the_pooling_of_embedding_models_as_the_reference(kind: str, tmp_path: Path) -> None:
+    folder = checkpoints.write(kind, tmp_path / "Tiny-Fixture")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}', encoding="utf-8")
+    (folder / "modules.json").write_text('[{"path": "1_Pooling", "type": "models.Pooling"}]', encoding="utf-8")
+    pre = PRE.get(checkpoints.KINDS[kind].vocabulary, "")
+    theirs = open_gguf(reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "f16", pre=pre))
+    made = ours(folder, tmp_path / "ours.gguf", "f16")
+    key = f"{made.metadata['general.architecture'].data}.pooling_type"
+    assert made.metadata.get(key) == theirs.metadata.get(key)
+    assert (key in made.metadata) == (kind in ("qwen2", "qwen3"))
+
+
 def test_logits_as_transformers(model: tuple[str, str, Path], tmp_path: Path) -> None:
     """Normalised mean square error over 64 positions below 1e-9, everything in float32."""
     import torch

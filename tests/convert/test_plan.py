@@ -293,3 +293,11 @@ def test_experts_that_the_tensors_do_not_have_are_problems(change: dict[str, int
     config = config_of("mixtral")
     tensors = sources(dict(checkpoints.shapes(config)))
     assert any("experts" in line for line in problems({**config, **change}, tensors))
+
+
+def test_packed_experts_without_a_shape_are_a_problem() -> None:
+    config = config_of("qwen3-moe")
+    tensors = sources(dict(checkpoints.shapes(config)))
+    kept = {name: source for name, source in tensors.items() if ".experts." not in name}
+    kept |= sources({"model.layers.0.mlp.experts.down_proj": ()})
+    assert any("shape []" in line or "experts" in line for line in problems(config, kept))
