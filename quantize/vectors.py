@@ -87,7 +87,14 @@ def define(function: Any, typer: Callable[..., Any], emit: Emit, arity: int, fir
         6: lambda context: lambda a, b, c, d, e, f: typer(a, b, c, d, e, f),
     }
     type_callable(function)(wrappers[arity])
-    lower_builtin(function, *[first] * arity)(emit)
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        # Vectors that find no register lie in one cache line each. llvmlite prints this only beside other attributes.
+        builder.function.attributes.alignstack = 64
+        builder.function.attributes.add("norecurse")
+        return emit(context, builder, sig, args)
+
+    lower_builtin(function, *[first] * arity)(lower)
 
 
 def splat(builder: Any, scalar: Any) -> Any:
@@ -221,15 +228,8 @@ def emit_scratch(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return array._getvalue()
 
 
-def align_stack(function: Any) -> None:
-    """Let vectors that find no register lie in one cache line each."""
-    function.attributes.alignstack = 64
-    function.attributes.add("norecurse")  # llvmlite prints the alignment beside other attributes only
-
-
 def emit_load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     vec = sig.return_type
-    align_stack(builder.function)
     return unaligned(builder.load(pointer(context, builder, sig, args, 0, 1, vector_of(vec.element))), vec)
 
 

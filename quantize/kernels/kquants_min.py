@@ -46,13 +46,6 @@ from ggufsmith.quantize.simd import (
 
 
 @jitable
-def keep(result: Any, found: Any, subs: int, j: int) -> None:
-    """Stores what the search of sub-block j gave: vector j of the `subs` scales, minima, inverses and offsets."""
-    for part in range(4):
-        store(found, (part * subs + j) * W, result[part])
-
-
-@jitable
 def largest(x: Any, at: int, n: int) -> Any:
     """The largest of n values and zero."""
     top = broadcast(f32(0))
@@ -70,9 +63,7 @@ def search_pairs(s: Any, importance: Any, column: int, square: Any, n: int, top:
         for i in range(2):
             here = column + (j + i) * n
             store(sums, (j + i) * W, importance_of(s, at + i * n * W, n, importance, here, square, w, i * n * W))
-        pair = two_scales_and_mins(s, at, w, tried, n, top, f32(-0.9), f32(0.05), 36, False)
-        keep(pair[0], found, N // n, j)
-        keep(pair[1], found, N // n, j + 1)
+        two_scales_and_mins(s, j, w, tried, n, top, f32(-0.9), f32(0.05), 36, False, found)
 
 
 @jitable
@@ -153,9 +144,7 @@ def encode_sixes(x: Any, out: Any, five_bits: bool, size: int, start: Any, steps
             at = j * SUB * W
             own_weights(s, at, w, 0)
             own_weights(s, at + SUB * W, w, SUB * W)
-            pair = two_scales_and_mins(s, at, w, tried, SUB, top, start, f32(0.1), steps, False)
-            keep(pair[0], found, SUBS, j)
-            keep(pair[1], found, SUBS, j + 1)
+            two_scales_and_mins(s, j, w, tried, SUB, top, start, f32(0.1), steps, False, found)
         max_scale, max_min = largest(found, 0, SUBS), largest(found, SUBS * W, SUBS)
         scale_inverse = select(max_scale > 0, f32(63) / max_scale, f32(0))
         min_inverse = select(max_min > 0, f32(63) / max_min, f32(0))
@@ -277,9 +266,7 @@ def encode_q2_k(x: Any, out: Any) -> None:
             at = j * SUB2 * W
             for i in range(2 * SUB2):
                 store(w, i * W, absolute(load(s, at + i * W)))
-            pair = two_scales_and_mins(s, at, w, tried, SUB2, f32(3), f32(-0.5), f32(0.1), 15, True)
-            keep(pair[0], found, SUBS2, j)
-            keep(pair[1], found, SUBS2, j + 1)
+            two_scales_and_mins(s, j, w, tried, SUB2, f32(3), f32(-0.5), f32(0.1), 15, True, found)
         max_scale, max_min = largest(found, 0, SUBS2), largest(found, SUBS2 * W, SUBS2)
         scaled, lowered = max_scale > 0, max_min > 0
         for j in range(SUBS2):

@@ -52,18 +52,19 @@ def scale_and_min(
     for k in range(steps + 1):
         fit = next_fit(x, at, w, codes, 0, n, top, whole, state)
         state = better_fit(x, at, w, codes, 0, n, start + step * f32(k + 1) + top, mad, whole, state, fit)
-    return found(whole, state)
+    return result(whole, state)
 
 
 @jitable
 def two_scales_and_mins(
-    x: Any, at: int, w: Any, codes: Any, n: int, top: Any, start: Any, step: Any, steps: int, mad: bool
+    x: Any, j: int, w: Any, codes: Any, n: int, top: Any, start: Any, step: Any, steps: int, mad: bool, found: Any
 ) -> Any:
-    """`scale_and_min` of n values and of the next n, their steps in turn.
+    """`scale_and_min` of the sub-blocks j and j + 1 of x, of n weights, their steps in turn.
 
-    w: the weights of both, from 0. codes: room for 2 * n vectors. Returns two results.
+    w: the weights of both, from 0. codes: room for 2 * n vectors. found: 4 * subs vectors, the scales, minima, inverses
+    and offsets of all sub-blocks, of which those of these two are stored.
     """
-    there, behind = at + n * W, n * W
+    at, there, behind = j * n * W, (j + 1) * n * W, n * W
     whole, other_whole = whole_sums(x, at, w, 0, n), whole_sums(x, there, w, behind, n)
     state = first_fit(x, at, w, 0, n, top, start, mad, whole)
     other = first_fit(x, there, w, behind, n, top, start, mad, other_whole)
@@ -73,7 +74,11 @@ def two_scales_and_mins(
         other_fit = next_fit(x, there, w, codes, behind, n, top, other_whole, other)
         state = better_fit(x, at, w, codes, 0, n, following, mad, whole, state, fit)
         other = better_fit(x, there, w, codes, behind, n, following, mad, other_whole, other, other_fit)
-    return found(whole, state), found(other_whole, other)
+    one, two = result(whole, state), result(other_whole, other)
+    for part in range(4):
+        to = part * (found.size // 4) + j * W
+        store(found, to, one[part])
+        store(found, to + W, two[part])
 
 
 @jitable
@@ -128,7 +133,7 @@ def better_fit(
 
 
 @jitable
-def found(whole: Any, state: Any) -> Any:
+def result(whole: Any, state: Any) -> Any:
     """What a search gives: see `scale_and_min`."""
     lowest, high = whole[0], whole[1]
     scale, low, _, inverse, code_low, _ = state
