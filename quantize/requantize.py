@@ -11,6 +11,7 @@ import numpy as np
 from gguf.constants import Keys
 from numpy.typing import NDArray
 
+from ggufsmith.container.disk import make_folder
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import Format
 from ggufsmith.container.reader import TensorInfo
@@ -223,7 +224,7 @@ def run(
     """Quantize, verify, and give the files their names (see `write_outputs`)."""
     job = prepared.job
     if job.outdir is not None and job.output is None:
-        job.outdir.mkdir(parents=True, exist_ok=True)
+        make_folder(job.outdir)
     return write_outputs(
         prepared.tensors,
         prepared.outputs,

@@ -93,6 +93,7 @@ def test_a_budget_leaves_its_recipe(model: Path) -> None:
         (["-r", "q8_0", "--output-tensor-type", "q9"], 2, "q9"),
         (["-r", "f16", "-o", "MODEL"], 6, "input"),
         (["-r", "q8_0", "-o", "x.gguf", "--outdir", "x"], 2, "both say"),
+        (["-r", "q8_0", "--outdir", "MODEL"], 2, "cannot be a folder"),
         (["-r", "absent.toml"], 1, "absent.toml"),
         (["-r", "q8_0", "--imatrix", "absent"], 1, "absent"),
     ],
