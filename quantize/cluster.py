@@ -352,7 +352,7 @@ def _finished(
             for future, result in batch:
                 if future not in pending:  # cancelled above
                     continue
-                if future.status == "finished":
+                if future.status not in ("error", "cancelled"):  # "lost" if its worker has died meanwhile
                     yield pending.pop(future), result
                     continue
                 error = _explained(future, address)
