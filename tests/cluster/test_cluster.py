@@ -227,6 +227,24 @@ def test_a_worker_killed_underway(large: Path, expected: bytes, tmp_path: Path) 
         assert found.workers[0].poll() is not None
 
 
+def test_what_a_worker_reported_before_it_died_counts(tmp_path: Path) -> None:
+    folder = checkpoints.write("llama", tmp_path / "Model")
+    with dask_processes.cluster(tmp_path / "dask", workers=1) as found:
+        calls: list[int] = []
+
+        def told(weights: int) -> None:
+            calls.append(weights)
+            if len(calls) == 1:
+                time.sleep(2)  # all the others come meanwhile
+            elif len(calls) == 2:
+                found.workers[0].kill()
+                time.sleep(1)  # for the client to hear of it
+
+        run(prepare(Job(folder, outfile=tmp_path / "a.gguf", sync=False, scheduler=found.address)), told)
+    run(prepare(Job(folder, outfile=tmp_path / "b.gguf", sync=False)))
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot stop a process for a while")
 def test_a_worker_that_stands_still_for_a_while(shared: Cluster, large: Path, expected: bytes, tmp_path: Path) -> None:
     def pause() -> None:
