@@ -32,13 +32,15 @@ FOLDERS = ("config.json", "params.json", "adapter_config.json")  # a folder with
 def file_of(model: str | None) -> Path | None:
     """The file, if a model is one: named itself, or the only model in a folder that is no checkpoint or adapter.
 
-    Usage for a folder with several, and for a file of a checkpoint.
+    Usage for a folder with several, for a file of a checkpoint, and for an empty name, which is a variable not set.
     """
     from ggufsmith.container.errors import Usage
     from ggufsmith.container.shards import SHARD, SUFFIX
 
     if model is None:
         return None
+    if not model:
+        raise Usage("the name of the model is empty", fix="Pass a folder, a file or a name; '.' is the current folder.")
     path = Path(model)
     if path.is_file():
         if any(path.match(pattern) for pattern in PARTS):

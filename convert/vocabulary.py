@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.config import read_optional_json
 from ggufsmith.quantize.source import open_model
@@ -13,6 +14,8 @@ def vocabulary_of(file: Path, folder: Path) -> tuple[Metadata, tuple[str, ...]]:
 
     Malformed and Unsupported as `read_vocabulary`.
     """
+    if not folder.is_dir():
+        raise Malformed("there is no such folder", where=folder, fix="Pass the folder with the tokenizer's files.")
     with open_model(file).files as model:
         embedding = model.tensors.get("token_embd.weight")
     config = read_optional_json(folder / "config.json")

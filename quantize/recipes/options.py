@@ -14,7 +14,8 @@ def override_of(text: str, origin: str | None = None) -> Override:
     """REGEX=TYPE; the expression is searched anywhere in a tensor's name, in any case. Usage if it is not that."""
     pattern, separator, name = text.rpartition("=")
     if not separator or not pattern:
-        raise Usage(f"{text!r} names no type for tensors", fix="Write REGEX=TYPE, for example ffn_down=q6_K.")
+        what = f"{text!r} names no type for tensors"
+        raise Usage(what, where=origin, fix="Write REGEX=TYPE, for example ffn_down=q6_K.")
     try:
         return Override(format_of(name), re.compile(pattern, re.IGNORECASE), origin=origin or f"--tensor-type {text}")
     except re.error as error:

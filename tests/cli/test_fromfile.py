@@ -136,6 +136,17 @@ def test_a_file_that_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:
     assert done.exit_code == 4 and "not a GGUF file" in done.output
 
 
+def test_an_empty_name_is_not_the_current_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home / "source")
+    done = run(convert, "", "--dry-run")
+    assert done.exit_code == 2 and "is empty" in done.output
+
+
+def test_a_vocabulary_from_nowhere(model: Path, tmp_path: Path) -> None:
+    done = run(convert, model, "-r", "q8_0", "--tokenizer", tmp_path / "absent")
+    assert done.exit_code == 4 and "no such folder" in done.output
+
+
 def test_to_hf_and_back(model: Path, tmp_path: Path) -> None:
     done = run(to_hf, model, "--no-sync", "--json")
     assert done.exit_code == 0, done.output

@@ -179,6 +179,9 @@ def test_texts(tmp_path: Path) -> None:
     for text in ("attn_v", "=q8_0", "attn_v=q88", "(=q8_0"):
         with pytest.raises(Usage):
             override_of(text)
+        path.write_text(f"attn_k=q8_0\n{text}\n", encoding="utf-8")
+        with pytest.raises(Usage, match=re.escape(f"{path}:2")):
+            overrides_of_file(path)
     for text in ("", "1,", "-1", "a"):
         with pytest.raises(Usage):
             layers_of(text)
