@@ -79,7 +79,7 @@ def batch(
 
     def work() -> None:
         nonlocal code
-        from ggufsmith.container.errors import Malformed
+        from ggufsmith.container.errors import Malformed, Usage
         from ggufsmith.container.shards import parse_size
         from ggufsmith.convert.batch.jobfile import read_job
         from ggufsmith.convert.batch.report import problem_annotations
@@ -95,6 +95,11 @@ def batch(
             verify=verify_finished,
             fail_fast=fail_fast,
         )
+        for path in (report, junit):
+            if path and not path.absolute().parent.is_dir():
+                raise Usage(f"the report's folder does not exist: {path.parent}")
+            if path and path.is_dir():
+                raise Usage(f"the report cannot be written: {path} is a folder")
         try:
             read = read_job(job, os.environ, _shard_of(shard))
         except Malformed as error:
@@ -139,6 +144,7 @@ def _run(
     """Returns the exit code."""
     from ggufsmith.cli import render
     from ggufsmith.cli.board import board
+    from ggufsmith.container.replace import replace_bytes, replace_text
     from ggufsmith.container.summary import shown
     from ggufsmith.convert.batch.report import annotations, as_json, as_junit, exit_code, verdict
     from ggufsmith.convert.batch.run import run_job
@@ -152,9 +158,9 @@ def _run(
         seconds = time.perf_counter() - started
         body = as_json(outcomes, seconds)
         if report:
-            _write(report, (json.dumps(body, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace"))
+            replace_text(report, json.dumps(body, ensure_ascii=False, indent=2) + "\n")
         if junit:
-            _write(junit, as_junit(outcomes, job.path.name, seconds))
+            replace_bytes(junit, as_junit(outcomes, job.path.name, seconds))
         _annotate(annotations(outcomes, Path.cwd()), machine)
     code = exit_code(outcomes)
     if machine:
@@ -171,15 +177,6 @@ def _annotate(lines: Iterator[str], machine: bool) -> None:
     if os.environ.get("GITHUB_ACTIONS") == "true" and not machine:
         for line in lines:
             render.out.print(line, markup=False)
-
-
-def _write(path: Path, content: bytes) -> None:
-    from ggufsmith.container.errors import Failure
-
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise Failure(f"cannot write the report: {error.strerror}", where=path) from error
 
 
 def _price(job: "JobFile", options: "Options", machine: bool) -> int:
@@ -201,7 +198,7 @@ def _price(job: "JobFile", options: "Options", machine: bool) -> int:
     if machine:
         render.as_json(_priced(drafts, outcomes, seconds))
         return code
-    _show(_rows(drafts, seconds))
+    _show(_rows(drafts))
     for outcome in outcomes:
         if outcome.error:
             for line in described(outcome):
@@ -212,7 +209,7 @@ def _price(job: "JobFile", options: "Options", machine: bool) -> int:
     return code
 
 
-def _rows(drafts: Sequence["Draft"], seconds: Mapping[Path, float]) -> Iterator[tuple[str, ...]]:
+def _rows(drafts: Sequence["Draft"]) -> Iterator[tuple[str, ...]]:
     """One line per output that is missing."""
     from ggufsmith.cli import render
     from ggufsmith.container.summary import shown

@@ -10,11 +10,15 @@ from ggufsmith.container.writer import FULL
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put `text`, in UTF-8, in the place of what `path` holds; a symbolic link is followed, a pipe or device written.
+    """`replace_bytes` with `text` in UTF-8."""
+    replace_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Put `data` in the place of what `path` holds; a symbolic link is followed, a pipe or device written.
 
     NoSpace if the disk is full, Failure if it cannot be written otherwise; what was there before is then still there.
     """
-    data = text.encode("utf-8", "backslashreplace")
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)

@@ -167,7 +167,7 @@ class _Reader(Tables):
         self.check_circles(named, defaults)
         entries = data.get("model")
         if not isinstance(entries, list) or not entries:
-            self.wrong(place("model"), "there is no model: write one [[model]] or more")
+            self.wrong(place("model"), "there is no model: write one or more")
             return None
         output = self.beside(root.value) if root else self.document.path.parent
         mine, others = [], []

@@ -59,13 +59,17 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     left = sum(outcome.status in ("interrupted", "not begun") for outcome in outcomes)
     new = sum(len(outcome.new) for outcome in outcomes)
     there = sum(len(outcome.made) for outcome in outcomes) - new
-    parts = [f"{len(outcomes)} models: {new} files made, {there} were there already"]
+    parts = [f"{_counted(len(outcomes), 'model')}: {_counted(new, 'file')} made, {there} already there"]
     if left:
-        parts.append(f"{left} models not done")
+        parts.append(f"{_counted(left, 'model')} not done")
     if failed:
         reasons = "; ".join(f"{each.model.name}: {each.error.what if each.error else ''}" for each in failed)
         parts.append(f"{len(failed)} failed ({reasons})")
     return ", ".join(parts)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def as_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:

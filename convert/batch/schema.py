@@ -5,6 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Kind = Literal["text", "texts", "flag", "number", "numbers"]
+FITTING: Mapping[Kind, str] = {
+    "text": "a text",
+    "texts": "a text, or a list of texts",
+    "flag": "true or false",
+    "number": "a whole number above 0",
+    "numbers": "a number, or a list of numbers",
+}
 Input = Literal["model", "adapter", "file"]
 INPUTS: Mapping[Input, str] = {"model": "a model folder", "adapter": "an adapter", "file": "a GGUF file"}
 MODEL, ENCODING = "model", "encoding"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ggufsmith.container.documents import Document, Keys
 from ggufsmith.container.errors import Failure
-from ggufsmith.convert.batch.schema import Key, Kind
+from ggufsmith.convert.batch.schema import FITTING, Key, Kind
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}", re.ASCII)
 _FIELD = re.compile(r"\{([^{}]*)\}")
@@ -66,7 +66,7 @@ class Tables:
             if name not in keys:
                 self.wrong(place, *unknown("key", name, keys))
             elif not _fits(value, keys[name].kind):
-                self.wrong(place, f"{name} cannot be {value!r}")
+                self.wrong(place, f"{name} cannot be {value!r}: it is {FITTING[keys[name].kind]}")
             elif keys[name].kind in ("flag", "number"):
                 found[name] = Said(value, place)
             elif keys[name].kind == "numbers":

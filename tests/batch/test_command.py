@@ -35,7 +35,7 @@ def test_a_night(home: Path, tmp_path: Path) -> None:
     done = jobs.command(path, "--report", tmp_path / "r.json", "--junit", tmp_path / "r.xml")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "2 models: 4 files made, 0 were there already"
+    assert done.stdout.splitlines()[-1] == "2 models: 4 files made, 0 already there"
     files = list((tmp_path / "out").rglob("*.gguf"))
     assert {file.name for file in files} == {f"{model}-{kind}.gguf" for model in "AB" for kind in ("Q4_K_M", "Q8_0")}
     assert priced["bytes"] == sum(file.stat().st_size for file in files), "a dry run knows the exact bytes"
@@ -66,7 +66,7 @@ def test_the_exit_code_says_how_many_failed_and_the_last_line_why(
     done = jobs.cli(path, "--report", tmp_path / "r.json")
     assert done.exit_code == 101
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("2 models: 2 files made, 0 were there already, 1 failed (bad: ")
+    assert last.startswith("2 models: 2 files made, 0 already there, 1 failed (bad: ")
     (annotation,) = [line for line in done.stdout.splitlines() if line.startswith("::error ")]
     assert annotation.startswith("::error file=jobs.toml,line=4,title=bad::")
     assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["exit_code"] == 101
@@ -80,7 +80,8 @@ def test_the_exit_code_says_how_many_failed_and_the_last_line_why(
         (["--shard", "3/2"], 2, "write I/N"),
         (["--shard", "x"], 2, "write I/N"),
         (["--max-memory", "lots"], 2, "is no size"),
-        (["--report", "."], 1, "cannot write the report"),
+        (["--report", "."], 2, "is a folder"),
+        (["--junit", "none/r.xml"], 2, "the report's folder does not exist: none"),
     ],
 )
 def test_usage(home: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
@@ -114,7 +115,7 @@ def test_runners_share_a_job(home: Path, tmp_path: Path) -> None:
     for k in (1, 2):
         assert jobs.cli(path, "--shard", f"{k}/2", "--no-sync").exit_code == 0
         assert {each.name for each in (tmp_path / "out").iterdir()} == ({"A", "C"} if k == 1 else {"A", "B", "C"})
-    assert jobs.cli(path).stdout.endswith("0 files made, 6 were there already\n")
+    assert jobs.cli(path).stdout.endswith("0 files made, 6 already there\n")
 
 
 # A batch whose work never ends by itself: in `stream`, where it can stop between two chunks, or in one that it cannot.

@@ -162,7 +162,7 @@ card = "a/b.md"
         ("13", "leads out of the output folder"),
         ("14", "no such file"),
         ("16", "no such folder or file"),
-        ("19", "strict cannot be 'yes'"),
+        ("19", "strict cannot be 'yes': it is true or false"),
         ("20", "Did you mean recipes"),
         ("21", "Did you mean f16"),
         ("22", "'many' is no size"),
