@@ -14,6 +14,11 @@ from ggufsmith.naming.filename import FileName
 from ggufsmith.naming.identity import Identity, Parameters, identify
 
 General = Keys.General
+ENCODINGS = {  # those that general.file_type can say; recipes of one's own have other names
+    kind: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    for kind in LlamaFileType
+    if kind is not LlamaFileType.GUESSED
+}
 FIRST_VERSION = "v1.0"  # "If model is missing a version number then assume v1.0 (First Public Release)"
 
 
@@ -21,10 +26,9 @@ def encoding_of(metadata: Metadata) -> str | None:
     """`Q4_K_M` for general.file_type 15; None if the header does not say, or says what nobody knows."""
     value = metadata.get(General.FILE_TYPE)
     try:
-        name = LlamaFileType(value.data if value else LlamaFileType.GUESSED.value).name
+        return ENCODINGS.get(LlamaFileType(value.data)) if value else None
     except ValueError:
         return None
-    return None if name == "GUESSED" else name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
 def name_of(
@@ -60,7 +64,7 @@ def name_of(
         size_label=said(General.SIZE_LABEL) or guess.size_label or (parameters.size_label if tensors else None),
         fine_tune=said(General.FINETUNE) or guess.finetune,
         version=version or (FIRST_VERSION if strict else None),
-        encoding=encoding or encoding_of(metadata),
+        encoding=None if vocabulary else encoding or encoding_of(metadata),
         type="LoRA" if kind == GGUFType.ADAPTER else "vocab" if vocabulary else None,
         shard=shard,
         sidecar="mmproj" if kind == GGUFType.MMPROJ else None,
@@ -71,5 +75,7 @@ def disagreements(name: FileName, header: FileName) -> Iterator[str]:
     """Where a name says something else than the header of its file."""
     for field in fields(FileName):
         said, known = getattr(name, field.name), getattr(header, field.name)
+        if field.name == "encoding" and str(said).upper() not in ENCODINGS.values():
+            continue
         if said is not None and known is not None and str(said).casefold() != str(known).casefold():
             yield f"{field.name.replace('_', ' ')}: the name says {said}, the header {known}"

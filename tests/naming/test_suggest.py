@@ -54,7 +54,7 @@ def test_the_letter_of_the_convention() -> None:
 def test_other_kinds_of_files() -> None:
     assert named({"general.type": string("adapter")}).endswith("-Q4_K_M-LoRA.gguf")
     assert named({"general.type": string("mmproj")}).startswith("mmproj-Mixtral-")
-    assert named({}, tensors={}).endswith("-Q4_K_M-vocab.gguf")
+    assert named({}, tensors={}).endswith("-v0.1-vocab.gguf")
     assert named({"split.count": u32(3)}, tensors={}).endswith("-Q4_K_M.gguf")
 
 
@@ -76,6 +76,7 @@ def test_encodings(value: object, encoding: str | None) -> None:
 
 def test_disagreements() -> None:
     header = FileName("Mixtral", "8x7B", encoding="Q4_K_M")
+    assert list(disagreements(parse("Mixtral-8x7B-Q4_79BPW.gguf"), header)) == []  # a recipe of one's own
     assert list(disagreements(parse("mixtral-8x7b-q4_k_m.gguf"), header)) == []
     assert list(disagreements(parse("Mixtral-7B-v0.1-Q8_0.gguf"), header)) == [
         "size label: the name says 7B, the header 8x7B",
