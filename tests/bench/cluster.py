@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quant import cached, checkpoint
+from quant import checkpoint
 
 from convert import BENCH, CONVERT, ROOT, TINYLLAMA, pairs, timed
 
@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     name = "TinyLlama-1.1B" if arguments.shape == TINYLLAMA else "Other"
     folder = checkpoint(name, arguments.shape)
-    cached(sorted(folder.glob("*.safetensors")))
+    weights = sorted(folder.glob("*.safetensors"))
     output = BENCH / "cluster-out.gguf"
 
     def convert(where: Cluster | int) -> float:
@@ -46,9 +46,9 @@ def main() -> None:
     with TemporaryDirectory() as place, cluster(Path(place, "1"), 1) as one, cluster(Path(place, "2"), 2) as two:
         convert(one)
         convert(two)
-        a, b, ratio = pairs(lambda: convert(two), lambda: convert(one), arguments.pairs)
+        a, b, ratio = pairs(lambda: convert(two), lambda: convert(one), arguments.pairs, weights)
         print(f"| one thread each | {a:.2f} s | {b:.2f} s | {ratio:.2f} times faster (goal {GOAL}) |", flush=True)
-    a, b, ratio = pairs(lambda: convert(2), lambda: convert(1), arguments.pairs)
+    a, b, ratio = pairs(lambda: convert(2), lambda: convert(1), arguments.pairs, weights)
     print(f"| without a cluster, two threads against one | {a:.2f} s | {b:.2f} s | {ratio:.2f} times faster |")
 
 

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,16 @@ def timed(command: list[str], environment: dict[str, str] | None = None) -> tupl
     return time.perf_counter() - started, usage.ru_maxrss * unit / 1e6
 
 
-def settle() -> None:
-    """Write and remove a file of a gigabyte, so that every run finds memory that was just used.
+def settle(inputs: Sequence[Path] = ()) -> None:
+    """Read the inputs into the page cache; write and remove a gigabyte, so that a run finds memory that was just used.
 
     On a virtual machine, memory that nobody used for a while belongs to the host again; to touch it first costs whoever
     comes next several seconds of system time. (More would be given back at once, while the run is being measured; so
-    outputs are removed when a run is over, not when the next begins.)
+    outputs are removed when a run is over, not when the next begins.) Pages of the cache may go as well: a minute after
+    an input was read last, a seventh of it had to come from the disk again.
     """
+    if inputs:
+        copy(inputs, Path(os.devnull))
     path, block = BENCH / "settle.bin", bytes(1 << 20)
     with path.open("wb", buffering=0) as file:
         for _ in range(1000):
@@ -64,19 +67,21 @@ def settle() -> None:
     path.unlink()
 
 
-def pairs(ours: Callable[[], float], theirs: Callable[[], float], count: int) -> tuple[float, float, float]:
-    """Medians of ours, theirs, and of theirs / ours within each pair."""
+def pairs(
+    ours: Callable[[], float], theirs: Callable[[], float], count: int, inputs: Sequence[Path] = ()
+) -> tuple[float, float, float]:
+    """Medians of ours, theirs, and of theirs / ours within each pair. inputs: the files that both read."""
     measured = []
     for _ in range(count):
-        settle()
+        settle(inputs)
         a = ours()
-        settle()
+        settle(inputs)
         measured.append((a, theirs()))
     ratio = statistics.median(b / a for a, b in measured)
     return statistics.median(a for a, _ in measured), statistics.median(b for _, b in measured), ratio
 
 
-def copy(sources: list[Path], output: Path) -> None:
+def copy(sources: Sequence[Path], output: Path) -> None:
     """All bytes of the sources into one file, forced to the disk."""
     with output.open("wb", buffering=0) as target:
         for path in sources:
@@ -98,7 +103,6 @@ def main() -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "fixtures")}
         subprocess.run([sys.executable, "-c", make, str(folder), json.dumps(TINYLLAMA)], env=environment, check=True)
     weights = sorted(folder.glob("*.safetensors"))
-    copy(weights, Path(os.devnull))
     peak = 0.0
 
     def ours(*options: str) -> float:
@@ -136,9 +140,9 @@ def main() -> None:
     print(f"TinyLlama-1.1B in bfloat16 ({sum(p.stat().st_size for p in weights) / 1e9:.2f} GB) to F16, ", end="")
     print(f"{os.cpu_count()} cores, medians of {count} pairs\n")
     print("| | ours | other | ratio |\n|---|---|---|---|")
-    a, b, ratio = pairs(lambda: ours("--no-sync"), theirs, count)
+    a, b, ratio = pairs(lambda: ours("--no-sync"), theirs, count, weights)
     print(f"| reference converter, neither flushes | {a:.2f} s | {b:.2f} s | {ratio:.1f} times faster |", flush=True)
-    a, b, ratio = pairs(ours, copied, count)
+    a, b, ratio = pairs(ours, copied, count, weights)
     print(f"| copying the same bytes, both fsync | {a:.2f} s | {b:.2f} s | {1 / ratio:.2f} of its time |", flush=True)
     print(f"| peak memory | {peak:.0f} MB | | |")
     help_time = statistics.median(timed([*CONVERT, "--help"])[0] for _ in range(9))

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 
-from quant import cached, checkpoint
+from quant import checkpoint
 
 from convert import BENCH, CONVERT, ROOT, TINYLLAMA, pairs, timed
 
@@ -30,7 +30,7 @@ def main() -> None:
     model = root / "org" / name
     if not model.exists():
         model.symlink_to(folder, target_is_directory=True)
-    cached(sorted(folder.glob("*.safetensors")))
+    weights = sorted(folder.glob("*.safetensors"))
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "hub_server.py"), str(root)], stdout=subprocess.PIPE, text=True
     )
@@ -59,6 +59,7 @@ def main() -> None:
                 lambda: convert(f"hf://org/{name}", "--stream", *options),  # noqa: B023
                 lambda: convert(str(folder), *options),  # noqa: B023
                 arguments.pairs,
+                weights,
             )
             print(f"| {title} | {a:.2f} s | {b:.2f} s | {1 / ratio:.2f} of its time (goal {GOAL}) |", flush=True)
         print(f"| peak memory | {peak:.0f} MB | | |")

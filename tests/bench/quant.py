@@ -53,16 +53,12 @@ def checkpoint(name: str, shape: dict[str, Any]) -> Path:
     return folder
 
 
-def cached(paths: list[Path]) -> None:
-    copy(paths, Path(os.devnull))
-
-
 def floor(sources: list[Path], size: int) -> float:
     """Seconds to read the sources and write `size` bytes."""
     output, block = BENCH / "floor.bin", bytes(1 << 20)
-    settle()
+    settle(sources)
     started = time.perf_counter()
-    cached(sources)
+    copy(sources, Path(os.devnull))
     with output.open("wb", buffering=0) as target:
         for start in range(0, size, len(block)):
             target.write(block[: size - start])
@@ -80,7 +76,6 @@ def main() -> None:
     middle, output = BENCH / "middle.gguf", BENCH / "out.gguf"
     source = BENCH / "TinyLlama-1.1B-F16.gguf"
     timed([*CONVERT, str(folder), "-o", str(source), "--quiet"])
-    cached([*weights, source])
     environment = {**os.environ, "PYTHONPATH": str(reference.REFERENCE)}
 
     def quantize(path: Path, name: str) -> float:
@@ -109,14 +104,14 @@ def main() -> None:
         return seconds
 
     def settled(*recipes: str) -> float:
-        settle()
+        settle(weights)
         return ours(CONVERT, folder, *recipes)
 
     three = ("Q4_K_M", "Q6_K", "IQ4_XS")
     ours(CONVERT, folder, *three, "Q8_0")  # compiles the kernels
     print(f"TinyLlama-1.1B, {os.cpu_count()} cores, medians of {count} pairs\n")
     print("| | ours | other | ratio |\n|---|---|---|---|")
-    a, b, ratio = pairs(lambda: ours(CONVERT, folder, "Q4_K_M"), both, count)
+    a, b, ratio = pairs(lambda: ours(CONVERT, folder, "Q4_K_M"), both, count, weights)
     head = "checkpoint to Q4_K_M (reference converter and llama_model_quantize)"
     print(f"| {head} | {a:.2f} s | {b:.2f} s | {ratio:.1f} times faster (goal 10) |", flush=True)
     low = statistics.median(floor(weights, sizes["Q4_K_M"]) for _ in range(count))
@@ -134,12 +129,16 @@ def main() -> None:
         flush=True,
     )
     for name, goal in GOALS.items():
-        a, b, ratio = pairs(lambda: ours(QUANT, source, name), lambda: quantize(source, name), count)  # noqa: B023
+        a, b, ratio = pairs(
+            lambda: ours(QUANT, source, name),  # noqa: B023
+            lambda: quantize(source, name),  # noqa: B023
+            count,
+            [source],
+        )
         head = f"F16 to {name} (llama_model_quantize)"
         print(f"| {head} | {a:.2f} s | {b:.2f} s | {ratio:.1f} times faster (goal {goal}) |", flush=True)
     source.unlink()
     large = checkpoint("Llama-8B-4-layers", LLAMA_8B)
-    cached(sorted(large.glob("*.safetensors")))
     ours(CONVERT, large, "Q4_K_M")
     for name, peak in peaks.items():
         print(f"| peak memory, {name} | {peak:.0f} MB | | (goal 600 MB) |")

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from quant import LLAMA_8B, cached, checkpoint
+from quant import LLAMA_8B, checkpoint
 
 from convert import BENCH, ROOT, settle
 from ggufsmith.convert import quantized
@@ -50,14 +50,14 @@ def main() -> None:
     asked = parser.parse_args()
     folder = checkpoint(f"Llama-3-8B-{asked.layers}", {**LLAMA_8B, "num_hidden_layers": asked.layers})
     out, at = BENCH / "resume", round(SHARE * writes(folder))
-    cached(sorted(folder.glob("*.safetensors")))
+    weights = sorted(folder.glob("*.safetensors"))
     full, rest = [], []
     for _ in range(asked.runs):
         for times, before in ((full, False), (rest, True)):
             out.mkdir(parents=True)
             if before:
                 seconds(folder, out, "SIGKILL", "pwrite", at, code=-9)
-            settle()
+            settle(weights)
             times.append(seconds(folder, out, "none", "getpid", 0))
             shutil.rmtree(out)
     a, b = statistics.median(full), statistics.median(rest)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from convert import BENCH, CONVERT, ROOT, TINYLLAMA, copy, pairs, timed
+from convert import BENCH, CONVERT, ROOT, TINYLLAMA, pairs, timed
 
 GOAL_GPTQ, GOAL_PEAK = 1.5, 600  # times the seconds of bfloat16; MB
 FORM = [sys.executable, str(Path(__file__).with_name("stored.py"))]
@@ -138,8 +138,8 @@ def main() -> None:
             peaks.append(peak)  # noqa: B023
             return seconds
 
-        copy(files, Path(os.devnull))
-        seconds, other, ratio = pairs(measured, lambda: convert([str(plain), *Q4_K_M])[0], options.pairs)
+        inputs = [*files, *plain.glob("*.safetensors")]
+        seconds, other, ratio = pairs(measured, lambda: convert([str(plain), *Q4_K_M])[0], options.pairs, inputs)
         goal = f" (goal {GOAL_GPTQ:g})" if row.title.startswith("GPTQ, 4") else ""
         limit = GOAL_PEAK + largest_pickle(files)
         memory = f"{max(peaks):.0f} MB (goal {limit})"
