@@ -3,7 +3,6 @@
 Everything heavy is imported inside the command that needs it: `--help` must answer at once.
 """
 
-import gc
 import os
 import signal
 from collections.abc import Callable
@@ -266,7 +265,6 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
         raise Terminated
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here needs BLAS, whose idle threads would spin
-    gc.set_threshold(100_000)  # compiling leaves half a million objects behind, and full collections look at them all
     signal.signal(signal.SIGTERM, terminate)
     render.show_anything()
     try:

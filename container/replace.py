@@ -9,13 +9,15 @@ from ggufsmith.container.errors import Failure, NoSpace
 from ggufsmith.container.writer import FULL
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str, *, alone: bool = False) -> None:
     """`replace_bytes` with `text` in UTF-8."""
-    replace_bytes(path, text.encode("utf-8", "backslashreplace"))
+    replace_bytes(path, text.encode("utf-8", "backslashreplace"), alone=alone)
 
 
-def replace_bytes(path: Path, data: bytes) -> None:
+def replace_bytes(path: Path, data: bytes, *, alone: bool = False) -> None:
     """Put `data` in the place of what `path` holds; a symbolic link is followed, a pipe or device written.
+
+    alone: nobody else writes it at the same time, so that what a killed run leaves beside it is replaced by the next.
 
     NoSpace if the disk is full, Failure if it cannot be written otherwise; what was there before is then still there.
     """
@@ -23,17 +25,18 @@ def replace_bytes(path: Path, data: bytes) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
-            _replace(Path(os.path.realpath(path)), data)
+            _replace(Path(os.path.realpath(path)), data, alone)
     except OSError as error:
         if error.errno in FULL:
             raise NoSpace(f"cannot write: {error.strerror}", where=path, fix="Free some space.") from error
         raise Failure(f"cannot write: {error.strerror}", where=path) from error
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+def _replace(path: Path, data: bytes, alone: bool) -> None:
+    token = "" if alone else f".{secrets.token_hex(6)}"
+    temporary = path.with_name(f".{path.name.lstrip('.')}{token}.partial")
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("wb" if alone else "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

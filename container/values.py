@@ -28,6 +28,8 @@ DTYPES: Mapping[ValueType, np.dtype[Any]] = {
 
 type_of_dtype = {dtype: kind for kind, dtype in DTYPES.items()}
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 Data = bool | int | float | str | NDArray[Any] | tuple[str, ...]
 
 

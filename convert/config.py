@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.values import FLOAT32_MAX
 
 MAX_JSON = 64 << 20  # the largest published index files are a few MiB
-MAX_NUMBER = (2 - 2**-23) * 2.0**127  # the largest of float32
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -127,6 +127,6 @@ def as_number(value: object, name: str, path: Path) -> float:
     """Malformed for what is no number, and for one that GGUF's float32 cannot hold: JSON here has NaN and Infinity."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Malformed(f"{name} must be a number, not {value!r}", where=path)
-    if not -MAX_NUMBER <= value <= MAX_NUMBER:
+    if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
         raise Malformed(f"{name} must be a number that float32 can hold, not {value!r:.40}", where=path)
     return float(value)

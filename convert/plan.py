@@ -14,11 +14,11 @@ from gguf.tensor_mapping import TensorNameMap, get_tensor_name_map
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
-from ggufsmith.container.values import Metadata
+from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert.architecture import Architecture, Dims, Need, Rule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
 from ggufsmith.convert.checkpoint import Source
-from ggufsmith.convert.config import MAX_NUMBER, Config, nearest
+from ggufsmith.convert.config import Config, nearest
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
 from ggufsmith.convert.rope import rope_metadata
 from ggufsmith.convert.sources.recognise import COMPANIONS
@@ -339,7 +339,7 @@ def _metadata(record: Architecture, config: Config, dims: Dims, problems: list[s
 
 def _is_size(value: object) -> bool:
     """Whether llama.cpp can compute with it: no key of a record has a meaning below zero."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= FLOAT32_MAX
 
 
 def _warnings(record: Architecture, config: Config) -> Iterator[str]:

@@ -15,9 +15,9 @@ import numpy as np
 from gguf.constants import MODEL_TENSOR, Keys, RopeScalingType
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.container.values import Metadata, f32, string, u32
+from ggufsmith.container.values import FLOAT32_MAX, Metadata, f32, string, u32
 from ggufsmith.convert.architecture import Dims, Rope
-from ggufsmith.convert.config import MAX_NUMBER, Config, as_number
+from ggufsmith.convert.config import Config, as_number
 
 # Optional YaRN parameters, under every name they go by.
 YARN = (
@@ -174,7 +174,7 @@ def llama3_factors(
         ramp = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)
         smooth = np.float32(1) / ((np.float32(1) - ramp) / np.float32(factor) + ramp)
         factors = np.where(wavelengths < context / high, 1.0, np.where(wavelengths > context / low, factor, smooth))
-    if not np.all((factors > 0) & (factors <= MAX_NUMBER)):
+    if not np.all((factors > 0) & (factors <= FLOAT32_MAX)):
         raise Malformed(f"llama3 rope scaling by {factor} ({low}, {high}) of base {theta} gives no frequencies")
     return tuple(factors.astype(np.float32).tolist())
 

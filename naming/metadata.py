@@ -15,11 +15,10 @@ from os.path import abspath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from gguf.constants import GGML_QUANT_VERSION, GGUFType, Keys
 
 from ggufsmith.container.errors import Malformed, Usage
-from ggufsmith.container.values import Metadata, Value, f32, i32, string, strings, u32
+from ggufsmith.container.values import FLOAT32_MAX, Metadata, Value, f32, i32, string, strings, u32
 from ggufsmith.naming.card import read_card
 from ggufsmith.naming.identity import Identity, Parameters, hub_id, identify, model_folder_name, title
 
@@ -27,7 +26,6 @@ General = Keys.General
 Note = Callable[[str], None]
 Found = dict[str, Any]
 
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 MAX_JSON = 2**20  # bytes of a generation config or an override file
 BASE_MODELS, DATASETS = "general.base_models", "general.datasets"  # as override files name them
 

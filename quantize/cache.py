@@ -106,13 +106,19 @@ class Files(CompileResultCacheImpl):  # type: ignore[misc]
     _locator_classes = (Locator,)
 
 
+@cache
+def link_runtime() -> None:
+    """Make known the functions of Numba's runtime that machine code from the disk calls."""
+    for name, address in _nrt_python.c_helpers.items():
+        binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+
+
 class KernelCache(FunctionCache):  # type: ignore[misc]
     _impl_class = Files
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """As the original, without what only a compilation needs: of Numba's runtime kernels call these functions."""
-        for name, address in _nrt_python.c_helpers.items():
-            binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
+        """As the original, without what only a compilation needs."""
+        link_runtime()
         with self._guard_against_spurious_io_errors():
             return self._load_overload(signature, context)
 

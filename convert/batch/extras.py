@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from ggufsmith.container.replace import replace_text
 from ggufsmith.convert.batch.jobfile import Model
-from ggufsmith.convert.batch.state import Made, write_text
+from ggufsmith.convert.batch.state import Made
 from ggufsmith.naming.filecard import card_of, check_card
 from ggufsmith.naming.modelcard import Publisher
 
@@ -17,9 +18,10 @@ def check_extras(model: Model) -> None:
 def write_extras(model: Model, outputs: Sequence[Made]) -> None:
     """Write the sums and the card that the job asks for, of these outputs."""
     if path := model.beside("checksums"):  # the format of sha256sum --check
-        write_text(path, "".join(f"{file.sha256}  {file.name}\n" for made in outputs for file in made.files))
+        sums = "".join(f"{file.sha256}  {file.name}\n" for made in outputs for file in made.files)
+        replace_text(path, sums, alone=True)
     if path := model.beside("card"):
         said, digests = model.settings, {file.name: file.sha256 for made in outputs for file in made.files}
         publisher = Publisher(said["repo"] or None, said["base_model"] or None, said["author"] or None)
         files = [model.folder / made.files[0].name for made in outputs]
-        write_text(path, card_of(files, publisher, digest=lambda file: digests[file.name]))
+        replace_text(path, card_of(files, publisher, digest=lambda file: digests[file.name]), alone=True)

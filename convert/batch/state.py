@@ -17,6 +17,7 @@ from typing import Any
 
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.provenance import file_sha256
+from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import SHARD, SUFFIX
 from ggufsmith.convert.batch.jobfile import Model, Wanted, state_path
 from ggufsmith.convert.batch.schema import SETTINGS
@@ -89,20 +90,7 @@ def finished(model: Model, plans: Mapping[str, str], *, verify: bool = False) ->
 def write_record(model: Model, record: Record) -> None:
     """Put the record beside the outputs, at once or not at all."""
     content = {"made_by": f"ggufsmith {version('ggufsmith')}", **asdict(record)}
-    write_text(state_path(model), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file at once. A run that is killed leaves a file that the next one replaces too."""
-    temporary = path.with_name(f".{path.name.lstrip('.')}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise Failure(f"cannot write: {error.strerror}", where=path) from error
+    replace_text(state_path(model), json.dumps(content, ensure_ascii=False, indent=1) + "\n", alone=True)
 
 
 def _read(path: Path) -> tuple[Record, int]:

@@ -67,10 +67,11 @@ def search_pairs(s: Any, importance: Any, column: int, square: Any, n: int, top:
 
 
 @jitable
-def recode_sub_block(s: Any, j: int, n: int, d: Any, low: Any, top: Any, found: Any, subs: int, codes: Any) -> None:
+def recode_sub_block(s: Any, j: int, n: int, d: Any, low: Any, top: Any, found: Any, codes: Any) -> None:
     """From the stored scale and minimum of sub-block j the codes of its weights; see `recode`."""
     if any_lane(d == 0):
-        inverse, offset = load(found, (2 * subs + j) * W), load(found, (3 * subs + j) * W)
+        part = found.size // 4
+        inverse, offset = load(found, 2 * part + j * W), load(found, 3 * part + j * W)
         store_min_codes(s, j * n * W, n, inverse, offset, top, codes, j * n * W)
     recode(s, j * n * W, n, d, low, f32(0), top, codes)
 
@@ -109,7 +110,7 @@ def finish(s: Any, found: Any, codes: Any, five_bits: bool, block: Any) -> None:
     d, dmin, top = load_half(block, D), load_half(block, DMIN), f32(31 if five_bits else 15)
     for j in range(SUBS):
         scale, low = unpack_scales(block, j)
-        recode_sub_block(s, j, SUB, d * scale, dmin * low, top, found, SUBS, codes)
+        recode_sub_block(s, j, SUB, d * scale, dmin * low, top, found, codes)
     nibbles = Q5_CODES if five_bits else Q4_CODES
     for i in range(SUB):
         fifth = broadcast(np.uint32(0))
@@ -250,7 +251,7 @@ def finish_q2_k(s: Any, found: Any, codes: Any, block: Any) -> None:
     d, dmin = load_half(block, Q2_D), load_half(block, Q2_DMIN)
     for j in range(SUBS2):
         pair = load(block, (Q2_SCALES + j) * W)
-        recode_sub_block(s, j, SUB2, d * to_f32(pair & 15), dmin * to_f32(pair >> 4), f32(3), found, SUBS2, codes)
+        recode_sub_block(s, j, SUB2, d * to_f32(pair & 15), dmin * to_f32(pair >> 4), f32(3), found, codes)
     store_crumbs(codes, block, Q2_CODES)
 
 

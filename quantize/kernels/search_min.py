@@ -58,7 +58,7 @@ def scale_and_min(
 @jitable
 def two_scales_and_mins(
     x: Any, j: int, w: Any, codes: Any, n: int, top: Any, start: Any, step: Any, steps: int, mad: bool, found: Any
-) -> Any:
+) -> None:
     """`scale_and_min` of the sub-blocks j and j + 1 of x, of n weights, their steps in turn.
 
     w: the weights of both, from 0. codes: room for 2 * n vectors. found: 4 * subs vectors, the scales, minima, inverses
