@@ -43,6 +43,7 @@ from ggufsmith.convert.run import Job, prepare, run
 from ggufsmith.pipeline import cluster, outputs
 from ggufsmith.pipeline.stream import Opening, RowSource
 from ggufsmith.quantize import requantize
+from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.recipes.files import recipe_of
 
 CONVERT = [sys.executable, "-c", "from ggufsmith.cli.app import convert_main; convert_main()"]
@@ -430,8 +431,8 @@ class Never:
         pytest.fail("the tensors were opened")
 
 
-def on_worker(opening: Opening, places: list[cluster.Place]) -> cluster.Run:
-    found = cluster.Run(opening, places)
+def on_worker(opening: Opening, places: list[cluster.WorkerOutput]) -> cluster.WorkerRun:
+    found = cluster.WorkerRun(opening, places)
     found.setup(SimpleNamespace(address="tcp://worker:1"))
     return found
 
@@ -470,7 +471,7 @@ def test_no_file_is_closed_under_a_cancelled_task(tmp_path: Path) -> None:
 
     layout = lay_out({"general.architecture": string("x")}, [TensorSpec("a", (4, 2), BY_NAME["F32"])])
     (tmp_path / "out").write_bytes(bytes(layout.size))
-    here = on_worker(SlowOpening(), [cluster.Place(layout, (tmp_path / "out",), (0,), None)])
+    here = on_worker(SlowOpening(), [cluster.WorkerOutput(layout, (tmp_path / "out",), (0,), GGML, None)])
     results: list[cluster.Result] = []
     thread = threading.Thread(target=lambda: results.append(here.work([(0, 0, 4)])))
     thread.start()
