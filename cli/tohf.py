@@ -81,7 +81,7 @@ def _tensors(prepared: "PreparedFolder") -> Iterator[dict[str, Any]]:
             "type": tensor.format.name,
             "source": tensor.source.info.name,
             "source_type": tensor.held.name,
-            "op": type(tensor.op).__name__,
+            "op": tensor.op,
         }
 
 

@@ -1,7 +1,9 @@
 """The one way from tensors to files: any number of outputs, plain or quantized, in one pass over the weights."""
 
 import hashlib
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported
+from ggufsmith.container.formats import Format
 from ggufsmith.container.shards import SetWriter, ShardPlan
 from ggufsmith.container.writer import check_apart
 from ggufsmith.pipeline.encoder import Encoder
@@ -22,10 +25,15 @@ from ggufsmith.pipeline.stream import Opening, RowSource, StreamTarget, load_ker
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One output: its shards (mostly one), and the name that the model would have in one file."""
+    """One output, planned.
+
+    shards: its files, mostly one. path: the name that the model would have in one file.
+    label:  what it is: the name of its recipe, or of the type of its matrices.
+    """
 
     shards: ShardPlan
     path: Path
+    label: str
 
     @property
     def importance(self) -> Sequence[NDArray[np.float32] | None] | None:
@@ -33,12 +41,47 @@ class OutputFile:
         return None
 
     @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """The names of tensors that could not have the type of their rule."""
+        return ()
+
+    @property
+    def requantized(self) -> tuple[str, ...]:
+        """The names of tensors that were quantized already."""
+        return ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of this output."""
+        return ()
+
+    def reason(self, index: int) -> str:
+        """Which rule gave the tensor at this place of the layout its type."""
+        return ""
+
+    def wanted(self, index: int) -> Format:
+        """The type that the rule asked for, which is not always the one that the tensor's rows fit."""
+        return self.shards.whole.tensors[index].format
+
+    @property
     def paths(self) -> list[Path]:
         return self.shards.paths(self.path)
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return self.shards.whole.size
+
+    @property
+    def types(self) -> dict[str, int]:
+        """How many tensors have each type, the most frequent first."""
+        return dict(Counter(spec.format.name for spec in self.shards.whole.tensors).most_common())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the tensors alone; 0 for a file without any."""
+        specs = self.shards.whole.tensors
+        return 8 * sum(spec.nbytes for spec in specs) / max(sum(math.prod(spec.shape) for spec in specs), 1)
 
     def check_apart(self, inputs: Sequence[Path]) -> None:
         """OutputConflict, as writing raises it, if one of the files is an input."""
