@@ -20,7 +20,7 @@ def card(
 
     A README.md that this command did not write is never replaced.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     def work() -> None:
         from ggufsmith.cli import render
