@@ -20,7 +20,7 @@ from ggufsmith.cli.fromfile import (
     refuse,
     vocabulary_for,
 )
-from ggufsmith.cli.guard import guarded
+from ggufsmith.cli.guard import guarded, start
 from ggufsmith.cli.help import Command, Group, epilog
 from ggufsmith.cli.hub import HubRequest, Revision, Stream, Token, located
 from ggufsmith.cli.inspect import inspect
@@ -263,15 +263,18 @@ for command in (recipes, inspect, verify, name, split, merge, card, to_hf):
 
 
 def main() -> None:
-    app()
+    """The program `ggufsmith`."""
+    start(app)
 
 
 def convert_main() -> None:
-    convert_app()
+    """The program `gguf-convert`."""
+    start(convert_app)
 
 
 def quant_main() -> None:
-    quant_app()
+    """The program `gguf-quant`."""
+    start(quant_app)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,59 @@
-"""Where every command runs: errors and signals become one message and an exit code."""
+"""Where every program starts and every command runs: all output can be encoded, and errors and signals become one
+message and an exit code."""
 
+import codecs
+import io
 import os
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
 import typer
 
+# What our texts and rich's contain beyond ASCII, for encodings without it.
+PLAIN = {"…": "...", "→": "->", "×": "x", "•": "*"}
+
 
 class Terminated(BaseException):
     """SIGTERM, raised in the main thread so that every `with` on the way out cleans up."""
 
 
+def start(app: Callable[[], object]) -> None:
+    """Run a program: with output that any encoding can take, from its help on."""
+    show_anything()
+    app()
+
+
+def show_anything() -> None:
+    """Characters that the encoding of the screen, or of the file behind it, lacks are replaced or escaped.
+
+    Python's default is to end the run with UnicodeEncodeError.
+    """
+    codecs.register_error("ggufsmith", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ggufsmith")
+
+
+def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = "".join(PLAIN.get(each) or _escaped(each) for each in error.object[error.start : error.end])
+    return text, error.end
+
+
+def _escaped(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode("ascii")
+
+
 def guarded(command: Callable[[], None], machine: bool) -> None:
-    """Run a command; turn errors and signals into one message and an exit code."""
+    """Run a command; turn errors and signals into one message and an exit code.
+
+    command: what to do. machine: report errors as JSON on standard output.
+    Raises typer.Exit with the code of the error (see container/errors.py), 130 for SIGINT or 143 for SIGTERM.
+    """
     from ggufsmith.cli import render
     from ggufsmith.container.errors import Failure
 
@@ -23,7 +62,6 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here needs BLAS, whose idle threads would spin
     signal.signal(signal.SIGTERM, terminate)
-    render.show_anything()
     try:
         command()
     except Failure as error:
