@@ -3,12 +3,8 @@
 Everything heavy is imported inside the command that needs it: `--help` must answer at once.
 """
 
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +20,7 @@ from ggufsmith.cli.fromfile import (
     refuse,
     vocabulary_for,
 )
+from ggufsmith.cli.guard import guarded, start
 from ggufsmith.cli.help import Command, Group, epilog
 from ggufsmith.cli.hub import HubRequest, Revision, Stream, Token, located
 from ggufsmith.cli.inspect import inspect
@@ -76,10 +73,6 @@ from ggufsmith.cli.verify import verify
 options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
 app = typer.Typer(cls=Group, no_args_is_help=True, **options)
 convert_app, quant_app = typer.Typer(**options), typer.Typer(**options)
-
-
-class Terminated(BaseException):
-    """SIGTERM, raised in the main thread so that every `with` on the way out cleans up."""
 
 
 @app.command("convert", cls=Command, epilog=epilog("convert"), no_args_is_help=True)
@@ -256,41 +249,6 @@ def convert(
     guarded(work, as_json)
 
 
-def guarded(command: Callable[[], None], machine: bool) -> None:
-    """Run a command; turn errors and signals into one message and an exit code."""
-    from ggufsmith.cli import render
-    from ggufsmith.container.errors import Failure
-
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here needs BLAS, whose idle threads would spin
-    signal.signal(signal.SIGTERM, terminate)
-    render.show_anything()
-    try:
-        command()
-    except Failure as error:
-        render.failure(error, machine)
-        code = error.code
-    except BrokenPipeError:  # who read the output has left, and wants to hear no more
-        raise
-    except OSError as error:
-        render.failure(Failure(error.strerror or str(error), where=error.filename), machine)
-        code = Failure.code
-    except Exception as error:  # a bug: never a traceback for the user, unless asked for
-        if os.environ.get("GGUFSMITH_DEBUG"):
-            raise
-        what = f"internal error: {type(error).__name__}: {error}"
-        render.failure(Failure(what, fix="Please report it, with the output of GGUFSMITH_DEBUG=1."), machine)
-        code = Failure.code
-    except (KeyboardInterrupt, Terminated) as error:
-        render.line(f"interrupted; {' '.join(getattr(error, '__notes__', ['nothing was left behind']))}", render.err)
-        code = 130 if isinstance(error, KeyboardInterrupt) else 143
-    else:
-        return
-    raise typer.Exit(code)
-
-
 @app.callback()
 def common(version: Version = False) -> None:
     """Hugging Face checkpoints to GGUF files: convert, quantize, look at, check and publish them."""
@@ -305,15 +263,18 @@ for command in (recipes, inspect, verify, name, split, merge, card, to_hf):
 
 
 def main() -> None:
-    app()
+    """The program `ggufsmith`."""
+    start(app)
 
 
 def convert_main() -> None:
-    convert_app()
+    """The program `gguf-convert`."""
+    start(convert_app)
 
 
 def quant_main() -> None:
-    quant_app()
+    """The program `gguf-quant`."""
+    start(quant_app)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def batch(
     The job file is checked as a whole first. Outputs that are there and up to date are left alone, what is missing is
     made; a model that fails does not stop the others.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     code = 0
 

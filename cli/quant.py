@@ -117,7 +117,7 @@ def quant(
 
     The bytes are those of llama-quantize. Outputs appear under their names only when complete and verified.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     def work() -> None:
         from ggufsmith.quantize.recipes.options import layers_of

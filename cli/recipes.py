@@ -32,7 +32,7 @@ def recipes(
     Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes make another choice where there is an
     importance matrix; here there is none.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     guarded(lambda: show(model, recipe or [], as_json), as_json)
 

@@ -3,7 +3,6 @@
 Names and texts may come from a hostile file: what is printed here cannot steer a terminal.
 """
 
-import io
 import json
 import re
 import sys
@@ -21,13 +20,6 @@ from ggufsmith.container.text import printable
 SPECIAL = re.compile(r"[^\n -~]")  # what may need an escape in JSON beyond those that it asks for
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path with :x: in it is no picture
-
-
-def show_anything() -> None:
-    """What the encoding of the screen, or of the file behind it, lacks is escaped, instead of ending the run."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def size(nbytes: float) -> str:
@@ -126,11 +118,23 @@ def lines(rows: Iterator[tuple[str, str]]) -> None:
 
 def as_json(report: Mapping[str, Any]) -> None:
     """One JSON object on standard output, UTF-8 whatever the platform's default; nothing if that was closed."""
-    if sys.stdout is None:
-        return
-    text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
-    sys.stdout.buffer.write(SPECIAL.sub(_escaped, text).encode())
-    sys.stdout.buffer.flush()
+    _utf8(SPECIAL.sub(_escaped, json.dumps(report, ensure_ascii=False, indent=2) + "\n"))
+
+
+def document(text: str) -> None:
+    """A file's content on standard output: for a terminal what it can show, otherwise UTF-8, as the file would be."""
+    text = printable(text, keep="\n\t")
+    if out.is_terminal:
+        out.print(text, end="", markup=False)
+    else:
+        _utf8(text)
+
+
+def _utf8(text: str) -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -36,7 +36,7 @@ def split(
 
     The set appears under its names only when all of it is complete and verified.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
     from ggufsmith.container.copy import plan_split
     from ggufsmith.container.shards import open_gguf_set
     from ggufsmith.pipeline.parallel import available_cores
@@ -65,7 +65,7 @@ def merge(
 
     Merging what `split` made gives back the file that was split, byte for byte.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
     from ggufsmith.container.copy import plan_merge
     from ggufsmith.container.shards import open_gguf_set
     from ggufsmith.pipeline.parallel import available_cores

@@ -33,7 +33,7 @@ def to_hf(
 
     Converting the folder gives the same tensors and keys again, which is checked. Quantized weights are dequantized.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     def work() -> None:
         from ggufsmith.cli import render

@@ -36,7 +36,7 @@ def verify(
 
     With --source, every tensor is made again: it has the same bytes, or an error no larger than its type allows.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     def work() -> None:
         from ggufsmith.cli import render
