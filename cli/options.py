@@ -28,32 +28,19 @@ DryRun = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON report on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-Threads = Annotated[
-    int | None, typer.Option("--threads", "-t", min=1, help="The number of threads (default: all cores).")
-]
-NoSync = Annotated[bool, typer.Option("--no-sync", help="Do not force the output to the disk; for scratch disks.")]
-MaxSize = Annotated[
-    str | None, typer.Option("--split-max-size", metavar="SIZE", help="Bytes of tensors per file, such as 4G or 500M.")
-]
-MaxTensors = Annotated[int | None, typer.Option("--split-max-tensors", min=1, help="Tensors per file.")]
-NoTensorFirst = Annotated[
-    bool, typer.Option("--no-tensor-first-split", help="Of several files, the first one holds only the metadata.")
-]
-Lora = Annotated[
-    list[str] | None,
-    typer.Option("--lora", metavar="FOLDER[:FACTOR]", help="A PEFT adapter to merge; may be given several times."),
-]
 
 # What a field's type, as its record declares it, is on the command line. All others are a text.
 TYPES: dict[str, Any] = {"bool": bool, "int | None": int | None, "Path | None": Path | None, "str | None": str | None}
 REPEATED = "tuple["
 
 
-def with_records(*kinds: Input) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_records(*kinds: Input, only: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command: each parameter that is a record of options becomes the options of the record's fields.
 
     kinds: of source; options that have a meaning for none of them are left out.
+    only:  the names of the fields that the command has, if not all.
     """
+    wanted = only.split()
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         shown: list[inspect.Parameter] = []
@@ -61,9 +48,13 @@ def with_records(*kinds: Input) -> Callable[[Callable[..., None]], Callable[...,
         for parameter in inspect.signature(command).parameters.values():
             record = parameter.annotation
             if is_dataclass(record) and isinstance(record, type):
-                known = [each for each in declared(record) if set(each.option.inputs) & set(kinds)]
+                known = [
+                    each
+                    for each in declared(record)
+                    if set(each.option.inputs) & set(kinds) and (not wanted or each.name in wanted)
+                ]
                 records[parameter.name] = record, known
-                shown += map(_parameter, known)
+                shown += [_parameter(each, grouped=not wanted) for each in known]
             else:
                 shown.append(parameter)
 
@@ -81,11 +72,11 @@ def with_records(*kinds: Input) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def _parameter(each: Declared) -> inspect.Parameter:
-    """The option of a field."""
+def _parameter(each: Declared, grouped: bool) -> inspect.Parameter:
+    """The option of a field. grouped: it stands in a group of its own in the help."""
     option = each.option
     flags = (each.flag, *([option.short] if option.short else []))
-    told: dict[str, Any] = {"help": option.about, "rich_help_panel": option.group or None}
+    told: dict[str, Any] = {"help": option.about, "rich_help_panel": option.group if grouped else None}
     if option.metavar:
         told["metavar"] = option.metavar
     if each.type.startswith(REPEATED):
@@ -110,5 +101,3 @@ def _value(each: Declared, given: Any) -> Any:
     if each.type.startswith(REPEATED):
         return tuple(given or ())
     return given
-
-

@@ -78,8 +78,7 @@ def _hashed(output: "OutputFile", tensors: bool, advance: Any) -> tuple[list["Fi
     with open_gguf_set(output.paths[0]) as model:
         files, found = digests(model, tensors=tensors, threads=available_cores(), advance=advance)
         return [
-            FileReport(file.path.name, file.size, digest)
-            for file, digest in zip(model.files, files, strict=True)
+            FileReport(file.path.name, file.size, digest) for file, digest in zip(model.files, files, strict=True)
         ], found
 
 

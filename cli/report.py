@@ -98,7 +98,9 @@ def run_report(planned: "Pass", entries: "Sequence[OutputReport]", written: "Wri
         ImportanceReport(covers["covered"], covers["missing"]) if covers is not None else None,
         list(entries),
         written is None,
-        *(() if written is None else (list(written.notes), written.seconds, planned.weights / written.seconds)),
+        list(written.notes) if written else None,
+        written.seconds if written else None,
+        planned.weights / written.seconds if written else None,
     )
 
 
@@ -161,7 +163,7 @@ def json_schema(record: type = RunReport) -> "dict[str, Any]":
             return {"type": simple[kind]}
         if is_dataclass(kind):
             return table(kind)
-        args = getattr(kind, "__args__", ())
+        args: tuple[Any, ...] = getattr(kind, "__args__", ())
         if type(None) in args:
             return {"anyOf": [schema_of(next(each for each in args if each is not type(None))), {"type": "null"}]}
         if text.startswith("list"):

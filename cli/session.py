@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,9 +120,7 @@ def _summary(planned: "Pass", written: "Written") -> Iterator[tuple[str, str]]:
     yield "done", f"verified, in {written.seconds:.1f} s ({render.count(rate)} weights/s)"
 
 
-def _recipe_files(
-    request: "Request", planned: "Pass", texts: list[str], *, dry_run: bool
-) -> list[tuple[Path, str]]:
+def _recipe_files(request: "Request", planned: "Pass", texts: list[str], *, dry_run: bool) -> list[tuple[Path, str]]:
     """Where the recipes that were found are saved; a dry run saves one only where it was asked to.
 
     OutputConflict if one may not replace what is there, Usage if its folder does not exist.

@@ -5,6 +5,8 @@ fields: the options of the command line with their help, the keys of job files, 
 option, add a field here and use it where it matters. This module is light, because `--help` imports it.
 """
 
+from __future__ import annotations  # so that fields keep their types as they are written here
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -166,7 +168,7 @@ class MakeOptions:
         metavar="TYPE",
         keyed="Unquantized outputs: f32, f16, bf16.",
     )
-    recipes: "tuple[str | Recipe, ...]" = option(
+    recipes: tuple[str | Recipe, ...] = option(
         (),
         "A file type such as q4_K_M, or a recipe file; may be given several times.",
         "Types",
@@ -396,7 +398,7 @@ def declared(record: type) -> Iterator[Declared]:
     """The fields of a record that users can set."""
     for each in fields(record):
         if "option" in each.metadata:
-            yield Declared(each.name, str(each.type).strip("'\""), each.default, each.metadata["option"])
+            yield Declared(each.name, str(each.type), each.default, each.metadata["option"])
 
 
 def unfit(kind: Input, *records: Any) -> list[str]:

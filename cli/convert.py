@@ -1,0 +1,82 @@
+"""`gguf-convert`: a model folder, an adapter, a model file or a model on a hub into GGUF files."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ggufsmith.cli.guard import guarded
+from ggufsmith.cli.hub import HubRequest, located
+from ggufsmith.cli.options import AsJson, DryRun, Quiet, Version, with_records
+from ggufsmith.pipeline.request import MakeOptions, PublishOptions, Request, SourceOptions, WriteOptions
+
+
+@with_records("model", "adapter", "file")
+def convert(
+    *,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder with a model or a LoRA adapter, a GGUF or old GGML file, or a model on a hub: org/name, "
+            "hf://org/name, modelscope://org/name.",
+        ),
+    ] = None,
+    make: MakeOptions,
+    write: WriteOptions,
+    publish: PublishOptions,
+    source: SourceOptions,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    version: Version = False,
+) -> None:
+    """Convert a Hugging Face model folder into GGUF files that llama.cpp runs.
+
+    It writes one file in 16 or 32 bits, or, with --recipe, any number of quantized ones, in one pass over the weights.
+    Outputs appear under their names only when they are complete and verified.
+
+    A PEFT adapter becomes a GGUF adapter, or is merged with --lora; without MODEL, into the base model that it names.
+
+    A GGUF file is re-typed; an old GGML file of a Llama model becomes a GGUF file, its types unchanged. Only files take
+    --tokenizer, --override-kv, --prune-layers, --keep-split and --allow-requantize.
+    """
+
+    def work() -> None:
+        from ggufsmith.cli.session import run_request
+        from ggufsmith.container.errors import Usage
+        from ggufsmith.convert.open import file_of, open_pass
+
+        run = partial(run_request, publish=publish, dry_run=dry_run, machine=as_json, quiet=quiet)
+        file = file_of(model) if model is not None else None
+        if file is not None:
+            run(Request(file, source, make, write), open_pass)
+            return
+        if source.stream and publish.provenance:
+            raise Usage("--provenance hashes the inputs, which --stream does not store", fix="Drop one of them.")
+        stream = source.stream or dry_run
+        name = model if model is not None else _base_of_adapters(source)
+        wanted = HubRequest(name, source.revision, source.token, stream=stream, weights=not source.vocab_only)
+        with located(wanted, quiet=quiet or as_json) as found:
+            here = source if model is not None else replace(source, base=None)
+            there = write if found.id is None or write.outdir else replace(write, outdir=Path())
+            if write.outfile is not None:
+                there = write
+            run(Request(found.folder, here, make, there), partial(open_pass, open_files=found.open_files))
+
+    guarded(work, as_json)
+
+
+def _base_of_adapters(source: SourceOptions) -> str:
+    """The base model of the first adapter. Usage if there is none."""
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.convert.lora.base import find_base
+    from ggufsmith.convert.lora.peft import open_adapter
+    from ggufsmith.convert.model import adapters_of
+
+    adapters = adapters_of(source)
+    if not adapters:
+        raise Usage("no model was given", fix="Pass the folder of a model, or its name on a hub.")
+    return str(find_base(open_adapter(adapters[0][0].absolute()), source.base))
