@@ -337,8 +337,8 @@ def _work(
     if not silent:
         for note in prepared.notes:
             render.line(f"note: {note}", render.err)
-    title = ", ".join(output.path.name for output in prepared.outputs)
-    with render.progress(title, prepared.weights, silent) as advance:
+    names = [output.path.name for output in prepared.outputs]
+    with render.progress(names, prepared.weights, silent) as advance:
         written = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
     report, rate = _report(prepared, inputs), prepared.weights / written.seconds
     lines = list(publish(wishes, prepared.outputs, files, report["outputs"]))
