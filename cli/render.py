@@ -14,31 +14,17 @@ from rich.console import Console
 
 from ggufsmith.cli.progress import Progress, shown_progress
 from ggufsmith.container.errors import Failure
+from ggufsmith.container.text import count as count
 from ggufsmith.container.text import printable
+from ggufsmith.container.text import size as size
 
 SPECIAL = re.compile(r"[^\n -~]")  # what may need an escape in JSON beyond those that it asks for
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path with :x: in it is no picture
 
 
-def size(nbytes: float) -> str:
-    """Bytes in decimal units, as disks and model pages count them."""
-    for unit in ("B", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
-
-
-def count(number: float) -> str:
-    for unit in ("", " thousand", " million"):
-        if number < 1000:
-            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.2f} billion"
-
-
 def weights_per_second(number: float) -> str:
+    """A speed in words."""
     return f"{count(number)} weights/s"
 
 
