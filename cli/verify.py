@@ -170,4 +170,6 @@ def _sources(compared: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for each in compared.values():
         types.setdefault(each["type"], []).append(each["error"])
     for name, errors in types.items():
-        yield "error", f"{name}: {max(errors):.3g} of the weights at most, root mean square, in {len(errors)} tensors"
+        tensors = f"{len(errors)} tensor{'s' * (len(errors) != 1)}"
+        off = f"at most {100 * max(errors):.2g} % off the source (root mean square)"
+        yield "accuracy", f"{name}: {tensors}, {off if max(errors) else 'equal to the source'}"

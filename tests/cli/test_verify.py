@@ -168,6 +168,19 @@ def test_quantized_again(tmp_path: Path, kind: str) -> None:
     assert tensor["error"] == pytest.approx(np.linalg.norm(back - rows()) / np.linalg.norm(rows()), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q2_K", "F32", "IQ2_XS"])
+def test_success_says_nothing_of_errors(tmp_path: Path, kind: str) -> None:
+    """A line that begins with `error` is what scripts look for in a log."""
+    source = quantized(tmp_path / "s.gguf", "F32", rows())
+    importance = np.ones(WIDTH, np.float32) if kind == "IQ2_XS" else None
+    done = run(verify, quantized(tmp_path / "q.gguf", kind, rows(), importance), "--source", source, "--sha256")
+    assert done.exit_code == 0, done.output
+    assert "error" not in done.output.lower()
+    line = next(line for line in done.output.splitlines() if f"{kind}:" in line)
+    assert ("equal to the source" in line) is (kind == "F32")
+    assert (" %" in line) is (kind != "F32")
+
+
 @pytest.mark.parametrize("kind", ["Q4_K", "IQ2_XS", "IQ3_S"])
 def test_made_with_importance(tmp_path: Path, kind: str) -> None:
     """Other bytes, and an error within what the type allows; nonsense of the same type is not."""
