@@ -40,7 +40,8 @@ def inspect(
         if as_json:
             render.as_json(report)
         else:
-            _print(_differences(report, files) if len(files) == 2 else _blocks(report))
+            for title, heads, rows in _differences(report, files) if len(files) == 2 else _blocks(report):
+                render.table(rows, heads, title)
 
     guarded(work, as_json)
 
@@ -157,54 +158,3 @@ def _differences(report: dict[str, Any], files: Sequence[Path]) -> Iterator[tupl
             ),
         ],
     )
-
-
-def _print(blocks: Iterable[tuple[str, Row, Iterable[Row]]]) -> None:
-    """Tables in a terminal, aligned columns in a pipe; a table without rows is left out."""
-    from ggufsmith.cli import render
-
-    for title, heads, rows in blocks:
-        listed = list(rows)
-        if not listed:
-            continue
-        if render.out.is_terminal:
-            _table(title, heads, listed)
-        else:
-            _columns(title, heads, listed)
-
-
-def _table(title: str, heads: Row, rows: Sequence[Row]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from ggufsmith.cli import render
-
-    table = Table(
-        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(heads), pad_edge=False
-    )
-    for index, head in enumerate(heads):
-        table.add_column(
-            Text(head.strip()),
-            justify="right" if head.endswith(" ") else "left",
-            style="bold" if index == 0 else None,
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*map(Text, row))
-    render.out.print(table, soft_wrap=False)
-
-
-def _columns(title: str, heads: Row, rows: Sequence[Row]) -> None:
-    from ggufsmith.cli import render
-
-    shown = [tuple(head.strip() for head in heads), *rows] if any(heads) else list(rows)
-    widths = [max(len(row[k]) for row in shown) for k in range(len(heads))]
-    lines = [title] if title else []
-    for row in shown:
-        cells = [
-            f"{cell:>{width}}" if head.endswith(" ") else f"{cell:<{width}}"
-            for cell, width, head in zip(row, widths, heads, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    render.out.print("\n".join([*lines, ""]), markup=False)
