@@ -6,87 +6,40 @@ Names and texts may come from a hostile file: what is printed here cannot steer 
 import json
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from ggufsmith.cli.progress import Progress, shown_progress
 from ggufsmith.container.errors import Failure
+from ggufsmith.container.text import count as count
 from ggufsmith.container.text import printable
+from ggufsmith.container.text import size as size
 
 SPECIAL = re.compile(r"[^\n -~]")  # what may need an escape in JSON beyond those that it asks for
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path with :x: in it is no picture
 
 
-def size(nbytes: float) -> str:
-    """Bytes in decimal units, as disks and model pages count them."""
-    for unit in ("B", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
-
-
-def count(number: float) -> str:
-    for unit in ("", " thousand", " million"):
-        if number < 1000:
-            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.2f} billion"
-
-
 def weights_per_second(number: float) -> str:
+    """A speed in words."""
     return f"{count(number)} weights/s"
 
 
-@contextmanager
 def progress(
-    title: str, total: int | None, quiet: bool, rate: Callable[[float], str] = weights_per_second
-) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal, a line every ten seconds in a log, nothing when quiet; yields `advance(weights)`.
+    title: str | Sequence[str],
+    total: int | None,
+    quiet: bool,
+    rate: Callable[[float], str] = weights_per_second,
+) -> AbstractContextManager[Progress]:
+    """Shows on standard error how far the work is: a bar in a terminal, a line every ten seconds in a log.
 
-    total: None if it is not known. rate: how to show the speed.
+    title: of the work, or the names of the files that it makes, which are then listed once.
+    total: weights or bytes; None if it is not known. rate: how to show so many of them in a second.
     """
-    title = printable(title)
-    if quiet or total == 0:
-        yield lambda weights: None
-    elif err.is_terminal:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=err, transient=True) as bar:
-            task = bar.add_task(title, total=total, rate="")
-            begun, done = time.monotonic(), 0
-
-            def advance(weights: int) -> None:
-                nonlocal done
-                done += weights
-                bar.update(task, advance=weights, rate=rate(done / max(time.monotonic() - begun, 1e-3)))
-
-            yield advance
-    else:
-        begun = last = time.monotonic()
-        done = 0
-
-        def log(weights: int) -> None:
-            nonlocal done, last
-            done += weights
-            now = time.monotonic()
-            if now - last >= 10:
-                last = now
-                speed = done / (now - begun)
-                left = f"{100 * done // total} %, {(total - done) / speed:.0f} s left, " if total and speed else ""
-                line(f"{title}: {left}{rate(speed)}", err)
-
-        yield log
+    return nullcontext(Progress()) if quiet or total == 0 else shown_progress(err, title, total, rate)
 
 
 def kernels(seconds: float) -> None:
@@ -95,8 +48,9 @@ def kernels(seconds: float) -> None:
         line(f"compiled kernels in {seconds:.1f} s; later runs find them on the disk", err)
 
 
-def line(text: str, console: Console = out) -> None:
-    console.print(printable(text), markup=False)
+def line(text: str, console: Console | None = None) -> None:
+    """One line, on standard output or another console."""
+    (console or out).print(printable(text), markup=False)
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
