@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.checkpoint import Checkpoint, StoredTensor
@@ -62,6 +63,11 @@ class ConvertedTensor:
     def origin(self) -> str:
         names = " and ".join(source.name for source in self.output.sources[:2])
         return f"{self.name} (from {names})" if names else self.name
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Of its plan, with every parameter of its op, of dequantizing and of adapters, and the stored extents."""
+        return fingerprint(self.output, self.exact)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         def read(k: int, first: int, last: int) -> Array:

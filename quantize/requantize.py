@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.disk import make_folder
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import Format
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.reader import TensorInfo
@@ -98,6 +99,10 @@ class GgufTensor:
     @property
     def origin(self) -> str:
         return f"{self.source.file_of(self.info).path}: {self.info.name}"
+
+    @property
+    def fingerprint(self) -> bytes:
+        return fingerprint(self.source.file_of(self.info).path, self.info, self.name)
 
     @property
     def stored(self) -> Stored:

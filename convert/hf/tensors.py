@@ -14,6 +14,7 @@ import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
@@ -52,6 +53,10 @@ class Restored:
     @property
     def origin(self) -> str:
         return f"{self.name} (from {self.source.origin})"
+
+    @property
+    def fingerprint(self) -> bytes:
+        return fingerprint(self.name, self.shape, self.format, self.source.fingerprint, self.op)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         def read(source: int, first: int, last: int) -> Array:
