@@ -14,6 +14,7 @@ import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
@@ -60,6 +61,10 @@ class Restored:
     @property
     def op(self) -> str:
         return type(self.transform).__name__
+
+    @property
+    def fingerprint(self) -> bytes:
+        return fingerprint(self.name, self.shape, self.format, self.source.fingerprint, self.transform)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         def read(source: int, first: int, last: int) -> Array:
