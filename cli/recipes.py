@@ -139,21 +139,17 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _model(path: Path) -> Shape:
-    """That of a GGUF file, or of what a model folder would be converted to."""
-    from ggufsmith.container.shards import open_gguf_set
+    """That of a model file, or of what a model folder would be converted to."""
+    from ggufsmith.convert.open import open_pass
+    from ggufsmith.pipeline.request import MakeOptions, Request
     from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 
-    if path.is_dir():
-        from ggufsmith.convert.run import Job, prepare
-
-        layout = prepare(Job(path, outtype="auto")).layout
-        stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
-        tensors = [stored[name] for name in file_order(stored)]
-        return Shape(tensors, facts_of(layout.metadata), layout.metadata, layout.alignment)
-    with open_gguf_set(path) as gguf:
-        stored = {info.name: Stored(info.name, info.shape, info.format) for info in gguf.tensors.values()}
-        tensors = [stored[name] for name in file_order(stored)]
-        return Shape(tensors, facts_of(gguf.metadata), gguf.metadata, gguf.alignment)
+    make = MakeOptions(outtypes=("auto",)) if path.is_dir() else MakeOptions(recipes=("copy",))
+    with open_pass(Request(path, make=make)) as planned:
+        layout = planned.outputs[0].shards.whole
+        metadata = planned.info.metadata
+    stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
+    return Shape([stored[name] for name in file_order(stored)], facts_of(metadata), metadata, layout.alignment)
 
 
 def _llama_8b() -> Shape:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufsmith.cli.lora import Lora
-from ggufsmith.cli.options import AsJson, Quiet, Threads
+from ggufsmith.cli.options import AsJson, Quiet, with_records
+from ggufsmith.pipeline.request import SourceOptions, WriteOptions
 
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
     from ggufsmith.quantize.verify import Compared
 
 
+@with_records("model", "file", only="lora threads")
 def verify(
     model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model; of several shards, any one.")],
     source: Annotated[
         Path | None,
         typer.Option("--source", help="What it was made from, a model folder or a GGUF file: make every tensor again."),
     ] = None,
-    lora: Lora = None,
+    *,
+    options: SourceOptions,
     record: Annotated[
         Path | None, typer.Option("--record", help="A provenance record whose hashes the files must have.")
     ] = None,
     hashes: Annotated[bool, typer.Option("--sha256", help="Report the SHA-256 of every tensor and file.")] = False,
-    threads: Threads = None,
+    write: WriteOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -46,11 +48,11 @@ def verify(
         from ggufsmith.container.text import counted
 
         with open_gguf_set(model) as opened:
-            report = _examined(opened, hashes, threads, quiet or as_json)
+            report = _examined(opened, hashes, write.threads, quiet or as_json)
             if record is not None:
                 _recorded(opened, record, report)
             if source is not None:
-                _compared(opened, source, lora or [], threads, report, quiet or as_json)
+                _compared(opened, source, options, write.threads, report, quiet or as_json)
         problems = report["problems"]
         if as_json:
             render.as_json(report)
@@ -108,14 +110,14 @@ def _recorded(model: "GgufSet", record: Path, report: dict[str, Any]) -> None:
 
 
 def _compared(
-    model: "GgufSet", source: Path, lora: list[str], threads: int | None, report: dict[str, Any], silent: bool
+    model: "GgufSet", source: Path, options: SourceOptions, threads: int | None, report: dict[str, Any], silent: bool
 ) -> None:
     from ggufsmith.cli import render
     from ggufsmith.pipeline.parallel import available_cores
     from ggufsmith.quantize.verify import compare, unpaired
 
     with ExitStack() as stack:
-        sources, metadata = _open(source, lora, stack.enter_context)
+        sources, metadata = _open(source, options, stack.enter_context)
         report["problems"] += [f"{name}: {problem}" for name, problem in unpaired(model, sources).items()]
         weights = sum(math.prod(each.shape) for each in sources)
         with render.progress("comparing", weights, silent) as advance:
@@ -133,20 +135,14 @@ def _compared(
     ]
 
 
-def _open(source: Path, lora: list[str], enter: Callable[[Any], Any]) -> "tuple[Sequence[RowSource], Metadata]":
+def _open(source: Path, options: SourceOptions, enter: Callable[[Any], Any]) -> "tuple[Sequence[RowSource], Metadata]":
     """The tensors that a source gives, and its metadata."""
-    if source.is_dir():
-        from ggufsmith.convert.lora.base import parse_adapter
-        from ggufsmith.convert.run import Job, prepare
-        from ggufsmith.convert.tensors import tensors_of
+    from ggufsmith.convert.open import open_pass
+    from ggufsmith.pipeline.request import MakeOptions, Request
 
-        prepared = prepare(Job(source, lora=tuple(parse_adapter(text) for text in lora)))
-        return tensors_of(enter(prepared.checkpoint), prepared.plan.outputs), prepared.layout.metadata
-    from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.quantize.requantize import GgufTensor
-
-    opened = enter(open_gguf_set(source))
-    return [GgufTensor(opened, info, info.name) for info in opened.tensors.values()], opened.metadata
+    make = MakeOptions() if source.is_dir() else MakeOptions(recipes=("copy",))
+    planned = enter(open_pass(Request(source, options, make)))
+    return planned.tensors, planned.info.metadata
 
 
 def _too_far(tensor: "Compared") -> str:

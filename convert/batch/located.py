@@ -48,4 +48,4 @@ def located(
                 if model.settings["stream"]:
                     raise
         found = found or download(model.hub, hub, progress=progress)
-        yield replace(model, source=found.folder), found.open_files
+        yield replace(model, request=replace(model.request, path=found.folder)), found.open_files
