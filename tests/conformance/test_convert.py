@@ -16,7 +16,7 @@ from llama_models import logits
 import checkpoints
 import reference
 from ggufsmith.container.reader import Gguf, open_gguf
-from ggufsmith.convert.run import Job, prepare, run
+from requesting import request, run
 
 pytestmark = pytest.mark.conformance
 
@@ -74,7 +74,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def ours(folder: Path, path: Path, outtype: str) -> Gguf:
-    run(prepare(Job(folder, outtype=outtype, outfile=path, sync=False)))
+    run(request(folder, outtype=outtype, outfile=path))
     return open_gguf(path)
 
 

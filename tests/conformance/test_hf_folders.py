@@ -11,7 +11,7 @@ import tokenizer_oracles as oracles
 
 import checkpoints
 import reference
-from ggufsmith.convert import run as conversion
+import requesting
 from ggufsmith.convert.hf.run import ToHfJob, prepare, run
 
 pytestmark = pytest.mark.conformance
@@ -48,7 +48,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     else:
         checkpoints.write(kind, source, dtype="float32")
     gguf = home / "model.gguf"
-    conversion.run(conversion.prepare(conversion.Job(source, outtype="f32", outfile=gguf, sync=False)))
+    requesting.run(requesting.request(source, outtype="f32", outfile=gguf))
     with prepare(ToHfJob(gguf, home / "back", sync=False)) as prepared:
         run(prepared)
     yield kind, source, home / "back"
