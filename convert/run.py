@@ -25,6 +25,7 @@ from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
+from ggufsmith.convert.redundant import check_left_out
 from ggufsmith.convert.tensors import CheckpointOpening, ConvertedTensor, read_ahead, tensors_of
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
@@ -137,6 +138,7 @@ def prepare(job: Job) -> Prepared:
         checkpoint, changed = merge(checkpoint, adapters)
     plan = make_plan(config, None if job.vocab_only else checkpoint.tensors)
     check_used(changed, plan)
+    judged = check_left_out(checkpoint, plan, changed)
     kind = _output_format(job.outtype or "f16", checkpoint)
     vocabulary = read_vocabulary(
         origin.tokenizer,
@@ -146,7 +148,13 @@ def prepare(job: Job) -> Prepared:
         architecture=record.classes[0],
         model=folder,
     )
-    notes: list[str] = [*checkpoint.notes, *offers(checkpoint.tensors.values()), *plan.notes, *vocabulary.notes]
+    notes: list[str] = [
+        *checkpoint.notes,
+        *offers(checkpoint.tensors.values()),
+        *plan.notes,
+        *judged,
+        *vocabulary.notes,
+    ]
     parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
     general = _general(job, folder, config, parameters, record.name, kind, origin, notes)
     model = origin.name
