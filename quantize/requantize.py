@@ -25,6 +25,7 @@ from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.checks import nonfinite
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.imatrix import open_imatrix
+from ggufsmith.quantize.model_check import check_model
 from ggufsmith.quantize.outputs import QuantizedFile, fit_importance, output_paths
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts_of, file_order
@@ -168,6 +169,7 @@ def _prepare(job: Job, model: OpenedModel) -> Prepared:
         raise Usage("name a recipe", fix="For example --recipe q4_K_M; `ggufsmith recipes` prints them all.")
     if "general.architecture" not in source.metadata:
         raise Malformed("general.architecture is missing: this is no model", where=job.source)
+    check_model(source.metadata, list(source.tensors), job.source)
     imatrix = open_imatrix(job.imatrix, job.include, job.exclude) if job.imatrix else None
     if (job.include or job.exclude) and imatrix is None:
         raise Usage(
