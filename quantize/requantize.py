@@ -26,11 +26,12 @@ from ggufsmith.quantize.checks import nonfinite
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.model_check import check_model
+from ggufsmith.quantize.opened import OpenedModel
 from ggufsmith.quantize.outputs import QuantizedFile, fit_importance, output_paths
 from ggufsmith.quantize.plan import Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts_of, file_order
 from ggufsmith.quantize.recipes.rules import BLOCK, Facts, block_of
-from ggufsmith.quantize.source import OpenedModel, open_model
+from ggufsmith.quantize.source import open_model
 
 MAX_U32 = 2**32 - 1
 

@@ -52,11 +52,11 @@ from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.naming.filename import parse
 from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.quantize.budget import Budget, budget_of
+from ggufsmith.quantize.old_llama import old_name
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
 from ggufsmith.quantize.requantize import parse_override
-from ggufsmith.quantize.source import old_name
 
 MAKING = ("recipes", "outtypes", "target_size", "target_bpw")  # the keys that ask for outputs
 CONFIGS = ("config.json", "params.json", "adapter_config.json")  # of a model, of Meta's own release, of an adapter
