@@ -23,6 +23,7 @@ from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
+from ggufsmith.convert.redundant import check_left_out
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
@@ -114,6 +115,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         checkpoint, changed = merge(checkpoint, adapters)
     plan = make_plan(config, None if source.vocab_only else checkpoint.tensors)
     check_used(changed, plan)
+    judged = check_left_out(checkpoint, plan, changed)
     vocabulary = read_vocabulary(
         origin.tokenizer,
         config=config,
@@ -122,7 +124,13 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         architecture=record.classes[0],
         model=folder,
     )
-    notes: list[str] = [*checkpoint.notes, *offers(checkpoint.tensors.values()), *plan.notes, *vocabulary.notes]
+    notes: list[str] = [
+        *checkpoint.notes,
+        *offers(checkpoint.tensors.values()),
+        *plan.notes,
+        *judged,
+        *vocabulary.notes,
+    ]
     parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
     general = _general(source, folder, config, parameters, record.name, origin, notes)
 

@@ -201,3 +201,19 @@ def test_modelscope_without_its_library_says_what_to_install(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     with pytest.raises(Unsupported, match=r"pip install 'ggufsmith\[modelscope\]'"):
         hub_of(HubModel("modelscope", MODEL))
+
+
+def test_other_weights_of_the_model_are_named(hub: hub_server.Hub, tmp_path: Path) -> None:
+    notes = "\n".join(get(hub, tmp_path).notes)
+    assert "model.safetensors.index.json" in notes and "pytorch_model.bin" in notes and "consolidated" in notes
+
+
+def test_one_file_beside_the_shards_of_another_save_is_an_error_before_the_download(
+    hub: hub_server.Hub, tmp_path: Path
+) -> None:
+    model = hub.root / "org" / "Twice-1B"
+    shutil.copytree(hub.root / MODEL, model)
+    shutil.copyfile(model / "model-00001-of-00003.safetensors", model / "model.safetensors")
+    with pytest.raises(Malformed, match=r"(?s)model.safetensors.*hf download org/Twice-1B .*--exclude"):
+        get(hub, tmp_path, "org/Twice-1B")
+    assert not [request for request in hub.requests if request.path.endswith(".safetensors")]
