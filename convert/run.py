@@ -146,6 +146,7 @@ def prepare(job: Job) -> Prepared:
         pre=job.pre,
         architecture=record.classes[0],
         model=folder,
+        base=origin.under,
     )
     notes: list[str] = [*checkpoint.notes, *offers(checkpoint.tensors.values()), *plan.notes, *vocabulary.notes]
     parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)

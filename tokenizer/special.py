@@ -17,12 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ggufsmith.tokenizer.added import INFILL, ROLES, role_names
+from ggufsmith.tokenizer.files import TokenizerFiles
 from ggufsmith.tokenizer.source import Json, child, expect, shown, token_ids, token_text
-
-ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")
-
-# Names in the tokenizer_config.json of CodeLlama -> role.
-INFILL = {"prefix_token": "fim_pre", "suffix_token": "fim_suf", "middle_token": "fim_mid", "eot_token": "eot"}
 
 # Texts that llama.cpp takes for the end of generation whatever the keys say (src/llama-vocab.cpp, special_eog_ids).
 EOG_TEXTS = frozenset(
@@ -32,23 +29,8 @@ EOG_TEXTS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Files:
-    """The parsed files of a folder that speak of special tokens; {} for a missing one."""
-
-    folder: Path
-    config: Mapping[str, Any]
-    generation: Json
-    tokenizer_config: Json
-    special_tokens_map: Json
-
-    @property
-    def text_config(self) -> Json:
-        return child(self.config, "text_config", dict, where=self.folder / "config.json") or {}
-
-
 @dataclass
-class Special:
+class SpecialTokens:
     """ids: role -> token id. eog: all ids stated as end of generation. add: role -> added around a text or not."""
 
     ids: dict[str, int] = field(default_factory=dict)
@@ -58,19 +40,23 @@ class Special:
 
 
 def find_special(
-    files: Files, post_processor: Json | None, added: Mapping[str, int], tokens: Sequence[str], index: Mapping[str, int]
-) -> Special:
+    files: TokenizerFiles,
+    post_processor: Json | None,
+    added: Mapping[str, int],
+    tokens: Sequence[str],
+    index: Mapping[str, int],
+) -> SpecialTokens:
     """Resolve every role.
 
     added: text -> id of the added tokens of tokenizer.json, {} without that file.
     tokens, index: the whole vocabulary, padding excluded from `index`.
     """
-    found = Special()
-    names = _names(files)
+    found = SpecialTokens()
+    names = role_names(files)
     for role, text in names.items():
         if text not in index:
             found.notes.append(f"{role}_token is {shown(text)}, which is not in the vocabulary: ignored")
-    template = _read_template(post_processor, files.folder / "tokenizer.json")
+    template = _read_template(post_processor, files.path("tokenizer.json"))
     _apply_template(template, names, found, with_config=bool(files.tokenizer_config))
     _read_flags(files, found)
 
@@ -96,42 +82,12 @@ def find_special(
         if role in names and names[role] in index:
             take(role, [index[names[role]]], "tokenizer_config.json")
     for name, role in INFILL.items():
-        infill = token_text(files.tokenizer_config.get(name), where=files.folder / "tokenizer_config.json", key=name)
+        infill = token_text(files.tokenizer_config.get(name), where=files.path("tokenizer_config.json"), key=name)
         if infill is not None and infill in index:
             take(role, [index[infill]], "tokenizer_config.json")
 
     _collect_eog(found, stated["eos"], tokens)
     return found
-
-
-def special_texts(files: Files) -> frozenset[str]:
-    """Texts that transformers makes special because a file names them, whatever their added token says."""
-    found: set[str | None] = set()
-    for name, source in (
-        ("tokenizer_config.json", files.tokenizer_config),
-        ("special_tokens_map.json", files.special_tokens_map),
-    ):
-        where = files.folder / name
-        for role in (*ROLES, "cls"):
-            found.add(token_text(source.get(f"{role}_token"), where=where, key=f"{role}_token"))
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            value = source.get(key)
-            more = list(value.values()) if isinstance(value, dict) else child(source, key, list, where=where) or []
-            found |= {token_text(text, where=where, key=key) for text in more}
-    return frozenset(text for text in found if text)
-
-
-def _names(files: Files) -> dict[str, str]:
-    """Role -> text, from tokenizer_config.json or, where that is missing, from special_tokens_map.json."""
-    stand_in = not files.tokenizer_config
-    source = files.special_tokens_map if stand_in else files.tokenizer_config
-    where = files.folder / ("special_tokens_map.json" if stand_in else "tokenizer_config.json")
-    texts = {
-        role: token_text(source.get(f"{role}_token"), where=where, key=f"{role}_token") for role in (*ROLES, "cls")
-    }
-    texts["bos"] = texts["bos"] or texts["cls"]
-    texts["eos"] = texts["eos"] or texts["sep"]
-    return {role: text for role, text in texts.items() if text and role != "cls"}
 
 
 @dataclass(frozen=True)
@@ -175,7 +131,9 @@ def _pieces(step: Json, key: str, where: Path) -> list[tuple[str | None, str | N
     return result
 
 
-def _apply_template(template: _Template | None, names: dict[str, str], found: Special, *, with_config: bool) -> None:
+def _apply_template(
+    template: _Template | None, names: dict[str, str], found: SpecialTokens, *, with_config: bool
+) -> None:
     if template is None:
         return
     if template.first:
@@ -196,9 +154,9 @@ def _apply_template(template: _Template | None, names: dict[str, str], found: Sp
             names["sep"] = names["eos"]
 
 
-def _read_flags(files: Files, found: Special) -> None:
+def _read_flags(files: TokenizerFiles, found: SpecialTokens) -> None:
     """`add_bos_token`, ...: where stated, transformers rebuilds the post-processor from them, so they win."""
-    where = files.folder / "tokenizer_config.json"
+    where = files.path("tokenizer_config.json")
     for role in ("bos", "eos", "sep"):
         key = f"add_{role}_token"
         value = files.tokenizer_config.get(key)
@@ -212,7 +170,7 @@ def _read_flags(files: Files, found: Special) -> None:
         found.add[role] = value
 
 
-def _stated_ids(files: Files) -> dict[str, dict[str, tuple[int, ...]]]:
+def _stated_ids(files: TokenizerFiles) -> dict[str, dict[str, tuple[int, ...]]]:
     """Role -> file -> the ids it states."""
     sources: dict[str, Mapping[str, Any]] = {
         "config.json": files.config,
@@ -230,7 +188,7 @@ def _stated_ids(files: Files) -> dict[str, dict[str, tuple[int, ...]]]:
     }
 
 
-def _collect_eog(found: Special, stated: Mapping[str, Iterable[int]], tokens: Sequence[str]) -> None:
+def _collect_eog(found: SpecialTokens, stated: Mapping[str, Iterable[int]], tokens: Sequence[str]) -> None:
     """All ends of generation. llama.cpp knows most by text; the others need `eot` and `eom`, the keys that are left."""
     ids = dict.fromkeys(found.ids[role] for role in ("eos", "eot", "eom") if role in found.ids)
     ids |= dict.fromkeys(token for group in stated.values() for token in group if token < len(tokens))
