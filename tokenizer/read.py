@@ -14,6 +14,7 @@ from gguf.constants import TokenType
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.tokenizer import bpe, pretokenizers, spm
 from ggufsmith.tokenizer.added import ADDED, DECODER, JSON, read_added
+from ggufsmith.tokenizer.around import TextFrame, read_frame
 from ggufsmith.tokenizer.files import TokenizerFiles
 from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, read_bytes, read_object, read_text, shown
 from ggufsmith.tokenizer.special import find_special
@@ -25,6 +26,7 @@ from ggufsmith.tokenizer.vocabulary import Vocabulary
 LLAMA_CLASSES = frozenset(
     "LLaMAForCausalLM LlamaForCausalLM MistralForCausalLM MixtralForCausalLM LlamaModel IQuestCoderForCausalLM".split()
 )
+LLAMA_TOKENIZERS = ("LlamaTokenizer", "LlamaTokenizerFast")  # those of transformers that follow `add_prefix_space`
 # Classes for which it writes an `eot` that llama.cpp would find by its text as well (conversion/gemma.py).
 EOT_CLASSES = {"GemmaForCausalLM": "<end_of_turn>"}
 
@@ -34,7 +36,7 @@ class _Parts:
     """What the kinds of folders have in common.
 
     added:     text -> id of the added tokens, among which names are looked up first; of two ids the first.
-    processor: `post_processor` of tokenizer.json.
+    frame:     what tokenizer.json puts around a text, None without that file.
     adds_bos:  what llama.cpp does where the GGUF does not say.
     """
 
@@ -43,7 +45,7 @@ class _Parts:
     table: TokenTable
     tokens: tuple[str, ...]
     added: Mapping[str, int]
-    processor: Json | None
+    frame: TextFrame | None
     merges: tuple[str, ...] = ()
     adds_bos: bool = False
     space_prefix: bool | None = None
@@ -80,10 +82,10 @@ def read_vocabulary(
     parts = _parts(files, rows, pre, notes)
     unused = parts.table.types == TokenType.UNUSED
     index = {text: i for i, text in enumerate(parts.tokens) if not unused[i]}
-    special = find_special(files, parts.processor, parts.added, parts.tokens, index)
-    if parts.adds_bos and "bos" not in special.add:
+    special = find_special(files, parts.frame, parts.added, parts.tokens, index)
+    if parts.adds_bos and parts.frame is not None and "bos" not in special.add:
         special.add["bos"] = False
-        special.notes.append("no file adds BOS: written so, as llama.cpp would add it for this pre-tokenizer")
+        special.notes.append("tokenizer.json adds no BOS: written so, as llama.cpp would add it to such a vocabulary")
     template, named, more = read_templates(files)
     vocabulary = Vocabulary(
         model=parts.model,
@@ -145,7 +147,7 @@ def _from_bpe(
     fallback = model.byte_fallback and not any(stage.startswith("ByteLevel") for stage in stages)
     table = bpe.table_of(model, added, rows, where, scored=fallback)
     tokens = table.finish(where)
-    processor = child(tokenizer, "post_processor", dict, where=where)
+    frame = read_frame(tokenizer, where) if tokenizer is files.tokenizer else None
     stated = {**added.ids[ADDED], **added.ids[DECODER], **added.ids[JSON]}
     by_text = {text: model.vocab.get(text, token) for text, token in stated.items()}
     normalizers = _normalizers(child(tokenizer, "normalizer", dict, where=where), where)
@@ -153,7 +155,7 @@ def _from_bpe(
         _refuse_pre(pre)
         notes += (f"llama.cpp does not apply the pre-tokenizer {s}" for s in stages if not _only_spaces(s))
         prefix = _prepends(normalizers, stages)
-        return _Parts("llama", "default", table, tokens, by_text, processor, space_prefix=prefix)
+        return _Parts("llama", "default", table, tokens, by_text, frame, adds_bos=True, space_prefix=prefix)
     notes += (f"llama.cpp does not apply the normalizer {kind}" for kind in sorted(normalizers - {"NFC"}))
     if pre is not None:
         name, row = pre, pretokenizers.named(pre)
@@ -161,7 +163,7 @@ def _from_bpe(
         name, row = pretokenizers.match(stages, model.ignore_merges, {*model.vocab, *stated}, where)
     if row.ignore_merges != model.ignore_merges:
         notes.append(f"ignore_merges is {model.ignore_merges}, llama.cpp's {name} assumes {row.ignore_merges}")
-    return _Parts("gpt2", name, table, tokens, by_text, processor, model.merges, row.adds_bos)
+    return _Parts("gpt2", name, table, tokens, by_text, frame, model.merges, row.adds_bos)
 
 
 def _from_sentencepiece(
@@ -188,11 +190,11 @@ def _from_sentencepiece(
         spm.check_words(pieces, differ, added, files.folder)
     more = {token: text for token, text in words.items() if token >= len(pieces.tokens)} if alike else {}
     table = spm.table_of(pieces, more, added, rows)
-    tokenizer = files.tokenizer if alike and files.tokenizer else {}
-    processor = child(tokenizer, "post_processor", dict, where=files.path("tokenizer.json"))
+    frame = read_frame(files.tokenizer, files.path("tokenizer.json")) if alike and files.tokenizer else None
     prefix = None if pieces.dummy_prefix else False
     by_text = {text: vocabulary.get(text, token) for text, token in added.ids[JSON].items()}
-    return _Parts("llama", "default", table, table.finish(where), by_text, processor, space_prefix=prefix)
+    tokens = table.finish(where)
+    return _Parts("llama", "default", table, tokens, by_text, frame, adds_bos=True, space_prefix=prefix)
 
 
 def _refuse_pre(pre: str | None) -> None:
@@ -266,8 +268,18 @@ def _for_class(
         special.setdefault("eot", index[text])
     where = files.path("tokenizer_config.json")
     stated = child(files.tokenizer_config, "add_prefix_space", bool, where=where)
+    notes = list(vocabulary.notes)
     if architecture in LLAMA_CLASSES:
-        prefix = prefix if stated is None else stated
+        follows = True
         if files.config.get("vocab_size") == 49152:  # small Granite and SmolLM models
             add.setdefault("bos", False)
-    return replace(vocabulary, special=special, add=add, add_space_prefix=prefix)
+    else:
+        follows = files.tokenizer_config.get("tokenizer_class") in LLAMA_TOKENIZERS
+    if stated is not None and vocabulary.model == "llama" and stated != (prefix is not False):
+        notes.append(
+            f"tokenizer_config.json says add_prefix_space: {str(stated).lower()}, the tokenizer itself does the "
+            f"opposite: the flag was {'' if follows else 'not '}followed"
+        )
+    if stated is not None and follows and (vocabulary.model == "llama" or architecture in LLAMA_CLASSES):
+        prefix = stated
+    return replace(vocabulary, special=special, add=add, add_space_prefix=prefix, notes=tuple(notes))

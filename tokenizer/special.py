@@ -14,12 +14,12 @@ special_tokens_map.json stands in for tokenizer_config.json where that is missin
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ggufsmith.tokenizer.added import INFILL, ROLES, role_names
+from ggufsmith.tokenizer.around import TextFrame, beyond_one
 from ggufsmith.tokenizer.files import TokenizerFiles
-from ggufsmith.tokenizer.source import Json, child, expect, shown, token_ids, token_text
+from ggufsmith.tokenizer.source import child, shown, token_ids, token_text
 
 # Texts that llama.cpp takes for the end of generation whatever the keys say (src/llama-vocab.cpp, special_eog_ids).
 EOG_TEXTS = frozenset(
@@ -41,13 +41,14 @@ class SpecialTokens:
 
 def find_special(
     files: TokenizerFiles,
-    post_processor: Json | None,
+    frame: TextFrame | None,
     added: Mapping[str, int],
     tokens: Sequence[str],
     index: Mapping[str, int],
 ) -> SpecialTokens:
     """Resolve every role.
 
+    frame: what tokenizer.json puts around a text; None without that file.
     added: text -> id of the added tokens of tokenizer.json, {} without that file.
     tokens, index: the whole vocabulary, padding excluded from `index`.
     """
@@ -56,9 +57,8 @@ def find_special(
     for role, text in names.items():
         if text not in index:
             found.notes.append(f"{role}_token is {shown(text)}, which is not in the vocabulary: ignored")
-    template = _read_template(post_processor, files.path("tokenizer.json"))
-    _apply_template(template, names, found, with_config=bool(files.tokenizer_config))
-    _read_flags(files, found)
+    _apply_frame(frame or TextFrame(), names, found, with_config=bool(files.tokenizer_config))
+    _read_flags(files, frame, found)
 
     def take(role: str, ids: Iterable[int], origin: str) -> None:
         for token in ids:
@@ -90,84 +90,51 @@ def find_special(
     return found
 
 
-@dataclass(frozen=True)
-class _Template:
-    """What a TemplateProcessing puts around one text (first, last) and between two (between)."""
-
-    first: str | None
-    last: str | None
-    between: tuple[str | None, ...]
-
-
-def _read_template(post_processor: Json | None, where: Path) -> _Template | None:
-    if not post_processor:
-        return None
-    nested = child(post_processor, "processors", list, where=where, path="post_processor.")
-    for step in [post_processor] if nested is None else nested:
-        expect(step, dict, where=where, key="post_processor.processors")
-        if step.get("type") == "TemplateProcessing":
-            return _parse_template(step, where)
-    return None
-
-
-def _parse_template(step: Json, where: Path) -> _Template:
-    single, pair = (_pieces(step, key, where) for key in ("single", "pair"))
-    first, last = (single[0][1], single[-1][1]) if len(single) > 1 else (None, None)
-    inner = pair[1 if first and pair and pair[0][1] == first else 0 :]
-    inner = inner[: -1 if last and inner and inner[-1][1] == last else None]
-    whole = len(inner) > 2 and (inner[0][0], inner[-1][0]) == ("A", "B")
-    return _Template(first, last, tuple(text for _, text in inner[1:-1]) if whole else ())
-
-
-def _pieces(step: Json, key: str, where: Path) -> list[tuple[str | None, str | None]]:
-    """The parts of a template as (sequence, None) or (None, special token)."""
-    path = f"post_processor.{key}"
-    result: list[tuple[str | None, str | None]] = []
-    for piece in child(step, key, list, where=where, path="post_processor.") or []:
-        expect(piece, dict, where=where, key=path)
-        inner = [child(piece, kind, dict, where=where, path=f"{path}.") or {} for kind in ("Sequence", "SpecialToken")]
-        a, b = (child(part, "id", str, where=where, path=f"{path}.") for part in inner)
-        result.append((a, b))
-    return result
-
-
-def _apply_template(
-    template: _Template | None, names: dict[str, str], found: SpecialTokens, *, with_config: bool
-) -> None:
-    if template is None:
-        return
-    if template.first:
-        names.setdefault("bos", template.first)
-        found.add["bos"] = template.first == names["bos"]
-    if template.last:
+def _apply_frame(frame: TextFrame, names: dict[str, str], found: SpecialTokens, *, with_config: bool) -> None:
+    """What tokenizer.json puts around a text, and what that says of BOS, EOS and the separator."""
+    if frame.first:
+        names.setdefault("bos", frame.first)
+        found.add["bos"] = frame.first == names["bos"]
+        if not found.add["bos"]:
+            found.notes.append(
+                f"tokenizer.json puts {shown(frame.first)} before a text, but BOS is {shown(names['bos'])}: "
+                "llama.cpp adds none of them"
+            )
+    if frame.last:
         spoken = names.get("eos")
-        if with_config and spoken is not None and spoken != template.last:
+        if with_config and spoken is not None and spoken != frame.last:
             names["eot"] = spoken
-        names["eos"] = template.last
+        names["eos"] = frame.last
         found.add["eos"] = True
-    if template.between:
+    found.notes += beyond_one(frame)
+    if frame.between:
         ends = {names.get("sep"), names.get("eos")} - {None}
-        head, *rest = template.between
-        separated = (head in ends and not template.last) or (len(rest) == 1 and rest[0] in ends)
+        head, *rest = frame.between
+        separated = (head in ends and not frame.last) or (len(rest) == 1 and rest[0] in ends)
         found.add["sep"] = separated
         if separated and "sep" not in names and "eos" in names:
             names["sep"] = names["eos"]
 
 
-def _read_flags(files: TokenizerFiles, found: SpecialTokens) -> None:
-    """`add_bos_token`, ...: where stated, transformers rebuilds the post-processor from them, so they win."""
+def _read_flags(files: TokenizerFiles, frame: TextFrame | None, found: SpecialTokens) -> None:
+    """`add_bos_token`, ... of tokenizer_config.json, which transformers follows only without a tokenizer.json."""
     where = files.path("tokenizer_config.json")
     for role in ("bos", "eos", "sep"):
         key = f"add_{role}_token"
-        value = files.tokenizer_config.get(key)
+        value = child(files.tokenizer_config, key, bool, where=where)
         if value is None:
             continue
-        expect(value, bool, where=where, key=key)
-        if found.add.get(role, value) != value:
+        does = value if frame is None else found.add.get(role, value if role == "sep" else False)
+        if does != value:
             found.notes.append(
-                f"tokenizer_config.json says {key}: {value}, tokenizer.json's template does the opposite"
+                f"tokenizer_config.json says {key}: {str(value).lower()}, tokenizer.json does the opposite, and was "
+                "followed, as in transformers"
             )
-        found.add[role] = value
+        named = files.tokenizer_config.get(f"{role}_token", "") is not None
+        if does and frame is None and not named:
+            does = False
+            found.notes.append(f"{key} is true, but {role}_token is null: none is added, as in transformers")
+        found.add[role] = does
 
 
 def _stated_ids(files: TokenizerFiles) -> dict[str, dict[str, tuple[int, ...]]]:

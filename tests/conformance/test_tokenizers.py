@@ -23,6 +23,7 @@ import pytest
 import tokenizer_oracles as oracles
 from gguf.constants import Keys, TokenType
 
+import frames
 import vocabularies
 from ggufsmith.tokenizer import pretokenizers
 from ggufsmith.tokenizer.read import read_vocabulary
@@ -121,6 +122,22 @@ def test_added_tokens_are_those_of_transformers(kind: str, sources: Sequence[str
                 assert [t for t in found if t >= count] == [t for t in source.encode(text) if t >= count]
             else:
                 assert found == source.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("flags", [{}, {"add_bos_token": True, "add_eos_token": True}, {"add_bos_token": False}])
+@pytest.mark.parametrize(("processor", "bos", "eos"), frames.FRAMES)
+@pytest.mark.parametrize("kind", frames.KINDS)
+def test_what_is_added_around_a_text_is_what_transformers_adds(
+    kind: str, processor: Any, bos: bool, eos: bool, flags: dict[str, bool], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = frames.folder_with(kind, tmp_path, processor, **flags)
+    vocabulary = read_vocabulary(folder, config={}, size=None, architecture="")
+    with oracles.in_llama(vocabulary, tmp_path) as llama:
+        found = llama.encode("the of", add_special=True, parse_special=False)
+    assert found == AutoTokenizer.from_pretrained(folder).encode("the of")
+    assert (found[0] == vocabulary.special["bos"], found[-1] == vocabulary.special["eos"]) == (bos, eos)
 
 
 def has_mark(text: str) -> bool:
