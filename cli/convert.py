@@ -64,7 +64,10 @@ def convert(
             there = write if found.id is None or write.outdir else replace(write, outdir=Path())
             if write.outfile is not None:
                 there = write
-            run(Request(found.folder, here, make, there), partial(open_pass, open_files=found.open_files, notes=found.notes))
+            run(
+                Request(found.folder, here, make, there),
+                partial(open_pass, open_files=found.open_files, notes=found.notes),
+            )
 
     guarded(work, as_json)
 

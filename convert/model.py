@@ -123,6 +123,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         pre=source.pre,
         architecture=record.classes[0],
         model=folder,
+        base=origin.under,
     )
     notes: list[str] = [
         *checkpoint.notes,

@@ -8,18 +8,22 @@ Differences from the reference converter on folders that are not ordinary, all o
 - `bos` and `eos` from generation_config.json or by text where config.json gives none.
 - add_bos false where llama.cpp would add BOS and no file of the model does.
 - add_space_prefix false from tokenizer.model itself, not from the class of the model.
+- Added tokens that only tokenizer.json names, beside a tokenizer.model, have their rows; so have special tokens that a
+  file names without an id, as far as the embedding has rows.
+- User-defined pieces of tokenizer.model are user-defined, whatever stands beside it.
 """
 
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizer_oracles as oracles
-from gguf.constants import Keys
+from gguf.constants import Keys, TokenType
 
+import frames
 import vocabularies
 from ggufsmith.tokenizer import pretokenizers
 from ggufsmith.tokenizer.read import read_vocabulary
@@ -84,6 +88,56 @@ def test_llama_cpp_gives_the_ids_of_the_source(name: str, tmp_path: Path) -> Non
         ends = {token for token in vocabulary.eog if not llama.is_eog(token)}
     assert wrong == []
     assert ends == set()
+
+
+TOKENS = {"<turn>": {"special": True}, "<think>": {"special": False}, "<|x|>": {"special": True}}
+
+
+@pytest.mark.parametrize(("kind", "sources"), vocabularies.NAMINGS, ids=str)
+def test_added_tokens_are_those_of_transformers(kind: str, sources: Sequence[str], tmp_path: Path) -> None:
+    """From whichever files: what transformers adds, the file has, under the same id, and llama.cpp finds it.
+
+    The reverse holds but for two things that transformers (5.24) reads in no other folder: additional_special_tokens of
+    special_tokens_map.json beside a tokenizer.model, and added_tokens.json beside an added_tokens_decoder.
+    """
+    from transformers import AutoTokenizer
+
+    count = vocabularies.write_naming(kind, tmp_path, sources, TOKENS)
+    source = AutoTokenizer.from_pretrained(tmp_path)
+    vocabulary = read_vocabulary(tmp_path, config={}, size=count + 8, architecture="")
+    added = {token: (each.content, each.special) for token, each in source.added_tokens_decoder.items()}
+    added = {token: each for token, each in added.items() if each[0] in TOKENS}
+    ours = {token: vocabulary.tokens[token] for token in range(count, count + 8)}
+    assert {token: text for token, (text, _) in added.items()}.items() <= ours.items()
+    legacy = "special_tokens_map.json" in sources and "added_tokens_decoder" not in sources
+    for token, (text, special) in added.items():
+        plain = not special and not legacy and text != "<|x|>"  # which looks special
+        assert not plain or vocabulary.types[token] == TokenType.USER_DEFINED
+        assert not special or vocabulary.types[token] == TokenType.CONTROL
+    texts = [f"the{text}of" for text in TOKENS] + [f"{text}" for text in TOKENS] + ["it<turn><think>is<|x|>\n<turn> on"]
+    with oracles.in_llama(vocabulary, tmp_path) as llama:
+        for text in texts if len(added) == len(TOKENS) or not kind.endswith("spm") else ():
+            found = llama.encode(text, add_special=False, parse_special=True)
+            if kind.startswith("llama"):  # llama.cpp puts a space behind every special token, transformers does not
+                assert [t for t in found if t >= count] == [t for t in source.encode(text) if t >= count]
+            else:
+                assert found == source.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("flags", [{}, {"add_bos_token": True, "add_eos_token": True}, {"add_bos_token": False}])
+@pytest.mark.parametrize(("processor", "bos", "eos"), frames.FRAMES)
+@pytest.mark.parametrize("kind", frames.KINDS)
+def test_what_is_added_around_a_text_is_what_transformers_adds(
+    kind: str, processor: Any, bos: bool, eos: bool, flags: dict[str, bool], tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = frames.folder_with(kind, tmp_path, processor, **flags)
+    vocabulary = read_vocabulary(folder, config={}, size=None, architecture="")
+    with oracles.in_llama(vocabulary, tmp_path) as llama:
+        found = llama.encode("the of", add_special=True, parse_special=False)
+    assert found == AutoTokenizer.from_pretrained(folder).encode("the of")
+    assert (found[0] == vocabulary.special["bos"], found[-1] == vocabulary.special["eos"]) == (bos, eos)
 
 
 def has_mark(text: str) -> bool:
