@@ -39,6 +39,8 @@ def test_all_packages_are_installed() -> None:
         for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
             name = "ggufsmith." + ".".join(folder.relative_to(ROOT).parts)
             assert f'"{name}"' in text, f"{name} is missing in pyproject.toml's packages"
+        marker = ROOT / package / "py.typed"
+        assert marker.is_file(), f"{marker.relative_to(ROOT)} is missing: type checkers would ignore the package's types"
 
 
 def test_help_needs_nothing_heavy() -> None:
