@@ -18,7 +18,7 @@ help:
 	@echo "make run          convert the bundled fixture checkpoint"
 	@echo "make test         the tests"
 	@echo "make conformance  compare with llama.cpp, transformers and the reference converter (builds llama.cpp once)"
-	@echo "make check        format, lint, types, generated documentation"
+	@echo "make check        format, lint, types, generated documents, docstrings"
 	@echo "make docs         write the generated documents anew"
 	@echo "make bench        speed and memory, against the reference tools"
 
@@ -58,6 +58,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/docstrings.py
 
 docs: setup
 	$(BIN)/python docs/generate.py
