@@ -25,7 +25,7 @@ from ggufsmith.cli.fromfile import (
     vocabulary_for,
 )
 from ggufsmith.cli.help import Command, Group, epilog
-from ggufsmith.cli.hub import Revision, Stream, Token, Wanted, located
+from ggufsmith.cli.hub import HubRequest, Revision, Stream, Token, located
 from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.lora import Base, Lora, model_of
 from ggufsmith.cli.name import name
@@ -226,7 +226,7 @@ def convert(
                 fix="Leave it out; for an unquantized file besides, add --recipe f16.",
             )
         adapters = tuple(parse_adapter(text) for text in lora or ())
-        wanted = Wanted(
+        wanted = HubRequest(
             model_of(model, adapters, base), revision, token, stream=stream or dry_run, weights=not vocab_only
         )
         with located(wanted, quiet=quiet or as_json) as found:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ggufsmith.convert.batch.jobfile import JobFile
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
-    from ggufsmith.convert.batch.run import Draft, Options
+    from ggufsmith.convert.batch.run import BatchOptions, Draft
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -83,9 +83,9 @@ def batch(
         from ggufsmith.container.shards import parse_size
         from ggufsmith.convert.batch.jobfile import read_job
         from ggufsmith.convert.batch.report import problem_annotations
-        from ggufsmith.convert.batch.run import Options
+        from ggufsmith.convert.batch.run import BatchOptions
 
-        options = Options(
+        options = BatchOptions(
             memory=parse_size(max_memory) if max_memory else None,
             disk=parse_size(max_disk) if max_disk else None,
             side_by_side=side_by_side,
@@ -139,7 +139,7 @@ def _shard_of(text: str | None) -> tuple[int, int]:
 
 
 def _run(
-    job: "JobFile", options: "Options", report: Path | None, junit: Path | None, machine: bool, quiet: bool
+    job: "JobFile", options: "BatchOptions", report: Path | None, junit: Path | None, machine: bool, quiet: bool
 ) -> int:
     """Returns the exit code."""
     from ggufsmith.cli import render
@@ -179,7 +179,7 @@ def _annotate(lines: Iterator[str], machine: bool) -> None:
             render.out.print(line, markup=False)
 
 
-def _price(job: "JobFile", options: "Options", machine: bool) -> int:
+def _price(job: "JobFile", options: "BatchOptions", machine: bool) -> int:
     """Show what the job would make and take. Returns the exit code."""
     from ggufsmith.cli import render
     from ggufsmith.cli.board import described

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from ggufsmith.cli import render
 from ggufsmith.container.summary import shown
-from ggufsmith.convert.batch.jobfile import Model
+from ggufsmith.convert.batch.jobfile import JobModel
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
 
@@ -53,7 +53,7 @@ class Lines(Watcher):
         labels = ", ".join(made.label for made in draft.made)
         self.say(f"{draft.model.name}: making {labels} ({render.size(draft.size)})")
 
-    def advanced(self, model: Model, weights: int) -> None:
+    def advanced(self, model: JobModel, weights: int) -> None:
         with self.lock:
             self.done[model.key] += weights
             if time.monotonic() - self.said[model.key] < EVERY:
@@ -91,7 +91,7 @@ class Board(Watcher):
         title = shown(f"{draft.model.name}: {labels}", 60)
         self.tasks[draft.model.key] = self.progress.add_task(title, total=draft.weights)
 
-    def advanced(self, model: Model, weights: int) -> None:
+    def advanced(self, model: JobModel, weights: int) -> None:
         self.progress.update(self.tasks[model.key], advance=weights)
         self.progress.update(self.whole, advance=weights)
 

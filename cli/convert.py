@@ -9,7 +9,7 @@ from typing import Any
 from ggufsmith.cli import render
 from ggufsmith.cli.publish import Wishes, publish, small_files
 from ggufsmith.convert.run import Job, Prepared, prepare, run
-from ggufsmith.quantize.outputs import Written
+from ggufsmith.pipeline.outputs import Written
 
 
 def run_convert(job: Job, wishes: Wishes, *, dry_run: bool) -> None:

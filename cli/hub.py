@@ -20,7 +20,7 @@ Stream = Annotated[bool, typer.Option("--stream", help="Read the weights from th
 
 
 @dataclass(frozen=True)
-class Wanted:
+class HubRequest:
     """A model as it is asked for. weights: False leaves them out, for the vocabulary alone."""
 
     name: str
@@ -31,7 +31,7 @@ class Wanted:
 
 
 @contextmanager
-def located(wanted: Wanted, *, quiet: bool) -> Iterator["Located"]:
+def located(wanted: HubRequest, *, quiet: bool) -> Iterator["Located"]:
     """The folder that is named, or the model on a hub, downloaded, or opened where it is."""
     from ggufsmith.cli import render
     from ggufsmith.container.errors import Failure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ggufsmith.quantize.outputs import Output
+    from ggufsmith.pipeline.outputs import OutputFile
 
 Hashes = Annotated[bool, typer.Option("--sha256", help="The SHA-256 of every file; with --json of every tensor too.")]
 Provenance = Annotated[
@@ -37,7 +37,7 @@ class Wishes:
     def silent(self) -> bool:
         return self.quiet or self.machine
 
-    def check(self, outputs: Sequence["Output"]) -> None:
+    def check(self, outputs: Sequence["OutputFile"]) -> None:
         """OutputConflict, before the work, for what could not be written after it."""
         from ggufsmith.container.errors import OutputConflict
         from ggufsmith.container.provenance import record_path
@@ -53,7 +53,7 @@ class Wishes:
 
 
 def publish(
-    wishes: Wishes, outputs: Sequence["Output"], inputs: Sequence[Path], entries: Sequence[dict[str, Any]]
+    wishes: Wishes, outputs: Sequence["OutputFile"], inputs: Sequence[Path], entries: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """Write what is wished; lines for a summary. entries: of the report, one per output; hashes are added to them."""
     from ggufsmith.cli import render
@@ -79,9 +79,9 @@ def _bytes(rate: float) -> str:
     return f"{render.size(rate)}/s"
 
 
-def _hashed(output: "Output", tensors: bool, advance: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _hashed(output: "OutputFile", tensors: bool, advance: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
     from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.quantize.threads import available_cores
+    from ggufsmith.pipeline.parallel import available_cores
     from ggufsmith.quantize.verify import digests
 
     with open_gguf_set(output.paths[0]) as model:
@@ -93,7 +93,7 @@ def _hashed(output: "Output", tensors: bool, advance: Any) -> tuple[list[dict[st
 
 
 def _records(
-    outputs: Sequence["Output"], inputs: Sequence[Path], entries: Sequence[Mapping[str, Any]], silent: bool
+    outputs: Sequence["OutputFile"], inputs: Sequence[Path], entries: Sequence[Mapping[str, Any]], silent: bool
 ) -> Iterator[Path]:
     from importlib.metadata import version
 
@@ -112,7 +112,7 @@ def _records(
         yield path
 
 
-def _card(outputs: Sequence["Output"], entries: Sequence[Mapping[str, Any]]) -> Path:
+def _card(outputs: Sequence["OutputFile"], entries: Sequence[Mapping[str, Any]]) -> Path:
     from ggufsmith.cli.card import write_card
     from ggufsmith.naming.filecard import card_of
     from ggufsmith.naming.modelcard import Publisher
@@ -128,7 +128,7 @@ def _card(outputs: Sequence["Output"], entries: Sequence[Mapping[str, Any]]) -> 
     return path
 
 
-def _card_path(outputs: Sequence["Output"]) -> Path:
+def _card_path(outputs: Sequence["OutputFile"]) -> Path:
     return outputs[0].paths[0].parent / "README.md"
 
 

@@ -31,10 +31,11 @@ from ggufsmith.cli.publish import Card, Hashes, Provenance, StrictName, Wishes, 
 if TYPE_CHECKING:
     from ggufsmith.convert import quantized
     from ggufsmith.convert.run import Job as ConvertJob
+    from ggufsmith.pipeline.outputs import Written
     from ggufsmith.quantize import requantize
     from ggufsmith.quantize.budget import Budget
-    from ggufsmith.quantize.outputs import Quantized, Written
-    from ggufsmith.quantize.recipes.assign import Options, Recipe
+    from ggufsmith.quantize.outputs import QuantizedFile
+    from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
     from ggufsmith.quantize.requantize import Job
 
 Recipes = Annotated[
@@ -173,11 +174,11 @@ def choose(
     embedding_type: str | None = None,
     types: list[str] | None = None,
     types_file: Path | None = None,
-) -> tuple[tuple["Recipe", ...], "Options"]:
+) -> tuple[tuple["Recipe", ...], "TypeOptions"]:
     """Recipes and type options from their texts. Usage for what does not exist or fit together."""
     from ggufsmith.container.errors import Unsupported, Usage
     from ggufsmith.container.formats import format_of
-    from ggufsmith.quantize.recipes.assign import Options
+    from ggufsmith.quantize.recipes.assign import TypeOptions
     from ggufsmith.quantize.recipes.files import recipe_of
     from ggufsmith.quantize.recipes.options import check_options, override_of, overrides_of_file
 
@@ -188,13 +189,13 @@ def choose(
     except Unsupported as error:
         raise Usage(error.what, fix=error.fix) from None
     overrides = [*map(override_of, types or ()), *(overrides_of_file(types_file) if types_file else ())]
-    options = Options(pure, leave_output, output, embedding, tuple(overrides))
+    options = TypeOptions(pure, leave_output, output, embedding, tuple(overrides))
     check_options(options, list(recipes))
     return recipes, options
 
 
 @dataclass(frozen=True)
-class Target:
+class BudgetRequest:
     """A budget, and where the recipe that fits it goes; by default beside the output, under its name."""
 
     budget: "Budget"
@@ -202,12 +203,12 @@ class Target:
 
 
 def target(
-    size: str | None, bits: float | None, recipes: tuple["Recipe", ...], options: "Options", save: Path | None
-) -> Target | None:
+    size: str | None, bits: float | None, recipes: tuple["Recipe", ...], options: "TypeOptions", save: Path | None
+) -> BudgetRequest | None:
     """The budget that the options ask for. Usage for options that it contradicts."""
     from ggufsmith.container.errors import Usage
     from ggufsmith.quantize.budget import budget_of
-    from ggufsmith.quantize.recipes.assign import Options
+    from ggufsmith.quantize.recipes.assign import TypeOptions
 
     budget = budget_of(size, bits)
     if save is not None and save.suffix != ".toml":
@@ -216,15 +217,15 @@ def target(
         if save is not None:
             raise Usage("--save-recipe saves what --target-size or --target-bpw chooses", fix="Give one of them.")
         return None
-    if recipes or options != Options():
+    if recipes or options != TypeOptions():
         raise Usage(
             "--target-size and --target-bpw choose every type; recipes and types cannot be given as well",
             fix="Leave one of the two out; the recipe that is chosen can be edited and used again.",
         )
-    return Target(budget, save)
+    return BudgetRequest(budget, save)
 
 
-def run_quant(job: "Job", budget: Target | None, wishes: Wishes, *, dry_run: bool) -> None:
+def run_quant(job: "Job", budget: BudgetRequest | None, wishes: Wishes, *, dry_run: bool) -> None:
     """gguf-quant: plan, show, run, sum up."""
     from ggufsmith.cli import render
     from ggufsmith.quantize import requantize
@@ -245,7 +246,7 @@ def run_quant(job: "Job", budget: Target | None, wishes: Wishes, *, dry_run: boo
 def run_convert_quant(
     job: "ConvertJob",
     quantization: "quantized.Quantization",
-    budget: Target | None,
+    budget: BudgetRequest | None,
     wishes: Wishes,
     *,
     dry_run: bool,
@@ -284,7 +285,7 @@ def _weights_of(path: Path) -> int:
         return sum(math.prod(info.shape) for info in source.tensors.values())
 
 
-def _saved(text: str | None, budget: Target | None, output: Path, dry_run: bool, overwrite: bool) -> Path | None:
+def _saved(text: str | None, budget: BudgetRequest | None, output: Path, dry_run: bool, overwrite: bool) -> Path | None:
     """Where the recipe that was found goes; a dry run writes it only where it was asked for.
 
     OutputConflict if it may not replace what is there, Usage if its folder is not there.
@@ -351,7 +352,7 @@ def _work(
 # ---- what is shown ----
 
 
-def _types(output: "Quantized") -> dict[str, int]:
+def _types(output: "QuantizedFile") -> dict[str, int]:
     return dict(Counter(each.format.name for each in output.plan.assignments).most_common())
 
 
@@ -379,7 +380,7 @@ def _report(prepared: "requantize.Prepared | quantized.Prepared", inputs: dict[s
     }
 
 
-def _tensors(output: "Quantized") -> Iterator[dict[str, Any]]:
+def _tensors(output: "QuantizedFile") -> Iterator[dict[str, Any]]:
     for each, offset in zip(output.plan.assignments, output.shards.whole.offsets, strict=True):
         yield {
             "name": each.tensor.name,
@@ -420,7 +421,7 @@ def _show_plan(prepared: "requantize.Prepared | quantized.Prepared", inputs: dic
         render.line(f"note: {note}")
 
 
-def _facts(output: "Quantized") -> Iterator[tuple[str, str]]:
+def _facts(output: "QuantizedFile") -> Iterator[tuple[str, str]]:
     from ggufsmith.cli import render
 
     plan = output.plan

@@ -39,7 +39,7 @@ def split(
     from ggufsmith.cli.app import guarded
     from ggufsmith.container.copy import plan_split
     from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.quantize.threads import available_cores
+    from ggufsmith.pipeline.parallel import available_cores
 
     def work() -> None:
         limits = limits_of(max_size, max_tensors or (None if max_size else 128), no_tensor_first)
@@ -68,7 +68,7 @@ def merge(
     from ggufsmith.cli.app import guarded
     from ggufsmith.container.copy import plan_merge
     from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.quantize.threads import available_cores
+    from ggufsmith.pipeline.parallel import available_cores
 
     def work() -> None:
         with open_gguf_set(model) as source:

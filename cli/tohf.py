@@ -10,7 +10,7 @@ import typer
 from ggufsmith.cli.options import AsJson, NoSync, Quiet, Threads
 
 if TYPE_CHECKING:
-    from ggufsmith.convert.hf.run import Prepared
+    from ggufsmith.convert.hf.run import PreparedFolder
 
 
 def to_hf(
@@ -38,9 +38,9 @@ def to_hf(
     def work() -> None:
         from ggufsmith.cli import render
         from ggufsmith.container.shards import parse_size
-        from ggufsmith.convert.hf.run import Job, prepare, run
+        from ggufsmith.convert.hf.run import ToHfJob, prepare, run
 
-        job = Job(model, outdir, dtype, parse_size(shard_size), threads, sync=not no_sync)
+        job = ToHfJob(model, outdir, dtype, parse_size(shard_size), threads, sync=not no_sync)
         with prepare(job) as prepared:
             report = _report(prepared)
             if not dry_run:
@@ -58,7 +58,7 @@ def to_hf(
     guarded(work, as_json)
 
 
-def _report(prepared: "Prepared") -> dict[str, Any]:
+def _report(prepared: "PreparedFolder") -> dict[str, Any]:
     plan = prepared.weights_plan
     return {
         "input": [str(path) for path in prepared.source.paths],
@@ -73,7 +73,7 @@ def _report(prepared: "Prepared") -> dict[str, Any]:
     }
 
 
-def _tensors(prepared: "Prepared") -> Iterator[dict[str, Any]]:
+def _tensors(prepared: "PreparedFolder") -> Iterator[dict[str, Any]]:
     for tensor in prepared.tensors:
         yield {
             "name": tensor.name,
@@ -85,7 +85,7 @@ def _tensors(prepared: "Prepared") -> Iterator[dict[str, Any]]:
         }
 
 
-def _show_tensors(prepared: "Prepared") -> None:
+def _show_tensors(prepared: "PreparedFolder") -> None:
     from ggufsmith.cli import render
 
     rows = [

@@ -14,7 +14,7 @@ from ggufsmith.cli.options import AsJson, Quiet, Threads
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet
     from ggufsmith.container.values import Metadata
-    from ggufsmith.quantize.stream import Tensor
+    from ggufsmith.pipeline.stream import RowSource
 
 
 def verify(
@@ -73,7 +73,7 @@ MADE = ("general.file_type", "general.quantization_version", "quantize.")
 def _examined(model: "GgufSet", hashes: bool, threads: int | None, silent: bool) -> dict[str, Any]:
     from ggufsmith.cli import render
     from ggufsmith.container.provenance import described
-    from ggufsmith.quantize.threads import available_cores
+    from ggufsmith.pipeline.parallel import available_cores
     from ggufsmith.quantize.verify import examine
 
     weights = {tensor.name: math.prod(tensor.shape) for tensor in model.tensors.values()}
@@ -104,7 +104,7 @@ def _compared(
     model: "GgufSet", source: Path, lora: list[str], threads: int | None, report: dict[str, Any], silent: bool
 ) -> None:
     from ggufsmith.cli import render
-    from ggufsmith.quantize.threads import available_cores
+    from ggufsmith.pipeline.parallel import available_cores
     from ggufsmith.quantize.verify import TOLERANCE, compare, unpaired
 
     with ExitStack() as stack:
@@ -131,20 +131,20 @@ def _compared(
     ]
 
 
-def _open(source: Path, lora: list[str], enter: Callable[[Any], Any]) -> "tuple[Sequence[Tensor], Metadata]":
+def _open(source: Path, lora: list[str], enter: Callable[[Any], Any]) -> "tuple[Sequence[RowSource], Metadata]":
     """The tensors that a source gives, and its metadata."""
     if source.is_dir():
-        from ggufsmith.convert.execute import tensors_of
         from ggufsmith.convert.lora.base import parse_adapter
         from ggufsmith.convert.run import Job, prepare
+        from ggufsmith.convert.tensors import tensors_of
 
         prepared = prepare(Job(source, lora=tuple(parse_adapter(text) for text in lora)))
         return tensors_of(enter(prepared.checkpoint), prepared.plan.outputs), prepared.layout.metadata
     from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.quantize.requantize import Held
+    from ggufsmith.quantize.requantize import GgufTensor
 
     opened = enter(open_gguf_set(source))
-    return [Held(opened, info, info.name) for info in opened.tensors.values()], opened.metadata
+    return [GgufTensor(opened, info, info.name) for info in opened.tensors.values()], opened.metadata
 
 
 def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:

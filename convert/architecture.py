@@ -76,7 +76,7 @@ def copy(dims: Dims) -> Op:
 
 
 @dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """One GGUF tensor (in every block, if its name has a block number).
 
     shape:    names of `Dims` members, slowest axis first, of the source `.weight`; a bias has the first of them.
@@ -100,7 +100,8 @@ class Rule:
 class Fused:
     """A source in every block that holds several GGUF tensors.
 
-    suffix: the end of its name, after "layers.N.". shape: as in `Rule`. parts: each tensor with the op that cuts it.
+    suffix: the end of its name, after "layers.N.". shape: as in `TensorRule`.
+    parts:  each tensor with the op that cuts it.
     """
 
     suffix: str
@@ -109,7 +110,7 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Key:
+class ConfigKey:
     """One GGUF key.
 
     name:    with "{arch}", from gguf.constants.Keys.
@@ -159,8 +160,8 @@ class Architecture:
 
     arch: MODEL_ARCH
     classes: tuple[str, ...]
-    tensors: tuple[Rule, ...]
-    keys: tuple[Key, ...]
+    tensors: tuple[TensorRule, ...]
+    keys: tuple[ConfigKey, ...]
     rope: Rope = Rope()
     fused: tuple[Fused, ...] = ()
     require: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

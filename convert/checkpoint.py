@@ -28,7 +28,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
-class Source:
+class StoredTensor:
     """One tensor of a checkpoint.
 
     dtype: as safetensors spells it ("BF16"). offset: bytes from the start of the file. nbytes: exact size.
@@ -43,7 +43,7 @@ class Source:
     nbytes: int
 
     @property
-    def stored(self) -> "tuple[Source, ...]":
+    def stored(self) -> "tuple[StoredTensor, ...]":
         """The tensors in files that it consists of."""
         return (self,)
 
@@ -109,7 +109,7 @@ class Checkpoint:
     """
 
     folder: Path
-    tensors: Mapping[str, Source]
+    tensors: Mapping[str, StoredTensor]
     notes: tuple[str, ...] = ()
     open_files: Opener = LocalFiles
     _reader: Reader = field(default_factory=lambda: LocalFiles(()), repr=False)
@@ -127,7 +127,7 @@ class Checkpoint:
         """Pickled as closed: another process opens the files by itself."""
         return {**self.__dict__, "_reader": LocalFiles(())}
 
-    def expect(self, sources: Iterable[Source]) -> None:
+    def expect(self, sources: Iterable[StoredTensor]) -> None:
         """Say what will be read, in the order of reading: far files are then read ahead."""
         parts = (part for source in sources for part in source.stored)
         self._reader.expect((part.path, part.offset, part.offset + part.nbytes) for part in parts)
@@ -136,7 +136,7 @@ class Checkpoint:
     def files(self) -> tuple[Path, ...]:
         return tuple(dict.fromkeys(part.path for source in self.tensors.values() for part in source.stored))
 
-    def read_into(self, source: Source, start: int, buffer: memoryview) -> None:
+    def read_into(self, source: StoredTensor, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the tensor's bytes from byte `start` on. Thread-safe. Malformed if the file ends."""
         if self._reader.read_into(source.path, source.offset + start, buffer) < len(buffer):
             raise Malformed(
@@ -160,7 +160,7 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     else:
         listed = weight_map(index)
         paths = sorted({_inside(folder, name, index) for name in listed.values()})
-    tensors: dict[str, Source] = {}
+    tensors: dict[str, StoredTensor] = {}
     extra: list[str] = []
     for path in paths:
         for source in read_tensors(path):
@@ -191,20 +191,20 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     return Checkpoint(folder, tensors, tuple(notes), open_files)
 
 
-def read_tensors(path: Path) -> Iterator[Source]:
+def read_tensors(path: Path) -> Iterator[StoredTensor]:
     """The tensors of one file, safetensors or pickled, in its order. Malformed or Unsupported as `open_checkpoint`."""
     return read_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
-def _read_pickle(path: Path) -> "Iterator[Source]":
-    from ggufsmith.convert.sources.pickles import read_pickle  # it needs `Source`
+def _read_pickle(path: Path) -> "Iterator[StoredTensor]":
+    from ggufsmith.convert.pickles import read_pickle  # it needs `Source`
 
     return read_pickle(path)
 
 
 def _open_original(folder: Path, paths: list[Path]) -> Checkpoint:
     """The files of the original Llama release, each with a part of every matrix."""
-    from ggufsmith.convert.sources.original import join, original_config
+    from ggufsmith.convert.original import join, original_config
 
     return Checkpoint(folder, join([_read_pickle(path) for path in paths], original_config(folder / "params.json")))
 
@@ -310,7 +310,7 @@ def _loose_files(folder: Path) -> list[Path]:
     )
 
 
-def read_header(path: Path) -> Iterator[Source]:
+def read_header(path: Path) -> Iterator[StoredTensor]:
     """The tensors of one safetensors file, by offset."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -343,7 +343,7 @@ def read_header(path: Path) -> Iterator[Source]:
     entries.pop("__metadata__", None)
     for name, entry in sorted(entries.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
         begin, end = entry["data_offsets"]
-        yield Source(name, tuple(entry["shape"]), entry["dtype"], path, 8 + length + begin, end - begin)
+        yield StoredTensor(name, tuple(entry["shape"]), entry["dtype"], path, 8 + length + begin, end - begin)
 
 
 def _expected_size(header: bytes) -> int | None:

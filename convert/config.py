@@ -60,7 +60,7 @@ class Config(Mapping[str, Any]):
     def of_folder(cls, folder: Path) -> "Config":
         path = folder / "config.json"
         if not path.is_file() and (folder / "params.json").is_file() and any(folder.glob("consolidated.*.pth")):
-            from ggufsmith.convert.sources.original import original_config  # it needs `Config`
+            from ggufsmith.convert.original import original_config  # it needs `Config`
 
             return original_config(folder / "params.json")
         if not path.is_file():

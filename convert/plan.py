@@ -15,13 +15,13 @@ from gguf.tensor_mapping import TensorNameMap, get_tensor_name_map
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
-from ggufsmith.convert.architecture import Architecture, Dims, Need, Rule
+from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
-from ggufsmith.convert.checkpoint import Source
+from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config, nearest
+from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
 from ggufsmith.convert.rope import rope_metadata
-from ggufsmith.convert.sources.recognise import COMPANIONS
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
 # llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
@@ -32,13 +32,13 @@ MAX_PROBLEMS = 40
 
 
 @dataclass(frozen=True)
-class Output:
+class TensorPlan:
     """One tensor of the GGUF file. `keep_f32`: stored in float32 whatever the output type."""
 
     name: str
     shape: Shape
     op: Op
-    sources: tuple[Source, ...]
+    sources: tuple[StoredTensor, ...]
     keep_f32: bool
 
 
@@ -48,7 +48,7 @@ class Plan:
 
     architecture: Architecture
     dims: Dims
-    outputs: tuple[Output, ...]
+    outputs: tuple[TensorPlan, ...]
     metadata: Metadata
     notes: tuple[str, ...]
 
@@ -65,10 +65,10 @@ class Slot(NamedTuple):
         return f"{TENSOR_NAMES[self.tensor].format(bid=self.block)}.{self.part}"
 
 
-class Piece(NamedTuple):
+class SlotSource(NamedTuple):
     """A source for a slot; `expert` if it is one of several; `op` and `shape` if the slot is a part of it."""
 
-    source: Source
+    source: StoredTensor
     expert: int | None = None
     op: Callable[[Dims], Op] | None = None
     shape: str | None = None
@@ -90,7 +90,7 @@ def find_architecture(config: Config) -> Architecture:
     )
 
 
-def make_plan(config: Config, tensors: Mapping[str, Source] | None, *, partial: bool = False) -> Plan:
+def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, partial: bool = False) -> Plan:
     """The whole conversion; without tensors, only what the config says (a file that holds the vocabulary alone).
 
     partial: the tensors are some of the model's, as in an adapter; the config alone gives the dimensions.
@@ -106,10 +106,10 @@ def make_plan(config: Config, tensors: Mapping[str, Source] | None, *, partial: 
     slots, dropped = _assign(record, blocks, tensors or {}, problems)
     dims = _dimensions(config, blocks, {} if partial else slots)
     rope_keys, generated, rope_notes = rope_metadata(config, record.rope, dims)
-    outputs: list[Output] = []
+    outputs: list[TensorPlan] = []
     if tensors is not None and not partial:
         outputs += [
-            Output(Slot(tensor, None, "weight").name, (len(values),), Constant(values), (), True)
+            TensorPlan(Slot(tensor, None, "weight").name, (len(values),), Constant(values), (), True)
             for tensor, values in generated.items()
         ]
     if tensors is not None:
@@ -138,12 +138,12 @@ def make_plan(config: Config, tensors: Mapping[str, Source] | None, *, partial: 
 
 
 def _assign(
-    record: Architecture, blocks: int, tensors: Mapping[str, Source], problems: list[str]
-) -> tuple[dict[Slot, list[Piece]], dict[str, int]]:
+    record: Architecture, blocks: int, tensors: Mapping[str, StoredTensor], problems: list[str]
+) -> tuple[dict[Slot, list[SlotSource]], dict[str, int]]:
     """Sort the source tensors into slots; count the dropped ones by reason."""
     names = get_tensor_name_map(record.arch, blocks)
     rules = {rule.tensor for rule in record.tensors}
-    slots: dict[Slot, list[Piece]] = {}
+    slots: dict[Slot, list[SlotSource]] = {}
     dropped: dict[str, int] = {}
     for source in tensors.values():
         reason = next((why for part, why in record.drop.items() if part in source.name), None)
@@ -158,7 +158,7 @@ def _assign(
     return slots, dropped
 
 
-def _places(record: Architecture, names: TensorNameMap, source: Source) -> Iterator[tuple[Slot, Piece]]:
+def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) -> Iterator[tuple[Slot, SlotSource]]:
     """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
 
     Names with and without the "model." prefix are the same tensor, as are those of a language model inside another.
@@ -169,14 +169,14 @@ def _places(record: Architecture, names: TensorNameMap, source: Source) -> Itera
     for fused in record.fused:
         if base.endswith(fused.suffix):
             for tensor, op in fused.parts:
-                yield Slot(tensor, block, part), Piece(source, None, op, fused.shape)
+                yield Slot(tensor, block, part), SlotSource(source, None, op, fused.shape)
             return
     expert = EXPERT.search(base)
     key = EXPERT.sub(".experts.", base)
     for candidate in (key, f"model.{key}"):
         found = names.get_type_and_name(candidate)
         if found is not None:
-            yield Slot(found[0], block, part), Piece(source, int(expert[1]) if expert else None)
+            yield Slot(found[0], block, part), SlotSource(source, int(expert[1]) if expert else None)
             return
 
 
@@ -191,7 +191,7 @@ def _unknown(name: str, names: TensorNameMap) -> str:
 # -- dimensions -------------------------------------------------------------------------------------------------------
 
 
-def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[Piece]]) -> Dims:
+def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[SlotSource]]) -> Dims:
     """Sizes from the config, and from the tensors where configs are known to lie (vocabulary, head size, experts)."""
 
     def shape(tensor: MODEL_TENSOR, block: int | None) -> Shape:
@@ -238,13 +238,13 @@ def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[Piece]]) 
 
 
 def _outputs(
-    record: Architecture, dims: Dims, slots: dict[Slot, list[Piece]], problems: list[str], partial: bool
-) -> Iterator[Output]:
+    record: Architecture, dims: Dims, slots: dict[Slot, list[SlotSource]], problems: list[str], partial: bool
+) -> Iterator[TensorPlan]:
     """Every output tensor: those outside the blocks first, then block by block, in the order of the record."""
     left = dict(slots)
     rules = [rule for rule in record.tensors if rule.when(dims)]
     in_blocks = [rule for rule in rules if "{bid}" in TENSOR_NAMES[rule.tensor]]
-    places: list[tuple[Rule, int | None]] = [(rule, None) for rule in rules if rule not in in_blocks]
+    places: list[tuple[TensorRule, int | None]] = [(rule, None) for rule in rules if rule not in in_blocks]
     places += [(rule, block) for block in range(dims.blocks) for rule in in_blocks]
     for rule, block in places:
         for part in ("weight", "bias"):
@@ -263,7 +263,9 @@ def _outputs(
             problems.append(f"{pieces[0].source.name}: {slot.name} has no place in this model")
 
 
-def _output(rule: Rule, slot: Slot, pieces: list[Piece], dims: Dims, problems: list[str]) -> Output | None:
+def _output(
+    rule: TensorRule, slot: Slot, pieces: list[SlotSource], dims: Dims, problems: list[str]
+) -> TensorPlan | None:
     """One output from its pieces; None after adding what is wrong to `problems`."""
     pieces = sorted(pieces, key=lambda piece: -1 if piece.expert is None else piece.expert)
     names = [piece.source.name for piece in pieces]
@@ -299,7 +301,7 @@ def _output(rule: Rule, slot: Slot, pieces: list[Piece], dims: Dims, problems: l
         problems.append(f"{names[0]}: {error}")
         return None
     small = len(shape) <= 1 or slot.part != "weight" or slot.tensor in ALWAYS_F32
-    return Output(slot.name, shape, op, tuple(piece.source for piece in pieces), small)
+    return TensorPlan(slot.name, shape, op, tuple(piece.source for piece in pieces), small)
 
 
 # -- config -----------------------------------------------------------------------------------------------------------

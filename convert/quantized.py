@@ -18,16 +18,17 @@ from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import Checkpoint
-from ggufsmith.convert.execute import Converted, exact_format, tensors_of
 from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.convert.plan import Plan
+from ggufsmith.convert.tensors import ConvertedTensor, exact_format, tensors_of
 from ggufsmith.naming.filename import FileName
 from ggufsmith.naming.suggest import name_of
+from ggufsmith.pipeline.outputs import OutputFile, Written
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Output, Quantized, Written, fit_importance, output_paths
+from ggufsmith.quantize.outputs import QuantizedFile, fit_importance, output_paths
 from ggufsmith.quantize.plan import Importance, plan_file
-from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
+from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts_of, file_order
 from ggufsmith.quantize.recipes.filetypes import file_type_of
 
 
@@ -36,7 +37,7 @@ class Quantization:
     """What to quantize to; see `quantize.requantize.Job`."""
 
     recipes: tuple[Recipe, ...]
-    options: Options = field(default_factory=Options)
+    options: TypeOptions = field(default_factory=TypeOptions)
     imatrix: Path | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -49,7 +50,7 @@ class Prepared:
 
     converted: conversion.Prepared
     quantization: Quantization
-    outputs: tuple[Quantized, ...]
+    outputs: tuple[QuantizedFile, ...]
     importance: Importance | None
     notes: tuple[str, ...]
 
@@ -104,7 +105,7 @@ def prepare(job: conversion.Job, quantization: Quantization) -> Prepared:
             strict=quantization.strict,
         )
         counts = job.limits.counts(plan.layout.tensors, layout.alignment)
-        outputs.append(Quantized(plan_shards(plan.layout, counts), path, plan))
+        outputs.append(QuantizedFile(plan_shards(plan.layout, counts), path, plan))
     notes = (*converted.notes, *(importance.coverage.notes() if importance else ()))
     return Prepared(converted, quantization, tuple(outputs), importance, notes)
 
@@ -137,7 +138,7 @@ def with_budget(
     return replace(quantization, recipes=(solved.recipe,)), solved
 
 
-def tensors_for(checkpoint: Checkpoint, plan: Plan, outputs: Sequence[Output]) -> tuple[Converted, ...]:
+def tensors_for(checkpoint: Checkpoint, plan: Plan, outputs: Sequence[OutputFile]) -> tuple[ConvertedTensor, ...]:
     """The plan's tensors, in the order of the last output, exact where an output has the sources' own format."""
     wanted: dict[str, set[Format]] = {}
     for output in outputs:
@@ -147,7 +148,7 @@ def tensors_for(checkpoint: Checkpoint, plan: Plan, outputs: Sequence[Output]) -
     return tuple(by_name[spec.name] for spec in outputs[-1].shards.whole.tensors)
 
 
-def _tensors(prepared: Prepared, checkpoint: Checkpoint) -> tuple[Converted, ...]:
+def _tensors(prepared: Prepared, checkpoint: Checkpoint) -> tuple[ConvertedTensor, ...]:
     return tensors_for(checkpoint, prepared.converted.plan, prepared.outputs)
 
 

@@ -18,19 +18,20 @@ from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, open_checkpoint
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.execute import Converted, Elsewhere, read_ahead, tensors_of
+from ggufsmith.convert.dequantize.detect import detect, offers
 from ggufsmith.convert.lora.base import Origin, base_models, find_base, without_paths
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
-from ggufsmith.convert.sources.recognise import offers, recognise
+from ggufsmith.convert.tensors import CheckpointOpening, ConvertedTensor, read_ahead, tensors_of
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
 from ggufsmith.naming.suggest import name_of
-from ggufsmith.quantize.outputs import Cluster, Output, Written, write_outputs
+from ggufsmith.pipeline.outputs import ClusterWork, OutputFile, Written, write_outputs
+from ggufsmith.quantize.encoder import GGML
 from ggufsmith.tokenizer.read import read_vocabulary
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
@@ -91,11 +92,11 @@ class Prepared:
     origin: Origin
     checkpoint: Checkpoint
     plan: Plan
-    output: Output
+    output: OutputFile
     notes: tuple[str, ...]
 
     @property
-    def outputs(self) -> tuple[Output, ...]:
+    def outputs(self) -> tuple[OutputFile, ...]:
         return (self.output,)
 
     @property
@@ -126,9 +127,7 @@ def prepare(job: Job) -> Prepared:
         raise Usage("--base is of an adapter, and this is a model", where=folder, fix="Leave one of the two out.")
     config, origin = Config.of_folder(folder), Origin.of_folder(folder)
     record = find_architecture(config)
-    checkpoint = (
-        Checkpoint(folder, {}) if job.vocab_only else recognise(open_checkpoint(folder, job.open_files), config)
-    )
+    checkpoint = Checkpoint(folder, {}) if job.vocab_only else detect(open_checkpoint(folder, job.open_files), config)
     changed: frozenset[str] = frozenset()
     if job.lora:
         if job.vocab_only:
@@ -218,7 +217,7 @@ def _laid_out(
     layout = lay_out(metadata, specs)
     shards = plan_shards(layout, job.limits.counts(specs, layout.alignment))
     path = job.outfile or (job.outdir or origin.home) / name
-    return Prepared(job, origin, checkpoint, plan, Output(shards, path), tuple(notes))
+    return Prepared(job, origin, checkpoint, plan, OutputFile(shards, path), tuple(notes))
 
 
 def run(
@@ -243,8 +242,8 @@ def run(
 def write(
     job: Job,
     checkpoint: Checkpoint,
-    tensors: Sequence[Converted],
-    outputs: Sequence[Output],
+    tensors: Sequence[ConvertedTensor],
+    outputs: Sequence[OutputFile],
     *,
     inputs: Sequence[Path],
     advance: Callable[[int], None],
@@ -257,13 +256,14 @@ def write(
     return write_outputs(
         tensors,
         outputs,
+        encoder=GGML,
         inputs=inputs,
         threads=job.threads,
         sync=job.sync,
         overwrite=job.overwrite,
         resume=job.resume,
         identity=repr(job.lora),
-        cluster=Cluster(job.scheduler, Elsewhere(checkpoint, tuple(tensors))) if job.scheduler else None,
+        cluster=ClusterWork(job.scheduler, CheckpointOpening(checkpoint, tuple(tensors))) if job.scheduler else None,
         advance=advance,
         loaded=loaded,
     )

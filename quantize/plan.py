@@ -9,12 +9,13 @@ from gguf.constants import GGML_QUANT_VERSION, Keys
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported, Usage
+from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.layout import DEFAULT_ALIGNMENT, Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.quantize.imatrix import Coverage
-from ggufsmith.quantize.recipes.assign import Assignment, Options, Recipe, Stored, assign
+from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored, TypeOptions, assign
 from ggufsmith.quantize.recipes.rules import Facts, role_of
-from ggufsmith.quantize.rows import FLOATS, MODULES
+from ggufsmith.quantize.rows import MODULES
 
 MAX_LISTED = 8  # tensors that a message names
 IMATRIX = "quantize.imatrix."
@@ -84,7 +85,7 @@ def plan_file(
     tensors: Sequence[Stored],
     metadata: Metadata,
     facts: Facts,
-    options: Options | None = None,
+    options: TypeOptions | None = None,
     *,
     overrides: Metadata | None = None,
     importance: Importance | None = None,
@@ -106,7 +107,7 @@ def plan_file(
         metadata = {key: value for key, value in metadata.items() if not key.startswith(IMATRIX)}
         overrides = {**importance.keys, **(overrides or {})}
     layout = lay_out_file(recipe, assignments, metadata, overrides, alignment=alignment)
-    plan = FilePlan(recipe, tuple(assignments), layout, weights, tuple(_unused(options or Options(), assignments)))
+    plan = FilePlan(recipe, tuple(assignments), layout, weights, tuple(_unused(options or TypeOptions(), assignments)))
     if plan.requantized and not allow_requantize:
         formats = sorted({each.tensor.format.name for each in plan.requantized})
         raise Usage(
@@ -150,7 +151,7 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[first:]
 
 
-def _unused(options: Options, assignments: Sequence[Assignment]) -> Iterator[str]:
+def _unused(options: TypeOptions, assignments: Sequence[Assignment]) -> Iterator[str]:
     """As in llama-quantize, token embeddings that are the output too are given its type by mixtures only."""
     if any(each.tensor.name == "output.weight" for each in assignments):
         return

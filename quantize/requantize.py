@@ -14,19 +14,22 @@ from numpy.typing import NDArray
 from ggufsmith.container.disk import make_folder
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import Format
+from ggufsmith.container.layout import rows_of
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet, Limits, plan_shards
 from ggufsmith.container.values import Metadata, Value, boolean, f32, i32, string, u32
 from ggufsmith.naming.suggest import name_of
+from ggufsmith.pipeline.outputs import ClusterWork, Written, write_outputs
+from ggufsmith.pipeline.stream import Array, Scratch
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.checks import nonfinite
+from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Cluster, Quantized, Written, fit_importance, output_paths, write_outputs
+from ggufsmith.quantize.outputs import QuantizedFile, fit_importance, output_paths
 from ggufsmith.quantize.plan import Importance, plan_file
-from ggufsmith.quantize.recipes.assign import Options, Recipe, Stored, facts_of, file_order
+from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts_of, file_order
 from ggufsmith.quantize.recipes.rules import BLOCK, Facts, block_of
-from ggufsmith.quantize.source import Model, open_model
-from ggufsmith.quantize.stream import Array, Scratch, rows_of
+from ggufsmith.quantize.source import OpenedModel, open_model
 
 MAX_U32 = 2**32 - 1
 
@@ -52,7 +55,7 @@ class Job:
     recipes: tuple[Recipe, ...]
     output: Path | None = None
     outdir: Path | None = None
-    options: Options = field(default_factory=Options)
+    options: TypeOptions = field(default_factory=TypeOptions)
     imatrix: Path | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -73,8 +76,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A tensor of an opened model, to be streamed (see `stream.Tensor`). name: what the output calls it."""
+class GgufTensor:
+    """A tensor of an opened model, to be streamed (see `stream.RowSource`). name: what the output calls it."""
 
     source: GgufSet
     info: TensorInfo
@@ -127,8 +130,8 @@ class Prepared:
 
     job: Job
     source: GgufSet
-    tensors: tuple[Held, ...]
-    outputs: tuple[Quantized, ...]
+    tensors: tuple[GgufTensor, ...]
+    outputs: tuple[QuantizedFile, ...]
     importance: Importance | None
     notes: tuple[str, ...]
 
@@ -157,7 +160,7 @@ def prepare(job: Job) -> Prepared:
         raise
 
 
-def _prepare(job: Job, model: Model) -> Prepared:
+def _prepare(job: Job, model: OpenedModel) -> Prepared:
     source = model.files
     if not source.tensors:
         raise Malformed("this file has no tensors", where=job.source, fix="Pass a model; it may be a vocabulary only.")
@@ -176,7 +179,7 @@ def _prepare(job: Job, model: Model) -> Prepared:
     held = facts_of({**job.metadata, **source.metadata})  # layers are pruned by the numbers that they have in the file
     renamed = prune_layers(source.tensors, job.prune, held.blocks)
     infos = [source.tensors[name] for name in (_split_order(source) if job.split else file_order(source.tensors))]
-    tensors = tuple(Held(source, info, renamed[info.name]) for info in infos if info.name in renamed)
+    tensors = tuple(GgufTensor(source, info, renamed[info.name]) for info in infos if info.name in renamed)
     everything = [Stored(info.name, info.shape, info.format) for info in source.tensors.values()]
     importance = fit_importance(imatrix, everything, facts, renamed) if imatrix else None
     metadata = _without_layers(source.metadata, job.prune, held)
@@ -204,7 +207,7 @@ def _prepare(job: Job, model: Model) -> Prepared:
             strict=job.strict,
         )
         counts = _counts(source, tensors) if job.split else job.limits.counts(plan.layout.tensors, source.alignment)
-        outputs.append(Quantized(plan_shards(plan.layout, counts), path, plan))
+        outputs.append(QuantizedFile(plan_shards(plan.layout, counts), path, plan))
     notes = (*job.notes, *model.told(job.metadata), *(importance.coverage.notes() if importance else ()))
     return Prepared(job, source, tensors, tuple(outputs), importance, notes)
 
@@ -228,33 +231,34 @@ def run(
     return write_outputs(
         prepared.tensors,
         prepared.outputs,
+        encoder=GGML,
         inputs=prepared.inputs,
         threads=job.threads,
         sync=job.sync,
         overwrite=job.overwrite,
         resume=job.resume,
-        cluster=Cluster(job.scheduler, elsewhere(prepared)) if job.scheduler else None,
+        cluster=ClusterWork(job.scheduler, elsewhere(prepared)) if job.scheduler else None,
         advance=advance,
         loaded=loaded,
     )
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class FileOpening:
     """Tensors of a file, with their new names, to be opened in another process (see `stream.Opening`)."""
 
     inputs: tuple[Path, ...]
     tensors: tuple[tuple[TensorInfo, str], ...]
 
     @contextmanager
-    def __call__(self) -> Iterator[Sequence[Held]]:
+    def __call__(self) -> Iterator[Sequence[GgufTensor]]:
         with open_model(self.inputs[0]).files as source:
-            yield [Held(source, info, name) for info, name in self.tensors]
+            yield [GgufTensor(source, info, name) for info, name in self.tensors]
 
 
-def elsewhere(prepared: Prepared) -> Elsewhere:
+def elsewhere(prepared: Prepared) -> FileOpening:
     """Its tensors, for workers of a cluster."""
-    return Elsewhere(
+    return FileOpening(
         tuple(map(Path.absolute, prepared.source.paths)), tuple((each.info, each.name) for each in prepared.tensors)
     )
 
@@ -330,6 +334,6 @@ def _split_order(source: GgufSet) -> list[str]:
     return [info.name for file in source.files for info in sorted(file.tensors.values(), key=lambda info: info.offset)]
 
 
-def _counts(source: GgufSet, tensors: Sequence[Held]) -> tuple[int, ...]:
+def _counts(source: GgufSet, tensors: Sequence[GgufTensor]) -> tuple[int, ...]:
     """How many of these tensors each file of the source holds."""
     return tuple(sum(source.file_of(tensor.info) is file for tensor in tensors) for file in source.files)

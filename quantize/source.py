@@ -32,7 +32,7 @@ OLD_NAME = re.compile(r"(\.ggml\w*)?([.-]q\d\w*|[.-]f(16|32))?\.(bin|ggml)", re.
 
 
 @dataclass(frozen=True)
-class Model:
+class OpenedModel:
     """An opened model.
 
     name:             the components of its file name.
@@ -52,7 +52,7 @@ class Model:
         return (*self.notes, *self.vocabulary_notes, *(f"{key}: {text}" for key, text in left.items()))
 
 
-def open_model(path: Path, vocabulary: Metadata | None = None) -> Model:
+def open_model(path: Path, vocabulary: Metadata | None = None) -> OpenedModel:
     """Open a model by its first bytes. vocabulary: `tokenizer.*` keys to put in the place of the file's.
 
     Raises what `open_gguf_set` and `open_ggml` raise; Malformed for an old file that is no whole Llama model.
@@ -65,13 +65,13 @@ def open_model(path: Path, vocabulary: Metadata | None = None) -> Model:
     return replace(model, files=replace(files, metadata={**kept, **vocabulary}), vocabulary_notes=())
 
 
-def _open(path: Path) -> Model:
+def _open(path: Path) -> OpenedModel:
     if path.is_dir():
         raise Usage("is a folder", where=path, fix="Pass a GGUF file; gguf-convert takes model folders.")
     if not is_ggml(path):
         # Stores that name files by their hash leave out the ending.
         name = parse(path.name if path.name.endswith(SUFFIX) else path.name + SUFFIX)
-        return Model(open_gguf_set(path), replace(name, shard=None))
+        return OpenedModel(open_gguf_set(path), replace(name, shard=None))
     file = open_ggml(path)
     gguf = Gguf(path, GGUF_VERSION, ALIGNMENT, {}, {}, 0, file.size, file.fd)
     try:
@@ -81,7 +81,7 @@ def _open(path: Path) -> Model:
         raise
 
 
-def _old_model(file: GgmlFile, gguf: Gguf) -> Model:
+def _old_model(file: GgmlFile, gguf: Gguf) -> OpenedModel:
     tensors = _renamed(file)
     heads, keys = _sizes(file, tensors)
     name = old_name(file.path.name)
@@ -100,7 +100,7 @@ def _old_model(file: GgmlFile, gguf: Gguf) -> Model:
     if not file.variant.scores:
         notes.append("ggml files have no scores of tokens, so that texts are split badly: pass --tokenizer FOLDER")
     grouped = (f"{heads} query heads share a key-value head, by the shape of attn_k",) if heads > 1 else ()
-    return Model(GgufSet.of(opened), name, _assumed(), tuple(notes), grouped)
+    return OpenedModel(GgufSet.of(opened), name, _assumed(), tuple(notes), grouped)
 
 
 def _assumed() -> Mapping[str, str]:

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.container.layout import rows_of
 from ggufsmith.container.reader import Gguf
 from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.dequantize.detect import detect
+from ggufsmith.convert.dequantize.scheme import DequantizedTensor
+from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.lora.merge import merge
 from ggufsmith.convert.lora.peft import open_adapter
-from ggufsmith.convert.sources.recognise import recognise
-from ggufsmith.convert.sources.scheme import Made
-from ggufsmith.convert.sources.store import Store, to_f32
-from ggufsmith.quantize.stream import rows_of
 
 Q, K, V = (f"model.layers.0.self_attn.{name}_proj" for name in "qkv")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -30,7 +30,7 @@ def dense(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
             out = np.full((rows, width), np.nan, np.float32)
             for first in range(0, rows, 67):
                 last = min(first + 67, rows)
-                if isinstance(source, Made):
+                if isinstance(source, DequantizedTensor):
                     source.weights.rows(store, first, last, out[first:last])
                 else:
                     out[first:last] = to_f32(store.rows(source, first, last), source.dtype)
@@ -39,7 +39,7 @@ def dense(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
 
 
 def opened(folder: Path) -> Checkpoint:
-    return recognise(open_checkpoint(folder), Config.of_folder(folder))
+    return detect(open_checkpoint(folder), Config.of_folder(folder))
 
 
 def merged(base: Path, *folders: tuple[Path, float]) -> dict[str, NDArray[np.float32]]:

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.sources.recognise import recognise
-from ggufsmith.convert.sources.scheme import Made
-from ggufsmith.convert.sources.store import Store
-from ggufsmith.quantize.stream import rows_of
+from ggufsmith.convert.dequantize.detect import detect
+from ggufsmith.convert.dequantize.scheme import DequantizedTensor
+from ggufsmith.convert.dequantize.store import Store
 
 
 def recognised(folder: Path) -> Checkpoint:
-    return recognise(open_checkpoint(folder), Config.of_folder(folder))
+    return detect(open_checkpoint(folder), Config.of_folder(folder))
 
 
 def weights(folder: Path) -> dict[str, NDArray[Any]]:
@@ -23,7 +23,7 @@ def weights(folder: Path) -> dict[str, NDArray[Any]]:
     found = {}
     with recognised(folder) as checkpoint:
         for source in checkpoint.tensors.values():
-            if not isinstance(source, Made):
+            if not isinstance(source, DequantizedTensor):
                 continue
             rows, width = rows_of(source.shape)
             whole = read(source, checkpoint, 0, rows)
@@ -35,7 +35,7 @@ def weights(folder: Path) -> dict[str, NDArray[Any]]:
     return found
 
 
-def read(source: Made, checkpoint: Checkpoint, first: int, last: int) -> NDArray[np.float32]:
+def read(source: DequantizedTensor, checkpoint: Checkpoint, first: int, last: int) -> NDArray[np.float32]:
     out = np.full((last - first, rows_of(source.shape)[1]), np.nan, np.float32)
     with np.errstate(all="ignore"):
         source.weights.rows(Store(checkpoint), first, last, out)

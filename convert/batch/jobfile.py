@@ -52,7 +52,7 @@ from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.naming.filename import parse
 from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.quantize.budget import Budget, budget_of
-from ggufsmith.quantize.recipes.assign import Options, Recipe
+from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
 from ggufsmith.quantize.requantize import parse_override
@@ -64,7 +64,7 @@ OUTTYPES = ("f32", "f16", "bf16")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedOutput:
     """One output. label: as the job file has it; recipe: None for an unquantized output.
 
     path:   the name that the model would have in one file. lora: instead, if it is an adapter, which of a model on a
@@ -80,7 +80,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Model:
+class JobModel:
     """One model of a job.
 
     place:     FILE:LINE.
@@ -95,12 +95,12 @@ class Model:
     place: str
     source: Path
     folder: Path
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[WantedOutput, ...]
     settings: Mapping[str, Any]
     imatrix: Path | None = None
     metadata: Path | None = None
     limits: Limits = field(default_factory=Limits)
-    options: Options = field(default_factory=Options)
+    options: TypeOptions = field(default_factory=TypeOptions)
     lora: tuple[tuple[Path, float], ...] = ()
     base: Path | None = None
     tokenizer: Path | None = None
@@ -129,7 +129,7 @@ class JobFile:
 
     path: Path
     output: Path
-    models: tuple[Model, ...]
+    models: tuple[JobModel, ...]
 
 
 def read_job(path: Path, environment: Mapping[str, str], shard: tuple[int, int] = (1, 1)) -> JobFile:
@@ -186,7 +186,7 @@ class _Reader(Tables):
 
     # ---- models ----
 
-    def model(self, place: str, said: Mapping[str, Said], output: Path) -> Model | None:
+    def model(self, place: str, said: Mapping[str, Said], output: Path) -> JobModel | None:
         """One model; None if there is no source to speak of."""
         if "source" not in said:
             self.wrong(place, "source is missing: the model")
@@ -212,7 +212,7 @@ class _Reader(Tables):
             wanted = named_as_adapter(wanted)
         options = self.options(values, wanted)
         self.check_settings(None if hub else source, values, output)
-        return Model(
+        return JobModel(
             name,
             place,
             source,
@@ -279,7 +279,7 @@ class _Reader(Tables):
             if said[key].value and not said["imatrix"].value:
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
 
-    def wanted(self, said: Mapping[str, Said], folder: Path) -> Iterator[Wanted]:
+    def wanted(self, said: Mapping[str, Said], folder: Path) -> Iterator[WantedOutput]:
         """The outputs, unquantized ones first."""
         pattern: str = said["file"].value
         if not _is_component(pattern) or not pattern.endswith(SUFFIX):
@@ -294,17 +294,17 @@ class _Reader(Tables):
 
         for text in said["outtypes"].value:
             if text.lower() in OUTTYPES:
-                yield Wanted(text.lower(), None, *paths(text))
+                yield WantedOutput(text.lower(), None, *paths(text))
             else:
                 self.wrong(said["outtypes"].place, *unknown("output type", text, OUTTYPES))
         for text, recipe in self.pairs(said["recipes"], lambda text: recipe_of(text, self.document.path.parent)):
-            yield Wanted(text, recipe, *paths(recipe.name))
+            yield WantedOutput(text, recipe, *paths(recipe.name))
         for text, budget in self.pairs(said["target_size"], lambda text: budget_of(text, None)):
-            yield Wanted(text, None, *paths(f"Q{text}".replace(".", "_")), budget)
+            yield WantedOutput(text, None, *paths(f"Q{text}".replace(".", "_")), budget)
         for bits, budget in self.pairs(said["target_bpw"], lambda bits: budget_of(None, bits)):
-            yield Wanted(f"{bits:g} bpw", None, *paths(f"Q{bits:g}BPW".replace(".", "_")), budget)
+            yield WantedOutput(f"{bits:g} bpw", None, *paths(f"Q{bits:g}BPW".replace(".", "_")), budget)
 
-    def options(self, said: Mapping[str, Said], wanted: Sequence[Wanted]) -> Options:
+    def options(self, said: Mapping[str, Said], wanted: Sequence[WantedOutput]) -> TypeOptions:
         """The options that choose types."""
         output, embedding = (
             self.tried(said[key].place, partial(format_of, said[key].value)) if said[key].value else None
@@ -312,8 +312,8 @@ class _Reader(Tables):
         )
         overrides = self.each(said["tensor_types"], lambda text: override_of(text, f"tensor_types {text}"))
         pure, leave = said["pure"].value, said["leave_output_tensor"].value
-        options = Options(pure, leave, output, embedding, tuple(overrides))
-        if options != Options() and any(each.budget for each in wanted):
+        options = TypeOptions(pure, leave, output, embedding, tuple(overrides))
+        if options != TypeOptions() and any(each.budget for each in wanted):
             key = "target_size" if said["target_size"].value else "target_bpw"
             self.wrong(said[key].place, f"{key} chooses every type, and so do pure, tensor_types and their like")
         recipes = [each.recipe for each in wanted if each.recipe]
@@ -374,7 +374,7 @@ class _Reader(Tables):
 
     # ---- models together ----
 
-    def check_conflicts(self, models: Sequence[Model]) -> None:
+    def check_conflicts(self, models: Sequence[JobModel]) -> None:
         """No file is written twice, and none that is read is written."""
         read = (path for model in models for path in (model.source, model.imatrix, model.metadata) if path)
         inputs = {_same(path): path for path in read}
@@ -396,12 +396,12 @@ class _Reader(Tables):
                     self.wrong(model.place, f"writes {path}, {other}")
 
 
-def named_as_adapter(wanted: Sequence[Wanted]) -> tuple[Wanted, ...]:
+def named_as_adapter(wanted: Sequence[WantedOutput]) -> tuple[WantedOutput, ...]:
     """What an adapter becomes is called so in its file's name."""
     return tuple(replace(each, path=each.lora) for each in wanted)
 
 
-def state_path(model: Model) -> Path:
+def state_path(model: JobModel) -> Path:
     """Where it is recorded which outputs of a model are finished."""
     return model.folder / f".{model.name}.batch.json"
 

@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import replace
 
 from ggufsmith.container.errors import Unsupported
-from ggufsmith.convert.batch.jobfile import Model, named_as_adapter
+from ggufsmith.convert.batch.jobfile import JobModel, named_as_adapter
 from ggufsmith.convert.checkpoint import LocalFiles, Opener
 from ggufsmith.convert.lora.peft import lists_adapter
 
 
-def pinned(model: Model) -> Model:
+def pinned(model: JobModel) -> JobModel:
     """A model on a hub at the commit that its revision is now, its outputs named as what it is; any other as it is."""
     if model.hub is None:
         return model
@@ -23,8 +23,8 @@ def pinned(model: Model) -> Model:
 
 @contextmanager
 def located(
-    model: Model, *, plan: bool, told: Callable[[int], None] = lambda size: None
-) -> Iterator[tuple[Model, Opener]]:
+    model: JobModel, *, plan: bool, told: Callable[[int], None] = lambda size: None
+) -> Iterator[tuple[JobModel, Opener]]:
     """The model with its folder, and how its weights are read.
 
     plan: for the plan alone the headers of the weights are enough; pickled ones are downloaded all the same.

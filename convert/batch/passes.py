@@ -11,21 +11,24 @@ from typing import Any, Self
 
 from gguf.constants import Keys
 
+from ggufsmith.container.layout import rows_of
 from ggufsmith.container.values import string
 from ggufsmith.convert import quantized
 from ggufsmith.convert import run as conversion
-from ggufsmith.convert.batch.jobfile import Model, Wanted
+from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput
 from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener
-from ggufsmith.convert.execute import Converted, Elsewhere, read_ahead
+from ggufsmith.convert.dequantize import store
+from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.hub.ahead import BLOCK, KEPT
 from ggufsmith.convert.lora.merge import Updated
 from ggufsmith.convert.lora.steps import LowRank
-from ggufsmith.convert.sources import store
-from ggufsmith.convert.sources.scheme import Made
+from ggufsmith.convert.tensors import CheckpointOpening, ConvertedTensor, read_ahead
 from ggufsmith.convert.vocabulary import vocabulary_of
+from ggufsmith.pipeline.outputs import ClusterWork, OutputFile, Written, write_outputs
+from ggufsmith.pipeline.stream import CHUNK, Opening, RowSource
 from ggufsmith.quantize import requantize
-from ggufsmith.quantize.outputs import Cluster, Output, Quantized, Written, write_outputs
-from ggufsmith.quantize.stream import CHUNK, Opening, Tensor, rows_of
+from ggufsmith.quantize.encoder import GGML
+from ggufsmith.quantize.outputs import QuantizedFile
 
 # Memory, measured as peaks of whole processes: the interpreter with numpy, numba and the loaded kernels; what the
 # kernels and samples of all types take where a budget chooses among them; what is read ahead of a stream; and, of what
@@ -46,10 +49,10 @@ class Pass:
     opening: the tensors, for workers of a cluster.
     """
 
-    model: Model
-    wanted: tuple[Wanted, ...]
-    outputs: tuple[Output, ...]
-    tensors: tuple[Tensor, ...]
+    model: JobModel
+    wanted: tuple[WantedOutput, ...]
+    outputs: tuple[OutputFile, ...]
+    tensors: tuple[RowSource, ...]
     source: AbstractContextManager[Any]
     inputs: tuple[Path, ...]
     notes: tuple[str, ...]
@@ -89,20 +92,20 @@ class Pass:
         )
 
 
-def fixed(model: Model, wanted: Sequence[Wanted]) -> int:
+def fixed(model: JobModel, wanted: Sequence[WantedOutput]) -> int:
     """The part of `Pass.memory` that is known before anything is planned."""
     measuring = MEASURING if any(each.budget for each in wanted) else 0
     return measuring + (STREAMING if model.hub and model.settings["stream"] else 0)
 
 
-def _factors(tensors: Sequence[Tensor], threads: int) -> int:
+def _factors(tensors: Sequence[RowSource], threads: int) -> int:
     """What the low-rank factors of a merge take: some stay, as float32, and each thread may be at another one."""
     updates = (
         step.update
         for tensor in tensors
-        if isinstance(tensor, Converted)
+        if isinstance(tensor, ConvertedTensor)
         for source in tensor.output.sources
-        if isinstance(source, Made) and isinstance(source.weights, Updated)
+        if isinstance(source, DequantizedTensor) and isinstance(source.weights, Updated)
         for step in source.weights.steps
         if isinstance(step, LowRank)
     )
@@ -111,7 +114,7 @@ def _factors(tensors: Sequence[Tensor], threads: int) -> int:
 
 
 def prepare(
-    model: Model, wanted: Sequence[Wanted], open_files: Opener = LocalFiles, *, threads: int | None = None
+    model: JobModel, wanted: Sequence[WantedOutput], open_files: Opener = LocalFiles, *, threads: int | None = None
 ) -> Pass:
     """Plan these outputs of a model. Raises what is wrong with it. open_files: see `checkpoint.Checkpoint`.
 
@@ -137,40 +140,41 @@ def run(
     planned.model.folder.mkdir(parents=True, exist_ok=True)
     scheduler = planned.model.settings["scheduler"]
     if isinstance(planned.source, Checkpoint):
-        read_ahead(planned.source, [tensor for tensor in planned.tensors if isinstance(tensor, Converted)])
+        read_ahead(planned.source, [tensor for tensor in planned.tensors if isinstance(tensor, ConvertedTensor)])
     return write_outputs(
         planned.tensors,
         planned.outputs,
+        encoder=GGML,
         inputs=planned.inputs,
         threads=threads,
         sync=sync,
         resume=True,
-        cluster=Cluster(scheduler, planned.opening) if scheduler else None,
+        cluster=ClusterWork(scheduler, planned.opening) if scheduler else None,
         advance=advance,
         loaded=loaded,
     )
 
 
-def types_of(output: Output) -> dict[str, int]:
+def types_of(output: OutputFile) -> dict[str, int]:
     """How many tensors have each format, the most frequent first."""
     return dict(Counter(spec.format.name for spec in output.shards.whole.tensors).most_common())
 
 
-def bits_per_weight(output: Output) -> float:
+def bits_per_weight(output: OutputFile) -> float:
     specs = output.shards.whole.tensors
     return 8 * sum(spec.nbytes for spec in specs) / max(sum(math.prod(spec.shape) for spec in specs), 1)
 
 
-def fallbacks_of(output: Output) -> tuple[str, ...]:
+def fallbacks_of(output: OutputFile) -> tuple[str, ...]:
     """Tensors that could not have the type of their rule."""
-    return tuple(each.tensor.name for each in output.plan.fallbacks) if isinstance(output, Quantized) else ()
+    return tuple(each.tensor.name for each in output.plan.fallbacks) if isinstance(output, QuantizedFile) else ()
 
 
-def notes_of(output: Output) -> tuple[str, ...]:
-    return tuple(output.plan.notes()) if isinstance(output, Quantized) else ()
+def notes_of(output: OutputFile) -> tuple[str, ...]:
+    return tuple(output.plan.notes()) if isinstance(output, QuantizedFile) else ()
 
 
-def _solved(model: Model, wanted: Wanted, open_files: Opener, threads: int | None) -> Wanted:
+def _solved(model: JobModel, wanted: WantedOutput, open_files: Opener, threads: int | None) -> WantedOutput:
     """With the recipe that fits its budget best, if it has one and no recipe yet."""
     if wanted.budget is None or wanted.recipe is not None:
         return wanted
@@ -182,7 +186,7 @@ def _solved(model: Model, wanted: Wanted, open_files: Opener, threads: int | Non
     return replace(wanted, recipe=replace(solved.recipe, name=wanted.label))
 
 
-def _conversion(model: Model, open_files: Opener) -> conversion.Job:
+def _conversion(model: JobModel, open_files: Opener) -> conversion.Job:
     said = model.settings
     return conversion.Job(
         folder=model.source,
@@ -196,12 +200,12 @@ def _conversion(model: Model, open_files: Opener) -> conversion.Job:
     )
 
 
-def _of_checkpoint(model: Model, wanted: Sequence[Wanted], open_files: Opener) -> Pass:
+def _of_checkpoint(model: JobModel, wanted: Sequence[WantedOutput], open_files: Opener) -> Pass:
     job = _conversion(model, open_files)
     plain = [each for each in wanted if each.recipe is None]
     recipes = [each for each in wanted if each.recipe is not None]
     conversions = [conversion.prepare(replace(job, outtype=each.label)) for each in plain]
-    outputs: list[Output] = [each.output for each in conversions]
+    outputs: list[OutputFile] = [each.output for each in conversions]
     notes: tuple[str, ...] = ()
     if recipes:
         prepared = quantized.prepare(job, _quantization(model, recipes))
@@ -218,11 +222,11 @@ def _of_checkpoint(model: Model, wanted: Sequence[Wanted], open_files: Opener) -
         last.checkpoint,
         (*last.checkpoint.files, *([model.imatrix] if model.imatrix else [])),
         notes or last.notes,
-        Elsewhere(last.checkpoint, tensors),
+        CheckpointOpening(last.checkpoint, tensors),
     )
 
 
-def _quantization(model: Model, wanted: Sequence[Wanted]) -> quantized.Quantization:
+def _quantization(model: JobModel, wanted: Sequence[WantedOutput]) -> quantized.Quantization:
     said = model.settings
     return quantized.Quantization(
         recipes=tuple(each.recipe for each in wanted if each.recipe),
@@ -234,7 +238,7 @@ def _quantization(model: Model, wanted: Sequence[Wanted]) -> quantized.Quantizat
     )
 
 
-def _requantization(model: Model, wanted: Sequence[Wanted]) -> requantize.Job:
+def _requantization(model: JobModel, wanted: Sequence[WantedOutput]) -> requantize.Job:
     said = model.settings
     vocabulary, notes = vocabulary_of(model.source, model.tokenizer) if model.tokenizer else (None, ())
     named = {Keys.General.NAME: string(said["model_name"])} if said["model_name"] else {}
@@ -256,7 +260,7 @@ def _requantization(model: Model, wanted: Sequence[Wanted]) -> requantize.Job:
     )
 
 
-def _of_file(model: Model, wanted: Sequence[Wanted]) -> Pass:
+def _of_file(model: JobModel, wanted: Sequence[WantedOutput]) -> Pass:
     prepared = requantize.prepare(_requantization(model, wanted))
     opening = requantize.elsewhere(prepared)
     return Pass(
@@ -271,7 +275,7 @@ def _of_file(model: Model, wanted: Sequence[Wanted]) -> Pass:
     )
 
 
-def _ordered(output: Output, names: Sequence[str]) -> Output:
+def _ordered(output: OutputFile, names: Sequence[str]) -> OutputFile:
     """The output with its layout listing the tensors in this order; every byte keeps its place in the files."""
     whole = output.shards.whole
     places = {spec.name: k for k, spec in enumerate(whole.tensors)}

@@ -15,7 +15,7 @@ from ggufsmith.container.disk import check_space, remove_leftover
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.convert.batch.extras import check_extras, write_extras
-from ggufsmith.convert.batch.jobfile import JobFile, Model, Wanted
+from ggufsmith.convert.batch.jobfile import JobFile, JobModel, WantedOutput
 from ggufsmith.convert.batch.located import located, pinned
 from ggufsmith.convert.batch.passes import (
     PROCESS,
@@ -30,15 +30,15 @@ from ggufsmith.convert.batch.passes import (
 )
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.state import (
-    File,
-    Made,
+    FinishedFile,
+    FinishedOutput,
     Record,
     extras_fingerprint,
     fingerprints,
     finished,
     write_record,
 )
-from ggufsmith.quantize.threads import available_cores
+from ggufsmith.pipeline.parallel import available_cores
 
 PATIENCE = 8.0  # seconds that an interrupted job waits for its threads; a flush to a slow disk can take longer
 THREAD = "ggufsmith batch"
@@ -46,7 +46,7 @@ TICK = 0.2  # seconds between looks at signals, which Windows does not deliver t
 
 
 @dataclass(frozen=True)
-class Options:
+class BatchOptions:
     """memory, disk: bytes, of the whole process, and of the outputs in the making at one time.
 
     side_by_side: models at one time. threads: of each; None takes every core.
@@ -77,7 +77,7 @@ class Watcher:
     def begun(self, draft: "Draft") -> None:
         """Its pass begins."""
 
-    def advanced(self, model: Model, weights: int) -> None:
+    def advanced(self, model: JobModel, weights: int) -> None:
         """So many more weights of it are done."""
 
     def loaded(self, seconds: float) -> None:
@@ -95,10 +95,10 @@ class Draft:
     memory: see `Pass.memory`; threads: as many as the budget allows; weights: of the model.
     """
 
-    model: Model
+    model: JobModel
     record: Record
-    wanted: tuple[Wanted, ...]
-    made: tuple[Made, ...] = ()
+    wanted: tuple[WantedOutput, ...]
+    made: tuple[FinishedOutput, ...] = ()
     memory: int = 0
     threads: int = 1
     weights: int = 0
@@ -110,13 +110,13 @@ class Draft:
         return sum(made.size for made in self.made)
 
 
-class Stopped(BaseException):
+class JobStopped(BaseException):
     """Raised in the threads of a job that ends early."""
 
 
 def plan_job(
     job: JobFile,
-    options: Options,
+    options: BatchOptions,
     watch: Watcher,
     look: Callable[[Draft, Pass], None] = lambda draft, planned: None,
     *,
@@ -148,7 +148,7 @@ def plan_job(
     return drafts, outcomes
 
 
-def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outcome]) -> None:
+def run_job(job: JobFile, options: BatchOptions, watch: Watcher, outcomes: list[Outcome]) -> None:
     """Make everything that is missing. What becomes of each model is added to `outcomes`, also if this is interrupted.
 
     NoSpace if the disk cannot hold all of it, unless `options.disk` says that somebody makes room.
@@ -171,7 +171,7 @@ def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outco
         outcomes.sort(key=lambda outcome: order[outcome.model.key])
 
 
-def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) -> Draft:
+def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, Pass], None]) -> Draft:
     model = pinned(model)
     plans = fingerprints(model, by_content=options.by_content)
     record = finished(model, plans, verify=options.verify)
@@ -203,20 +203,20 @@ def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) 
     return draft
 
 
-def _check_memory(model: Model, needed: int, options: Options) -> None:
+def _check_memory(model: JobModel, needed: int, options: BatchOptions) -> None:
     if options.memory is not None and PROCESS + needed > options.memory:
         what = f"needs about {PROCESS + needed} bytes of memory, the budget is {options.memory}"
         raise Failure(what, where=model.source, fix="Raise --max-memory.")
 
 
-def _drafted(planned: Pass, plans: Mapping[str, str]) -> tuple[Made, ...]:
+def _drafted(planned: Pass, plans: Mapping[str, str]) -> tuple[FinishedOutput, ...]:
     """The outputs of a pass, without hashes."""
     return tuple(
-        Made(
+        FinishedOutput(
             wanted.label,
             plans[wanted.label],
             tuple(
-                File(path.name, layout.size, "")
+                FinishedFile(path.name, layout.size, "")
                 for path, layout in zip(output.paths, output.shards.shards, strict=True)
             ),
             bits_per_weight(output),
@@ -238,7 +238,7 @@ def above(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
-def _check_disk(job: JobFile, drafts: Sequence[Draft], options: Options) -> None:
+def _check_disk(job: JobFile, drafts: Sequence[Draft], options: BatchOptions) -> None:
     if drafts and options.disk is None:
         needed = sum(max(draft.size - _held(draft), 0) for draft in drafts)
         check_space(above(job.output) / "outputs", needed)
@@ -260,7 +260,7 @@ def _partials(draft: Draft) -> Iterator[Path]:
 class _Runner:
     """Starts what fits into the budgets, in the order of the job, and waits for it."""
 
-    options: Options
+    options: BatchOptions
     watch: Watcher
     outcomes: list[Outcome]
     running: dict[Path, Draft] = field(default_factory=dict)
@@ -325,7 +325,7 @@ class _Runner:
         model, started = draft.model, time.perf_counter()
         try:
             made, notes = self.make(draft)
-        except Stopped:
+        except JobStopped:
             return Outcome(model, "interrupted", draft.record.outputs, seconds=time.perf_counter() - started)
         except Exception as error:  # a bug in one model's way does not end the night
             seconds = time.perf_counter() - started
@@ -336,7 +336,7 @@ class _Runner:
         new = frozenset(each.label for each in draft.wanted)
         return Outcome(model, "done", made, new, notes, time.perf_counter() - started, draft.weights)
 
-    def make(self, draft: Draft) -> tuple[tuple[Made, ...], tuple[str, ...]]:
+    def make(self, draft: Draft) -> tuple[tuple[FinishedOutput, ...], tuple[str, ...]]:
         """All outputs of the model, and the notes."""
         model = draft.model
 
@@ -365,13 +365,15 @@ class _Runner:
 
     def check(self) -> None:
         if self.stop.is_set():
-            raise Stopped
+            raise JobStopped
 
 
-def _finish(model: Model, outputs: Sequence[Made], check: Callable[[], None] = lambda: None) -> tuple[Made, ...]:
+def _finish(
+    model: JobModel, outputs: Sequence[FinishedOutput], check: Callable[[], None] = lambda: None
+) -> tuple[FinishedOutput, ...]:
     """Hash what has no hash yet, write what stands beside the outputs, the record last. check: called now and then."""
 
-    def hashed(file: File) -> File:
+    def hashed(file: FinishedFile) -> FinishedFile:
         return replace(file, sha256=file.sha256 or file_sha256(model.folder / file.name, lambda size: check()))
 
     done = tuple(replace(made, files=tuple(map(hashed, made.files))) for made in outputs)

@@ -20,7 +20,7 @@ WEIGHTS: tuple[Input, ...] = ("model", "file")
 
 
 @dataclass(frozen=True)
-class Key:
+class JobKey:
     """One key.
 
     kind:    a string, strings (or a single one), a boolean, a whole number from 1 on, numbers (or a single one).
@@ -38,53 +38,57 @@ class Key:
     decides: bool = False
 
 
-SETTINGS: Mapping[str, Key] = {
-    "extends": Key("Settings of this name, [sets.NAME], come before the defaults."),
-    "recipes": Key(
+SETTINGS: Mapping[str, JobKey] = {
+    "extends": JobKey("Settings of this name, [sets.NAME], come before the defaults."),
+    "recipes": JobKey(
         "File types, or recipe files (.toml, .yaml), relative to the job file.", "texts", (), inputs=WEIGHTS
     ),
-    "outtypes": Key("Unquantized outputs of a checkpoint: f32, f16, bf16.", "texts", (), inputs=CHECKPOINT),
-    "target_size": Key("Outputs of these sizes, such as 4.5GiB; their types are chosen.", "texts", (), inputs=WEIGHTS),
-    "target_bpw": Key("Outputs of so many bits per weight; their types are chosen.", "numbers", (), inputs=WEIGHTS),
-    "lora": Key("PEFT adapters to merge: FOLDER, or FOLDER:FACTOR.", "texts", (), inputs=("model",)),
-    "base": Key("Folder of the base model of an adapter, if not where it says.", inputs=("adapter",)),
-    "tokenizer": Key("Folder with the vocabulary, instead of that in the file.", fields=(MODEL,), inputs=("file",)),
-    "imatrix": Key("Importance matrix, GGUF or .dat.", fields=(MODEL,), inputs=WEIGHTS),
-    "include_weights": Key("Use it only for tensors with these names.", "texts", (), inputs=WEIGHTS, decides=True),
-    "exclude_weights": Key("Do not use it for tensors with these names.", "texts", (), inputs=WEIGHTS, decides=True),
-    "pure": Key("One type for all matrices, no mixture.", "flag", False, inputs=WEIGHTS, decides=True),
-    "leave_output_tensor": Key("Keep output.weight as it is.", "flag", False, inputs=WEIGHTS, decides=True),
-    "output_tensor_type": Key("Type of output.weight.", inputs=WEIGHTS, decides=True),
-    "token_embedding_type": Key("Type of the token embeddings.", inputs=WEIGHTS, decides=True),
-    "tensor_types": Key("REGEX=TYPE, for tensors with such names.", "texts", (), inputs=WEIGHTS, decides=True),
-    "strict": Key("Fail if a tensor cannot have the type of its rule.", "flag", False),
-    "allow_requantize": Key("Quantize what is quantized already; the errors add up.", "flag", False),
-    "prune_layers": Key("Leave out these layers.", "numbers", (), inputs=("file",), decides=True),
-    "override_kv": Key("KEY=TYPE:VALUE, sets a metadata key.", "texts", (), inputs=("file",), decides=True),
-    "pre": Key("The pre-tokenizer, if its structure is not recognised.", inputs=("model",), decides=True),
-    "model_name": Key("general.name, instead of the folder's.", decides=True),
-    "metadata": Key("JSON file of general.* keys that override.", fields=(MODEL,), inputs=CHECKPOINT),
-    "folder": Key("Folder of the outputs, in the output folder.", default="{model}", fields=(MODEL,)),
-    "file": Key("Name of an output.", default="{model}-{encoding}.gguf", fields=(MODEL, ENCODING)),
-    "shard_size": Key("Split outputs into shards of at most this size, such as 4G.", decides=True),
-    "shard_tensors": Key("Split outputs into shards of at most so many tensors.", "number", 0, decides=True),
-    "no_tensor_first_split": Key("Of several shards, the first gets the metadata only.", "flag", False, decides=True),
-    "keep_split": Key("As many shards as the source has.", "flag", False, inputs=("file",), decides=True),
-    "checksums": Key("Name of the file of SHA-256 sums; empty for none.", default="SHA256SUMS", fields=(MODEL,)),
-    "card": Key("Name of the model card, such as README.md; empty for none.", fields=(MODEL,)),
-    "repo": Key("For the card: where the files will be published, org/name-GGUF.", fields=(MODEL,)),
-    "base_model": Key("For the card: what they were made from, org/name.", fields=(MODEL,)),
-    "author": Key("For the card: who quantized them."),
-    "stream": Key("Read the weights of a model on a hub by ranges, and do not store them.", "flag", False),
-    "scheduler": Key("Work on the Dask cluster at this address, tcp://HOST:8786."),
+    "outtypes": JobKey("Unquantized outputs of a checkpoint: f32, f16, bf16.", "texts", (), inputs=CHECKPOINT),
+    "target_size": JobKey(
+        "Outputs of these sizes, such as 4.5GiB; their types are chosen.", "texts", (), inputs=WEIGHTS
+    ),
+    "target_bpw": JobKey("Outputs of so many bits per weight; their types are chosen.", "numbers", (), inputs=WEIGHTS),
+    "lora": JobKey("PEFT adapters to merge: FOLDER, or FOLDER:FACTOR.", "texts", (), inputs=("model",)),
+    "base": JobKey("Folder of the base model of an adapter, if not where it says.", inputs=("adapter",)),
+    "tokenizer": JobKey("Folder with the vocabulary, instead of that in the file.", fields=(MODEL,), inputs=("file",)),
+    "imatrix": JobKey("Importance matrix, GGUF or .dat.", fields=(MODEL,), inputs=WEIGHTS),
+    "include_weights": JobKey("Use it only for tensors with these names.", "texts", (), inputs=WEIGHTS, decides=True),
+    "exclude_weights": JobKey("Do not use it for tensors with these names.", "texts", (), inputs=WEIGHTS, decides=True),
+    "pure": JobKey("One type for all matrices, no mixture.", "flag", False, inputs=WEIGHTS, decides=True),
+    "leave_output_tensor": JobKey("Keep output.weight as it is.", "flag", False, inputs=WEIGHTS, decides=True),
+    "output_tensor_type": JobKey("Type of output.weight.", inputs=WEIGHTS, decides=True),
+    "token_embedding_type": JobKey("Type of the token embeddings.", inputs=WEIGHTS, decides=True),
+    "tensor_types": JobKey("REGEX=TYPE, for tensors with such names.", "texts", (), inputs=WEIGHTS, decides=True),
+    "strict": JobKey("Fail if a tensor cannot have the type of its rule.", "flag", False),
+    "allow_requantize": JobKey("Quantize what is quantized already; the errors add up.", "flag", False),
+    "prune_layers": JobKey("Leave out these layers.", "numbers", (), inputs=("file",), decides=True),
+    "override_kv": JobKey("KEY=TYPE:VALUE, sets a metadata key.", "texts", (), inputs=("file",), decides=True),
+    "pre": JobKey("The pre-tokenizer, if its structure is not recognised.", inputs=("model",), decides=True),
+    "model_name": JobKey("general.name, instead of the folder's.", decides=True),
+    "metadata": JobKey("JSON file of general.* keys that override.", fields=(MODEL,), inputs=CHECKPOINT),
+    "folder": JobKey("Folder of the outputs, in the output folder.", default="{model}", fields=(MODEL,)),
+    "file": JobKey("Name of an output.", default="{model}-{encoding}.gguf", fields=(MODEL, ENCODING)),
+    "shard_size": JobKey("Split outputs into shards of at most this size, such as 4G.", decides=True),
+    "shard_tensors": JobKey("Split outputs into shards of at most so many tensors.", "number", 0, decides=True),
+    "no_tensor_first_split": JobKey(
+        "Of several shards, the first gets the metadata only.", "flag", False, decides=True
+    ),
+    "keep_split": JobKey("As many shards as the source has.", "flag", False, inputs=("file",), decides=True),
+    "checksums": JobKey("Name of the file of SHA-256 sums; empty for none.", default="SHA256SUMS", fields=(MODEL,)),
+    "card": JobKey("Name of the model card, such as README.md; empty for none.", fields=(MODEL,)),
+    "repo": JobKey("For the card: where the files will be published, org/name-GGUF.", fields=(MODEL,)),
+    "base_model": JobKey("For the card: what they were made from, org/name.", fields=(MODEL,)),
+    "author": JobKey("For the card: who quantized them."),
+    "stream": JobKey("Read the weights of a model on a hub by ranges, and do not store them.", "flag", False),
+    "scheduler": JobKey("Work on the Dask cluster at this address, tcp://HOST:8786."),
 }
-MODELS: Mapping[str, Key] = {
-    "source": Key(
+MODELS: Mapping[str, JobKey] = {
+    "source": JobKey(
         "A model or adapter folder, a GGUF or old GGML file, relative to the job file; or hf://org/name, "
         "modelscope://org/name."
     ),
-    "revision": Key("Branch, tag or commit on the hub."),
-    "name": Key("{model} in names; by default that of the source."),
+    "revision": JobKey("Branch, tag or commit on the hub."),
+    "name": JobKey("{model} in names; by default that of the source."),
     **SETTINGS,
 }
 # Options of gguf-convert and gguf-quant that no key stands for -> why.
@@ -101,7 +105,7 @@ KEYLESS: Mapping[str, str] = {
     "--threads, --no-sync, --dry-run, --json, --quiet": "they are options of the command",
     "--resume, --no-overwrite": "a job always resumes, and replaces what is out of date",
 }
-OUTPUT = Key("Folder that everything is written into, relative to the job file.")
+OUTPUT = JobKey("Folder that everything is written into, relative to the job file.")
 TABLES = {
     "defaults": "Settings of every model that does not say otherwise.",
     "sets": "Named settings, to extend.",
@@ -136,7 +140,7 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _table(keys: Mapping[str, Key], about: str) -> dict[str, Any]:
+def _table(keys: Mapping[str, JobKey], about: str) -> dict[str, Any]:
     return {
         "type": "object",
         "description": about,
@@ -145,7 +149,7 @@ def _table(keys: Mapping[str, Key], about: str) -> dict[str, Any]:
     }
 
 
-def _value(key: Key) -> dict[str, Any]:
+def _value(key: JobKey) -> dict[str, Any]:
     text, number = {"type": "string"}, {"type": "number", "minimum": 0}
     kinds: Mapping[Kind, dict[str, Any]] = {
         "text": text,
@@ -158,7 +162,7 @@ def _value(key: Key) -> dict[str, Any]:
     return {"description": described(key), **kinds[key.kind], **default}
 
 
-def described(key: Key) -> str:
+def described(key: JobKey) -> str:
     """A sentence or two about a key."""
     fields = " and ".join(f"{{{field}}}" for field in key.fields)
     inputs = meant(key.inputs) if len(key.inputs) < len(INPUTS) else ""

@@ -19,7 +19,7 @@ from ggufsmith.container.errors import Failure
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import SHARD, SUFFIX
-from ggufsmith.convert.batch.jobfile import Model, Wanted, state_path
+from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput, state_path
 from ggufsmith.convert.batch.schema import SETTINGS
 from ggufsmith.naming.identity import hub_id, model_folder_name
 from ggufsmith.quantize.recipes.assign import Override, Recipe
@@ -29,7 +29,7 @@ CARD_KEYS = ("card", "checksums", "repo", "base_model", "author")
 
 
 @dataclass(frozen=True)
-class File:
+class FinishedFile:
     """name: in the model's folder. sha256: empty as long as it is not known."""
 
     name: str
@@ -38,7 +38,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Made:
+class FinishedOutput:
     """One finished output, for the record and for reports.
 
     label:  as the job file has it. plan: the fingerprint.
@@ -48,7 +48,7 @@ class Made:
 
     label: str
     plan: str
-    files: tuple[File, ...]
+    files: tuple[FinishedFile, ...]
     bits_per_weight: float
     types: Mapping[str, int]
     fallbacks: tuple[str, ...] = ()
@@ -63,11 +63,11 @@ class Made:
 class Record:
     """What is finished of a model. extras: the fingerprint of card and sums; empty if any of this is to be renewed."""
 
-    outputs: tuple[Made, ...] = ()
+    outputs: tuple[FinishedOutput, ...] = ()
     extras: str = ""
 
 
-def finished(model: Model, plans: Mapping[str, str], *, verify: bool = False) -> Record:
+def finished(model: JobModel, plans: Mapping[str, str], *, verify: bool = False) -> Record:
     """What of the record still holds for what is wanted now.
 
     plans: see `fingerprints`. verify: hash every file again.
@@ -87,7 +87,7 @@ def finished(model: Model, plans: Mapping[str, str], *, verify: bool = False) ->
     return Record(tuple(kept), record.extras if complete else "")
 
 
-def write_record(model: Model, record: Record) -> None:
+def write_record(model: JobModel, record: Record) -> None:
     """Put the record beside the outputs, at once or not at all."""
     content = {"made_by": f"ggufsmith {version('ggufsmith')}", **asdict(record)}
     replace_text(state_path(model), json.dumps(content, ensure_ascii=False, indent=1) + "\n", alone=True)
@@ -103,12 +103,12 @@ def _read(path: Path) -> tuple[Record, int]:
         return Record(), 0
 
 
-def _made(entry: Mapping[str, Any]) -> Made:
+def _made(entry: Mapping[str, Any]) -> FinishedOutput:
     lists = {key: tuple(entry[key]) for key in ("fallbacks", "notes")}
-    return Made(**{**entry, **lists, "files": tuple(File(**file) for file in entry["files"])})
+    return FinishedOutput(**{**entry, **lists, "files": tuple(FinishedFile(**file) for file in entry["files"])})
 
 
-def _untouched(path: Path, file: File, written: int) -> bool:
+def _untouched(path: Path, file: FinishedFile, written: int) -> bool:
     try:
         found = path.stat()
     except OSError:
@@ -116,21 +116,21 @@ def _untouched(path: Path, file: File, written: int) -> bool:
     return found.st_size == file.bytes and found.st_mtime_ns <= written
 
 
-def _same(path: Path, file: File) -> bool:
+def _same(path: Path, file: FinishedFile) -> bool:
     try:
         return path.stat().st_size == file.bytes and file_sha256(path) == file.sha256
     except (OSError, Failure):
         return False
 
 
-def _extras_there(model: Model) -> bool:
+def _extras_there(model: JobModel) -> bool:
     return all(path is None or path.is_file() for path in map(model.beside, ("card", "checksums")))
 
 
 # ---- what decides the bytes ----
 
 
-def fingerprints(model: Model, *, by_content: bool = False) -> dict[str, str]:
+def fingerprints(model: JobModel, *, by_content: bool = False) -> dict[str, str]:
     """label -> SHA-256 of all that decides the bytes and the name of that output.
 
     by_content: large inputs are hashed too, instead of being known by size and time.
@@ -146,7 +146,7 @@ def fingerprints(model: Model, *, by_content: bool = False) -> dict[str, str]:
     return {wanted.label: _digest({**common, **_wanted(wanted)}) for wanted in model.wanted}
 
 
-def extras_fingerprint(model: Model) -> str:
+def extras_fingerprint(model: JobModel) -> str:
     """What decides the card and the sums, besides the outputs."""
     return _digest({key: model.settings[key] for key in CARD_KEYS})
 
@@ -155,7 +155,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _wanted(wanted: Wanted) -> dict[str, Any]:
+def _wanted(wanted: WantedOutput) -> dict[str, Any]:
     return {
         "file": wanted.path.name,
         "outtype": None if wanted.recipe or wanted.budget else wanted.label,
@@ -174,7 +174,7 @@ def _override(rule: Override) -> list[Any]:
     return [rule.format.name, match, sorted(rule.roles), sorted(rule.names), layers]
 
 
-def _inputs(model: Model, by_content: bool) -> Iterator[list[Any]]:
+def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
     """Name and identity of every file that is read."""
     sources: Iterator[tuple[Path, Path]] = iter(())
     if model.hub:

@@ -24,7 +24,7 @@ from ggufsmith.convert.hub.ahead import CONNECTIONS, ReadAhead
 from ggufsmith.convert.hub.http import Ranges, Remote
 from ggufsmith.convert.hub.listing import Advance, Hub, HubFile, Listing
 from ggufsmith.convert.hub.names import MODELSCOPE, HubModel, Located
-from ggufsmith.quantize.threads import spread
+from ggufsmith.pipeline.parallel import parallel_map
 
 AT_ONCE = 4  # files that are downloaded side by side
 HEADER = 1 << 16  # bytes read of a safetensors file to begin with; most headers fit
@@ -32,7 +32,7 @@ SET_SPARSE = 0x900C4  # FSCTL_SET_SPARSE of Windows, where files are not sparse 
 Progress = Callable[[int], AbstractContextManager[Advance]]  # of the bytes to come -> told of bytes as they come
 
 
-class Stopped(Exception):
+class DownloadStopped(Exception):
     """Another thread failed, or the run was interrupted."""
 
 
@@ -140,17 +140,17 @@ def bring(hub: Hub, listing: Listing, files: Sequence[HubFile], progress: Progre
     def worker(stop: threading.Event) -> Callable[[HubFile], None]:
         def told(more: int) -> None:
             if stop.is_set():
-                raise Stopped
+                raise DownloadStopped
             advance(more)
 
         def work(file: HubFile) -> None:
-            with suppress(Stopped):
+            with suppress(DownloadStopped):
                 _bring(hub, listing, file, told)
 
         return work
 
     with progress(size) as advance:
-        spread(worker, missing, AT_ONCE)
+        parallel_map(worker, missing, AT_ONCE)
 
 
 def _bring(hub: Hub, listing: Listing, file: HubFile, advance: Advance) -> None:
@@ -206,7 +206,7 @@ def _stand_in_for(remotes: Mapping[Path, Remote]) -> None:
         return lambda pair: _stand_in(*pair, ranges)
 
     try:
-        spread(worker, remotes.items(), min(CONNECTIONS, max(len(remotes), 1)))
+        parallel_map(worker, remotes.items(), min(CONNECTIONS, max(len(remotes), 1)))
     finally:
         for ranges in opened:
             ranges.close()

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import Metadata, array, f32, string
-from ggufsmith.convert.checkpoint import Source, open_checkpoint
+from ggufsmith.convert.checkpoint import StoredTensor, open_checkpoint
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.dequantize.scheme import DequantizedTensor
+from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.lora.merge import HEAD
 from ggufsmith.convert.lora.peft import Adapter, Update
 from ggufsmith.convert.ops import Array, Copy, Op, Read, Shape, Stack
-from ggufsmith.convert.plan import Output, Plan, find_architecture, make_plan
-from ggufsmith.convert.sources.scheme import Made
-from ggufsmith.convert.sources.store import Store, to_f32
+from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 
 WAY_OUT = "Merge it into the base instead: gguf-convert BASE --lora {folder}."
 
@@ -48,7 +48,7 @@ class Transpose(Op):
 class Scaled:
     """A stored matrix times a number, in float32."""
 
-    source: Source
+    source: StoredTensor
     factor: float
 
     granule = 1
@@ -72,7 +72,7 @@ def plan_adapter(adapter: Adapter, base: Path, config: Config) -> Plan:
     """
     _check_expressible(adapter, config, _shares_head(base, config))
     updates = {update.target: update for update in adapter.updates}
-    weights = {name: Source(name, update.shape, "F32", adapter.folder, 0, 0) for name, update in updates.items()}
+    weights = {name: StoredTensor(name, update.shape, "F32", adapter.folder, 0, 0) for name, update in updates.items()}
     try:
         plan = make_plan(config, weights, partial=True)
     except Unsupported as failure:
@@ -136,7 +136,7 @@ def _alpha(adapter: Adapter) -> float:
     return alpha
 
 
-def _pair(output: Output, updates: Mapping[str, Update], alpha: float, adapter: Adapter) -> list[Output]:
+def _pair(output: TensorPlan, updates: Mapping[str, Update], alpha: float, adapter: Adapter) -> list[TensorPlan]:
     """lora_a and lora_b of one weight: its op moves rows, which are those of B."""
     found = [updates[source.name] for source in output.sources]
     down, up = [update.down for update in found], [_scaled(update, alpha) for update in found]
@@ -151,13 +151,15 @@ def _pair(output: Output, updates: Mapping[str, Update], alpha: float, adapter: 
                 fix=WAY_OUT.format(folder=adapter.folder),
             )
         pair.append(
-            Output(f"{output.name}.{end}", how.shape(*(source.shape for source in sources)), how, tuple(sources), False)
+            TensorPlan(
+                f"{output.name}.{end}", how.shape(*(source.shape for source in sources)), how, tuple(sources), False
+            )
         )
     return pair
 
 
-def _scaled(update: Update, alpha: float) -> Source:
+def _scaled(update: Update, alpha: float) -> StoredTensor:
     up, factor = update.up, update.scale * update.rank / alpha
     if factor == 1:
         return up
-    return Made(up.name, up.shape, "F32", up.path, 0, up.nbytes, Scaled(up, factor), (up,))
+    return DequantizedTensor(up.name, up.shape, "F32", up.path, 0, up.nbytes, Scaled(up, factor), (up,))

@@ -3,9 +3,9 @@
     weight' = W + scale * B @ A,  and with DoRA  magnitude / |weight'| * weight',  in float32
 
 for one adapter after the other, the lengths |weight'| always those of the base with this adapter alone. An updated
-weight is one more `Made` source, so that plan, ops and streaming need not know. What peft's forward computes counts,
-also where its merge_and_unload does not: an embedding that is updated apart from the head that shares its weights
-becomes two tensors.
+weight is one more `DequantizedTensor`, so that plan, ops and streaming need not know. What peft's forward computes
+counts, also where its merge_and_unload does not: an embedding that is updated apart from the head that shares its
+weights becomes two tensors.
 Source: peft 0.21, tuners/lora/layer.py (get_delta_weight), variants.py (DoraLinearVariant, DoraEmbeddingVariant).
 """
 
@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, Reader, Source
+from ggufsmith.container.layout import rows_of
+from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, Reader, StoredTensor
+from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape
+from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.lora.peft import Adapter, apart
 from ggufsmith.convert.lora.steps import Floats, LowRank, Rows, Shift, Step, floats
 from ggufsmith.convert.plan import EXPERT, Plan
-from ggufsmith.convert.sources.scheme import Made, Shape
-from ggufsmith.convert.sources.store import Store, to_f32
-from ggufsmith.quantize.stream import CHUNK, rows_of
+from ggufsmith.pipeline.stream import CHUNK
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAX_PROBLEMS = 40
@@ -32,7 +33,7 @@ MAX_PROBLEMS = 40
 class Updated:
     """A weight of the base, or a trained one, under low-rank updates in turn."""
 
-    base: Source
+    base: StoredTensor
     steps: tuple[Step, ...]
 
     @property
@@ -62,7 +63,7 @@ class Updated:
                 out *= (lengths[first:last] / _row_norms(alone))[:, None]
 
     def _read(self, store: Store, first: int, last: int, out: Floats) -> None:
-        if isinstance(self.base, Made):
+        if isinstance(self.base, DequantizedTensor):
             self.base.weights.rows(store, first, last, out)
         else:
             out[:] = to_f32(store.rows(self.base, first, last), self.base.dtype)
@@ -140,9 +141,9 @@ class _Changes:
     trained: the tensors that take the place of others. steps: the changes of each weight, in turn.
     """
 
-    def __init__(self, base: Mapping[str, Source]) -> None:
+    def __init__(self, base: Mapping[str, StoredTensor]) -> None:
         self.base = dict(base)
-        self.trained: dict[str, Source] = {}
+        self.trained: dict[str, StoredTensor] = {}
         self.steps: dict[str, list[Step]] = {}
         self.names = {_plain(name): name for name in base}
         self.embedding = self.names.get(_plain(EMBEDDING), EMBEDDING)
@@ -154,7 +155,7 @@ class _Changes:
     def name(self, found: str) -> str:
         return self.names.get(_plain(found), found)
 
-    def before(self, name: str) -> Source | None:
+    def before(self, name: str) -> StoredTensor | None:
         """The tensor of the base; a head that is not there is the embedding."""
         return self.base.get(name) or (self.base.get(self.embedding) if name == HEAD else None)
 
@@ -199,7 +200,7 @@ class _Changes:
                 yield f"{found}: rows up to {max(tokens.ids)} of {tokens.rows.shape[1]}, {_shape(old)} in the base"
             self.steps.setdefault(name, []).append(Rows(tokens))
 
-    def _fits(self, name: str, old: Source, new: Source) -> bool:
+    def _fits(self, name: str, old: StoredTensor, new: StoredTensor) -> bool:
         """Of the same shape, or with other rows in a vocabulary that was resized."""
         return old.shape == new.shape or (name in (HEAD, self.embedding) and old.shape[1:] == new.shape[1:])
 
@@ -254,10 +255,10 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
     return replace(checkpoint, tensors=tensors, notes=tuple(notes), open_files=open_files), changes.touched
 
 
-def _made(name: str, weights: Updated) -> Made:
+def _made(name: str, weights: Updated) -> DequantizedTensor:
     base = weights.base
     parts = (*base.stored, *(part for step in weights.steps for part in step.sources))
-    return Made(name, base.shape, "F32", base.path, 0, sum(part.nbytes for part in parts), weights, parts)
+    return DequantizedTensor(name, base.shape, "F32", base.path, 0, sum(part.nbytes for part in parts), weights, parts)
 
 
 def _plain(name: str) -> str:
@@ -265,7 +266,7 @@ def _plain(name: str) -> str:
     return name.replace("language_model.", "").removeprefix("model.")
 
 
-def _shape(source: Source | None) -> str:
+def _shape(source: StoredTensor | None) -> str:
     return "nothing" if source is None else str(list(source.shape))
 
 

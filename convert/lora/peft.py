@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.checkpoint import Source, contained, read_tensors
+from ggufsmith.convert.checkpoint import StoredTensor, contained, read_tensors
 from ggufsmith.convert.config import Config, as_number, read_json
 
 CONFIG = "adapter_config.json"
@@ -63,12 +63,12 @@ class Update:
     """
 
     target: str
-    down: Source
-    up: Source
+    down: StoredTensor
+    up: StoredTensor
     scale: float
     embedding: bool = False
-    magnitude: Source | None = None
-    bias: Source | None = None
+    magnitude: StoredTensor | None = None
+    bias: StoredTensor | None = None
 
     @property
     def rank(self) -> int:
@@ -85,7 +85,7 @@ class Update:
 class Tokens:
     """Rows of an embedding that were trained, (n, embd), and which they are."""
 
-    rows: Source
+    rows: StoredTensor
     ids: tuple[int, ...]
 
 
@@ -103,8 +103,8 @@ class Adapter:
     path: Path
     config: Config
     updates: tuple[Update, ...]
-    trained: Mapping[str, Source]
-    copies: Mapping[str, Source]
+    trained: Mapping[str, StoredTensor]
+    copies: Mapping[str, StoredTensor]
     tokens: Mapping[str, Tokens]
 
     @property
@@ -141,10 +141,10 @@ def open_adapter(folder: Path) -> Adapter:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise Malformed(f"there is no {WEIGHTS[0]}", where=folder, fix="Download the adapter again.")
-    modules: dict[str, dict[str, Source]] = {}
-    trained: dict[str, Source] = {}
-    copies: dict[str, Source] = {}
-    tokens: dict[str, Source] = {}
+    modules: dict[str, dict[str, StoredTensor]] = {}
+    trained: dict[str, StoredTensor] = {}
+    copies: dict[str, StoredTensor] = {}
+    tokens: dict[str, StoredTensor] = {}
     for source in read_tensors(contained(folder, path)):
         name = source.name.removeprefix(PREFIX)
         if part := PART.fullmatch(name):
@@ -195,7 +195,7 @@ def _check_config(config: Config) -> None:
         )
 
 
-def _update(module: str, parts: Mapping[str, Source], config: Config, path: Path) -> Update:
+def _update(module: str, parts: Mapping[str, StoredTensor], config: Config, path: Path) -> Update:
     embedding = any(role.startswith("lora_embedding") for role in parts)
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
     for role in names:
@@ -222,7 +222,7 @@ def _update(module: str, parts: Mapping[str, Source], config: Config, path: Path
     return Update(f"{module}.weight", down, up, scale, embedding, magnitude, bias)
 
 
-def _ids(module: str, rows: Source, config: Config) -> tuple[int, ...]:
+def _ids(module: str, rows: StoredTensor, config: Config) -> tuple[int, ...]:
     """Which rows of an embedding these are: the setting lists them, for all modules or by the ends of their names.
 
     A head that shares the embedding's weights has its rows.
@@ -263,7 +263,7 @@ def _matches(pattern: str, module: str, path: Path) -> bool:
 def apart(update: Update, folder: Path) -> Update:
     """The same update, its tensors named so that those of several adapters, and of the base, never mix."""
 
-    def named(source: Source) -> Source:
+    def named(source: StoredTensor) -> StoredTensor:
         return replace(source, name=f"{folder}: {source.name}")
 
     magnitude, bias = update.magnitude and named(update.magnitude), update.bias and named(update.bias)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.formats import format_of
-from ggufsmith.quantize.recipes.assign import Options, Override, Recipe
+from ggufsmith.quantize.recipes.assign import Override, Recipe, TypeOptions
 
 MAX_SIZE = 4 << 20  # bytes of a file of types
 
@@ -50,7 +50,7 @@ def layers_of(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def check_options(options: Options, recipes: list[Recipe]) -> None:
+def check_options(options: TypeOptions, recipes: list[Recipe]) -> None:
     """Usage for options that contradict each other."""
     chosen = {
         "--pure": options.pure,

@@ -18,10 +18,10 @@ from quant import LLAMA_8B, checkpoint
 
 from convert import BENCH, ROOT, settle
 from ggufsmith.convert import quantized
-from ggufsmith.convert.execute import tensors_of
 from ggufsmith.convert.run import Job
+from ggufsmith.convert.tensors import tensors_of
+from ggufsmith.pipeline.stream import chunks
 from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.stream import chunks
 
 FAULTY = ROOT / "tests" / "container" / "faulty.py"
 SHARE = 0.7

@@ -13,7 +13,7 @@ import checkpoints
 import published
 import reference
 from ggufsmith.convert import run as conversion
-from ggufsmith.convert.hf.run import Job, prepare, run
+from ggufsmith.convert.hf.run import ToHfJob, prepare, run
 
 pytestmark = pytest.mark.conformance
 
@@ -36,7 +36,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         checkpoints.write(kind, source, dtype="float32")
     gguf = home / "model.gguf"
     conversion.run(conversion.prepare(conversion.Job(source, outtype="f32", outfile=gguf, sync=False)))
-    with prepare(Job(gguf, home / "back", sync=False)) as prepared:
+    with prepare(ToHfJob(gguf, home / "back", sync=False)) as prepared:
         run(prepared)
     yield kind, source, home / "back"
     shutil.rmtree(home)
@@ -102,7 +102,7 @@ def test_files_of_the_reference_converter_come_back(kind: str, pre: str, tmp_pat
 
     source = checkpoints.write(kind, tmp_path / "Tiny-Fixture")
     gguf = reference.convert(source, tmp_path / "theirs.gguf", "--outtype", "f32", pre=pre)
-    with prepare(Job(gguf, tmp_path / "back", "bfloat16", sync=False)) as prepared:
+    with prepare(ToHfJob(gguf, tmp_path / "back", "bfloat16", sync=False)) as prepared:
         assert prepared.notes == ()
         assert run(prepared).notes == ()
     was, now = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))

@@ -71,9 +71,9 @@ def test_logits_are_those_of_the_model_in_the_file(kind: str, recipe: str, f16: 
 
 def plain(recipe: str) -> Any:
     """ggjt v2 has no K types, so no recipe that gives some to the output."""
-    from ggufsmith.quantize.recipes.assign import Options
+    from ggufsmith.quantize.recipes.assign import TypeOptions
 
-    return Options(pure=recipe == "q5_1")
+    return TypeOptions(pure=recipe == "q5_1")
 
 
 def test_a_vocabulary_from_a_folder_mends_a_file_without_scores(f16: Path, tmp_path: Path) -> None:

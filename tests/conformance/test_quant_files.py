@@ -23,9 +23,9 @@ from ggufsmith.convert import quantized
 from ggufsmith.convert.run import Job as ConvertJob
 from ggufsmith.convert.run import prepare as prepare_conversion
 from ggufsmith.convert.run import run as run_conversion
+from ggufsmith.pipeline.outputs import OutputFile
 from ggufsmith.quantize.imatrix import COUNTS, SUMS
-from ggufsmith.quantize.outputs import Output
-from ggufsmith.quantize.recipes.assign import Options, Override, Recipe
+from ggufsmith.quantize.recipes.assign import Override, Recipe, TypeOptions
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from ggufsmith.quantize.requantize import Job, parse_override, prepare, run
 
@@ -105,7 +105,7 @@ def write_imatrix(path: Path, means: Mapping[str, NDArray[np.float32]], count: i
     return path
 
 
-def ours(job: Job) -> tuple[Output, ...]:
+def ours(job: Job) -> tuple[OutputFile, ...]:
     with prepare(replace(job, sync=False)) as prepared:
         run(prepared)
         return prepared.outputs
@@ -158,21 +158,21 @@ def case(title: str, name: str, settings: dict[str, object], **job: object) -> N
     CASES[title] = (name, job, settings)  # type: ignore[index]
 
 
-case("pure", "Q4_K_M", {"pure": True}, options=Options(pure=True))
-case("output left", "Q4_K_M", {"leave_output": True}, options=Options(leave_output=True))
-case("output type", "Q4_K_M", {"output_type": "Q8_0"}, options=Options(output_type=format_of("Q8_0")))
+case("pure", "Q4_K_M", {"pure": True}, options=TypeOptions(pure=True))
+case("output left", "Q4_K_M", {"leave_output": True}, options=TypeOptions(leave_output=True))
+case("output type", "Q4_K_M", {"output_type": "Q8_0"}, options=TypeOptions(output_type=format_of("Q8_0")))
 case(
     "embedding type",
     "Q4_K_M",
     {"token_embedding_type": "IQ4_XS"},
-    options=Options(token_embedding_type=format_of("IQ4_XS")),
+    options=TypeOptions(token_embedding_type=format_of("IQ4_XS")),
 )
 PATTERNS = ((r"blk\.[1-3]\.ffn_(up|down)", "Q8_0"), ("ATTN_K", "Q5_1"), ("attn_", "IQ4_NL"), ("ffn_gate", "NVFP4"))
 case(
     "types by name",
     "Q4_K_M",
     {"overrides": [(pattern.lower(), name) for pattern, name in PATTERNS]},
-    options=Options(
+    options=TypeOptions(
         overrides=tuple(Override(format_of(n), re.compile(p, re.IGNORECASE), origin=p) for p, n in PATTERNS)
     ),
 )

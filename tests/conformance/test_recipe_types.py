@@ -14,10 +14,10 @@ from ggufsmith.container.formats import format_of
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.quantize.recipes.assign import (
-    Options,
     Override,
     Recipe,
     Stored,
+    TypeOptions,
     assign,
     facts_of,
     file_order,
@@ -32,7 +32,7 @@ MIXED = [name for name in FILE_TYPES if name not in ("COPY", "NVFP4")]  # llama_
 
 
 def ours(
-    file_type: str, specs: list[TensorSpec], facts: Facts, options: Options | None = None, overrides: tuple = ()
+    file_type: str, specs: list[TensorSpec], facts: Facts, options: TypeOptions | None = None, overrides: tuple = ()
 ) -> dict[str, str]:
     by_name = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in specs}
     tensors = [by_name[name] for name in file_order(by_name)]
@@ -123,7 +123,7 @@ def hollow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return quantizer.write_hollow(path, model.metadata, model.specs())
 
 
-def compare(path: Path, file_type: str, settings: Settings, options: Options | None = None) -> None:
+def compare(path: Path, file_type: str, settings: Settings, options: TypeOptions | None = None) -> None:
     with open_gguf(path) as gguf:
         facts = facts_of(gguf.metadata, importance=settings.importance is not None)
         specs = [TensorSpec(t.name, t.shape, t.format) for t in gguf.tensors.values()]
@@ -151,12 +151,12 @@ def has_ragged_rows(path: Path, block: int) -> bool:
 
 
 OPTIONS = {
-    "pure": (Options(pure=True), {"pure": True}),
-    "leave output": (Options(leave_output=True), {"leave_output": True}),
-    "output": (Options(output_type=format_of("Q8_0")), {"output_type": "Q8_0"}),
-    "embedding": (Options(token_embedding_type=format_of("F16")), {"token_embedding_type": "F16"}),
+    "pure": (TypeOptions(pure=True), {"pure": True}),
+    "leave output": (TypeOptions(leave_output=True), {"leave_output": True}),
+    "output": (TypeOptions(output_type=format_of("Q8_0")), {"output_type": "Q8_0"}),
+    "embedding": (TypeOptions(token_embedding_type=format_of("F16")), {"token_embedding_type": "F16"}),
     "both": (
-        Options(output_type=format_of("BF16"), token_embedding_type=format_of("F32")),
+        TypeOptions(output_type=format_of("BF16"), token_embedding_type=format_of("F32")),
         {"output_type": "BF16", "token_embedding_type": "F32"},
     ),
 }
@@ -187,7 +187,7 @@ def test_overrides_by_name(hollow: Path) -> None:
     for name in ("Q4_K_M", "Q3_K_M", "IQ1_S", "Q4_K_S"):
         number = FILE_TYPES[name].number
         assert number is not None
-        compare(hollow, name, Settings(number, overrides=rows), Options(overrides=overrides))
+        compare(hollow, name, Settings(number, overrides=rows), TypeOptions(overrides=overrides))
 
 
 def test_quantized_sources_and_importance_rules(tmp_path: Path) -> None:

@@ -374,7 +374,7 @@ def test_fp8_as_transformers_dequantizes_it(tmp_path: Path, grid: tuple[int, int
 def test_every_eight_bit_float_as_torch_reads_it() -> None:
     import torch
 
-    from ggufsmith.convert.sources.store import EIGHT_BITS
+    from ggufsmith.convert.dequantize.store import EIGHT_BITS
 
     codes = torch.arange(256).to(torch.uint8)
     dtypes = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu}

@@ -14,12 +14,12 @@ import quantized
 import sourced
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.reader import Gguf, open_gguf
+from ggufsmith.convert.dequantize.detect import offers
+from ggufsmith.convert.dequantize.lossless_blocks import fill_mxfp4, fill_q4_0
+from ggufsmith.convert.dequantize.store import EIGHT_BITS
 from ggufsmith.convert.ops import RopePermute
 from ggufsmith.convert.quantized import Prepared, Quantization, prepare, run
 from ggufsmith.convert.run import Job
-from ggufsmith.convert.sources.exact import fill_mxfp4, fill_q4_0
-from ggufsmith.convert.sources.recognise import offers
-from ggufsmith.convert.sources.store import EIGHT_BITS
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.rows import decode
 

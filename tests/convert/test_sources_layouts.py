@@ -12,9 +12,9 @@ import quantized
 import sourced
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.reader import open_gguf
+from ggufsmith.convert.dequantize.detect import METHODS, SCHEMES, table
 from ggufsmith.convert.ops import RopePermute
 from ggufsmith.convert.run import Job, prepare, run
-from ggufsmith.convert.sources.recognise import METHODS, SCHEMES, table
 
 Tensors = dict[str, tuple[str, Any]]
 

@@ -12,8 +12,8 @@ import checkpoints
 import quantized
 import sourced
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
+from ggufsmith.convert.dequantize.store import EIGHT_BITS
 from ggufsmith.convert.run import Job, prepare
-from ggufsmith.convert.sources.store import EIGHT_BITS
 
 RNG = np.random.default_rng(12)
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)

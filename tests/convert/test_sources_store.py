@@ -9,8 +9,8 @@ import pytest
 
 import quantized
 from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
-from ggufsmith.convert.sources import store as module
-from ggufsmith.convert.sources.store import Store, to_f32
+from ggufsmith.convert.dequantize import store as module
+from ggufsmith.convert.dequantize.store import Store, to_f32
 
 MATRIX = np.arange(50 * 300, dtype=np.int32).reshape(50, 300)
 

@@ -20,7 +20,7 @@ from ggufsmith.container.values import Metadata, f32, string, u32
 from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.hf.classes import CLASSES, HfClass
-from ggufsmith.convert.hf.run import Done, Job, prepare, run
+from ggufsmith.convert.hf.run import Done, ToHfJob, prepare, run
 from ggufsmith.convert.rope import llama3_factors
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.requantize import Job as QuantJob
@@ -39,7 +39,7 @@ def to_gguf(folder: Path, path: Path, outtype: str = "f32") -> Path:
 
 
 def to_hf(source: Path, folder: Path, dtype: str | None = None, **options: Any) -> Done:
-    with prepare(Job(source, folder, dtype, sync=False, **options)) as prepared:
+    with prepare(ToHfJob(source, folder, dtype, sync=False, **options)) as prepared:
         return run(prepared)
 
 
@@ -131,7 +131,7 @@ def test_quantized_weights_are_dequantized_and_told(llama: Path, tmp_path: Path)
     small = tmp_path / "q.gguf"
     with prepare_quant(QuantJob(llama, (recipe_of("q8_0"),), output=small, sync=False)) as prepared_quant:
         run_quant(prepared_quant)
-    with prepare(Job(small, tmp_path / "back", sync=False)) as prepared:
+    with prepare(ToHfJob(small, tmp_path / "back", sync=False)) as prepared:
         assert any("dequantized (16 Q8_0)" in note for note in prepared.notes), prepared.notes
         run(prepared)
     shape, kind, data = of_folder(tmp_path / "back")["model.layers.1.mlp.down_proj.weight"]
@@ -212,7 +212,7 @@ def test_longrope_and_partial_rotation_come_back(tmp_path: Path) -> None:
     assert isinstance(attention, float)
     for off, good in ((1 + 1e-7, True), (1.01, False)):  # another library's logarithm; another model's factor
         changed = {**metadata, "phi3.rope.scaling.attn_factor": f32(attention * off)}
-        job = Job(write_gguf(tmp_path / "off.gguf", changed, arrays), tmp_path / "off")
+        job = ToHfJob(write_gguf(tmp_path / "off.gguf", changed, arrays), tmp_path / "off")
         with nullcontext() if good else pytest.raises(Malformed, match="attn_factor"):
             prepare(job).source.close()
 
@@ -274,7 +274,7 @@ def test_what_cannot_be_said_in_such_a_folder_is_refused(name: str, llama: Path,
     change(metadata, arrays)
     source = write_gguf(tmp_path / "m.gguf", metadata, arrays)
     with pytest.raises(kind) as error:
-        prepare(Job(source, tmp_path / "back"))
+        prepare(ToHfJob(source, tmp_path / "back"))
     assert text in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf"]
 
@@ -334,16 +334,16 @@ def test_an_interrupt_leaves_nothing(llama: Path, tmp_path: Path) -> None:
         assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
         raise KeyboardInterrupt
 
-    with prepare(Job(llama, tmp_path / "back", sync=False)) as prepared, pytest.raises(KeyboardInterrupt):
+    with prepare(ToHfJob(llama, tmp_path / "back", sync=False)) as prepared, pytest.raises(KeyboardInterrupt):
         run(prepared, advance=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_dtype_is_a_usage_error(llama: Path) -> None:
     with pytest.raises(Usage, match="float32, float16, bfloat16"):
-        prepare(Job(llama, dtype="int8"))
+        prepare(ToHfJob(llama, dtype="int8"))
 
 
 def test_default_folder_is_named_after_the_file(llama: Path) -> None:
-    with prepare(Job(llama)) as prepared:
+    with prepare(ToHfJob(llama)) as prepared:
         assert prepared.folder == llama.with_name("llama-hf")

@@ -201,7 +201,7 @@ def quantizer(path: Path) -> None:
 
 
 def to_hf(path: Path) -> None:
-    hf.prepare(hf.Job(path)).source.close()
+    hf.prepare(hf.ToHfJob(path)).source.close()
 
 
 def old_ggml_file(folder: Path) -> Callable[[st.DataObject], None]:

@@ -13,10 +13,10 @@ from ggufsmith.container.values import array, string, u32
 from ggufsmith.quantize.recipes.assign import (
     Assignment,
     Layers,
-    Options,
     Override,
     Recipe,
     Stored,
+    TypeOptions,
     assign,
     facts_of,
     file_order,
@@ -39,7 +39,7 @@ def model(width: int = 256, blocks: int = 8, tied: bool = False) -> list[Stored]
     return [tensors[name] for name in file_order(tensors)]
 
 
-def formats(recipe: Recipe, tensors: list[Stored], options: Options | None = None) -> dict[str, str]:
+def formats(recipe: Recipe, tensors: list[Stored], options: TypeOptions | None = None) -> dict[str, str]:
     return {each.tensor.name: each.format.name for each in assign(recipe, tensors, FACTS, options)}
 
 
@@ -96,7 +96,7 @@ def test_some_known_mixtures() -> None:
     more = [found[f"blk.{block}.ffn_down.weight"] for block in range(8)]
     assert [kind == "Q6_K" for kind in more] == [True, False, False, True, False, False, True, True]
     assert formats(recipe_of("q4_K_M"), model(tied=True))["token_embd.weight"] == "Q6_K"
-    assert set(formats(recipe_of("q4_K_M"), model(), Options(pure=True)).values()) == {"Q4_K", "F32"}
+    assert set(formats(recipe_of("q4_K_M"), model(), TypeOptions(pure=True)).values()) == {"Q4_K", "F32"}
     assert set(formats(recipe_of("copy"), model()).values()) == {"BF16", "F32"}
 
 
@@ -119,19 +119,19 @@ def test_importance_is_needed_where_llama_quantize_needs_it() -> None:
     assert needy("q2_K") == set()
     assert "ffn_up" in needy("q2_K_s")
     assert needy("iq4_xs") == set()
-    embedding = Options(token_embedding_type=format_of("iq2_xs"))
+    embedding = TypeOptions(token_embedding_type=format_of("iq2_xs"))
     found = assign(recipe_of("q4_K_M"), model(), FACTS, embedding)
     assert [e.tensor.name for e in found if e.needs_importance] == ["token_embd.weight"]
 
 
 def test_options_before_overrides_before_rules() -> None:
     overrides = (override_of("ATTN_V=q8_0"), override_of("attn_=iq4_xs"), override_of("token_embd|output=q5_0"))
-    options = Options(output_type=format_of("q4_1"), overrides=overrides)
+    options = TypeOptions(output_type=format_of("q4_1"), overrides=overrides)
     found = formats(recipe_of("q4_K_M"), model(), options)
     assert (found["blk.0.attn_v.weight"], found["blk.0.attn_q.weight"]) == ("Q8_0", "IQ4_XS"), "the first one decides"
     assert (found["output.weight"], found["token_embd.weight"]) == ("Q4_1", "Q5_0")
     with pytest.raises(Usage, match="ffn_norm"):
-        assign(recipe_of("q4_K_M"), model(), FACTS, Options(overrides=(override_of("ffn_norm=q8_0"),)))
+        assign(recipe_of("q4_K_M"), model(), FACTS, TypeOptions(overrides=(override_of("ffn_norm=q8_0"),)))
 
 
 @given(st.sampled_from(sorted(FILE_TYPES)), st.sampled_from([16, 32, 96, 128, 256, 288]), st.integers(1, 12))
@@ -190,14 +190,14 @@ def test_texts(tmp_path: Path) -> None:
 def test_contradictions() -> None:
     q8 = format_of("q8_0")
     for options, name in (
-        (Options(leave_output=True, output_type=q8), "q4_K_M"),
-        (Options(pure=True), "copy"),
-        (Options(overrides=(Override(q8),)), "copy"),
-        (Options(pure=True), "q4_K_L"),
+        (TypeOptions(leave_output=True, output_type=q8), "q4_K_M"),
+        (TypeOptions(pure=True), "copy"),
+        (TypeOptions(overrides=(Override(q8),)), "copy"),
+        (TypeOptions(pure=True), "q4_K_L"),
     ):
         with pytest.raises(Usage):
             check_options(options, [recipe_of(name)])
-    check_options(Options(pure=True), [recipe_of("q4_K_M")])
+    check_options(TypeOptions(pure=True), [recipe_of("q4_K_M")])
 
 
 # ---- recipe files ----

@@ -19,8 +19,8 @@ from ggufsmith.container.formats import BY_NAME, format_of
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.shards import Limits, open_gguf_set
 from ggufsmith.container.values import array, string, u32
-from ggufsmith.quantize.outputs import Output, Written
-from ggufsmith.quantize.recipes.assign import Options
+from ggufsmith.pipeline.outputs import OutputFile, Written
+from ggufsmith.quantize.recipes.assign import TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import override_of
 from ggufsmith.quantize.requantize import Job, parse_override, prepare, prune_layers, run
@@ -28,7 +28,7 @@ from ggufsmith.quantize.requantize import Job, parse_override, prepare, prune_la
 Q8_0 = format_of("Q8_0")
 
 
-def work(job: Job) -> tuple[Output, Written]:
+def work(job: Job) -> tuple[OutputFile, Written]:
     with prepare(replace(job, sync=False)) as prepared:
         return prepared.outputs[0], run(prepared)
 
@@ -101,9 +101,16 @@ def test_the_place_of_the_files_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_importance_changes_what_it_should(model: Path, tmp_path: Path) -> None:
     imatrix = models.write_imatrix(tmp_path / "i", models.importance(models.arrays()))
-    plain, _ = work(job(model, "q4_0", output=tmp_path / "a.gguf", options=Options(pure=True)))
+    plain, _ = work(job(model, "q4_0", output=tmp_path / "a.gguf", options=TypeOptions(pure=True)))
     steered, _ = work(
-        job(model, "q4_0", output=tmp_path / "b.gguf", options=Options(pure=True), imatrix=imatrix, include=("attn_v",))
+        job(
+            model,
+            "q4_0",
+            output=tmp_path / "b.gguf",
+            options=TypeOptions(pure=True),
+            imatrix=imatrix,
+            include=("attn_v",),
+        )
     )
     with open_gguf(plain.path) as a, open_gguf(steered.path) as b:
         differ = []
@@ -119,9 +126,9 @@ def test_importance_changes_what_it_should(model: Path, tmp_path: Path) -> None:
 def test_importance_of_zero_erases_nothing(model: Path, tmp_path: Path) -> None:
     means = {"blk.0.attn_q.weight": np.zeros((1, 64), np.float32)}
     imatrix = models.write_imatrix(tmp_path / "i", means)
-    output, written = work(job(model, "q4_0", imatrix=imatrix, options=Options(pure=True)))
+    output, written = work(job(model, "q4_0", imatrix=imatrix, options=TypeOptions(pure=True)))
     assert any("blk.0.attn_q.weight" in note for note in written.notes)
-    plain, _ = work(job(model, "q4_0", output=tmp_path / "p.gguf", options=Options(pure=True)))
+    plain, _ = work(job(model, "q4_0", output=tmp_path / "p.gguf", options=TypeOptions(pure=True)))
     for path in (output.path, plain.path):
         with open_gguf(path) as gguf:
             info = gguf.tensors["blk.0.attn_q.weight"]
@@ -214,7 +221,7 @@ def test_scales_that_are_damaged(name: str, place: int, scale: bytes, tmp_path: 
     wide = {"blk.1.attn_q.weight": models.arrays(width=256)["blk.1.attn_q.weight"]}
     model = models.write_model(tmp_path / "m-F16.gguf", **{key: models.plain(v, F16) for key, v in wide.items()})
     imatrix = models.write_imatrix(tmp_path / "imatrix", models.importance(wide))
-    options = Options(overrides=(override_of(f"blk.1.attn_q={name}"),))
+    options = TypeOptions(overrides=(override_of(f"blk.1.attn_q={name}"),))
     first, _ = work(job(model, "q8_0", options=options, imatrix=imatrix))
     data = bytearray(first.path.read_bytes())
     with open_gguf(first.path) as gguf:
@@ -252,14 +259,14 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
         (job(model, "q8_0", "q4_0", output=tmp_path / "o.gguf"), Usage, "several recipes"),
         (job(model, "q4_K", "q4_K_M"), Usage, "two recipes"),
         (job(wide, "iq1_s"), Usage, "importance matrix"),
-        (job(model, "q8_0", options=Options(overrides=(override_of("attn_w=q8_0"),))), Usage, "attn_w"),
+        (job(model, "q8_0", options=TypeOptions(overrides=(override_of("attn_w=q8_0"),))), Usage, "attn_w"),
         (job(quantized.path, "q4_0"), Usage, "quantized already"),
         (job(narrow, "q8_0", strict=True), Usage, "--strict"),
         (job(model, "q4_0", imatrix=imatrix), Malformed, "another model"),
         (job(model, "q4_0", include=("attn",)), Usage, "--imatrix"),
         (job(model, "q8_0", prune=(2,)), Usage, "layers 0 to 1"),
         (job(odd, "q8_0"), Unsupported, "F64"),
-        (job(wide, "q8_0", options=Options(overrides=(override_of("attn_v=q8_K"),))), Unsupported, "Q8_K"),
+        (job(wide, "q8_0", options=TypeOptions(overrides=(override_of("attn_v=q8_K"),))), Unsupported, "Q8_K"),
         (job(empty, "q8_0"), Malformed, "no tensors"),
         (job(tmp_path / "absent.gguf", "q8_0"), Failure, "cannot open"),
         (job(model, "f16"), OutputConflict, "is the input"),
@@ -275,10 +282,10 @@ def test_options_without_effect_are_told(tmp_path: Path) -> None:
     model = models.write_model(tmp_path / "m-F16.gguf")
     q5 = BY_NAME["Q5_0"]
     for options, expected in (
-        (Options(leave_output=True), ["--leave-output-tensor"]),
-        (Options(output_type=q5), []),
-        (Options(output_type=q5, pure=True), ["--output-tensor-type"]),
-        (Options(output_type=q5, token_embedding_type=q5), ["--output-tensor-type"]),
+        (TypeOptions(leave_output=True), ["--leave-output-tensor"]),
+        (TypeOptions(output_type=q5), []),
+        (TypeOptions(output_type=q5, pure=True), ["--output-tensor-type"]),
+        (TypeOptions(output_type=q5, token_embedding_type=q5), ["--output-tensor-type"]),
     ):
         with prepare(job(model, "q8_0", options=options)) as prepared:
             assert [note.partition(" ")[0] for note in prepared.outputs[0].plan.notes()] == expected

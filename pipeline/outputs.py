@@ -1,0 +1,156 @@
+"""The one way from tensors to files: any number of outputs, plain or quantized, in one pass over the weights."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Unsupported
+from ggufsmith.container.shards import SetWriter, ShardPlan
+from ggufsmith.container.writer import check_apart
+from ggufsmith.pipeline.encoder import Encoder
+from ggufsmith.pipeline.findings import Finding
+from ggufsmith.pipeline.parallel import available_cores
+from ggufsmith.pipeline.stream import Opening, RowSource, StreamTarget, load_kernels, stream
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One output: its shards (mostly one), and the name that the model would have in one file."""
+
+    shards: ShardPlan
+    path: Path
+
+    @property
+    def importance(self) -> Sequence[NDArray[np.float32] | None] | None:
+        """The importance matrix's weights for each tensor (see `stream.StreamTarget`)."""
+        return None
+
+    @property
+    def paths(self) -> list[Path]:
+        return self.shards.paths(self.path)
+
+    @property
+    def size(self) -> int:
+        return self.shards.whole.size
+
+    def check_apart(self, inputs: Sequence[Path]) -> None:
+        """OutputConflict, as writing raises it, if one of the files is an input."""
+        for path in self.paths:
+            check_apart(path, inputs)
+
+
+@dataclass(frozen=True)
+class Written:
+    """seconds: wall time of reading, computing, writing and verifying; notes: what was found on the way."""
+
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClusterWork:
+    """Where to make the chunks, instead of here. scheduler: of Dask. opening: gives a worker the same tensors."""
+
+    scheduler: str
+    opening: Opening
+
+
+def write_outputs(
+    tensors: Sequence[RowSource],
+    outputs: Sequence[OutputFile],
+    *,
+    encoder: Encoder,
+    inputs: Sequence[Path],
+    threads: int | None = None,
+    sync: bool = True,
+    overwrite: bool = True,
+    resume: bool = False,
+    identity: str = "",
+    cluster: ClusterWork | None = None,
+    advance: Callable[[int], None] = lambda weights: None,
+    loaded: Callable[[float], None] = lambda seconds: None,
+) -> Written:
+    """Make, verify, and give the files their names; tensors in the order of the layouts.
+
+    resume: see `container.writer.Writer`; layouts, inputs, importance and the origins of the tensors decide the bytes,
+    and identity says what else does.
+    cluster: None works on this machine.
+
+    advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
+    """
+    started = time.perf_counter()
+    threads = threads or available_cores()
+    options: dict[str, Any] = {
+        "sync": sync,
+        "overwrite": overwrite,
+        "resume": resume,
+        "inputs": list(inputs),
+        "threads": threads,
+    }
+    notes: list[str] = []
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                SetWriter(output.path, output.shards, identity=_identity(identity, tensors, output), **options)
+            )
+            for output in outputs
+        ]
+        targets = [
+            StreamTarget(output.shards.whole, writer, encoder, output.importance)
+            for output, writer in zip(outputs, writers, strict=True)
+        ]
+        if cluster is None:
+            load_kernels(tensors, targets)
+            loaded(time.perf_counter() - started)
+            found = stream(tensors, targets, threads=threads, advance=advance)
+        else:
+            found = _stream_on(cluster, tensors, targets, advance, notes.append)
+        for writer in writers:
+            writer.commit()
+    notes += [*_notes(found), *(note for writer in writers for note in writer.notes())]
+    return Written(time.perf_counter() - started, tuple(notes))
+
+
+def _stream_on(
+    cluster: ClusterWork,
+    tensors: Sequence[RowSource],
+    targets: Sequence[StreamTarget],
+    advance: Callable[[int], None],
+    note: Callable[[str], None],
+) -> list[dict[str, Finding]]:
+    """See `cluster.stream_on`. Unsupported if Dask is not installed."""
+    try:
+        from ggufsmith.pipeline.cluster import stream_on
+    except ModuleNotFoundError as error:
+        if error.name not in ("dask", "distributed"):
+            raise
+        fix = "pip install 'ggufsmith[cluster]'"
+        raise Unsupported("--scheduler needs dask.distributed, which is not installed", fix=fix) from None
+    return stream_on(cluster.scheduler, cluster.opening, tensors, targets, advance=advance, note=note)
+
+
+def _identity(text: str, tensors: Sequence[RowSource], output: OutputFile) -> bytes:
+    """What decides the bytes of an output besides its layout and the input files."""
+    digest = hashlib.sha256()
+    for part in (text, *(tensor.origin for tensor in tensors)):
+        digest.update(f"{part}\0".encode("utf-8", "surrogatepass"))
+    for weights in output.importance or ():
+        digest.update(b"\0" if weights is None else np.ascontiguousarray(weights).data)
+    return digest.digest()
+
+
+def _notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:
+    merged: dict[str, Finding] = {}
+    for findings in found:
+        merged.update(findings)
+    return [
+        f"{name}: {finding.count} weights had no usable importance; they were weighted evenly instead of erased"
+        for name, finding in merged.items()
+    ]
