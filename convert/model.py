@@ -100,8 +100,6 @@ def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderMode
 
 def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     source = request.source
-    if source.base is not None:
-        raise Usage("--base only applies to adapters, and this is a model", where=folder, fix="Leave it out.")
     refuse_unfit(request, "model")
     config, origin = Config.of_folder(folder), Origin.of_folder(folder)
     record = find_architecture(config)

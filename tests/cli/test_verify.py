@@ -18,9 +18,10 @@ from ggufsmith.container.provenance import described, read_record, record, recor
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.values import string
 from ggufsmith.container.writer import Writer
-from ggufsmith.convert import run as convert
 from ggufsmith.quantize.rows import FLOATS, MODULES, decode, encode
 from ggufsmith.quantize.verify import nonfinite
+from requesting import request
+from requesting import run as convert
 
 WIDTH = 512
 
@@ -33,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def converted(model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "m.gguf"
-    convert.run(convert.prepare(convert.Job(model, outfile=path, sync=False)))
+    convert(request(model, outfile=path))
     return path
 
 

@@ -13,7 +13,7 @@ import quantized
 import sourced
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.convert.dequantize.store import EIGHT_BITS
-from ggufsmith.convert.run import Job, prepare
+from requesting import plan, request
 
 RNG = np.random.default_rng(12)
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -156,9 +156,9 @@ def test_a_model_of_mlx(tmp_path: Path) -> None:
     quantized.save(tensors, tmp_path / "model.safetensors")
     settings["quantization"] = {"bits": 4, "group_size": 64}
     path.write_text(json.dumps(settings), encoding="utf-8")
-    prepared = prepare(Job(tmp_path))
+    prepared = plan(request(tmp_path))
     assert "16 weights are dequantized from MLX" in prepared.notes
-    assert dict(prepared.plan.dims.__dict__)["vocab"] == settings["vocab_size"]
+    assert prepared.layout.metadata["llama.vocab_size"].data == settings["vocab_size"]
 
 
 # -- HQQ --------------------------------------------------------------------------------------------------------------
