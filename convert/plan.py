@@ -21,6 +21,7 @@ from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
 from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config, nearest
 from ggufsmith.convert.dequantize.detect import COMPANIONS
+from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
 from ggufsmith.convert.rope import rope_metadata
 
@@ -187,9 +188,9 @@ def _assign(
 def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) -> Iterator[tuple[Slot, SlotSource]]:
     """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
 
-    Names with and without the "model." prefix are the same tensor, as are those of a language model inside another.
+    Names with and without the "model." prefix are the same tensor (see also `names.plain_name`).
     """
-    base = source.name.replace("language_model.", "")
+    base = plain_name(source.name)
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
     block = next((int(piece) for piece in base.split(".") if piece.isdecimal()), None)
     for fused in record.fused:

@@ -22,6 +22,7 @@ from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape, read_f
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.lora.peft import Adapter, apart
 from ggufsmith.convert.lora.steps import Floats, LowRank, Rows, Shift, Step, floats
+from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.plan import EXPERT, Plan
 from ggufsmith.pipeline.stream import CHUNK
 
@@ -257,7 +258,7 @@ def _made(name: str, weights: Updated) -> DequantizedTensor:
 
 def _plain(name: str) -> str:
     """Names with and without these are the same tensor (see plan._places)."""
-    return name.replace("language_model.", "").removeprefix("model.")
+    return plain_name(name).removeprefix("model.")
 
 
 def _shape(source: StoredTensor | None) -> str:
