@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,8 @@ import typer
 from ggufsmith.cli.options import AsJson
 
 if TYPE_CHECKING:
+    from ggufsmith.container.layout import TensorSpec
+    from ggufsmith.container.reader import TensorInfo
     from ggufsmith.container.values import Metadata
     from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored
     from ggufsmith.quantize.recipes.rules import Facts
@@ -140,16 +142,22 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
 
 def _model(path: Path) -> Shape:
     """That of a model file, or of what a model folder would be converted to."""
-    from ggufsmith.convert.open import open_pass
-    from ggufsmith.pipeline.request import MakeOptions, Request
     from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 
-    make = MakeOptions(outtypes=("auto",)) if path.is_dir() else MakeOptions(recipes=("copy",))
-    with open_pass(Request(path, make=make)) as planned:
-        layout = planned.outputs[0].shards.whole
-        metadata = planned.info.metadata
-    stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
-    return Shape([stored[name] for name in file_order(stored)], facts_of(metadata), metadata, layout.alignment)
+    if path.is_dir():
+        from ggufsmith.convert.open import open_pass
+        from ggufsmith.pipeline.request import MakeOptions, Request
+
+        layout = open_pass(Request(path, make=MakeOptions(outtypes=("auto",)))).outputs[0].shards.whole
+        tensors: Iterable[TensorSpec | TensorInfo] = layout.tensors
+        metadata, alignment = layout.metadata, layout.alignment
+    else:
+        from ggufsmith.quantize.source import open_model
+
+        with open_model(path).files as files:
+            tensors, metadata, alignment = files.tensors.values(), files.metadata, files.alignment
+    stored = {each.name: Stored(each.name, each.shape, each.format) for each in tensors}
+    return Shape([stored[name] for name in file_order(stored)], facts_of(metadata), metadata, alignment)
 
 
 def _llama_8b() -> Shape:

@@ -136,13 +136,21 @@ def _compared(
 
 
 def _open(source: Path, options: SourceOptions, enter: Callable[[Any], Any]) -> "tuple[Sequence[RowSource], Metadata]":
-    """The tensors that a source gives, and its metadata."""
-    from ggufsmith.convert.open import open_pass
-    from ggufsmith.pipeline.request import MakeOptions, Request
+    """The tensors that a source gives, and its metadata. A file need not be a model."""
+    from ggufsmith.pipeline.request import Request
 
-    make = MakeOptions() if source.is_dir() else MakeOptions(recipes=("copy",))
-    planned = enter(open_pass(Request(source, options, make)))
-    return planned.tensors, planned.info.metadata
+    if source.is_dir():
+        from ggufsmith.convert.open import open_pass
+
+        planned = enter(open_pass(Request(source, options)))
+        return planned.tensors, planned.info.metadata
+    from ggufsmith.quantize.resolve import refuse_unfit
+    from ggufsmith.quantize.source import open_model
+    from ggufsmith.quantize.tensors import GgufTensor
+
+    refuse_unfit(Request(source, options), "file")
+    files = enter(open_model(source).files)
+    return [GgufTensor(files, info, info.name) for info in files.tensors.values()], files.metadata
 
 
 def _too_far(tensor: "Compared") -> str:
