@@ -164,7 +164,7 @@ def _assign(
     left_out: list[LeftOut] = []
     tied: list[tuple[StoredTensor, MODEL_TENSOR]] = []
     for source in tensors.values():
-        reason = next((why for part, why in record.drop.items() if part in source.name), None)
+        reason = record.why_dropped(source.name)
         if reason is not None:
             left_out.append(LeftOut(source, reason))
             continue

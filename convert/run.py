@@ -22,7 +22,7 @@ from ggufsmith.convert.dequantize.detect import detect, offers
 from ggufsmith.convert.lora.base import Origin, base_models, find_base, without_paths
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
-from ggufsmith.convert.lora.peft import is_adapter, open_adapter
+from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_dropped
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
 from ggufsmith.convert.redundant import check_left_out
@@ -133,7 +133,8 @@ def prepare(job: Job) -> Prepared:
     if job.lora:
         if job.vocab_only:
             raise Usage("a file that holds the vocabulary only has nothing to merge into", fix="Drop --lora.")
-        adapters = [(open_adapter(Path(os.path.abspath(path))), factor) for path, factor in job.lora]
+        opened = ((open_adapter(Path(os.path.abspath(path))), factor) for path, factor in job.lora)
+        adapters = [(without_dropped(adapter, record), factor) for adapter, factor in opened]
         origin = Origin.of_merged(folder, adapters)
         checkpoint, changed = merge(checkpoint, adapters)
     plan = make_plan(config, None if job.vocab_only else checkpoint.tensors)
@@ -178,7 +179,7 @@ def _prepare_adapter(job: Job, folder: Path) -> Prepared:
     checkpoint = Checkpoint(folder, sources, open_files=job.open_files)
     kind = _output_format(job.outtype or "f32", checkpoint)
     origin = Origin(model_folder_name(folder), folder, folder, {BASE_MODELS: base_models(adapter, base)})
-    notes: list[str] = []
+    notes = list(plan.notes)
     general = without_paths(_general(job, folder, {}, Parameters(), plan.architecture.name, kind, origin, notes))
     name = FileName(origin.name.strip().replace(" ", "-"), encoding=kind.name, type="LoRA").format()
     return _laid_out(job, origin, checkpoint, plan, kind, {**general, **plan.metadata}, name, notes)

@@ -1,8 +1,8 @@
 """MLX: codes of a few bits in 32-bit words, and a scale and a bias for each group of a row.
 
-weight = scale * code + bias. The words of a row are one stream of bits, whatever the bits. Experts are stacked, (experts,
-rows, words). How many bits and columns a group has only the config says ("quantization"), for all modules or for one by
-its name.
+weight = scale * code + bias. The words of a row are one stream of bits, whatever the bits. Experts are stacked:
+(experts, rows, words). How many bits and columns a group has only the config says ("quantization"), for all modules or
+for one by its name.
 Source: mlx 0.29, mlx/ops.cpp (affine_quantize, affine_dequantize), mlx-lm 0.28, utils.py.
 """
 

@@ -235,7 +235,7 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
                 also=problems[:MAX_PROBLEMS],
                 fix=f"The base that it names is {adapter.base}." if adapter.base else None,
             )
-        notes.append(_note(adapter, factor))
+        notes += [_note(adapter, factor), *adapter.notes]
     tensors = {**changes.base, **changes.trained}
     if changes.parts_from_head() and not any(adapter.config.first("ensure_weight_tying") for adapter, _ in adapters):
         tensors[HEAD] = replace(changes.base[changes.embedding], name=HEAD)
