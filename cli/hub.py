@@ -4,19 +4,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ggufsmith.convert.hub.listing import Advance
     from ggufsmith.convert.hub.names import Located
-
-Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")]
-Token = Annotated[
-    str | None, typer.Option("--token", metavar="TOKEN", help="For the hub. Default: HF_TOKEN, or the stored login.")
-]
-Stream = Annotated[bool, typer.Option("--stream", help="Read the weights from the hub; do not store them.")]
 
 
 @dataclass(frozen=True)

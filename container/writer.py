@@ -8,7 +8,6 @@ process, so nothing is ever stale. (Windows: an open file cannot be removed, and
 """
 
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -16,7 +15,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.checksum import checksum, intact
 from ggufsmith.container.disk import LOCKS, Flusher, check_space, force, force_folder, lock, remove_leftover
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Unsupported, Usage
+from ggufsmith.container.fingerprint import file_mark, fingerprint
 from ggufsmith.container.journal import Journal, recorded
 from ggufsmith.container.layout import Layout
 from ggufsmith.container.positional import Buffer, as_bytes, read_at, write_at
@@ -60,7 +60,8 @@ class Writer:
     inputs:    files that are read; none of them may be the output, under any name.
     resume:    take over what an interrupted run of the same work left (see `holds`), and leave the same if interrupted,
                or stopped by a full disk.
-    identity:  whatever decides the bytes besides layout and inputs; inputs are known by name, folder, size and time.
+    identity:  whatever decides the bytes besides layout and inputs; inputs are known by name, folder and content, large
+               ones by size and time instead (see `fingerprint.file_mark`).
     reader:    gives the tensors of a file as they stand in it, for the check before the name is given.
     threads:   that read the file back.
 
@@ -247,15 +248,11 @@ class Writer:
     ) -> None:
         self._leave(error)
 
-    @property
+    @cached_property
     def _fingerprint(self) -> bytes:
         """Of everything that decides the bytes."""
-        digest = hashlib.sha256()
-        inputs = [(*Path(file).parts[-2:], *_stat(file)) for file in self.inputs]
-        parts = (_version().encode(), self.layout.header, self.identity, repr((self.layout.size, inputs)).encode())
-        for part in parts:
-            digest.update(len(part).to_bytes(8, "little") + part)
-        return digest.digest()
+        inputs = [(path, file_mark(path)) for path in map(Path, self.inputs)]
+        return fingerprint(_version(), self.layout.header, self.layout.size, self.identity, inputs)
 
     def _exists(self) -> OutputConflict:
         return OutputConflict("the output exists already", where=self.path, fix="Allow overwriting, or name another.")
@@ -418,12 +415,3 @@ class Writer:
 @cache
 def _version() -> str:
     return version("ggufsmith")
-
-
-def _stat(file: Path) -> tuple[int, int]:
-    """Size, and time of the last change."""
-    try:
-        found = os.stat(file)
-    except OSError:  # who reads it will say so
-        return 0, 0
-    return found.st_size, found.st_mtime_ns

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.checkpoint import Checkpoint, StoredTensor
@@ -62,6 +63,19 @@ class ConvertedTensor:
     def origin(self) -> str:
         names = " and ".join(source.name for source in self.output.sources[:2])
         return f"{self.name} (from {names})" if names else self.name
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(source.name for source in self.output.sources)
+
+    @property
+    def op(self) -> str:
+        return type(self.output.op).__name__
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Of its plan, with every parameter of its op, of dequantizing and of adapters, and the stored extents."""
+        return fingerprint(self.output, self.exact)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         def read(k: int, first: int, last: int) -> Array:
@@ -123,9 +137,22 @@ def exact_format(output: TensorPlan) -> Format | None:
     return found.pop() if len(found) == 1 and not output.op.computes else None
 
 
-def read_ahead(checkpoint: Checkpoint, tensors: Sequence[ConvertedTensor]) -> None:
-    """Tell the checkpoint in which order these tensors will be made."""
-    checkpoint.expect(source for tensor in tensors for source in tensor.output.sources)
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint, open inside a `with`; it is told in which order these tensors will be made."""
+
+    checkpoint: Checkpoint
+    tensors: tuple[ConvertedTensor, ...]
+
+    def __enter__(self) -> Checkpoint:
+        opened = self.checkpoint.__enter__()
+        opened.expect(source for tensor in self.tensors for source in tensor.output.sources)
+        return opened
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.checkpoint.__exit__(kind, error, trace)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The one way from tensors to files: any number of outputs, plain or quantized, in one pass over the weights."""
 
-import hashlib
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported
+from ggufsmith.container.fingerprint import fingerprint
+from ggufsmith.container.formats import Format
 from ggufsmith.container.shards import SetWriter, ShardPlan
 from ggufsmith.container.writer import check_apart
 from ggufsmith.pipeline.encoder import Encoder
@@ -22,10 +25,15 @@ from ggufsmith.pipeline.stream import Opening, RowSource, StreamTarget, load_ker
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One output: its shards (mostly one), and the name that the model would have in one file."""
+    """One output, planned.
+
+    shards: its files, mostly one. path: the name that the model would have in one file.
+    label:  what it is: the name of its recipe, or of the type of its matrices.
+    """
 
     shards: ShardPlan
     path: Path
+    label: str
 
     @property
     def importance(self) -> Sequence[NDArray[np.float32] | None] | None:
@@ -33,12 +41,47 @@ class OutputFile:
         return None
 
     @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """The names of tensors that could not have the type of their rule."""
+        return ()
+
+    @property
+    def requantized(self) -> tuple[str, ...]:
+        """The names of tensors that were quantized already."""
+        return ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of this output."""
+        return ()
+
+    def reason(self, index: int) -> str:
+        """Which rule gave the tensor at this place of the layout its type."""
+        return ""
+
+    def wanted(self, index: int) -> Format:
+        """The type that the rule asked for, which is not always the one that the tensor's rows fit."""
+        return self.shards.whole.tensors[index].format
+
+    @property
     def paths(self) -> list[Path]:
         return self.shards.paths(self.path)
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return self.shards.whole.size
+
+    @property
+    def types(self) -> dict[str, int]:
+        """How many tensors have each type, the most frequent first."""
+        return dict(Counter(spec.format.name for spec in self.shards.whole.tensors).most_common())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the tensors alone; 0 for a file without any."""
+        specs = self.shards.whole.tensors
+        return 8 * sum(spec.nbytes for spec in specs) / max(sum(math.prod(spec.shape) for spec in specs), 1)
 
     def check_apart(self, inputs: Sequence[Path]) -> None:
         """OutputConflict, as writing raises it, if one of the files is an input."""
@@ -79,8 +122,8 @@ def write_outputs(
 ) -> Written:
     """Make, verify, and give the files their names; tensors in the order of the layouts.
 
-    resume: see `container.writer.Writer`; layouts, inputs, importance and the origins of the tensors decide the bytes,
-    and identity says what else does.
+    resume: see `container.writer.Writer`; layouts, inputs, importance, the encoder and the fingerprints of the tensors
+    decide the bytes, and identity says what else does.
     cluster: None works on this machine.
 
     advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
@@ -95,10 +138,11 @@ def write_outputs(
         "threads": threads,
     }
     notes: list[str] = []
+    way = fingerprint(identity, encoder, [tensor.fingerprint for tensor in tensors])
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
-                SetWriter(output.path, output.shards, identity=_identity(identity, tensors, output), **options)
+                SetWriter(output.path, output.shards, identity=fingerprint(way, output.importance), **options)
             )
             for output in outputs
         ]
@@ -134,16 +178,6 @@ def _stream_on(
         fix = "pip install 'ggufsmith[cluster]'"
         raise Unsupported("--scheduler needs dask.distributed, which is not installed", fix=fix) from None
     return stream_on(cluster.scheduler, cluster.opening, tensors, targets, advance=advance, note=note)
-
-
-def _identity(text: str, tensors: Sequence[RowSource], output: OutputFile) -> bytes:
-    """What decides the bytes of an output besides its layout and the input files."""
-    digest = hashlib.sha256()
-    for part in (text, *(tensor.origin for tensor in tensors)):
-        digest.update(f"{part}\0".encode("utf-8", "surrogatepass"))
-    for weights in output.importance or ():
-        digest.update(b"\0" if weights is None else np.ascontiguousarray(weights).data)
-    return digest.digest()
 
 
 def _notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:

@@ -53,6 +53,9 @@ class RowSource(Protocol):
     held:    the format that `rows` gives.
     granule: chunks should begin at a multiple of this many rows.
     origin:  what to call it in an error: where its weights come from.
+    sources: the names of what it is made from, and op, what is done with them; for reports.
+    fingerprint: of all that decides its rows, but for the content of files (see `container.fingerprint`): where its
+             bytes are stored, and what is done to them, with every parameter.
     """
 
     @property
@@ -65,6 +68,12 @@ class RowSource(Protocol):
     def granule(self) -> int: ...
     @property
     def origin(self) -> str: ...
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+    @property
+    def op(self) -> str: ...
+    @property
+    def fingerprint(self) -> bytes: ...
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         """Rows start..stop: (n, width) in the dtype of a plain format, (n, bytes per row) uint8 of a block format."""

@@ -75,6 +75,10 @@ class Coverage:
     partial: Mapping[str, int]
     ignored: tuple[str, ...]
 
+    def summary(self) -> dict[str, list[str]]:
+        """Which matrices have an entry and which have none, for reports."""
+        return {"covered": list(self.covered), "missing": list(self.missing)}
+
     def notes(self) -> Iterator[str]:
         total = len(self.covered) + len(self.missing)
         yield f"importance for {len(self.covered)} of {total} matrices"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ggufsmith.container.formats import BY_NAME, FLOATS
-from ggufsmith.convert.batch.passes import Pass
+from ggufsmith.pipeline.passes import Pass
 from ggufsmith.quantize.rows import encode, warm_up
 
 ROWS, WIDTH = 16, 4096  # a sample of weights; blocks of every format divide its rows

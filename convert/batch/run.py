@@ -17,17 +17,7 @@ from ggufsmith.container.provenance import file_sha256
 from ggufsmith.convert.batch.extras import check_extras, write_extras
 from ggufsmith.convert.batch.jobfile import JobFile, JobModel, WantedOutput
 from ggufsmith.convert.batch.located import located, pinned
-from ggufsmith.convert.batch.passes import (
-    PROCESS,
-    Pass,
-    bits_per_weight,
-    fallbacks_of,
-    fixed,
-    notes_of,
-    prepare,
-    run,
-    types_of,
-)
+from ggufsmith.convert.batch.passes import PROCESS, JobPass, fixed, memory, plan_model
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.state import (
     FinishedFile,
@@ -92,7 +82,7 @@ class Draft:
     """What is to be done for one model.
 
     record: what is finished; wanted: what is not; made: that as it will be, without hashes.
-    memory: see `Pass.memory`; threads: as many as the budget allows; weights: of the model.
+    memory: see `passes.memory`; threads: as many as the budget allows; weights: of the model.
     """
 
     model: JobModel
@@ -118,7 +108,7 @@ def plan_job(
     job: JobFile,
     options: BatchOptions,
     watch: Watcher,
-    look: Callable[[Draft, Pass], None] = lambda draft, planned: None,
+    look: Callable[[Draft, JobPass], None] = lambda draft, planned: None,
     *,
     dry: bool,
 ) -> tuple[list[Draft], list[Outcome]]:
@@ -171,7 +161,7 @@ def run_job(job: JobFile, options: BatchOptions, watch: Watcher, outcomes: list[
         outcomes.sort(key=lambda outcome: order[outcome.model.key])
 
 
-def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, Pass], None]) -> Draft:
+def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPass], None]) -> Draft:
     model = pinned(model)
     plans = fingerprints(model, by_content=options.by_content)
     record = finished(model, plans, verify=options.verify)
@@ -182,21 +172,18 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, Pass],
     check_extras(model)
     _check_memory(model, fixed(model, wanted), options)
     threads = options.cores
-    with (
-        located(model, plan=True) as (there, open_files),
-        prepare(there, wanted, open_files, threads=threads) as planned,
-    ):
-        for output in planned.outputs:
-            output.check_apart(planned.inputs)
-        if options.memory is not None:
-            while threads > 1 and PROCESS + planned.memory(threads) > options.memory:
-                threads -= 1
-        memory = planned.memory(threads)
-        draft = Draft(
-            model, record, planned.wanted, _drafted(planned, plans), memory, threads, planned.weights, planned.notes
-        )
-        look(draft, planned)
-    _check_memory(model, memory, options)
+    with located(model, plan=True) as (there, opener):
+        planned = plan_model(there, wanted, opener, threads=threads)
+        with planned.made as made:
+            made.check_apart()
+            if options.memory is not None:
+                while threads > 1 and PROCESS + memory(planned, there, threads) > options.memory:
+                    threads -= 1
+            needed = memory(planned, there, threads)
+            outputs = _drafted(planned, plans)
+            draft = Draft(model, record, planned.wanted, outputs, needed, threads, made.weights, made.notes)
+            look(draft, planned)
+    _check_memory(model, needed, options)
     if options.disk is not None and draft.size > options.disk:
         what = f"the outputs need {draft.size} bytes, the budget is {options.disk}"
         raise NoSpace(what, where=model.folder, fix="Raise --max-disk.")
@@ -209,7 +196,7 @@ def _check_memory(model: JobModel, needed: int, options: BatchOptions) -> None:
         raise Failure(what, where=model.source, fix="Raise --max-memory.")
 
 
-def _drafted(planned: Pass, plans: Mapping[str, str]) -> tuple[FinishedOutput, ...]:
+def _drafted(planned: JobPass, plans: Mapping[str, str]) -> tuple[FinishedOutput, ...]:
     """The outputs of a pass, without hashes."""
     return tuple(
         FinishedOutput(
@@ -219,12 +206,12 @@ def _drafted(planned: Pass, plans: Mapping[str, str]) -> tuple[FinishedOutput, .
                 FinishedFile(path.name, layout.size, "")
                 for path, layout in zip(output.paths, output.shards.shards, strict=True)
             ),
-            bits_per_weight(output),
-            types_of(output),
-            fallbacks_of(output),
-            (*([wanted.recipe.description] if wanted.budget and wanted.recipe else []), *notes_of(output)),
+            output.bits_per_weight,
+            output.types,
+            output.fallbacks,
+            (*([wanted.recipe.description] if wanted.budget and wanted.recipe else []), *output.notes),
         )
-        for wanted, output in zip(planned.wanted, planned.outputs, strict=True)
+        for wanted, output in zip(planned.wanted, planned.made.outputs, strict=True)
     )
 
 
@@ -345,19 +332,16 @@ class _Runner:
             self.watch.advanced(model, weights)
 
         self.check()
-        with (
-            located(model, plan=False, told=lambda size: self.check()) as (there, open_files),
-            prepare(there, draft.wanted, open_files) as planned,
-        ):
-            self.check()
-            written = run(
-                planned,
-                threads=draft.threads,
-                sync=self.options.sync,
-                advance=advance,
-                loaded=self.watch.loaded,
-            )
-            notes = (*planned.notes, *written.notes)
+        with located(model, plan=False, told=lambda size: self.check()) as (there, opener):
+            planned = plan_model(there, draft.wanted, opener)
+            with planned.made as made:
+                self.check()
+                model.folder.mkdir(parents=True, exist_ok=True)
+                write = replace(
+                    there.request.write, threads=draft.threads, sync=self.options.sync, resume=True, overwrite=True
+                )
+                written = made.run(write, advance=advance, loaded=self.watch.loaded)
+                notes = (*made.notes, *written.notes)
         known = {each.label: each for each in (*draft.record.outputs, *draft.made)}
         outputs = tuple(known[wanted.label] for wanted in model.wanted)
         write_record(model, Record(outputs))  # to hash them can take long, and is no reason to make them again

@@ -21,6 +21,7 @@ from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import SHARD, SUFFIX
 from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput, state_path
 from ggufsmith.convert.batch.schema import SETTINGS
+from ggufsmith.convert.model import adapters_of
 from ggufsmith.naming.identity import hub_id, model_folder_name
 from ggufsmith.quantize.recipes.assign import Override, Recipe
 
@@ -135,12 +136,13 @@ def fingerprints(model: JobModel, *, by_content: bool = False) -> dict[str, str]
 
     by_content: large inputs are hashed too, instead of being known by size and time.
     """
+    options = model.request.source
     common = {
         "version": version("ggufsmith"),
         "name": model_folder_name(model.source) if model.is_checkpoint and not model.hub else "",
         "inputs": list(_inputs(model, by_content)),
-        "base": [hub_id(model.base), model_folder_name(model.base)] if model.base else [],
-        "lora": [[model_folder_name(folder), factor] for folder, factor in model.lora],
+        "base": [hub_id(options.base), model_folder_name(options.base)] if options.base else [],
+        "lora": [[model_folder_name(folder), factor] for folder, factor in adapters_of(options)],
         "settings": {key: model.settings[key] for key, record in SETTINGS.items() if record.decides},
     }
     return {wanted.label: _digest({**common, **_wanted(wanted)}) for wanted in model.wanted}
@@ -181,13 +183,18 @@ def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
         yield [str(model.hub)]  # with the commit
     else:
         sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
-    folders = [*(folder for folder, _ in model.lora), *([model.tokenizer] if model.tokenizer else [])]
+    options = model.request.source
+    folders = [*(folder for folder, _ in adapters_of(options)), *([options.tokenizer] if options.tokenizer else [])]
     others = (each for folder in folders for each in _model_files(folder))
-    for root, path in [*sources, *others, *((path.parent, path) for path in (model.imatrix, model.metadata) if path)]:
+    for root, path in [
+        *sources,
+        *others,
+        *((path.parent, path) for path in (model.request.make.imatrix, options.metadata) if path),
+    ]:
         found = path.stat()
         identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns
         yield [path.relative_to(root).as_posix(), found.st_size, identity]
-    for root, path in _model_files(model.base) if model.base else ():  # weights: only which there are is looked at
+    for root, path in _model_files(options.base) if options.base else ():  # weights: only which there are is looked at
         content = file_sha256(path) if path.suffix == ".json" else None
         yield [path.relative_to(root).as_posix(), path.stat().st_size, content]
 

@@ -14,6 +14,7 @@ import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
@@ -25,7 +26,7 @@ from ggufsmith.convert.hf.rope import FACTORS
 from ggufsmith.convert.ops import Array, Op
 from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, make_plan
 from ggufsmith.pipeline.stream import Scratch
-from ggufsmith.quantize.requantize import GgufTensor
+from ggufsmith.quantize.tensors import GgufTensor
 
 F16, F32 = BY_NAME["F16"], BY_NAME["F32"]
 NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?(.+)\.(weight|bias)")
@@ -39,7 +40,7 @@ class Restored:
     shape: tuple[int, ...]
     format: Format
     source: GgufTensor
-    op: Op
+    transform: Op
 
     @property
     def held(self) -> Format:
@@ -47,17 +48,29 @@ class Restored:
 
     @property
     def granule(self) -> int:
-        return self.op.granule(self.source.info.shape)
+        return self.transform.granule(self.source.info.shape)
 
     @property
     def origin(self) -> str:
         return f"{self.name} (from {self.source.origin})"
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.source.sources
+
+    @property
+    def op(self) -> str:
+        return type(self.transform).__name__
+
+    @property
+    def fingerprint(self) -> bytes:
+        return fingerprint(self.name, self.shape, self.format, self.source.fingerprint, self.transform)
+
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         def read(source: int, first: int, last: int) -> Array:
             return self.source.rows(first, last, scratch)
 
-        return self.op.rows(read, (self.source.info.shape,), start, stop)
+        return self.transform.rows(read, (self.source.info.shape,), start, stop)
 
 
 def restore(

@@ -10,9 +10,10 @@ import pytest
 
 import adapters
 import checkpoints
-from ggufsmith.container.errors import Unsupported
+from ggufsmith.container.errors import Failure, Unsupported
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.convert.run import Job, prepare, run
+from ggufsmith.pipeline.request import Request
+from requesting import plan, request, run
 
 TOWER = "vision_tower.vision_model.encoder.layers.0.self_attn.q_proj"
 PROJECTOR = "multi_modal_projector.mm_input_projection"
@@ -56,10 +57,10 @@ def write(base: Path, folder: Path, rename: Rename, more: dict[str, np.ndarray],
     return folder
 
 
-def tensors(job: Job) -> dict[str, bytes]:
-    prepared = prepare(job)
-    run(prepared)
-    path = prepared.output.path
+def tensors(job: Request) -> dict[str, bytes]:
+    planned = plan(job)
+    run(planned)
+    path = planned.output.path
     with open_gguf(path) as gguf:
         data = path.read_bytes()
         return {info.name: data[info.offset : info.offset + info.nbytes] for info in gguf.tensors.values()}
@@ -81,25 +82,25 @@ def test_the_vision_part_is_left_out_and_said(
     adapter = write(multimodal, tmp_path / "mm-lora", rename, more, text)
     for base, inner in ((multimodal, multimodal), (text, text)):
         for job, expected in (
-            (Job(adapter, base=base, outfile=tmp_path / "a.gguf"), Job(plain, outfile=tmp_path / "b.gguf")),
+            (request(adapter, base=base, outfile=tmp_path / "a.gguf"), request(plain, outfile=tmp_path / "b.gguf")),
             (
-                Job(base, lora=((adapter, 1.0),), outfile=tmp_path / "c.gguf"),
-                Job(text, lora=((plain, 1.0),), outfile=tmp_path / "d.gguf"),
+                request(base, lora=((adapter, 1.0),), outfile=tmp_path / "c.gguf"),
+                request(text, lora=((plain, 1.0),), outfile=tmp_path / "d.gguf"),
             ),
         ):
             assert tensors(job) == tensors(expected), inner
-            notes = prepare(job).notes
+            notes = plan(job).notes
             assert any("mm-lora" in note and "vision" in note and "dropped" in note for note in notes), notes
 
 
 def test_an_adapter_of_the_vision_part_alone(tmp_path: Path, text: Path, multimodal: Path) -> None:
     adapters.write(text, tmp_path, targets=(), whole=vision())
-    for job in (Job(tmp_path, base=multimodal), Job(multimodal, lora=((tmp_path, 1.0),))):
+    for job in (request(tmp_path, base=multimodal), request(multimodal, lora=((tmp_path, 1.0),))):
         with pytest.raises(Unsupported, match="all that it trains is left out of the model: the vision encoder"):
-            prepare(job)
+            plan(job)
 
 
 def test_what_no_base_drops_is_still_an_error(tmp_path: Path, text: Path, multimodal: Path) -> None:
     adapters.write(text, tmp_path, targets=(), whole=vision(module="audio_tower.layers.0.q_proj"))
-    with pytest.raises(Exception, match="audio_tower"):
-        prepare(Job(tmp_path, base=multimodal))
+    with pytest.raises(Failure, match="audio_tower"):
+        plan(request(tmp_path, base=multimodal))

@@ -15,7 +15,7 @@ import sourced
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.dequantize.store import EIGHT_BITS
-from ggufsmith.convert.run import Job, prepare, run
+from requesting import plan, request, run
 
 RNG = np.random.default_rng(12)
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -158,9 +158,9 @@ def test_a_model_of_mlx(tmp_path: Path) -> None:
     quantized.save(tensors, tmp_path / "model.safetensors")
     settings["quantization"] = {"bits": 4, "group_size": 64}
     path.write_text(json.dumps(settings), encoding="utf-8")
-    prepared = prepare(Job(tmp_path))
+    prepared = plan(request(tmp_path))
     assert "16 weights are dequantized from MLX" in prepared.notes
-    assert dict(prepared.plan.dims.__dict__)["vocab"] == settings["vocab_size"]
+    assert prepared.layout.metadata["llama.vocab_size"].data == settings["vocab_size"]
 
 
 MOE = ("mixtral", "qwen2-moe", "qwen3-moe")
@@ -180,7 +180,7 @@ def switched(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensors_made(folder: Path, output: Path) -> dict[str, bytes]:
-    run(prepare(Job(folder, outfile=output, outtype="f32", sync=False)))
+    run(request(folder, outfile=output, outtype="f32"))
     with open_gguf(output) as gguf:
         data = output.read_bytes()
         return {info.name: data[info.offset : info.offset + info.nbytes] for info in gguf.tensors.values()}

@@ -16,8 +16,8 @@ from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.hub.download import download, hub_of
 from ggufsmith.convert.hub.huggingface import HuggingFace
 from ggufsmith.convert.hub.names import HubModel, Located
-from ggufsmith.convert.run import Job, prepare
 from hub_server import COMMIT, MODEL, Fault
+from requesting import plan, request
 
 NEEDED = {
     "README.md",
@@ -50,7 +50,7 @@ def test_only_what_a_conversion_needs_into_the_ordinary_cache(hub: hub_server.Hu
     assert stored(found.folder) == NEEDED
     assert same(found.folder, hub.root / MODEL)
     assert len(open_checkpoint(found.folder).tensors) > 10
-    prepared = prepare(Job(found.folder, outdir=tmp_path))
+    prepared = plan(request(found.folder, outdir=tmp_path))
     assert prepared.output.path == tmp_path / "Tiny-1B-F16.gguf"
     general = {key: value.data for key, value in prepared.layout.metadata.items() if key.startswith("general.")}
     assert (general["general.name"], general["general.organization"]) == ("Tiny 1B", "Org")
