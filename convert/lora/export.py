@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import Metadata, array, f32, string
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.checkpoint import StoredTensor, open_checkpoint
+from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store, to_f32
@@ -26,6 +26,7 @@ from ggufsmith.convert.lora.merge import EMBEDDING, HEAD
 from ggufsmith.convert.lora.peft import Adapter, Update, without_dropped
 from ggufsmith.convert.ops import Array, Copy, Op, Read, Shape, Stack
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
+from ggufsmith.convert.stored import StoredTensor
 
 ONE = 'If embedding and head were trained as one, say so in adapter_config.json: "ensure_weight_tying": true.'
 WAY_OUT = "Merge it into the base instead: gguf-convert BASE --lora {folder}."

@@ -17,13 +17,13 @@ import numpy as np
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, Reader, StoredTensor
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape, read_f32
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.lora.peft import Adapter, apart
 from ggufsmith.convert.lora.steps import Floats, LowRank, Rows, Shift, Step, floats
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.plan import EXPERT, Plan
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener, Reader, StoredTensor
 from ggufsmith.pipeline.stream import CHUNK
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.checkpoint import StoredTensor, contained, read_tensors
+from ggufsmith.convert.checkpoint import contained, read_tensors
 from ggufsmith.convert.config import Config, as_number, read_json
+from ggufsmith.convert.stored import StoredTensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
