@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.bitpacking import unpack
 from ggufsmith.convert.dequantize.scheme import Scheme, SchemeInputs, Shape, floats
 from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 FLOATS = "F16 BF16 F32"
