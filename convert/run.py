@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gguf.constants import LlamaFileType
+from gguf.constants import Keys, LlamaFileType
 
 from ggufsmith.container.disk import make_folder
 from ggufsmith.container.errors import Malformed, Usage
@@ -32,6 +32,7 @@ from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overri
 from ggufsmith.naming.suggest import name_of
 from ggufsmith.quantize.outputs import Cluster, Output, Written, write_outputs
 from ggufsmith.tokenizer.read import read_vocabulary
+from ggufsmith.tokenizer.stripping import fit_name
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
     {
@@ -151,6 +152,8 @@ def prepare(job: Job) -> Prepared:
     notes: list[str] = [*checkpoint.notes, *offers(checkpoint.tensors.values()), *plan.notes, *vocabulary.notes]
     parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
     general = _general(job, folder, config, parameters, record.name, kind, origin, notes)
+    general, said = fit_name(general, vocabulary, stated=_is_named(job))
+    notes += said
     model = origin.name
     name = FileName(model, type="vocab").format() if job.vocab_only else output_name(model, kind.name)
     metadata = {**general, **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
@@ -198,6 +201,11 @@ def _general(
         overrides={**origin.general, **(read_overrides(job.metadata) if job.metadata else {})},
         note=notes.append,
     )
+
+
+def _is_named(job: Job) -> bool:
+    """Whether the user says what general.name is."""
+    return bool(job.model_name) or (job.metadata is not None and Keys.General.NAME in read_overrides(job.metadata))
 
 
 def _laid_out(
