@@ -20,7 +20,7 @@ from ggufsmith.container.writer import check_apart
 from ggufsmith.pipeline.encoder import Encoder
 from ggufsmith.pipeline.findings import Finding
 from ggufsmith.pipeline.parallel import available_cores
-from ggufsmith.pipeline.stream import Opening, RowSource, StreamTarget, load_kernels, stream
+from ggufsmith.pipeline.stream import Opening, RowSource, SharedTarget, load_kernels, stream
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def write_outputs(
             for output in outputs
         ]
         targets = [
-            StreamTarget(output.shards.whole, writer, encoder, output.importance)
+            SharedTarget(output.shards.whole, writer, encoder, output.importance)
             for output, writer in zip(outputs, writers, strict=True)
         ]
         if cluster is None:
@@ -165,7 +165,7 @@ def write_outputs(
 def _stream_on(
     cluster: ClusterWork,
     tensors: Sequence[RowSource],
-    targets: Sequence[StreamTarget],
+    targets: Sequence[SharedTarget],
     advance: Callable[[int], None],
     note: Callable[[str], None],
 ) -> list[dict[str, Finding]]:
