@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,8 @@ import typer
 from ggufsmith.cli.options import AsJson
 
 if TYPE_CHECKING:
+    from ggufsmith.container.layout import TensorSpec
+    from ggufsmith.container.reader import TensorInfo
     from ggufsmith.container.values import Metadata
     from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored
     from ggufsmith.quantize.recipes.rules import Facts
@@ -50,11 +52,10 @@ def show(model: Path | None, names: Sequence[str], machine: bool) -> None:
     if machine:
         render.as_json({"model": str(model) if model else "shape of Llama 3.1 8B", "recipes": entries})
         return
-    width = max(len(entry["shown"]) for entry in entries)
+    render.table(map(_row, entries), HEADS)
     for entry in entries:
-        render.line(_line(entry, width))
-        for tensor in entry.get("tensors", ()):
-            render.line(f"  {tensor['name']:<32}  {tensor['type']:<8}  {tensor['reason']}")
+        rows = ((tensor["name"], tensor["type"], tensor["reason"]) for tensor in entry.get("tensors", ()))
+        render.table(rows, ("tensor", "type", "reason"), entry["shown"])
 
 
 @dataclass(frozen=True)
@@ -119,36 +120,44 @@ def _tensors(found: Sequence["Assignment"]) -> Iterator[dict[str, Any]]:
         yield {"name": each.tensor.name, "type": each.format.name, "bytes": each.nbytes, "reason": each.reason}
 
 
-def _line(entry: dict[str, Any], width: int) -> str:
-    from ggufsmith.cli import render
+HEADS = ("recipe", "bits ", "size ", "tensors", "notes")
 
-    head = f"{entry['shown']:<{width}}  "
+
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    from ggufsmith.cli import render
+    from ggufsmith.container.text import counted
+
     if entry["bits_per_weight"] is None:
-        return f"{head}not possible: {entry['problem']}"
+        return entry["shown"], "", "", "", f"not possible: {entry['problem']}"
     exact = entry["bytes"] is not None
-    facts = [f"{entry['bits_per_weight']:5.2f} bpw"]
-    facts += [f"{render.size(entry['bytes']):>8}"] if exact else []
     kinds = [f"{number} {name}" for name, number in entry["types"].items()] if exact else list(entry["types"])
-    facts.append(", ".join(kinds))
-    facts += [f"also {', '.join(entry['aliases'])}"] if entry["aliases"] else []
-    facts += ["needs an importance matrix"] if entry["needs_importance"] else []
-    facts += [f"{entry['fallbacks']} fallbacks"] if entry["fallbacks"] else []
-    facts += [entry["description"]] if entry["description"] else []
-    return head + "  ".join(facts)
+    notes = [f"also {', '.join(entry['aliases'])}"] if entry["aliases"] else []
+    notes += ["needs --imatrix"] if entry["needs_importance"] else []
+    if number := entry["fallbacks"]:
+        notes.append(f"{counted(number, 'tensor')} in another type, because the rows do not fit")
+    notes += [entry["description"]] if entry["description"] else []
+    size = render.size(entry["bytes"]) if exact else ""
+    return entry["shown"], f"{entry['bits_per_weight']:.2f}", size, ", ".join(kinds), "; ".join(notes)
 
 
 def _model(path: Path) -> Shape:
     """That of a model file, or of what a model folder would be converted to."""
-    from ggufsmith.convert.open import open_pass
-    from ggufsmith.pipeline.request import MakeOptions, Request
     from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 
-    make = MakeOptions(outtypes=("auto",)) if path.is_dir() else MakeOptions(recipes=("copy",))
-    with open_pass(Request(path, make=make)) as planned:
-        layout = planned.outputs[0].shards.whole
-        metadata = planned.info.metadata
-    stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
-    return Shape([stored[name] for name in file_order(stored)], facts_of(metadata), metadata, layout.alignment)
+    if path.is_dir():
+        from ggufsmith.convert.open import open_pass
+        from ggufsmith.pipeline.request import MakeOptions, Request
+
+        layout = open_pass(Request(path, make=MakeOptions(outtypes=("auto",)))).outputs[0].shards.whole
+        tensors: Iterable[TensorSpec | TensorInfo] = layout.tensors
+        metadata, alignment = layout.metadata, layout.alignment
+    else:
+        from ggufsmith.quantize.source import open_model
+
+        with open_model(path).files as files:
+            tensors, metadata, alignment = files.tensors.values(), files.metadata, files.alignment
+    stored = {each.name: Stored(each.name, each.shape, each.format) for each in tensors}
+    return Shape([stored[name] for name in file_order(stored)], facts_of(metadata), metadata, alignment)
 
 
 def _llama_8b() -> Shape:

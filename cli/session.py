@@ -52,8 +52,8 @@ def _work(planned: "Pass", request: "Request", beside: Beside, *, machine: bool,
     if not silent:
         for note in planned.notes:
             render.line(f"note: {note}", render.err)
-    title = ", ".join(output.path.name for output in planned.outputs)
-    with render.progress(title, planned.weights, silent) as advance:
+    names = [output.path.name for output in planned.outputs]
+    with render.progress(names, planned.weights, silent) as advance:
         loaded = (lambda seconds: None) if silent else render.kernels
         written = planned.run(request.write, advance=advance, loaded=loaded)
     entries, lines = beside.publish(planned, [output_report(planned, output) for output in planned.outputs])

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.checkpoint import Checkpoint, StoredTensor
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.ops import Array
 from ggufsmith.convert.plan import SOURCE_FORMATS, TensorPlan
+from ggufsmith.convert.stored import Checkpoint, StoredTensor
 from ggufsmith.pipeline.stream import Scratch
 from ggufsmith.quantize.rows import encode
 
@@ -70,6 +71,11 @@ class ConvertedTensor:
     @property
     def op(self) -> str:
         return type(self.output.op).__name__
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Of its plan, with every parameter of its op, of dequantizing and of adapters, and the stored extents."""
+        return fingerprint(self.output, self.exact)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         def read(k: int, first: int, last: int) -> Array:

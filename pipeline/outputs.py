@@ -1,6 +1,5 @@
 """The one way from tensors to files: any number of outputs, plain or quantized, in one pass over the weights."""
 
-import hashlib
 import math
 import time
 from collections import Counter
@@ -14,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import Format
 from ggufsmith.container.shards import SetWriter, ShardPlan
 from ggufsmith.container.writer import check_apart
 from ggufsmith.pipeline.encoder import Encoder
 from ggufsmith.pipeline.findings import Finding
 from ggufsmith.pipeline.parallel import available_cores
-from ggufsmith.pipeline.stream import Opening, RowSource, StreamTarget, load_kernels, stream
+from ggufsmith.pipeline.stream import Opening, RowSource, SharedTarget, load_kernels, stream
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def write_outputs(
 ) -> Written:
     """Make, verify, and give the files their names; tensors in the order of the layouts.
 
-    resume: see `container.writer.Writer`; layouts, inputs, importance and the origins of the tensors decide the bytes,
-    and identity says what else does.
+    resume: see `container.writer.Writer`; layouts, inputs, importance, the encoder and the fingerprints of the tensors
+    decide the bytes, and identity says what else does.
     cluster: None works on this machine.
 
     advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
@@ -138,15 +138,16 @@ def write_outputs(
         "threads": threads,
     }
     notes: list[str] = []
+    way = fingerprint(identity, encoder, [tensor.fingerprint for tensor in tensors])
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
-                SetWriter(output.path, output.shards, identity=_identity(identity, tensors, output), **options)
+                SetWriter(output.path, output.shards, identity=fingerprint(way, output.importance), **options)
             )
             for output in outputs
         ]
         targets = [
-            StreamTarget(output.shards.whole, writer, encoder, output.importance)
+            SharedTarget(output.shards.whole, writer, encoder, output.importance)
             for output, writer in zip(outputs, writers, strict=True)
         ]
         if cluster is None:
@@ -164,7 +165,7 @@ def write_outputs(
 def _stream_on(
     cluster: ClusterWork,
     tensors: Sequence[RowSource],
-    targets: Sequence[StreamTarget],
+    targets: Sequence[SharedTarget],
     advance: Callable[[int], None],
     note: Callable[[str], None],
 ) -> list[dict[str, Finding]]:
@@ -177,16 +178,6 @@ def _stream_on(
         fix = "pip install 'ggufsmith[cluster]'"
         raise Unsupported("--scheduler needs dask.distributed, which is not installed", fix=fix) from None
     return stream_on(cluster.scheduler, cluster.opening, tensors, targets, advance=advance, note=note)
-
-
-def _identity(text: str, tensors: Sequence[RowSource], output: OutputFile) -> bytes:
-    """What decides the bytes of an output besides its layout and the input files."""
-    digest = hashlib.sha256()
-    for part in (text, *(tensor.origin for tensor in tensors)):
-        digest.update(f"{part}\0".encode("utf-8", "surrogatepass"))
-    for weights in output.importance or ():
-        digest.update(b"\0" if weights is None else np.ascontiguousarray(weights).data)
-    return digest.digest()
 
 
 def _notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:

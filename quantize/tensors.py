@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import Format
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.reader import TensorInfo
@@ -43,6 +44,10 @@ class GgufTensor:
     @property
     def origin(self) -> str:
         return f"{self.source.file_of(self.info).path}: {self.info.name}"
+
+    @property
+    def fingerprint(self) -> bytes:
+        return fingerprint(self.source.file_of(self.info).path, self.info, self.name)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -14,16 +14,17 @@ import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
 from ggufsmith.convert.architecture import TensorRule
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.rope import FACTORS
 from ggufsmith.convert.ops import Array, Op
 from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, make_plan
+from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.pipeline.stream import Scratch
 from ggufsmith.quantize.tensors import GgufTensor
 
@@ -60,6 +61,10 @@ class Restored:
     @property
     def op(self) -> str:
         return type(self.transform).__name__
+
+    @property
+    def fingerprint(self) -> bytes:
+        return fingerprint(self.name, self.shape, self.format, self.source.fingerprint, self.transform)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         def read(source: int, first: int, last: int) -> Array:

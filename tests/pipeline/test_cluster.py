@@ -274,7 +274,7 @@ def test_when_all_workers_die_nothing_is_published(
 def test_a_lost_scheduler_and_going_on_from_there(
     shared: Cluster, large: Path, expected: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "TIMEOUT", 3)
+    monkeypatch.setattr(cluster, "TIMEOUT", 8)
     options = {"outfile": tmp_path / "a.gguf", "resume": True}
     with dask_processes.cluster(tmp_path / "dask") as found:
         found.wait()

@@ -69,8 +69,8 @@ def test_other_types_are_copied(tmp_path: Path) -> None:
     """Integers and 64-bit numbers stay bit for bit, as do tensors that have their type already."""
     rng = np.random.default_rng(0)
     extra = {}
-    for name, size in (("I8", 1), ("I32", 4), ("I64", 8), ("F64", 8)):
-        extra[f"x.{name}"] = (BY_NAME[name], rng.integers(0, 255, (3, 5 * size), np.uint8))
+    for k, (name, size) in enumerate((("I8", 1), ("I32", 4), ("I64", 8), ("F64", 8))):
+        extra[f"blk.{k % 2}.attn_{'kv'[k // 2]}.bias"] = (BY_NAME[name], rng.integers(0, 255, (3, 5 * size), np.uint8))
     model = models.write_model(tmp_path / "m.gguf", **extra)
     first, _ = work(request(model, "q8_0", outfile=tmp_path / "a.gguf"))
     again, _ = work(request(first.path, "q8_0", outfile=tmp_path / "b.gguf"))
@@ -245,7 +245,7 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
     narrow = models.write_model(tmp_path / "narrow-F16.gguf", width=48)
     imatrix = models.write_imatrix(tmp_path / "i", models.importance(models.arrays(width=96)))
     numbers = (BY_NAME["F64"], np.zeros((2, 512), np.uint8))
-    odd = models.write_model(tmp_path / "odd.gguf", **{"blk.0.x.weight": numbers})
+    odd = models.write_model(tmp_path / "odd.gguf", **{"blk.0.attn_k.weight": numbers})
     wide = models.write_model(tmp_path / "wide-F16.gguf", blocks=1, width=256)
     empty = models.write_gguf(tmp_path / "vocab.gguf", models.metadata(), {})
     before = untouched(tmp_path)
