@@ -9,6 +9,7 @@ import pytest
 from commands import run
 
 import checkpoints
+import requesting
 from ggufsmith.cli.split import split
 from ggufsmith.cli.verify import verify
 from ggufsmith.container.errors import Failure, Malformed
@@ -18,7 +19,6 @@ from ggufsmith.container.provenance import described, read_record, record, recor
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.values import string
 from ggufsmith.container.writer import Writer
-from ggufsmith.convert import run as convert
 from ggufsmith.quantize.rows import FLOATS, MODULES, decode, encode
 from ggufsmith.quantize.verify import nonfinite
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def converted(model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "m.gguf"
-    convert.run(convert.prepare(convert.Job(model, outfile=path, sync=False)))
+    requesting.run(requesting.request(model, outfile=path))
     return path
 
 
