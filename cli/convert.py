@@ -61,10 +61,10 @@ def convert(
         wanted = HubRequest(name, source.revision, source.token, stream=stream, weights=not source.vocab_only)
         with located(wanted, quiet=quiet or as_json) as found:
             here = source if model is not None else replace(source, base=None)
-            there = write if found.id is None or write.outdir else replace(write, outdir=Path())
-            if write.outfile is not None:
-                there = write
-            run(Request(found.folder, here, make, there), partial(open_pass, open_files=found.open_files))
+            placed = found.id is None or write.outdir is not None or write.outfile is not None
+            there = write if placed else replace(write, outdir=Path())
+            opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
+            run(Request(found.folder, here, make, there), opener)
 
     guarded(work, as_json)
 

@@ -29,8 +29,14 @@ DryRun = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON report on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
-# What a field's type, as its record declares it, is on the command line. All others are a text.
-TYPES: dict[str, Any] = {"bool": bool, "int | None": int | None, "Path | None": Path | None, "str | None": str | None}
+# What a field's type, as its record declares it, is on the command line. All other tuples are of texts.
+TYPES: dict[str, Any] = {
+    "bool": bool,
+    "int | None": int | None,
+    "Path | None": Path | None,
+    "str | None": str | None,
+    "tuple[float, ...]": list[float] | None,
+}
 REPEATED = "tuple["
 
 
@@ -79,10 +85,7 @@ def _parameter(each: Declared, grouped: bool) -> inspect.Parameter:
     told: dict[str, Any] = {"help": option.about, "rich_help_panel": option.group if grouped else None}
     if option.metavar:
         told["metavar"] = option.metavar
-    if each.type.startswith(REPEATED):
-        kind: Any = list[float] | None if "float" in each.type else list[str] | None
-    else:
-        kind = TYPES[each.type]
+    kind = TYPES.get(each.type, list[str] | None) if each.type.startswith(REPEATED) else TYPES[each.type]
     if kind == int | None:
         told["min"] = 1
     default = False if kind is bool else None

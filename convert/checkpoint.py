@@ -12,7 +12,6 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, ClassVar, Protocol, Self
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.positional import read_at
 from ggufsmith.convert.config import read_json
+from ggufsmith.convert.weightfiles import choose_weights
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 LFS_POINTER = b"version https://git-lfs"
@@ -151,15 +151,18 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     Malformed: a missing, truncated or damaged shard, a path that leaves the folder, a tensor found twice.
     Unsupported: a folder without weights that can be read, or torch is missing for pickled ones.
     """
-    index_file = index_name(_names(folder), folder)
-    index = None if index_file is None else folder / index_file
-    if index is None:
-        listed, paths = None, _loose_files(folder)
+    if not folder.is_dir():
+        raise Malformed("there is no such folder", where=folder)
+    chosen = choose_weights(_names(folder), lambda name: weight_map(folder / name), where=folder)
+    listed = chosen.listed
+    if chosen.index is not None:
+        paths = [_inside(folder, name, folder / chosen.index) for name in chosen.names]
+    elif chosen.names:
+        paths = [contained(folder, folder / name) for name in chosen.names]
         if paths[0].suffix == ".pth":
-            return _open_original(folder, paths)
+            return _open_original(folder, paths, chosen.notes)
     else:
-        listed = weight_map(index)
-        paths = sorted({_inside(folder, name, index) for name in listed.values()})
+        raise _no_weights(folder)
     tensors: dict[str, StoredTensor] = {}
     extra: list[str] = []
     for path in paths:
@@ -171,7 +174,7 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
                 raise Malformed(
                     f"tensor {source.name!r} is in {tensors[source.name].path.name} and again in {path.name}",
                     where=folder,
-                    fix="Keep one of the two files, or add the model.safetensors.index.json that says which counts.",
+                    fix="Move the file that is not of this model out of the folder.",
                 )
             tensors[source.name] = source
     if listed is not None:
@@ -179,11 +182,13 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
         if missing:
             raise Malformed(
                 f"{len(missing)} tensors are listed but not in their files",
-                where=index,
+                where=folder / str(chosen.index),
                 also=[f"{name} (in {listed[name]})" for name in missing[:10]],
                 fix="Download the shards again.",
             )
-    notes = [f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}"] if extra else []
+    notes = list(chosen.notes)
+    if extra:
+        notes.append(f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}")
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
         del tensors[head.name]
@@ -202,52 +207,16 @@ def _read_pickle(path: Path) -> "Iterator[StoredTensor]":
     return read_pickle(path)
 
 
-def _open_original(folder: Path, paths: list[Path]) -> Checkpoint:
+def _open_original(folder: Path, paths: list[Path], notes: tuple[str, ...]) -> Checkpoint:
     """The files of the original Llama release, each with a part of every matrix."""
     from ggufsmith.convert.original import join, original_config
 
-    return Checkpoint(folder, join([_read_pickle(path) for path in paths], original_config(folder / "params.json")))
-
-
-def index_name(names: Iterable[str], where: object) -> str | None:
-    """Of the names of a model's files, that of the index that says where its weights are; None if there is none.
-
-    Malformed if there are several that could be it.
-    """
-    names = sorted(names)
-    indexes = [name for name in names if name.endswith(".safetensors.index.json")]
-    usual = "model.safetensors.index.json"
-    if usual in indexes:
-        return usual
-    if not any(name.endswith(".safetensors") for name in names):
-        indexes = [name for name in names if fnmatchcase(name, "pytorch_model*.bin.index.json")]
-    indexes = [name for name in indexes if not name.startswith("consolidated")]
-    if len(indexes) > 1:
-        raise Malformed(
-            f"{len(indexes)} index files: {', '.join(indexes)}",
-            where=where,
-            fix="Keep the one that belongs to the weights you want.",
-        )
-    return indexes[0] if indexes else None
-
-
-def weight_names(names: Iterable[str]) -> list[str]:
-    """Of the names of a model's files, where no index says which, those that hold its weights.
-
-    safetensors, else pickled ones. consolidated*.safetensors holds the same weights under the names of Mistral's own
-    format, adapters are no model.
-    """
-    names = sorted(names)
-    found = [
-        name for name in names if name.endswith(".safetensors") and not name.startswith(("consolidated", "adapter_"))
-    ]
-    original = [name for name in names if fnmatchcase(name, "consolidated.*.pth") and "params.json" in names]
-    pickled = [name for name in names if fnmatchcase(name, "pytorch_model*.bin")]
-    return found or pickled or original or [name for name in names if name.endswith(".pt")]
+    tensors = join([_read_pickle(path) for path in paths], original_config(folder / "params.json"))
+    return Checkpoint(folder, tensors, notes)
 
 
 def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return [path.name for path in folder.iterdir()]
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -287,13 +256,8 @@ def contained(folder: Path, path: Path) -> Path:
     )
 
 
-def _loose_files(folder: Path) -> list[Path]:
-    """The files with weights of a folder without an index."""
-    if not folder.is_dir():
-        raise Malformed("there is no such folder", where=folder)
-    found = weight_names(_names(folder))
-    if found:
-        return [contained(folder, folder / name) for name in found]
+def _no_weights(folder: Path) -> Malformed | Unsupported:
+    """Why there is nothing to read."""
     kinds = {
         "consolidated*.safetensors": "Mistral's own format; take the model.safetensors of the same repository",
         "adapter_*.safetensors": "a LoRA adapter, not a model; merge it into its base model first",
@@ -304,8 +268,8 @@ def _loose_files(folder: Path) -> list[Path]:
     for pattern, what in kinds.items():
         other = next(iter(sorted(folder.glob(pattern))), None)
         if other is not None:
-            raise Unsupported(f"no model.safetensors here, and {other.name} is {what}", where=folder)
-    raise Malformed(
+            return Unsupported(f"no model.safetensors here, and {other.name} is {what}", where=folder)
+    return Malformed(
         "there are no *.safetensors files here", where=folder, fix="Pass the folder that holds config.json and weights."
     )
 

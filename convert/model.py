@@ -23,6 +23,7 @@ from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
+from ggufsmith.convert.redundant import check_left_out
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
@@ -99,8 +100,6 @@ def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderMode
 
 def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     source = request.source
-    if source.base is not None:
-        raise Usage("--base only applies to adapters, and this is a model", where=folder, fix="Leave it out.")
     refuse_unfit(request, "model")
     config, origin = Config.of_folder(folder), Origin.of_folder(folder)
     record = find_architecture(config)
@@ -114,6 +113,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         checkpoint, changed = merge(checkpoint, adapters)
     plan = make_plan(config, None if source.vocab_only else checkpoint.tensors)
     check_used(changed, plan)
+    judged = check_left_out(checkpoint, plan, changed)
     vocabulary = read_vocabulary(
         origin.tokenizer,
         config=config,
@@ -121,8 +121,15 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         pre=source.pre,
         architecture=record.classes[0],
         model=folder,
+        base=origin.under,
     )
-    notes: list[str] = [*checkpoint.notes, *offers(checkpoint.tensors.values()), *plan.notes, *vocabulary.notes]
+    notes: list[str] = [
+        *checkpoint.notes,
+        *offers(checkpoint.tensors.values()),
+        *plan.notes,
+        *judged,
+        *vocabulary.notes,
+    ]
     parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
     general = _general(source, folder, config, parameters, record.name, origin, notes)
 

@@ -1,7 +1,8 @@
 """Writes the generated documents; with --check, fails if they are stale.
 
 docs/cli.md comes from the commands' --help, docs/formats.md from container/formats.py, docs/inputs.md from
-convert/dequantize and container/ggml.py, docs/batch.md and docs/batch.schema.json from convert/batch/schema.py.
+convert/dequantize and container/ggml.py, docs/batch.md and docs/batch.schema.json from convert/batch/schema.py,
+docs/report.schema.json from cli/report.py.
 README.md is written by hand, but for its table of quantized checkpoints.
 """
 
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ggufsmith.cli import report
 from ggufsmith.container.formats import FORMATS, Format
 from ggufsmith.container.ggml import VARIANTS
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
@@ -136,12 +138,18 @@ def batch_schema() -> str:
     return json.dumps(json_schema(), indent=2) + "\n"
 
 
+def report_schema() -> str:
+    """What reads the reports of --json can check them by."""
+    return json.dumps(report.json_schema(), indent=2) + "\n"
+
+
 DOCUMENTS: Mapping[str, Callable[[], str]] = {
     "cli.md": cli,
     "formats.md": formats,
     "inputs.md": inputs,
     "batch.md": batch,
     "batch.schema.json": batch_schema,
+    "report.schema.json": report_schema,
     "../README.md": readme,
 }
 

@@ -13,6 +13,8 @@ from ggufsmith.pipeline.passes import Pass, SourceInfo
 from ggufsmith.pipeline.request import Request
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.imatrix import open_imatrix
+from ggufsmith.quantize.model_check import check_model
+from ggufsmith.quantize.opened import OpenedModel
 from ggufsmith.quantize.outputs import Quantizable, fit_importance, output_paths, plan_outputs
 from ggufsmith.quantize.overrides import overrides_of
 from ggufsmith.quantize.prune import fewer_layers, parse_layers, prune_layers, without_layers
@@ -20,7 +22,7 @@ from ggufsmith.quantize.recipes.assign import Recipe, Stored, facts_of, file_ord
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from ggufsmith.quantize.resolve import Making, limits_of, making_of, refuse_unfit
-from ggufsmith.quantize.source import OpenedModel, open_model
+from ggufsmith.quantize.source import open_model
 from ggufsmith.quantize.tensors import FileOpening, GgufTensor
 
 
@@ -45,6 +47,7 @@ def _plan(request: Request, making: Making, model: OpenedModel, notes: Sequence[
         raise Malformed("this file has no tensors", where=request.path, fix="Pass a model; this may be a vocabulary.")
     if "general.architecture" not in source.metadata:
         raise Malformed("general.architecture is missing, so this is not a model", where=request.path)
+    check_model(source.metadata, list(source.tensors), request.path)
     recipes = _recipes(request, making, source)
     limits = limits_of(write)
     keys = overrides_of(request.source.override_kv)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ggufsmith.container.layout import Layout
 from ggufsmith.convert.checkpoint import LocalFiles, Opener
 from ggufsmith.convert.open import open_pass
 from ggufsmith.pipeline.outputs import OutputFile, Written
@@ -40,6 +41,14 @@ class Planned:
     @property
     def output(self) -> OutputFile:
         return self.made.outputs[0]
+
+    @property
+    def layout(self) -> Layout:
+        return self.output.shards.whole
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.made.notes
 
 
 def plan(asked: Request, open_files: Opener = LocalFiles) -> Planned:

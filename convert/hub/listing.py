@@ -17,7 +17,7 @@ COMPANIONS = """
     config.json generation_config.json params.json quantize_config.json quant_config.json adapter_config.json README.md
     tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json added_tokens.json vocab.json merges.txt
     modules.json *_Pooling/config.json chat_template.json chat_template.jinja additional_chat_templates/*.jinja
-    *.safetensors.index.json pytorch_model*.bin.index.json
+    *.safetensors.index*.json pytorch_model*.bin.index*.json
 """.split()
 Advance = Callable[[int], None]
 

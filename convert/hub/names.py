@@ -32,11 +32,13 @@ class Located:
     folder:     with its files.
     id:         "org/name", if it came from a hub.
     open_files: how its weights are read (see `checkpoint.Checkpoint`).
+    notes:      sentences on files of the hub that hold weights as well, and were not fetched.
     """
 
     folder: Path
     id: str | None = None
     open_files: Opener = LocalFiles
+    notes: tuple[str, ...] = ()
 
 
 def hub_model(text: str, revision: str | None = None) -> HubModel | None:

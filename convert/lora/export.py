@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import Metadata, array, f32, string
+from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.checkpoint import StoredTensor, open_checkpoint
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store, to_f32
-from ggufsmith.convert.lora.merge import HEAD
+from ggufsmith.convert.lora.merge import EMBEDDING, HEAD
 from ggufsmith.convert.lora.peft import Adapter, Update
 from ggufsmith.convert.ops import Array, Copy, Op, Read, Shape, Stack
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 
+ONE = 'If embedding and head were trained as one, say so in adapter_config.json: "ensure_weight_tying": true.'
 WAY_OUT = "Merge it into the base instead: gguf-convert BASE --lora {folder}."
 
 
@@ -70,7 +72,8 @@ def plan_adapter(adapter: Adapter, base: Path, config: Config) -> Plan:
 
     Unsupported: what a GGUF adapter cannot express. Malformed: an adapter of another base.
     """
-    _check_expressible(adapter, config, _shares_head(base, config))
+    record = find_architecture(config)
+    _check_expressible(adapter, config, record, _shares_head(base, config))
     updates = {update.target: update for update in adapter.updates}
     weights = {name: StoredTensor(name, update.shape, "F32", adapter.folder, 0, 0) for name, update in updates.items()}
     try:
@@ -105,7 +108,15 @@ def _shares_head(base: Path, config: Config) -> bool:
     return bool(config.with_defaults(find_architecture(config).defaults).first("tie_word_embeddings"))
 
 
-def _check_expressible(adapter: Adapter, config: Config, shares_head: bool) -> None:
+def _check_expressible(adapter: Adapter, config: Config, record: Architecture, shares_head: bool) -> None:
+    parted = _parted(adapter) if record.tied else None
+    if parted is not None:
+        raise Unsupported(
+            f"it trains {parted}, and llama.cpp reads one tensor for embedding and head in {record.name} models",
+            where=adapter.folder,
+            fix=f"Merging it is refused for the same reason: train it without {parted}."
+            + (f" {ONE}" if parted == EMBEDDING else ""),
+        )
     whole = sorted(adapter.trained)
     grown = sorted(name for name, copy in adapter.copies.items() if copy.shape[0] != config.first("vocab_size"))
     dora = [update.target for update in adapter.updates if update.magnitude is not None]
@@ -125,6 +136,17 @@ def _check_expressible(adapter: Adapter, config: Config, shares_head: bool) -> N
                 where=adapter.folder,
                 fix=WAY_OUT.format(folder=adapter.folder),
             )
+
+
+def _parted(adapter: Adapter) -> str | None:
+    """The embedding or the head, if the adapter's forward makes a difference between the two."""
+    trained = {update.target for update in adapter.updates} | set(adapter.trained)
+    head = next((name for name in trained if name.endswith(HEAD)), None)
+    embedding = next((name for name in trained if name.endswith(EMBEDDING.removeprefix("model."))), None)
+    if head is not None and head not in adapter.trained:
+        return HEAD
+    tied = adapter.config.first("ensure_weight_tying")
+    return EMBEDDING if embedding is not None and head is None and not tied else None
 
 
 def _alpha(adapter: Adapter) -> float:

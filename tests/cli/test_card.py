@@ -6,9 +6,10 @@ import pytest
 from commands import run
 
 import checkpoints
-import requesting
 from ggufsmith.cli.card import card
 from ggufsmith.cli.split import split
+from requesting import request
+from requesting import run as convert
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def model(tmp_path: Path) -> Path:
     folder = checkpoints.write("qwen2", tmp_path / "Tiny-2M-Chat-v0.3")
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "Tiny-2M-Chat-v0.3-F16.gguf"
-    requesting.run(requesting.request(folder, outfile=path))
+    convert(request(folder, outfile=path))
     return path
 
 

@@ -9,7 +9,6 @@ import pytest
 from commands import run
 
 import checkpoints
-import requesting
 from ggufsmith.cli.split import split
 from ggufsmith.cli.verify import verify
 from ggufsmith.container.errors import Failure, Malformed
@@ -21,6 +20,8 @@ from ggufsmith.container.values import string
 from ggufsmith.container.writer import Writer
 from ggufsmith.quantize.rows import FLOATS, MODULES, decode, encode
 from ggufsmith.quantize.verify import nonfinite
+from requesting import request
+from requesting import run as convert
 
 WIDTH = 512
 
@@ -33,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def converted(model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "m.gguf"
-    requesting.run(requesting.request(model, outfile=path))
+    convert(request(model, outfile=path))
     return path
 
 

@@ -14,11 +14,8 @@ from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.checkpoint import LocalFiles, open_checkpoint
 from ggufsmith.convert.lora.merge import merge
 from ggufsmith.convert.lora.peft import open_adapter
-from ggufsmith.convert.quantized import Quantization
-from ggufsmith.convert.quantized import prepare as prepare_quantized
-from ggufsmith.convert.run import Job, prepare, run
-from ggufsmith.quantize.recipes.files import recipe_of
 from merging import EMBEDDING, HEAD, K, Q, V, close, dense, merged, opened, stored, wide
+from requesting import plan, request, run
 
 
 def test_the_update_is_added_and_nothing_else_changes(tmp_path: Path, bases: dict[str, Path]) -> None:
@@ -134,8 +131,7 @@ def test_experts_are_updated_one_by_one(tmp_path: Path, bases: dict[str, Path]) 
     a, b = np.ones((2, 256), np.float32), np.ones((768, 2), np.float32)
     whole = {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
     adapters.write(bases["mixtral"], tmp_path / "a", targets=(), whole=whole)
-    job = Job(bases["mixtral"], outtype="f32", outfile=tmp_path / "m.gguf", lora=((tmp_path / "a", 1.0),), sync=False)
-    run(prepare(job))
+    run(request(bases["mixtral"], outtype="f32", outfile=tmp_path / "m.gguf", lora=((tmp_path / "a", 1.0),)))
     before = dense(opened(bases["mixtral"]))
     with open_gguf(tmp_path / "m.gguf") as gguf:
         found = stored(gguf, "blk.0.ffn_gate_exps.weight").view(np.float32).reshape(4, 768, 256)
@@ -150,8 +146,7 @@ def test_trained_tensors_take_the_place_of_the_base(tmp_path: Path, bases: dict[
     rows, width = dense(opened(bases["llama"]))[EMBEDDING].shape
     grown = {name: rng.standard_normal((rows + 3, width)).astype(np.float32) for name in (EMBEDDING, HEAD)}
     adapters.write(bases["llama"], tmp_path / "Chat", whole=grown)
-    job = Job(bases["llama"], outdir=tmp_path, lora=((tmp_path / "Chat", 0.5),), outtype="f32", sync=False)
-    prepared = prepare(job)
+    prepared = plan(request(bases["llama"], outdir=tmp_path, lora=((tmp_path / "Chat", 0.5),), outtype="f32"))
     run(prepared)
     assert prepared.output.path.name == "Base-llama-Chat-F32.gguf"
     with open_gguf(tmp_path / "Base-llama-Chat-F32.gguf") as gguf:
@@ -172,26 +167,21 @@ def test_a_base_that_is_read_from_elsewhere(tmp_path: Path, bases: dict[str, Pat
         asked.extend(paths)
         return LocalFiles(paths)
 
-    job = Job(bases["llama"], outfile=tmp_path / "far.gguf", lora=((tmp_path / "a", 1.0),), sync=False, open_files=far)
-    run(prepare(job))
-    run(prepare(replace(job, outfile=tmp_path / "near.gguf", open_files=LocalFiles)))
+    for name, open_files in (("far", far), ("near", LocalFiles)):
+        merging = request(bases["llama"], outfile=tmp_path / f"{name}.gguf", lora=((tmp_path / "a", 1.0),))
+        run(merging, open_files=open_files)
     assert set(asked) == {bases["llama"] / "model.safetensors"}
     assert (tmp_path / "far.gguf").read_bytes() == (tmp_path / "near.gguf").read_bytes()
 
 
 def test_recipes_take_merged_weights(tmp_path: Path, bases: dict[str, Path]) -> None:
     """The merged float32 rows are quantized, in one pass, as from a file that holds them."""
-    from ggufsmith.convert.quantized import run as run_quantized
-    from ggufsmith.quantize.requantize import Job as QuantJob
-    from ggufsmith.quantize.requantize import prepare as prepare_again
-    from ggufsmith.quantize.requantize import run as run_again
 
     adapters.write(bases["llama"], tmp_path / "a", targets=adapters.ALL)
-    job = Job(bases["llama"], outfile=tmp_path / "one.gguf", lora=((tmp_path / "a", 1.0),), sync=False)
-    run_quantized(prepare_quantized(job, Quantization((recipe_of("q4_K_M"),))))
-    run(prepare(replace(job, outtype="f32", outfile=tmp_path / "wide.gguf")))
-    again = QuantJob(tmp_path / "wide.gguf", (recipe_of("q4_K_M"),), output=tmp_path / "two.gguf", sync=False)
-    run_again(prepare_again(again))
+    lora = ((tmp_path / "a", 1.0),)
+    run(request(bases["llama"], "q4_K_M", outfile=tmp_path / "one.gguf", lora=lora))
+    run(request(bases["llama"], outtype="f32", outfile=tmp_path / "wide.gguf", lora=lora))
+    run(request(tmp_path / "wide.gguf", "q4_K_M", outfile=tmp_path / "two.gguf"))
     with open_gguf(tmp_path / "one.gguf") as one, open_gguf(tmp_path / "two.gguf") as two:
         assert list(one.tensors) == list(two.tensors)
         for name in one.tensors:

@@ -13,13 +13,13 @@ from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.lora.base import find_base, parse_adapter
 from ggufsmith.convert.lora.peft import open_adapter
-from ggufsmith.convert.run import Job, prepare, run
 from merging import EMBEDDING, K, Q, V, close, stored, wide
+from requesting import plan, request, run
 
 
-def exported(folder: Path, output: Path, **job: Any) -> dict[str, NDArray[np.float32]]:
+def exported(folder: Path, output: Path, **options: Any) -> dict[str, NDArray[np.float32]]:
     """The tensors of a float32 GGUF adapter, and its alpha under "alpha"."""
-    run(prepare(Job(folder, outfile=output, sync=False, **job)))
+    run(request(folder, outfile=output, **options))
     with open_gguf(output) as gguf:
         assert gguf.metadata["general.type"].data == "adapter"
         assert gguf.metadata["adapter.type"].data == "lora"
@@ -32,7 +32,7 @@ def test_an_adapter_alone_becomes_a_gguf_adapter(tmp_path: Path, bases: dict[str
     """Rows of B lie as those of the converted weight: query and key heads are permuted."""
     folder = tmp_path / "My Chat"
     parts = adapters.write(bases["llama"], folder, targets=adapters.ALL)
-    prepared = prepare(Job(folder))
+    prepared = plan(request(folder))
     assert prepared.output.path == folder / "My-Chat-F32-LoRA.gguf"
     found = exported(folder, tmp_path / "a.gguf")
     assert found["alpha"] == 12
@@ -80,7 +80,7 @@ def test_experts_are_stacked(tmp_path: Path, bases: dict[str, Path]) -> None:
 
 def test_activation_tokens_are_kept(tmp_path: Path, bases: dict[str, Path]) -> None:
     adapters.write(bases["llama"], tmp_path, alora_invocation_tokens=[5, 7])
-    run(prepare(Job(tmp_path, outfile=tmp_path / "a.gguf", sync=False)))
+    run(request(tmp_path, outfile=tmp_path / "a.gguf"))
     with open_gguf(tmp_path / "a.gguf") as gguf:
         assert list(gguf.metadata["adapter.alora.invocation_tokens"].data) == [5, 7]
 
@@ -89,7 +89,7 @@ def test_no_path_of_the_training_machine_is_written(tmp_path: Path, bases: dict[
     adapters.write(bases["llama"], tmp_path)
     card = f"---\nbase_model: {bases['llama']}\ntags:\n- base_model:adapter:{bases['llama']}\n- lora\n---\n"
     (tmp_path / "README.md").write_text(card, encoding="utf-8")
-    run(prepare(Job(tmp_path, outfile=tmp_path / "a.gguf", sync=False)))
+    run(request(tmp_path, outfile=tmp_path / "a.gguf"))
     assert str(bases["llama"]).encode() not in (tmp_path / "a.gguf").read_bytes()
     with open_gguf(tmp_path / "a.gguf") as gguf:
         assert gguf.metadata["general.base_model.0.name"].data == "Base Llama"
@@ -128,7 +128,7 @@ def test_the_base_is_found_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     adapters.write(base, tmp_path / "a", named="org/Base-7B")
     assert find_base(open_adapter(tmp_path / "a")) == base
-    prepared = prepare(Job(tmp_path / "a"))
+    prepared = plan(request(tmp_path / "a"))
     assert prepared.layout.metadata["general.base_model.0.repo_url"].data == "https://huggingface.co/org/Base-7B"
 
 

@@ -11,18 +11,15 @@ from numpy.typing import NDArray
 import adapters
 import checkpoints
 from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
-from ggufsmith.convert.quantized import Quantization
-from ggufsmith.convert.quantized import prepare as prepare_quantized
-from ggufsmith.convert.run import Job, prepare, run
-from ggufsmith.quantize.recipes.files import recipe_of
 from merging import EMBEDDING, HEAD, Q, V, dense, opened
+from requesting import plan, request, run
 
 TOKENS = "model.embed_tokens.token_adapter"
 
 
 def refused(base: Path, adapter: Path) -> Failure:
     with pytest.raises(Failure) as caught:
-        prepare(Job(base, lora=((adapter, 1.0),)))
+        plan(request(base, lora=((adapter, 1.0),)))
     return caught.value
 
 
@@ -37,7 +34,7 @@ def test_an_adapter_of_another_base(tmp_path: Path, bases: dict[str, Path]) -> N
     assert "layers.2.self_attn.q_proj.weight: an update of [128, 128] in the adapter, nothing in the base" in text
     assert "Other" in (failure.fix or "")
     with pytest.raises(Malformed, match=r"\[128, 128\], but the config says \[256, 256\]"):
-        prepare(Job(tmp_path / "a", base=bases["llama"]))
+        plan(request(tmp_path / "a", base=bases["llama"]))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +104,7 @@ def test_what_a_gguf_adapter_has_no_place_for(tmp_path: Path, bases: dict[str, P
     adapters.write(bases["llama"], tmp_path / "bias", whole={f"{Q}.lora_B.bias": np.zeros(256, np.float32)})
     for name, what in (("rows", "single trained rows"), ("bias", "an update with a bias")):
         with pytest.raises(Unsupported, match=rf"cannot hold {what}(.|\n)*--lora"):
-            prepare(Job(tmp_path / name, outdir=tmp_path / "out"))
+            plan(request(tmp_path / name, outdir=tmp_path / "out"))
 
 
 @pytest.mark.parametrize("part", ["lora_A", "lora_B"])
@@ -115,12 +112,12 @@ def test_nan_in_an_adapter_is_named_and_nothing_is_written(tmp_path: Path, bases
     parts = adapters.write(bases["llama"], tmp_path / "a", targets=("q_proj",))
     parts[f"{Q}.{part}.weight"][1, 1] = np.nan
     adapters.write(bases["llama"], tmp_path / "a", targets=(), whole=parts)
-    for job in (
-        Job(bases["llama"], outdir=tmp_path / "out", lora=((tmp_path / "a", 1.0),), sync=False),
-        Job(tmp_path / "a", outdir=tmp_path / "out", sync=False),
+    for asked in (
+        request(bases["llama"], outdir=tmp_path / "out", lora=((tmp_path / "a", 1.0),)),
+        request(tmp_path / "a", outdir=tmp_path / "out"),
     ):
         with pytest.raises(Malformed, match=r"NaN"):
-            run(prepare(job))
+            run(asked)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -134,14 +131,14 @@ def test_a_trained_head_that_llama_cpp_would_not_read(tmp_path: Path, bases: dic
     """Gemma 2 always takes the embedding: the change would be lost."""
     head = np.zeros_like(dense(opened(bases["gemma2"]))[EMBEDDING])
     adapters.write(bases["gemma2"], tmp_path, whole={HEAD: head})
-    assert "changes lm_head.weight, which gemma2 in llama.cpp does not have" in str(refused(bases["gemma2"], tmp_path))
+    assert "llama.cpp reads one tensor for both in gemma2" in str(refused(bases["gemma2"], tmp_path))
 
 
 @pytest.mark.parametrize("config", [{"use_dora": True}, {"lora_alpha": 0}])
 def test_what_a_gguf_adapter_cannot_hold(tmp_path: Path, bases: dict[str, Path], config: dict[str, Any]) -> None:
     adapters.write(bases["llama"], tmp_path, **config)
     with pytest.raises(Unsupported):
-        prepare(Job(tmp_path))
+        plan(request(tmp_path))
 
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
@@ -151,13 +148,13 @@ def test_a_gguf_adapter_of_shared_embeddings(tmp_path: Path, bases: dict[str, Pa
     whole = {} if target == "embed_tokens" else {"lm_head.lora_A.weight": a, "lm_head.lora_B.weight": b}
     adapters.write(bases["qwen2"], tmp_path, targets=(target,), whole=whole)
     with pytest.raises(Unsupported, match="--lora"):
-        prepare(Job(tmp_path))
+        plan(request(tmp_path))
 
 
 def test_trained_tensors_in_a_gguf_adapter(tmp_path: Path, bases: dict[str, Path]) -> None:
     adapters.write(bases["llama"], tmp_path, whole={HEAD: np.zeros((904, 256), np.float32)})
     with pytest.raises(Unsupported, match=r"trained whole(.|\n)*--lora"):
-        prepare(Job(tmp_path))
+        plan(request(tmp_path))
 
 
 def test_folders_that_are_no_adapter(tmp_path: Path, bases: dict[str, Path]) -> None:
@@ -172,18 +169,18 @@ def test_two_adapters_that_trained_the_same_tensor(tmp_path: Path, bases: dict[s
     for name in "ab":
         adapters.write(bases["llama"], tmp_path / name, whole={HEAD: np.zeros((904, 256), np.float32)})
     with pytest.raises(Usage, match="trained lm_head"):
-        prepare(Job(bases["llama"], lora=((tmp_path / "a", 1.0), (tmp_path / "b", 1.0))))
+        plan(request(bases["llama"], lora=((tmp_path / "a", 1.0), (tmp_path / "b", 1.0))))
 
 
 def test_options_that_an_adapter_alone_has_no_use_for(tmp_path: Path, bases: dict[str, Path]) -> None:
     adapters.write(bases["llama"], tmp_path)
-    for job in (Job(tmp_path, vocab_only=True), Job(tmp_path, lora=((tmp_path, 1.0),))):
+    for asked in (request(tmp_path, vocab_only=True), request(tmp_path, lora=((tmp_path, 1.0),))):
         with pytest.raises(Usage, match="holds an adapter"):
-            prepare(job)
+            plan(asked)
     with pytest.raises(Usage, match="not quantized"):
-        prepare_quantized(Job(tmp_path), Quantization((recipe_of("q4_K_M"),)))
-    with pytest.raises(Usage, match="vocabulary only"):
-        prepare(Job(bases["llama"], vocab_only=True, lora=((tmp_path, 1.0),)))
+        plan(request(tmp_path, "q4_K_M"))
+    with pytest.raises(Usage, match="only the vocabulary"):
+        plan(request(bases["llama"], vocab_only=True, lora=((tmp_path, 1.0),)))
 
 
 def test_a_link_out_of_the_adapter_is_not_followed(tmp_path: Path, bases: dict[str, Path]) -> None:
@@ -244,9 +241,9 @@ def test_any_damage_is_a_clear_error_or_harmless(tmp_path: Path, bases: dict[str
             parts[victim[: int(rng.integers(1, len(victim) + 1))]] = np.zeros(shape, np.float32)
         named = {"named": config.pop("base_model_name_or_path")} if "base_model_name_or_path" in config else {}
         adapters.write(bases["llama"], tmp_path / "a", targets=(), whole=parts, **named, **config)
-        for job in (Job(bases["llama"], lora=((tmp_path / "a", 1.0),)), Job(tmp_path / "a")):
+        for asked in (request(bases["llama"], lora=((tmp_path / "a", 1.0),)), request(tmp_path / "a")):
             try:
-                prepare(job)
+                plan(asked)
             except Failure:
                 stopped += 1
     assert stopped > 100

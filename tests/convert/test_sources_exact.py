@@ -18,10 +18,8 @@ from ggufsmith.convert.dequantize.detect import offers
 from ggufsmith.convert.dequantize.lossless_blocks import fill_mxfp4, fill_q4_0
 from ggufsmith.convert.dequantize.store import EIGHT_BITS
 from ggufsmith.convert.ops import RopePermute
-from ggufsmith.convert.quantized import Prepared, Quantization, prepare, run
-from ggufsmith.convert.run import Job
-from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.rows import decode
+from requesting import Planned, plan, request, run
 
 Q4_0, MXFP4 = BY_NAME["Q4_0"], BY_NAME["MXFP4"]
 HEADS = {"attn_q": 4, "attn_k": 2}
@@ -33,8 +31,8 @@ NAMES = {
 }
 
 
-def converted(folder: Path, output: Path, recipe: str) -> tuple[Prepared, Gguf]:
-    prepared = prepare(Job(folder, outfile=output, sync=False), Quantization((recipe_of(recipe),)))
+def converted(folder: Path, output: Path, recipe: str) -> tuple[Planned, Gguf]:
+    prepared = plan(request(folder, recipe, outfile=output))
     run(prepared)
     return prepared, open_gguf(output)
 
@@ -85,8 +83,7 @@ def test_other_recipes_are_as_without(tmp_path: Path) -> None:
     """Of several outputs of one run, each has the bytes that it has alone."""
     symmetric_gptq(tmp_path / "m", group=32)
     converted(tmp_path / "m", tmp_path / "alone.gguf", "q6_K")[1].close()
-    recipes = tuple(recipe_of(name) for name in ("copy", "q6_K"))
-    run(prepare(Job(tmp_path / "m", outdir=tmp_path, sync=False), Quantization(recipes)))
+    run(request(tmp_path / "m", "copy", "q6_K", outdir=tmp_path))
     assert (tmp_path / "m-Q6_K.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
 
 
@@ -100,9 +97,9 @@ def test_what_is_no_q4_0_is_not_called_so(tmp_path: Path, layout: dict[str, Any]
 def test_merged_weights_are_not_offered(tmp_path: Path) -> None:
     symmetric_gptq(tmp_path / "m", group=32)
     adapters.write(tmp_path / "m", tmp_path / "a", targets=("q_proj",))
-    prepared = prepare(Job(tmp_path / "m", lora=((tmp_path / "a", 1.0),)), Quantization((recipe_of("copy"),)))
+    prepared = plan(request(tmp_path / "m", "copy", lora=((tmp_path / "a", 1.0),)))
     assert any(note.startswith("12 weights are Q4_0") for note in prepared.notes)
-    formats = {spec.name: spec.format.name for spec in prepared.outputs[0].plan.layout.tensors}
+    formats = {spec.name: spec.format.name for spec in prepared.layout.tensors}
     assert (formats["blk.0.attn_q.weight"], formats["blk.0.attn_k.weight"]) == ("F16", "Q4_0")
 
 

@@ -14,7 +14,7 @@ from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.dequantize.detect import METHODS, SCHEMES, table
 from ggufsmith.convert.ops import RopePermute
-from ggufsmith.convert.run import Job, prepare, run
+from requesting import plan, request, run
 
 Tensors = dict[str, tuple[str, Any]]
 
@@ -100,7 +100,7 @@ def test_a_quantized_head_and_whole_files(tmp_path: Path) -> None:
     """Through the whole conversion: permuted query and key rows, the file type, the notes."""
     config = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True}
     dense = quantized.write_gptq("llama", tmp_path / "model", config=config, head=True, group=64, order=True)
-    prepared = prepare(Job(tmp_path / "model", outtype="f32", outfile=tmp_path / "out.gguf", sync=False))
+    prepared = plan(request(tmp_path / "model", outtype="f32", outfile=tmp_path / "out.gguf"))
     assert "15 weights are dequantized from GPTQ" in prepared.notes
     run(prepared)
     gguf = open_gguf(tmp_path / "out.gguf")
@@ -115,7 +115,7 @@ def test_a_quantized_head_and_whole_files(tmp_path: Path) -> None:
 def test_auto_takes_the_type_the_weights_had(tmp_path: Path) -> None:
     config = {"quant_method": "gptq", "bits": 4, "group_size": 64}
     quantized.write_gptq("llama", tmp_path / "model", config=config, group=64)
-    assert prepare(Job(tmp_path / "model", outtype="auto")).output.path.name.endswith("-F16.gguf")
+    assert plan(request(tmp_path / "model", outtype="auto")).output.path.name.endswith("-F16.gguf")
 
 
 # -- AWQ --------------------------------------------------------------------------------------------------------------
@@ -510,7 +510,7 @@ def test_a_leftover_companion(tmp_path: Path) -> None:
     tensors["model.layers.1.mlp.spare_proj.qzeros"] = np.ones((2, 4), np.int32)
     save_file(tensors, tmp_path / "model" / "model.safetensors")
     with pytest.raises(Unsupported) as caught:
-        prepare(Job(tmp_path / "model", outdir=tmp_path))
+        plan(request(tmp_path / "model", outdir=tmp_path))
     assert len([line for line in caught.value.also if "a companion of a quantized tensor" in line]) == 2
     assert not list(tmp_path.glob("*.gguf*"))
 

@@ -17,16 +17,13 @@ from ggufsmith.container.errors import Failure, Malformed, OutputConflict, Unsup
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.values import Metadata, f32, string, u32
-from ggufsmith.convert import run as conversion
 from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.hf.classes import CLASSES, HfClass
 from ggufsmith.convert.hf.run import Done, ToHfJob, prepare, run
 from ggufsmith.convert.rope import llama3_factors
-from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.requantize import Job as QuantJob
-from ggufsmith.quantize.requantize import prepare as prepare_quant
-from ggufsmith.quantize.requantize import run as run_quant
 from ggufsmith.quantize.rows import decode
+from requesting import request
+from requesting import run as convert
 
 Stored = Mapping[str, tuple[tuple[int, ...], str, bytes]]
 Arrays = dict[str, tuple[Format, NDArray[np.uint8]]]
@@ -34,7 +31,7 @@ ONES = np.ones(256, np.float32)
 
 
 def to_gguf(folder: Path, path: Path, outtype: str = "f32") -> Path:
-    conversion.run(conversion.prepare(conversion.Job(folder, outtype=outtype, outfile=path, sync=False)))
+    convert(request(folder, outtype=outtype, outfile=path))
     return path
 
 
@@ -129,8 +126,7 @@ def test_f16_file_comes_back_byte_for_byte(kind: str, tmp_path: Path) -> None:
 
 def test_quantized_weights_are_dequantized_and_told(llama: Path, tmp_path: Path) -> None:
     small = tmp_path / "q.gguf"
-    with prepare_quant(QuantJob(llama, (recipe_of("q8_0"),), output=small, sync=False)) as prepared_quant:
-        run_quant(prepared_quant)
+    convert(request(llama, "q8_0", outfile=small))
     with prepare(ToHfJob(small, tmp_path / "back", sync=False)) as prepared:
         assert any("dequantized (16 Q8_0)" in note for note in prepared.notes), prepared.notes
         run(prepared)
@@ -147,9 +143,7 @@ def test_blocks_are_put_back_in_order_as_weights_are(tmp_path: Path) -> None:
     source = to_gguf(checkpoints.write("mixtral", tmp_path / "source"), tmp_path / "m.gguf")
     small, wide = tmp_path / "q.gguf", tmp_path / "w.gguf"
     for given, recipe, path in ((source, "q4_K_M", small), (small, "f32", wide)):
-        job = QuantJob(given, (recipe_of(recipe),), output=path, sync=False, allow_requantize=True)
-        with prepare_quant(job) as prepared:
-            run_quant(prepared)
+        convert(request(given, recipe, outfile=path, allow_requantize=True))
     to_hf(small, tmp_path / "a", "float32")
     to_hf(wide, tmp_path / "b", "float32")
     assert of_folder(tmp_path / "a") == of_folder(tmp_path / "b")

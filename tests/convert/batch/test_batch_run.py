@@ -17,26 +17,19 @@ import checkpoints
 import quantized as quantized_checkpoints
 from ggufsmith.cli.app import convert_app
 from ggufsmith.container.errors import Malformed, NoSpace, OutputConflict
-from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.container.shards import Limits
-from ggufsmith.container.values import string
-from ggufsmith.convert import quantized
-from ggufsmith.convert import run as conversion
 from ggufsmith.convert.batch import passes
 from ggufsmith.convert.batch import run as batch
 from ggufsmith.convert.batch.jobfile import JobModel, read_job
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
-from ggufsmith.quantize import requantize
-from ggufsmith.quantize.budget import Budget
-from ggufsmith.quantize.recipes.assign import TypeOptions as TypeOptions
-from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.recipes.options import override_of
+from ggufsmith.convert.open import open_pass
+from ggufsmith.quantize.measured import silently, with_budgets
+from requesting import request, run
 
 HEAD = 'output = "out"\n[defaults]\nrecipes = ["q4_K_M", "q8_0"]\n'
-RECIPES = tuple(map(recipe_of, ("q4_K_M", "q8_0")))
+RECIPES = ("q4_K_M", "q8_0")
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +57,9 @@ def test_the_files_are_those_of_single_commands(home: Path) -> None:
     assert statuses(outcomes) == {"A": "done", "B": "done"}
     alone = home / "alone"
     for outtype in ("f16", "bf16"):
-        conversion.run(conversion.prepare(conversion.Job(home / "A", outtype=outtype, outdir=alone / "A")))
-    job = conversion.Job(home / "A", outdir=alone / "A")
-    quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES)))
-    limits = Limits(max_size=200_000)
-    job = conversion.Job(home / "B", outdir=alone / "B", limits=limits)
-    quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES)))
+        run(request(home / "A", outtype=outtype, outdir=alone / "A"))
+    run(request(home / "A", *RECIPES, outdir=alone / "A"))
+    run(request(home / "B", *RECIPES, outdir=alone / "B", split_max_size="200K"))
     expected = jobs.hashes(alone)
     found = jobs.hashes(home / "out")
     assert {name: digest for name, digest in found.items() if name.endswith(".gguf")} == expected
@@ -86,8 +76,7 @@ def test_adapters(home: Path) -> None:
     adapters.write(home / "A", home / "adapter")
     path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"\nlora = "adapter:0.5"'])
     assert statuses(jobs.run(path)) == {"A": "done"}
-    job = conversion.Job(home / "A", lora=((home / "adapter", 0.5),), outfile=home / "alone.gguf")
-    quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES[:1])))
+    run(request(home / "A", RECIPES[0], lora=((home / "adapter", 0.5),), outfile=home / "alone.gguf"))
     assert file_sha256(home / "alone.gguf") == file_sha256(home / "out" / "A" / "A-Q4_K_M.gguf")
     adapters.write(home / "A", home / "adapter", seed=2)
     assert statuses(jobs.run(path)) == {"A": "done"}
@@ -104,9 +93,7 @@ def test_weights_that_are_kept_exactly(home: Path) -> None:
     assert outcome.status == "done", outcome.error
     copy = next(made for made in outcome.made if made.label == "copy")
     assert copy.types.get("Q4_0")
-    quantized.run(
-        quantized.prepare(conversion.Job(home / "G", outdir=home), quantized.Quantization((recipe_of("copy"),)))
-    )
+    run(request(home / "G", "copy", outdir=home))
     assert file_sha256(home / "G-COPY.gguf") == file_sha256(home / "out" / "G" / "G-COPY.gguf")
 
 
@@ -117,7 +104,7 @@ def test_an_adapter_of_its_own(home: Path) -> None:
     )
     assert statuses(jobs.run(path)) == {"Tuned": "done"}
     for kind in ("f32", "f16"):
-        conversion.run(conversion.prepare(conversion.Job(home / "Tuned", outtype=kind, base=home / "A", outdir=home)))
+        run(request(home / "Tuned", outtype=kind, base=home / "A", outdir=home))
         name = f"Tuned-{kind.upper()}-LoRA.gguf"
         assert file_sha256(home / name) == file_sha256(home / "out" / "Tuned" / name)
     assert statuses(jobs.run(path, by_content=True)) == {"Tuned": "finished"}
@@ -147,9 +134,8 @@ def test_targets(home: Path) -> None:
     ]
     assert 1_100_000 < made["1.2M"].size <= 1_200_000 and 5 < made["5.5 bpw"].bits_per_weight <= 5.5
     assert "bits per weight" in made["5.5 bpw"].notes[0]
-    job = conversion.Job(home / "A", outfile=home / "alone.gguf")
-    chosen, _ = quantized.with_budget(job, quantized.Quantization(()), Budget(bits_per_weight=5.5))
-    quantized.run(quantized.prepare(job, chosen))
+    asked = request(home / "A", outfile=home / "alone.gguf", target_bpw=(5.5,))
+    run(with_budgets(asked, open_pass, silently)[0])
     assert file_sha256(home / "alone.gguf") == file_sha256(home / "out" / "A" / "A-Q5_5BPW.gguf")
     assert statuses(jobs.run(path)) == {"A": "finished"}
     (outcome,) = jobs.run(jobs.write(home / "jobs.toml", HEAD, [entry.replace("5.5", "5.25")]))
@@ -160,9 +146,9 @@ def test_options_of_types_and_shards(home: Path) -> None:
     options = 'pure = true\noutput_tensor_type = "q8_0"\ntensor_types = ["attn_v=q6_K"]\nshard_tensors = 4'
     path = jobs.write(home / "jobs.toml", HEAD, [f'source = "A"\n{options}\nno_tensor_first_split = true'])
     assert statuses(jobs.run(path)) == {"A": "done"}
-    types = TypeOptions(pure=True, output_type=BY_NAME["Q8_0"], overrides=(override_of("attn_v=q6_K"),))
-    job = conversion.Job(home / "A", outdir=home / "alone", limits=Limits(max_tensors=4, header_alone=True))
-    quantized.run(quantized.prepare(job, quantized.Quantization(RECIPES, types)))
+    types = {"pure": True, "output_tensor_type": "q8_0", "tensor_types": ("attn_v=q6_K",)}
+    split = {"split_max_tensors": 4, "no_tensor_first_split": True}
+    run(request(home / "A", *RECIPES, outdir=home / "alone", **types, **split))
     found = {name: digest for name, digest in jobs.hashes(home / "out" / "A").items() if name.endswith(".gguf")}
     assert found == jobs.hashes(home / "alone") and len(found) > 4
     assert statuses(jobs.run(path)) == {"A": "finished"}
@@ -174,24 +160,22 @@ def test_options_of_types_and_shards(home: Path) -> None:
 
 
 def test_what_is_set_for_files(home: Path) -> None:
-    conversion.run(conversion.prepare(conversion.Job(home / "A")))
+    run(request(home / "A"))
     checkpoints.write("llama", home / "Two", **{**jobs.SMALL, "num_hidden_layers": 2})
-    conversion.run(conversion.prepare(conversion.Job(home / "Two", limits=Limits(max_tensors=8))))
+    run(request(home / "Two", split_max_tensors=8))
     entry = "prune_layers = [1]\noverride_kv = ['general.author=str:me']\nkeep_split = true\nmodel_name = 'x'"
     (shard,) = home.glob("Two/*-00001-of-*.gguf")
     path = jobs.write(home / "jobs.toml", HEAD, [f"source = 'Two/{shard.name}'\n{entry}"])
     assert statuses(jobs.run(path)) == {"Two": "done"}
-    metadata = {"general.name": string("x"), "general.author": string("me")}
-    job = requantize.Job(shard, RECIPES, outdir=home / "alone", prune=(1,), metadata=metadata, split=True)
-    with requantize.prepare(job) as prepared:
-        requantize.run(prepared)
+    keys = ("general.name=str:x", "general.author=str:me")
+    run(request(shard, *RECIPES, outdir=home / "alone", prune_layers=(1,), override_kv=keys, keep_split=True))
     found = {name: digest for name, digest in jobs.hashes(home / "out" / "Two").items() if name.endswith(".gguf")}
     assert found == jobs.hashes(home / "alone") and len(found) > 2
     assert statuses(jobs.run(path)) == {"Two": "finished"}
 
 
 def test_files_from_before_gguf(home: Path) -> None:
-    conversion.run(conversion.prepare(conversion.Job(home / "A")))
+    run(request(home / "A"))
     with open_gguf(home / "A" / "A-F16.gguf") as gguf:
         old_ggml.write("ggjt v3", gguf, home / "tiny.ggmlv3.f16.bin")
     path = jobs.write(home / "jobs.toml", HEAD, ['source = "tiny.ggmlv3.f16.bin"\ntokenizer = "A"'])
@@ -209,21 +193,19 @@ def test_files_from_before_gguf(home: Path) -> None:
 
 
 def test_gguf_files(home: Path) -> None:
-    conversion.run(conversion.prepare(conversion.Job(home / "A")))
+    run(request(home / "A"))
     source = home / "A" / "A-F16.gguf"
     outcomes = jobs.run(jobs.write(home / "jobs.toml", HEAD, ['source = "A/A-F16.gguf"']))
     assert statuses(outcomes) == {"A": "done"}
-    with requantize.prepare(requantize.Job(source, RECIPES, outdir=home)) as prepared:
-        requantize.run(prepared)
+    run(request(source, *RECIPES, outdir=home))
     for name in ("A-Q4_K_M.gguf", "A-Q8_0.gguf"):
         assert file_sha256(home / name) == file_sha256(home / "out" / "A" / name)
 
 
 def test_a_dry_run_refuses_an_output_that_is_an_input(home: Path) -> None:
     """Here, the second shard of the source."""
-    job = conversion.Job(home / "A", outfile=home / "out" / "in.gguf", limits=Limits(max_tensors=9))
     (home / "out").mkdir()
-    conversion.run(conversion.prepare(job))
+    run(request(home / "A", outfile=home / "out" / "in.gguf", split_max_tensors=9))
     (source, *_) = sorted((home / "out").iterdir())
     entry = f'source = "out/{source.name}"\nfolder = "."\nfile = "in.gguf"\nrecipes = "q8_0"\nkeep_split = true'
     path = jobs.write(home / "jobs.toml", 'output = "out"\n', [entry])
@@ -493,7 +475,7 @@ def test_what_never_fits_fails(home: Path) -> None:
 
 
 def test_what_measuring_takes_is_in_the_budget(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "with_budget", lambda *arguments: pytest.fail("it was measured"))
+    monkeypatch.setattr(passes, "with_budgets", lambda *arguments: pytest.fail("it was measured"))
     path = jobs.write(home / "jobs.toml", 'output = "out"\n', ['source = "A"\ntarget_bpw = 5.5'])
     (a,) = jobs.run(path, memory=passes.PROCESS + passes.MEASURING - 1)
     assert a.error is not None and "--max-memory" in str(a.error)

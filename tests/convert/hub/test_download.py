@@ -16,8 +16,8 @@ from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.hub.download import download, hub_of
 from ggufsmith.convert.hub.huggingface import HuggingFace
 from ggufsmith.convert.hub.names import HubModel, Located
-from ggufsmith.convert.run import Job, prepare
 from hub_server import COMMIT, MODEL, Fault
+from requesting import plan, request
 
 NEEDED = {
     "README.md",
@@ -50,7 +50,7 @@ def test_only_what_a_conversion_needs_into_the_ordinary_cache(hub: hub_server.Hu
     assert stored(found.folder) == NEEDED
     assert same(found.folder, hub.root / MODEL)
     assert len(open_checkpoint(found.folder).tensors) > 10
-    prepared = prepare(Job(found.folder, outdir=tmp_path))
+    prepared = plan(request(found.folder, outdir=tmp_path))
     assert prepared.output.path == tmp_path / "Tiny-1B-F16.gguf"
     general = {key: value.data for key, value in prepared.layout.metadata.items() if key.startswith("general.")}
     assert (general["general.name"], general["general.organization"]) == ("Tiny 1B", "Org")
@@ -201,3 +201,19 @@ def test_modelscope_without_its_library_says_what_to_install(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     with pytest.raises(Unsupported, match=r"pip install 'ggufsmith\[modelscope\]'"):
         hub_of(HubModel("modelscope", MODEL))
+
+
+def test_other_weights_of_the_model_are_named(hub: hub_server.Hub, tmp_path: Path) -> None:
+    notes = "\n".join(get(hub, tmp_path).notes)
+    assert "model.safetensors.index.json" in notes and "pytorch_model.bin" in notes and "consolidated" in notes
+
+
+def test_one_file_beside_the_shards_of_another_save_is_an_error_before_the_download(
+    hub: hub_server.Hub, tmp_path: Path
+) -> None:
+    model = hub.root / "org" / "Twice-1B"
+    shutil.copytree(hub.root / MODEL, model)
+    shutil.copyfile(model / "model-00001-of-00003.safetensors", model / "model.safetensors")
+    with pytest.raises(Malformed, match=r"(?s)model.safetensors.*hf download org/Twice-1B .*--exclude"):
+        get(hub, tmp_path, "org/Twice-1B")
+    assert not [request for request in hub.requests if request.path.endswith(".safetensors")]

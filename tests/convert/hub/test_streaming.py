@@ -17,13 +17,11 @@ import checkpoints
 import hub_server
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.convert import quantized
 from ggufsmith.convert.hub.download import download, streamed
 from ggufsmith.convert.hub.huggingface import HuggingFace
 from ggufsmith.convert.hub.names import HubModel, Located
-from ggufsmith.convert.run import Job, prepare, run
-from ggufsmith.quantize.recipes.files import recipe_of
 from hub_server import MODEL, Fault
+from requesting import plan, request, run
 
 CONVERT = [sys.executable, "-c", "from ggufsmith.cli.app import convert_main; convert_main()"]
 
@@ -35,7 +33,7 @@ def opened(hub: hub_server.Hub, cache: Path, name: str = MODEL) -> Iterator[Loca
 
 
 def converted(found: Located, output: Path) -> bytes:
-    run(prepare(Job(found.folder, outfile=output, sync=False, open_files=found.open_files)))
+    run(request(found.folder, outfile=output), open_files=found.open_files)
     return output.read_bytes()
 
 
@@ -56,12 +54,9 @@ def test_the_same_bytes_as_from_the_disk_and_nothing_stored(hub: hub_server.Hub,
 
 
 def test_recipes_from_a_stream(hub: hub_server.Hub, tmp_path: Path) -> None:
-    quantization = quantized.Quantization((recipe_of("q8_0"),))
     with opened(hub, tmp_path / "cache") as found:
-        job = Job(found.folder, outfile=tmp_path / "a.gguf", sync=False, open_files=found.open_files)
-        quantized.run(quantized.prepare(job, quantization))
-    local = Job(hub.root / MODEL, outfile=tmp_path / "b.gguf", sync=False)
-    quantized.run(quantized.prepare(local, quantization))
+        run(request(found.folder, "q8_0", outfile=tmp_path / "a.gguf"), open_files=found.open_files)
+    run(request(hub.root / MODEL, "q8_0", outfile=tmp_path / "b.gguf"))
     with open_gguf(tmp_path / "a.gguf") as a, open_gguf(tmp_path / "b.gguf") as b:
         assert a.tensors.keys() == b.tensors.keys()
         for name, info in a.tensors.items():
@@ -76,9 +71,8 @@ def test_an_adapter_from_a_stream(tmp_path: Path) -> None:
     base = checkpoints.write("qwen2", tmp_path / "base")
     adapters.write(base, tmp_path / "hub" / "org" / "Adapter", rank=64)
     with hub_server.serving(tmp_path / "hub") as hub, opened(hub, tmp_path / "cache", "org/Adapter") as found:
-        job = Job(found.folder, outfile=tmp_path / "a.gguf", sync=False, open_files=found.open_files, base=base)
-        run(prepare(job))
-    run(prepare(Job(tmp_path / "hub" / "org" / "Adapter", outfile=tmp_path / "b.gguf", sync=False, base=base)))
+        run(request(found.folder, outfile=tmp_path / "a.gguf", base=base), open_files=found.open_files)
+    run(request(tmp_path / "hub" / "org" / "Adapter", outfile=tmp_path / "b.gguf", base=base))
     with open_gguf(tmp_path / "a.gguf") as a, open_gguf(tmp_path / "b.gguf") as b:
         for name, info in a.tensors.items():
             ours, theirs = bytearray(info.nbytes), bytearray(info.nbytes)
@@ -115,8 +109,9 @@ def test_a_stream_that_broke_is_resumed(hub: hub_server.Hub, tmp_path: Path) -> 
 
     def attempt(name: str, advance: Callable[[int], None] = lambda weights: None) -> tuple[str, ...]:
         with opened(hub, tmp_path / "cache") as found:
-            options = {"sync": False, "resume": True, "open_files": found.open_files}
-            return run(prepare(Job(found.folder, outfile=tmp_path / name, **options)), advance).notes
+            return run(
+                request(found.folder, outfile=tmp_path / name, resume=True), advance, open_files=found.open_files
+            ).notes
 
     with pytest.raises(KeyboardInterrupt):
         attempt("a.gguf", interrupt)
@@ -145,7 +140,7 @@ def test_a_damaged_file_on_the_hub(tmp_path: Path, damage: str) -> None:
         opened(hub, tmp_path / "cache", "org/Bad") as found,
         pytest.raises(Malformed, match=message),
     ):
-        prepare(Job(found.folder, open_files=found.open_files))
+        plan(request(found.folder), open_files=found.open_files)
 
 
 # ---- the command ----
