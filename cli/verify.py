@@ -1,8 +1,7 @@
 """`ggufsmith verify`: is a finished file sound, and is it what its source gives?"""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,17 +12,19 @@ from ggufsmith.pipeline.request import SourceOptions, WriteOptions
 
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet
-    from ggufsmith.container.values import Metadata
-    from ggufsmith.pipeline.stream import RowSource
     from ggufsmith.quantize.verify import Compared
 
 
-@with_records("model", "file", only="lora threads")
+@with_records("model", "adapter", "file", only="lora base revision token threads")
 def verify(
     model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model; of several shards, any one.")],
     source: Annotated[
-        Path | None,
-        typer.Option("--source", help="What it was made from, a model folder or a GGUF file: make every tensor again."),
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="MODEL",
+            help="What it was made from, as gguf-convert takes it: every tensor is made again and compared.",
+        ),
     ] = None,
     *,
     options: SourceOptions,
@@ -110,20 +111,21 @@ def _recorded(model: "GgufSet", record: Path, report: dict[str, Any]) -> None:
 
 
 def _compared(
-    model: "GgufSet", source: Path, options: SourceOptions, threads: int | None, report: dict[str, Any], silent: bool
+    model: "GgufSet", source: str, options: SourceOptions, threads: int | None, report: dict[str, Any], silent: bool
 ) -> None:
     from ggufsmith.cli import render
+    from ggufsmith.cli.source import opened_source
     from ggufsmith.pipeline.parallel import available_cores
     from ggufsmith.quantize.verify import compare, unpaired
 
-    with ExitStack() as stack:
-        sources, metadata = _open(source, options, stack.enter_context)
+    with opened_source(source, options, "", quiet=silent) as made_from:
+        sources, metadata = made_from.tensors, made_from.metadata
         report["problems"] += [f"{name}: {problem}" for name, problem in unpaired(model, sources).items()]
         weights = sum(math.prod(each.shape) for each in sources)
         with render.progress("comparing", weights, silent) as advance:
             found = compare(model, sources, threads=threads or available_cores(), advance=advance)
     report["problems"] += [f"{each.name}: {_too_far(each)}" for each in found if not each.acceptable]
-    report["source"] = str(source)
+    report["source"] = source
     report["compared"] = {
         each.name: {"type": each.format.name, "exact": each.exact, "error": each.error, "error_made_here": each.ours}
         for each in found
@@ -133,24 +135,6 @@ def _compared(
         for key in [*metadata, *(key for key in model.metadata if key not in metadata)]
         if metadata.get(key) != model.metadata.get(key) and not key.startswith(MADE)
     ]
-
-
-def _open(source: Path, options: SourceOptions, enter: Callable[[Any], Any]) -> "tuple[Sequence[RowSource], Metadata]":
-    """The tensors that a source gives, and its metadata. A file need not be a model."""
-    from ggufsmith.pipeline.request import Request
-
-    if source.is_dir():
-        from ggufsmith.convert.open import open_pass
-
-        planned = enter(open_pass(Request(source, options)))
-        return planned.tensors, planned.info.metadata
-    from ggufsmith.quantize.resolve import refuse_unfit
-    from ggufsmith.quantize.source import open_model
-    from ggufsmith.quantize.tensors import GgufTensor
-
-    refuse_unfit(Request(source, options), "file")
-    files = enter(open_model(source).files)
-    return [GgufTensor(files, info, info.name) for info in files.tensors.values()], files.metadata
 
 
 def _too_far(tensor: "Compared") -> str:
