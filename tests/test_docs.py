@@ -1,5 +1,6 @@
 """The documents are true: links lead somewhere, options exist, commands and examples are read as they stand."""
 
+import ast
 import re
 import shlex
 import tomllib
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
+import docstrings
+import messages
 import product
 from ggufsmith.cli.app import app
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
@@ -130,3 +133,61 @@ def test_every_benchmark_has_its_place() -> None:
     for name in re.findall(r'"(\w+)"', names):
         assert page.count(f"<!-- bench:{name} -->") == page.count(f"<!-- /bench:{name} -->") == 1, name
         assert (ROOT / "tests" / "bench" / f"{name}.py").is_file()
+
+
+SOURCE = '''
+"""A docstring."""
+from errors import Failure
+class Usage(Failure):
+    code = 2
+def command(x: Annotated[int, Option(help="Number of threads.")]) -> None:
+    """Do it."""
+    guarded(lambda: None)
+def check(name, notes):
+    """Not shown."""
+    notes.append(f"{name} is left out, which is said")
+    yield "size", f"{name} bytes in all"
+    raise Usage(f"{name} is wrong", where=f"file {name}", fix="Choose one of " + ", ".join(KNOWN))
+'''
+
+
+def test_every_kind_of_message_is_found() -> None:
+    module = product.Module("ggufsmith.cli.sample", Path("cli/sample.py"), ast.parse(SOURCE))
+    finder = messages.Finder(module, messages.errors_of([module]))
+    finder.walk(module.tree)
+    assert {(message.kind, message.text) for message in finder.found} == {
+        ("help", "Number of threads."),
+        ("command", "Do it."),
+        ("text", "{name} is left out, which is said"),
+        ("label", "size"),
+        ("text", "{name} bytes in all"),
+        ("error", "{name} is wrong"),
+        ("where", "file {name}"),
+        ("fix", "Choose one of"),
+    }
+
+
+def test_the_script_that_prints_messages_reads_the_whole_product() -> None:
+    found = {message.kind for message in messages.messages()}
+    assert found == set(messages.KINDS)
+
+
+def test_names_without_a_docstring_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = '''
+"""The module."""
+class Base:
+    """It is documented."""
+    def run(self): """Runs."""
+    def stop(self): ...
+class Derived(Base):
+    """As well."""
+    def run(self): ...
+    def stop(self): ...
+    def _hidden(self): ...
+def bare():
+    def inner(): ...
+'''
+    module = product.Module("ggufsmith.sample", Path("sample.py"), ast.parse(source))
+    monkeypatch.setattr(docstrings, "modules", lambda: [module])
+    names = [line.rpartition(" ")[2] for line in docstrings.missing()]
+    assert names == ["Base.stop", "Derived.stop", "bare"]
