@@ -119,7 +119,6 @@ def test_files_are_small() -> None:
 # Packages whose tests are elsewhere, and where. This list only gets shorter, until it is empty.
 TESTED_ELSEWHERE = {
     "quantize/kernels": "quantize",
-    "quantize/recipes": "quantize",
 }
 
 
