@@ -115,7 +115,6 @@ def write_outputs(
     sync: bool = True,
     overwrite: bool = True,
     resume: bool = False,
-    identity: str = "",
     cluster: ClusterWork | None = None,
     advance: Callable[[int], None] = lambda weights: None,
     loaded: Callable[[float], None] = lambda seconds: None,
@@ -123,7 +122,7 @@ def write_outputs(
     """Make, verify, and give the files their names; tensors in the order of the layouts.
 
     resume: see `container.writer.Writer`; layouts, inputs, importance, the encoder and the fingerprints of the tensors
-    decide the bytes, and identity says what else does.
+    decide the bytes.
     cluster: None works on this machine.
 
     advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
@@ -138,7 +137,7 @@ def write_outputs(
         "threads": threads,
     }
     notes: list[str] = []
-    way = fingerprint(identity, encoder, [tensor.fingerprint for tensor in tensors])
+    way = fingerprint(encoder, [tensor.fingerprint for tensor in tensors])
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
