@@ -6,12 +6,14 @@ Source: huggingface_hub's cache layout (snapshots/<revision>/x -> blobs/<hash>).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.config import read_json
 from ggufsmith.convert.mistral import to_hugging_face
+from ggufsmith.convert.names import unwrapped
 from ggufsmith.convert.original import join
 from ggufsmith.convert.params import params_config
 from ggufsmith.convert.pickles import read_pickle
@@ -64,6 +66,9 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     notes = list(chosen.notes)
     if extra:
         notes.append(f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}")
+    own, passed = unwrapped(tensors, folder)
+    tensors = {own[name]: replace(source, name=own[name]) for name, source in tensors.items()}
+    notes += passed
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
         del tensors[head.name]

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import mistral
 import pytest
 
 import adapters
 import checkpoints
+import mistral
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.reader import open_gguf
 from requesting import plan, request, run
