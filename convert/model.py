@@ -88,7 +88,11 @@ class FolderModel:
     @property
     def small_files(self) -> tuple[Path, ...]:
         """The files beside the weights that a conversion may have read, for its record."""
-        found = (path for path in sorted(self.folder.iterdir()) if path.suffix in SMALL and path.is_file())
+        found = (
+            path
+            for path in sorted(self.folder.iterdir())
+            if (path.suffix in SMALL or path.stem == "tokenizer.model") and path.is_file()
+        )
         return tuple(path for path in found if not path.name.endswith(".provenance.json"))
 
 

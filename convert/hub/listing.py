@@ -16,7 +16,8 @@ PIECE = 1 << 22  # bytes read at a time
 # Everything but the weights that is read while converting, in any spelling of a checkpoint.
 COMPANIONS = """
     config.json generation_config.json params.json quantize_config.json quant_config.json adapter_config.json README.md
-    tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json added_tokens.json vocab.json merges.txt
+    tokenizer.json tokenizer_config.json tokenizer.model tokenizer.model.v* special_tokens_map.json added_tokens.json
+    vocab.json merges.txt
     modules.json *_Pooling/config.json chat_template.json chat_template.jinja additional_chat_templates/*.jinja
     *.safetensors.index*.json pytorch_model*.bin.index*.json
 """.split()
