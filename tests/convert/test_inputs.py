@@ -51,7 +51,11 @@ def test_names(model: Path) -> None:
     assert found["metadata/metadata.json"] == model / "metadata.json"
     assert found["lora-1/adapter_model.safetensors"] == model / "adapter" / "adapter_model.safetensors"
     assert {"config.json", "README.md", "1_Pooling/config.json", "additional_chat_templates/x.jinja"} <= found.keys()
-    assert {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "lora-1/tokenizer.model"} <= found.keys()
+    assert {
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "lora-1/tokenizer.model",
+    } <= found.keys()
     assert "training_args.json" not in found
     assert not any(name.startswith("/") or str(model) in name for name in found)
 
