@@ -77,7 +77,8 @@ def convert(
         with located(wanted, quiet=quiet or as_json) as found:
             if found.id is not None and write.outdir is None and write.outfile is None:
                 request = replace(request, write=replace(write, outdir=Path()))
-            run(replace(request, path=found.folder), partial(open_pass, open_files=found.open_files))
+            opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
+            run(replace(request, path=found.folder), opener)
 
     guarded(work, as_json)
 

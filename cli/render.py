@@ -6,11 +6,16 @@ Names and texts may come from a hostile file: what is printed here cannot steer 
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from textwrap import wrap
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ggufsmith.cli.progress import Progress, shown_progress
 from ggufsmith.container.errors import Failure
@@ -53,21 +58,79 @@ def line(text: str, console: Console | None = None) -> None:
     (console or out).print(printable(text), markup=False)
 
 
-def table(rows: Sequence[Sequence[str]]) -> None:
-    """Cells under one another; the last one is as long as it is."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]) - 1)] if rows else []
-    for *cells, last in rows:
-        padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)]
-        out.print("  ".join([*padded, last]), markup=False)
+def paragraph(text: str, console: Console | None = None, indent: int = 0, style: str = "") -> None:
+    """A sentence: in a terminal in as many lines as it takes, broken between words, all but the first indented.
+
+    style: of its first word.
+    """
+    console, text = console or out, printable(text)
+    if console.is_terminal:
+        rest, room = " " * indent, max(console.width, indent + 20)
+        text = "\n".join(
+            wrap(text, room, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False) or [""]
+        )
+    first, space, others = text.partition(" ")
+    console.print(Text.assemble((first, style), space, others))
 
 
-def lines(rows: Iterator[tuple[str, str]]) -> None:
-    """A summary: label and value, aligned."""
+def lines(rows: Iterable[tuple[str, str]]) -> None:
+    """A summary: labels and values, under one another."""
     pairs = list(rows)
-    width = max(len(label) for label, _ in pairs)
+    width = max((len(label) for label, _ in pairs), default=0)
     for label, value in pairs:
-        line(f"{label:<{width}}  {value}")
+        paragraph(f"{label:<{width}}  {value}", indent=width + 2)
+
+
+def table(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), title: str = "") -> None:
+    """Cells under one another: in a terminal as a table of its width, elsewhere each row in one line.
+
+    heads: of the columns; one that ends in a blank marks a column of numbers. Columns and tables
+           without content are left out.
+    """
+    shown = [[printable(cell) for cell in row] for row in rows]
+    if not shown:
+        return
+    heads = heads or [""] * len(shown[0])
+    filled = [k for k in range(len(heads)) if any(row[k] for row in shown)]
+    shown, heads = [[row[k] for k in filled] for row in shown], [heads[k] for k in filled]
+    (_table if out.is_terminal else _columns)(shown, heads, title)
+
+
+def _table(rows: list[list[str]], heads: Sequence[str], title: str) -> None:
+    headed = any(heads)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=SIMPLE_HEAD if headed else None,
+        show_header=headed,
+        pad_edge=False,
+        padding=(0, 1) if headed else (0, 2, 0, 0),
+    )
+    for index, head in enumerate(heads):
+        number = head.endswith(" ")
+        table.add_column(
+            Text(head.strip()),
+            justify="right" if number else "left",
+            style="bold" if index == 0 else None,
+            overflow="fold",
+            no_wrap=number,
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out.print(table, soft_wrap=False)
+
+
+def _columns(rows: list[list[str]], heads: Sequence[str], title: str) -> None:
+    shown = [[head.strip() for head in heads], *rows] if any(heads) else rows
+    widths = [max(cell_len(row[k]) for row in shown) for k in range(len(heads))]
+    lines = ["", title] if title else []
+    for row in shown:
+        cells = []
+        for cell, width, head in zip(row, widths, heads, strict=True):
+            space = " " * (width - cell_len(cell))
+            cells.append(space + cell if head.endswith(" ") else cell + space)
+        lines.append("  ".join(cells).rstrip())
+    out.print("\n".join(lines), markup=False)
 
 
 def as_json(report: Mapping[str, Any]) -> None:
@@ -112,8 +175,8 @@ def failure(error: Failure, machine: bool) -> None:
         with suppress(OSError):
             as_json({"error": {**body, "notes": notes}})
             return
-    where, fix = error.where and printable(error.where), error.fix and printable(error.fix)
-    err.print("error: ", style="bold red", end="")
-    err.print(str(Failure(printable(error.what), where=where, fix=fix, also=map(printable, error.also))), markup=False)
-    for note in notes:
-        line(note, err)
+    paragraph(f"error: {error.where}: {error.what}" if error.where else f"error: {error.what}", err, style="bold red")
+    for each in error.also:
+        paragraph(f"  - {each}", err, indent=4)
+    for each in (*([error.fix] if error.fix else []), *notes):
+        line(each, err)  # not broken: it may be a command to copy

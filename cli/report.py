@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ggufsmith.pipeline.outputs import OutputFile, Written
     from ggufsmith.pipeline.passes import Pass
@@ -165,21 +165,25 @@ def json_schema(record: type = RunReport) -> "dict[str, Any]":
             return table(kind)
         args: tuple[Any, ...] = getattr(kind, "__args__", ())
         if type(None) in args:
-            return {"anyOf": [schema_of(next(each for each in args if each is not type(None))), {"type": "null"}]}
+            return {"anyOf": [schema_of(without_none(kind)), {"type": "null"}]}
         if text.startswith("list"):
             return {"type": "array", "items": schema_of(args[0])}
         return {"type": "object", "additionalProperties": schema_of(args[1])}
 
+    def without_none(kind: Any) -> Any:
+        return next(each for each in kind.__args__ if each is not type(None))
+
     def table(kind: Any) -> dict[str, Any]:
         hints = get_type_hints(kind)
-        named: Mapping[str, Any] = {each.name: schema_of(hints[each.name]) for each in fields(kind)}
-        optional = [each.name for each in fields(kind) if each.default is None]
+        optional = {each.name for each in fields(kind) if each.default is None}  # left out, and never null
         return {
             "type": "object",
             "description": " ".join((kind.__doc__ or "").split()),
             "additionalProperties": False,
-            "required": [name for name in named if name not in optional],
-            "properties": dict(named),
+            "required": [name for name in hints if name not in optional],
+            "properties": {
+                name: schema_of(without_none(hint) if name in optional else hint) for name, hint in hints.items()
+            },
         }
 
     return {

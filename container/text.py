@@ -17,6 +17,11 @@ def count(number: float) -> str:
     return _scaled(number, COUNTS)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 tensor, 2 tensors. many: the plural, if it is not made with an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def _scaled(number: float, units: Sequence[tuple[str, int]]) -> str:
     *smaller, (largest, digits) = units
     for unit, places in smaller:

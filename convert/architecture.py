@@ -153,6 +153,8 @@ class Architecture:
     require:  config keys that may hold only these values, because llama.cpp's graph assumes them.
     defaults: what transformers assumes where config.json is silent.
     drop:     substrings of source names that are left out, with the reason.
+    tied:     ends of source names -> the GGUF tensor that llama.cpp's graph always takes instead. Such a source is left
+              out, provided that it holds the same numbers (see `convert.redundant`).
     warn:     config keys whose meaning llama.cpp does not carry out: harmless values, and the sentence for the others.
     check:    the escape hatch: a sentence if config and dimensions do not fit llama.cpp's graph, else None.
     pooling:  sentence-transformers folders say how the hidden states are pooled; write it.
@@ -167,9 +169,14 @@ class Architecture:
     require: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     drop: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, MODEL_TENSOR] = field(default_factory=dict)
     warn: Mapping[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
     check: Callable[[Mapping[str, Any], Dims], str | None] | None = None
     pooling: bool = False
+
+    def why_dropped(self, source: str) -> str | None:
+        """Why a source of this name is left out; None if it is not."""
+        return next((why for part, why in self.drop.items() if part in source), None)
 
     @property
     def name(self) -> str:

@@ -278,7 +278,8 @@ GEMMA2 = Architecture(
         "sliding_window": 4096,
         "query_pre_attn_scalar": 256,
     },
-    drop={"lm_head.": "Gemma 2 in llama.cpp always takes the embedding", **INVERSE_FREQUENCIES},
+    drop=INVERSE_FREQUENCIES,
+    tied={"lm_head.weight": T.TOKEN_EMBD},
     check=gemma_attention_scale,
 )
 GEMMA3 = replace(
@@ -310,6 +311,7 @@ GEMMA3 = replace(
         "sliding_window": 4096,
         "query_pre_attn_scalar": 256,
     },
+    tied={},
     drop={
         "vision_tower.": "the vision encoder; this converts the text model",
         "multi_modal_projector.": "the vision projector; this converts the text model",

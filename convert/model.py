@@ -8,27 +8,30 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gguf.constants import LlamaFileType
+from gguf.constants import Keys, LlamaFileType
 
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, open_checkpoint
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.dequantize.detect import detect, offers
 from ggufsmith.convert.lora.base import Origin, base_models, find_base, parse_adapter, without_paths
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
-from ggufsmith.convert.lora.peft import is_adapter, open_adapter
+from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_dropped
+from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
+from ggufsmith.convert.redundant import check_left_out
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
 from ggufsmith.pipeline.request import Request, SourceOptions
 from ggufsmith.quantize.resolve import refuse_unfit
 from ggufsmith.tokenizer.read import read_vocabulary
+from ggufsmith.tokenizer.stripping import fit_name
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
     {
@@ -85,7 +88,11 @@ class FolderModel:
     @property
     def small_files(self) -> tuple[Path, ...]:
         """The files beside the weights that a conversion may have read, for its record."""
-        found = (path for path in sorted(self.folder.iterdir()) if path.suffix in SMALL and path.is_file())
+        found = (
+            path
+            for path in sorted(self.folder.iterdir())
+            if (path.suffix in SMALL or path.stem == "tokenizer.model") and path.is_file()
+        )
         return tuple(path for path in found if not path.name.endswith(".provenance.json"))
 
 
@@ -100,18 +107,20 @@ def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderMode
 def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     source = request.source
     refuse_unfit(request, "model")
-    config, origin = Config.of_folder(folder), Origin.of_folder(folder)
+    config, origin = open_config(folder), Origin.of_folder(folder)
     record = find_architecture(config)
     checkpoint = Checkpoint(folder, {}) if source.vocab_only else detect(open_checkpoint(folder, open_files), config)
     changed: frozenset[str] = frozenset()
     if source.lora:
         if source.vocab_only:
             raise Usage("a file that holds only the vocabulary has nothing to merge into", fix="Drop --lora.")
-        adapters = [(open_adapter(Path(os.path.abspath(path))), factor) for path, factor in adapters_of(source)]
+        opened = ((open_adapter(Path(os.path.abspath(path))), factor) for path, factor in adapters_of(source))
+        adapters = [(without_dropped(adapter, record), factor) for adapter, factor in opened]
         origin = Origin.of_merged(folder, adapters)
         checkpoint, changed = merge(checkpoint, adapters)
     plan = make_plan(config, None if source.vocab_only else checkpoint.tensors)
     check_used(changed, plan)
+    judged = check_left_out(checkpoint, plan, changed)
     vocabulary = read_vocabulary(
         origin.tokenizer,
         config=config,
@@ -119,16 +128,26 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         pre=source.pre,
         architecture=record.classes[0],
         model=folder,
+        base=origin.under,
     )
-    notes: list[str] = [*checkpoint.notes, *offers(checkpoint.tensors.values()), *plan.notes, *vocabulary.notes]
+    notes: list[str] = [
+        *checkpoint.notes,
+        *offers(checkpoint.tensors.values()),
+        *plan.notes,
+        *judged,
+        *vocabulary.notes,
+    ]
     parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
     general = _general(source, folder, config, parameters, record.name, origin, notes)
+    stated = _is_named(source)
+    notes += fit_name(general(BY_NAME["F16"]), vocabulary, stated=stated)[1]
 
     def name(encoding: str) -> str:
         return FileName(origin.name, type="vocab").format() if source.vocab_only else output_name(origin.name, encoding)
 
     def metadata(format: Format) -> Metadata:
-        return {**general(format), **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
+        named, _ = fit_name(general(format), vocabulary, stated=stated)
+        return {**named, **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
 
     return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name)
 
@@ -145,11 +164,11 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     refuse_unfit(request, "adapter")
     adapter = open_adapter(folder)
     base = find_base(adapter, source.base)
-    plan = plan_adapter(adapter, base, Config.of_folder(base))
+    plan = plan_adapter(adapter, base, open_config(base))
     sources = {source.name: source for output in plan.outputs for source in output.sources}
     checkpoint = Checkpoint(folder, sources, open_files=open_files)
     origin = Origin(model_folder_name(folder), folder, folder, {BASE_MODELS: base_models(adapter, base)})
-    notes: list[str] = []
+    notes = list(plan.notes)
     general = _general(source, folder, {}, Parameters(), plan.architecture.name, origin, notes)
 
     def name(encoding: str) -> str:
@@ -159,6 +178,13 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         return {**without_paths(general(format)), **plan.metadata}
 
     return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, adapter=True)
+
+
+def _is_named(source: SourceOptions) -> bool:
+    """Whether the user says what general.name is."""
+    return bool(source.model_name) or (
+        source.metadata is not None and Keys.General.NAME in read_overrides(source.metadata)
+    )
 
 
 def adapters_of(source: SourceOptions) -> list[tuple[Path, float]]:

@@ -1,11 +1,13 @@
 """Opens whatever a request names: a model folder, an adapter, a GGUF file, or a Llama file from before GGUF."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.shards import SHARD, SUFFIX
-from ggufsmith.convert.checkpoint import LocalFiles, Opener
 from ggufsmith.convert.checkpoint_pass import open_checkpoint_pass
+from ggufsmith.convert.stored import LocalFiles, Opener
 from ggufsmith.convert.vocabulary import vocabulary_of
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request
@@ -19,13 +21,17 @@ PARTS = (
 FOLDERS = ("config.json", "params.json", "adapter_config.json")  # a folder with one of them is converted as a whole
 
 
-def open_pass(request: Request, open_files: Opener = LocalFiles) -> Pass:
-    """Plan everything that the request asks for. Raises what is wrong with it. open_files: see `Checkpoint`."""
+def open_pass(request: Request, open_files: Opener = LocalFiles, notes: Sequence[str] = ()) -> Pass:
+    """Plan everything that the request asks for. Raises what is wrong with it.
+
+    open_files: see `Checkpoint`. notes: what else the report should say.
+    """
     if request.path.is_dir():
-        return open_checkpoint_pass(request, open_files)
+        planned = open_checkpoint_pass(request, open_files)
+        return replace(planned, notes=(*notes, *planned.notes))
     folder = request.source.tokenizer
-    vocabulary, notes = vocabulary_of(request.path, folder) if folder is not None else (None, ())
-    return open_file_pass(request, vocabulary, notes)
+    vocabulary, more = vocabulary_of(request.path, folder) if folder is not None else (None, ())
+    return open_file_pass(request, vocabulary, (*notes, *more))
 
 
 def file_of(model: str) -> Path | None:

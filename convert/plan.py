@@ -5,6 +5,7 @@ key is used, known to be harmless, or reported. All problems are collected and r
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,16 +18,18 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config, nearest
 from ggufsmith.convert.dequantize.detect import COMPANIONS
+from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
 from ggufsmith.convert.rope import rope_metadata
+from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
 # llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
 ALWAYS_F32 = frozenset({MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP})
-EXPERT = re.compile(r"\.experts\.(\d+)\.")
+EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
+NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
 MAX_PROBLEMS = 40
 
@@ -43,14 +46,28 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A source that is in no output, and why. twin: the source that llama.cpp takes in its place, if there is one."""
+
+    source: StoredTensor
+    reason: str
+    twin: StoredTensor | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What to write: `metadata` holds the architecture's own keys, `notes` what the user should know."""
+    """What to write.
+
+    metadata: the architecture's own keys. notes: what the user should know.
+    left_out: sources that are in no output; whether they may be, `redundant.check_left_out` judges by their values.
+    """
 
     architecture: Architecture
     dims: Dims
     outputs: tuple[TensorPlan, ...]
     metadata: Metadata
     notes: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class Slot(NamedTuple):
@@ -103,7 +120,7 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
     blocks = config.integer("num_hidden_layers", "n_layers")
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
-    slots, dropped = _assign(record, blocks, tensors or {}, problems)
+    slots, left_out = _assign(record, blocks, tensors or {}, problems)
     dims = _dimensions(config, blocks, {} if partial else slots)
     rope_keys, generated, rope_notes = rope_metadata(config, record.rope, dims)
     outputs: list[TensorPlan] = []
@@ -127,11 +144,12 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
             ],
             fix="Are tensors and config.json of one and the same model? If they are, this variant is not supported.",
         )
+    dropped = Counter(each.reason for each in left_out if each.twin is None)
     notes = [*rope_notes, *_warnings(record, config), *(f"{count} dropped: {why}" for why, count in dropped.items())]
     unknown = [key for key in config.unused if key not in IGNORED]
     if unknown:
         notes.append(f"config keys without a meaning here: {', '.join(unknown)}")
-    return Plan(record, dims, tuple(outputs), metadata, tuple(notes))
+    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out))
 
 
 # -- which source goes where ------------------------------------------------------------------------------------------
@@ -139,33 +157,43 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
 
 def _assign(
     record: Architecture, blocks: int, tensors: Mapping[str, StoredTensor], problems: list[str]
-) -> tuple[dict[Slot, list[SlotSource]], dict[str, int]]:
-    """Sort the source tensors into slots; count the dropped ones by reason."""
+) -> tuple[dict[Slot, list[SlotSource]], list[LeftOut]]:
+    """Sort the source tensors into slots, and those that have none aside."""
     names = get_tensor_name_map(record.arch, blocks)
     rules = {rule.tensor for rule in record.tensors}
     slots: dict[Slot, list[SlotSource]] = {}
-    dropped: dict[str, int] = {}
+    left_out: list[LeftOut] = []
+    tied: list[tuple[StoredTensor, MODEL_TENSOR]] = []
     for source in tensors.values():
-        reason = next((why for part, why in record.drop.items() if part in source.name), None)
+        reason = record.why_dropped(source.name)
         if reason is not None:
-            dropped[reason] = dropped.get(reason, 0) + 1
+            left_out.append(LeftOut(source, reason))
+            continue
+        taken = next((tensor for end, tensor in record.tied.items() if f".{source.name}".endswith(f".{end}")), None)
+        if taken is not None:
+            tied.append((source, taken))
             continue
         places = list(_places(record, names, source))
         if not places or any(slot.tensor not in rules for slot, _ in places):
             problems.append(_unknown(source.name, names))
         for slot, piece in places:
             slots.setdefault(slot, []).append(piece)
-    return slots, dropped
+    for source, taken in tied:
+        slot = Slot(taken, None, "weight")
+        if slot in slots:  # else reported as missing
+            why = f"llama.cpp takes {slot.name} in its place"
+            left_out.append(LeftOut(source, why, slots[slot][0].source))
+    return slots, left_out
 
 
 def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) -> Iterator[tuple[Slot, SlotSource]]:
     """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
 
-    Names with and without the "model." prefix are the same tensor, as are those of a language model inside another.
+    Names with and without the "model." prefix are the same tensor (see also `names.plain_name`).
     """
-    base = source.name.replace("language_model.", "")
+    base = plain_name(source.name)
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
-    block = next((int(piece) for piece in base.split(".") if piece.isdecimal()), None)
+    block = next((int(piece) for piece in base.split(".") if NUMBER.fullmatch(piece)), None)
     for fused in record.fused:
         if base.endswith(fused.suffix):
             for tensor, op in fused.parts:
@@ -182,7 +210,7 @@ def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) ->
 
 def _unknown(name: str, names: TensorNameMap) -> str:
     last = name.rpartition(".")[2]
-    if last in COMPANIONS:  # what quantization the tensors are, `sources.recognise` has found before
+    if last in COMPANIONS:  # what quantization the tensors are, `dequantize.detect` has found before
         return f"{name}: a companion of a quantized tensor ({last}) that nothing here reads"
     near = nearest(name, (alias for alias in names.mapping if alias.startswith(("model.", "lm_head"))))
     return f"{name}: no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"

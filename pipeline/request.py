@@ -10,10 +10,7 @@ from __future__ import annotations  # so that fields keep their types as they ar
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from ggufsmith.quantize.recipes.assign import Recipe
+from typing import Any, Literal
 
 Input = Literal["model", "adapter", "file"]
 INPUTS: Mapping[Input, str] = {"model": "a model folder", "adapter": "an adapter", "file": "a GGUF file"}
@@ -157,7 +154,10 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class MakeOptions:
-    """What is made of the model: unquantized files, files by recipes, or files whose types a budget chooses."""
+    """What is made of the model: unquantized files, files by recipes, or files whose types a budget chooses.
+
+    recipes: names, or `quantize.recipes.assign.Recipe` objects.
+    """
 
     outtypes: tuple[str, ...] = option(
         (),
@@ -168,7 +168,7 @@ class MakeOptions:
         metavar="TYPE",
         keyed="Unquantized outputs: f32, f16, bf16.",
     )
-    recipes: tuple[str | Recipe, ...] = option(
+    recipes: tuple[str | Any, ...] = option(
         (),
         "A file type such as q4_K_M, or a recipe file; may be given several times.",
         "Types",

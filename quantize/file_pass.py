@@ -13,6 +13,8 @@ from ggufsmith.pipeline.passes import Pass, SourceInfo
 from ggufsmith.pipeline.request import MakeOptions, Request
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.imatrix import open_imatrix
+from ggufsmith.quantize.model_check import check_model
+from ggufsmith.quantize.opened import OpenedModel
 from ggufsmith.quantize.outputs import Quantizable, check_names, fit_importance, output_paths, plan_outputs
 from ggufsmith.quantize.overrides import overrides_of
 from ggufsmith.quantize.prune import fewer_layers, parse_layers, prune_layers, without_layers
@@ -20,7 +22,7 @@ from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from ggufsmith.quantize.resolve import Making, resolved
-from ggufsmith.quantize.source import OpenedModel, open_model
+from ggufsmith.quantize.source import open_model
 from ggufsmith.quantize.tensors import FileOpening, GgufTensor
 
 
@@ -44,6 +46,7 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
         raise Malformed("this file has no tensors", where=request.path, fix="Pass a model; this may be a vocabulary.")
     if "general.architecture" not in source.metadata:
         raise Malformed("general.architecture is missing, so this is not a model", where=request.path)
+    check_model(source.metadata, list(source.tensors), request.path)
     plain, recipes = _unquantized(make), _recipes(request, making, source)
     keys = overrides_of(request.source.override_kv)
     if request.source.model_name is not None:

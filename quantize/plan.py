@@ -1,6 +1,7 @@
 """One output of a quantization, planned: the format of every tensor, the metadata, the exact layout."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from ggufsmith.container.layout import DEFAULT_ALIGNMENT, Layout, TensorSpec, la
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.quantize.imatrix import Coverage
 from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored, TypeOptions, assign
-from ggufsmith.quantize.recipes.rules import Facts, role_of
+from ggufsmith.quantize.recipes.rules import Facts, kept, role_of
 from ggufsmith.quantize.rows import MODULES
 
 MAX_LISTED = 8  # tensors that a message names
@@ -101,6 +102,7 @@ def plan_file(
     """
     assignments = assign(recipe, tensors, facts, options)
     weights = tuple(importance.weights.get(tensor.name) if importance else None for tensor in tensors)
+    _check_effect(recipe, assignments, facts)
     _check_types(assignments)
     _check_importance(recipe, assignments, weights, importance)
     if importance:
@@ -161,6 +163,20 @@ def _unused(options: TypeOptions, assignments: Sequence[Assignment]) -> Iterator
     met = any(each.reason == "--output-tensor-type" or each.fallback for each in embeddings)
     if options.output_type is not None and not met:
         yield "--output-tensor-type"
+
+
+def _check_effect(recipe: Recipe, assignments: Sequence[Assignment], facts: Facts) -> None:
+    """Unsupported if the recipe changes nothing: no tensor may be quantized, and some do not have its type already."""
+    base, tensors = recipe.file_type.base, [each.tensor for each in assignments]
+    if base is None or all(tensor.format is base for tensor in tensors):
+        return
+    reasons = Counter(kept(tensor.name, tensor.shape, facts.architecture) for tensor in tensors)
+    if None not in reasons:
+        raise Unsupported(
+            f"no tensor of this file can be given the type {base.name}",
+            also=[f"{count} tensors: {reason}" for reason, count in reasons.most_common()],
+            fix="Pass a model.",
+        )
 
 
 def _check_types(assignments: Sequence[Assignment]) -> None:

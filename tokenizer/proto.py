@@ -1,16 +1,17 @@
-"""A SentencePiece `tokenizer.model`, written: a ModelProto of pieces, scores and types.
+"""A SentencePiece `tokenizer.model`: a ModelProto of pieces, scores and types, written, and its types read.
 
 Source: sentencepiece_model.proto (field numbers and enums) of the sentencepiece project; the wire format is that of
 protocol buffers. The few fields that a BPE model needs are encoded here, so that protobuf is no dependency.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from gguf.constants import TokenType
 
 BPE = 2  # TrainerSpec.ModelType
-VARINT, FIXED32, BYTES = 0, 5, 2  # wire types
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+NORMAL, USER_DEFINED = 1, 4  # SentencePiece.Type
 
 
 def model_proto(
@@ -34,6 +35,45 @@ def model_proto(
             trainer += _bytes(field, pieces[special[role]][0].encode())
     normalizer = _bytes(1, b"identity") + _number(3, add_dummy_prefix) + _number(4, 0) + _number(5, 1)
     return b"".join(parts) + _bytes(2, trainer) + _bytes(3, normalizer)
+
+
+def piece_types(raw: bytes) -> list[int]:
+    """The SentencePiece.Type of every piece, in order. ValueError for what is no ModelProto."""
+    return [
+        next((kind for field, kind in _fields(piece) if field == 3 and isinstance(kind, int)), NORMAL)
+        for field, piece in _fields(raw)
+        if field == 1 and isinstance(piece, bytes)
+    ]
+
+
+def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a message by number: numbers of variable length as such, all else as bytes."""
+    at = 0
+    while at < len(raw):
+        tag, at = _read_varint(raw, at)
+        field, wire = tag >> 3, tag & 7
+        if wire == VARINT:
+            value, at = _read_varint(raw, at)
+            yield field, value
+            continue
+        size = {FIXED64: 8, FIXED32: 4}.get(wire, 0)
+        if wire == BYTES:
+            size, at = _read_varint(raw, at)
+        if (not size and wire != BYTES) or size > len(raw) - at:
+            raise ValueError(f"not a protocol buffer at byte {at}")
+        yield field, raw[at : at + size]
+        at += size
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(raw) or shift > 63:
+            raise ValueError(f"not a protocol buffer at byte {at}")
+        byte = raw[at]
+        value, at, shift = value | (byte & 0x7F) << shift, at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
 
 
 def _varint(value: int) -> bytes:

@@ -4,7 +4,8 @@ tokenizer.model (SentencePiece) is preferred, as in llama.cpp's converter; then 
 merges.txt. transformers is not used.
 """
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.tokenizer import bpe, pretokenizers, spm
+from ggufsmith.tokenizer.added import ADDED, DECODER, JSON, AddedToken, listing, read_added
+from ggufsmith.tokenizer.around import TextFrame, read_frame
+from ggufsmith.tokenizer.files import TokenizerFiles
 from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, read_bytes, read_object, read_text, shown
-from ggufsmith.tokenizer.special import Files, find_special, special_texts
+from ggufsmith.tokenizer.special import find_special
+from ggufsmith.tokenizer.table import TokenTable
 from ggufsmith.tokenizer.templates import read_templates
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
@@ -22,6 +27,7 @@ from ggufsmith.tokenizer.vocabulary import Vocabulary
 LLAMA_CLASSES = frozenset(
     "LLaMAForCausalLM LlamaForCausalLM MistralForCausalLM MixtralForCausalLM LlamaModel IQuestCoderForCausalLM".split()
 )
+LLAMA_TOKENIZERS = ("LlamaTokenizer", "LlamaTokenizerFast")  # those of transformers that follow `add_prefix_space`
 # Classes for which it writes an `eot` that llama.cpp would find by its text as well (conversion/gemma.py).
 EOT_CLASSES = {"GemmaForCausalLM": "<end_of_turn>"}
 
@@ -30,17 +36,19 @@ EOT_CLASSES = {"GemmaForCausalLM": "<end_of_turn>"}
 class _Parts:
     """What the kinds of folders have in common.
 
-    added:     text -> id of the added tokens, among which names are looked up first; of two ids the first.
-    processor: `post_processor` of tokenizer.json.
+    further:   the added tokens.
+    added:     text -> id of those among which names are looked up first; of two ids the first.
+    frame:     what tokenizer.json puts around a text, None without that file.
     adds_bos:  what llama.cpp does where the GGUF does not say.
     """
 
     model: str
     pre: str
-    table: bpe.Table
+    table: TokenTable
     tokens: tuple[str, ...]
+    further: tuple[AddedToken, ...]
     added: Mapping[str, int]
-    processor: Json | None
+    frame: TextFrame | None
     merges: tuple[str, ...] = ()
     adds_bos: bool = False
     space_prefix: bool | None = None
@@ -54,6 +62,7 @@ def read_vocabulary(
     pre: str | None = None,
     architecture: str,
     model: Path | None = None,
+    base: Path | None = None,
 ) -> Vocabulary:
     """The vocabulary of a model folder.
 
@@ -62,6 +71,7 @@ def read_vocabulary(
     pre:          a pre-tokenizer name of llama.cpp that overrides the one found.
     architecture: the Hugging Face class, for the few keys that llama.cpp's converter writes for some classes only.
     model:        the folder of generation_config.json, if it is another.
+    base:         a folder whose files stand in for those that `folder` lacks: of an adapter that names added tokens.
 
     Malformed: a damaged or contradictory file. Unsupported: a kind of vocabulary, or a pre-tokenizer, without a
     counterpart. Usage: an unknown `pre`.
@@ -71,21 +81,21 @@ def read_vocabulary(
         pretokenizers.named(pre)
     notes: list[str] = []
     rows = _rows(folder, config, size, notes)
-    files = Files(
-        folder,
-        config,
-        read_object(model or folder, "generation_config.json") or {},
-        read_object(folder, "tokenizer_config.json") or {},
-        read_object(folder, "special_tokens_map.json") or {},
-    )
+    files = TokenizerFiles.read(folder, config, model=model, base=base)
     parts = _parts(files, rows, pre, notes)
     unused = parts.table.types == TokenType.UNUSED
     index = {text: i for i, text in enumerate(parts.tokens) if not unused[i]}
-    special = find_special(files, parts.processor, parts.added, parts.tokens, index)
-    if parts.adds_bos and "bos" not in special.add:
+    special = find_special(files, parts.frame, parts.added, parts.tokens, index)
+    if parts.adds_bos and parts.frame is not None and "bos" not in special.add:
         special.add["bos"] = False
-        special.notes.append("no file adds BOS: written so, as llama.cpp would add it for this pre-tokenizer")
-    template, named, more = read_templates(folder, files.tokenizer_config)
+        special.notes.append("tokenizer.json adds no BOS: written so, as llama.cpp would add it to such a vocabulary")
+    template, named, more = read_templates(files)
+    further = [token for token in parts.further if token.id < len(parts.tokens)]
+    notes += _flag_notes(further, files)
+    if parts.model == "llama" and parts.space_prefix is not False and _once(files.tokenizer):
+        notes.append(
+            "this tokenizer puts a space before a text only; llama.cpp puts one behind every special token as well"
+        )
     vocabulary = Vocabulary(
         model=parts.model,
         pre=parts.pre,
@@ -97,6 +107,8 @@ def read_vocabulary(
         eog=special.eog,
         add=special.add,
         add_space_prefix=parts.space_prefix,
+        lstrip=tuple(token.id for token in further if token.lstrip),
+        rstrip=tuple(token.id for token in further if token.rstrip),
         chat_template=template,
         chat_templates=named,
         notes=(*notes, *parts.table.notes, *special.notes, *more),
@@ -120,53 +132,57 @@ def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list
     return size
 
 
-def _parts(files: Files, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
+def _parts(files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
     """Choose the file that holds the vocabulary and read it."""
-    folder = files.folder
-    raw = read_bytes(folder, "tokenizer.model", spm.MAX_MODEL)
-    tokenizer = read_object(folder, "tokenizer.json")
+    raw = read_bytes(files.home(files.sentencepiece), files.sentencepiece, spm.MAX_MODEL)
     if raw is not None and not spm.is_tiktoken(raw):
-        return _from_sentencepiece(raw, tokenizer or {}, files, rows, pre, notes)
-    if tokenizer is not None:
-        stages = pretokenizers.stages_of(tokenizer, folder / "tokenizer.json")
-        return _from_bpe(tokenizer, stages, files, rows, pre, notes)
-    return _from_bpe(*_from_pairs(folder, files.tokenizer_config), files, rows, pre, notes)
+        return _from_sentencepiece(raw, files, rows, pre, notes)
+    if files.tokenizer is not None:
+        stages = pretokenizers.stages_of(files.tokenizer, files.path("tokenizer.json"))
+        return _from_bpe(files.tokenizer, stages, files, rows, pre, notes)
+    return _from_bpe(*_from_pairs(files), files, rows, pre, notes)
 
 
 def _from_bpe(
-    tokenizer: Json, stages: pretokenizers.Stages, files: Files, rows: int | None, pre: str | None, notes: list[str]
+    tokenizer: Json,
+    stages: pretokenizers.Stages,
+    files: TokenizerFiles,
+    rows: int | None,
+    pre: str | None,
+    notes: list[str],
 ) -> _Parts:
-    where = files.folder / "tokenizer.json"
+    where = files.path("tokenizer.json")
     model = bpe.read_bpe(tokenizer, where)
-    added = bpe.read_added(tokenizer, files.tokenizer_config, files.folder, special_texts(files))
+    added = read_added(files, model.vocab, rows, renames=False)
     # Byte fallback is for vocabularies of characters; some files of bytes claim it too, without any <0x00>.
     fallback = model.byte_fallback and not any(stage.startswith("ByteLevel") for stage in stages)
     table = bpe.table_of(model, added, rows, where, scored=fallback)
     tokens = table.finish(where)
-    processor = child(tokenizer, "post_processor", dict, where=where)
-    by_text = {token.text: model.vocab.get(token.text, token.id) for token in reversed(added)}
-    normalizers = _normalizers(child(tokenizer, "normalizer", dict, where=where), where)
+    frame = read_frame(tokenizer, where) if tokenizer is files.tokenizer else None
+    stated = {**added.ids[ADDED], **added.ids[DECODER], **added.ids[JSON]}
+    by_text = {text: model.vocab.get(text, token) for text, token in stated.items()}
+    normalizers = {_kind(step) for step in _steps(child(tokenizer, "normalizer", dict, where=where), where)}
     if fallback:
         _refuse_pre(pre)
         notes += (f"llama.cpp does not apply the pre-tokenizer {s}" for s in stages if not _only_spaces(s))
         prefix = _prepends(normalizers, stages)
-        return _Parts("llama", "default", table, tokens, by_text, processor, space_prefix=prefix)
+        return _Parts("llama", "default", table, tokens, added.tokens, by_text, frame, (), True, prefix)
     notes += (f"llama.cpp does not apply the normalizer {kind}" for kind in sorted(normalizers - {"NFC"}))
     if pre is not None:
         name, row = pre, pretokenizers.named(pre)
     else:
-        name, row = pretokenizers.match(stages, model.ignore_merges, {*model.vocab, *(t.text for t in added)}, where)
+        name, row = pretokenizers.match(stages, model.ignore_merges, {*model.vocab, *stated}, where)
     if row.ignore_merges != model.ignore_merges:
         notes.append(f"ignore_merges is {model.ignore_merges}, llama.cpp's {name} assumes {row.ignore_merges}")
-    return _Parts("gpt2", name, table, tokens, by_text, processor, model.merges, row.adds_bos)
+    return _Parts("gpt2", name, table, tokens, added.tokens, by_text, frame, model.merges, row.adds_bos)
 
 
 def _from_sentencepiece(
-    raw: bytes, tokenizer: Json, files: Files, rows: int | None, pre: str | None, notes: list[str]
+    raw: bytes, files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]
 ) -> _Parts:
-    """tokenizer.model; a tokenizer.json beside it only tells of special tokens."""
+    """tokenizer.model; a tokenizer.json of the same vocabulary beside it tells of added tokens."""
     _refuse_pre(pre)
-    where = files.folder / "tokenizer.model"
+    where = files.path(files.sentencepiece)
     pieces = spm.parse_pieces(raw, where)
     if pieces.unigram:
         notes.append(
@@ -174,11 +190,50 @@ def _from_sentencepiece(
         )
     if pieces.normalizes:
         notes.append("tokenizer.model normalizes characters or runs of spaces: llama.cpp does not")
-    table = spm.table_of(pieces, files.folder, files.tokenizer_config, rows)
-    by_text = {token.text: token.id for token in reversed(bpe.read_added(tokenizer, {}, files.folder))}
-    processor = child(tokenizer, "post_processor", dict, where=files.folder / "tokenizer.json")
+    words = spm.words_of(files.tokenizer)
+    differ = spm.differences(pieces, words)
+    alike = 2 * len(differ) <= min(len(words), len(pieces.tokens))
+    if not alike:
+        notes.append("tokenizer.json holds another vocabulary than tokenizer.model, and is not used")
+    vocabulary = {text: token for token, text in enumerate(pieces.tokens)}
+    added = read_added(files, vocabulary, rows, renames=True, json_counts=alike)
+    if alike:
+        spm.check_words(pieces, differ, added, files.folder)
+    more = {token: text for token, text in words.items() if token >= len(pieces.tokens)} if alike else {}
+    table = spm.table_of(pieces, more, added, rows)
+    frame = read_frame(files.tokenizer, files.path("tokenizer.json")) if alike and files.tokenizer else None
     prefix = None if pieces.dummy_prefix else False
-    return _Parts("llama", "default", table, table.finish(where), by_text, processor, space_prefix=prefix)
+    by_text = {text: vocabulary.get(text, token) for text, token in added.ids[JSON].items()}
+    tokens = table.finish(where)
+    return _Parts("llama", "default", table, tokens, added.tokens, by_text, frame, (), True, prefix)
+
+
+def _flag_notes(added: Sequence[AddedToken], files: TokenizerFiles) -> Iterator[str]:
+    """Flags that llama.cpp does not know, apart from those of `stripping`, which depend on the model's name."""
+    if whole := {token.text: token for token in added if token.single_word}:
+        yield f"llama.cpp finds {listing(whole)} inside words too, which this tokenizer does not (single_word)"
+    where = files.path("tokenizer.json")
+    steps = _steps(child(files.tokenizer or {}, "normalizer", dict, where=where), where)
+    normalized = [token.text for token in added if token.normalized]
+    if changed := [text for text in normalized if any(_changes(step, text) for step in steps)]:
+        texts = listing(dict.fromkeys(changed))
+        yield f"llama.cpp finds {texts} in the text as it is, this tokenizer in normalized text (normalized)"
+
+
+def _once(tokenizer: Json | None) -> bool:
+    """Whether a tokenizer.json puts its space before the first part of a text only, not behind added tokens."""
+    node = (tokenizer or {}).get("pre_tokenizer")
+    return isinstance(node, dict) and (node.get("type"), node.get("prepend_scheme")) == ("Metaspace", "first")
+
+
+def _changes(normalizer: Json, text: str) -> bool:
+    """Whether one of the normalizers that vocabularies of this kind have changes a text."""
+    kind, pattern = normalizer.get("type"), normalizer.get("pattern")
+    if kind == "Replace":
+        return isinstance(pattern, dict) and isinstance(pattern.get("String"), str) and pattern["String"] in text
+    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
+        return unicodedata.normalize(kind, text) != text
+    return kind == "Prepend" or (kind == "Lowercase" and text.lower() != text)
 
 
 def _refuse_pre(pre: str | None) -> None:
@@ -188,41 +243,43 @@ def _refuse_pre(pre: str | None) -> None:
         )
 
 
-def _from_pairs(folder: Path, tokenizer_config: Json) -> tuple[Json, pretokenizers.Stages]:
+def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
     """vocab.json and merges.txt in the shape of a tokenizer.json. UTF-8, whatever the platform's default is."""
-    vocab, lines = read_object(folder, "vocab.json"), read_text(folder, "merges.txt")
+    vocab = read_object(files.home("vocab.json"), "vocab.json")
+    lines = read_text(files.home("merges.txt"), "merges.txt")
+    if (vocab is None or lines is None) and files.path("tekken.json").is_file():
+        raise Unsupported(
+            "its vocabulary is a tekken.json, which is not read",
+            where=files.folder,
+            fix="Put the tokenizer.json of the same model's Hugging Face repository into the folder.",
+        )
     if vocab is None or lines is None:
         raise Unsupported(
             "no vocabulary: neither tokenizer.model, nor tokenizer.json, nor vocab.json with merges.txt",
-            where=folder,
+            where=files.folder,
             fix="Copy the tokenizer files of the base model into the folder. Rank lists (tiktoken, tekken.json) are "
             "not read; transformers turns them into a tokenizer.json.",
         )
-    kind = child(tokenizer_config, "tokenizer_class", str, where=folder / "tokenizer_config.json")
+    kind = child(files.tokenizer_config, "tokenizer_class", str, where=files.path("tokenizer_config.json"))
     stages = pretokenizers.BY_CLASS.get(kind or "")
     if stages is None:
         raise Unsupported(
             f"vocab.json and merges.txt do not say how text is split, and tokenizer_class is {shown(kind)}",
-            where=folder,
+            where=files.folder,
             fix="That class is not known here: save the tokenizer with transformers, which writes a tokenizer.json.",
         )
     merges = [line for line in lines.replace("\r\n", "\n").split("\n") if line and not line.startswith("#version")]
-    extra = read_object(folder, "added_tokens.json") or {}
-    if extra:
-        bpe.check_vocab(extra, folder / "added_tokens.json", "the file")
-    added = [{"id": token, "content": text} for text, token in extra.items()]
-    return {"model": {"type": "BPE", "vocab": vocab, "merges": merges}, "added_tokens": added}, stages
+    return {"model": {"type": "BPE", "vocab": vocab, "merges": merges}}, stages
 
 
-def _normalizers(node: Json | None, where: Path) -> set[str]:
-    """Types of all normalizers, sequences flattened."""
-    if node is None:
-        return set()
-    inner = child(node, "normalizers", list, where=where, path="normalizer.")
+def _steps(normalizer: Json | None, where: Path) -> list[Json]:
+    """The steps of a normalizer, a sequence flattened."""
+    if normalizer is None:
+        return []
+    inner = child(normalizer, "normalizers", list, where=where, path="normalizer.")
     if inner is None:
-        return {_kind(node)}
-    nodes = [expect(n, dict, where=where, key="normalizer.normalizers") for n in inner]
-    return {_kind(n) for n in nodes}
+        return [normalizer]
+    return [expect(step, dict, where=where, key="normalizer.normalizers") for step in inner]
 
 
 def _kind(node: Json) -> str:
@@ -245,16 +302,28 @@ def _prepends(normalizers: set[str], stages: pretokenizers.Stages) -> bool | Non
     return None if metaspace or "Prepend" in normalizers else False
 
 
-def _for_class(vocabulary: Vocabulary, architecture: str, files: Files, index: Mapping[str, int]) -> Vocabulary:
+def _for_class(
+    vocabulary: Vocabulary, architecture: str, files: TokenizerFiles, index: Mapping[str, int]
+) -> Vocabulary:
     """The keys that llama.cpp's converter writes for some classes only."""
     special, add, prefix = dict(vocabulary.special), dict(vocabulary.add), vocabulary.add_space_prefix
     text = EOT_CLASSES.get(architecture)
     if text is not None and text in index:
         special.setdefault("eot", index[text])
-    where = files.folder / "tokenizer_config.json"
+    where = files.path("tokenizer_config.json")
     stated = child(files.tokenizer_config, "add_prefix_space", bool, where=where)
+    notes = list(vocabulary.notes)
     if architecture in LLAMA_CLASSES:
-        prefix = prefix if stated is None else stated
+        follows = True
         if files.config.get("vocab_size") == 49152:  # small Granite and SmolLM models
             add.setdefault("bos", False)
-    return replace(vocabulary, special=special, add=add, add_space_prefix=prefix)
+    else:
+        follows = files.tokenizer_config.get("tokenizer_class") in LLAMA_TOKENIZERS
+    if stated is not None and vocabulary.model == "llama" and stated != (prefix is not False):
+        notes.append(
+            f"tokenizer_config.json says add_prefix_space: {str(stated).lower()}, the tokenizer itself does the "
+            f"opposite: the flag was {'' if follows else 'not '}followed"
+        )
+    if stated is not None and follows and (vocabulary.model == "llama" or architecture in LLAMA_CLASSES):
+        prefix = stated
+    return replace(vocabulary, special=special, add=add, add_space_prefix=prefix, notes=tuple(notes))

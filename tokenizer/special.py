@@ -14,15 +14,12 @@ special_tokens_map.json stands in for tokenizer_config.json where that is missin
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ggufsmith.tokenizer.source import Json, child, expect, shown, token_ids, token_text
-
-ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")
-
-# Names in the tokenizer_config.json of CodeLlama -> role.
-INFILL = {"prefix_token": "fim_pre", "suffix_token": "fim_suf", "middle_token": "fim_mid", "eot_token": "eot"}
+from ggufsmith.tokenizer.added import INFILL, ROLES, role_names
+from ggufsmith.tokenizer.around import TextFrame, beyond_one
+from ggufsmith.tokenizer.files import TokenizerFiles
+from ggufsmith.tokenizer.source import child, shown, token_ids, token_text
 
 # Texts that llama.cpp takes for the end of generation whatever the keys say (src/llama-vocab.cpp, special_eog_ids).
 EOG_TEXTS = frozenset(
@@ -32,23 +29,8 @@ EOG_TEXTS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Files:
-    """The parsed files of a folder that speak of special tokens; {} for a missing one."""
-
-    folder: Path
-    config: Mapping[str, Any]
-    generation: Json
-    tokenizer_config: Json
-    special_tokens_map: Json
-
-    @property
-    def text_config(self) -> Json:
-        return child(self.config, "text_config", dict, where=self.folder / "config.json") or {}
-
-
 @dataclass
-class Special:
+class SpecialTokens:
     """ids: role -> token id. eog: all ids stated as end of generation. add: role -> added around a text or not."""
 
     ids: dict[str, int] = field(default_factory=dict)
@@ -58,21 +40,25 @@ class Special:
 
 
 def find_special(
-    files: Files, post_processor: Json | None, added: Mapping[str, int], tokens: Sequence[str], index: Mapping[str, int]
-) -> Special:
+    files: TokenizerFiles,
+    frame: TextFrame | None,
+    added: Mapping[str, int],
+    tokens: Sequence[str],
+    index: Mapping[str, int],
+) -> SpecialTokens:
     """Resolve every role.
 
+    frame: what tokenizer.json puts around a text; None without that file.
     added: text -> id of the added tokens of tokenizer.json, {} without that file.
     tokens, index: the whole vocabulary, padding excluded from `index`.
     """
-    found = Special()
-    names = _names(files)
+    found = SpecialTokens()
+    names = role_names(files)
     for role, text in names.items():
         if text not in index:
             found.notes.append(f"{role}_token is {shown(text)}, which is not in the vocabulary: ignored")
-    template = _read_template(post_processor, files.folder / "tokenizer.json")
-    _apply_template(template, names, found, with_config=bool(files.tokenizer_config))
-    _read_flags(files, found)
+    _apply_frame(frame or TextFrame(), names, found, with_config=bool(files.tokenizer_config))
+    _read_flags(files, frame, found)
 
     def take(role: str, ids: Iterable[int], origin: str) -> None:
         for token in ids:
@@ -96,7 +82,7 @@ def find_special(
         if role in names and names[role] in index:
             take(role, [index[names[role]]], "tokenizer_config.json")
     for name, role in INFILL.items():
-        infill = token_text(files.tokenizer_config.get(name), where=files.folder / "tokenizer_config.json", key=name)
+        infill = token_text(files.tokenizer_config.get(name), where=files.path("tokenizer_config.json"), key=name)
         if infill is not None and infill in index:
             take(role, [index[infill]], "tokenizer_config.json")
 
@@ -104,115 +90,54 @@ def find_special(
     return found
 
 
-def special_texts(files: Files) -> frozenset[str]:
-    """Texts that transformers makes special because a file names them, whatever their added token says."""
-    found: set[str | None] = set()
-    for name, source in (
-        ("tokenizer_config.json", files.tokenizer_config),
-        ("special_tokens_map.json", files.special_tokens_map),
-    ):
-        where = files.folder / name
-        for role in (*ROLES, "cls"):
-            found.add(token_text(source.get(f"{role}_token"), where=where, key=f"{role}_token"))
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            value = source.get(key)
-            more = list(value.values()) if isinstance(value, dict) else child(source, key, list, where=where) or []
-            found |= {token_text(text, where=where, key=key) for text in more}
-    return frozenset(text for text in found if text)
-
-
-def _names(files: Files) -> dict[str, str]:
-    """Role -> text, from tokenizer_config.json or, where that is missing, from special_tokens_map.json."""
-    stand_in = not files.tokenizer_config
-    source = files.special_tokens_map if stand_in else files.tokenizer_config
-    where = files.folder / ("special_tokens_map.json" if stand_in else "tokenizer_config.json")
-    texts = {
-        role: token_text(source.get(f"{role}_token"), where=where, key=f"{role}_token") for role in (*ROLES, "cls")
-    }
-    texts["bos"] = texts["bos"] or texts["cls"]
-    texts["eos"] = texts["eos"] or texts["sep"]
-    return {role: text for role, text in texts.items() if text and role != "cls"}
-
-
-@dataclass(frozen=True)
-class _Template:
-    """What a TemplateProcessing puts around one text (first, last) and between two (between)."""
-
-    first: str | None
-    last: str | None
-    between: tuple[str | None, ...]
-
-
-def _read_template(post_processor: Json | None, where: Path) -> _Template | None:
-    if not post_processor:
-        return None
-    nested = child(post_processor, "processors", list, where=where, path="post_processor.")
-    for step in [post_processor] if nested is None else nested:
-        expect(step, dict, where=where, key="post_processor.processors")
-        if step.get("type") == "TemplateProcessing":
-            return _parse_template(step, where)
-    return None
-
-
-def _parse_template(step: Json, where: Path) -> _Template:
-    single, pair = (_pieces(step, key, where) for key in ("single", "pair"))
-    first, last = (single[0][1], single[-1][1]) if len(single) > 1 else (None, None)
-    inner = pair[1 if first and pair and pair[0][1] == first else 0 :]
-    inner = inner[: -1 if last and inner and inner[-1][1] == last else None]
-    whole = len(inner) > 2 and (inner[0][0], inner[-1][0]) == ("A", "B")
-    return _Template(first, last, tuple(text for _, text in inner[1:-1]) if whole else ())
-
-
-def _pieces(step: Json, key: str, where: Path) -> list[tuple[str | None, str | None]]:
-    """The parts of a template as (sequence, None) or (None, special token)."""
-    path = f"post_processor.{key}"
-    result: list[tuple[str | None, str | None]] = []
-    for piece in child(step, key, list, where=where, path="post_processor.") or []:
-        expect(piece, dict, where=where, key=path)
-        inner = [child(piece, kind, dict, where=where, path=f"{path}.") or {} for kind in ("Sequence", "SpecialToken")]
-        a, b = (child(part, "id", str, where=where, path=f"{path}.") for part in inner)
-        result.append((a, b))
-    return result
-
-
-def _apply_template(template: _Template | None, names: dict[str, str], found: Special, *, with_config: bool) -> None:
-    if template is None:
-        return
-    if template.first:
-        names.setdefault("bos", template.first)
-        found.add["bos"] = template.first == names["bos"]
-    if template.last:
+def _apply_frame(frame: TextFrame, names: dict[str, str], found: SpecialTokens, *, with_config: bool) -> None:
+    """What tokenizer.json puts around a text, and what that says of BOS, EOS and the separator."""
+    if frame.first:
+        names.setdefault("bos", frame.first)
+        found.add["bos"] = frame.first == names["bos"]
+        if not found.add["bos"]:
+            found.notes.append(
+                f"tokenizer.json puts {shown(frame.first)} before a text, but BOS is {shown(names['bos'])}: "
+                "llama.cpp adds none of them"
+            )
+    if frame.last:
         spoken = names.get("eos")
-        if with_config and spoken is not None and spoken != template.last:
+        if with_config and spoken is not None and spoken != frame.last:
             names["eot"] = spoken
-        names["eos"] = template.last
+        names["eos"] = frame.last
         found.add["eos"] = True
-    if template.between:
+    found.notes += beyond_one(frame)
+    if frame.between:
         ends = {names.get("sep"), names.get("eos")} - {None}
-        head, *rest = template.between
-        separated = (head in ends and not template.last) or (len(rest) == 1 and rest[0] in ends)
+        head, *rest = frame.between
+        separated = (head in ends and not frame.last) or (len(rest) == 1 and rest[0] in ends)
         found.add["sep"] = separated
         if separated and "sep" not in names and "eos" in names:
             names["sep"] = names["eos"]
 
 
-def _read_flags(files: Files, found: Special) -> None:
-    """`add_bos_token`, ...: where stated, transformers rebuilds the post-processor from them, so they win."""
-    where = files.folder / "tokenizer_config.json"
+def _read_flags(files: TokenizerFiles, frame: TextFrame | None, found: SpecialTokens) -> None:
+    """`add_bos_token`, ... of tokenizer_config.json, which transformers follows only without a tokenizer.json."""
+    where = files.path("tokenizer_config.json")
     for role in ("bos", "eos", "sep"):
         key = f"add_{role}_token"
-        value = files.tokenizer_config.get(key)
+        value = child(files.tokenizer_config, key, bool, where=where)
         if value is None:
             continue
-        expect(value, bool, where=where, key=key)
-        if found.add.get(role, value) != value:
+        does = value if frame is None else found.add.get(role, value if role == "sep" else False)
+        if does != value:
             found.notes.append(
-                f"tokenizer_config.json says {key}: {value}, tokenizer.json's template does the opposite"
+                f"tokenizer_config.json says {key}: {str(value).lower()}, tokenizer.json does the opposite, and was "
+                "followed, as in transformers"
             )
-        found.add[role] = value
+        named = files.tokenizer_config.get(f"{role}_token", "") is not None
+        if does and frame is None and not named:
+            does = False
+            found.notes.append(f"{key} is true, but {role}_token is null: none is added, as in transformers")
+        found.add[role] = does
 
 
-def _stated_ids(files: Files) -> dict[str, dict[str, tuple[int, ...]]]:
+def _stated_ids(files: TokenizerFiles) -> dict[str, dict[str, tuple[int, ...]]]:
     """Role -> file -> the ids it states."""
     sources: dict[str, Mapping[str, Any]] = {
         "config.json": files.config,
@@ -230,7 +155,7 @@ def _stated_ids(files: Files) -> dict[str, dict[str, tuple[int, ...]]]:
     }
 
 
-def _collect_eog(found: Special, stated: Mapping[str, Iterable[int]], tokens: Sequence[str]) -> None:
+def _collect_eog(found: SpecialTokens, stated: Mapping[str, Iterable[int]], tokens: Sequence[str]) -> None:
     """All ends of generation. llama.cpp knows most by text; the others need `eot` and `eom`, the keys that are left."""
     ids = dict.fromkeys(found.ids[role] for role in ("eos", "eot", "eom") if role in found.ids)
     ids |= dict.fromkeys(token for group in stated.values() for token in group if token < len(tokens))

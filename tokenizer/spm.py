@@ -1,6 +1,7 @@
 """tokenizer.model: a SentencePiece vocabulary as GGUF tokens, types and scores."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,15 +9,17 @@ import numpy as np
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.tokenizer.bpe import SPACE, Added, Table, check_vocab, read_decoder
-from ggufsmith.tokenizer.source import Json, read_object
+from ggufsmith.tokenizer.added import DECODER, JSON, SPACE, AddedToken, AddedTokens, listing
+from ggufsmith.tokenizer.proto import USER_DEFINED, piece_types
+from ggufsmith.tokenizer.source import Json, shown
+from ggufsmith.tokenizer.table import TokenTable
 
 MAX_MODEL = 64 * 2**20
 TIKTOKEN = re.compile(rb"\A[A-Za-z0-9+/]+=* \d+\r?\n")
 
 
 @dataclass(frozen=True)
-class Pieces:
+class SentencePieces:
     """A vocabulary by id.
 
     dummy_prefix: a space is put before every text.
@@ -37,7 +40,7 @@ def is_tiktoken(raw: bytes) -> bool:
     return TIKTOKEN.match(raw[:4096]) is not None
 
 
-def parse_pieces(raw: bytes, where: Path) -> Pieces:
+def parse_pieces(raw: bytes, where: Path) -> SentencePieces:
     """Parse a serialized ModelProto. Malformed if the sentencepiece library refuses it."""
     from sentencepiece import SentencePieceProcessor
 
@@ -51,7 +54,10 @@ def parse_pieces(raw: bytes, where: Path) -> Pieces:
         raise Malformed(f"not a SentencePiece model: {error}", where=where, fix=fix) from None
     if not np.isfinite(scores).all():
         raise Malformed("a score is not finite", where=where)
-    types = [TokenType.NORMAL] * len(ids)
+    # The library does not tell user-defined pieces, which it never splits, from ordinary ones.
+    types = [TokenType.USER_DEFINED if kind == USER_DEFINED else TokenType.NORMAL for kind in piece_types(raw)]
+    if len(types) != len(ids):
+        raise Malformed(f"{len(types)} pieces are stored, the library finds {len(ids)}", where=where)
     kinds = (
         (model.is_byte, TokenType.BYTE),
         (model.is_unused, TokenType.UNUSED),
@@ -63,7 +69,7 @@ def parse_pieces(raw: bytes, where: Path) -> Pieces:
             types[token] = kind
     normal = [score for score, kind in zip(scores, types, strict=True) if kind == TokenType.NORMAL]
     probe = model.encode("a", out_type=str)
-    return Pieces(
+    return SentencePieces(
         tokens,
         scores,
         types,
@@ -73,18 +79,15 @@ def parse_pieces(raw: bytes, where: Path) -> Pieces:
     )
 
 
-def table_of(pieces: Pieces, folder: Path, tokenizer_config: Json, size: int | None) -> Table:
-    """All tokens: the model's pieces, then added_tokens.json, then `added_tokens_decoder` of tokenizer_config.json.
+def table_of(pieces: SentencePieces, more: Mapping[int, str], added: AddedTokens, size: int | None) -> TokenTable:
+    """All tokens: the model's pieces, the words that only a tokenizer.json beside it has, and the added tokens.
 
-    Pieces beyond `size` have no row in the embedding and are left out, as llama.cpp's converter does.
+    more: those words, by id. Pieces beyond `size` have no row in the embedding and are left out, as llama.cpp's
+    converter does.
     """
-    added_file = folder / "added_tokens.json"
-    plain = read_object(folder, added_file.name) or {}
-    if plain:
-        check_vocab(plain, added_file, "the file")
-    decoder = read_decoder(tokenizer_config, folder / "tokenizer_config.json")
     count = len(pieces.tokens)
-    table = Table.of(max([count - 1, *plain.values(), *decoder]) + 1 if size is None else size)
+    ids = [token.id for token in added.tokens]
+    table = TokenTable.of(max([count - 1, added.last, *more]) + 1 if size is None else size)
     kept = min(count, len(table.tokens))
     if kept < count:
         table.notes.append(
@@ -93,9 +96,48 @@ def table_of(pieces: Pieces, folder: Path, tokenizer_config: Json, size: int | N
     table.tokens[:kept] = pieces.tokens[:kept]
     table.types[:kept] = pieces.types[:kept]
     table.scores[:kept] = pieces.scores[:kept]
-    for text, token in plain.items():
-        if token not in decoder:
-            table.put(Added(token, text, special=False))
-    for added in decoder.values():
-        table.put(added)
+    table.notes += added.notes
+    for token in {*np.flatnonzero(table.types == TokenType.USER_DEFINED).tolist()} - {*ids}:
+        table.put(AddedToken(token, pieces.tokens[token]), settles=True)
+    words = {token: text for token, text in more.items() if token < len(table.tokens) and token not in ids}
+    if words:
+        table.notes.append(f"only the vocabulary of tokenizer.json has {listing(dict.fromkeys(words.values()))}")
+    for number, (token, text) in enumerate(sorted(words.items()), 1):
+        table.tokens[token] = text
+        table.types[token] = TokenType.NORMAL
+        table.scores[token] = min(pieces.scores) - number  # merged after all others
+    for entry in added.tokens:
+        table.put(entry, settles=entry.source == DECODER or (entry.source == JSON and not entry.control))
     return table
+
+
+def words_of(tokenizer: Json | None) -> dict[int, str]:
+    """The vocabulary proper of a tokenizer.json, by id; empty for one that has none, or a strange one."""
+    model = (tokenizer or {}).get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, dict):
+        return {token: text for text, token in vocab.items() if type(token) is int}
+    if isinstance(vocab, list):  # of a unigram model: pairs of text and score
+        return {i: pair[0] for i, pair in enumerate(vocab) if isinstance(pair, list) and pair and type(pair[0]) is str}
+    return {}
+
+
+def differences(pieces: SentencePieces, words: Mapping[int, str]) -> dict[int, str]:
+    """Ids that have another text in a tokenizer.json than in the model, and that text."""
+    return {
+        token: text for token, text in words.items() if 0 <= token < len(pieces.tokens) and pieces.tokens[token] != text
+    }
+
+
+def check_words(pieces: SentencePieces, differ: Mapping[int, str], added: AddedTokens, where: Path) -> None:
+    """Malformed for a token that the two files call differently, if it is not an added token."""
+    renamed = {token.id: token.text for token in added.tokens}
+    left = {token: text for token, text in differ.items() if renamed.get(token) != text}
+    if left:
+        token, text = min(left.items())
+        raise Malformed(
+            f"token {token} is {shown(pieces.tokens[token])} in tokenizer.model and {shown(text)} in tokenizer.json"
+            + (f", and {len(left) - 1} more differ" if len(left) > 1 else ""),
+            where=where,
+            fix="Delete the one that does not belong to these weights; transformers reads tokenizer.json.",
+        )

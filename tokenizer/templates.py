@@ -5,23 +5,22 @@ chat_template.jinja with additional_chat_templates/*.jinja, then chat_template.j
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.tokenizer.files import TokenizerFiles
 from ggufsmith.tokenizer.source import expect, inside, read_object, read_text, shown
 
 Templates = tuple[str | None, dict[str, str]]  # the default, and name -> template for the others
 
 
-def read_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> tuple[str | None, dict[str, str], list[str]]:
+def read_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, str], list[str]]:
     """The default template (None if there is none), the named ones, and notes."""
-    where = folder / "tokenizer_config.json"
-    stated = _parse(tokenizer_config.get("chat_template"), where)
-    jinja = _from_jinja(folder)
-    lonely = read_object(folder, "chat_template.json") or {}
-    other = jinja if jinja != (None, {}) else _parse(lonely.get("chat_template"), folder / "chat_template.json")
+    stated = _parse(files.tokenizer_config.get("chat_template"), files.path("tokenizer_config.json"))
+    jinja = _from_jinja(files)
+    lonely = read_object(files.home("chat_template.json"), "chat_template.json") or {}
+    other = jinja if jinja != (None, {}) else _parse(lonely.get("chat_template"), files.path("chat_template.json"))
     if stated == (None, {}):
         return *other, []
     differ = other[0] is not None and other[0] != stated[0]
@@ -42,7 +41,8 @@ def _parse(value: Any, where: Path) -> Templates:
     return named.pop("default", None), named
 
 
-def _from_jinja(folder: Path) -> Templates:
+def _from_jinja(files: TokenizerFiles) -> Templates:
+    folder = files.home("chat_template.jinja")
     default = read_text(folder, "chat_template.jinja")
     named: dict[str, str] = {}
     more = folder / "additional_chat_templates"

@@ -12,10 +12,10 @@ from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Failure, Unsupported
 from ggufsmith.tokenizer import pretokenizers
-from ggufsmith.tokenizer.bpe import NO_SCORE, SPACE
+from ggufsmith.tokenizer.added import INFILL, ROLES, SPACE
 from ggufsmith.tokenizer.proto import model_proto
 from ggufsmith.tokenizer.source import Json, shown
-from ggufsmith.tokenizer.special import INFILL, ROLES
+from ggufsmith.tokenizer.table import NO_SCORE
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 NFC = frozenset(("qwen2", "qwen35"))  # rows of pretokenizers.TABLE

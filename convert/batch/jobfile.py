@@ -51,11 +51,11 @@ from ggufsmith.pipeline.request import (
     declared,
 )
 from ggufsmith.quantize.budget import Budget, budget_of
+from ggufsmith.quantize.old_llama import old_name
 from ggufsmith.quantize.overrides import parse_override
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
-from ggufsmith.quantize.source import old_name
 
 MAKING = ("recipes", "outtypes", "target_size", "target_bpw")  # the keys that ask for outputs
 CONFIGS = ("config.json", "params.json", "adapter_config.json")  # of a model, of Meta's own release, of an adapter

@@ -1,13 +1,11 @@
 """One pass over a model of a job: everything wanted of it that is not there yet, read once, written side by side."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput
-from ggufsmith.convert.checkpoint import LocalFiles, Opener
 from ggufsmith.convert.dequantize import store
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.hub.ahead import BLOCK, KEPT
@@ -40,15 +38,14 @@ class JobPass:
 def plan_model(
     model: JobModel,
     wanted: Sequence[WantedOutput],
-    open_files: Opener = LocalFiles,
+    opener: Callable[[Request], Pass] = open_pass,
     *,
     threads: int | None = None,
 ) -> JobPass:
-    """Plan these outputs of a model. Raises what is wrong with it. open_files: see `checkpoint.Checkpoint`.
+    """Plan these outputs of a model. Raises what is wrong with it. opener: plans a request (see `located`).
 
     threads: that measure weights, where a budget chooses the recipe.
     """
-    opener = partial(open_pass, open_files=open_files)
     wanted = [_solved(model, each, opener, threads) for each in wanted]
     plain = [each for each in wanted if each.recipe is None]
     recipes = [each for each in wanted if each.recipe is not None]
@@ -69,7 +66,9 @@ def _asking(request: Request, plain: Sequence[WantedOutput], recipes: Sequence[W
     return replace(request, make=make)
 
 
-def _solved(model: JobModel, wanted: WantedOutput, opener: "partial[Pass]", threads: int | None) -> WantedOutput:
+def _solved(
+    model: JobModel, wanted: WantedOutput, opener: Callable[[Request], Pass], threads: int | None
+) -> WantedOutput:
     """With the recipe that fits its budget best, if it has one and no recipe yet."""
     if wanted.budget is None or wanted.recipe is not None:
         return wanted

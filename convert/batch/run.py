@@ -172,8 +172,8 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
     check_extras(model)
     _check_memory(model, fixed(model, wanted), options)
     threads = options.cores
-    with located(model, plan=True) as (there, open_files):
-        planned = plan_model(there, wanted, open_files, threads=threads)
+    with located(model, plan=True) as (there, opener):
+        planned = plan_model(there, wanted, opener, threads=threads)
         with planned.made as made:
             made.check_apart()
             if options.memory is not None:
@@ -332,8 +332,8 @@ class _Runner:
             self.watch.advanced(model, weights)
 
         self.check()
-        with located(model, plan=False, told=lambda size: self.check()) as (there, open_files):
-            planned = plan_model(there, draft.wanted, open_files)
+        with located(model, plan=False, told=lambda size: self.check()) as (there, opener):
+            planned = plan_model(there, draft.wanted, opener)
             with planned.made as made:
                 self.check()
                 model.folder.mkdir(parents=True, exist_ok=True)

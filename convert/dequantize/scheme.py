@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import Format
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.dequantize.store import Store
+from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 Shape = tuple[int, ...]
 Parts = Mapping[str, StoredTensor]
@@ -72,6 +72,14 @@ class DequantizedTensor(StoredTensor):
     @property
     def nominal(self) -> str:
         return self.weights.nominal
+
+
+def read_f32(store: Store, source: StoredTensor, first: int, last: int, out: NDArray[np.float32]) -> None:
+    """Fill `out`, (last - first, width), with rows first..last (exclusive) of any source of floats."""
+    if isinstance(source, DequantizedTensor):
+        source.weights.rows(store, first, last, out)
+    else:
+        out[:] = to_f32(store.rows(source, first, last), source.dtype)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import SIZES, gemma_attention_scalar
 from ggufsmith.convert.hf.classes import CLASSES, HfClass
 from ggufsmith.naming.metadata import SAMPLING
+from ggufsmith.tokenizer.added import ROLES
 from ggufsmith.tokenizer.restore import ends_of_generation
 from ggufsmith.tokenizer.source import shown
-from ggufsmith.tokenizer.special import ROLES
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 Tensors = Mapping[str, TensorInfo]

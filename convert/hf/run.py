@@ -33,7 +33,8 @@ from ggufsmith.convert.plan import SOURCE_FORMATS
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.stream import StreamTarget, load_kernels, stream
 from ggufsmith.quantize.encoder import GGML
-from ggufsmith.quantize.source import OpenedModel, open_model
+from ggufsmith.quantize.opened import OpenedModel
+from ggufsmith.quantize.source import open_model
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.restore import vocabulary_of
 from ggufsmith.tokenizer.source import shown

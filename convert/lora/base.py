@@ -18,7 +18,9 @@ from ggufsmith.naming.metadata import BASE_MODELS, DATASETS
 General = Keys.General
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 TAG_OF_BASE = "base_model:"  # of peft's model cards, before the base as it was loaded
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Files with added tokens: without a vocabulary beside them, that of the base is meant.
+ADDED_TOKENS = ("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 # What a model card says of the base, and not of what adapters make of it.
 OF_THE_BASE = (
     *(General.AUTHOR, General.ORGANIZATION, General.VERSION, General.DESCRIPTION, General.URL, General.DOI),
@@ -78,7 +80,7 @@ class Origin:
     """What a model is made of, apart from its weights.
 
     name:      of the model, for file names. home: the folder of outputs that were given none.
-    tokenizer: the folder of its vocabulary.
+    tokenizer: the folder of its vocabulary. under: one whose files stand in for those that it lacks.
     general:   general.* keys that override what the model's folder says (see `naming.metadata.general_metadata`).
     """
 
@@ -86,6 +88,7 @@ class Origin:
     home: Path
     tokenizer: Path
     general: Mapping[str, Any]
+    under: Path | None = None
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Origin":
@@ -93,11 +96,15 @@ class Origin:
 
     @classmethod
     def of_merged(cls, folder: Path, adapters: Sequence[tuple[Adapter, float]]) -> "Origin":
-        """The base and the adapters. The last adapter that has a tokenizer gives the vocabulary it was trained with."""
+        """The base and the adapters. The last adapter that has a tokenizer gives the vocabulary it was trained with;
+        one that only names added tokens adds them to the base's.
+        """
         folders = [adapter.folder for adapter, _ in adapters]
         names = [model_folder_name(found) for found in folders]
         name = "-".join([model_folder_name(folder), *names])
-        tokenizers = [found for found in folders if any((found / file).is_file() for file in TOKENIZERS)]
+        whole = [found for found in folders if any((found / file).is_file() for file in VOCABULARIES)]
+        partial = [found for found in folders if any((found / file).is_file() for file in ADDED_TOKENS)]
+        tokenizer = [folder, *partial, *whole][-1]
         factors = (f":{factor!r}" if factor != 1 else "" for _, factor in adapters)
         general = {
             **dict.fromkeys(OF_THE_BASE),
@@ -105,7 +112,7 @@ class Origin:
             General.FINETUNE: "-".join(map("".join, zip(names, factors, strict=True))),
             BASE_MODELS: base_models(adapters[0][0], folder),
         }
-        return cls(name, folders[0], tokenizers[-1] if tokenizers else folder, general)
+        return cls(name, folders[0], tokenizer, general, folder if partial and not whole else None)
 
 
 def without_paths(general: Metadata) -> Metadata:

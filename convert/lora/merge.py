@@ -17,12 +17,13 @@ import numpy as np
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, Reader, StoredTensor
-from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape
-from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape, read_f32
+from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.lora.peft import Adapter, apart
 from ggufsmith.convert.lora.steps import Floats, LowRank, Rows, Shift, Step, floats
+from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.plan import EXPERT, Plan
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener, Reader, StoredTensor
 from ggufsmith.pipeline.stream import CHUNK
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -49,7 +50,7 @@ class Updated:
         return self.base.nominal
 
     def rows(self, store: Store, first: int, last: int, out: Floats) -> None:
-        self._read(store, first, last, out)
+        read_f32(store, self.base, first, last, out)
         for k, step in enumerate(self.steps):
             step.apply(store, first, last, out)
             if not isinstance(step, LowRank) or step.update.magnitude is None:
@@ -62,16 +63,10 @@ class Updated:
                 alone = out if k == 0 else self._alone(store, step, first, last)
                 out *= (lengths[first:last] / _row_norms(alone))[:, None]
 
-    def _read(self, store: Store, first: int, last: int, out: Floats) -> None:
-        if isinstance(self.base, DequantizedTensor):
-            self.base.weights.rows(store, first, last, out)
-        else:
-            out[:] = to_f32(store.rows(self.base, first, last), self.base.dtype)
-
     def _alone(self, store: Store, step: LowRank, first: int, last: int) -> Floats:
         """The base under this update only."""
         rows = np.empty((last - first, self.shape[-1]), np.float32)
-        self._read(store, first, last, rows)
+        read_f32(store, self.base, first, last, rows)
         step.apply(store, first, last, rows)
         return rows
 
@@ -240,7 +235,7 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
                 also=problems[:MAX_PROBLEMS],
                 fix=f"The base that it names is {adapter.base}." if adapter.base else None,
             )
-        notes.append(_note(adapter, factor))
+        notes += [_note(adapter, factor), *adapter.notes]
     tensors = {**changes.base, **changes.trained}
     if changes.parts_from_head() and not any(adapter.config.first("ensure_weight_tying") for adapter, _ in adapters):
         tensors[HEAD] = replace(changes.base[changes.embedding], name=HEAD)
@@ -263,7 +258,7 @@ def _made(name: str, weights: Updated) -> DequantizedTensor:
 
 def _plain(name: str) -> str:
     """Names with and without these are the same tensor (see plan._places)."""
-    return name.replace("language_model.", "").removeprefix("model.")
+    return plain_name(name).removeprefix("model.")
 
 
 def _shape(source: StoredTensor | None) -> str:
@@ -280,8 +275,9 @@ def _note(adapter: Adapter, factor: float) -> str:
 
 
 def check_used(touched: frozenset[str], plan: Plan) -> None:
-    """Unsupported if the plan drops a tensor that an adapter changed."""
-    lost = sorted(touched - {source.name for output in plan.outputs for source in output.sources})
+    """Unsupported if the plan drops a tensor that an adapter changed; `redundant` judges those that have a twin."""
+    used = {source.name for output in plan.outputs for source in output.sources}
+    lost = sorted(touched - used - {each.source.name for each in plan.left_out if each.twin is not None})
     if lost:
         raise Unsupported(
             f"an adapter changes {lost[0]}, which {plan.architecture.name} in llama.cpp does not have",

@@ -24,10 +24,10 @@ from ggufsmith.quantize.recipes.assign import (
 )
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from ggufsmith.quantize.recipes.rules import Facts
+from needed import need
 
 pytestmark = pytest.mark.conformance
 
-SNAPSHOTS = Path(__file__).resolve().parents[2] / ".." / "shared" / "recipe-snapshots"
 MIXED = [name for name in FILE_TYPES if name not in ("COPY", "NVFP4")]  # llama_model_quantize makes no NVFP4 file
 
 
@@ -55,13 +55,22 @@ CODER_LINEAR = {  # three of four layers of Qwen3-Next have linear attention
     "ssm_ba": (64, 2048),
     "ssm_out": (2048, 4096),
 }
+GEMMA = {
+    "attn_q": (2048, 2560),
+    "attn_k": (1024, 2560),
+    "attn_v": (1024, 2560),
+    "attn_output": (2560, 2048),
+    **dense(2560, 10240),
+}
 WHOLE = {
+    "gemma-3-4b-it": (Model("gemma3", 34, 8, 4, GEMMA, tied=True, width=2560), {}),
     "gpt-oss-120b": (Model("gpt-oss", 36, 64, 8, GPT_OSS, experts=128, width=2880), {}),
     "meta-llama-3.1-70b-instruct": (
         Model("llama", 80, 64, 8, attention(8192) | dense(8192, 28672), width=8192),
         {},
     ),
     "qwen3-0.6b": (Model("qwen3", 28, 16, 8, attention(1024) | dense(1024, 3072), width=1024), {}),
+    "qwen3-14b": (Model("qwen3", 40, 40, 8, attention(5120) | dense(5120, 17408), width=5120), {}),
     "qwen3-coder-next": (
         Model("qwen3next", 48, 16, 2, stacked(512, 2048, 512) | SHARED_EXPERT, experts=512, width=2048),
         {n: attention(2048) if n % 4 == 3 else CODER_LINEAR for n in range(48)},
@@ -79,9 +88,7 @@ def sections(text: str) -> Iterator[tuple[str, str, dict[str, str]]]:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_snapshots(name: str) -> None:
-    path = SNAPSHOTS / f"{name}.schema"
-    if not path.is_file():
-        pytest.skip(f"llama.cpp's snapshot is not in {path}: take it from its tests/snapshots")
+    path = need("snapshots") / f"{name}.schema"
     model, extra = WHOLE[name]
     specs = model.specs()
     for block, matrices in extra.items():

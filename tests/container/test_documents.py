@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ggufsmith.container import documents
 from ggufsmith.container.documents import parse_document, read_document
 from ggufsmith.container.errors import Failure, Malformed
-from ggufsmith.quantize.recipes import documents
 
 TOML = '''# a comment with "quotes", [brackets] and = signs
 title = "a # b"

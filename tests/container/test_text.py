@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufsmith.container.text import count, printable, size
+from ggufsmith.container.text import count, counted, printable, size
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +36,11 @@ def test_sizes(nbytes: int, text: str) -> None:
 )
 def test_counts(number: float, text: str) -> None:
     assert count(number) == text
+
+
+def test_nouns() -> None:
+    assert [counted(number, "tensor") for number in (0, 1, 2)] == ["0 tensors", "1 tensor", "2 tensors"]
+    assert [counted(number, "entry", "entries") for number in (1, 2)] == ["1 entry", "2 entries"]
 
 
 def test_no_other_rule_for_sizes() -> None:

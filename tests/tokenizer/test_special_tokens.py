@@ -119,11 +119,11 @@ def test_the_template_says_that_bos_is_added(tmp_path: Path) -> None:
     assert vocabulary.metadata()[KEY.ADD_BOS].data is True
 
 
-def test_an_explicit_flag_wins_over_the_template(tmp_path: Path) -> None:
-    """transformers rebuilds the post-processor from it."""
+def test_the_template_wins_over_an_explicit_flag(tmp_path: Path) -> None:
+    """transformers 5 does not read the flag beside a tokenizer.json."""
     folder = folder_of("llama3-bpe", tmp_path, tokenizer_config=lambda c: c.update(add_bos_token=False))
     vocabulary = read(folder)
-    assert vocabulary.add["bos"] is False
+    assert vocabulary.add["bos"] is True
     assert any("add_bos_token" in note for note in vocabulary.notes)
 
 

@@ -1,6 +1,7 @@
 """NVFP4, MLX and three-bit HQQ worked by hand, and what must stop a conversion of one."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import checkpoints
 import quantized
 import sourced
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
+from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.dequantize.store import EIGHT_BITS
-from requesting import plan, request
+from requesting import plan, request, run
 
 RNG = np.random.default_rng(12)
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -159,6 +161,80 @@ def test_a_model_of_mlx(tmp_path: Path) -> None:
     prepared = plan(request(tmp_path))
     assert "16 weights are dequantized from MLX" in prepared.notes
     assert prepared.layout.metadata["llama.vocab_size"].data == settings["vocab_size"]
+
+
+MOE = ("mixtral", "qwen2-moe", "qwen3-moe")
+MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+
+
+def switched(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """As mlx-lm stacks the experts of each layer (models/mixtral.py and qwen3_moe.py, sanitize)."""
+    stacks: dict[str, list[Any]] = {}
+    for name, array in tensors.items():
+        block, separator, rest = name.partition(".experts.")
+        if separator:
+            end = rest.partition(".")[2].removesuffix(".weight")
+            name = f"{block}.switch_mlp.{MIXTRAL.get(end, end)}.weight"
+        stacks.setdefault(name, []).append(array)
+    return {name: np.stack(arrays) if ".switch_mlp." in name else arrays[0] for name, arrays in stacks.items()}
+
+
+def tensors_made(folder: Path, output: Path) -> dict[str, bytes]:
+    run(request(folder, outfile=output, outtype="f32"))
+    with open_gguf(output) as gguf:
+        data = output.read_bytes()
+        return {info.name: data[info.offset : info.offset + info.nbytes] for info in gguf.tensors.values()}
+
+
+@pytest.mark.parametrize("kind", MOE)
+def test_experts_that_mlx_stacked(tmp_path: Path, kind: str) -> None:
+    apart = checkpoints.write(kind, tmp_path / "apart")
+    config = json.loads((apart / "config.json").read_text(encoding="utf-8"))
+    stacked = tmp_path / "stacked"
+    shutil.copytree(apart, stacked)
+    tensors = switched(checkpoints.tensors_of(config))
+    checkpoints.save(tensors, stacked / "model.safetensors", "bfloat16")
+    assert any(".switch_mlp." in name for name in tensors)
+    assert tensors_made(apart, tmp_path / "a.gguf") == tensors_made(stacked, tmp_path / "b.gguf")
+
+
+@pytest.mark.parametrize("kind", MOE)
+def test_experts_that_mlx_stacked_and_quantized(tmp_path: Path, kind: str) -> None:
+    """The router has eight bits, as mlx-lm gives it."""
+    folder = checkpoints.write(kind, tmp_path / "m", dtype="float16")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tensors: quantized.Tensors = {}
+    expected = {}
+    settings: dict[str, Any] = {"bits": 4, "group_size": 64}
+    for name, array in switched(checkpoints.tensors_of(config, "float16")).items():
+        stem = name.removesuffix(".weight")
+        if array.ndim < 2 or "expert_gate" in name:
+            tensors[name] = quantized.plain(array)
+            continue
+        bits = 8 if stem.endswith((".gate", "_gate")) else 4
+        if bits == 8:
+            settings[stem] = {"bits": 8, "group_size": 64}
+        made = [mlx(*matrix.shape, bits, 64) for matrix in array.reshape(-1, *array.shape[-2:])]
+        for end in made[0][0]:
+            part = np.stack([parts[end] for parts, _ in made]).reshape(*array.shape[:-1], -1)
+            tensors[f"{stem}.{end}"] = quantized.plain(part)
+        expected[name] = np.stack([weight for _, weight in made]).reshape(array.shape)
+    quantized.save(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "quantization": settings}), encoding="utf-8")
+    found = sourced.weights(folder)
+    assert any(weight.ndim == 3 for weight in found.values())
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(found[name], weight)
+    made_tensors = tensors_made(folder, tmp_path / "m.gguf")
+    gate = next(name for name in expected if "layers.1" in name and name.endswith("switch_mlp.gate_proj.weight"))
+    assert made_tensors["blk.1.ffn_gate_exps.weight"] == expected[gate].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 32), (2, 4, 16, 32)])
+def test_mlx_parts_of_different_ranks(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    parts = {**mlx(32, 256, 4, 64)[0], "weight": np.zeros(shape, np.uint32)}
+    assert "stacks of them" in str(refused(folder_of(tmp_path, parts, quantization={"bits": 4, "group_size": 64})))
 
 
 # -- HQQ --------------------------------------------------------------------------------------------------------------
