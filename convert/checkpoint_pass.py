@@ -87,8 +87,6 @@ def _check(request: Request, making: Making) -> None:
     """Usage for what no folder can become."""
     if not making.quantizes:
         return
-    if request.source.vocab_only:
-        raise Usage("a file that holds only the vocabulary has nothing to quantize", fix="Drop --recipe.")
     folder = Path(os.path.abspath(request.path))
     if is_adapter(folder):
         raise Usage(

@@ -40,7 +40,6 @@ FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
         "BF16": LlamaFileType.MOSTLY_BF16,
     }
 )
-OUTTYPES = (*(name.lower() for name in FILE_TYPES), "auto")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class FolderModel:
     adapter: bool = False
 
     def format(self, outtype: str) -> Format:
-        """The type of the matrices. Usage for one that does not exist."""
+        """The type of the matrices."""
         name = outtype.upper()
         if name == "AUTO":
             sizes = dict.fromkeys(FILE_TYPES, 0)
@@ -73,8 +72,6 @@ class FolderModel:
                 if source.nominal in sizes:
                     sizes[source.nominal] += math.prod(source.shape)
             name = max(sizes, key=lambda key: sizes[key]) if any(sizes.values()) else "F16"
-        if name not in FILE_TYPES:
-            raise Usage(f"unknown output type {outtype!r}", fix=f"Choose one of {', '.join(OUTTYPES)}.")
         return BY_NAME[name]
 
     def layout(self, format: Format) -> Layout:

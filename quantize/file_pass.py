@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ggufsmith.container.errors import Malformed, Usage
-from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.ggml import is_ggml
 from ggufsmith.container.shards import GgufSet, Limits
 from ggufsmith.container.values import Metadata, string
@@ -111,12 +110,11 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
 
 
 def _unquantized(make: MakeOptions) -> tuple[Recipe, ...]:
-    """The recipes of unquantized files, which may be made of quantized ones. Usage for another type."""
-    unknown = [each for each in make.outtypes if each.upper() not in FLOATS]
-    if unknown:
+    """The recipes of unquantized files, which may be made of quantized ones."""
+    if "auto" in map(str.lower, make.outtypes):
         raise Usage(
-            f"{unknown[0]!r} is not an unquantized type",
-            fix=f"Choose one of {', '.join(name.lower() for name in FLOATS)}, or give a quantized type with --recipe.",
+            "--outtype auto is the type that most weights of a checkpoint have, and this is a file",
+            fix="Name the type, f32, f16 or bf16; --recipe copy keeps those that the file has.",
         )
     return tuple(map(recipe_of, make.outtypes))
 
