@@ -174,6 +174,10 @@ class Architecture:
     check: Callable[[Mapping[str, Any], Dims], str | None] | None = None
     pooling: bool = False
 
+    def why_dropped(self, source: str) -> str | None:
+        """Why a source of this name is left out; None if it is not."""
+        return next((why for part, why in self.drop.items() if part in source), None)
+
     @property
     def name(self) -> str:
         """general.architecture."""

@@ -18,10 +18,10 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
 from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata, u32
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener
 from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.convert.model import FILE_TYPES, FolderModel, open_folder
 from ggufsmith.convert.plan import Plan, TensorPlan
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
 from ggufsmith.convert.tensors import CheckpointOpening, ConvertedTensor, OpenCheckpoint, exact_format, tensors_of
 from ggufsmith.naming.filename import FileName
 from ggufsmith.naming.suggest import name_of
@@ -40,7 +40,7 @@ from ggufsmith.quantize.resolve import Making, limits_of, making_of
 def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> Pass:
     """Plan the conversion and every recipe. Raises what is wrong with the input or the recipes.
 
-    open_files: how the weights are read (see `checkpoint.Checkpoint`).
+    open_files: how the weights are read (see `stored.Checkpoint`).
     """
     making, limits = making_of(request.make), limits_of(request.write)
     _check(request, making)

@@ -14,16 +14,17 @@ from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, open_checkpoint
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.dequantize.detect import detect, offers
 from ggufsmith.convert.lora.base import Origin, base_models, find_base, parse_adapter, without_paths
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
-from ggufsmith.convert.lora.peft import is_adapter, open_adapter
+from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_dropped
+from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
 from ggufsmith.convert.redundant import check_left_out
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
@@ -101,14 +102,15 @@ def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderMode
 def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     source = request.source
     refuse_unfit(request, "model")
-    config, origin = Config.of_folder(folder), Origin.of_folder(folder)
+    config, origin = open_config(folder), Origin.of_folder(folder)
     record = find_architecture(config)
     checkpoint = Checkpoint(folder, {}) if source.vocab_only else detect(open_checkpoint(folder, open_files), config)
     changed: frozenset[str] = frozenset()
     if source.lora:
         if source.vocab_only:
             raise Usage("a file that holds only the vocabulary has nothing to merge into", fix="Drop --lora.")
-        adapters = [(open_adapter(Path(os.path.abspath(path))), factor) for path, factor in adapters_of(source)]
+        opened = ((open_adapter(Path(os.path.abspath(path))), factor) for path, factor in adapters_of(source))
+        adapters = [(without_dropped(adapter, record), factor) for adapter, factor in opened]
         origin = Origin.of_merged(folder, adapters)
         checkpoint, changed = merge(checkpoint, adapters)
     plan = make_plan(config, None if source.vocab_only else checkpoint.tensors)
@@ -154,11 +156,11 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     refuse_unfit(request, "adapter")
     adapter = open_adapter(folder)
     base = find_base(adapter, source.base)
-    plan = plan_adapter(adapter, base, Config.of_folder(base))
+    plan = plan_adapter(adapter, base, open_config(base))
     sources = {source.name: source for output in plan.outputs for source in output.sources}
     checkpoint = Checkpoint(folder, sources, open_files=open_files)
     origin = Origin(model_folder_name(folder), folder, folder, {BASE_MODELS: base_models(adapter, base)})
-    notes: list[str] = []
+    notes = list(plan.notes)
     general = _general(source, folder, {}, Parameters(), plan.architecture.name, origin, notes)
 
     def name(encoding: str) -> str:

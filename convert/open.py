@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.shards import SHARD, SUFFIX
-from ggufsmith.convert.checkpoint import LocalFiles, Opener
 from ggufsmith.convert.checkpoint_pass import open_checkpoint_pass
+from ggufsmith.convert.stored import LocalFiles, Opener
 from ggufsmith.convert.vocabulary import vocabulary_of
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request

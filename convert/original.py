@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config, read_json
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape
 from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.ops import RopePermute
+from ggufsmith.convert.stored import StoredTensor
 
 BY_ROWS = ("wq.weight", "wk.weight", "wv.weight", "w1.weight", "w3.weight", "output.weight")
 BY_COLUMNS = ("wo.weight", "w2.weight")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.checkpoint import StoredTensor
+from ggufsmith.convert.stored import StoredTensor
 
 OLDEST_TORCH = (2, 10)
 INSTALL = "pip install 'ggufsmith[torch]'"

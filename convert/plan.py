@@ -18,12 +18,12 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config, nearest
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
 from ggufsmith.convert.rope import rope_metadata
+from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
 # llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
@@ -164,7 +164,7 @@ def _assign(
     left_out: list[LeftOut] = []
     tied: list[tuple[StoredTensor, MODEL_TENSOR]] = []
     for source in tensors.values():
-        reason = next((why for part, why in record.drop.items() if part in source.name), None)
+        reason = record.why_dropped(source.name)
         if reason is not None:
             left_out.append(LeftOut(source, reason))
             continue
@@ -209,7 +209,7 @@ def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) ->
 
 def _unknown(name: str, names: TensorNameMap) -> str:
     last = name.rpartition(".")[2]
-    if last in COMPANIONS:  # what quantization the tensors are, `sources.recognise` has found before
+    if last in COMPANIONS:  # what quantization the tensors are, `dequantize.detect` has found before
         return f"{name}: a companion of a quantized tensor ({last}) that nothing here reads"
     near = nearest(name, (alias for alias in names.mapping if alias.startswith(("model.", "lm_head"))))
     return f"{name}: no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"

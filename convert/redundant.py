@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.checkpoint import Checkpoint, StoredTensor
 from ggufsmith.convert.dequantize.scheme import read_f32
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.ops import Constant
 from ggufsmith.convert.plan import Plan
+from ggufsmith.convert.stored import Checkpoint, StoredTensor
 from ggufsmith.pipeline.stream import CHUNK
 
 FREQUENCIES = ".rotary_emb.inv_freq"

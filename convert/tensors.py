@@ -14,11 +14,11 @@ from ggufsmith.container.errors import Malformed
 from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.checkpoint import Checkpoint, StoredTensor
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.ops import Array
 from ggufsmith.convert.plan import SOURCE_FORMATS, TensorPlan
+from ggufsmith.convert.stored import Checkpoint, StoredTensor
 from ggufsmith.pipeline.stream import Scratch
 from ggufsmith.quantize.rows import encode
 

@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.reader import Gguf
-from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.dequantize.detect import detect
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.lora.merge import merge
 from ggufsmith.convert.lora.peft import open_adapter
+from ggufsmith.convert.model_config import open_config
+from ggufsmith.convert.stored import Checkpoint
 
 Q, K, V = (f"model.layers.0.self_attn.{name}_proj" for name in "qkv")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -39,7 +40,7 @@ def dense(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
 
 
 def opened(folder: Path) -> Checkpoint:
-    return detect(open_checkpoint(folder), Config.of_folder(folder))
+    return detect(open_checkpoint(folder), open_config(folder))
 
 
 def merged(base: Path, *folders: tuple[Path, float]) -> dict[str, NDArray[np.float32]]:

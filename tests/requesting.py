@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.layout import Layout
-from ggufsmith.convert.checkpoint import LocalFiles, Opener
 from ggufsmith.convert.open import open_pass
+from ggufsmith.convert.stored import LocalFiles, Opener
 from ggufsmith.pipeline.outputs import OutputFile, Written
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import MakeOptions, Request, SourceOptions, WriteOptions

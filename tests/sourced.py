@@ -7,15 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.dequantize.detect import detect
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store
+from ggufsmith.convert.model_config import open_config
+from ggufsmith.convert.stored import Checkpoint
 
 
 def recognised(folder: Path) -> Checkpoint:
-    return detect(open_checkpoint(folder), Config.of_folder(folder))
+    return detect(open_checkpoint(folder), open_config(folder))
 
 
 def weights(folder: Path) -> dict[str, NDArray[Any]]:

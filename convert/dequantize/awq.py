@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.bitpacking import Codes, scale_codes, unpack
 from ggufsmith.convert.dequantize.scheme import Parts, Scheme, SchemeInputs, Shape, floats
 from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 BITS = 4
 PER_WORD = 32 // BITS

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.scheme import Scheme, SchemeInputs, Shape
 from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 MAX_STATE = 1 << 16  # bytes of the JSON text; a real one has about two hundred
 NOMINAL = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.bitpacking import Codes, scale_codes, unpack, words_for
 from ggufsmith.convert.dequantize.lossless_blocks import Q4_0, fill_q4_0
 from ggufsmith.convert.dequantize.scheme import Exact, Scheme, SchemeInputs, Shape, floats
 from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 FORMATS = (
     "dense pack-quantized int-quantized float-quantized naive-quantized mxfp4-pack-quantized nvfp4-pack-quantized "

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.checkpoint import Checkpoint, StoredTensor
 from ggufsmith.convert.config import Config, nearest, read_json
 from ggufsmith.convert.dequantize.awq import AWQ_GEMM, AWQ_GEMV
 from ggufsmith.convert.dequantize.bitnet import BITNET
@@ -20,6 +19,7 @@ from ggufsmith.convert.dequantize.mxfp4 import MXFP4, MXFP4_PACKED
 from ggufsmith.convert.dequantize.nvfp4 import NVFP4, NVFP4_PACKED
 from ggufsmith.convert.dequantize.scheme import ORIGINAL, DequantizedTensor, Parts, Scheme, SchemeInputs
 from ggufsmith.convert.dequantize.store import Store
+from ggufsmith.convert.stored import Checkpoint, StoredTensor
 
 SCHEMES: tuple[Scheme, ...] = (
     *(GPTQ, AWQ_GEMM, AWQ_GEMV, BNB_4BIT, BNB_8BIT, FP8),

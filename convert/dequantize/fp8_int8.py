@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.compressed import check_settings, weight_settings
 from ggufsmith.convert.dequantize.scheme import Scheme, SchemeInputs, Shape, floats
 from ggufsmith.convert.dequantize.store import EIGHT_BITS, Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 SCALES = "F32 BF16 F16 F8_E8M0"
 

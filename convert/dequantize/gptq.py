@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.bitpacking import Codes, scale_codes, unpack, words_for
 from ggufsmith.convert.dequantize.lossless_blocks import Q4_0, fill_q4_0
 from ggufsmith.convert.dequantize.scheme import Exact, Parts, Scheme, SchemeInputs, Shape, floats
 from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 BITS = (2, 3, 4, 8)
 FORMATS = {"gptq": 1, "gptq_v2": 0}  # checkpoint_format -> what is taken off a stored zero point

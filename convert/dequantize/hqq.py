@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.scheme import Scheme, SchemeInputs, Shape, floats
 from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 # Packing -> bits of a code, bits that are used of a byte or word, and its dtype.
 PACKINGS = {

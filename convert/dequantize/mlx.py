@@ -1,8 +1,8 @@
 """MLX: codes of a few bits in 32-bit words, and a scale and a bias for each group of a row.
 
-weight = scale * code + bias. The words of a row are one stream of bits, whatever the bits. Experts are stacked, (experts,
-rows, words). How many bits and columns a group has only the config says ("quantization"), for all modules or for one by
-its name.
+weight = scale * code + bias. The words of a row are one stream of bits, whatever the bits. Experts are stacked:
+(experts, rows, words). How many bits and columns a group has only the config says ("quantization"), for all modules or
+for one by its name.
 Source: mlx 0.29, mlx/ops.cpp (affine_quantize, affine_dequantize), mlx-lm 0.28, utils.py.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.bitpacking import unpack
 from ggufsmith.convert.dequantize.scheme import Scheme, SchemeInputs, Shape, floats
 from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 BITS = (2, 3, 4, 5, 6, 8)
 FLOATS = "F16 BF16 F32"

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.compressed import check_settings
 from ggufsmith.convert.dequantize.lossless_blocks import MXFP4 as GGML_MXFP4
 from ggufsmith.convert.dequantize.lossless_blocks import fill_mxfp4
 from ggufsmith.convert.dequantize.scheme import Exact, Scheme, SchemeInputs, Shape
 from ggufsmith.convert.dequantize.store import EIGHT_BITS, Store
+from ggufsmith.convert.stored import StoredTensor
 
 # E2M1: the values of a four-bit float (OCP microscaling formats specification, 5.3.3).
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)

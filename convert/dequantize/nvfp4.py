@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.compressed import check_settings
 from ggufsmith.convert.dequantize.mxfp4 import E2M1, two_in_a_byte
 from ggufsmith.convert.dequantize.scheme import Scheme, SchemeInputs, Shape
 from ggufsmith.convert.dequantize.store import EIGHT_BITS, Store
+from ggufsmith.convert.stored import StoredTensor
 
 BLOCK = 16  # weights under one scale
 UNUSED = (".input_scale", ".input_global_scale", ".output_scale", ".pre_quant_scale")

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import Format
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 Shape = tuple[int, ...]
 Parts = Mapping[str, StoredTensor]

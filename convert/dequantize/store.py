@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.checkpoint import Checkpoint, StoredTensor
+from ggufsmith.convert.stored import Checkpoint, StoredTensor
 
 Array = NDArray[Any]
 

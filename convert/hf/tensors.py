@@ -19,12 +19,12 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
 from ggufsmith.convert.architecture import TensorRule
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.rope import FACTORS
 from ggufsmith.convert.ops import Array, Op
 from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, make_plan
+from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.pipeline.stream import Scratch
 from ggufsmith.quantize.tensors import GgufTensor
 

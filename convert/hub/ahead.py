@@ -41,7 +41,7 @@ class HeldBlock:
 
 
 class ReadAhead:
-    """A `checkpoint.Reader` of remote files. Thread-safe; memory stays under KEPT blocks, which are used again.
+    """A `stored.Reader` of remote files. Thread-safe; memory stays under KEPT blocks, which are used again.
 
     remotes: by the paths under which the checkpoint knows them. paths: those that will be read.
     """

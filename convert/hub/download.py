@@ -19,11 +19,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Self
 
 from ggufsmith.container.errors import Malformed, NoSpace, Unsupported
-from ggufsmith.convert.checkpoint import MAX_HEADER, weight_map
+from ggufsmith.convert.checkpoint import weight_map
 from ggufsmith.convert.hub.ahead import CONNECTIONS, ReadAhead
 from ggufsmith.convert.hub.http import Ranges, Remote
 from ggufsmith.convert.hub.listing import Advance, Hub, HubFile, Listing
 from ggufsmith.convert.hub.names import HUGGING_FACE, MODELSCOPE, HubModel, Located
+from ggufsmith.convert.safetensors_header import MAX_HEADER
 from ggufsmith.convert.weightfiles import WeightFiles, choose_weights
 from ggufsmith.pipeline.parallel import parallel_map
 
@@ -99,7 +100,7 @@ def streamed(model: HubModel, hub: Hub, progress: Progress = no_progress) -> Ite
 
 @dataclass(frozen=True)
 class Streamed:
-    """Opens the weights of a model on a hub (see `checkpoint.Opener`).
+    """Opens the weights of a model on a hub (see `stored.Opener`).
 
     Pickled without addresses and headers, which hold the token: another process has those of its own login. The ETags
     go along, so that all read the same files.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Usage
-from ggufsmith.convert.checkpoint import LocalFiles, Opener
+from ggufsmith.convert.stored import LocalFiles, Opener
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 ID = re.compile(rf"{PART}/{PART}")
@@ -31,7 +31,7 @@ class Located:
 
     folder:     with its files.
     id:         "org/name", if it came from a hub.
-    open_files: how its weights are read (see `checkpoint.Checkpoint`).
+    open_files: how its weights are read (see `stored.Checkpoint`).
     notes:      sentences on files of the hub that hold weights as well, and were not fetched.
     """
 

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import Metadata, array, f32, string
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.checkpoint import StoredTensor, open_checkpoint
+from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.lora.merge import EMBEDDING, HEAD
-from ggufsmith.convert.lora.peft import Adapter, Update
+from ggufsmith.convert.lora.peft import Adapter, Update, without_dropped
 from ggufsmith.convert.ops import Array, Copy, Op, Read, Shape, Stack
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
+from ggufsmith.convert.stored import StoredTensor
 
 ONE = 'If embedding and head were trained as one, say so in adapter_config.json: "ensure_weight_tying": true.'
 WAY_OUT = "Merge it into the base instead: gguf-convert BASE --lora {folder}."
@@ -73,6 +74,7 @@ def plan_adapter(adapter: Adapter, base: Path, config: Config) -> Plan:
     Unsupported: what a GGUF adapter cannot express. Malformed: an adapter of another base.
     """
     record = find_architecture(config)
+    adapter = without_dropped(adapter, record)
     _check_expressible(adapter, config, record, _shares_head(base, config))
     updates = {update.target: update for update in adapter.updates}
     weights = {name: StoredTensor(name, update.shape, "F32", adapter.folder, 0, 0) for name, update in updates.items()}
@@ -98,7 +100,7 @@ def plan_adapter(adapter: Adapter, base: Path, config: Config) -> Plan:
         if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < 1 << 32 for token in tokens):
             raise Malformed(f"alora_invocation_tokens are {tokens!r}, not token ids", where=adapter.config.path)
         metadata[Keys.Adapter.ALORA_INVOCATION_TOKENS] = array(np.array(tokens, np.uint32))
-    return replace(plan, outputs=tuple(outputs), metadata=metadata, notes=())
+    return replace(plan, outputs=tuple(outputs), metadata=metadata, notes=adapter.notes)
 
 
 def _shares_head(base: Path, config: Config) -> bool:

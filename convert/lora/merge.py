@@ -17,13 +17,13 @@ import numpy as np
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, Reader, StoredTensor
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape, read_f32
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.lora.peft import Adapter, apart
 from ggufsmith.convert.lora.steps import Floats, LowRank, Rows, Shift, Step, floats
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.plan import EXPERT, Plan
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener, Reader, StoredTensor
 from ggufsmith.pipeline.stream import CHUNK
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -235,7 +235,7 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
                 also=problems[:MAX_PROBLEMS],
                 fix=f"The base that it names is {adapter.base}." if adapter.base else None,
             )
-        notes.append(_note(adapter, factor))
+        notes += [_note(adapter, factor), *adapter.notes]
     tensors = {**changes.base, **changes.trained}
     if changes.parts_from_head() and not any(adapter.config.first("ensure_weight_tying") for adapter, _ in adapters):
         tensors[HEAD] = replace(changes.base[changes.embedding], name=HEAD)

@@ -16,14 +16,17 @@ Source: peft 0.21, tuners/lora/config.py and layer.py, utils/save_and_load.py, u
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.checkpoint import StoredTensor, contained, read_tensors
+from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.checkpoint import contained, read_tensors
 from ggufsmith.convert.config import Config, as_number, read_json
+from ggufsmith.convert.stored import StoredTensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -97,6 +100,7 @@ class Adapter:
     trained: whole tensors that take the place of the base's, by the base's name.
     copies:  the base's own tensors as they were when it was trained (the vocabulary may have grown), likewise.
     tokens:  rows of embeddings that take the place of the base's, likewise.
+    notes:   what of it is left out, and why.
     """
 
     folder: Path
@@ -106,6 +110,7 @@ class Adapter:
     trained: Mapping[str, StoredTensor]
     copies: Mapping[str, StoredTensor]
     tokens: Mapping[str, Tokens]
+    notes: tuple[str, ...] = ()
 
     @property
     def base(self) -> str | None:
@@ -193,6 +198,30 @@ def _check_config(config: Config) -> None:
             where=config.path,
             fix=f"Save it anew with save_pretrained(..., path_initial_model_for_weight_conversion=...). Or: {BY_PEFT}",
         )
+
+
+def without_dropped(adapter: Adapter, record: Architecture) -> Adapter:
+    """The adapter without what changes parts of the base that are not converted, such as its vision encoder.
+
+    Unsupported if nothing is left.
+    """
+
+    def stays(name: str) -> bool:
+        return record.why_dropped(name) is None
+
+    updates = tuple(update for update in adapter.updates if stays(update.target))
+    trained, copies = ({n: t for n, t in each.items() if stays(n)} for each in (adapter.trained, adapter.copies))
+    tokens = {name: rows for name, rows in adapter.tokens.items() if stays(name)}
+    before = [*(update.target for update in adapter.updates), *adapter.trained, *adapter.tokens]
+    dropped = Counter(why for name in before if (why := record.why_dropped(name)) is not None)
+    if dropped and not updates and not trained and not tokens:
+        raise Unsupported(
+            f"all that it trains is left out of the model: {', '.join(dropped)}",
+            where=adapter.folder,
+            fix="Convert the base without it.",
+        )
+    notes = tuple(f"{adapter.folder.name}: {count} of its changes dropped: {why}" for why, count in dropped.items())
+    return replace(adapter, updates=updates, trained=trained, copies=copies, tokens=tokens, notes=notes)
 
 
 def _update(module: str, parts: Mapping[str, StoredTensor], config: Config, path: Path) -> Update:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.lora.peft import Tokens, Update
+from ggufsmith.convert.stored import StoredTensor
 
 Floats = NDArray[np.float32]
 RANKS = 4  # that the kernel takes at a time

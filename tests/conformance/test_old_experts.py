@@ -10,11 +10,7 @@ from llama_models import logits
 
 import checkpoints
 from ggufsmith.convert.hf import run as back
-from ggufsmith.convert.run import Job as Conversion
-from ggufsmith.convert.run import prepare as prepare_conversion
-from ggufsmith.convert.run import run as convert
-from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.requantize import Job, prepare, run
+from requesting import request, run
 
 pytestmark = pytest.mark.conformance
 IDS = np.random.default_rng(5).integers(3, 900, 48).tolist()
@@ -25,7 +21,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The model in F16 as it is written today, and as it was written then."""
     folder = tmp_path_factory.mktemp("mixtral")
     source = checkpoints.write("mixtral", folder / "source")
-    convert(prepare_conversion(Conversion(source, outfile=folder / "new-F16.gguf", sync=False)))
+    run(request(source, outfile=folder / "new-F16.gguf"))
     return folder / "new-F16.gguf", take_apart(folder / "new-F16.gguf", folder / "old-F16.gguf")
 
 
@@ -53,8 +49,7 @@ def take_apart(source: Path, path: Path) -> Path:
 
 
 def made(source: Path, path: Path, recipe: str) -> Path:
-    with prepare(Job(source, (recipe_of(recipe),), output=path, sync=False)) as prepared:
-        run(prepared)
+    run(request(source, recipe, outfile=path))
     return path
 
 

@@ -11,9 +11,10 @@ import pytest
 import adapters
 import checkpoints
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.convert.checkpoint import LocalFiles, open_checkpoint
+from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.lora.merge import merge
 from ggufsmith.convert.lora.peft import open_adapter
+from ggufsmith.convert.stored import LocalFiles
 from merging import EMBEDDING, HEAD, K, Q, V, close, dense, merged, opened, stored, wide
 from requesting import plan, request, run
 

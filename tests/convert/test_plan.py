@@ -11,9 +11,9 @@ import pytest
 import checkpoints
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import u32
-from ggufsmith.convert.checkpoint import StoredTensor
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.plan import Plan, make_plan
+from ggufsmith.convert.stored import StoredTensor
 
 VOCAB = 320
 

@@ -11,8 +11,8 @@ import adapters
 import checkpoints
 import quantized
 from ggufsmith.container.errors import Unsupported
-from ggufsmith.convert.run import Job, Prepared, prepare
 from merging import EMBEDDING, HEAD
+from requesting import Planned, plan, request
 
 FREQUENCIES = "model.layers.0.self_attn.rotary_emb.inv_freq"
 
@@ -32,12 +32,12 @@ def wide(array: NDArray[np.generic], dtype: str) -> NDArray[np.float32]:
     return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array.astype(np.float32)
 
 
-def names(prepared: Prepared) -> set[str]:
-    return {output.name for output in prepared.plan.outputs}
+def names(prepared: Planned) -> set[str]:
+    return {tensor.name for tensor in prepared.made.tensors}
 
 
 def test_a_head_that_is_the_embedding_is_left_out_of_gemma_2(tmp_path: Path) -> None:
-    prepared = prepare(Job(with_head(tmp_path, "gemma2")))
+    prepared = plan(request(with_head(tmp_path, "gemma2")))
     assert "output.weight" not in names(prepared)
     assert any("lm_head.weight is left out: it equals model.embed_tokens.weight" in note for note in prepared.notes)
 
@@ -46,7 +46,7 @@ def test_a_head_that_is_the_embedding_is_left_out_of_gemma_2(tmp_path: Path) -> 
 @pytest.mark.parametrize("factor", [1.5, -1.0])
 def test_another_head_is_an_error_for_gemma_2(tmp_path: Path, factor: float, changes: dict[str, object]) -> None:
     with pytest.raises(Unsupported, match=r"lm_head.weight and model.embed_tokens.weight differ \(from row 0 on"):
-        prepare(Job(with_head(tmp_path, "gemma2", factor, **changes)))
+        plan(request(with_head(tmp_path, "gemma2", factor, **changes)))
 
 
 def test_the_last_row_counts(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_last_row_counts(tmp_path: Path) -> None:
     tensors[HEAD][-1, -1] = np.nextafter(tensors[HEAD][-1, -1], np.float32(1))
     checkpoints.save(tensors, folder / "model.safetensors", "float32")
     with pytest.raises(Unsupported, match=rf"from row {len(tensors[HEAD]) - 1} on"):
-        prepare(Job(folder))
+        plan(request(folder))
 
 
 def test_dtypes_do_not_matter_and_shapes_do(tmp_path: Path) -> None:
@@ -66,15 +66,15 @@ def test_dtypes_do_not_matter_and_shapes_do(tmp_path: Path) -> None:
     tensors = {name: ("BF16", tensor) for name, tensor in checkpoints.tensors_of(config).items()}
     same = wide(tensors[EMBEDDING][1], "bfloat16")
     quantized.save({**tensors, HEAD: ("F32", same)}, folder / "model.safetensors")
-    assert "output.weight" not in names(prepare(Job(folder)))
+    assert "output.weight" not in names(plan(request(folder)))
     quantized.save({**tensors, HEAD: ("F32", same[:-1])}, folder / "model.safetensors")
     with pytest.raises(Unsupported, match="in their shapes"):
-        prepare(Job(folder))
+        plan(request(folder))
 
 
 @pytest.mark.parametrize("kind", ["llama", "mixtral", "qwen2", "qwen2-moe", "qwen3", "qwen3-moe", "phi3", "gemma3"])
 def test_everywhere_else_the_head_is_kept(tmp_path: Path, kind: str) -> None:
-    assert "output.weight" in names(prepare(Job(with_head(tmp_path, kind, 1.5))))
+    assert "output.weight" in names(plan(request(with_head(tmp_path, kind, 1.5))))
 
 
 def test_a_head_with_a_bias_has_no_place(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_head_with_a_bias_has_no_place(tmp_path: Path) -> None:
     tensors["lm_head.bias"] = np.ones(config["vocab_size"], np.float32)
     checkpoints.save(tensors, folder / "model.safetensors", "float32")
     with pytest.raises(Unsupported, match=r"lm_head\.bias"):
-        prepare(Job(folder))
+        plan(request(folder))
 
 
 # -- adapters ---------------------------------------------------------------------------------------------------------
@@ -102,10 +102,10 @@ def test_a_trained_head_of_gemma_2_is_not_sent_to_a_merge_that_is_refused(
 ) -> None:
     adapter = head_update(bases["gemma2"], tmp_path)
     with pytest.raises(Unsupported, match=r"Merging it is refused") as failure:
-        prepare(Job(adapter))
+        plan(request(adapter))
     assert "--lora" not in str(failure.value)
     with pytest.raises(Unsupported, match="differ"):
-        prepare(Job(bases["gemma2"], lora=((adapter, 1.0),)))
+        plan(request(bases["gemma2"], lora=((adapter, 1.0),)))
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -116,13 +116,13 @@ def test_an_embedding_of_gemma_2_trained_alone(tmp_path: Path, bases: dict[str, 
     targets = ("q_proj",) if whole else ("q_proj", "embed_tokens")
     options = {"targets": targets, "whole": trained if whole else {}}
     adapters.write(bases["gemma2"], tmp_path, **options)
-    for job in (Job(tmp_path), Job(bases["gemma2"], lora=((tmp_path, 1.0),))):
+    for job in (request(tmp_path), request(bases["gemma2"], lora=((tmp_path, 1.0),))):
         with pytest.raises(Unsupported, match='"ensure_weight_tying": true'):
-            prepare(job)
+            plan(job)
     adapters.write(bases["gemma2"], tmp_path, ensure_weight_tying=True, **options)
     with pytest.raises(Unsupported, match="--lora"):
-        prepare(Job(tmp_path))
-    assert "output.weight" not in names(prepare(Job(bases["gemma2"], lora=((tmp_path, 1.0),))))
+        plan(request(tmp_path))
+    assert "output.weight" not in names(plan(request(bases["gemma2"], lora=((tmp_path, 1.0),))))
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3"])
@@ -130,8 +130,8 @@ def test_where_the_head_can_part_the_advice_to_merge_works(tmp_path: Path, kind:
     base = checkpoints.write(kind, tmp_path / "base")
     adapter = head_update(base, tmp_path / "adapter")
     with pytest.raises(Unsupported, match="--lora"):
-        prepare(Job(adapter))
-    assert "output.weight" in names(prepare(Job(base, lora=((adapter, 1.0),))))
+        plan(request(adapter))
+    assert "output.weight" in names(plan(request(base, lora=((adapter, 1.0),))))
 
 
 def test_a_trained_embedding_saved_as_the_head_too(tmp_path: Path, bases: dict[str, Path]) -> None:
@@ -139,12 +139,12 @@ def test_a_trained_embedding_saved_as_the_head_too(tmp_path: Path, bases: dict[s
     config = json.loads((bases["gemma2"] / "config.json").read_text(encoding="utf-8"))
     trained = np.full((config["vocab_size"], config["hidden_size"]), 0.5, np.float32)
     adapters.write(bases["gemma2"], tmp_path, whole={EMBEDDING: trained, HEAD: trained})
-    prepared = prepare(Job(bases["gemma2"], lora=((tmp_path, 1.0),)))
+    prepared = plan(request(bases["gemma2"], lora=((tmp_path, 1.0),)))
     assert any("left out: it equals" in note for note in prepared.notes)
     other = trained + 1
     adapters.write(bases["gemma2"], tmp_path, whole={EMBEDDING: trained, HEAD: other})
     with pytest.raises(Unsupported, match="differ"):
-        prepare(Job(bases["gemma2"], lora=((tmp_path, 1.0),)))
+        plan(request(bases["gemma2"], lora=((tmp_path, 1.0),)))
 
 
 # -- rotary frequencies -----------------------------------------------------------------------------------------------
@@ -160,6 +160,6 @@ def test_stored_frequencies_are_compared(tmp_path: Path, theta: float, said: boo
     values = (theta ** -(np.arange(half) / half)).astype(np.float32)
     stored = checkpoints.bits(values, {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[dtype])
     quantized.save({**tensors, FREQUENCIES: (dtype, stored)}, folder / "model.safetensors")
-    notes = prepare(Job(folder)).notes
+    notes = plan(request(folder)).notes
     assert any("inv_freq does not hold" in note and "10000" in note for note in notes) == said
     assert any("recomputed from rope_theta" in note for note in notes)

@@ -9,7 +9,7 @@ import pytest
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.checkpoint import open_checkpoint
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.model_config import open_config
 
 
 def archive(path: Path) -> Path:
@@ -93,7 +93,7 @@ def test_params_of_the_releases(tmp_path: Path, name: str) -> None:
     params, context, feed_forward = RELEASES[name]
     (tmp_path / "params.json").write_text(json.dumps({**params, "n_layers": 32, "vocab_size": -1}), encoding="utf-8")
     (tmp_path / "consolidated.00.pth").write_bytes(b"")
-    config = Config.of_folder(tmp_path)
+    config = open_config(tmp_path)
     assert (config["max_position_embeddings"], config["intermediate_size"]) == (context, feed_forward)
     assert config["num_key_value_heads"] == params.get("n_kv_heads", params["n_heads"])
 
@@ -102,7 +102,7 @@ def test_scaled_rope_of_llama_3_1(tmp_path: Path) -> None:
     params = {"dim": 4096, "n_heads": 32, "n_layers": 32, "rope_theta": 5e5, "norm_eps": 1e-5, "use_scaled_rope": True}
     (tmp_path / "params.json").write_text(json.dumps(params), encoding="utf-8")
     (tmp_path / "consolidated.00.pth").write_bytes(b"")
-    config = Config.of_folder(tmp_path)
+    config = open_config(tmp_path)
     assert (config["max_position_embeddings"], config["rope_scaling"]["factor"]) == (131072, 8.0)
 
 
@@ -111,4 +111,4 @@ def test_params_of_something_else(tmp_path: Path, params: dict[str, int]) -> Non
     (tmp_path / "params.json").write_text(json.dumps(params), encoding="utf-8")
     (tmp_path / "consolidated.00.pth").write_bytes(b"")
     with pytest.raises(Malformed, match="must be positive"):
-        Config.of_folder(tmp_path)
+        open_config(tmp_path)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import quantized
-from ggufsmith.convert.checkpoint import Checkpoint, open_checkpoint
+from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.dequantize import store as module
 from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.stored import Checkpoint
 
 MATRIX = np.arange(50 * 300, dtype=np.int32).reshape(50, 300)
 

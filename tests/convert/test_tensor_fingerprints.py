@@ -14,14 +14,14 @@ import checkpoints
 import sourced
 from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME
-from ggufsmith.convert.checkpoint import StoredTensor
-from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import merge
 from ggufsmith.convert.lora.peft import open_adapter
+from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.original import Joined
 from ggufsmith.convert.plan import make_plan
+from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.convert.tensors import tensors_of
 from merging import opened
 
@@ -100,7 +100,7 @@ def test_the_factors_of_an_adapter(tmp_path: Path) -> None:
     prints = set()
     for alpha in (12, 13):
         adapters.write(base, tmp_path / "a", alpha_pattern={"q_proj": alpha})
-        plan = plan_adapter(open_adapter(tmp_path / "a"), base, Config.of_folder(base))
+        plan = plan_adapter(open_adapter(tmp_path / "a"), base, open_config(base))
         prints.add(fingerprint(plan.outputs))
     assert len(prints) == 2
 
@@ -109,7 +109,7 @@ def test_every_field_of_a_plan(tmp_path: Path) -> None:
     for kind in ("llama", "gemma2", "qwen3-moe"):
         folder = checkpoints.write(kind, tmp_path / kind)
         checkpoint = opened(folder)
-        plan = make_plan(Config.of_folder(folder), checkpoint.tensors)
+        plan = make_plan(open_config(folder), checkpoint.tensors)
         prints = {tensor.fingerprint for tensor in tensors_of(checkpoint, plan.outputs)}
         assert len(prints) == len(plan.outputs)
         for output in plan.outputs[:12]:

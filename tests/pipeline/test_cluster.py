@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,30 +24,25 @@ import adapters
 import checkpoints
 import dask_processes
 import hub_server
-import quantized as quantized_checkpoints
+import quantized
 from dask_processes import Cluster
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
 from ggufsmith.container.formats import BY_NAME, FORMATS, Format
 from ggufsmith.container.layout import TensorSpec, lay_out
-from ggufsmith.container.shards import Limits
 from ggufsmith.container.values import string
-from ggufsmith.convert import quantized
 from ggufsmith.convert.batch.jobfile import read_job
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import BatchOptions, Watcher, run_job
 from ggufsmith.convert.hub.download import streamed
 from ggufsmith.convert.hub.huggingface import HuggingFace
 from ggufsmith.convert.hub.names import HubModel
-from ggufsmith.convert.quantized import Quantization
-from ggufsmith.convert.run import Job, prepare, run
 from ggufsmith.pipeline import cluster, outputs
 from ggufsmith.pipeline.stream import Opening, RowSource
-from ggufsmith.quantize import requantize
 from ggufsmith.quantize.encoder import GGML
-from ggufsmith.quantize.recipes.files import recipe_of
+from requesting import plan, request, run
 
 CONVERT = [sys.executable, "-c", "from ggufsmith.cli.app import convert_main; convert_main()"]
-SLOW = Quantization((recipe_of("iq3_s"),))  # 20 million weights a second
+SLOW = "iq3_s"  # 20 million weights a second
 Told = Callable[[int], None]
 
 
@@ -60,7 +55,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def expected(large: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     output = tmp_path_factory.mktemp("expected") / "a.gguf"
-    quantized.run(quantized.prepare(Job(large, outfile=output, sync=False), SLOW))
+    run(request(large, SLOW, outfile=output))
     return output.read_bytes()
 
 
@@ -78,8 +73,7 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def convert(folder: Path, output: Path, where: Cluster | None = None, told: Told = lambda weights: None) -> bytes:
     """To IQ3_S, slowly."""
-    job = Job(folder, outfile=output, sync=False, scheduler=where and where.address)
-    quantized.run(quantized.prepare(job, SLOW), told)
+    run(request(folder, SLOW, outfile=output, scheduler=where and where.address), told)
     return output.read_bytes()
 
 
@@ -107,18 +101,17 @@ def left(folder: Path) -> list[str]:
 def test_a_plain_conversion(shared: Cluster, tmp_path: Path, kind: str) -> None:
     folder, told = checkpoints.write(kind, tmp_path / "Model"), []
     for name, scheduler in (("a", None), ("b", shared.address)):
-        prepared = prepare(Job(folder, outfile=tmp_path / f"{name}.gguf", sync=False, scheduler=scheduler))
-        run(prepared, told.append if scheduler else lambda weights: None)
+        planned = plan(request(folder, outfile=tmp_path / f"{name}.gguf", scheduler=scheduler))
+        run(planned, told.append if scheduler else lambda weights: None)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
-    assert sum(told) == prepared.weights
+    assert sum(told) == planned.made.weights
 
 
 def test_several_recipes_in_shards(shared: Cluster, tmp_path: Path) -> None:
     folder = checkpoints.write("llama", tmp_path / "Model")
-    recipes = Quantization((recipe_of("q4_K_M"), recipe_of("q8_0")))
     for name, scheduler in (("a", None), ("b", shared.address)):
-        job = Job(folder, outdir=tmp_path / name, sync=False, scheduler=scheduler, limits=Limits(max_tensors=7))
-        quantized.run(quantized.prepare(job, recipes))
+        options = {"scheduler": scheduler, "split_max_tensors": 7}
+        run(request(folder, "q4_K_M", "q8_0", outdir=tmp_path / name, **options))
     names = left(tmp_path / "a")
     assert len(names) == 6
     assert names == left(tmp_path / "b")
@@ -133,11 +126,8 @@ def test_a_gguf_file_with_an_importance_matrix(
     small_models.write_model(Path("in.gguf"))
     imatrix = small_models.write_imatrix(Path("i.gguf"), small_models.importance(small_models.arrays()))
     for name, scheduler in (("a", None), ("b", shared.address), ("plain", None)):
-        job = requantize.Job(
-            Path("in.gguf"), (recipe_of("q4_0"),), Path(f"{name}.gguf"), prune=(0,), sync=False, scheduler=scheduler
-        )
-        with requantize.prepare(replace(job, imatrix=None if name == "plain" else imatrix)) as prepared:
-            requantize.run(prepared)
+        options = {"imatrix": None if name == "plain" else imatrix, "prune_layers": (0,), "scheduler": scheduler}
+        run(request(Path("in.gguf"), "q4_0", outfile=Path(f"{name}.gguf"), **options))
     assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes() != Path("plain.gguf").read_bytes()
 
 
@@ -157,16 +147,16 @@ def test_a_stream_that_every_worker_reads_by_itself(tmp_path: Path, monkeypatch:
             streamed(HubModel("hf", "org/Model"), client) as model,
         ):
             lora = ((tmp_path / "adapter", 0.5),)
-            job = Job(model.folder, outfile=tmp_path / "a.gguf", lora=lora, sync=False, open_files=model.open_files)
-            prepared = prepare(replace(job, scheduler=found.address))
-            assert b"of-the-client" not in pickle.dumps(prepared.checkpoint)
+            far = request(model.folder, outfile=tmp_path / "a.gguf", lora=lora, scheduler=found.address)
+            planned = plan(far, model.open_files)
+            assert b"of-the-client" not in pickle.dumps(planned.made.opening)
             before = len(hub.requests)
-            run(prepared, told.append)
+            run(planned, told.append)
             assert {request.token for request in hub.requests[before:]} == {"of-the-worker", None}, (
                 "None: where it redirects"
             )
-            assert sum(told) == prepared.weights
-            run(prepare(replace(job, outfile=tmp_path / "b.gguf")))
+            assert sum(told) == planned.made.weights
+            run(request(model.folder, outfile=tmp_path / "b.gguf", lora=lora), open_files=model.open_files)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
@@ -191,11 +181,11 @@ def test_weights_that_are_made_of_several_tensors(shared: Cluster, tmp_path: Pat
     folder, lora = tmp_path / "in", ((tmp_path / "adapter", 0.5),) if source == "lora" else ()
     if source == "gptq":
         config = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True}
-        quantized_checkpoints.write_gptq("llama", folder, config=config, group=64, order=True)
+        quantized.write_gptq("llama", folder, config=config, group=64, order=True)
     else:
         adapters.write(checkpoints.write("llama", folder), tmp_path / "adapter")
     for name, scheduler in (("a", None), ("b", shared.address)):
-        run(prepare(Job(folder, outfile=tmp_path / f"{name}.gguf", lora=lora, sync=False, scheduler=scheduler)))
+        run(request(folder, outfile=tmp_path / f"{name}.gguf", lora=lora, scheduler=scheduler))
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
@@ -207,7 +197,7 @@ def test_what_is_wrong_with_a_weight_is_said_as_here(shared: Cluster, tmp_path: 
     messages = []
     for scheduler in (None, shared.address):
         with pytest.raises(Malformed, match="NaN") as error:
-            run(prepare(Job(folder, outfile=tmp_path / "a.gguf", sync=False, scheduler=scheduler)))
+            run(request(folder, outfile=tmp_path / "a.gguf", scheduler=scheduler))
         messages.append(str(error.value))
     assert messages[0] == messages[1]
     assert left(tmp_path) == ["Model"]
@@ -242,8 +232,8 @@ def test_what_a_worker_reported_before_it_died_counts(tmp_path: Path) -> None:
                 found.workers[0].kill()
                 time.sleep(1)  # for the client to hear of it
 
-        run(prepare(Job(folder, outfile=tmp_path / "a.gguf", sync=False, scheduler=found.address)), told)
-    run(prepare(Job(folder, outfile=tmp_path / "b.gguf", sync=False)))
+        run(request(folder, outfile=tmp_path / "a.gguf", scheduler=found.address), told)
+    run(request(folder, outfile=tmp_path / "b.gguf"))
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
@@ -285,14 +275,13 @@ def test_a_lost_scheduler_and_going_on_from_there(
     shared: Cluster, large: Path, expected: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "TIMEOUT", 3)
-    job = Job(large, outfile=tmp_path / "a.gguf", sync=False, resume=True)
+    options = {"outfile": tmp_path / "a.gguf", "resume": True}
     with dask_processes.cluster(tmp_path / "dask") as found:
-        started = quantized.prepare(replace(job, scheduler=found.address), SLOW)
+        started = plan(request(large, SLOW, scheduler=found.address, **options))
         with pytest.raises(Failure, match="scheduler is lost"):
-            quantized.run(started, after(3_000_000, found.scheduler.kill))
+            run(started, after(3_000_000, found.scheduler.kill))
     assert not (tmp_path / "a.gguf").exists()
-    again = quantized.prepare(replace(job, scheduler=shared.address), SLOW)
-    done = quantized.run(again)
+    done = run(request(large, SLOW, scheduler=shared.address, **options))
     if os.name != "nt":
         assert "resumed" in " ".join(done.notes)
     assert (tmp_path / "a.gguf").read_bytes() == expected
@@ -303,12 +292,14 @@ CLIENT = """
 import os, signal, sys
 from pathlib import Path
 from ggufsmith.container.errors import Failure
-from ggufsmith.convert.run import Job, prepare, run
+from ggufsmith.convert.open import open_pass
 from ggufsmith.pipeline import cluster
+from ggufsmith.pipeline.request import Request, WriteOptions
 folder, output, scheduler, number, cluster.TASK = *sys.argv[1:5], int(sys.argv[5])
 try:
-    job = Job(Path(folder), outfile=Path(output), sync=False, scheduler=scheduler)
-    run(prepare(job), lambda weights: weights and os.kill(int(number), signal.SIGKILL))
+    write = WriteOptions(outfile=Path(output), sync=False, scheduler=scheduler)
+    with open_pass(Request(Path(folder), write=write)) as made:
+        made.run(write, advance=lambda weights: weights and os.kill(int(number), signal.SIGKILL))
 except Failure as error:
     print(error, file=sys.stderr)
 """
@@ -332,8 +323,7 @@ def test_what_some_workers_cannot_write_is_done_by_another(large: Path, expected
         found.add(read_only=True)
         found.add()
         found.wait()
-        job = Job(large, outfile=tmp_path / "a.gguf", sync=False, scheduler=found.address)
-        done = quantized.run(quantized.prepare(job, SLOW))
+        done = run(request(large, SLOW, outfile=tmp_path / "a.gguf", scheduler=found.address))
     assert (tmp_path / "a.gguf").read_bytes() == expected
     assert left(tmp_path) == ["a.gguf", "dask"]
     said = sorted(note for note in done.notes if "worker tcp://" in note)
@@ -394,7 +384,7 @@ def test_an_interrupted_or_killed_client(shared: Cluster, large: Path, expected:
 def test_no_scheduler(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(cluster, "TIMEOUT", 1)
     with pytest.raises(Failure, match="no Dask scheduler answers") as error:
-        run(prepare(Job(large, outfile=tmp_path / "a.gguf", scheduler=address)))
+        run(request(large, outfile=tmp_path / "a.gguf", scheduler=address))
     assert "dask scheduler" in str(error.value)
     assert left(tmp_path) == []
     gc.collect()  # a client that never connected can lock up distributed if it is collected while the next one starts
@@ -403,14 +393,14 @@ def test_no_scheduler(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_no_workers(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "TIMEOUT", 1)
     with dask_processes.cluster(tmp_path / "dask", workers=0) as found, pytest.raises(Failure, match="no workers"):
-        run(prepare(Job(large, outfile=tmp_path / "a.gguf", scheduler=found.address)))
+        run(request(large, outfile=tmp_path / "a.gguf", scheduler=found.address))
 
 
 def test_a_worker_without_ggufsmith(large: Path, tmp_path: Path) -> None:
     with dask_processes.cluster(tmp_path / "dask", workers=0) as found:
         found.add(without="ggufsmith.quantize")
         with pytest.raises(Failure, match=r"cannot take part: .*ggufsmith") as error:
-            run(prepare(Job(large, outfile=tmp_path / "a.gguf", scheduler=found.address)))
+            run(request(large, outfile=tmp_path / "a.gguf", scheduler=found.address))
     assert "Install ggufsmith" in str(error.value)
 
 
@@ -418,7 +408,7 @@ def test_dask_is_not_installed(large: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delitem(sys.modules, "ggufsmith.pipeline.cluster")
     monkeypatch.setitem(sys.modules, "dask", None)
     with pytest.raises(Unsupported, match=r"pip install 'ggufsmith\[cluster\]'"):
-        run(prepare(Job(large, outfile=tmp_path / "a.gguf", scheduler="tcp://127.0.0.1:9")))
+        run(request(large, outfile=tmp_path / "a.gguf", scheduler="tcp://127.0.0.1:9"))
 
 
 @dataclass

@@ -10,8 +10,7 @@ import small_models as models
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.values import Value, string, u32
 from ggufsmith.quantize.model_check import check_model
-from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.requantize import Job, prepare
+from requesting import plan, request
 
 WIDE = np.zeros((256, 256), np.float32)
 
@@ -19,7 +18,7 @@ WIDE = np.zeros((256, 256), np.float32)
 def refused(path: Path, recipe: str = "q8_0") -> Failure:
     before = sorted(path.parent.iterdir())
     with pytest.raises(Failure) as caught:
-        prepare(Job(path, (recipe_of(recipe),)))
+        plan(request(path, recipe))
     assert sorted(path.parent.iterdir()) == before
     return caught.value
 
@@ -116,4 +115,4 @@ def test_a_run_that_changes_nothing_is_no_success(tmp_path: Path, recipe: str) -
 @pytest.mark.parametrize("recipe", ["f32", "copy"])
 def test_what_has_the_type_already_is_fine(tmp_path: Path, recipe: str) -> None:
     vectors = {f"blk.{k}.attn_norm.weight": models.plain(np.ones(64, np.float32)) for k in range(2)}
-    prepare(Job(models.write_gguf(tmp_path / "x.gguf", keys("llama"), vectors), (recipe_of(recipe),)))
+    plan(request(models.write_gguf(tmp_path / "x.gguf", keys("llama"), vectors), recipe))

@@ -173,8 +173,8 @@ def test_pruning_counts_the_layers_that_are_left(tmp_path: Path) -> None:
     arrays = {name: models.plain(v, F16 if v.ndim > 1 else F32) for name, v in models.arrays(4).items()}
     keys = {**models.metadata(4), "llama.attention.head_count_kv": array(np.array([1, 2, 3, 4], np.uint32))}
     model = models.write_gguf(tmp_path / "m.gguf", keys, arrays)
-    keys = ("llama.block_count=int:80", "x.y=int:1")
-    output, _ = work(request(model, "q8_0", outfile=tmp_path / "o.gguf", prune_layers=(1, 2), override_kv=keys))
+    texts = ("llama.block_count=int:80", "x.y=int:1")
+    output, _ = work(request(model, "q8_0", outfile=tmp_path / "o.gguf", prune_layers=(1, 2), override_kv=texts))
     with open_gguf(output.path) as gguf:
         assert list(gguf.metadata)[-2:] == ["x.y", "llama.block_count"]
         assert gguf.metadata["llama.block_count"] == u32(2)

@@ -12,9 +12,8 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec, lay_out
 from ggufsmith.container.shards import Limits, SetWriter, plan_shards
 from ggufsmith.container.values import u32
-from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.requantize import Job, prepare, run
 from ggufsmith.quantize.source import open_model
+from requesting import plan, request, run
 
 EXPERTS = 3
 Tensors = dict[str, tuple[Format, NDArray[np.uint8]]]
@@ -53,10 +52,9 @@ def shards(folder: Path, found: Tensors, count: int) -> Path:
 
 
 def made(source: Path, output: Path, recipe: str, **options: object) -> bytes:
-    prepared = prepare(Job(source, (recipe_of(recipe),), output=output, sync=False, **options))  # type: ignore[arg-type]
-    with prepared:
-        run(prepared)
-    (made,) = prepared.outputs
+    planned = plan(request(source, recipe, outfile=output, **options))
+    run(planned)
+    made = planned.output
     return b"".join(path.read_bytes() for path in made.shards.paths(made.path))
 
 
@@ -73,7 +71,7 @@ def test_over_several_files(tmp_path: Path) -> None:
     first = shards(tmp_path, tensors(apart=True), 4)
     stacked = write(tmp_path / "new.gguf", tensors(apart=False))
     assert made(first, tmp_path / "a.gguf", "q8_0") == made(stacked, tmp_path / "b.gguf", "q8_0")
-    made(first, tmp_path / "kept.gguf", "q8_0", split=True)
+    made(first, tmp_path / "kept.gguf", "q8_0", keep_split=True)
     with open_model(next(tmp_path.glob("kept-00001-of-*.gguf"))).files as again, open_model(stacked).files as whole:
         assert set(again.tensors) == set(whole.tensors)
 
