@@ -64,10 +64,10 @@ def test_the_folder_as_a_dot(model: Path, tmp_path: Path) -> None:
     assert (folder / "Tiny-Llama-F16.gguf").is_file()
 
 
-def test_a_type_beside_a_recipe_is_refused(model: Path, tmp_path: Path) -> None:
+def test_a_type_beside_a_recipe_makes_both(model: Path, tmp_path: Path) -> None:
     done = run(model, "--recipe", "q8_0", "--outtype", "f32", "--outdir", tmp_path)
-    assert done.returncode == 2 and "--recipe f16" in done.stderr
-    assert not list(tmp_path.iterdir())
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Tiny-Llama-F32.gguf", "Tiny-Llama-Q8_0.gguf"]
 
 
 @pytest.mark.parametrize("option", ["--outfile", "--outdir"])

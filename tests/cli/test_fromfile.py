@@ -104,8 +104,8 @@ def test_the_vocabulary_of_a_folder(model: Path, home: Path, tmp_path: Path) -> 
 USAGE: dict[str, tuple[list[str], str]] = {
     "nothing to make": ([], "this is a GGUF file already"),
     "both": (["--outtype", "f16", "-r", "q8_0"], "both say"),
-    "no such type": (["--outtype", "auto"], "'auto' is no type"),
-    "a type and a budget": (["--outtype", "f16", "--target-bpw", "6"], "--outtype cannot be used"),
+    "no such type": (["--outtype", "auto"], "'auto' is not an unquantized type"),
+    "a type and a budget": (["--outtype", "f16", "--target-bpw", "6"], "types cannot be given as well"),
     "an adapter": (["-r", "q8_0", "--lora", "x"], "--lora cannot be used"),
     "a pre-tokenizer": (["-r", "q8_0", "--pre", "qwen2"], "--pre cannot be used"),
 }
