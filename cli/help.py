@@ -1,9 +1,17 @@
 """What `--help` shows besides the options' own texts: examples, exit codes, groups of options."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+from typer import BadParameter, Exit
 from typer.core import TyperCommand, TyperGroup
+
+from ggufsmith.cli.hints import advice, suspicious
+
+ADAPTER = "adapter_config.json"  # in the folder of an adapter, which is never quantized
+# Of click, which some releases of typer carry themselves.
+UsageError = cast(type[Exception], BadParameter.__mro__[1])
 
 EXIT_CODES = (
     "0 done and verified, 1 failed while working, 2 usage, 3 input not supported, 4 input malformed or unsafe, "
@@ -107,7 +115,10 @@ def arranged(params: list[Any]) -> list[Any]:
 
 
 class Command(TyperCommand):
-    """A command with arranged options, whose paragraphs are lines that wrap as wide as the screen."""
+    """A command with arranged options, whose paragraphs are lines that wrap as wide as the screen.
+
+    Words of other programs are answered with the same command in our options (see `cli.hints`).
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -115,7 +126,32 @@ class Command(TyperCommand):
         self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
     def get_params(self, ctx: Any) -> list[Any]:
+        """The options, arranged."""
         return arranged(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words after the command. Ends the program with code 2 if they are another program's."""
+        words = list(args)
+        try:
+            rest: list[str] = super().parse_args(ctx, args)
+        except UsageError:
+            self._advise(ctx, words)
+            raise
+        if suspicious(words):
+            self._advise(ctx, words)
+        return rest
+
+    def _advise(self, ctx: Any, words: list[str]) -> None:
+        from ggufsmith.cli import render
+        from ggufsmith.container.errors import Usage
+        from ggufsmith.quantize.recipes.files import recipe_name
+
+        params = self.get_params(ctx)
+        options = {name: not getattr(param, "is_flag", False) for param in params for name in param.opts}
+        found = advice(str(self.name), words, options, recipe_name)
+        if found and not ("--recipe" in found.words and Path(found.words[0], ADAPTER).is_file()):
+            render.failure(Usage(found.why, fix=found.sentence(ctx.command_path)), "--json" in words)
+            raise Exit(Usage.code)
 
 
 class Group(TyperGroup):
