@@ -27,14 +27,21 @@ from ggufsmith.naming.filename import FileName
 from ggufsmith.naming.suggest import name_of
 from ggufsmith.pipeline.outputs import OutputFile
 from ggufsmith.pipeline.passes import Pass, SourceInfo, in_order
-from ggufsmith.pipeline.request import Request
+from ggufsmith.pipeline.request import CHECKPOINT, Request
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Quantizable, QuantizedFile, fit_importance, output_paths, plan_outputs
+from ggufsmith.quantize.outputs import (
+    Quantizable,
+    QuantizedFile,
+    check_names,
+    fit_importance,
+    output_paths,
+    plan_outputs,
+)
 from ggufsmith.quantize.plan import Importance
 from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.filetypes import file_type_of
-from ggufsmith.quantize.resolve import Making, limits_of, making_of
+from ggufsmith.quantize.resolve import Making, resolved
 
 
 def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> Pass:
@@ -42,17 +49,16 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
 
     open_files: how the weights are read (see `stored.Checkpoint`).
     """
-    making, limits = making_of(request.make), limits_of(request.write)
+    making, limits = resolved(request, *CHECKPOINT)
     _check(request, making)
     model = open_folder(request, open_files)
-    outtypes = request.make.outtypes if making.quantizes else request.make.outtypes or (model.usual,)
-    outputs: list[OutputFile] = (
-        [] if making.quantizes and outtypes == ("auto",) else _plain(request, model, outtypes, limits)
-    )
+    outtypes = request.make.outtypes or (() if making.quantizes else (model.usual,))
+    outputs: list[OutputFile] = [*_plain(request, model, outtypes, limits)]
     importance: Importance | None = None
     if making.recipes:
         quantized, importance = _quantized(request, making, model, limits)
         outputs += quantized
+    check_names(outputs)
     tensors = tensors_for(model.checkpoint, model.plan, outputs)
     names = [tensor.name for tensor in tensors]
     imatrix = request.make.imatrix
@@ -93,8 +99,6 @@ def _check(request: Request, making: Making) -> None:
 def _plain(request: Request, model: FolderModel, outtypes: Sequence[str], limits: Limits) -> list[OutputFile]:
     """One unquantized file for each type."""
     write = request.write
-    if write.outfile is not None and len(outtypes) > 1:
-        raise Usage("one output file for several types", fix="Leave --outfile out, or name a folder with --outdir.")
     outputs = []
     for format in map(model.format, outtypes):
         layout = model.layout(format)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gguf.constants import LlamaFileType
+from gguf.constants import Keys, LlamaFileType
 
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import BY_NAME, Format
@@ -31,6 +31,7 @@ from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overri
 from ggufsmith.pipeline.request import Request, SourceOptions
 from ggufsmith.quantize.resolve import refuse_unfit
 from ggufsmith.tokenizer.read import read_vocabulary
+from ggufsmith.tokenizer.stripping import fit_name
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
     {
@@ -87,7 +88,11 @@ class FolderModel:
     @property
     def small_files(self) -> tuple[Path, ...]:
         """The files beside the weights that a conversion may have read, for its record."""
-        found = (path for path in sorted(self.folder.iterdir()) if path.suffix in SMALL and path.is_file())
+        found = (
+            path
+            for path in sorted(self.folder.iterdir())
+            if (path.suffix in SMALL or path.stem == "tokenizer.model") and path.is_file()
+        )
         return tuple(path for path in found if not path.name.endswith(".provenance.json"))
 
 
@@ -134,12 +139,15 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     ]
     parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
     general = _general(source, folder, config, parameters, record.name, origin, notes)
+    stated = _is_named(source)
+    notes += fit_name(general(BY_NAME["F16"]), vocabulary, stated=stated)[1]
 
     def name(encoding: str) -> str:
         return FileName(origin.name, type="vocab").format() if source.vocab_only else output_name(origin.name, encoding)
 
     def metadata(format: Format) -> Metadata:
-        return {**general(format), **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
+        named, _ = fit_name(general(format), vocabulary, stated=stated)
+        return {**named, **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
 
     return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name)
 
@@ -170,6 +178,13 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         return {**without_paths(general(format)), **plan.metadata}
 
     return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, adapter=True)
+
+
+def _is_named(source: SourceOptions) -> bool:
+    """Whether the user says what general.name is."""
+    return bool(source.model_name) or (
+        source.metadata is not None and Keys.General.NAME in read_overrides(source.metadata)
+    )
 
 
 def adapters_of(source: SourceOptions) -> list[tuple[Path, float]]:

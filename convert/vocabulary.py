@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from gguf.constants import Keys
+
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.config import read_optional_json
 from ggufsmith.quantize.source import open_model
 from ggufsmith.tokenizer.read import read_vocabulary
+from ggufsmith.tokenizer.stripping import fit_name
 
 
 def vocabulary_of(file: Path, folder: Path) -> tuple[Metadata, tuple[str, ...]]:
@@ -18,7 +21,9 @@ def vocabulary_of(file: Path, folder: Path) -> tuple[Metadata, tuple[str, ...]]:
         raise Malformed("there is no such folder", where=folder, fix="Pass the folder with the tokenizer's files.")
     with open_model(file).files as model:
         embedding = model.tensors.get("token_embd.weight")
+        named = {key: value for key, value in model.metadata.items() if key == Keys.General.NAME}
     config = read_optional_json(folder / "config.json")
     size = embedding.shape[0] if embedding is not None else None
     vocabulary = read_vocabulary(folder, config=config, size=size, architecture="LlamaForCausalLM")
-    return vocabulary.metadata(), vocabulary.notes
+    _, said = fit_name(named, vocabulary, stated=True)
+    return vocabulary.metadata(), (*vocabulary.notes, *said)

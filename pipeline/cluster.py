@@ -14,11 +14,12 @@ import socket
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,16 @@ from ggufsmith.container.layout import Layout
 from ggufsmith.container.positional import as_bytes, write_at
 from ggufsmith.container.writer import FULL
 from ggufsmith.pipeline.encoder import Encoder
-from ggufsmith.pipeline.findings import Finding
+from ggufsmith.pipeline.findings import Finding, Tally
 from ggufsmith.pipeline.stream import (
     Chunk,
     Done,
     Opening,
     RowSource,
     Scratch,
+    SharedTarget,
     StreamTarget,
     chunks,
-    findings,
     is_held,
     load_kernels,
     make_chunk,
@@ -51,6 +52,7 @@ from ggufsmith.pipeline.stream import (
 )
 
 TASK = 1 << 24  # weights: a fifth of a second or more, against a few milliseconds of scheduler and client
+AHEAD = 64  # tasks that are with the scheduler, for each thread of the workers
 RETRIES = 2  # of a task that fails: another worker may have what this one lacks
 TIMEOUT = 15  # seconds until the scheduler answers, and until there is a worker
 PATIENCE = 60.0  # seconds without any worker
@@ -236,45 +238,46 @@ def stream_on(
     scheduler: str,
     opening: Opening,
     tensors: Sequence[RowSource],
-    targets: Sequence[StreamTarget],
+    targets: Sequence[SharedTarget],
     *,
     advance: Callable[[int], None] = lambda weights: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Finding]]:
     """What `stream.stream` does, on the workers of a cluster. scheduler: its address.
 
-    opening: gives the same tensors on a worker; it is pickled. The targets' writers are `container.shards.SetWriter`.
+    opening: gives the same tensors on a worker; it is pickled.
     advance: told of weights as they are done, and of none from time to time. note: told of workers that were unable.
 
     Failure: no scheduler, or no worker, or none that is left; and whatever a chunk raises there.
     """
     run = WorkerRun(opening, [_place_of(target) for target in targets])
-    done: list[Done] = []
+    tally = Tally(len(targets))
     with _connected(scheduler) as client, _registered(client, run):
-        todo = [chunk for chunk in chunks(tensors) if not is_held(tensors, chunk, targets)]
+        todo = (chunk for chunk in chunks(tensors) if not is_held(tensors, chunk, targets))
         unable: dict[str, Failure] = {}
         work = partial(_work, run.name)
-        for task, (made, pieces) in _finished(client, work, list(_tasks(tensors, todo)), unable, lambda: advance(0)):
+        for task, (made, pieces) in _finished(client, work, _tasks(tensors, todo), unable, lambda: advance(0)):
             for piece in pieces:
-                writer: Any = targets[piece.target].writer
+                writer = targets[piece.target].writer
                 if not writer.holds(piece.offset, piece.size):
                     writer.record(piece.offset, piece.size, piece.checksum)
-            done += made
+            for done in made:
+                tally.add(*done)
             advance(sum(weights_of(tensors, chunk) for chunk in task))
         with suppress(Exception):  # what is missing in the end, the check of the sums finds
             client.run(_flush, run.name, on_error="ignore")
     for why in unable.values():
         note(f"{str(why).splitlines()[0]}; the other workers did its part")
-    return findings(done, len(targets))
+    return tally.unweighted
 
 
-def _place_of(target: StreamTarget) -> WorkerOutput:
-    writer: Any = target.writer
+def _place_of(target: SharedTarget) -> WorkerOutput:
+    writer = target.writer
     layout = replace(target.layout, metadata={}, header=b"")
-    return WorkerOutput(layout, tuple(writer.temporaries), tuple(writer.plan.starts), target.encoder, target.importance)
+    return WorkerOutput(layout, tuple(writer.temporaries), tuple(writer.starts), target.encoder, target.importance)
 
 
-def _tasks(tensors: Sequence[RowSource], todo: Sequence[Chunk]) -> Iterator[Task]:
+def _tasks(tensors: Sequence[RowSource], todo: Iterable[Chunk]) -> Iterator[Task]:
     """Chunks that follow each other, in tasks of about one size."""
     task: list[Chunk] = []
     weights = 0
@@ -331,7 +334,7 @@ def _registered(client: distributed.Client, run: WorkerRun) -> Iterator[None]:
 def _finished(
     client: distributed.Client,
     work: Callable[[Task], Result],
-    tasks: Sequence[Task],
+    tasks: Iterator[Task],
     unable: dict[str, Failure],
     waiting: Callable[[], None],
 ) -> Iterator[tuple[Task, Result]]:
@@ -339,12 +342,26 @@ def _finished(
 
     unable: gets the workers whose system was in the way, with what it said; what failed there goes to the others only.
     waiting: called in between; it may raise.
+
+    Of the tasks only some for each thread are sent ahead, so that their number costs no memory.
     """
     address = client.scheduler.address
-    pending = dict(zip(client.map(work, tasks, pure=False, retries=RETRIES), tasks, strict=True))
+    pending: dict[distributed.Future, Task] = {}
     bound: dict[str, set[str]] = {}  # tasks that may be done by these workers only
-    ready = distributed.as_completed(list(pending), loop=client.loop, with_results=True, raise_errors=False)
+    ready = distributed.as_completed([], loop=client.loop, with_results=True, raise_errors=False)
     alive = looked = time.monotonic()
+    room = _room(client)
+
+    def send() -> bool:
+        """Send what there is room for. Whether there may be more; nothing is sent to a scheduler that is lost."""
+        wanted = max(room - len(pending), 0)
+        if not wanted or client.status != "running":
+            return True
+        more = list(islice(tasks, wanted))
+        futures = client.map(work, more, pure=False, retries=RETRIES)
+        pending.update(zip(futures, more, strict=True))
+        ready.update(futures)
+        return len(more) == wanted
 
     def send_again(future: distributed.Future, able: set[str]) -> None:
         task = pending.pop(future)
@@ -354,7 +371,8 @@ def _finished(
         ready.add(again)
 
     try:
-        while pending:
+        more = True
+        while (more := more and send()) or pending:
             batch = ready.next_batch(block=False)
             for future, result in batch:
                 if future not in pending:  # cancelled above
@@ -377,7 +395,7 @@ def _finished(
             if client.status != "running":
                 raise Failure("the connection to the Dask scheduler is lost", where=address, fix=HOW)
             if now - looked > PATIENCE / 10:
-                looked = now
+                looked, room = now, _room(client)
                 able = _workers(client) - unable.keys()
                 alive = now if able else alive
                 for future in [future for future in pending if able and not bound.get(future.key, able) & able]:
@@ -398,6 +416,14 @@ def _workers(client: distributed.Client) -> set[str]:
     with suppress(OSError):
         return set(client.nthreads())
     return set()
+
+
+def _room(client: distributed.Client) -> int:
+    """How many tasks are sent ahead."""
+    threads = 0
+    with suppress(OSError):
+        threads = sum(client.nthreads().values())
+    return AHEAD * max(threads, 1)
 
 
 def _nobody(unable: dict[str, Failure]) -> Failure:

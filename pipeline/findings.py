@@ -1,6 +1,7 @@
 """What is found in rows while they are encoded, and must not be passed over in silence."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -38,3 +39,24 @@ class Report:
             total([(row, report.overflow) for row, report in listed]),
             total([(row, report.unweighted) for row, report in listed]),
         )
+
+
+class Tally:
+    """What was found in each output, added up by tensor while chunks are done, in any order. Thread-safe.
+
+    unweighted: for each output the tensors some of whose weights had no usable importance.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        self.unweighted: list[dict[str, Finding]] = [{} for _ in range(outputs)]
+        self._lock = threading.Lock()
+
+    def add(self, name: str, first: int, reports: Sequence[Report]) -> None:
+        """Take in a chunk of a tensor that begins at row `first`, with a report for each output."""
+        with self._lock:
+            for found, report in zip(self.unweighted, reports, strict=True):
+                if (more := report.unweighted).first is None:
+                    continue
+                place = (first + more.first[0], more.first[1])
+                before = found.get(name, Finding(0, place))
+                found[name] = Finding(before.count + more.count, min(before.first or place, place))

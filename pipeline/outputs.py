@@ -20,7 +20,7 @@ from ggufsmith.container.writer import check_apart
 from ggufsmith.pipeline.encoder import Encoder
 from ggufsmith.pipeline.findings import Finding
 from ggufsmith.pipeline.parallel import available_cores
-from ggufsmith.pipeline.stream import Opening, RowSource, StreamTarget, load_kernels, stream
+from ggufsmith.pipeline.stream import Opening, RowSource, SharedTarget, load_kernels, stream
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,6 @@ def write_outputs(
     sync: bool = True,
     overwrite: bool = True,
     resume: bool = False,
-    identity: str = "",
     cluster: ClusterWork | None = None,
     advance: Callable[[int], None] = lambda weights: None,
     loaded: Callable[[float], None] = lambda seconds: None,
@@ -123,7 +122,7 @@ def write_outputs(
     """Make, verify, and give the files their names; tensors in the order of the layouts.
 
     resume: see `container.writer.Writer`; layouts, inputs, importance, the encoder and the fingerprints of the tensors
-    decide the bytes, and identity says what else does.
+    decide the bytes.
     cluster: None works on this machine.
 
     advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
@@ -138,7 +137,7 @@ def write_outputs(
         "threads": threads,
     }
     notes: list[str] = []
-    way = fingerprint(identity, encoder, [tensor.fingerprint for tensor in tensors])
+    way = fingerprint(encoder, [tensor.fingerprint for tensor in tensors])
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -147,7 +146,7 @@ def write_outputs(
             for output in outputs
         ]
         targets = [
-            StreamTarget(output.shards.whole, writer, encoder, output.importance)
+            SharedTarget(output.shards.whole, writer, encoder, output.importance)
             for output, writer in zip(outputs, writers, strict=True)
         ]
         if cluster is None:
@@ -165,7 +164,7 @@ def write_outputs(
 def _stream_on(
     cluster: ClusterWork,
     tensors: Sequence[RowSource],
-    targets: Sequence[StreamTarget],
+    targets: Sequence[SharedTarget],
     advance: Callable[[int], None],
     note: Callable[[str], None],
 ) -> list[dict[str, Finding]]:

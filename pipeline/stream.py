@@ -6,7 +6,7 @@ on the number of threads or on their timing.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import Layout, rows_of
+from ggufsmith.container.parallel import parallel_for
 from ggufsmith.pipeline.encoder import Encoder, RowRange
-from ggufsmith.pipeline.findings import Finding, Report
-from ggufsmith.pipeline.parallel import parallel_map
+from ggufsmith.pipeline.findings import Finding, Report, Tally
 
 CHUNK = 1 << 20  # weights per chunk: so many that Python between the kernels, and one write at a time, do not count
 F32 = BY_NAME["F32"]
@@ -90,8 +90,26 @@ class Opening(Protocol):
 class Sink(Protocol):
     """Takes bytes at offsets: a `container.writer.Writer`, or a `container.shards.SetWriter`."""
 
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None: ...
-    def holds(self, offset: int, size: int) -> bool: ...
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        """Put the bytes of `data`, C-contiguous, at `offset` of the file."""
+
+    def holds(self, offset: int, size: int) -> bool:
+        """Whether these bytes are there already, and need no writing."""
+
+
+class SharedSink(Sink, Protocol):
+    """A sink whose files other processes write as well: a `container.shards.SetWriter`.
+
+    temporaries: the files as they are called while they are written. starts: where each begins in the layout.
+    """
+
+    @property
+    def temporaries(self) -> Sequence[Path]: ...
+    @property
+    def starts(self) -> Sequence[int]: ...
+
+    def record(self, offset: int, size: int, checksum: int) -> None:
+        """Note a write that another process did, with the checksum of its bytes (see `container.checksum`)."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,13 @@ class StreamTarget:
     writer: Sink
     encoder: Encoder
     importance: Sequence[NDArray[np.float32] | None] | None = None
+
+
+@dataclass(frozen=True)
+class SharedTarget(StreamTarget):
+    """One output that several processes write."""
+
+    writer: SharedSink
 
 
 def load_kernels(tensors: Sequence[RowSource], targets: Sequence[StreamTarget]) -> None:
@@ -131,26 +156,19 @@ def stream(
     Malformed: a weight is NaN or infinite. Unsupported: a finite weight that the target type cannot hold.
     """
 
-    def worker(stop: threading.Event) -> Callable[[Chunk], Done]:
+    tally = Tally(len(targets))
+
+    def worker(stop: threading.Event) -> Callable[[Chunk], None]:
         scratch = Scratch()
 
-        def work(chunk: Chunk) -> Done:
-            done = make_chunk(tensors, chunk, targets, scratch)
+        def work(chunk: Chunk) -> None:
+            tally.add(*make_chunk(tensors, chunk, targets, scratch))
             advance(weights_of(tensors, chunk))
-            return done
 
         return work
 
-    return findings(parallel_map(worker, chunks(tensors), threads), len(targets))
-
-
-def findings(done: Iterable[Done], count: int) -> list[dict[str, Finding]]:
-    """What chunks found, by output and tensor. count: of outputs."""
-    found: list[dict[str, Finding]] = [{} for _ in range(count)]
-    for name, first, reports in done:
-        for each, report in zip(found, reports, strict=True):
-            _note(each, name, first, report.unweighted)
-    return found
+    parallel_for(worker, chunks(tensors), threads)
+    return tally.unweighted
 
 
 def chunks(tensors: Sequence[RowSource]) -> Iterator[Chunk]:
@@ -179,18 +197,6 @@ def make_chunk(tensors: Sequence[RowSource], chunk: Chunk, targets: Sequence[Str
     index, first, last = chunk
     scratch.reset()
     return tensors[index].name, first, _chunk(tensors[index], index, first, last, targets, scratch)
-
-
-def _note(findings: dict[str, Finding], name: str, first: int, finding: Finding) -> None:
-    """Add a finding of a chunk to that of its tensor; the first place is that of the lowest row."""
-    if finding.first is None:
-        return
-    place = (first + finding.first[0], finding.first[1])
-    before = findings.get(name)
-    if before is not None and before.first is not None:
-        findings[name] = Finding(before.count + finding.count, min(before.first, place))
-    else:
-        findings[name] = Finding(finding.count, place)
 
 
 def _chunk(

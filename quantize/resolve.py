@@ -26,6 +26,21 @@ class Making:
         return bool(self.recipes or self.budgets)
 
 
+def resolved(request: Request, *kinds: Input) -> tuple[Making, Limits]:
+    """What a request asks for, checked as far as that is possible before its source is opened.
+
+    kinds: what the source may be. Usage for what is unknown, contradicts itself or has no meaning for such a source.
+    """
+    refuse_unfit(request, *kinds)
+    making, limits = making_of(request.make), limits_of(request.write)
+    if request.write.outfile is not None and len((*request.make.outtypes, *making.recipes, *making.budgets)) > 1:
+        raise Usage(
+            "--outfile names one file, and several recipes or types each make one",
+            fix="Leave it out, or name a folder with --outdir.",
+        )
+    return making, limits
+
+
 def making_of(make: MakeOptions) -> Making:
     """Read recipes, types and budgets. Usage for what is unknown or contradicts itself."""
     recipes = tuple(each if isinstance(each, Recipe) else recipe_of(each) for each in make.recipes)
@@ -89,13 +104,12 @@ def budgets_of(make: MakeOptions) -> tuple[Budget, ...]:
     return tuple(each for each in (*sizes, *bits) if each is not None)
 
 
-def refuse_unfit(request: Request, kind: Input) -> None:
-    """Usage if an option is set that has no meaning for a source of this kind."""
-    unwanted = unfit(kind, request.source, request.make, request.write)
+def refuse_unfit(request: Request, *kinds: Input) -> None:
+    """Usage if an option is set that has no meaning for a source of any of these kinds."""
+    unwanted = unfit(kinds, request.source, request.make, request.write)
     if unwanted:
-        raise Usage(
-            f"{' and '.join(unwanted)} cannot be used with {INPUTS[kind]}", where=request.path, fix="Leave it out."
-        )
+        named = " or ".join(INPUTS[kind] for kind in kinds)
+        raise Usage(f"{' and '.join(unwanted)} cannot be used with {named}", where=request.path, fix="Leave it out.")
 
 
 def limits_of(write: WriteOptions) -> Limits:

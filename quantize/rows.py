@@ -226,11 +226,8 @@ def convert_rows(target: Format, rows: NDArray[Any], source: Format, out: NDArra
     parts = []
     limit = LARGEST_HALF if target.name == "F16" else INFINITE - 1
     for start, stop in chunks(*rows.shape):
-        x, y = rows[start:stop], out[start:stop]
-        room = y.view(target.dtype["x"]) if aligned(y, target.size) else np.empty(x.shape, target.dtype["x"])
-        peak = floats().convert(flat(x if aligned(x, source.size) else x.copy()), source.name, flat(room), target.name)
-        if not aligned(y, target.size):
-            y[:] = room.view(np.uint8)
+        x, y = rows[start:stop], out[start:stop].view(target.dtype["x"])
+        peak = floats().convert(flat(x), source.name, flat(y), target.name)
         if peak > limit:
             wide = as_f32(x, source)[0]
             finite = np.isfinite(wide)
@@ -248,13 +245,13 @@ def lost(target: Format, x: NDArray[np.float32], out: NDArray[np.uint8]) -> NDAr
 
 
 def as_f32(rows: NDArray[Any], source: Format) -> tuple[NDArray[np.float32], int | None]:
-    """A chunk as aligned float32, valid until this thread's next call; and its peak, if it had to be converted."""
-    if source.name == "F32" and aligned(rows, 4):
+    """A chunk as float32, valid until this thread's next call; and its peak, if it had to be converted."""
+    if source.name == "F32":
         return rows, None
     if getattr(LOCAL, "room", np.empty(0)).size < rows.size:
         LOCAL.room = np.empty(max(rows.size, CHUNK), np.float32)
     x = LOCAL.room[: rows.size]
-    peak = floats().convert(flat(rows if aligned(rows, source.size) else rows.copy()), source.name, x, "F32")
+    peak = floats().convert(flat(rows), source.name, x, "F32")
     return x.reshape(rows.shape), peak
 
 
@@ -264,10 +261,6 @@ def find(mask: NDArray[np.bool_]) -> Finding:
         return Finding()
     row, column = divmod(int(mask.argmax()), mask.shape[1])
     return Finding(int(mask.sum()), (row, column))
-
-
-def aligned(array: NDArray[Any], size: int) -> bool:
-    return array.ctypes.data % size == 0
 
 
 def flat(array: NDArray[Any]) -> NDArray[Any]:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import rows_of
+from ggufsmith.container.parallel import parallel_for, parallel_map
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.reader import Gguf, TensorInfo
 from ggufsmith.container.shards import GgufSet
-from ggufsmith.pipeline.parallel import parallel_map
 from ggufsmith.pipeline.stream import RowSource, Scratch, chunks
 from ggufsmith.quantize.checks import nonfinite
 from ggufsmith.quantize.rows import MODULES, codec_of, decode, encode, warm_up
@@ -157,7 +157,7 @@ def compare(
 
         return one
 
-    parallel_map(worker, chunks([source for source, _ in pairs]), threads)
+    parallel_for(worker, chunks([source for source, _ in pairs]), threads)
     return results
 
 

@@ -4,7 +4,8 @@ tokenizer.model (SentencePiece) is preferred, as in llama.cpp's converter; then 
 merges.txt. transformers is not used.
 """
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.tokenizer import bpe, pretokenizers, spm
-from ggufsmith.tokenizer.added import ADDED, DECODER, JSON, read_added
+from ggufsmith.tokenizer.added import ADDED, DECODER, JSON, AddedToken, listing, read_added
 from ggufsmith.tokenizer.around import TextFrame, read_frame
 from ggufsmith.tokenizer.files import TokenizerFiles
 from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, read_bytes, read_object, read_text, shown
@@ -35,7 +36,8 @@ EOT_CLASSES = {"GemmaForCausalLM": "<end_of_turn>"}
 class _Parts:
     """What the kinds of folders have in common.
 
-    added:     text -> id of the added tokens, among which names are looked up first; of two ids the first.
+    further:   the added tokens.
+    added:     text -> id of those among which names are looked up first; of two ids the first.
     frame:     what tokenizer.json puts around a text, None without that file.
     adds_bos:  what llama.cpp does where the GGUF does not say.
     """
@@ -44,6 +46,7 @@ class _Parts:
     pre: str
     table: TokenTable
     tokens: tuple[str, ...]
+    further: tuple[AddedToken, ...]
     added: Mapping[str, int]
     frame: TextFrame | None
     merges: tuple[str, ...] = ()
@@ -87,6 +90,12 @@ def read_vocabulary(
         special.add["bos"] = False
         special.notes.append("tokenizer.json adds no BOS: written so, as llama.cpp would add it to such a vocabulary")
     template, named, more = read_templates(files)
+    further = [token for token in parts.further if token.id < len(parts.tokens)]
+    notes += _flag_notes(further, files)
+    if parts.model == "llama" and parts.space_prefix is not False and _once(files.tokenizer):
+        notes.append(
+            "this tokenizer puts a space before a text only; llama.cpp puts one behind every special token as well"
+        )
     vocabulary = Vocabulary(
         model=parts.model,
         pre=parts.pre,
@@ -98,6 +107,8 @@ def read_vocabulary(
         eog=special.eog,
         add=special.add,
         add_space_prefix=parts.space_prefix,
+        lstrip=tuple(token.id for token in further if token.lstrip),
+        rstrip=tuple(token.id for token in further if token.rstrip),
         chat_template=template,
         chat_templates=named,
         notes=(*notes, *parts.table.notes, *special.notes, *more),
@@ -123,7 +134,7 @@ def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list
 
 def _parts(files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
     """Choose the file that holds the vocabulary and read it."""
-    raw = read_bytes(files.home("tokenizer.model"), "tokenizer.model", spm.MAX_MODEL)
+    raw = read_bytes(files.home(files.sentencepiece), files.sentencepiece, spm.MAX_MODEL)
     if raw is not None and not spm.is_tiktoken(raw):
         return _from_sentencepiece(raw, files, rows, pre, notes)
     if files.tokenizer is not None:
@@ -150,12 +161,12 @@ def _from_bpe(
     frame = read_frame(tokenizer, where) if tokenizer is files.tokenizer else None
     stated = {**added.ids[ADDED], **added.ids[DECODER], **added.ids[JSON]}
     by_text = {text: model.vocab.get(text, token) for text, token in stated.items()}
-    normalizers = _normalizers(child(tokenizer, "normalizer", dict, where=where), where)
+    normalizers = {_kind(step) for step in _steps(child(tokenizer, "normalizer", dict, where=where), where)}
     if fallback:
         _refuse_pre(pre)
         notes += (f"llama.cpp does not apply the pre-tokenizer {s}" for s in stages if not _only_spaces(s))
         prefix = _prepends(normalizers, stages)
-        return _Parts("llama", "default", table, tokens, by_text, frame, adds_bos=True, space_prefix=prefix)
+        return _Parts("llama", "default", table, tokens, added.tokens, by_text, frame, (), True, prefix)
     notes += (f"llama.cpp does not apply the normalizer {kind}" for kind in sorted(normalizers - {"NFC"}))
     if pre is not None:
         name, row = pre, pretokenizers.named(pre)
@@ -163,7 +174,7 @@ def _from_bpe(
         name, row = pretokenizers.match(stages, model.ignore_merges, {*model.vocab, *stated}, where)
     if row.ignore_merges != model.ignore_merges:
         notes.append(f"ignore_merges is {model.ignore_merges}, llama.cpp's {name} assumes {row.ignore_merges}")
-    return _Parts("gpt2", name, table, tokens, by_text, frame, model.merges, row.adds_bos)
+    return _Parts("gpt2", name, table, tokens, added.tokens, by_text, frame, model.merges, row.adds_bos)
 
 
 def _from_sentencepiece(
@@ -171,7 +182,7 @@ def _from_sentencepiece(
 ) -> _Parts:
     """tokenizer.model; a tokenizer.json of the same vocabulary beside it tells of added tokens."""
     _refuse_pre(pre)
-    where = files.path("tokenizer.model")
+    where = files.path(files.sentencepiece)
     pieces = spm.parse_pieces(raw, where)
     if pieces.unigram:
         notes.append(
@@ -194,7 +205,35 @@ def _from_sentencepiece(
     prefix = None if pieces.dummy_prefix else False
     by_text = {text: vocabulary.get(text, token) for text, token in added.ids[JSON].items()}
     tokens = table.finish(where)
-    return _Parts("llama", "default", table, tokens, by_text, frame, adds_bos=True, space_prefix=prefix)
+    return _Parts("llama", "default", table, tokens, added.tokens, by_text, frame, (), True, prefix)
+
+
+def _flag_notes(added: Sequence[AddedToken], files: TokenizerFiles) -> Iterator[str]:
+    """Flags that llama.cpp does not know, apart from those of `stripping`, which depend on the model's name."""
+    if whole := {token.text: token for token in added if token.single_word}:
+        yield f"llama.cpp finds {listing(whole)} inside words too, which this tokenizer does not (single_word)"
+    where = files.path("tokenizer.json")
+    steps = _steps(child(files.tokenizer or {}, "normalizer", dict, where=where), where)
+    normalized = [token.text for token in added if token.normalized]
+    if changed := [text for text in normalized if any(_changes(step, text) for step in steps)]:
+        texts = listing(dict.fromkeys(changed))
+        yield f"llama.cpp finds {texts} in the text as it is, this tokenizer in normalized text (normalized)"
+
+
+def _once(tokenizer: Json | None) -> bool:
+    """Whether a tokenizer.json puts its space before the first part of a text only, not behind added tokens."""
+    node = (tokenizer or {}).get("pre_tokenizer")
+    return isinstance(node, dict) and (node.get("type"), node.get("prepend_scheme")) == ("Metaspace", "first")
+
+
+def _changes(normalizer: Json, text: str) -> bool:
+    """Whether one of the normalizers that vocabularies of this kind have changes a text."""
+    kind, pattern = normalizer.get("type"), normalizer.get("pattern")
+    if kind == "Replace":
+        return isinstance(pattern, dict) and isinstance(pattern.get("String"), str) and pattern["String"] in text
+    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
+        return unicodedata.normalize(kind, text) != text
+    return kind == "Prepend" or (kind == "Lowercase" and text.lower() != text)
 
 
 def _refuse_pre(pre: str | None) -> None:
@@ -208,6 +247,12 @@ def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
     """vocab.json and merges.txt in the shape of a tokenizer.json. UTF-8, whatever the platform's default is."""
     vocab = read_object(files.home("vocab.json"), "vocab.json")
     lines = read_text(files.home("merges.txt"), "merges.txt")
+    if (vocab is None or lines is None) and files.path("tekken.json").is_file():
+        raise Unsupported(
+            "its vocabulary is a tekken.json, which is not read",
+            where=files.folder,
+            fix="Put the tokenizer.json of the same model's Hugging Face repository into the folder.",
+        )
     if vocab is None or lines is None:
         raise Unsupported(
             "no vocabulary: neither tokenizer.model, nor tokenizer.json, nor vocab.json with merges.txt",
@@ -227,15 +272,14 @@ def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
     return {"model": {"type": "BPE", "vocab": vocab, "merges": merges}}, stages
 
 
-def _normalizers(node: Json | None, where: Path) -> set[str]:
-    """Types of all normalizers, sequences flattened."""
-    if node is None:
-        return set()
-    inner = child(node, "normalizers", list, where=where, path="normalizer.")
+def _steps(normalizer: Json | None, where: Path) -> list[Json]:
+    """The steps of a normalizer, a sequence flattened."""
+    if normalizer is None:
+        return []
+    inner = child(normalizer, "normalizers", list, where=where, path="normalizer.")
     if inner is None:
-        return {_kind(node)}
-    nodes = [expect(n, dict, where=where, key="normalizer.normalizers") for n in inner]
-    return {_kind(n) for n in nodes}
+        return [normalizer]
+    return [expect(step, dict, where=where, key="normalizer.normalizers") for step in inner]
 
 
 def _kind(node: Json) -> str:

@@ -43,6 +43,7 @@ class Vocabulary:
     eog:              every id that a file of the model states as end of generation.
     add:              role (bos, eos, sep) -> whether it is added around a text; absent means llama.cpp's default.
     add_space_prefix: None means llama.cpp's default (true for "llama").
+    lstrip, rstrip:   ids of tokens that take the white space before, or behind, them; GGUF has no place for it.
     chat_template:    the default template; chat_templates: the named ones. Copied, never rendered.
     notes:            sentences for the report: what was padded, dropped, or contradictory.
     """
@@ -57,6 +58,8 @@ class Vocabulary:
     eog: tuple[int, ...] = ()
     add: Mapping[str, bool] = field(default_factory=dict)
     add_space_prefix: bool | None = None
+    lstrip: tuple[int, ...] = ()
+    rstrip: tuple[int, ...] = ()
     chat_template: str | None = None
     chat_templates: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from ggufsmith.convert.dequantize.gptq import GPTQ
 from ggufsmith.convert.dequantize.hqq import HQQ
 from ggufsmith.convert.dequantize.mlx import MLX
 from ggufsmith.convert.dequantize.mxfp4 import MXFP4, MXFP4_PACKED
+from ggufsmith.convert.dequantize.narrowed import narrowed
 from ggufsmith.convert.dequantize.nvfp4 import NVFP4, NVFP4_PACKED
 from ggufsmith.convert.dequantize.scheme import ORIGINAL, DequantizedTensor, Parts, Scheme, SchemeInputs
 from ggufsmith.convert.dequantize.store import Store
@@ -71,7 +72,7 @@ def detect(checkpoint: Checkpoint, config: Config) -> Checkpoint:
     if marked:
         unused += [name for name in checkpoint.tensors if name.endswith(CACHE)]
     tensors = {
-        source.name: source
+        source.name: narrowed(source)
         for source in (made.get(name, tensor) for name, tensor in checkpoint.tensors.items())
         if isinstance(source, DequantizedTensor) or (source.name not in used and source.name not in unused)
     }

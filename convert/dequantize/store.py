@@ -24,6 +24,7 @@ NARROWEST = 64  # columns; a read of fewer costs as much
 
 # What safetensors calls a dtype -> how its bytes are handled. Halves and eight-bit floats are handled as their bits.
 DTYPES: Mapping[str, str] = {
+    "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
     "BF16": "<u2",
@@ -120,7 +121,10 @@ class Store:
 
 
 def to_f32(array: Array, dtype: str) -> NDArray[np.float32]:
-    """Stored floats as float32, exactly. `dtype` as safetensors spells it; F8_E8M0 and F8 types go through a table."""
+    """Stored floats as float32: exactly, but for F64, which is rounded.
+
+    dtype: as safetensors spells it; F8_E8M0 and F8 types go through a table.
+    """
     if dtype == "BF16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     if dtype.startswith("F8_"):

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Self
 
 from ggufsmith.container.errors import Malformed, NoSpace, Unsupported
+from ggufsmith.container.parallel import parallel_for
 from ggufsmith.convert.checkpoint import weight_map
 from ggufsmith.convert.hub.ahead import CONNECTIONS, ReadAhead
 from ggufsmith.convert.hub.http import Ranges, Remote
@@ -26,7 +27,6 @@ from ggufsmith.convert.hub.listing import Advance, Hub, HubFile, Listing
 from ggufsmith.convert.hub.names import HUGGING_FACE, MODELSCOPE, HubModel, Located
 from ggufsmith.convert.safetensors_header import MAX_HEADER
 from ggufsmith.convert.weightfiles import WeightFiles, choose_weights
-from ggufsmith.pipeline.parallel import parallel_map
 
 AT_ONCE = 4  # files that are downloaded side by side
 HEADER = 1 << 16  # bytes read of a safetensors file to begin with; most headers fit
@@ -159,7 +159,7 @@ def bring(hub: Hub, listing: Listing, files: Sequence[HubFile], progress: Progre
         return work
 
     with progress(size) as advance:
-        parallel_map(worker, missing, AT_ONCE)
+        parallel_for(worker, missing, AT_ONCE)
 
 
 def _bring(hub: Hub, listing: Listing, file: HubFile, advance: Advance) -> None:
@@ -218,7 +218,7 @@ def _stand_in_for(remotes: Mapping[Path, Remote]) -> None:
         return lambda pair: _stand_in(*pair, ranges)
 
     try:
-        parallel_map(worker, remotes.items(), min(CONNECTIONS, max(len(remotes), 1)))
+        parallel_for(worker, remotes.items(), min(CONNECTIONS, max(len(remotes), 1)))
     finally:
         for ranges in opened:
             ranges.close()

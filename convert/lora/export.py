@@ -20,6 +20,7 @@ from ggufsmith.container.values import Metadata, array, f32, string
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.dequantize.narrowed import narrowed
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.lora.merge import EMBEDDING, HEAD
@@ -163,7 +164,7 @@ def _alpha(adapter: Adapter) -> float:
 def _pair(output: TensorPlan, updates: Mapping[str, Update], alpha: float, adapter: Adapter) -> list[TensorPlan]:
     """lora_a and lora_b of one weight: its op moves rows, which are those of B."""
     found = [updates[source.name] for source in output.sources]
-    down, up = [update.down for update in found], [_scaled(update, alpha) for update in found]
+    down, up = [narrowed(update.down) for update in found], [narrowed(_scaled(update, alpha)) for update in found]
     gather: Op = Stack() if isinstance(output.op, Stack) else Transpose() if found[0].embedding else Copy()
     op: Op = Copy() if found[0].embedding else output.op
     pair = []

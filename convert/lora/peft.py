@@ -26,6 +26,7 @@ from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.checkpoint import contained, read_tensors
 from ggufsmith.convert.config import Config, as_number, read_json
+from ggufsmith.convert.names import without_wrappers
 from ggufsmith.convert.stored import StoredTensor
 
 CONFIG = "adapter_config.json"
@@ -37,7 +38,7 @@ PART = re.compile(
 )
 BIAS = re.compile(r"(?P<module>.+)\.lora_B(\.default)?\.bias")
 TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.default)?")
-DTYPES = ("F32", "F16", "BF16")
+DTYPES = ("F64", "F32", "F16", "BF16")
 # Settings under which the tensors mean something else than above.
 OTHER_MEANINGS: Mapping[str, str] = {
     "layer_replication": "layers of the base are repeated",
@@ -151,7 +152,7 @@ def open_adapter(folder: Path) -> Adapter:
     copies: dict[str, StoredTensor] = {}
     tokens: dict[str, StoredTensor] = {}
     for source in read_tensors(contained(folder, path)):
-        name = source.name.removeprefix(PREFIX)
+        name = without_wrappers(source.name).removeprefix("module.").removeprefix(PREFIX)
         if part := PART.fullmatch(name):
             place, key = modules.setdefault(part["module"], {}), part["role"]
         elif part := BIAS.fullmatch(name):

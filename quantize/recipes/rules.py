@@ -33,7 +33,7 @@ EXACT = {
 ROLES = ("token_embd", "output", *(role for _, role in FRAGMENTS), "other")
 # A fused QKV matrix holds the values too, and the compressed KV of MLA expands into them.
 VALUES = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})
-BLOCK = re.compile(r"blk\.(\d+)\.")
+BLOCK = re.compile(r"blk\.([0-9]{1,9})\.")  # names come from anywhere: no number is larger
 
 
 def role_of(name: str) -> str:

@@ -64,10 +64,11 @@ def test_the_folder_as_a_dot(model: Path, tmp_path: Path) -> None:
     assert (folder / "Tiny-Llama-F16.gguf").is_file()
 
 
-def test_a_type_beside_a_recipe_makes_both(model: Path, tmp_path: Path) -> None:
-    done = run(model, "--recipe", "q8_0", "--outtype", "f32", "--outdir", tmp_path)
+def test_types_beside_a_recipe(model: Path, tmp_path: Path) -> None:
+    done = run(model, "--recipe", "q8_0", "--outtype", "f32", "--outtype", "auto", "--outdir", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["Tiny-Llama-F32.gguf", "Tiny-Llama-Q8_0.gguf"]
+    assert [output["recipe"] for output in json.loads(done.stdout)["outputs"]] == ["F32", "BF16", "Q8_0"]
+    assert {path.name for path in tmp_path.iterdir()} == {f"Tiny-Llama-{kind}.gguf" for kind in ("F32", "BF16", "Q8_0")}
 
 
 @pytest.mark.parametrize("option", ["--outfile", "--outdir"])
@@ -199,7 +200,7 @@ def fails(code: int, *arguments: object) -> str:
     done = run(*arguments)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert "error: " in done.stderr or code == 2
+    assert done.stderr.startswith("error: ") or code == 2
     machine = run(*arguments, "--json")
     if code != 2 or machine.stdout:
         assert json.loads(machine.stdout)["error"]["code"] == code

@@ -31,6 +31,7 @@ from ggufsmith.convert.hf.config import token_ids
 from ggufsmith.tokenizer import pretokenizers
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.restore import vocabulary_of
+from ggufsmith.tokenizer.stripping import name_for
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 from ggufsmith.tokenizer.write import tokenizer_files
 
@@ -118,6 +119,37 @@ def test_what_is_added_around_a_text_is_what_transformers_adds(
         found = llama.encode("the of", add_special=True, parse_special=False)
     assert found == AutoTokenizer.from_pretrained(folder).encode("the of")
     assert (found[0] == vocabulary.special["bos"], found[-1] == vocabulary.special["eos"]) == (bos, eos)
+
+
+RSTRIP = {"special": True, "rstrip": True}
+PHI3 = {
+    **{text: {"special": True} for text in ("<unk>", "<s>", "<|endoftext|>")},
+    "</s>": {"special": False, "rstrip": True},
+    **dict.fromkeys(("<|user|>", "<|assistant|>", "<|end|>"), RSTRIP),
+}
+
+
+@pytest.mark.parametrize("name", ["My Support Bot", "Phi 3 Mini 4K Instruct"])
+def test_a_name_makes_llama_cpp_take_white_space_as_transformers_does(name: str, tmp_path: Path) -> None:
+    """llama.cpp issue 7685."""
+    from transformers import AutoTokenizer
+
+    vocabularies.write_naming("qwen2-bpe", tmp_path, ["tokenizer.json"], PHI3)
+    vocabulary = read_vocabulary(tmp_path, config={}, size=None, architecture="")
+    text = "<|user|>\nthe of<|end|> \n <|assistant|>\n a</s> b<s> c<|endoftext|>\n"
+    expected = AutoTokenizer.from_pretrained(tmp_path).encode(text, add_special_tokens=False)
+    for written, same in ((name, False), (name_for(vocabulary, name), True)):
+        with oracles.in_llama(vocabulary, tmp_path, written) as llama:
+            assert (llama.encode(text, add_special=False, parse_special=True) == expected) == same
+
+
+def test_a_name_under_which_llama_cpp_loads_nothing(tmp_path: Path) -> None:
+    vocabularies.write_naming("qwen2-bpe", tmp_path, ["tokenizer.json"], {"<|user|>": {"special": True}})
+    vocabulary = read_vocabulary(tmp_path, config={}, size=None, architecture="")
+    with pytest.raises(RuntimeError, match="cannot load"), oracles.in_llama(vocabulary, tmp_path, "Phi-3-distill"):
+        pass
+    with oracles.in_llama(vocabulary, tmp_path, name_for(vocabulary, "Phi-3-distill")) as llama:
+        assert llama.encode("the", add_special=False, parse_special=False)
 
 
 def has_mark(text: str) -> bool:

@@ -79,10 +79,11 @@ def only_stated(ours: Metadata, theirs: Metadata, llama: LlamaVocabulary) -> set
 
 
 @contextmanager
-def in_llama(vocabulary: Vocabulary, scratch: Path) -> Iterator[LlamaVocabulary]:
-    """The vocabulary, written to a GGUF and loaded by llama.cpp."""
+def in_llama(vocabulary: Vocabulary, scratch: Path, name: str = "model") -> Iterator[LlamaVocabulary]:
+    """The vocabulary, written to a GGUF of this general.name and loaded by llama.cpp. RuntimeError if it cannot be."""
     path = scratch / "vocabulary.gguf"
-    path.write_bytes(lay_out({"general.architecture": string("llama"), **vocabulary.metadata()}, []).header)
+    general = {"general.architecture": string("llama"), "general.name": string(name)}
+    path.write_bytes(lay_out({**general, **vocabulary.metadata()}, []).header)
     with logged():
         loaded = LlamaVocabulary(path)
         try:

@@ -60,6 +60,13 @@ class Cluster:
         with distributed.Client(self.address, set_as_default=False) as client:
             client.wait_for_workers(len(self.workers), timeout=60)
 
+    def work_done(self) -> None:
+        """Until the workers have nothing left to do, and whoever waits for it has been told."""
+        with distributed.Client(self.address, set_as_default=False) as client:
+            while any(client.processing().values()):
+                time.sleep(0.05)
+        time.sleep(0.5)
+
     def _start(self, module: str, *options: str, setup: Sequence[str] = ()) -> "subprocess.Popen[bytes]":
         code = "\n".join((*setup, f"from distributed.cli.{module} import main", "main()"))
         environment = {**os.environ, "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}

@@ -227,7 +227,7 @@ def test_what_a_worker_reported_before_it_died_counts(tmp_path: Path) -> None:
         def told(weights: int) -> None:
             calls.append(weights)
             if len(calls) == 1:
-                time.sleep(2)  # all the others come meanwhile
+                found.work_done()
             elif len(calls) == 2:
                 found.workers[0].kill()
                 time.sleep(1)  # for the client to hear of it
@@ -274,9 +274,10 @@ def test_when_all_workers_die_nothing_is_published(
 def test_a_lost_scheduler_and_going_on_from_there(
     shared: Cluster, large: Path, expected: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "TIMEOUT", 3)
+    monkeypatch.setattr(cluster, "TIMEOUT", 8)
     options = {"outfile": tmp_path / "a.gguf", "resume": True}
     with dask_processes.cluster(tmp_path / "dask") as found:
+        found.wait()
         started = plan(request(large, SLOW, scheduler=found.address, **options))
         with pytest.raises(Failure, match="scheduler is lost"):
             run(started, after(3_000_000, found.scheduler.kill))

@@ -64,6 +64,18 @@ def test_what_llama_cpp_cannot_add_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama-spm", "llama-bpe-fallback"])
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_space_that_llama_cpp_puts_more_often_is_said(kind: str, scheme: str, tmp_path: Path) -> None:
+    vocabularies.write_naming(kind, tmp_path, ["tokenizer.json"], {})
+    whole = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    put(tmp_path, "tokenizer.json", {**whole, "normalizer": None, "pre_tokenizer": metaspace})
+    vocabulary = read(tmp_path)
+    assert vocabulary.add_space_prefix is None
+    assert any("behind every special token" in note for note in vocabulary.notes) == (scheme == "first")
+
+
+@pytest.mark.parametrize("kind", ["llama-spm", "llama-bpe-fallback"])
 @pytest.mark.parametrize("flag", [True, False, None])
 @pytest.mark.parametrize("tokenizer_class", ["LlamaTokenizer", "PreTrainedTokenizerFast"])
 def test_the_space_before_a_text(kind: str, flag: bool | None, tokenizer_class: str, tmp_path: Path) -> None:

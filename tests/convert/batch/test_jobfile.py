@@ -19,6 +19,7 @@ from ggufsmith.cli.app import convert_app, quant_app
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.batch.jobfile import JobFile, JobModel, read_job
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, SETTINGS, json_schema
+from ggufsmith.quantize.resolve import limits_of
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +101,8 @@ def test_what_a_job_means(home: Path) -> None:
     assert [wanted.label for wanted in a.wanted] == ["bf16", "q4_K_M", "mine.toml"]
     assert a.beside("card") == a.folder / "README.md" and a.settings["repo"] == "me/Tiny-A-GGUF"
     assert (b.name, names(b), b.folder) == ("Tiny-B", ["Tiny-B-IQ2_XS.gguf"], job.output / "small" / "Tiny-B")
-    assert (b.imatrix, b.limits.max_size, b.settings["strict"]) == (home / "Tiny-B.imatrix", 4 * 10**9, True)
+    assert (b.request.make.imatrix, b.request.make.strict) == (home / "Tiny-B.imatrix", True)
+    assert limits_of(b.request.write).max_size == 4 * 10**9
     assert (names(c), c.beside("checksums"), c.is_checkpoint) == (["c.Q4_K_M.gguf", "c.MINE.gguf"], None, False)
     assert a.place == f"{home / 'jobs.toml'}:15"
 
@@ -169,7 +171,6 @@ card = "a/b.md"
         ("25", "set 'c' means nothing"),
         ("26", "no imatrix"),
         ("27", "source is missing"),
-        ("31", "outtypes is for a model folder"),
         ("32", "{modle} means nothing"),
         ("32", "ends in .gguf"),
         ("33", "card names a file"),
@@ -219,7 +220,7 @@ card = "a/b.md"
         (['source = "Tiny-A"\nprune_layers = 1'], "prune_layers is for a GGUF file"),
         (['source = "Tiny-C-F16.gguf"\nprune_layers = [0, 1.5]'], "'1.5' is no list of layers"),
         (['source = "Tiny-C-F16.gguf"\nprune_layers = [true]'], "prune_layers cannot be"),
-        (['source = "Tiny-C-F16.gguf"\noverride_kv = "a=b"'], "is no override"),
+        (['source = "Tiny-C-F16.gguf"\noverride_kv = "a=b"'], "does not set a key"),
         (['source = "Tiny-C-F16.gguf"\ntokenizer = "nowhere"'], "no such folder"),
         (['source = "Tiny-C-F16.gguf"\nkeep_split = true\nshard_size = "1G"'], "keep_split takes"),
         (['source = "Tiny-A"\nno_tensor_first_split = true'], "is for several files"),
