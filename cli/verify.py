@@ -17,28 +17,29 @@ if TYPE_CHECKING:
 
 @with_records("model", "adapter", "file", only="lora base revision token threads")
 def verify(
-    model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model; of several shards, any one.")],
+    model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model, or any one of its shards.")],
     source: Annotated[
         str | None,
         typer.Option(
             "--source",
             metavar="MODEL",
-            help="What it was made from, as gguf-convert takes it: every tensor is made again and compared.",
+            help="What the model was made from, as gguf-convert takes it. Every tensor is made again and compared.",
         ),
     ] = None,
     *,
     options: SourceOptions,
     record: Annotated[
-        Path | None, typer.Option("--record", help="A provenance record whose hashes the files must have.")
+        Path | None,
+        typer.Option("--record", help="A provenance record; the files must have the hashes that it states."),
     ] = None,
     hashes: Annotated[bool, typer.Option("--sha256", help="Report the SHA-256 of every tensor and file.")] = False,
     write: WriteOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a GGUF file: header, places of all tensors, every weight finite.
+    """Check a GGUF file: its header, the places of all tensors, and that every weight is finite.
 
-    With --source, every tensor is made again: it has the same bytes, or an error no larger than its type allows.
+    With --source, every tensor is made again. It must have the same bytes, or be no further off than its type allows.
     """
     from ggufsmith.cli.guard import guarded
 
@@ -59,7 +60,11 @@ def verify(
             render.as_json(report)
             failed.extend(problems)
         elif problems:
-            fix = "Make or fetch it again." if source is None else "Is this the source that it was made from?"
+            fix = (
+                "Make the file again, or download it again."
+                if source is None
+                else "Is this the source that the file was made from?"
+            )
             raise Malformed(
                 f"{counted(len(problems), 'problem')} found", where=model, also=problems[:MAX_LISTED], fix=fix
             )

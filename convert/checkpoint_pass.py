@@ -42,6 +42,7 @@ from ggufsmith.quantize.outputs import (
 from ggufsmith.quantize.plan import Importance
 from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.filetypes import file_type_of
+from ggufsmith.quantize.remarks import remarks
 from ggufsmith.quantize.resolve import Making, resolved
 
 
@@ -76,7 +77,7 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
         inputs=input_files(
             model.checkpoint.files, model.folders, {"imatrix": imatrix, "metadata": request.source.metadata}
         ),
-        notes=(*model.notes, *(importance.coverage.notes() if importance else ())),
+        notes=(*model.notes, *(importance.coverage.notes() if importance else ()), *remarks(outputs)),
         opening=CheckpointOpening(model.checkpoint, tensors),
         encoder=GGML,
         importance=importance.coverage.summary() if importance else None,

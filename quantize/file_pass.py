@@ -20,6 +20,7 @@ from ggufsmith.quantize.prune import fewer_layers, parse_layers, prune_layers, w
 from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts_of, file_order
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
+from ggufsmith.quantize.remarks import remarks
 from ggufsmith.quantize.resolve import Making, resolved
 from ggufsmith.quantize.source import open_model
 from ggufsmith.quantize.tensors import FileOpening, GgufTensor
@@ -102,7 +103,7 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
         tensors=tensors,
         outputs=tuple(outputs),
         inputs={path.name: path for path in (*source.paths, *([make.imatrix] if make.imatrix else []))},
-        notes=(*notes, *model.told(keys), *(importance.coverage.notes() if importance else ())),
+        notes=(*notes, *model.told(keys), *(importance.coverage.notes() if importance else ()), *remarks(outputs)),
         opening=FileOpening.of(source, tensors),
         encoder=GGML,
         importance=importance.coverage.summary() if importance else None,

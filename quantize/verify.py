@@ -122,14 +122,17 @@ class Compared:
 
     @property
     def error(self) -> float:
+        """Root mean square of the file's error, relative to the source's weights; absolute if those are all zero."""
         return math.sqrt(self.squares / self.power) if self.power else math.sqrt(self.squares)
 
     @property
     def ours(self) -> float:
+        """The same of the weights as we make them."""
         return math.sqrt(self.ours_squares / self.power) if self.power else math.sqrt(self.ours_squares)
 
     @property
     def acceptable(self) -> bool:
+        """Whether the file's weights are as near to the source as this type can be expected to come."""
         return self.exact or self.error <= TOLERANCE * self.ours
 
 
