@@ -3,6 +3,7 @@
 Source: transformers' integrations/bitnet.py (pack_weights, BitLinear, AutoBitLinear).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,7 @@ def build_ternary(asked: SchemeInputs) -> Ternary:
 
 def fits(parts: Parts) -> bool:
     scale = parts.get("scale")
-    return scale is None or (scale.dtype in ("F32", "F16", "BF16") and int(np.prod(scale.shape)) == 1)
+    return scale is None or (scale.dtype in ("F32", "F16", "BF16") and math.prod(scale.shape) == 1)
 
 
 BITNET = Scheme(

@@ -9,6 +9,7 @@ Source: bitsandbytes 0.50, functional.py (QuantState, dequantize_4bit, int8_vect
 """
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,7 +84,7 @@ def build_four(asked: SchemeInputs) -> FourBit:
     """Reads the quantization state, for the shape and the block sizes."""
     state, codes = _state(asked), replace(asked.main, dtype="U8", shape=(asked.main.nbytes,))
     shape = tuple(state["shape"])
-    weights, block = int(np.prod(shape)), state["blocksize"]
+    weights, block = math.prod(shape), state["blocksize"]
     if asked.main.nbytes != -(-weights // 2):
         raise asked.wrong(f"{asked.main.nbytes} bytes of codes for a weight of shape {list(shape)}")
     blocks = -(-weights // block)

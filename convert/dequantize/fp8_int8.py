@@ -7,6 +7,7 @@ Sources: DeepSeek-V3's inference/kernel.py (weight_dequant), transformers' fineg
 naive_quantized compressor and its quantization strategies, FBGEMM's and ModelOpt's per-row and per-tensor scales.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ def build(asked: SchemeInputs) -> Blocks:
         raise asked.unsupported(f"scales in {scale.dtype}", SCALES)
     stack, (rows, columns) = values.shape[:-2], values.shape[-2:]
     shape = scale.shape
-    if int(np.prod(shape)) == 1 and not stack:
+    if math.prod(shape) == 1 and not stack:
         grid: Shape = (1, 1)
     elif shape == (*stack, rows):
         grid = (rows, 1)

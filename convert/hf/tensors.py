@@ -4,13 +4,13 @@ There is no second plan: the names and shapes that the checkpoint would have go 
 converted. What that plan would make must be the GGUF file; each of its outputs, inverted, makes its own sources.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
 
 from ggufsmith.container.errors import Malformed, Unsupported
@@ -145,7 +145,7 @@ def _of(
     count = shape[0] if rule.stacked else None
     if count is not None:
         shape = shape[1:]
-    nbytes = int(np.prod(shape, dtype=np.int64)) * stored.size
+    nbytes = math.prod(shape) * stored.size
     for expert in range(1 if count is None else count):
         yield StoredTensor(name.format(bid=block, xid=expert), shape, stored.name, Path(), 0, nbytes)
 

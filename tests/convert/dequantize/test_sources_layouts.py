@@ -201,6 +201,28 @@ def test_bitsandbytes_four_bits(tmp_path: Path, out: int, width: int, nested: bo
     np.testing.assert_array_equal(read(folder_of(tmp_path, tensors, BNB)), expected)
 
 
+# Its product is 2**64 + 64: what is counted in 64 bits takes it for 64 weights.
+WRAPS = [64 * (2**29 - 2**15 + 1), 2**29 + 2**15 + 1]
+
+
+def test_bitsandbytes_shapes_that_wrap_around(tmp_path: Path) -> None:
+    tensors, _ = bnb(1, 64, nested=False, changes={"shape": WRAPS})
+    assert isinstance(refused(folder_of(tmp_path, tensors, BNB)), Malformed)
+
+
+def test_hqq_shapes_that_wrap_around(tmp_path: Path) -> None:
+    parts = {
+        "W_q": np.zeros((4, 8), np.uint8),
+        "scale": np.ones((8, 1), np.float32),
+        "zero": np.ones((8, 1), np.float32),
+        "shape": np.array(WRAPS),
+        "axis": np.array(1, np.int32),
+        "packing": np.frombuffer(b"4bit_u8", np.uint8),
+    }
+    config = {"quant_method": "hqq"}
+    assert "does not hold" in str(refused(folder_of(tmp_path, layer(parts), config)))
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [("BF16", "<u2"), ("F16", "<f2"), ("F32", "<f4")])
 def test_bitsandbytes_codes_in_another_dtype(tmp_path: Path, dtype: str, bits: str) -> None:
     """bnb_4bit_quant_storage, which FSDP asks for; a plain weight of that dtype stays plain."""
