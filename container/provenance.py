@@ -31,8 +31,12 @@ def file_sha256(path: Path, advance: Advance = lambda size: None) -> str:
     return digest.hexdigest()
 
 
-def described(path: Path, advance: Advance = lambda size: None) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path, advance)}
+def described(path: Path, advance: Advance = lambda size: None, *, name: str | None = None) -> dict[str, Any]:
+    """The entry of a file in a record. name: what the record calls it; None takes its own.
+
+    advance: told of bytes. Failure if it cannot be read.
+    """
+    return {"name": name or path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path, advance)}
 
 
 def record(

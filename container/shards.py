@@ -388,8 +388,10 @@ class SetWriter:
     def _publish(self) -> None:
         aside: list[Path] = []
         named: list[Path] = []
+        at = self.paths[0]
         try:
             for path in self.paths:
+                at = path
                 if path.exists():
                     aside.append(path)
                     os.replace(path, _replaced(path))
@@ -397,16 +399,19 @@ class SetWriter:
                 named.append(writer.path)
                 writer.publish()
         except BaseException as error:
+            # What cannot be undone either is left to the next run (see `_recover`); the error is what counts.
             for path in reversed(named):  # the first shard, if it has its name, goes first
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
             for path in reversed(aside):
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     os.replace(_replaced(path), path)
             if isinstance(error, OSError):
-                raise Failure(f"cannot rename the old shard: {error.strerror}", where=aside[-1]) from error
+                raise Failure(f"cannot rename the old shard: {error.strerror}", where=at) from error
             raise
         for path in aside:
-            _replaced(path).unlink(missing_ok=True)
+            with suppress(OSError):  # the new set has its names; the next run cleans up
+                _replaced(path).unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -420,10 +425,18 @@ def _replaced(path: Path) -> Path:
 
 def _recover(paths: Sequence[Path]) -> None:
     """What a killed run moved aside: back, or away if the new first shard had got its name. We hold all the locks."""
-    published = paths[0].exists()
-    for path in reversed(paths):
-        if _replaced(path).exists():
-            if published:
-                _replaced(path).unlink()
-            else:
-                os.replace(_replaced(path), path)
+    at = paths[0]
+    try:
+        published = at.exists()
+        for path in reversed(paths):
+            at = path
+            if _replaced(path).exists():
+                if published:
+                    _replaced(path).unlink()
+                else:
+                    os.replace(_replaced(path), path)
+    except OSError as error:
+        what = f"an interrupted run moved the old shard to {_replaced(at).name}, and it cannot be put back"
+        raise Failure(
+            f"{what}: {error.strerror}", where=at, fix="Allow writing to this folder, and try again."
+        ) from error
