@@ -89,11 +89,10 @@ def _records(planned: "Pass", entries: Sequence["OutputReport"], silent: bool) -
     from ggufsmith.cli import render
     from ggufsmith.container.provenance import described, record, record_path, write_record
 
-    inputs = dict.fromkeys((*planned.inputs, *planned.info.small))
-    there = [path for path in inputs if path.is_file()]  # what was streamed from a hub is not
-    size = sum(path.stat().st_size for path in there)
+    there = {name: path for name, path in planned.inputs.items() if path.is_file()}  # what is streamed is not
+    size = sum(path.stat().st_size for path in there.values())
     with render.progress("hashing inputs", size, silent, rate=_bytes) as advance:
-        sources = [described(path, advance) for path in there]
+        sources = [described(path, advance, name=name) for name, path in there.items()]
     for output, entry in zip(planned.outputs, entries, strict=True):
         types = {tensor.name: tensor.format.name for tensor in output.shards.whole.tensors}
         path = record_path(output.path)

@@ -18,6 +18,7 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
 from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata, u32
+from ggufsmith.convert.inputs import input_files
 from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.convert.model import FILE_TYPES, FolderModel, open_folder
 from ggufsmith.convert.plan import Plan, TensorPlan
@@ -68,12 +69,13 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
             sum(source.nbytes for source in model.checkpoint.tensors.values()),
             model.plan.architecture.name,
             outputs[0].shards.whole.metadata,
-            model.small_files,
         ),
         source=OpenCheckpoint(model.checkpoint, tensors),
         tensors=tensors,
         outputs=tuple(in_order(output, names) for output in outputs),
-        inputs=(*model.checkpoint.files, *([imatrix] if imatrix else [])),
+        inputs=input_files(
+            model.checkpoint.files, model.folders, {"imatrix": imatrix, "metadata": request.source.metadata}
+        ),
         notes=(*model.notes, *(importance.coverage.notes() if importance else ())),
         opening=CheckpointOpening(model.checkpoint, tensors),
         encoder=GGML,

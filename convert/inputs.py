@@ -12,9 +12,10 @@ from pathlib import Path
 COMPANIONS = """
     config.json generation_config.json params.json README.md adapter_config.json
     quantize_config.json quant_config.json hf_quant_config.json
-    tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json added_tokens.json vocab.json merges.txt
+    tokenizer.json tokenizer_config.json tokenizer.model tokenizer.model.v* tekken.json special_tokens_map.json
+    added_tokens.json vocab.json merges.txt
     modules.json *_Pooling/config.json chat_template.json chat_template.jinja additional_chat_templates/*.jinja
-    *.safetensors.index.json pytorch_model*.bin.index.json
+    *.safetensors.index*.json pytorch_model*.bin.index*.json
 """.split()
 
 

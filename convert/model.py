@@ -41,8 +41,6 @@ FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
     }
 )
 OUTTYPES = (*(name.lower() for name in FILE_TYPES), "auto")
-# Files beside the weights that a conversion reads.
-SMALL = (".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class FolderModel:
     usual:     the outtype of an output that was given none.
     metadata:  the keys of an output whose matrices have this type. adapter: whether it is one.
     name:      the file name of an output with this encoding.
+    folders:   whose small files were read, by what they are (see `inputs.input_files`).
     """
 
     folder: Path
@@ -62,6 +61,7 @@ class FolderModel:
     usual: str
     metadata: Callable[[Format], Metadata]
     name: Callable[[str], str]
+    folders: Mapping[str, Path]
     adapter: bool = False
 
     def format(self, outtype: str) -> Format:
@@ -84,16 +84,6 @@ class FolderModel:
             for output in self.plan.outputs
         ]
         return lay_out(self.metadata(format), specs)
-
-    @property
-    def small_files(self) -> tuple[Path, ...]:
-        """The files beside the weights that a conversion may have read, for its record."""
-        found = (
-            path
-            for path in sorted(self.folder.iterdir())
-            if (path.suffix in SMALL or path.stem == "tokenizer.model") and path.is_file()
-        )
-        return tuple(path for path in found if not path.name.endswith(".provenance.json"))
 
 
 def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderModel:
@@ -142,6 +132,9 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     stated = _is_named(source)
     notes += fit_name(general(BY_NAME["F16"]), vocabulary, stated=stated)[1]
 
+    merged = {f"lora-{number}": path for number, (path, _) in enumerate(adapters_of(source), 1)}
+    folders = {"": folder, **merged, "tokenizer": origin.tokenizer}
+
     def name(encoding: str) -> str:
         return FileName(origin.name, type="vocab").format() if source.vocab_only else output_name(origin.name, encoding)
 
@@ -149,7 +142,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         named, _ = fit_name(general(format), vocabulary, stated=stated)
         return {**named, **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
 
-    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name)
+    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name, folders)
 
 
 def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
@@ -177,7 +170,9 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     def metadata(format: Format) -> Metadata:
         return {**without_paths(general(format)), **plan.metadata}
 
-    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, adapter=True)
+    return FolderModel(
+        folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, {"": folder, "base": base}, adapter=True
+    )
 
 
 def _is_named(source: SourceOptions) -> bool:
