@@ -102,6 +102,7 @@ class Gguf:
             )
 
     def close(self) -> None:
+        """Close the file; reading from it is then an error."""
         os.close(self.fd)
 
     def __enter__(self) -> "Gguf":

@@ -163,6 +163,7 @@ class GgufSet:
 
     @property
     def paths(self) -> tuple[Path, ...]:
+        """Of the files, in the order of the shards."""
         return tuple(file.path for file in self.files)
 
     @property
@@ -172,6 +173,7 @@ class GgufSet:
 
     @property
     def alignment(self) -> int:
+        """Bytes, of the first file."""
         return self.files[0].alignment
 
     @property
@@ -188,6 +190,7 @@ class GgufSet:
         self._home[tensor.name].read_into(tensor, start, buffer)
 
     def close(self) -> None:
+        """Close all files."""
         for file in self.files:
             file.close()
 
@@ -316,6 +319,7 @@ class SetWriter:
 
     @property
     def paths(self) -> list[Path]:
+        """Where the finished files are."""
         return [writer.path for writer in self.writers]
 
     def __enter__(self) -> Self:

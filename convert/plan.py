@@ -79,6 +79,7 @@ class Slot(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Of the GGUF tensor."""
         return f"{TENSOR_NAMES[self.tensor].format(bid=self.block)}.{self.part}"
 
 

@@ -42,6 +42,7 @@ class FourBit:
     granule = 1
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         begin, end = first * self.shape[-1], last * self.shape[-1]
         stored = store.flat(self.codes, begin // 2, -(-end // 2))
         codes = np.empty((stored.size, 2), np.uint8)
@@ -67,6 +68,8 @@ class FourBit:
 
 @dataclass(frozen=True)
 class EightBit:
+    """codes: (out, in) int8; scb: (out,), the largest absolute value of each row."""
+
     shape: Shape
     codes: StoredTensor
     scb: StoredTensor
@@ -75,6 +78,7 @@ class EightBit:
     nominal = "F16"
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         scales = to_f32(store.whole(self.scb), self.scb.dtype).reshape(-1)[first:last, None]
         np.multiply(store.rows(self.codes, first, last), scales, out=out)
         out *= np.float32(1 / 127)

@@ -38,9 +38,11 @@ class Blocks:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scale)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         stored = store.rows(self.values, first, last)
         if stored.dtype == np.uint8:
             np.take(EIGHT_BITS[self.values.dtype], stored, out=out, mode="clip")
@@ -59,6 +61,7 @@ class Blocks:
 
 
 def build(asked: SchemeInputs) -> Blocks:
+    """Malformed or Unsupported if scales and zero points do not cover the weights."""
     check_settings(asked)
     values, scale = asked.main, asked.part("scale")
     if len(values.shape) not in (2, 3) or 0 in values.shape:
@@ -97,6 +100,7 @@ def _block(asked: SchemeInputs, size: tuple[int, int], grid: tuple[int, int]) ->
 
 
 def covers(size: tuple[int, int], grid: tuple[int, int], block: tuple[int, int]) -> bool:
+    """Whether blocks of this size divide the matrix into just this grid, the last ones cut off."""
     return all(b > 0 and -(-m // b) == n for m, n, b in zip(size, grid, block, strict=True))
 
 

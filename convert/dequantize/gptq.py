@@ -47,14 +47,17 @@ class Gptq:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scales)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         codes, scales, zeros = self._parts(store, first, last)
         groups: Any = self.group_size if self.g_idx is None else store.whole(self.g_idx)
         scale_codes(codes, scales, zeros.astype(np.float32), groups, out)
 
     def q4_0(self, store: Store, first: int, last: int, out: NDArray[np.uint8]) -> bool:
+        """Fill `out` with the rows as Q4_0. False if they are not that after all."""
         codes, scales, zeros = self._parts(store, first, last)
         return bool((zeros == 8).all()) and fill_q4_0(codes, scales, out)
 
@@ -70,6 +73,7 @@ class Gptq:
 
 
 def fits(parts: Parts) -> bool:
+    """Whether the shapes are those of this packing."""
     shapes = [parts[role].shape if role in parts else None for role in ("main", "scales")]
     return shapes[1] is None or (len(shapes[0] or ()) == 2 and shapes[0][-1:] == shapes[1][-1:])  # type: ignore[index]
 
@@ -101,6 +105,7 @@ def build(asked: SchemeInputs) -> Gptq:
 
 
 def exact(weights: Gptq) -> Exact | None:
+    """Q4_0 for symmetric codes of 4 bits in order, whose groups are whole blocks; else None."""
     even = weights.g_idx is None and weights.group_size % Q4_0.weights == weights.shape[1] % weights.group_size == 0
     fits = weights.bits == 4 and weights.symmetric and even and weights.scales.dtype == "F16"
     return Exact(Q4_0, weights.q4_0) if fits else None

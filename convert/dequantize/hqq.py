@@ -45,9 +45,11 @@ class Hqq:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scale)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         flat, begin = out.reshape(-1), first * self.shape[1]
         each = math.prod(self.packed.shape)  # weights in a part
         span = self.width if self.axis == 0 else each  # what is contiguous in W_q, and under scales in turn

@@ -32,11 +32,13 @@ class Mxfp4:
     nominal = "BF16"
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         codes, exponents = self._parts(store, first, last)
         np.take(E2M1, codes, out=out, mode="clip")
         out.reshape(-1, BLOCK)[:] *= EIGHT_BITS["F8_E8M0"][exponents.reshape(-1)][:, None]
 
     def as_ggml(self, store: Store, first: int, last: int, out: NDArray[np.uint8]) -> bool:
+        """Fill `out` with the rows as ggml's MXFP4. False if they are not that after all."""
         return fill_mxfp4(*self._parts(store, first, last), out)
 
     def _parts(self, store: Store, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

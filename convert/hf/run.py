@@ -82,10 +82,12 @@ class PreparedFolder:
 
     @property
     def weights(self) -> int:
+        """Their number, of all tensors."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return self.weights_plan.whole.size + sum(map(len, self.files.values()))
 
     def __enter__(self) -> "PreparedFolder":

@@ -44,29 +44,37 @@ class Restored:
 
     @property
     def held(self) -> Format:
+        """See `RowSource.held`."""
         return self.source.held
 
     @property
     def granule(self) -> int:
+        """See `RowSource.granule`."""
         return self.transform.granule(self.source.info.shape)
 
     @property
     def origin(self) -> str:
+        """See `RowSource.origin`."""
         return f"{self.name} (from {self.source.origin})"
 
     @property
     def sources(self) -> tuple[str, ...]:
+        """See `RowSource.sources`."""
         return self.source.sources
 
     @property
     def op(self) -> str:
+        """See `RowSource.op`."""
         return type(self.transform).__name__
 
     @property
     def fingerprint(self) -> bytes:
+        """See `RowSource.fingerprint`."""
         return fingerprint(self.name, self.shape, self.format, self.source.fingerprint, self.transform)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
+        """See `RowSource.rows`."""
+
         def read(source: int, first: int, last: int) -> Array:
             return self.source.rows(first, last, scratch)
 

@@ -92,6 +92,7 @@ class Origin:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Origin":
+        """A model as it is."""
         return cls(model_folder_name(folder), folder, folder, {})
 
     @classmethod

@@ -59,13 +59,16 @@ class Scaled:
 
     @property
     def shape(self) -> Shape:
+        """See `Weights.shape`."""
         return self.source.shape
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return self.source.dtype
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         np.multiply(to_f32(store.rows(self.source, first, last), self.source.dtype), np.float32(self.factor), out=out)
 
 

@@ -39,17 +39,21 @@ class Updated:
 
     @property
     def shape(self) -> Shape:
+        """See `Weights.shape`."""
         return self.base.shape
 
     @property
     def granule(self) -> int:
+        """See `Weights.granule`."""
         return self.base.granule
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return self.base.nominal
 
     def rows(self, store: Store, first: int, last: int, out: Floats) -> None:
+        """See `Weights.rows`."""
         read_f32(store, self.base, first, last, out)
         for k, step in enumerate(self.steps):
             step.apply(store, first, last, out)

@@ -76,6 +76,7 @@ class Update:
 
     @property
     def rank(self) -> int:
+        """Columns of B, and rows of A."""
         return self.down.shape[0]
 
     @property
