@@ -159,7 +159,7 @@ def exact(weights: Packed) -> Exact | None:
 PACK_QUANTIZED = Scheme(
     "pack-quantized",
     "compressed-tensors; 1 to 8 bits (int4, int8); per tensor, per row or any group size; symmetric or not; act-order; "
-    "symmetric 4 bits in order are Q4_0",
+    "symmetric 4 bits without act-order map exactly to Q4_0",
     methods=("compressed-tensors",),
     main=(".weight_packed",),
     dense=".weight",

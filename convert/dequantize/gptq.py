@@ -89,7 +89,7 @@ def build(asked: SchemeInputs) -> Gptq:
     claimed = settings.integer("bits", "wbits")
     if rest or bits not in BITS:
         raise asked.wrong(
-            f"{qzeros.shape[-1]} words of zero points for {out} rows are no whole number of bits of {BITS}"
+            f"{qzeros.shape[-1]} words of zero points for {out} rows do not give a number of bits among {BITS}"
         )
     if claimed not in (None, bits) and not settings.first("dynamic"):
         raise asked.wrong(f"it holds {bits} bits, but the config says {claimed}")
@@ -139,7 +139,7 @@ def _order(asked: SchemeInputs, width: int, groups: int) -> StoredTensor | None:
 GPTQ = Scheme(
     "GPTQ",
     "AutoGPTQ, GPTQModel (v1, v2), GPTQ-for-LLaMa; 2, 3, 4, 8 bits; any group size; act-order; symmetric or not; "
-    "symmetric 4 bits in order are Q4_0",
+    "symmetric 4 bits without act-order map exactly to Q4_0",
     methods=("gptq",),
     main=(".qweight",),
     dense=".weight",

@@ -67,14 +67,14 @@ def build_mxfp4(asked: SchemeInputs) -> Mxfp4:
         else (*blocks.shape[:-1], blocks.shape[-1] * 2 if blocks.shape else 0)
     )
     if len(shape) < 2 or 0 in shape or shape[-1] % BLOCK:
-        raise asked.wrong(f"{list(blocks.shape)} bytes are no blocks of {BLOCK}")
+        raise asked.wrong(f"{list(blocks.shape)} bytes do not divide into blocks of {BLOCK}")
     scales = asked.expect("scales", "U8 F8_E8M0", (*shape[:-1], shape[-1] // BLOCK))
     return Mxfp4(shape, blocks, scales)
 
 
 MXFP4 = Scheme(
     "MXFP4",
-    "the experts of gpt-oss; they are MXFP4",
+    "the experts of gpt-oss; maps exactly to MXFP4",
     methods=("mxfp4",),
     main=("_blocks",),
     dense="",
@@ -87,7 +87,7 @@ MXFP4 = Scheme(
 MXFP4_PACKED = replace(
     MXFP4,
     name="mxfp4-pack-quantized",
-    note="compressed-tensors; they are MXFP4",
+    note="compressed-tensors; maps exactly to MXFP4",
     methods=("compressed-tensors",),
     main=(".weight_packed",),
     dense=".weight",

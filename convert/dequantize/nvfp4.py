@@ -47,7 +47,7 @@ def build(asked: SchemeInputs) -> Nvfp4:
     packed = asked.matrix("main")
     rows, width = packed.shape[0], 2 * packed.shape[1]
     if width % BLOCK:
-        raise asked.wrong(f"{list(packed.shape)} bytes are no blocks of {BLOCK}")
+        raise asked.wrong(f"{list(packed.shape)} bytes do not divide into blocks of {BLOCK}")
     whole = asked.part("global_scale")
     if whole.dtype != "F32" or whole.nbytes != 4:
         raise asked.wrong(f"the scale of the tensor is {whole.dtype} {list(whole.shape)}, and one F32 belongs here")

@@ -235,7 +235,7 @@ def _check_vocabulary(prepared: PreparedFolder, folder: Path) -> Iterator[str]:
     again = made.metadata()
     changed = [key for key, value in prepared.vocabulary.metadata().items() if again.get(key) != value]
     if changed:
-        yield f"keys that converting this folder would not give again: {', '.join(changed)}"
+        yield f"converting this folder would not give these keys again: {', '.join(changed)}"
 
 
 def _json(value: Any) -> bytes:

@@ -160,7 +160,7 @@ def _alpha(adapter: Adapter) -> float:
     found = Counter(update.scale * update.rank for update in adapter.updates)
     alpha = found.most_common(1)[0][0]
     if not math.isfinite(alpha) or np.float32(alpha) == 0:
-        raise Unsupported(f"an alpha of {alpha} means a factor of one to llama.cpp", where=adapter.config.path)
+        raise Unsupported(f"llama.cpp would take an alpha of {alpha} for a factor of one", where=adapter.config.path)
     return alpha
 
 
