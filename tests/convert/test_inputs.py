@@ -16,7 +16,7 @@ from ggufsmith.convert.dequantize.detect import FILES
 from ggufsmith.convert.hub.listing import HubFile, Listing
 from ggufsmith.convert.hub.names import HubModel
 from ggufsmith.convert.inputs import input_files, is_companion
-from ggufsmith.convert.run import Job, prepare, run
+from requesting import plan, request, run
 
 
 @pytest.fixture
@@ -77,13 +77,14 @@ def test_all_that_is_opened_is_listed(model: Path, monkeypatch: pytest.MonkeyPat
         note(path)
         return low(path, *arguments, **options)
 
-    expected = set(listed(model).values())
+    lora = ((model / "adapter", 1.0),)
+    out = model / "out.gguf"
+    asked = request(model / "base", lora=lora, metadata=model / "metadata.json", outfile=out)
+    expected = set(plan(asked).made.inputs.values())
     monkeypatch.setattr(builtins, "open", high_level)
     monkeypatch.setattr("io.open", high_level)
     monkeypatch.setattr(os, "open", low_level)
-    lora = ((model / "adapter", 1.0),)
-    out = model / "out.gguf"
-    run(prepare(Job(model / "base", lora=lora, metadata=model / "metadata.json", outfile=out, sync=False)))
+    run(asked)
     monkeypatch.undo()
     read = {path for path in seen if path.is_relative_to(model) and path.is_file() and path != out}
     assert model / "metadata.json" in read and model / "adapter" / "adapter_config.json" in read
