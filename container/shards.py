@@ -163,6 +163,7 @@ class GgufSet:
 
     @property
     def paths(self) -> tuple[Path, ...]:
+        """Of the files, in the order of the shards."""
         return tuple(file.path for file in self.files)
 
     @property
@@ -172,6 +173,7 @@ class GgufSet:
 
     @property
     def alignment(self) -> int:
+        """Bytes, of the first file."""
         return self.files[0].alignment
 
     @property
@@ -188,6 +190,7 @@ class GgufSet:
         self._home[tensor.name].read_into(tensor, start, buffer)
 
     def close(self) -> None:
+        """Close all files."""
         for file in self.files:
             file.close()
 
@@ -250,7 +253,7 @@ def _place(file: Gguf) -> tuple[int, int, int]:
     if count in (0, 1):
         return 0, 1, len(file.tensors)
     if not 0 <= number < count <= MAX_SHARDS:
-        raise Malformed(f"is shard {number} (from 0 on) of {count}, which cannot be", where=f"{file.path}: {NO}")
+        raise Malformed(f"is shard {number} (from 0 on) of {count}, which is impossible", where=f"{file.path}: {NO}")
     return number, count, total
 
 
@@ -262,7 +265,7 @@ def _stem(path: Path, number: int, count: int) -> str:
         raise Malformed(
             f"its header says that it is shard {number + 1} of {count}, its name does not",
             where=path,
-            fix=f"Shards are found by name: give it back the name …-{number + 1:05d}-of-{count:05d}{SUFFIX}.",
+            fix=f"Shards are found by their names: rename it to …-{number + 1:05d}-of-{count:05d}{SUFFIX}.",
         )
     return stem[: match.start()]
 
@@ -316,6 +319,7 @@ class SetWriter:
 
     @property
     def paths(self) -> list[Path]:
+        """Where the finished files are."""
         return [writer.path for writer in self.writers]
 
     def __enter__(self) -> Self:

@@ -202,8 +202,8 @@ def _typed(folder: Path) -> None:
         (_repeated, 1, "'t1' is in m-00001-of-00003.gguf too"),
         (_one_too_many, 0, "hold 8 tensors together, but the model has 7"),
         (_no_keys, 1, "header says shard 1 of 1"),
-        (_impossible, 0, "is shard 3 .* of 3, which cannot be"),
-        (_negative, 0, "of -1, which cannot be"),
+        (_impossible, 0, "is shard 3 .* of 3, which is impossible"),
+        (_negative, 0, "of -1, which is impossible"),
         (_typed, 0, "has type STRING"),
     ],
 )

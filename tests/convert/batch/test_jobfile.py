@@ -209,7 +209,7 @@ card = "a/b.md"
         (['source = "Tiny-A"\nfolder = "link"'], "leads out"),
         (['source = "Tiny-A"\nname = "a/b"'], "cannot be part of a file name"),
         (['source = "Tiny-A"\nlora = "Tiny B"'], "no folder of an adapter"),
-        (['source = "Tiny-A"\nlora = "Tiny B:much"'], "is no factor"),
+        (['source = "Tiny-A"\nlora = "Tiny B:much"'], "is not a number"),
         (['source = "Tiny-A"\nfolder = "a\\u0000b"'], "zero character"),
         (['source = "Tiny-A"\nname = ".."'], "cannot be part of a file name"),
         (['source = "jobs.toml"'], "does not end in .gguf"),
