@@ -19,7 +19,7 @@ from ggufsmith.container.values import Metadata
 from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, open_checkpoint
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.execute import Converted, Elsewhere, read_ahead, tensors_of
-from ggufsmith.convert.lora.base import Origin, base_models, find_base, without_paths
+from ggufsmith.convert.lora.base import Origin, base_models, find_base
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
@@ -176,7 +176,7 @@ def _prepare_adapter(job: Job, folder: Path) -> Prepared:
     kind = _output_format(job.outtype or "f32", checkpoint)
     origin = Origin(model_folder_name(folder), folder, folder, {BASE_MODELS: base_models(adapter, base)})
     notes: list[str] = []
-    general = without_paths(_general(job, folder, {}, Parameters(), plan.architecture.name, kind, origin, notes))
+    general = _general(job, folder, {}, Parameters(), plan.architecture.name, kind, origin, notes)
     name = FileName(origin.name.strip().replace(" ", "-"), encoding=kind.name, type="LoRA").format()
     return _laid_out(job, origin, checkpoint, plan, kind, {**general, **plan.metadata}, name, notes)
 
