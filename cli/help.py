@@ -91,20 +91,6 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 
-# Options of one subject, in commands that have many; the others stay under "Options".
-PANELS = {
-    "Input": "--lora --base --tokenizer --override-kv --metadata --model-name --pre --vocab-only --prune-layers "
-    "--revision --token --stream",
-    "Types": "--outtype --recipe --pure --leave-output-tensor --output-tensor-type --token-embedding-type "
-    "--tensor-type --tensor-type-file --imatrix --include-weights --exclude-weights --target-size --target-bpw "
-    "--save-recipe --strict --allow-requantize",
-    "Output": "--outfile --outdir --keep-split --split-max-size --split-max-tensors --no-tensor-first-split "
-    "--no-overwrite --strict-name --provenance --card",
-    "Work": "--threads --scheduler --no-sync --resume",
-}
-PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options.split()}
-MANY = 20
-
 
 def epilog(command: str) -> str:
     """Examples and exit codes."""
@@ -113,12 +99,10 @@ def epilog(command: str) -> str:
 
 
 def arranged(params: list[Any]) -> list[Any]:
-    """The options as help shows them: flags without a value, many of them in panels."""
+    """The options as help shows them: flags without a value."""
     for param in params:
         if getattr(param, "is_flag", False):
             param.metavar = ""  # some releases of typer show the type of flags too
-        if len(params) > MANY:
-            param.rich_help_panel = next((PANEL_OF[name] for name in param.opts if name in PANEL_OF), None)
     return params
 
 

@@ -4,23 +4,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ggufsmith.convert.hub.listing import Advance
     from ggufsmith.convert.hub.names import Located
 
-Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")]
-Token = Annotated[
-    str | None, typer.Option("--token", metavar="TOKEN", help="For the hub. Default: HF_TOKEN, or the stored login.")
-]
-Stream = Annotated[bool, typer.Option("--stream", help="Read the weights from the hub; do not store them.")]
-
 
 @dataclass(frozen=True)
-class Wanted:
+class HubRequest:
     """A model as it is asked for. weights: False leaves them out, for the vocabulary alone."""
 
     name: str
@@ -31,7 +23,7 @@ class Wanted:
 
 
 @contextmanager
-def located(wanted: Wanted, *, quiet: bool) -> Iterator["Located"]:
+def located(wanted: HubRequest, *, quiet: bool) -> Iterator["Located"]:
     """The folder that is named, or the model on a hub, downloaded, or opened where it is."""
     from ggufsmith.cli import render
     from ggufsmith.container.errors import Failure

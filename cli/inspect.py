@@ -1,6 +1,7 @@
 """`ggufsmith inspect`: what a GGUF file holds, or how two differ."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,35 +20,33 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show header, keys, tensors, types and sizes of a GGUF file. Reads no weights, so the size does not matter."""
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     def work() -> None:
         from ggufsmith.cli import render
         from ggufsmith.container.errors import Usage
         from ggufsmith.container.shards import open_gguf_set
-        from ggufsmith.container.summary import difference, summary
+        from ggufsmith.container.summary import difference, summary, without_tensors
 
         if len(files) > 2:
             raise Usage(
                 f"{len(files)} files; inspect takes one, or two to compare", fix="Of a set, name any one shard."
             )
-        with open_gguf_set(files[0]) as model:
-            if len(files) == 1:
-                report = summary(model)
-                blocks = _blocks(report, not no_tensors)
-            else:
-                with open_gguf_set(files[1]) as other:
-                    report = difference(model, other)
-                    blocks = _differences(report, files)
+        with ExitStack() as opened:
+            models = [opened.enter_context(open_gguf_set(file)) for file in files]
+            report = difference(*models) if len(models) == 2 else summary(*models)
+        if no_tensors:
+            report = without_tensors(report)
         if as_json:
             render.as_json(report)
         else:
-            _print(blocks)
+            for title, heads, rows in _differences(report, files) if len(files) == 2 else _blocks(report):
+                render.table(rows, heads, title)
 
     guarded(work, as_json)
 
 
-def _blocks(report: dict[str, Any], tensors: bool) -> Iterator[tuple[str, Row, Iterable[Row]]]:
+def _blocks(report: dict[str, Any]) -> Iterator[tuple[str, Row, Iterable[Row]]]:
     """(title, column heads, rows) of each table. A head that ends in a blank marks a column of numbers."""
     yield "", ("", ""), list(_facts(report))
     yield (
@@ -59,7 +58,7 @@ def _blocks(report: dict[str, Any], tensors: bool) -> Iterator[tuple[str, Row, I
         ],
     )
     yield "keys", ("key", "type", "value"), [_key(key, entry) for key, entry in report["metadata"].items()]
-    if tensors:
+    if "tensors" in report:
         heads = ("tensor", "shape", "type", "bytes ", "offset ")
         sharded = len(report["files"]) > 1
         yield "tensors", (*heads, "file") if sharded else heads, [_tensor(entry) for entry in report["tensors"]]
@@ -121,7 +120,10 @@ def _differences(report: dict[str, Any], files: Sequence[Path]) -> Iterator[tupl
     heads = ("", str(files[0]), str(files[1]))
     rows = [("bytes", *map(str, report["bytes"]))]
     rows += [("types", f"{each['tensors']} {each['first']}", each["second"]) for each in tensors["types"]]
-    if not any((*keys.values(), *tensors.values())):
+    counts = report["tensor_counts"]
+    only = [counts[kind] for kind in ("only_first", "only_second")]
+    rows += [("tensors only here", *map(str, only))] if any(only) else []
+    if not any((*keys.values(), *counts.values())):
         rows.append(("header", "no difference", "weights are not compared"))
     yield "sizes", heads, rows
     yield (
@@ -139,6 +141,8 @@ def _differences(report: dict[str, Any], files: Sequence[Path]) -> Iterator[tupl
             ),
         ],
     )
+    if "changed" not in tensors:
+        return
     yield (
         "tensors",
         heads,
@@ -154,54 +158,3 @@ def _differences(report: dict[str, Any], files: Sequence[Path]) -> Iterator[tupl
             ),
         ],
     )
-
-
-def _print(blocks: Iterable[tuple[str, Row, Iterable[Row]]]) -> None:
-    """Tables in a terminal, aligned columns in a pipe; a table without rows is left out."""
-    from ggufsmith.cli import render
-
-    for title, heads, rows in blocks:
-        listed = list(rows)
-        if not listed:
-            continue
-        if render.out.is_terminal:
-            _table(title, heads, listed)
-        else:
-            _columns(title, heads, listed)
-
-
-def _table(title: str, heads: Row, rows: Sequence[Row]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from ggufsmith.cli import render
-
-    table = Table(
-        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(heads), pad_edge=False
-    )
-    for index, head in enumerate(heads):
-        table.add_column(
-            Text(head.strip()),
-            justify="right" if head.endswith(" ") else "left",
-            style="bold" if index == 0 else None,
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*map(Text, row))
-    render.out.print(table, soft_wrap=False)
-
-
-def _columns(title: str, heads: Row, rows: Sequence[Row]) -> None:
-    from ggufsmith.cli import render
-
-    shown = [tuple(head.strip() for head in heads), *rows] if any(heads) else list(rows)
-    widths = [max(len(row[k]) for row in shown) for k in range(len(heads))]
-    lines = [title] if title else []
-    for row in shown:
-        cells = [
-            f"{cell:>{width}}" if head.endswith(" ") else f"{cell:<{width}}"
-            for cell, width, head in zip(row, widths, heads, strict=True)
-        ]
-        lines.append("  ".join(cells).rstrip())
-    render.out.print("\n".join([*lines, ""]), markup=False)

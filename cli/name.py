@@ -24,7 +24,7 @@ def name(
 
     With --strict-name the exit code is 2 if a name does not conform.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     def work() -> None:
         from ggufsmith.cli import render

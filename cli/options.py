@@ -1,12 +1,15 @@
-"""Options that several commands have, declared once."""
+"""The options of commands, made from the records of `pipeline.request`, and those that only the command line has."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from ggufsmith.container.shards import Limits
+from ggufsmith.pipeline.request import Declared, Input, declared
 
 
 def show_version(wanted: bool) -> None:
@@ -20,50 +23,84 @@ def show_version(wanted: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", is_eager=True, callback=show_version, help="Print the version and exit.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: every core.")]
-Scheduler = Annotated[
-    str | None,
-    typer.Option("--scheduler", metavar="ADDRESS", help="Work on a Dask cluster: tcp://HOST:8786. Same bytes."),
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show every tensor's type and the exact size, and write nothing.")
 ]
-NoSync = Annotated[bool, typer.Option("--no-sync", help="Leave flushing to the system; for scratch disks.")]
-NoOverwrite = Annotated[bool, typer.Option("--no-overwrite", help="Refuse an output that exists.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Keep what is done when interrupted; go on from what was kept.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON report on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON report on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-MaxSize = Annotated[
-    str | None, typer.Option("--split-max-size", metavar="SIZE", help="Bytes of tensors per file: 4G, 500M.")
-]
-MaxTensors = Annotated[int | None, typer.Option("--split-max-tensors", min=1, help="Tensors per file.")]
-NoTensorFirst = Annotated[
-    bool, typer.Option("--no-tensor-first-split", help="Of several files, the first gets the metadata only.")
-]
+
+# What a field's type, as its record declares it, is on the command line. All other tuples are of texts.
+TYPES: dict[str, Any] = {
+    "bool": bool,
+    "int | None": int | None,
+    "Path | None": Path | None,
+    "str | None": str | None,
+    "tuple[float, ...]": list[float] | None,
+}
+REPEATED = "tuple["
 
 
-class Writing(TypedDict):
-    """What every job says of how its outputs are made and written."""
+def with_records(*kinds: Input, only: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command: each parameter that is a record of options becomes the options of the record's fields.
 
-    limits: "Limits"
-    threads: int | None
-    sync: bool
-    overwrite: bool
-    resume: bool
-    strict_name: bool
-    scheduler: str | None
+    kinds: of source; options that have a meaning for none of them are left out.
+    only:  the names of the fields that the command has, if not all.
+    """
+    wanted = only.split()
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        shown: list[inspect.Parameter] = []
+        records: dict[str, tuple[type, list[Declared]]] = {}
+        for parameter in inspect.signature(command).parameters.values():
+            record = parameter.annotation
+            if is_dataclass(record) and isinstance(record, type):
+                known = [
+                    each
+                    for each in declared(record)
+                    if set(each.option.inputs) & set(kinds) and (not wanted or each.name in wanted)
+                ]
+                records[parameter.name] = record, known
+                shown += [_parameter(each, grouped=not wanted) for each in known]
+            else:
+                shown.append(parameter)
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            for name, (record, known) in records.items():
+                given[name] = record(**{each.name: _value(each, given.pop(each.name)) for each in known})
+            command(**given)
+
+        shown.sort(key=lambda parameter: parameter.name == "version")
+        run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+        return run
+
+    return decorate
 
 
-def check_places(outfile: Path | None, outdir: Path | None) -> None:
-    """Usage if both say where the output goes."""
-    from ggufsmith.container.errors import Usage
+def _parameter(each: Declared, grouped: bool) -> inspect.Parameter:
+    """The option of a field. grouped: it stands in a group of its own in the help."""
+    option = each.option
+    flags = (each.flag, *([option.short] if option.short else []))
+    told: dict[str, Any] = {"help": option.about, "rich_help_panel": option.group if grouped else None}
+    if option.metavar:
+        told["metavar"] = option.metavar
+    kind = TYPES.get(each.type, list[str] | None) if each.type.startswith(REPEATED) else TYPES[each.type]
+    if kind == int | None:
+        told["min"] = 1
+    default = False if kind is bool else None
+    return inspect.Parameter(
+        each.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, typer.Option(*flags, **told)],
+    )
 
-    if outfile is not None and outdir is not None:
-        raise Usage("--outfile and --outdir both say where the output goes", fix="Leave one of the two out.")
 
-
-def limits_of(size: str | None, tensors: int | None, header_alone: bool) -> "Limits":
-    """Where a new shard begins. Usage for a size that is none, and for --no-tensor-first-split alone."""
-    from ggufsmith.container.errors import Usage
-    from ggufsmith.container.shards import Limits, parse_size
-
-    if header_alone and size is None and tensors is None:
-        raise Usage("--no-tensor-first-split is for several files", fix="Add --split-max-size or --split-max-tensors.")
-    return Limits(parse_size(size) if size is not None else None, tensors, header_alone)
+def _value(each: Declared, given: Any) -> Any:
+    """What the record holds for what was given."""
+    if each.type == "bool":
+        return not given if each.default else given
+    if each.type.startswith(REPEATED):
+        return tuple(given or ())
+    return given

@@ -1,76 +1,66 @@
 """What a run leaves beside its outputs when asked: their hashes, a provenance record, a model card."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggufsmith.quantize.outputs import Output
-
-Hashes = Annotated[bool, typer.Option("--sha256", help="The SHA-256 of every file; with --json of every tensor too.")]
-Provenance = Annotated[
-    bool, typer.Option("--provenance", help="Write FILE.provenance.json: what each output was made from, with hashes.")
-]
-Card = Annotated[bool, typer.Option("--card", help="Write the model card of the outputs, README.md, beside them.")]
-StrictName = Annotated[
-    bool, typer.Option("--strict-name", help="Name outputs by the letter of the convention: with a size and a version.")
-]
-# Files beside the weights that a conversion reads.
-SMALL = (".json", ".jinja", ".model", ".txt")
+    from ggufsmith.cli.report import FileReport, OutputReport
+    from ggufsmith.pipeline.outputs import OutputFile
+    from ggufsmith.pipeline.passes import Pass
+    from ggufsmith.pipeline.request import PublishOptions
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a run is asked to leave beside its outputs. machine: its report goes to a machine, hashes included."""
+class Beside:
+    """Leaves what `PublishOptions` asks for beside the outputs.
 
-    hashes: bool = False
-    provenance: bool = False
-    card: bool = False
-    overwrite: bool = True
-    machine: bool = False
-    quiet: bool = False
+    machine: the report goes to a machine, hashes of tensors included. silent: nothing is shown on the way.
+    """
 
-    @property
-    def silent(self) -> bool:
-        return self.quiet or self.machine
+    options: "PublishOptions"
+    overwrite: bool
+    machine: bool
+    silent: bool
 
-    def check(self, outputs: Sequence["Output"]) -> None:
+    def check(self, outputs: Sequence["OutputFile"]) -> None:
         """OutputConflict, before the work, for what could not be written after it."""
         from ggufsmith.container.errors import OutputConflict
         from ggufsmith.container.provenance import record_path
         from ggufsmith.naming.filecard import check_card
 
-        paths = [record_path(output.path) for output in outputs] if self.provenance else []
-        if self.card:
+        paths = [record_path(output.path) for output in outputs] if self.options.provenance else []
+        if self.options.card:
             paths.append(_card_path(outputs))
             check_card(paths[-1], fix="Write the outputs elsewhere with --outdir, or drop --card.")
         for path in paths:
             if not self.overwrite and path.exists():
-                raise OutputConflict("is there already", where=path, fix="Allow overwriting, or write elsewhere.")
+                raise OutputConflict(
+                    "exists already", where=path, fix="Leave out --no-overwrite, or write elsewhere with --outdir."
+                )
 
+    def publish(
+        self, planned: "Pass", entries: Sequence["OutputReport"]
+    ) -> tuple[list["OutputReport"], list[tuple[str, str]]]:
+        """Write what is wished. The entries with hashes, and lines for a summary. entries: of the outputs."""
+        from ggufsmith.cli import render
 
-def publish(
-    wishes: Wishes, outputs: Sequence["Output"], inputs: Sequence[Path], entries: Sequence[dict[str, Any]]
-) -> Iterator[tuple[str, str]]:
-    """Write what is wished; lines for a summary. entries: of the report, one per output; hashes are added to them."""
-    from ggufsmith.cli import render
-
-    if not (wishes.hashes or wishes.provenance or wishes.card or wishes.machine):
-        return
-    with render.progress("hashing", sum(output.size for output in outputs), wishes.silent, rate=_bytes) as advance:
-        for output, entry in zip(outputs, entries, strict=True):
-            entry["files"], tensors = _hashed(output, wishes.machine, advance)
-            if wishes.machine:
-                entry["tensor_sha256"] = tensors
-    if wishes.hashes:
-        yield from (("sha256", f"{file['sha256']}  {file['name']}") for entry in entries for file in entry["files"])
-    if wishes.provenance:
-        yield from (("record", str(path)) for path in _records(outputs, inputs, entries, wishes.silent))
-    if wishes.card:
-        yield "card", str(_card(outputs, entries))
+        options, outputs = self.options, planned.outputs
+        if not (options.sha256 or options.provenance or options.card or self.machine):
+            return list(entries), []
+        hashed = []
+        with render.progress("hashing", planned.size, self.silent, rate=_bytes) as advance:
+            for output, entry in zip(outputs, entries, strict=True):
+                files, tensors = _hashed(output, self.machine, advance)
+                hashed.append(replace(entry, files=files, tensor_sha256=tensors if self.machine else None))
+        digests = {file.name: file.sha256 for entry in hashed for file in entry.files or ()}
+        lines = [("sha256", f"{digest}  {name}") for name, digest in digests.items() if options.sha256]
+        if options.provenance:
+            lines += [("record", str(path)) for path in _records(planned, hashed, self.silent)]
+        if options.card:
+            lines.append(("card", str(_card(outputs, digests))))
+        return hashed, lines
 
 
 def _bytes(rate: float) -> str:
@@ -79,45 +69,45 @@ def _bytes(rate: float) -> str:
     return f"{render.size(rate)}/s"
 
 
-def _hashed(output: "Output", tensors: bool, advance: Any) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _hashed(output: "OutputFile", tensors: bool, advance: Any) -> tuple[list["FileReport"], dict[str, str]]:
+    from ggufsmith.cli.report import FileReport
     from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.quantize.threads import available_cores
+    from ggufsmith.pipeline.parallel import available_cores
     from ggufsmith.quantize.verify import digests
 
     with open_gguf_set(output.paths[0]) as model:
         files, found = digests(model, tensors=tensors, threads=available_cores(), advance=advance)
         return [
-            {"name": file.path.name, "bytes": file.size, "sha256": digest}
-            for file, digest in zip(model.files, files, strict=True)
+            FileReport(file.path.name, file.size, digest) for file, digest in zip(model.files, files, strict=True)
         ], found
 
 
-def _records(
-    outputs: Sequence["Output"], inputs: Sequence[Path], entries: Sequence[Mapping[str, Any]], silent: bool
-) -> Iterator[Path]:
+def _records(planned: "Pass", entries: Sequence["OutputReport"], silent: bool) -> Iterator[Path]:
+    """Write the provenance record of every output."""
     from importlib.metadata import version
 
     from ggufsmith.cli import render
     from ggufsmith.container.provenance import described, record, record_path, write_record
 
+    inputs = dict.fromkeys((*planned.inputs, *planned.info.small))
     there = [path for path in inputs if path.is_file()]  # what was streamed from a hub is not
     size = sum(path.stat().st_size for path in there)
     with render.progress("hashing inputs", size, silent, rate=_bytes) as advance:
         sources = [described(path, advance) for path in there]
-    for output, entry in zip(outputs, entries, strict=True):
+    for output, entry in zip(planned.outputs, entries, strict=True):
         types = {tensor.name: tensor.format.name for tensor in output.shards.whole.tensors}
-        recipe = {"recipe": entry.get("recipe"), "types": types}
         path = record_path(output.path)
-        write_record(path, record(entry["files"], sources, recipe=recipe, version=version("ggufsmith")))
+        files = [asdict(file) for file in entry.files or ()]
+        recipe = {"recipe": entry.recipe, "types": types}
+        write_record(path, record(files, sources, recipe=recipe, version=version("ggufsmith")))
         yield path
 
 
-def _card(outputs: Sequence["Output"], entries: Sequence[Mapping[str, Any]]) -> Path:
+def _card(outputs: Sequence["OutputFile"], digests: Mapping[str, str]) -> Path:
     from ggufsmith.cli.card import write_card
     from ggufsmith.naming.filecard import card_of
     from ggufsmith.naming.modelcard import Publisher
 
-    digests = {file["name"]: file["sha256"] for entry in entries for file in entry["files"]}
     path = _card_path(outputs)
     text = card_of(
         [output.paths[0] for output in outputs],
@@ -128,11 +118,5 @@ def _card(outputs: Sequence["Output"], entries: Sequence[Mapping[str, Any]]) -> 
     return path
 
 
-def _card_path(outputs: Sequence["Output"]) -> Path:
+def _card_path(outputs: Sequence["OutputFile"]) -> Path:
     return outputs[0].paths[0].parent / "README.md"
-
-
-def small_files(folder: Path) -> list[Path]:
-    """The files beside the weights that a conversion may have read, for its record."""
-    found = (path for path in sorted(folder.iterdir()) if path.suffix in SMALL and path.is_file())
-    return [path for path in found if not path.name.endswith(".provenance.json")]

@@ -4,12 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufsmith.cli.options import AsJson
+from ggufsmith.cli.options import AsJson, with_records
+from ggufsmith.pipeline.request import SourceOptions
 
 if TYPE_CHECKING:
     from ggufsmith.container.values import Metadata
@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from ggufsmith.quantize.recipes.rules import Facts
 
 
+@with_records("model", "file", only="revision token")
 def recipes(
     model: Annotated[
-        Path | None,
-        typer.Argument(metavar="MODEL", help="A GGUF file or a model folder: what every recipe would make of it."),
+        str | None,
+        typer.Argument(metavar="MODEL", help="A model as gguf-convert takes it: what every recipe would make of it."),
     ] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", "-r", metavar="NAME", help="Only these, with every tensor's type.")
+        list[str] | None,
+        typer.Option("--recipe", "-r", metavar="NAME", help="Show only these recipes, and the type of every tensor."),
     ] = None,
+    *,
+    options: SourceOptions,
     as_json: AsJson = False,
 ) -> None:
     """Print every recipe with its bits per weight; given a model, with the size of its file and the types of tensors.
@@ -32,29 +36,29 @@ def recipes(
     Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes make another choice where there is an
     importance matrix; here there is none.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
-    guarded(lambda: show(model, recipe or [], as_json), as_json)
+    guarded(lambda: show(model, options, recipe or [], as_json), as_json)
 
 
-def show(model: Path | None, names: Sequence[str], machine: bool) -> None:
+def show(model: str | None, options: SourceOptions, names: Sequence[str], machine: bool) -> None:
+    """Print what recipes make of a model, or of the shape of Llama 3.1 8B. Raises what is wrong with the model."""
     from ggufsmith.cli import render
     from ggufsmith.quantize.recipes.files import recipe_of, shipped
     from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 
-    shape = _model(model) if model else _llama_8b()
+    shape = _model(model, options, machine) if model is not None else _llama_8b()
     chosen = [recipe_of(name) for name in (names or (*FILE_TYPES, *shipped()))]
     entries = [_entry(recipe, shape, bool(names)) for recipe in chosen]
     if not names:
         entries.sort(key=lambda entry: -(entry["bits_per_weight"] or 0))
     if machine:
-        render.as_json({"model": str(model) if model else "shape of Llama 3.1 8B", "recipes": entries})
+        render.as_json({"model": model or "shape of Llama 3.1 8B", "recipes": entries})
         return
-    width = max(len(entry["shown"]) for entry in entries)
+    render.table(map(_row, entries), HEADS)
     for entry in entries:
-        render.line(_line(entry, width))
-        for tensor in entry.get("tensors", ()):
-            render.line(f"  {tensor['name']:<32}  {tensor['type']:<8}  {tensor['reason']}")
+        rows = ((tensor["name"], tensor["type"], tensor["reason"]) for tensor in entry.get("tensors", ()))
+        render.table(rows, ("tensor", "type", "reason"), entry["shown"])
 
 
 @dataclass(frozen=True)
@@ -119,40 +123,39 @@ def _tensors(found: Sequence["Assignment"]) -> Iterator[dict[str, Any]]:
         yield {"name": each.tensor.name, "type": each.format.name, "bytes": each.nbytes, "reason": each.reason}
 
 
-def _line(entry: dict[str, Any], width: int) -> str:
+HEADS = ("recipe", "bits ", "size ", "tensors", "notes")
+
+
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     from ggufsmith.cli import render
+    from ggufsmith.container.text import counted
 
-    head = f"{entry['shown']:<{width}}  "
     if entry["bits_per_weight"] is None:
-        return f"{head}not possible: {entry['problem']}"
+        return entry["shown"], "", "", "", f"not possible: {entry['problem']}"
     exact = entry["bytes"] is not None
-    facts = [f"{entry['bits_per_weight']:5.2f} bpw"]
-    facts += [f"{render.size(entry['bytes']):>8}"] if exact else []
     kinds = [f"{number} {name}" for name, number in entry["types"].items()] if exact else list(entry["types"])
-    facts.append(", ".join(kinds))
-    facts += [f"also {', '.join(entry['aliases'])}"] if entry["aliases"] else []
-    facts += ["needs an importance matrix"] if entry["needs_importance"] else []
-    facts += [f"{entry['fallbacks']} fallbacks"] if entry["fallbacks"] else []
-    facts += [entry["description"]] if entry["description"] else []
-    return head + "  ".join(facts)
+    notes = [f"also {', '.join(entry['aliases'])}"] if entry["aliases"] else []
+    notes += ["needs --imatrix"] if entry["needs_importance"] else []
+    if number := entry["fallbacks"]:
+        notes.append(f"{counted(number, 'tensor')} in another type, because the rows do not fit")
+    notes += [entry["description"]] if entry["description"] else []
+    size = render.size(entry["bytes"]) if exact else ""
+    return entry["shown"], f"{entry['bits_per_weight']:.2f}", size, ", ".join(kinds), "; ".join(notes)
 
 
-def _model(path: Path) -> Shape:
-    """That of a GGUF file, or of what a model folder would be converted to."""
-    from ggufsmith.container.shards import open_gguf_set
+def _model(name: str, options: SourceOptions, silent: bool) -> Shape:
+    """That of a model file, or of what a model folder would be converted to. Usage for an adapter."""
+    from ggufsmith.cli.source import opened_source
+    from ggufsmith.container.errors import Usage
     from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 
-    if path.is_dir():
-        from ggufsmith.convert.run import Job, prepare
-
-        layout = prepare(Job(path, outtype="auto")).layout
-        stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
+    with opened_source(name, options, "auto", quiet=silent) as source:
+        kind = source.metadata.get("general.type")
+        if kind is not None and kind.data == "adapter":
+            raise Usage("recipes are for models, and this is an adapter", where=name, fix="Pass the model itself.")
+        stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in source.specs}
         tensors = [stored[name] for name in file_order(stored)]
-        return Shape(tensors, facts_of(layout.metadata), layout.metadata, layout.alignment)
-    with open_gguf_set(path) as gguf:
-        stored = {info.name: Stored(info.name, info.shape, info.format) for info in gguf.tensors.values()}
-        tensors = [stored[name] for name in file_order(stored)]
-        return Shape(tensors, facts_of(gguf.metadata), gguf.metadata, gguf.alignment)
+        return Shape(tensors, facts_of(source.metadata), source.metadata, source.alignment)
 
 
 def _llama_8b() -> Shape:

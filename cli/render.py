@@ -3,98 +3,48 @@
 Names and texts may come from a hostile file: what is printed here cannot steer a terminal.
 """
 
-import io
 import json
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from textwrap import wrap
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
+from ggufsmith.cli.progress import Progress, shown_progress
 from ggufsmith.container.errors import Failure
+from ggufsmith.container.text import count as count
 from ggufsmith.container.text import printable
+from ggufsmith.container.text import size as size
 
 SPECIAL = re.compile(r"[^\n -~]")  # what may need an escape in JSON beyond those that it asks for
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path with :x: in it is no picture
 
 
-def show_anything() -> None:
-    """What the encoding of the screen, or of the file behind it, lacks is escaped, instead of ending the run."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def size(nbytes: float) -> str:
-    """Bytes in decimal units, as disks and model pages count them."""
-    for unit in ("B", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
-
-
-def count(number: float) -> str:
-    for unit in ("", " thousand", " million"):
-        if number < 1000:
-            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.2f} billion"
-
-
 def weights_per_second(number: float) -> str:
+    """A speed in words."""
     return f"{count(number)} weights/s"
 
 
-@contextmanager
 def progress(
-    title: str, total: int | None, quiet: bool, rate: Callable[[float], str] = weights_per_second
-) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal, a line every ten seconds in a log, nothing when quiet; yields `advance(weights)`.
+    title: str | Sequence[str],
+    total: int | None,
+    quiet: bool,
+    rate: Callable[[float], str] = weights_per_second,
+) -> AbstractContextManager[Progress]:
+    """Shows on standard error how far the work is: a bar in a terminal, a line every ten seconds in a log.
 
-    total: None if it is not known. rate: how to show the speed.
+    title: of the work, or the names of the files that it makes, which are then listed once.
+    total: weights or bytes; None if it is not known. rate: how to show so many of them in a second.
     """
-    title = printable(title)
-    if quiet or total == 0:
-        yield lambda weights: None
-    elif err.is_terminal:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=err, transient=True) as bar:
-            task = bar.add_task(title, total=total, rate="")
-            begun, done = time.monotonic(), 0
-
-            def advance(weights: int) -> None:
-                nonlocal done
-                done += weights
-                bar.update(task, advance=weights, rate=rate(done / max(time.monotonic() - begun, 1e-3)))
-
-            yield advance
-    else:
-        begun = last = time.monotonic()
-        done = 0
-
-        def log(weights: int) -> None:
-            nonlocal done, last
-            done += weights
-            now = time.monotonic()
-            if now - last >= 10:
-                last = now
-                speed = done / (now - begun)
-                left = f"{100 * done // total} %, {(total - done) / speed:.0f} s left, " if total and speed else ""
-                line(f"{title}: {left}{rate(speed)}", err)
-
-        yield log
+    return nullcontext(Progress()) if quiet or total == 0 else shown_progress(err, title, total, rate)
 
 
 def kernels(seconds: float) -> None:
@@ -103,34 +53,105 @@ def kernels(seconds: float) -> None:
         line(f"compiled kernels in {seconds:.1f} s; later runs find them on the disk", err)
 
 
-def line(text: str, console: Console = out) -> None:
-    console.print(printable(text), markup=False)
+def line(text: str, console: Console | None = None) -> None:
+    """One line, on standard output or another console."""
+    (console or out).print(printable(text), markup=False)
 
 
-def table(rows: Sequence[Sequence[str]]) -> None:
-    """Cells under one another; the last one is as long as it is."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]) - 1)] if rows else []
-    for *cells, last in rows:
-        padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)]
-        out.print("  ".join([*padded, last]), markup=False)
+def paragraph(text: str, console: Console | None = None, indent: int = 0, style: str = "") -> None:
+    """A sentence: in a terminal in as many lines as it takes, broken between words, all but the first indented.
+
+    style: of its first word.
+    """
+    console, text = console or out, printable(text)
+    if console.is_terminal:
+        rest, room = " " * indent, max(console.width, indent + 20)
+        text = "\n".join(
+            wrap(text, room, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False) or [""]
+        )
+    first, space, others = text.partition(" ")
+    console.print(Text.assemble((first, style), space, others))
 
 
-def lines(rows: Iterator[tuple[str, str]]) -> None:
-    """A summary: label and value, aligned."""
+def lines(rows: Iterable[tuple[str, str]]) -> None:
+    """A summary: labels and values, under one another."""
     pairs = list(rows)
-    width = max(len(label) for label, _ in pairs)
+    width = max((len(label) for label, _ in pairs), default=0)
     for label, value in pairs:
-        line(f"{label:<{width}}  {value}")
+        paragraph(f"{label:<{width}}  {value}", indent=width + 2)
+
+
+def table(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), title: str = "") -> None:
+    """Cells under one another: in a terminal as a table of its width, elsewhere each row in one line.
+
+    heads: of the columns; one that ends in a blank marks a column of numbers. Columns and tables
+           without content are left out.
+    """
+    shown = [[printable(cell) for cell in row] for row in rows]
+    if not shown:
+        return
+    heads = heads or [""] * len(shown[0])
+    filled = [k for k in range(len(heads)) if any(row[k] for row in shown)]
+    shown, heads = [[row[k] for k in filled] for row in shown], [heads[k] for k in filled]
+    (_table if out.is_terminal else _columns)(shown, heads, title)
+
+
+def _table(rows: list[list[str]], heads: Sequence[str], title: str) -> None:
+    headed = any(heads)
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        box=SIMPLE_HEAD if headed else None,
+        show_header=headed,
+        pad_edge=False,
+        padding=(0, 1) if headed else (0, 2, 0, 0),
+    )
+    for index, head in enumerate(heads):
+        number = head.endswith(" ")
+        table.add_column(
+            Text(head.strip()),
+            justify="right" if number else "left",
+            style="bold" if index == 0 else None,
+            overflow="fold",
+            no_wrap=number,
+        )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out.print(table, soft_wrap=False)
+
+
+def _columns(rows: list[list[str]], heads: Sequence[str], title: str) -> None:
+    shown = [[head.strip() for head in heads], *rows] if any(heads) else rows
+    widths = [max(cell_len(row[k]) for row in shown) for k in range(len(heads))]
+    lines = ["", title] if title else []
+    for row in shown:
+        cells = []
+        for cell, width, head in zip(row, widths, heads, strict=True):
+            space = " " * (width - cell_len(cell))
+            cells.append(space + cell if head.endswith(" ") else cell + space)
+        lines.append("  ".join(cells).rstrip())
+    out.print("\n".join(lines), markup=False)
 
 
 def as_json(report: Mapping[str, Any]) -> None:
     """One JSON object on standard output, UTF-8 whatever the platform's default; nothing if that was closed."""
-    if sys.stdout is None:
-        return
-    text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
-    sys.stdout.buffer.write(SPECIAL.sub(_escaped, text).encode())
-    sys.stdout.buffer.flush()
+    _utf8(SPECIAL.sub(_escaped, json.dumps(report, ensure_ascii=False, indent=2) + "\n"))
+
+
+def document(text: str) -> None:
+    """A file's content on standard output: for a terminal what it can show, otherwise UTF-8, as the file would be."""
+    text = printable(text, keep="\n\t")
+    if out.is_terminal:
+        out.print(text, end="", markup=False)
+    else:
+        _utf8(text)
+
+
+def _utf8(text: str) -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -154,8 +175,8 @@ def failure(error: Failure, machine: bool) -> None:
         with suppress(OSError):
             as_json({"error": {**body, "notes": notes}})
             return
-    where, fix = error.where and printable(error.where), error.fix and printable(error.fix)
-    err.print("error: ", style="bold red", end="")
-    err.print(str(Failure(printable(error.what), where=where, fix=fix, also=map(printable, error.also))), markup=False)
-    for note in notes:
-        line(note, err)
+    paragraph(f"error: {error.where}: {error.what}" if error.where else f"error: {error.what}", err, style="bold red")
+    for each in error.also:
+        paragraph(f"  - {each}", err, indent=4)
+    for each in (*([error.fix] if error.fix else []), *notes):
+        line(each, err)  # not broken: it may be a command to copy

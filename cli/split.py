@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufsmith.cli.options import AsJson, MaxSize, NoOverwrite, NoSync, NoTensorFirst, Quiet, limits_of
+from ggufsmith.cli.guard import guarded
+from ggufsmith.cli.options import AsJson, Quiet, with_records
+from ggufsmith.pipeline.request import WriteOptions
 
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet, ShardPlan
@@ -16,48 +19,46 @@ Source = Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; of s
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the files and their sizes; write nothing.")]
 
 
+@with_records("file", only="split_max_size split_max_tensors no_tensor_first_split sync overwrite")
 def split(
     model: Source,
     output: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="OUT-00001-of-00003.gguf and so on; default: beside IN.")
     ] = None,
-    max_size: MaxSize = None,
-    max_tensors: Annotated[
-        int | None, typer.Option("--split-max-tensors", min=1, help="Tensors per file; 128 if nothing else is said.")
-    ] = None,
-    no_tensor_first: NoTensorFirst = False,
+    *,
+    write: WriteOptions,
     dry_run: DryRun = False,
-    no_sync: NoSync = False,
-    no_overwrite: NoOverwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Split a GGUF file into shards, as llama.cpp's gguf-split does.
+    """Split a GGUF file into shards, as llama.cpp's gguf-split does: of 128 tensors each, unless options say otherwise.
 
     The set appears under its names only when all of it is complete and verified.
     """
-    from ggufsmith.cli.app import guarded
     from ggufsmith.container.copy import plan_split
     from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.quantize.threads import available_cores
+    from ggufsmith.pipeline.parallel import available_cores
+    from ggufsmith.quantize.resolve import limits_of
 
     def work() -> None:
-        limits = limits_of(max_size, max_tensors or (None if max_size else 128), no_tensor_first)
+        whole = write.split_max_size is None and write.split_max_tensors is None
+        limits = limits_of(replace(write, split_max_tensors=128) if whole else write)
         with open_gguf_set(model) as source:
             plan = plan_split(source, limits)
             target = output or _base(source)
-            options = {"sync": not no_sync, "overwrite": not no_overwrite, "threads": available_cores()}
+            options = {"sync": write.sync, "overwrite": write.overwrite, "threads": available_cores()}
             _copy(source, plan, target, options, dry_run=dry_run, machine=as_json, quiet=quiet)
 
     guarded(work, as_json)
 
 
+@with_records("file", only="sync overwrite")
 def merge(
     model: Source,
     output: Annotated[Path | None, typer.Argument(metavar="OUT.gguf", help="Default: beside IN.")] = None,
+    *,
+    write: WriteOptions,
     dry_run: DryRun = False,
-    no_sync: NoSync = False,
-    no_overwrite: NoOverwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -65,14 +66,13 @@ def merge(
 
     Merging what `split` made gives back the file that was split, byte for byte.
     """
-    from ggufsmith.cli.app import guarded
     from ggufsmith.container.copy import plan_merge
     from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.quantize.threads import available_cores
+    from ggufsmith.pipeline.parallel import available_cores
 
     def work() -> None:
         with open_gguf_set(model) as source:
-            options = {"sync": not no_sync, "overwrite": not no_overwrite, "threads": available_cores()}
+            options = {"sync": write.sync, "overwrite": write.overwrite, "threads": available_cores()}
             _copy(
                 source,
                 plan_merge(source),

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufsmith.cli.options import AsJson, NoSync, Quiet, Threads
+from ggufsmith.cli.options import AsJson, Quiet, with_records
+from ggufsmith.pipeline.request import WriteOptions
 
 if TYPE_CHECKING:
-    from ggufsmith.convert.hf.run import Prepared
+    from ggufsmith.convert.hf.run import PreparedFolder
 
 
+@with_records("file", only="threads sync")
 def to_hf(
     model: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; of several shards, any one.")],
     outdir: Annotated[Path | None, typer.Option(help="The folder to make; default: NAME-hf beside IN.")] = None,
@@ -24,8 +26,8 @@ def to_hf(
     ] = None,
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tensors per file.")] = "5G",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show tensors and files; write nothing.")] = False,
-    threads: Threads = None,
-    no_sync: NoSync = False,
+    *,
+    write: WriteOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -33,14 +35,14 @@ def to_hf(
 
     Converting the folder gives the same tensors and keys again, which is checked. Quantized weights are dequantized.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     def work() -> None:
         from ggufsmith.cli import render
         from ggufsmith.container.shards import parse_size
-        from ggufsmith.convert.hf.run import Job, prepare, run
+        from ggufsmith.convert.hf.run import ToHfJob, prepare, run
 
-        job = Job(model, outdir, dtype, parse_size(shard_size), threads, sync=not no_sync)
+        job = ToHfJob(model, outdir, dtype, parse_size(shard_size), write.threads, sync=write.sync)
         with prepare(job) as prepared:
             report = _report(prepared)
             if not dry_run:
@@ -58,7 +60,7 @@ def to_hf(
     guarded(work, as_json)
 
 
-def _report(prepared: "Prepared") -> dict[str, Any]:
+def _report(prepared: "PreparedFolder") -> dict[str, Any]:
     plan = prepared.weights_plan
     return {
         "input": [str(path) for path in prepared.source.paths],
@@ -73,7 +75,7 @@ def _report(prepared: "Prepared") -> dict[str, Any]:
     }
 
 
-def _tensors(prepared: "Prepared") -> Iterator[dict[str, Any]]:
+def _tensors(prepared: "PreparedFolder") -> Iterator[dict[str, Any]]:
     for tensor in prepared.tensors:
         yield {
             "name": tensor.name,
@@ -81,11 +83,11 @@ def _tensors(prepared: "Prepared") -> Iterator[dict[str, Any]]:
             "type": tensor.format.name,
             "source": tensor.source.info.name,
             "source_type": tensor.held.name,
-            "op": type(tensor.op).__name__,
+            "op": tensor.op,
         }
 
 
-def _show_tensors(prepared: "Prepared") -> None:
+def _show_tensors(prepared: "PreparedFolder") -> None:
     from ggufsmith.cli import render
 
     rows = [

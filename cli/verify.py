@@ -1,34 +1,38 @@
 """`ggufsmith verify`: is a finished file sound, and is it what its source gives?"""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufsmith.cli.lora import Lora
-from ggufsmith.cli.options import AsJson, Quiet, Threads
+from ggufsmith.cli.options import AsJson, Quiet, with_records
+from ggufsmith.pipeline.request import SourceOptions, WriteOptions
 
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet
-    from ggufsmith.container.values import Metadata
-    from ggufsmith.quantize.stream import Tensor
+    from ggufsmith.quantize.verify import Compared
 
 
+@with_records("model", "adapter", "file", only="lora base revision token threads")
 def verify(
     model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model; of several shards, any one.")],
     source: Annotated[
-        Path | None,
-        typer.Option("--source", help="What it was made from, a model folder or a GGUF file: make every tensor again."),
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="MODEL",
+            help="What it was made from, as gguf-convert takes it: every tensor is made again and compared.",
+        ),
     ] = None,
-    lora: Lora = None,
+    *,
+    options: SourceOptions,
     record: Annotated[
         Path | None, typer.Option("--record", help="A provenance record whose hashes the files must have.")
     ] = None,
     hashes: Annotated[bool, typer.Option("--sha256", help="Report the SHA-256 of every tensor and file.")] = False,
-    threads: Threads = None,
+    write: WriteOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -36,26 +40,29 @@ def verify(
 
     With --source, every tensor is made again: it has the same bytes, or an error no larger than its type allows.
     """
-    from ggufsmith.cli.app import guarded
+    from ggufsmith.cli.guard import guarded
 
     def work() -> None:
         from ggufsmith.cli import render
         from ggufsmith.container.errors import Malformed
         from ggufsmith.container.shards import open_gguf_set
+        from ggufsmith.container.text import counted
 
         with open_gguf_set(model) as opened:
-            report = _examined(opened, hashes, threads, quiet or as_json)
+            report = _examined(opened, hashes, write.threads, quiet or as_json)
             if record is not None:
                 _recorded(opened, record, report)
             if source is not None:
-                _compared(opened, source, lora or [], threads, report, quiet or as_json)
+                _compared(opened, source, options, write.threads, report, quiet or as_json)
         problems = report["problems"]
         if as_json:
             render.as_json(report)
             failed.extend(problems)
         elif problems:
             fix = "Make or fetch it again." if source is None else "Is this the source that it was made from?"
-            raise Malformed(f"{len(problems)} problems", where=model, also=problems[:MAX_LISTED], fix=fix)
+            raise Malformed(
+                f"{counted(len(problems), 'problem')} found", where=model, also=problems[:MAX_LISTED], fix=fix
+            )
         elif not quiet:
             render.lines(_summary(report))
 
@@ -73,7 +80,8 @@ MADE = ("general.file_type", "general.quantization_version", "quantize.")
 def _examined(model: "GgufSet", hashes: bool, threads: int | None, silent: bool) -> dict[str, Any]:
     from ggufsmith.cli import render
     from ggufsmith.container.provenance import described
-    from ggufsmith.quantize.threads import available_cores
+    from ggufsmith.container.text import counted
+    from ggufsmith.pipeline.parallel import available_cores
     from ggufsmith.quantize.verify import examine
 
     weights = {tensor.name: math.prod(tensor.shape) for tensor in model.tensors.values()}
@@ -85,7 +93,9 @@ def _examined(model: "GgufSet", hashes: bool, threads: int | None, silent: bool)
         ],
         "tensor_count": len(found),
         "problems": [
-            f"{each.name}: {each.nonfinite} weights or scales are not finite" for each in found if each.nonfinite
+            f"{each.name}: {counted(each.nonfinite, 'weight or scale is', 'weights or scales are')} not finite"
+            for each in found
+            if each.nonfinite
         ],
     }
     if hashes:
@@ -101,25 +111,21 @@ def _recorded(model: "GgufSet", record: Path, report: dict[str, Any]) -> None:
 
 
 def _compared(
-    model: "GgufSet", source: Path, lora: list[str], threads: int | None, report: dict[str, Any], silent: bool
+    model: "GgufSet", source: str, options: SourceOptions, threads: int | None, report: dict[str, Any], silent: bool
 ) -> None:
     from ggufsmith.cli import render
-    from ggufsmith.quantize.threads import available_cores
-    from ggufsmith.quantize.verify import TOLERANCE, compare, unpaired
+    from ggufsmith.cli.source import opened_source
+    from ggufsmith.pipeline.parallel import available_cores
+    from ggufsmith.quantize.verify import compare, unpaired
 
-    with ExitStack() as stack:
-        sources, metadata = _open(source, lora, stack.enter_context)
+    with opened_source(source, options, "", quiet=silent) as made_from:
+        sources, metadata = made_from.tensors, made_from.metadata
         report["problems"] += [f"{name}: {problem}" for name, problem in unpaired(model, sources).items()]
         weights = sum(math.prod(each.shape) for each in sources)
         with render.progress("comparing", weights, silent) as advance:
             found = compare(model, sources, threads=threads or available_cores(), advance=advance)
-    report["problems"] += [
-        f"{each.name}: as {each.format.name} its error is {each.error:.3g} of the weights; made here it is "
-        f"{each.ours:.3g}, and {TOLERANCE:g} times that is allowed"
-        for each in found
-        if not each.acceptable
-    ]
-    report["source"] = str(source)
+    report["problems"] += [f"{each.name}: {_too_far(each)}" for each in found if not each.acceptable]
+    report["source"] = source
     report["compared"] = {
         each.name: {"type": each.format.name, "exact": each.exact, "error": each.error, "error_made_here": each.ours}
         for each in found
@@ -131,43 +137,50 @@ def _compared(
     ]
 
 
-def _open(source: Path, lora: list[str], enter: Callable[[Any], Any]) -> "tuple[Sequence[Tensor], Metadata]":
-    """The tensors that a source gives, and its metadata."""
-    if source.is_dir():
-        from ggufsmith.convert.execute import tensors_of
-        from ggufsmith.convert.lora.base import parse_adapter
-        from ggufsmith.convert.run import Job, prepare
+def _too_far(tensor: "Compared") -> str:
+    """What is wrong with a tensor whose weights are not what its source gives."""
+    from ggufsmith.quantize.verify import TOLERANCE
 
-        prepared = prepare(Job(source, lora=tuple(parse_adapter(text) for text in lora)))
-        return tensors_of(enter(prepared.checkpoint), prepared.plan.outputs), prepared.layout.metadata
-    from ggufsmith.container.shards import open_gguf_set
-    from ggufsmith.quantize.requantize import Held
-
-    opened = enter(open_gguf_set(source))
-    return [Held(opened, info, info.name) for info in opened.tensors.values()], opened.metadata
+    if not math.isfinite(tensor.error):
+        return f"its bytes, of type {tensor.format.name}, are not those of the source"
+    return (
+        f"as {tensor.format.name} it is {100 * tensor.error:.3g} % off the source (root mean square); made from this "
+        f"source it would be {100 * tensor.ours:.3g} % off, and at most {TOLERANCE:g} times that is accepted"
+    )
 
 
 def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from ggufsmith.cli.render import size
     from ggufsmith.container.summary import shown
+    from ggufsmith.container.text import counted
 
     for file in report["files"]:
-        yield "file", f"{file['name']}  {file['bytes']} bytes" + (f"  {file['sha256']}" if "sha256" in file else "")
+        yield "file", f"{file['name']}  {size(file['bytes'])} ({file['bytes']} bytes)"
+    for file in report["files"]:
+        if "sha256" in file:
+            yield "sha256", f"{file['sha256']}  {file['name']}"
     for name, tensor in report.get("tensors", {}).items():
         yield "tensor", f"{tensor['sha256']}  {shown(name)}"
-    yield "sound", f"{report['tensor_count']} tensors in place, all weights finite"
+    yield "sound", f"{counted(report['tensor_count'], 'tensor')} in place, every weight is finite"
     if "record" in report:
-        yield "record", "every file has the hash that it says"
+        yield "record", "every file has the hash that the record says"
     if "compared" in report:
         yield from _sources(report["compared"])
     if keys := report.get("other_keys"):
-        yield "keys", f"{len(keys)} differ from the source: {', '.join(map(shown, keys[:MAX_LISTED]))}"
+        more = ", ..." if len(keys) > MAX_LISTED else ""
+        differ = counted(len(keys), "key differs", "keys differ")
+        yield "keys", f"{differ} from what the source gives: {', '.join(map(shown, keys[:MAX_LISTED]))}{more}"
 
 
 def _sources(compared: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    from ggufsmith.container.text import counted
+
     exact = sum(each["exact"] for each in compared.values())
-    yield "source", f"{exact} of {len(compared)} tensors byte for byte as made here"
+    yield "source", f"{exact} of {counted(len(compared), 'tensor')}: byte for byte what the source gives"
     types: dict[str, list[float]] = {}
     for each in compared.values():
         types.setdefault(each["type"], []).append(each["error"])
     for name, errors in types.items():
-        yield "error", f"{name}: {max(errors):.3g} of the weights at most, root mean square, in {len(errors)} tensors"
+        off = f"at most {100 * max(errors):.2g} % off the source (root mean square)"
+        equal = "equal to the source"
+        yield "accuracy", f"{name}: {counted(len(errors), 'tensor')}, {off if max(errors) else equal}"

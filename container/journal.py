@@ -31,6 +31,8 @@ STEP = RECORD.size + SUM.size
 BLOCK = 4096 * STEP  # bytes of records read at a time
 TOGETHER = 1 << 24  # bytes of data whose records are written at once: each write takes the file's lock from the data's
 
+Pieces = NDArray[np.int64]  # (n, 3): offset, size, checksum of bytes that were written
+
 
 class Journal:
     """The pieces written to one file. 24 bytes of memory for each."""
@@ -48,7 +50,7 @@ class Journal:
         """Record a write that has been done. Safe from many threads."""
         record = RECORD.pack(offset, size, checksum)
         with self._lock:
-            self._pieces.extend((offset, offset + size, checksum))
+            self._pieces.extend((offset, size, checksum))
             self._waiting += record + SUM.pack(zlib.crc32(record))
             self._since += size
             due = self._since >= TOGETHER
@@ -68,22 +70,26 @@ class Journal:
         with suppress(OSError):
             write_at(self._fd, memoryview(data), at)
 
-    def pieces(self) -> NDArray[np.int64]:
-        """(n, 3): first byte, last byte exclusive, checksum; by place."""
+    def pieces(self) -> Pieces:
+        """What was written, by place. To be called when nobody writes any more."""
         with self._lock:
-            found = np.array(self._pieces, np.int64).reshape(-1, 3)
-        return found[np.argsort(found[:, 0], kind="stable")]
+            found = np.frombuffer(self._pieces, np.int64).reshape(-1, 3)
+            return found[np.argsort(found[:, 0], kind="stable")]
 
 
-def recorded(fd: int, start: int, fingerprint: bytes) -> list[tuple[int, int, int]] | None:
-    """(offset, size, checksum) of the pieces that a journal lists; the last one of each place. None if there is no
+def recorded(fd: int, start: int, fingerprint: bytes) -> Pieces | None:
+    """The pieces of bytes before `start` that a journal lists, by place, the last one of each. None if there is no
     journal, or one of another fingerprint.
     """
     head = memoryview(bytearray(HEAD.size))
     if read_at(fd, head, start) < HEAD.size or HEAD.unpack(head) != (MAGIC, fingerprint):
         return None
-    found = {offset: (offset, size, checksum) for offset, size, checksum in _records(fd, start + HEAD.size)}
-    return list(found.values())
+    listed = array("q")
+    for offset, size, checksum in _records(fd, start + HEAD.size):
+        if offset + size <= start:
+            listed.extend((offset, size, checksum))
+    latest_first = np.frombuffer(listed, np.int64).reshape(-1, 3)[::-1]
+    return latest_first[np.unique(latest_first[:, 0], return_index=True)[1]]
 
 
 def _records(fd: int, at: int) -> Iterator[tuple[int, int, int]]:

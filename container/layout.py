@@ -5,6 +5,7 @@ records; zeros up to the alignment; then the tensors in the order of their recor
 alignment. llama.cpp (ggml/src/gguf.cpp) reads the final padding too, so it belongs to the file.
 """
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -188,3 +189,10 @@ def _elements(value: Value, element: ValueType) -> bytes:
 def _record(tensor: TensorSpec, offset: int) -> bytes:
     shape = tensor.shape[::-1]
     return _text(tensor.name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, tensor.format.id, offset)
+
+
+def rows_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, width) of a tensor of this shape."""
+    if len(shape) < 2:
+        return math.prod(shape), 1
+    return math.prod(shape[:-1]), shape[-1]

@@ -360,6 +360,11 @@ class SetWriter:
         """See `Writer.temporary`."""
         return [writer.temporary for writer in self.writers]
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where each file begins in `plan.whole`."""
+        return self.plan.starts
+
     def notes(self) -> Iterator[str]:
         """What became of an interrupted run's work."""
         if taken := sum(writer.taken for writer in self.writers):

@@ -136,6 +136,15 @@ def difference(a: GgufSet, b: GgufSet) -> dict[str, Any]:
     changed_types = Counter(
         (left[name][1], right[name][1]) for name in left if name in right and left[name][1] != right[name][1]
     )
+    tensors: dict[str, Any] = {
+        "only_first": [name for name in left if name not in right],
+        "only_second": [name for name in right if name not in left],
+        "changed": {
+            name: {"first": _placed(left[name]), "second": _placed(right[name])}
+            for name in left
+            if name in right and left[name] != right[name]
+        },
+    }
     return {
         "keys": {
             "only_first": [key for key in a.metadata if key not in b.metadata],
@@ -146,18 +155,21 @@ def difference(a: GgufSet, b: GgufSet) -> dict[str, Any]:
                 if key in b.metadata and not _same(value, b.metadata[key])
             },
         },
+        "tensor_counts": {kind: len(names) for kind, names in tensors.items()},
         "tensors": {
-            "only_first": [name for name in left if name not in right],
-            "only_second": [name for name in right if name not in left],
-            "changed": {
-                name: {"first": _placed(left[name]), "second": _placed(right[name])}
-                for name in left
-                if name in right and left[name] != right[name]
-            },
             "types": [{"first": x, "second": y, "tensors": n} for (x, y), n in changed_types.most_common()],
+            **tensors,
         },
         "bytes": [a.size, b.size],
     }
+
+
+def without_tensors(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A `summary` or a `difference` that lists no tensors; what they add up to stays."""
+    tensors = report["tensors"]
+    if isinstance(tensors, list):
+        return {key: value for key, value in report.items() if key != "tensors"}
+    return {**report, "tensors": {"types": tensors["types"]}}
 
 
 def _same(a: Value, b: Value) -> bool:

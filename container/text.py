@@ -1,4 +1,35 @@
-"""Text from files, made harmless for a terminal."""
+"""Text for people: what files say, made harmless for a terminal; sizes and counts, by one rule everywhere."""
+
+from collections.abc import Sequence
+
+# Unit and digits behind the point; a number has at most three before it, but for the last unit.
+BYTES = (("B", 0), ("kB", 1), ("MB", 1), ("GB", 2), ("TB", 2))
+COUNTS = (("", 0), ("thousand", 1), ("million", 1), ("billion", 2))
+
+
+def size(nbytes: float) -> str:
+    """Bytes in decimal units, as disks and model pages count them: 93.5 MB, 4.30 GB."""
+    return _scaled(nbytes, BYTES)
+
+
+def count(number: float) -> str:
+    """A number of weights in words: 135.0 million."""
+    return _scaled(number, COUNTS)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 tensor, 2 tensors. many: the plural, if it is not made with an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def _scaled(number: float, units: Sequence[tuple[str, int]]) -> str:
+    *smaller, (largest, digits) = units
+    for unit, places in smaller:
+        text = f"{number:.{places}f}"
+        if float(text) < 1000:
+            return f"{text} {unit}".rstrip()
+        number /= 1000
+    return f"{number:.{digits}f} {largest}"
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -8,31 +8,31 @@ process, so nothing is ever stale. (Windows: an open file cannot be removed, and
 """
 
 import errno
-import hashlib
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ggufsmith.container.checksum import checksum, intact
 from ggufsmith.container.disk import LOCKS, Flusher, check_space, force, force_folder, lock, remove_leftover
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Unsupported, Usage
-from ggufsmith.container.journal import Journal, recorded
+from ggufsmith.container.fingerprint import file_mark, fingerprint
+from ggufsmith.container.journal import Journal, Pieces, recorded
 from ggufsmith.container.layout import Layout
+from ggufsmith.container.parallel import parallel_for
 from ggufsmith.container.positional import Buffer, as_bytes, read_at, write_at
 from ggufsmith.container.reader import TensorInfo, open_gguf
 
 BLOCK = 64  # pieces that a thread reads back at a time
+NONE: Pieces = np.empty((0, 3), np.int64)
 KEPT = "what was written is kept: the same command with --resume goes on from there"
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # EFBIG: FAT's 4 GiB, or a process limit
 
@@ -60,7 +60,8 @@ class Writer:
     inputs:    files that are read; none of them may be the output, under any name.
     resume:    take over what an interrupted run of the same work left (see `holds`), and leave the same if interrupted,
                or stopped by a full disk.
-    identity:  whatever decides the bytes besides layout and inputs; inputs are known by name, folder, size and time.
+    identity:  whatever decides the bytes besides layout and inputs; inputs are known by name, folder and content, large
+               ones by size and time instead (see `fingerprint.file_mark`).
     reader:    gives the tensors of a file as they stand in it, for the check before the name is given.
     threads:   that read the file back.
 
@@ -98,8 +99,7 @@ class Writer:
         self.strange = False
         self._fd = -1
         self._journal: Journal | None = None
-        self._held: list[tuple[int, int, int]] = []
-        self._ranges: frozenset[tuple[int, int]] = frozenset()
+        self._held: Pieces = NONE
         self._flusher: Flusher | None = None
 
     def __enter__(self) -> "Writer":
@@ -128,7 +128,11 @@ class Writer:
         for other in list(self.path.parent.iterdir()):
             middle = other.name[len(prefix) : -len(suffix)]
             left = other.name == prefix + middle + suffix and len(middle) == 12 and other != self._temporary
-            if left and not (self.resume and not self._held and self._take_over(other)) and not remove_leftover(other):
+            if (
+                left
+                and not (self.resume and not len(self._held) and self._take_over(other))
+                and not remove_leftover(other)
+            ):
                 raise self._busy(other)
 
     def reserve(self) -> None:
@@ -146,7 +150,7 @@ class Writer:
             write_at(self._fd, memoryview(self.layout.header), 0)
         self._journal = Journal(self._fd, size, self._fingerprint)
         for piece in self._held:
-            self._journal.add(*piece)
+            self._journal.add(*map(int, piece))
         self._journal.write_out()
         if self.sync:
             self._flusher = Flusher(self._fd)
@@ -164,7 +168,8 @@ class Writer:
 
     def holds(self, offset: int, size: int) -> bool:
         """Whether these bytes were taken over from an interrupted run, and need no writing."""
-        return (offset, size) in self._ranges
+        at = int(np.searchsorted(self._held[:, 0], offset))
+        return at < len(self._held) and bool((self._held[at, :2] == (offset, size)).all())
 
     def write(self, offset: int, data: Buffer) -> None:
         """Put the bytes of `data`, C-contiguous, at `offset` of the file. Safe from many threads.
@@ -212,7 +217,7 @@ class Writer:
 
     def seal(self) -> None:
         """Check that the disk has what was written, all of it. An interrupt until here can still be resumed."""
-        pieces = np.empty((0, 3), np.int64)
+        pieces = NONE
         if self._journal:
             self._journal.write_out()
             pieces = self._journal.pieces()
@@ -225,7 +230,7 @@ class Writer:
 
     def finish(self) -> None:
         """Cut the journal off the sealed file, and look at it as everybody else will."""
-        self._journal, self._held = None, []
+        self._journal, self._held = None, NONE
         with self._reporting("cannot flush to the disk"):
             os.ftruncate(self._fd, self.layout.size)
             if self.sync:
@@ -247,15 +252,11 @@ class Writer:
     ) -> None:
         self._leave(error)
 
-    @property
+    @cached_property
     def _fingerprint(self) -> bytes:
         """Of everything that decides the bytes."""
-        digest = hashlib.sha256()
-        inputs = [(*Path(file).parts[-2:], *_stat(file)) for file in self.inputs]
-        parts = (_version().encode(), self.layout.header, self.identity, repr((self.layout.size, inputs)).encode())
-        for part in parts:
-            digest.update(len(part).to_bytes(8, "little") + part)
-        return digest.digest()
+        inputs = [(path, file_mark(path)) for path in map(Path, self.inputs)]
+        return fingerprint(_version(), self.layout.header, self.layout.size, self.identity, inputs)
 
     def _exists(self) -> OutputConflict:
         return OutputConflict("the output exists already", where=self.path, fix="Allow overwriting, or name another.")
@@ -308,32 +309,31 @@ class Writer:
             fd = os.open(other, os.O_RDWR)
         except OSError:
             return False
-        held: list[tuple[int, int, int]] = []
+        held = NONE
         try:
             if lock(fd) and os.path.samestat(os.fstat(fd), os.stat(other)):
                 pieces = recorded(fd, self.layout.size, self._fingerprint)
-                wrong = self._wrong(fd, pieces or [])
-                held = [piece for piece in pieces or () if piece[0] not in wrong]
                 self.strange |= pieces is None
+                if pieces is not None:
+                    held = pieces[~np.isin(pieces[:, 0], self._wrong(fd, pieces))]
         except OSError:
-            held = []
+            held = NONE
         finally:
-            if not held:
+            if not len(held):
                 os.close(fd)
-        if not held:
+        if not len(held):
             return False
         os.unlink(self._temporary)
         os.close(self._fd)
         self._fd, self._temporary, self._held = fd, other, held
-        self._ranges = frozenset((offset, size) for offset, size, _ in held)
-        self.taken = sum(size for _, size, _ in held)
+        self.taken = int(held[:, 1].sum())
         return True
 
-    def _check_cover(self, pieces: NDArray[np.int64]) -> None:
+    def _check_cover(self, pieces: Pieces) -> None:
         """Every byte of every tensor was written exactly once."""
         layout = self.layout
-        starts, ends = pieces[:, 0], pieces[:, 1]
-        total = int((ends - starts).sum())
+        starts, ends = pieces[:, 0], pieces[:, 0] + pieces[:, 1]
+        total = int(pieces[:, 1].sum())
         for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
             stop = offset + tensor.nbytes
             first, last = np.searchsorted(starts, (offset, stop))
@@ -348,11 +348,11 @@ class Writer:
         if total:
             raise Failure(f"{total} bytes were written outside the tensors", where=self.path)
 
-    def _check_sums(self, pieces: NDArray[np.int64]) -> None:
+    def _check_sums(self, pieces: Pieces) -> None:
         """The file, read back, holds the bytes that were written."""
 
         with self._reporting("cannot read back"):
-            bad = self._wrong(self._fd, [(start, end - start, wanted) for start, end, wanted in pieces.tolist()])
+            bad = self._wrong(self._fd, pieces)
         if bad:
             raise Failure(
                 f"the written file does not verify: the bytes from {min(bad)} on are not those that were written "
@@ -361,17 +361,15 @@ class Writer:
                 fix="Check the disk and the memory of this machine.",
             )
 
-    def _wrong(self, fd: int, pieces: Sequence[tuple[int, int, int]]) -> set[int]:
-        """Where those of the pieces (offset, size, checksum) begin that a file does not hold."""
+    def _wrong(self, fd: int, pieces: Pieces) -> list[int]:
+        """Where those of the pieces begin that a file does not hold."""
+        bad: list[int] = []
 
-        def check(block: int) -> list[int]:
-            return [piece[0] for piece in pieces[block : block + BLOCK] if not intact(fd, *piece)]
+        def check(block: int) -> None:
+            bad.extend(piece[0] for piece in pieces[block : block + BLOCK].tolist() if not intact(fd, *piece))
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            try:
-                return {start for some in pool.map(check, range(0, len(pieces), BLOCK)) for start in some}
-            finally:
-                pool.shutdown(cancel_futures=True)
+        parallel_for(lambda stop: check, range(0, len(pieces), BLOCK), self.threads)
+        return bad
 
     def _verify(self) -> None:
         """What the temporary file holds, as the reader sees it, is what was laid out."""
@@ -401,7 +399,7 @@ class Writer:
     def _leave(self, error: BaseException | None) -> None:
         """Remove the temporary file; or keep it, for a run that can resume and will not meet the same error again."""
         passing = not isinstance(error, Usage | Unsupported | Malformed)
-        if error is not None and passing and self.resume and (self._held or self._journal is not None):
+        if error is not None and passing and self.resume and (len(self._held) or self._journal is not None):
             if self._journal:
                 self._journal.write_out()
             self._close()
@@ -418,12 +416,3 @@ class Writer:
 @cache
 def _version() -> str:
     return version("ggufsmith")
-
-
-def _stat(file: Path) -> tuple[int, int]:
-    """Size, and time of the last change."""
-    try:
-        found = os.stat(file)
-    except OSError:  # who reads it will say so
-        return 0, 0
-    return found.st_size, found.st_mtime_ns

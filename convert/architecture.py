@@ -76,7 +76,7 @@ def copy(dims: Dims) -> Op:
 
 
 @dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """One GGUF tensor (in every block, if its name has a block number).
 
     shape:    names of `Dims` members, slowest axis first, of the source `.weight`; a bias has the first of them.
@@ -100,7 +100,8 @@ class Rule:
 class Fused:
     """A source in every block that holds several GGUF tensors.
 
-    suffix: the end of its name, after "layers.N.". shape: as in `Rule`. parts: each tensor with the op that cuts it.
+    suffix: the end of its name, after "layers.N.". shape: as in `TensorRule`.
+    parts:  each tensor with the op that cuts it.
     """
 
     suffix: str
@@ -109,7 +110,7 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Key:
+class ConfigKey:
     """One GGUF key.
 
     name:    with "{arch}", from gguf.constants.Keys.
@@ -152,6 +153,8 @@ class Architecture:
     require:  config keys that may hold only these values, because llama.cpp's graph assumes them.
     defaults: what transformers assumes where config.json is silent.
     drop:     substrings of source names that are left out, with the reason.
+    tied:     ends of source names -> the GGUF tensor that llama.cpp's graph always takes instead. Such a source is left
+              out, provided that it holds the same numbers (see `convert.redundant`).
     warn:     config keys whose meaning llama.cpp does not carry out: harmless values, and the sentence for the others.
     check:    the escape hatch: a sentence if config and dimensions do not fit llama.cpp's graph, else None.
     pooling:  sentence-transformers folders say how the hidden states are pooled; write it.
@@ -159,16 +162,21 @@ class Architecture:
 
     arch: MODEL_ARCH
     classes: tuple[str, ...]
-    tensors: tuple[Rule, ...]
-    keys: tuple[Key, ...]
+    tensors: tuple[TensorRule, ...]
+    keys: tuple[ConfigKey, ...]
     rope: Rope = Rope()
     fused: tuple[Fused, ...] = ()
     require: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     drop: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, MODEL_TENSOR] = field(default_factory=dict)
     warn: Mapping[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
     check: Callable[[Mapping[str, Any], Dims], str | None] | None = None
     pooling: bool = False
+
+    def why_dropped(self, source: str) -> str | None:
+        """Why a source of this name is left out; None if it is not."""
+        return next((why for part, why in self.drop.items() if part in source), None)
 
     @property
     def name(self) -> str:

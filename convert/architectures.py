@@ -11,7 +11,7 @@ from typing import Any
 from gguf.constants import MODEL_ARCH, MODEL_TENSOR, Keys
 
 from ggufsmith.container.values import f32, u32
-from ggufsmith.convert.architecture import Architecture, Dims, Fused, Key, Need, Rope, Rule
+from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused, Need, Rope, TensorRule
 from ggufsmith.convert.ops import AddOne, Op, Part, RopePermute
 
 T = MODEL_TENSOR
@@ -56,34 +56,34 @@ def gemma_attention_scale(config: Mapping[str, Any], dims: Dims) -> str | None:
 # -- groups of tensors ------------------------------------------------------------------------------------------------
 
 EMBEDDINGS = (
-    Rule(T.TOKEN_EMBD, "vocab embd"),
-    Rule(T.OUTPUT_NORM, "embd"),
-    Rule(T.OUTPUT, "vocab embd", need=OPTIONAL),  # absent: llama.cpp takes the embedding
+    TensorRule(T.TOKEN_EMBD, "vocab embd"),
+    TensorRule(T.OUTPUT_NORM, "embd"),
+    TensorRule(T.OUTPUT, "vocab embd", need=OPTIONAL),  # absent: llama.cpp takes the embedding
 )
-NORMS = (Rule(T.ATTN_NORM, "embd"), Rule(T.FFN_NORM, "embd"))
+NORMS = (TensorRule(T.ATTN_NORM, "embd"), TensorRule(T.FFN_NORM, "embd"))
 ATTENTION = (
-    Rule(T.ATTN_Q, "q embd", bias=True),
-    Rule(T.ATTN_K, "kv embd", bias=True),
-    Rule(T.ATTN_V, "kv embd", bias=True),
-    Rule(T.ATTN_OUT, "embd q", bias=True),
+    TensorRule(T.ATTN_Q, "q embd", bias=True),
+    TensorRule(T.ATTN_K, "kv embd", bias=True),
+    TensorRule(T.ATTN_V, "kv embd", bias=True),
+    TensorRule(T.ATTN_OUT, "embd q", bias=True),
 )
-HEAD_NORMS = (Rule(T.ATTN_Q_NORM, "head_dim"), Rule(T.ATTN_K_NORM, "head_dim"))
+HEAD_NORMS = (TensorRule(T.ATTN_Q_NORM, "head_dim"), TensorRule(T.ATTN_K_NORM, "head_dim"))
 FEED_FORWARD = (
-    Rule(T.FFN_GATE, "ff embd", bias=True, when=dense),
-    Rule(T.FFN_UP, "ff embd", bias=True, when=dense),
-    Rule(T.FFN_DOWN, "embd ff", bias=True, when=dense),
+    TensorRule(T.FFN_GATE, "ff embd", bias=True, when=dense),
+    TensorRule(T.FFN_UP, "ff embd", bias=True, when=dense),
+    TensorRule(T.FFN_DOWN, "embd ff", bias=True, when=dense),
 )
 EXPERTS = (
-    Rule(T.FFN_GATE_INP, "experts embd", when=sparse),
-    Rule(T.FFN_GATE_EXP, "experts expert_ff embd", stacked=True, when=sparse),
-    Rule(T.FFN_UP_EXP, "experts expert_ff embd", stacked=True, when=sparse),
-    Rule(T.FFN_DOWN_EXP, "experts embd expert_ff", stacked=True, when=sparse),
+    TensorRule(T.FFN_GATE_INP, "experts embd", when=sparse),
+    TensorRule(T.FFN_GATE_EXP, "experts expert_ff embd", stacked=True, when=sparse),
+    TensorRule(T.FFN_UP_EXP, "experts expert_ff embd", stacked=True, when=sparse),
+    TensorRule(T.FFN_DOWN_EXP, "experts embd expert_ff", stacked=True, when=sparse),
 )
 SHARED_EXPERT = (
-    Rule(T.FFN_GATE_INP_SHEXP, "one embd"),
-    Rule(T.FFN_GATE_SHEXP, "shared_ff embd"),
-    Rule(T.FFN_UP_SHEXP, "shared_ff embd"),
-    Rule(T.FFN_DOWN_SHEXP, "embd shared_ff"),
+    TensorRule(T.FFN_GATE_INP_SHEXP, "one embd"),
+    TensorRule(T.FFN_GATE_SHEXP, "shared_ff embd"),
+    TensorRule(T.FFN_UP_SHEXP, "shared_ff embd"),
+    TensorRule(T.FFN_DOWN_SHEXP, "embd shared_ff"),
 )
 # transformers 5 can write all experts of a layer as one tensor, gate above up.
 PACKED_EXPERTS = (
@@ -97,24 +97,26 @@ PACKED_EXPERTS = (
 # -- groups of keys ---------------------------------------------------------------------------------------------------
 
 SIZES = (
-    Key(Keys.LLM.BLOCK_COUNT, u32, ("num_hidden_layers",), of=lambda d: d.blocks),
-    Key(Keys.LLM.CONTEXT_LENGTH, u32, ("max_position_embeddings", "max_sequence_length")),
-    Key(Keys.LLM.EMBEDDING_LENGTH, u32, ("hidden_size",), of=lambda d: d.embd),
-    Key(Keys.LLM.FEED_FORWARD_LENGTH, u32, ("intermediate_size",), of=lambda d: d.ff),
-    Key(Keys.Attention.HEAD_COUNT, u32, ("num_attention_heads",), of=lambda d: d.heads),
-    Key(Keys.Attention.HEAD_COUNT_KV, u32, ("num_key_value_heads",), of=lambda d: d.kv_heads),
-    Key(Keys.Attention.LAYERNORM_RMS_EPS, f32, ("rms_norm_eps",), 1e-6),
+    ConfigKey(Keys.LLM.BLOCK_COUNT, u32, ("num_hidden_layers",), of=lambda d: d.blocks),
+    ConfigKey(Keys.LLM.CONTEXT_LENGTH, u32, ("max_position_embeddings", "max_sequence_length")),
+    ConfigKey(Keys.LLM.EMBEDDING_LENGTH, u32, ("hidden_size",), of=lambda d: d.embd),
+    ConfigKey(Keys.LLM.FEED_FORWARD_LENGTH, u32, ("intermediate_size",), of=lambda d: d.ff),
+    ConfigKey(Keys.Attention.HEAD_COUNT, u32, ("num_attention_heads",), of=lambda d: d.heads),
+    ConfigKey(Keys.Attention.HEAD_COUNT_KV, u32, ("num_key_value_heads",), of=lambda d: d.kv_heads),
+    ConfigKey(Keys.Attention.LAYERNORM_RMS_EPS, f32, ("rms_norm_eps",), 1e-6),
 )
 HEAD_SIZE = (
-    Key(Keys.Attention.KEY_LENGTH, u32, ("head_dim",), of=lambda d: d.head_dim),
-    Key(Keys.Attention.VALUE_LENGTH, of=lambda d: d.head_dim),
+    ConfigKey(Keys.Attention.KEY_LENGTH, u32, ("head_dim",), of=lambda d: d.head_dim),
+    ConfigKey(Keys.Attention.VALUE_LENGTH, of=lambda d: d.head_dim),
 )
 EXPERT_COUNTS = (
-    Key(Keys.LLM.EXPERT_COUNT, u32, ("num_local_experts", "num_experts"), None),
-    Key(Keys.LLM.EXPERT_USED_COUNT, u32, ("num_experts_per_tok",), None),
+    ConfigKey(Keys.LLM.EXPERT_COUNT, u32, ("num_local_experts", "num_experts"), None),
+    ConfigKey(Keys.LLM.EXPERT_USED_COUNT, u32, ("num_experts_per_tok",), None),
 )
 QWEN_EXPERT_COUNTS = (replace(EXPERT_COUNTS[0], names=("num_experts", "num_local_experts")), EXPERT_COUNTS[1])
-EXPERT_LENGTH = (Key(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH, u32, ("moe_intermediate_size",), of=lambda d: d.expert_ff),)
+EXPERT_LENGTH = (
+    ConfigKey(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH, u32, ("moe_intermediate_size",), of=lambda d: d.expert_ff),
+)
 
 SILU = {"hidden_act": ("silu",)}
 GELU = {"hidden_activation": ("gelu_pytorch_tanh",), "hidden_act": ("gelu_pytorch_tanh", "gelu")}
@@ -140,8 +142,8 @@ LLAMA = Architecture(
         *SIZES,
         *HEAD_SIZE,
         *EXPERT_COUNTS,
-        Key(Keys.LLM.VOCAB_SIZE, of=lambda d: d.vocab),
-        Key(Keys.Rope.DIMENSION_COUNT, of=lambda d: d.head_dim),
+        ConfigKey(Keys.LLM.VOCAB_SIZE, of=lambda d: d.vocab),
+        ConfigKey(Keys.Rope.DIMENSION_COUNT, of=lambda d: d.head_dim),
     ),
     rope=Rope(scaling=("linear", "yarn", "dynamic", "llama3")),
     require={**SILU, "partial_rotary_factor": (1.0,)},
@@ -186,7 +188,7 @@ QWEN2_MOE = replace(
     classes=("Qwen2MoeForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        Rule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
         *NORMS,
         *ATTENTION,
         *EXPERTS,
@@ -196,7 +198,7 @@ QWEN2_MOE = replace(
         *SIZES,
         *QWEN_EXPERT_COUNTS,
         *EXPERT_LENGTH,
-        Key(
+        ConfigKey(
             Keys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH,
             u32,
             ("shared_expert_intermediate_size",),
@@ -231,15 +233,15 @@ PHI3 = Architecture(
     tensors=(
         *EMBEDDINGS,
         *NORMS,
-        Rule(T.ATTN_QKV, "qkv embd"),
-        Rule(T.ATTN_OUT, "embd q"),
-        Rule(T.FFN_UP, "gate_up embd"),
-        Rule(T.FFN_DOWN, "embd ff"),
+        TensorRule(T.ATTN_QKV, "qkv embd"),
+        TensorRule(T.ATTN_OUT, "embd q"),
+        TensorRule(T.FFN_UP, "gate_up embd"),
+        TensorRule(T.FFN_DOWN, "embd ff"),
     ),
     keys=(
         *SIZES,
-        Key(Keys.Attention.SLIDING_WINDOW, u32, ("sliding_window",), 0),
-        Key(Keys.Rope.DIMENSION_COUNT, of=lambda d: d.rotary),
+        ConfigKey(Keys.Attention.SLIDING_WINDOW, u32, ("sliding_window",), 0),
+        ConfigKey(Keys.Rope.DIMENSION_COUNT, of=lambda d: d.rotary),
     ),
     rope=Rope(scaling=("longrope", "su", "yarn"), original_context=True),
     require=SILU,
@@ -252,7 +254,7 @@ GEMMA2 = Architecture(
     tensors=(
         EMBEDDINGS[0],
         *(
-            Rule(tensor, "embd", add_one)
+            TensorRule(tensor, "embd", add_one)
             for tensor in (T.OUTPUT_NORM, T.ATTN_NORM, T.ATTN_POST_NORM, T.FFN_PRE_NORM, T.FFN_POST_NORM)
         ),
         *(replace(rule, bias=False) for rule in (*ATTENTION, *FEED_FORWARD)),
@@ -260,9 +262,9 @@ GEMMA2 = Architecture(
     keys=(
         *SIZES,
         *HEAD_SIZE,
-        Key(Keys.LLM.ATTN_LOGIT_SOFTCAPPING, f32, ("attn_logit_softcapping",)),
-        Key(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, f32, ("final_logit_softcapping",)),
-        Key(Keys.Attention.SLIDING_WINDOW, u32, ("sliding_window",)),
+        ConfigKey(Keys.LLM.ATTN_LOGIT_SOFTCAPPING, f32, ("attn_logit_softcapping",)),
+        ConfigKey(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, f32, ("final_logit_softcapping",)),
+        ConfigKey(Keys.Attention.SLIDING_WINDOW, u32, ("sliding_window",)),
     ),
     rope=Rope(scaling=(), write_theta=False),
     require={**GELU, "use_bidirectional_attention": (False,)},
@@ -276,7 +278,8 @@ GEMMA2 = Architecture(
         "sliding_window": 4096,
         "query_pre_attn_scalar": 256,
     },
-    drop={"lm_head.": "Gemma 2 in llama.cpp always takes the embedding", **INVERSE_FREQUENCIES},
+    drop=INVERSE_FREQUENCIES,
+    tied={"lm_head.weight": T.TOKEN_EMBD},
     check=gemma_attention_scale,
 )
 GEMMA3 = replace(
@@ -291,8 +294,8 @@ GEMMA3 = replace(
     keys=(
         *SIZES,
         *HEAD_SIZE,
-        Key(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, f32, ("final_logit_softcapping",), None),
-        Key(Keys.Attention.SLIDING_WINDOW, u32, ("sliding_window",)),
+        ConfigKey(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, f32, ("final_logit_softcapping",), None),
+        ConfigKey(Keys.Attention.SLIDING_WINDOW, u32, ("sliding_window",)),
     ),
     rope=Rope(theta=1e6, local_theta=10000.0, scaling=("linear",)),
     require={**GELU, "attn_logit_softcapping": (), "use_bidirectional_attention": (False,)},
@@ -308,6 +311,7 @@ GEMMA3 = replace(
         "sliding_window": 4096,
         "query_pre_attn_scalar": 256,
     },
+    tied={},
     drop={
         "vision_tower.": "the vision encoder; this converts the text model",
         "multi_modal_projector.": "the vision projector; this converts the text model",

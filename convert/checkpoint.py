@@ -1,148 +1,25 @@
-"""A model folder: which files hold its tensors, and where each tensor's bytes lie.
+"""Opens a model folder: its weight files, and the tensors that they hold. Headers only; no weight is read.
 
-safetensors come first; without any, pickled files are read as `sources.pickles` says. Opening reads headers only. The
-safetensors library validates every header (overlaps, holes, shapes against sizes); the offsets, which it does not
-expose, are then taken from the same header. Bytes are read into the caller's buffers, not mapped, so that no
-file-backed page counts against the process.
+safetensors come first; without any, pickled files are read as `pickles` says (see `weightfiles`).
 
-Source: the safetensors format description; huggingface_hub's cache layout (snapshots/<revision>/x -> blobs/<hash>).
+Source: huggingface_hub's cache layout (snapshots/<revision>/x -> blobs/<hash>).
 """
 
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
-
-from safetensors import SafetensorError, safe_open
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.container.positional import read_at
 from ggufsmith.convert.config import read_json
-
-MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-LFS_POINTER = b"version https://git-lfs"
-
-
-@dataclass(frozen=True)
-class Source:
-    """One tensor of a checkpoint.
-
-    dtype: as safetensors spells it ("BF16"). offset: bytes from the start of the file. nbytes: exact size.
-    A tensor that is made of several others is a `sources.scheme.Made`.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    path: Path
-    offset: int
-    nbytes: int
-
-    @property
-    def stored(self) -> "tuple[Source, ...]":
-        """The tensors in files that it consists of."""
-        return (self,)
-
-    @property
-    def granule(self) -> int:
-        """Rows are best read from a multiple of this many on."""
-        return 1
-
-    @property
-    def nominal(self) -> str:
-        """The plain dtype that its values have, or had before they were quantized."""
-        return self.dtype
-
-
-class Reader(Protocol):
-    """Where the bytes of open files come from: the disk, or a server (`hub.ahead.ReadAhead`). Thread-safe."""
-
-    def expect(self, extents: Iterable[tuple[Path, int, int]]) -> None:
-        """(file, start, stop) of what will be read, in about that order."""
-
-    def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
-        """Fill `buffer` from byte `offset` of the file on. Returns the bytes read, fewer only at its end."""
-
-    def close(self) -> None: ...
-
-
-class Opener(Protocol):
-    """Opens files to read. It can be pickled, to open them in another process.
-
-    remote: those that are not on the disk, where something else may stand in for them.
-    """
-
-    @property
-    def remote(self) -> Collection[Path]: ...
-    def __call__(self, paths: Sequence[Path], /) -> Reader: ...
-
-
-class LocalFiles:
-    """A `Reader` of files on the disk, and its own `Opener`."""
-
-    remote: ClassVar[Collection[Path]] = ()
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        with ExitStack() as stack:
-            self._files = {path: stack.enter_context(path.open("rb", buffering=0)) for path in paths}
-            self._open = stack.pop_all()
-
-    def expect(self, extents: Iterable[tuple[Path, int, int]]) -> None:
-        """The system reads ahead by itself."""
-
-    def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
-        return read_at(self._files[path].fileno(), buffer, offset)
-
-    def close(self) -> None:
-        self._open.close()
-
-
-@dataclass
-class Checkpoint:
-    """The tensors of a model folder by name, in file order, and sentences for the report.
-
-    Entering opens the files for reading, by `open_files`; leaving closes them.
-    """
-
-    folder: Path
-    tensors: Mapping[str, Source]
-    notes: tuple[str, ...] = ()
-    open_files: Opener = LocalFiles
-    _reader: Reader = field(default_factory=lambda: LocalFiles(()), repr=False)
-
-    def __enter__(self) -> Self:
-        self._reader = self.open_files(self.files)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._reader.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickled as closed: another process opens the files by itself."""
-        return {**self.__dict__, "_reader": LocalFiles(())}
-
-    def expect(self, sources: Iterable[Source]) -> None:
-        """Say what will be read, in the order of reading: far files are then read ahead."""
-        parts = (part for source in sources for part in source.stored)
-        self._reader.expect((part.path, part.offset, part.offset + part.nbytes) for part in parts)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return tuple(dict.fromkeys(part.path for source in self.tensors.values() for part in source.stored))
-
-    def read_into(self, source: Source, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the tensor's bytes from byte `start` on. Thread-safe. Malformed if the file ends."""
-        if self._reader.read_into(source.path, source.offset + start, buffer) < len(buffer):
-            raise Malformed(
-                f"the file ends inside tensor {source.name!r}: it was cut after its header was read",
-                where=source.path,
-            )
+from ggufsmith.convert.mistral import to_hugging_face
+from ggufsmith.convert.names import unwrapped
+from ggufsmith.convert.original import join
+from ggufsmith.convert.params import params_config
+from ggufsmith.convert.pickles import read_pickle
+from ggufsmith.convert.safetensors_header import read_header
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener, StoredTensor
+from ggufsmith.convert.weightfiles import MISTRAL, PARAMS, choose_weights
 
 
 def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint:
@@ -151,16 +28,19 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     Malformed: a missing, truncated or damaged shard, a path that leaves the folder, a tensor found twice.
     Unsupported: a folder without weights that can be read, or torch is missing for pickled ones.
     """
-    index_file = index_name(_names(folder), folder)
-    index = None if index_file is None else folder / index_file
-    if index is None:
-        listed, paths = None, _loose_files(folder)
+    if not folder.is_dir():
+        raise Malformed("there is no such folder", where=folder)
+    chosen = choose_weights(_names(folder), lambda name: weight_map(folder / name), where=folder)
+    listed = chosen.listed
+    if chosen.index is not None:
+        paths = [_inside(folder, name, folder / chosen.index) for name in chosen.names]
+    elif chosen.names:
+        paths = [contained(folder, folder / name) for name in chosen.names]
         if paths[0].suffix == ".pth":
-            return _open_original(folder, paths)
+            return _open_original(folder, paths, chosen.notes)
     else:
-        listed = weight_map(index)
-        paths = sorted({_inside(folder, name, index) for name in listed.values()})
-    tensors: dict[str, Source] = {}
+        raise _no_weights(folder)
+    tensors: dict[str, StoredTensor] = {}
     extra: list[str] = []
     for path in paths:
         for source in read_tensors(path):
@@ -171,7 +51,7 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
                 raise Malformed(
                     f"tensor {source.name!r} is in {tensors[source.name].path.name} and again in {path.name}",
                     where=folder,
-                    fix="Keep one of the two files, or add the model.safetensors.index.json that says which counts.",
+                    fix="Move the file that is not of this model out of the folder.",
                 )
             tensors[source.name] = source
     if listed is not None:
@@ -179,75 +59,39 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
         if missing:
             raise Malformed(
                 f"{len(missing)} tensors are listed but not in their files",
-                where=index,
+                where=folder / str(chosen.index),
                 also=[f"{name} (in {listed[name]})" for name in missing[:10]],
                 fix="Download the shards again.",
             )
-    notes = [f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}"] if extra else []
+    notes = list(chosen.notes)
+    if extra:
+        notes.append(f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}")
+    own, passed = unwrapped(tensors, folder)
+    tensors = {own[name]: replace(source, name=own[name]) for name, source in tensors.items()}
+    notes += passed
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
         del tensors[head.name]
         notes.append("lm_head.weight is the embedding itself, stored once")
+    if fnmatchcase(paths[0].name, MISTRAL):
+        config, open_questions = params_config(folder / PARAMS)
+        return Checkpoint(folder, to_hugging_face(tensors.values(), config), (*notes, *open_questions), open_files)
     return Checkpoint(folder, tensors, tuple(notes), open_files)
 
 
-def read_tensors(path: Path) -> Iterator[Source]:
+def read_tensors(path: Path) -> Iterator[StoredTensor]:
     """The tensors of one file, safetensors or pickled, in its order. Malformed or Unsupported as `open_checkpoint`."""
-    return read_header(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return read_header(path) if path.suffix == ".safetensors" else read_pickle(path)
 
 
-def _read_pickle(path: Path) -> "Iterator[Source]":
-    from ggufsmith.convert.sources.pickles import read_pickle  # it needs `Source`
-
-    return read_pickle(path)
-
-
-def _open_original(folder: Path, paths: list[Path]) -> Checkpoint:
-    """The files of the original Llama release, each with a part of every matrix."""
-    from ggufsmith.convert.sources.original import join, original_config
-
-    return Checkpoint(folder, join([_read_pickle(path) for path in paths], original_config(folder / "params.json")))
-
-
-def index_name(names: Iterable[str], where: object) -> str | None:
-    """Of the names of a model's files, that of the index that says where its weights are; None if there is none.
-
-    Malformed if there are several that could be it.
-    """
-    names = sorted(names)
-    indexes = [name for name in names if name.endswith(".safetensors.index.json")]
-    usual = "model.safetensors.index.json"
-    if usual in indexes:
-        return usual
-    if not any(name.endswith(".safetensors") for name in names):
-        indexes = [name for name in names if fnmatchcase(name, "pytorch_model*.bin.index.json")]
-    indexes = [name for name in indexes if not name.startswith("consolidated")]
-    if len(indexes) > 1:
-        raise Malformed(
-            f"{len(indexes)} index files: {', '.join(indexes)}",
-            where=where,
-            fix="Keep the one that belongs to the weights you want.",
-        )
-    return indexes[0] if indexes else None
-
-
-def weight_names(names: Iterable[str]) -> list[str]:
-    """Of the names of a model's files, where no index says which, those that hold its weights.
-
-    safetensors, else pickled ones. consolidated*.safetensors holds the same weights under the names of Mistral's own
-    format, adapters are no model.
-    """
-    names = sorted(names)
-    found = [
-        name for name in names if name.endswith(".safetensors") and not name.startswith(("consolidated", "adapter_"))
-    ]
-    original = [name for name in names if fnmatchcase(name, "consolidated.*.pth") and "params.json" in names]
-    pickled = [name for name in names if fnmatchcase(name, "pytorch_model*.bin")]
-    return found or pickled or original or [name for name in names if name.endswith(".pt")]
+def _open_original(folder: Path, paths: list[Path], notes: tuple[str, ...]) -> Checkpoint:
+    """The files of Meta's release, each with a part of every matrix, or the one of Mistral's that has the same name."""
+    config, open_questions = params_config(folder / PARAMS)
+    return Checkpoint(folder, join([read_pickle(path) for path in paths], config), (*notes, *open_questions))
 
 
 def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return [path.name for path in folder.iterdir()]
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -287,15 +131,10 @@ def contained(folder: Path, path: Path) -> Path:
     )
 
 
-def _loose_files(folder: Path) -> list[Path]:
-    """The files with weights of a folder without an index."""
-    if not folder.is_dir():
-        raise Malformed("there is no such folder", where=folder)
-    found = weight_names(_names(folder))
-    if found:
-        return [contained(folder, folder / name) for name in found]
+def _no_weights(folder: Path) -> Malformed | Unsupported:
+    """Why there is nothing to read."""
     kinds = {
-        "consolidated*.safetensors": "Mistral's own format; take the model.safetensors of the same repository",
+        MISTRAL: "Mistral's own layout, which lacks its params.json; take the model.safetensors of the same repository",
         "adapter_*.safetensors": "a LoRA adapter, not a model; merge it into its base model first",
         "*.bin": "no pytorch_model*.bin",
         "*.pth": "no consolidated.*.pth beside a params.json",
@@ -304,53 +143,7 @@ def _loose_files(folder: Path) -> list[Path]:
     for pattern, what in kinds.items():
         other = next(iter(sorted(folder.glob(pattern))), None)
         if other is not None:
-            raise Unsupported(f"no model.safetensors here, and {other.name} is {what}", where=folder)
-    raise Malformed(
+            return Unsupported(f"no model.safetensors here, and {other.name} is {what}", where=folder)
+    return Malformed(
         "there are no *.safetensors files here", where=folder, fix="Pass the folder that holds config.json and weights."
     )
-
-
-def read_header(path: Path) -> Iterator[Source]:
-    """The tensors of one safetensors file, by offset."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(len(LFS_POINTER))
-        if start == LFS_POINTER:
-            raise Malformed("this is a Git LFS pointer, not the weights", where=path, fix="Run `git lfs pull`.")
-        length = int.from_bytes(start[:8], "little")
-        if size < 8 or length > size - 8:
-            raise Malformed(
-                f"truncated: the header needs {8 + length} bytes, the file has {size}",
-                where=path,
-                fix="Download it again.",
-            )
-        if length > MAX_HEADER:
-            raise Malformed(f"a header of {length} bytes is over the limit of {MAX_HEADER}", where=path)
-        file.seek(8)
-        header = file.read(length)
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        expected = _expected_size(header)
-        if expected is not None and expected != size:
-            what = "truncated" if size < expected else "longer than its header says"
-            raise Malformed(
-                f"{what}: {expected} bytes expected, {size} found", where=path, fix="Download it again."
-            ) from None
-        raise Malformed(f"not a valid safetensors file: {error}", where=path, fix="Download it again.") from None
-    entries = json.loads(header)  # the library has just validated these bytes
-    entries.pop("__metadata__", None)
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
-        begin, end = entry["data_offsets"]
-        yield Source(name, tuple(entry["shape"]), entry["dtype"], path, 8 + length + begin, end - begin)
-
-
-def _expected_size(header: bytes) -> int | None:
-    """The file size a header asks for, if the header can be read at all."""
-    try:
-        entries: dict[str, Any] = json.loads(header)
-        ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
-        return None
-    return 8 + len(header) + max(ends, default=0)

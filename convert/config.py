@@ -56,21 +56,6 @@ class Config(Mapping[str, Any]):
         self.path = path
         self.used: set[str] = set()
 
-    @classmethod
-    def of_folder(cls, folder: Path) -> "Config":
-        path = folder / "config.json"
-        if not path.is_file() and (folder / "params.json").is_file() and any(folder.glob("consolidated.*.pth")):
-            from ggufsmith.convert.sources.original import original_config  # it needs `Config`
-
-            return original_config(folder / "params.json")
-        if not path.is_file():
-            raise Malformed(
-                "there is no config.json, so this is not a Hugging Face model folder",
-                where=folder,
-                fix="Pass the folder that holds config.json and the *.safetensors files.",
-            )
-        return cls(read_json(path), path)
-
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
         self.used.add(key)

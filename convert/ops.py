@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.quantize.stream import rows_of
+from ggufsmith.container.layout import rows_of
 
 Shape = tuple[int, ...]
 Array = NDArray[Any]

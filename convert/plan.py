@@ -5,6 +5,7 @@ key is used, known to be harmless, or reported. All problems are collected and r
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,42 +16,58 @@ from gguf.tensor_mapping import TensorNameMap, get_tensor_name_map
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
-from ggufsmith.convert.architecture import Architecture, Dims, Need, Rule
+from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
-from ggufsmith.convert.checkpoint import Source
 from ggufsmith.convert.config import Config, nearest
+from ggufsmith.convert.dequantize.detect import COMPANIONS
+from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
 from ggufsmith.convert.rope import rope_metadata
-from ggufsmith.convert.sources.recognise import COMPANIONS
+from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
 # llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
 ALWAYS_F32 = frozenset({MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP})
-EXPERT = re.compile(r"\.experts\.(\d+)\.")
+EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
+NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
 MAX_PROBLEMS = 40
 
 
 @dataclass(frozen=True)
-class Output:
+class TensorPlan:
     """One tensor of the GGUF file. `keep_f32`: stored in float32 whatever the output type."""
 
     name: str
     shape: Shape
     op: Op
-    sources: tuple[Source, ...]
+    sources: tuple[StoredTensor, ...]
     keep_f32: bool
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A source that is in no output, and why. twin: the source that llama.cpp takes in its place, if there is one."""
+
+    source: StoredTensor
+    reason: str
+    twin: StoredTensor | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What to write: `metadata` holds the architecture's own keys, `notes` what the user should know."""
+    """What to write.
+
+    metadata: the architecture's own keys. notes: what the user should know.
+    left_out: sources that are in no output; whether they may be, `redundant.check_left_out` judges by their values.
+    """
 
     architecture: Architecture
     dims: Dims
-    outputs: tuple[Output, ...]
+    outputs: tuple[TensorPlan, ...]
     metadata: Metadata
     notes: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class Slot(NamedTuple):
@@ -65,10 +82,10 @@ class Slot(NamedTuple):
         return f"{TENSOR_NAMES[self.tensor].format(bid=self.block)}.{self.part}"
 
 
-class Piece(NamedTuple):
+class SlotSource(NamedTuple):
     """A source for a slot; `expert` if it is one of several; `op` and `shape` if the slot is a part of it."""
 
-    source: Source
+    source: StoredTensor
     expert: int | None = None
     op: Callable[[Dims], Op] | None = None
     shape: str | None = None
@@ -90,7 +107,7 @@ def find_architecture(config: Config) -> Architecture:
     )
 
 
-def make_plan(config: Config, tensors: Mapping[str, Source] | None, *, partial: bool = False) -> Plan:
+def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, partial: bool = False) -> Plan:
     """The whole conversion; without tensors, only what the config says (a file that holds the vocabulary alone).
 
     partial: the tensors are some of the model's, as in an adapter; the config alone gives the dimensions.
@@ -103,13 +120,13 @@ def make_plan(config: Config, tensors: Mapping[str, Source] | None, *, partial: 
     blocks = config.integer("num_hidden_layers", "n_layers")
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
-    slots, dropped = _assign(record, blocks, tensors or {}, problems)
+    slots, left_out = _assign(record, blocks, tensors or {}, problems)
     dims = _dimensions(config, blocks, {} if partial else slots)
     rope_keys, generated, rope_notes = rope_metadata(config, record.rope, dims)
-    outputs: list[Output] = []
+    outputs: list[TensorPlan] = []
     if tensors is not None and not partial:
         outputs += [
-            Output(Slot(tensor, None, "weight").name, (len(values),), Constant(values), (), True)
+            TensorPlan(Slot(tensor, None, "weight").name, (len(values),), Constant(values), (), True)
             for tensor, values in generated.items()
         ]
     if tensors is not None:
@@ -127,62 +144,73 @@ def make_plan(config: Config, tensors: Mapping[str, Source] | None, *, partial: 
             ],
             fix="Are tensors and config.json of one and the same model? If they are, this variant is not supported.",
         )
+    dropped = Counter(each.reason for each in left_out if each.twin is None)
     notes = [*rope_notes, *_warnings(record, config), *(f"{count} dropped: {why}" for why, count in dropped.items())]
     unknown = [key for key in config.unused if key not in IGNORED]
     if unknown:
         notes.append(f"config keys without a meaning here: {', '.join(unknown)}")
-    return Plan(record, dims, tuple(outputs), metadata, tuple(notes))
+    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out))
 
 
 # -- which source goes where ------------------------------------------------------------------------------------------
 
 
 def _assign(
-    record: Architecture, blocks: int, tensors: Mapping[str, Source], problems: list[str]
-) -> tuple[dict[Slot, list[Piece]], dict[str, int]]:
-    """Sort the source tensors into slots; count the dropped ones by reason."""
+    record: Architecture, blocks: int, tensors: Mapping[str, StoredTensor], problems: list[str]
+) -> tuple[dict[Slot, list[SlotSource]], list[LeftOut]]:
+    """Sort the source tensors into slots, and those that have none aside."""
     names = get_tensor_name_map(record.arch, blocks)
     rules = {rule.tensor for rule in record.tensors}
-    slots: dict[Slot, list[Piece]] = {}
-    dropped: dict[str, int] = {}
+    slots: dict[Slot, list[SlotSource]] = {}
+    left_out: list[LeftOut] = []
+    tied: list[tuple[StoredTensor, MODEL_TENSOR]] = []
     for source in tensors.values():
-        reason = next((why for part, why in record.drop.items() if part in source.name), None)
+        reason = record.why_dropped(source.name)
         if reason is not None:
-            dropped[reason] = dropped.get(reason, 0) + 1
+            left_out.append(LeftOut(source, reason))
+            continue
+        taken = next((tensor for end, tensor in record.tied.items() if f".{source.name}".endswith(f".{end}")), None)
+        if taken is not None:
+            tied.append((source, taken))
             continue
         places = list(_places(record, names, source))
         if not places or any(slot.tensor not in rules for slot, _ in places):
             problems.append(_unknown(source.name, names))
         for slot, piece in places:
             slots.setdefault(slot, []).append(piece)
-    return slots, dropped
+    for source, taken in tied:
+        slot = Slot(taken, None, "weight")
+        if slot in slots:  # else reported as missing
+            why = f"llama.cpp takes {slot.name} in its place"
+            left_out.append(LeftOut(source, why, slots[slot][0].source))
+    return slots, left_out
 
 
-def _places(record: Architecture, names: TensorNameMap, source: Source) -> Iterator[tuple[Slot, Piece]]:
+def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) -> Iterator[tuple[Slot, SlotSource]]:
     """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
 
-    Names with and without the "model." prefix are the same tensor, as are those of a language model inside another.
+    Names with and without the "model." prefix are the same tensor (see also `names.plain_name`).
     """
-    base = source.name.replace("language_model.", "")
+    base = plain_name(source.name)
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
-    block = next((int(piece) for piece in base.split(".") if piece.isdecimal()), None)
+    block = next((int(piece) for piece in base.split(".") if NUMBER.fullmatch(piece)), None)
     for fused in record.fused:
         if base.endswith(fused.suffix):
             for tensor, op in fused.parts:
-                yield Slot(tensor, block, part), Piece(source, None, op, fused.shape)
+                yield Slot(tensor, block, part), SlotSource(source, None, op, fused.shape)
             return
     expert = EXPERT.search(base)
     key = EXPERT.sub(".experts.", base)
     for candidate in (key, f"model.{key}"):
         found = names.get_type_and_name(candidate)
         if found is not None:
-            yield Slot(found[0], block, part), Piece(source, int(expert[1]) if expert else None)
+            yield Slot(found[0], block, part), SlotSource(source, int(expert[1]) if expert else None)
             return
 
 
 def _unknown(name: str, names: TensorNameMap) -> str:
     last = name.rpartition(".")[2]
-    if last in COMPANIONS:  # what quantization the tensors are, `sources.recognise` has found before
+    if last in COMPANIONS:  # what quantization the tensors are, `dequantize.detect` has found before
         return f"{name}: a companion of a quantized tensor ({last}) that nothing here reads"
     near = nearest(name, (alias for alias in names.mapping if alias.startswith(("model.", "lm_head"))))
     return f"{name}: no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"
@@ -191,7 +219,7 @@ def _unknown(name: str, names: TensorNameMap) -> str:
 # -- dimensions -------------------------------------------------------------------------------------------------------
 
 
-def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[Piece]]) -> Dims:
+def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[SlotSource]]) -> Dims:
     """Sizes from the config, and from the tensors where configs are known to lie (vocabulary, head size, experts)."""
 
     def shape(tensor: MODEL_TENSOR, block: int | None) -> Shape:
@@ -238,13 +266,13 @@ def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[Piece]]) 
 
 
 def _outputs(
-    record: Architecture, dims: Dims, slots: dict[Slot, list[Piece]], problems: list[str], partial: bool
-) -> Iterator[Output]:
+    record: Architecture, dims: Dims, slots: dict[Slot, list[SlotSource]], problems: list[str], partial: bool
+) -> Iterator[TensorPlan]:
     """Every output tensor: those outside the blocks first, then block by block, in the order of the record."""
     left = dict(slots)
     rules = [rule for rule in record.tensors if rule.when(dims)]
     in_blocks = [rule for rule in rules if "{bid}" in TENSOR_NAMES[rule.tensor]]
-    places: list[tuple[Rule, int | None]] = [(rule, None) for rule in rules if rule not in in_blocks]
+    places: list[tuple[TensorRule, int | None]] = [(rule, None) for rule in rules if rule not in in_blocks]
     places += [(rule, block) for block in range(dims.blocks) for rule in in_blocks]
     for rule, block in places:
         for part in ("weight", "bias"):
@@ -263,7 +291,9 @@ def _outputs(
             problems.append(f"{pieces[0].source.name}: {slot.name} has no place in this model")
 
 
-def _output(rule: Rule, slot: Slot, pieces: list[Piece], dims: Dims, problems: list[str]) -> Output | None:
+def _output(
+    rule: TensorRule, slot: Slot, pieces: list[SlotSource], dims: Dims, problems: list[str]
+) -> TensorPlan | None:
     """One output from its pieces; None after adding what is wrong to `problems`."""
     pieces = sorted(pieces, key=lambda piece: -1 if piece.expert is None else piece.expert)
     names = [piece.source.name for piece in pieces]
@@ -299,7 +329,7 @@ def _output(rule: Rule, slot: Slot, pieces: list[Piece], dims: Dims, problems: l
         problems.append(f"{names[0]}: {error}")
         return None
     small = len(shape) <= 1 or slot.part != "weight" or slot.tensor in ALWAYS_F32
-    return Output(slot.name, shape, op, tuple(piece.source for piece in pieces), small)
+    return TensorPlan(slot.name, shape, op, tuple(piece.source for piece in pieces), small)
 
 
 # -- config -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import yaml
 from gguf.constants import Keys
 
 from ggufsmith.container.errors import Usage
+from ggufsmith.container.text import size
 from ggufsmith.container.values import Metadata
 from ggufsmith.naming.local import holds_path, is_id, is_local, is_path
 
@@ -238,8 +239,8 @@ def _introduction(metadata: Metadata, base: str | None, version: str) -> str:
     what = f"[{base}](https://huggingface.co/{base})" if base else _inline(_name(metadata) or "a model")
     facts = []
     architecture = _said(metadata, General.ARCHITECTURE)
-    if size := _said(metadata, General.SIZE_LABEL):
-        facts.append(f"{_inline(size)} parameters")
+    if label := _said(metadata, General.SIZE_LABEL):
+        facts.append(f"{_inline(label)} parameters")
     if architecture and (length := _said(metadata, Keys.LLM.CONTEXT_LENGTH.format(arch=architecture))):
         facts.append(f"a context of {_inline(length)} tokens")
     with_ = f" It has {' and '.join(facts)}." if facts else ""
@@ -267,8 +268,9 @@ def _table(files: Sequence[CardFile]) -> str:
     rows = ["| File | Type | Bits per weight | Size | Use |", "|---|---|---|---|---|"]
     for file in sorted(files, key=lambda file: file.size):
         name = _cell(file.names[0]) + (f" and {len(file.names) - 1} more" if len(file.names) > 1 else "")
-        size = f"{file.size / 1e9:.2f} GB" if file.size >= 1e8 else f"{file.size / 1e6:.1f} MB"
-        rows.append(f"| {name} | {file.encoding or ''} | {file.bits:.2f} | {size} | {use_of(file.encoding)} |")
+        rows.append(
+            f"| {name} | {file.encoding or ''} | {file.bits:.2f} | {size(file.size)} | {use_of(file.encoding)} |"
+        )
     return "\n".join(rows)
 
 

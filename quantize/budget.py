@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
-from ggufsmith.container.formats import BY_NAME, Format
-from ggufsmith.container.layout import padded
-from ggufsmith.quantize.outputs import Quantized
+from ggufsmith.container.formats import BY_NAME, FLOATS, Format
+from ggufsmith.container.layout import padded, rows_of
+from ggufsmith.pipeline.parallel import available_cores
+from ggufsmith.pipeline.stream import Array, RowSource, Scratch
+from ggufsmith.quantize.outputs import QuantizedFile
 from ggufsmith.quantize.recipes.assign import Override, Recipe, Stored, assign, facts_of
 from ggufsmith.quantize.recipes.files import format_recipe
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, shown
 from ggufsmith.quantize.recipes.rules import Facts, kept, needs_importance
-from ggufsmith.quantize.rows import FLOATS, decode, encode
-from ggufsmith.quantize.stream import Array, Scratch, Tensor, rows_of
-from ggufsmith.quantize.threads import available_cores
+from ggufsmith.quantize.rows import decode, encode
 
 SAMPLE = 1 << 17  # weights per tensor
 PIECES = 32  # runs of rows that they are taken from
@@ -86,8 +86,8 @@ def budget_of(size: str | None, bits_per_weight: float | None) -> Budget | None:
 
 
 def fit_budget(
-    tensors: Sequence[Tensor],
-    output: Quantized,
+    tensors: Sequence[RowSource],
+    output: QuantizedFile,
     budget: Budget,
     *,
     threads: int | None = None,
@@ -150,7 +150,7 @@ def fit_budget(
     return Solved(Recipe(name, FILE_TYPES[base], overrides, description), text, headers + size, error)
 
 
-def measure(tensor: Tensor, stored: Stored, importance: NDArray[np.float32] | None, alignment: int) -> list[Choice]:
+def measure(tensor: RowSource, stored: Stored, importance: NDArray[np.float32] | None, alignment: int) -> list[Choice]:
     """What each type would cost this tensor, the smallest first; types no better than a smaller one are left out."""
     rows, columns, pieces = _sample(tensor, importance)
     energy = sum(float((weights * x.astype(np.float64) ** 2).sum()) for x, weights, _ in pieces)
@@ -236,7 +236,7 @@ def _candidates(stored: Stored, importance: bool) -> list[Format]:
 Piece = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]
 
 
-def _sample(tensor: Tensor, importance: NDArray[np.float32] | None) -> tuple[int, int, list[Piece]]:
+def _sample(tensor: RowSource, importance: NDArray[np.float32] | None) -> tuple[int, int, list[Piece]]:
     """Rows, columns, and pieces of rows: (weights, importance or ones, importance or None), spread evenly."""
     rows, columns = rows_of(tensor.shape)
     groups = -(-rows // tensor.granule)
@@ -256,7 +256,7 @@ def _sample(tensor: Tensor, importance: NDArray[np.float32] | None) -> tuple[int
     return rows, columns, pieces
 
 
-def _wide(tensor: Tensor, start: int, stop: int) -> NDArray[np.float32]:
+def _wide(tensor: RowSource, start: int, stop: int) -> NDArray[np.float32]:
     held = tensor.held
     raw: Array = np.ascontiguousarray(tensor.rows(start, stop, Scratch()))
     wide = np.empty((stop - start, rows_of(tensor.shape)[1]), np.float32)

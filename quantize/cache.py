@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -25,16 +26,17 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.runtime import _nrt_python
 
 INT = types.intp
+COMPILING = threading.RLock()  # Numba refuses a thread that waited until another had compiled the same
 
 
 def read(scalar: types.Type) -> types.Array:
-    """A C-contiguous 1-D array that the kernel does not change."""
-    return types.Array(scalar, 1, "C", readonly=True)
+    """A C-contiguous 1-D array at any address that the kernel does not change; it may be read-only."""
+    return types.Array(scalar, 1, "C", readonly=True, aligned=False)
 
 
 def write(scalar: types.Type) -> types.Array:
-    """A C-contiguous 1-D array that the kernel may change."""
-    return types.Array(scalar, 1, "C")
+    """A C-contiguous 1-D array at any address that the kernel may change."""
+    return types.Array(scalar, 1, "C", aligned=False)
 
 
 READ_F32, READ_U8, READ_U16 = read(types.float32), read(types.uint8), read(types.uint16)
@@ -139,6 +141,8 @@ compiler = njit(nogil=True, error_model="numpy")
 class Kernel:
     """A function over the vocabulary of simd.py, compiled for one signature; it releases the GIL.
 
+    Arrays that `read` and `write` describe may be writable or not and lie at any address: there is one compiled form.
+
     py_func: the same function in plain Python, on NumPy arrays.
     """
 
@@ -151,10 +155,12 @@ class Kernel:
             self.dispatcher._cache = KernelCache(function)
 
     def compile(self) -> None:
-        """Compile, or load from the cache."""
-        if not self.compiled:
-            self.dispatcher.compile(self.signature)
-            self.compiled = True
+        """Compile, or load from the cache. Any number of threads may call this."""
+        with COMPILING:
+            if not self.compiled:
+                self.dispatcher.compile(self.signature)
+                self.dispatcher.disable_compile()  # or other kinds of arrays would have machine code of their own
+                self.compiled = True
 
     @property
     def cached(self) -> bool:

@@ -1,6 +1,7 @@
 """One output of a quantization, planned: the format of every tensor, the metadata, the exact layout."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,12 +10,13 @@ from gguf.constants import GGML_QUANT_VERSION, Keys
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported, Usage
+from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.layout import DEFAULT_ALIGNMENT, Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.quantize.imatrix import Coverage
-from ggufsmith.quantize.recipes.assign import Assignment, Options, Recipe, Stored, assign
-from ggufsmith.quantize.recipes.rules import Facts, role_of
-from ggufsmith.quantize.rows import FLOATS, MODULES
+from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored, TypeOptions, assign
+from ggufsmith.quantize.recipes.rules import Facts, kept, role_of
+from ggufsmith.quantize.rows import MODULES
 
 MAX_LISTED = 8  # tensors that a message names
 IMATRIX = "quantize.imatrix."
@@ -84,7 +86,7 @@ def plan_file(
     tensors: Sequence[Stored],
     metadata: Metadata,
     facts: Facts,
-    options: Options | None = None,
+    options: TypeOptions | None = None,
     *,
     overrides: Metadata | None = None,
     importance: Importance | None = None,
@@ -100,13 +102,14 @@ def plan_file(
     """
     assignments = assign(recipe, tensors, facts, options)
     weights = tuple(importance.weights.get(tensor.name) if importance else None for tensor in tensors)
+    _check_effect(recipe, assignments, facts)
     _check_types(assignments)
     _check_importance(recipe, assignments, weights, importance)
     if importance:
         metadata = {key: value for key, value in metadata.items() if not key.startswith(IMATRIX)}
         overrides = {**importance.keys, **(overrides or {})}
     layout = lay_out_file(recipe, assignments, metadata, overrides, alignment=alignment)
-    plan = FilePlan(recipe, tuple(assignments), layout, weights, tuple(_unused(options or Options(), assignments)))
+    plan = FilePlan(recipe, tuple(assignments), layout, weights, tuple(_unused(options or TypeOptions(), assignments)))
     if plan.requantized and not allow_requantize:
         formats = sorted({each.tensor.format.name for each in plan.requantized})
         raise Usage(
@@ -150,7 +153,7 @@ def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[first:]
 
 
-def _unused(options: Options, assignments: Sequence[Assignment]) -> Iterator[str]:
+def _unused(options: TypeOptions, assignments: Sequence[Assignment]) -> Iterator[str]:
     """As in llama-quantize, token embeddings that are the output too are given its type by mixtures only."""
     if any(each.tensor.name == "output.weight" for each in assignments):
         return
@@ -160,6 +163,20 @@ def _unused(options: Options, assignments: Sequence[Assignment]) -> Iterator[str
     met = any(each.reason == "--output-tensor-type" or each.fallback for each in embeddings)
     if options.output_type is not None and not met:
         yield "--output-tensor-type"
+
+
+def _check_effect(recipe: Recipe, assignments: Sequence[Assignment], facts: Facts) -> None:
+    """Unsupported if the recipe changes nothing: no tensor may be quantized, and some do not have its type already."""
+    base, tensors = recipe.file_type.base, [each.tensor for each in assignments]
+    if base is None or all(tensor.format is base for tensor in tensors):
+        return
+    reasons = Counter(kept(tensor.name, tensor.shape, facts.architecture) for tensor in tensors)
+    if None not in reasons:
+        raise Unsupported(
+            f"no tensor of this file can be given the type {base.name}",
+            also=[f"{count} tensors: {reason}" for reason, count in reasons.most_common()],
+            fix="Pass a model.",
+        )
 
 
 def _check_types(assignments: Sequence[Assignment]) -> None:

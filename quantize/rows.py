@@ -23,8 +23,7 @@ This module does not import Numba; the first use of a format does.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -32,13 +31,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.formats import BY_NAME, FLOATS, Format
+from ggufsmith.pipeline.findings import Finding, Report
 
 if TYPE_CHECKING:
     from ggufsmith.quantize.kernels import Codec
 
 F32 = BY_NAME["F32"]
-FLOATS = ("F32", "F16", "BF16")
 
 MODULES: Mapping[str, str] = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q1_0", "Q2_0"), "legacy"),
@@ -58,38 +57,6 @@ ROUNDS_TO_INFINITY = 65520.0  # the smallest magnitude that float16 cannot hold
 LOCAL = threading.local()  # per thread: `room`, a float32 chunk
 Steer = tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[()]  # the repeated importance and the mean squares
 FAINTEST = np.float32(2.0**-100)  # importance below this vanishes in the float32 sums of the searches
-
-
-@dataclass(frozen=True)
-class Finding:
-    """How many weights, and the (row, column) of the first."""
-
-    count: int = 0
-    first: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the caller must know about rows that were encoded; see the head of the module."""
-
-    nonfinite: Finding = Finding()
-    overflow: Finding = Finding()
-    unweighted: Finding = Finding()
-
-    @staticmethod
-    def merge(parts: Iterable[tuple[int, "Report"]]) -> "Report":
-        """One report from those of several calls, each with the number of its first row, in the order of rows."""
-
-        def total(shifted: list[tuple[int, Finding]]) -> Finding:
-            firsts = ((row + found.first[0], found.first[1]) for row, found in shifted if found.first is not None)
-            return Finding(sum(found.count for _, found in shifted), next(firsts, None))
-
-        listed = list(parts)
-        return Report(
-            total([(row, report.nonfinite) for row, report in listed]),
-            total([(row, report.overflow) for row, report in listed]),
-            total([(row, report.unweighted) for row, report in listed]),
-        )
 
 
 def encode(
@@ -259,11 +226,8 @@ def convert_rows(target: Format, rows: NDArray[Any], source: Format, out: NDArra
     parts = []
     limit = LARGEST_HALF if target.name == "F16" else INFINITE - 1
     for start, stop in chunks(*rows.shape):
-        x, y = rows[start:stop], out[start:stop]
-        room = y.view(target.dtype["x"]) if aligned(y, target.size) else np.empty(x.shape, target.dtype["x"])
-        peak = floats().convert(flat(x if aligned(x, source.size) else x.copy()), source.name, flat(room), target.name)
-        if not aligned(y, target.size):
-            y[:] = room.view(np.uint8)
+        x, y = rows[start:stop], out[start:stop].view(target.dtype["x"])
+        peak = floats().convert(flat(x), source.name, flat(y), target.name)
         if peak > limit:
             wide = as_f32(x, source)[0]
             finite = np.isfinite(wide)
@@ -281,13 +245,13 @@ def lost(target: Format, x: NDArray[np.float32], out: NDArray[np.uint8]) -> NDAr
 
 
 def as_f32(rows: NDArray[Any], source: Format) -> tuple[NDArray[np.float32], int | None]:
-    """A chunk as aligned float32, valid until this thread's next call; and its peak, if it had to be converted."""
-    if source.name == "F32" and aligned(rows, 4):
+    """A chunk as float32, valid until this thread's next call; and its peak, if it had to be converted."""
+    if source.name == "F32":
         return rows, None
     if getattr(LOCAL, "room", np.empty(0)).size < rows.size:
         LOCAL.room = np.empty(max(rows.size, CHUNK), np.float32)
     x = LOCAL.room[: rows.size]
-    peak = floats().convert(flat(rows if aligned(rows, source.size) else rows.copy()), source.name, x, "F32")
+    peak = floats().convert(flat(rows), source.name, x, "F32")
     return x.reshape(rows.shape), peak
 
 
@@ -297,10 +261,6 @@ def find(mask: NDArray[np.bool_]) -> Finding:
         return Finding()
     row, column = divmod(int(mask.argmax()), mask.shape[1])
     return Finding(int(mask.sum()), (row, column))
-
-
-def aligned(array: NDArray[Any], size: int) -> bool:
-    return array.ctypes.data % size == 0
 
 
 def flat(array: NDArray[Any]) -> NDArray[Any]:

@@ -205,8 +205,9 @@ def pointer(context: Any, builder: Any, sig: Any, args: Any, array: int, at: int
     return builder.bitcast(builder.gep(data, [offset]), kind.as_pointer())
 
 
-def unaligned(value: Any, vec: Any) -> Any:
-    value.align = max(1, SCALARS[vec.element][1].bitwidth // 8)
+def unaligned(value: Any) -> Any:
+    """A load or store at an address of which nothing is known."""
+    value.align = 1
     return value
 
 
@@ -230,12 +231,12 @@ def emit_scratch(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 def emit_load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     vec = sig.return_type
-    return unaligned(builder.load(pointer(context, builder, sig, args, 0, 1, vector_of(vec.element))), vec)
+    return unaligned(builder.load(pointer(context, builder, sig, args, 0, 1, vector_of(vec.element))))
 
 
 def emit_store(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     vec = sig.args[2]
-    unaligned(builder.store(args[2], pointer(context, builder, sig, args, 0, 1, vector_of(vec.element))), vec)
+    unaligned(builder.store(args[2], pointer(context, builder, sig, args, 0, 1, vector_of(vec.element))))
     return context.get_dummy_value()
 
 
@@ -254,12 +255,12 @@ def emit_gather(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         name = f"llvm.masked.gather.v{W}{'f32' if vec.element == 'f32' else 'i32'}.v{W}p0"
         kind = ir.FunctionType(undefined.type, [pointers.type, ir.IntType(32), flags, undefined.type])
         call = cgutils.get_or_insert_function(builder.module, kind, name)
-        return builder.call(call, [pointers, ir.Constant(ir.IntType(32), size), ir.Constant(flags, [1] * W), undefined])
+        return builder.call(call, [pointers, ir.Constant(ir.IntType(32), 1), ir.Constant(flags, [1] * W), undefined])
     result = undefined
     for lane in range(W):
         here = ir.Constant(ir.IntType(32), lane)
         value = builder.load(builder.inttoptr(builder.extract_element(address, here), scalar.as_pointer()))
-        result = builder.insert_element(result, unaligned(value, vec), here)
+        result = builder.insert_element(result, unaligned(value), here)
     return result
 
 
@@ -274,7 +275,7 @@ def emit_transpose(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         offset = builder.add(start, builder.mul(stride, ir.Constant(stride.type, i)))
         return builder.bitcast(builder.gep(data, [offset]), kind.as_pointer())
 
-    rows = [unaligned(builder.load(row(source, intp[0], intp[1], i)), vec) for i in range(TILE)]
+    rows = [unaligned(builder.load(row(source, intp[0], intp[1], i))) for i in range(TILE)]
     bit = 1
     while bit < TILE:
         low = [j if not j & bit else TILE + j - bit for j in range(TILE)]
@@ -286,7 +287,7 @@ def emit_transpose(context: Any, builder: Any, sig: Any, args: Any) -> Any:
                 rows[i], rows[i + bit] = (builder.shuffle_vector(*pair, m) for m in masks)
         bit *= 2
     for i, value in enumerate(rows):
-        unaligned(builder.store(value, row(target, intp[2], intp[3], i)), vec)
+        unaligned(builder.store(value, row(target, intp[2], intp[3], i)))
     return context.get_dummy_value()
 
 

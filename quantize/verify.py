@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.formats import BY_NAME, FLOATS, Format
+from ggufsmith.container.layout import rows_of
+from ggufsmith.container.parallel import parallel_for, parallel_map
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.reader import Gguf, TensorInfo
 from ggufsmith.container.shards import GgufSet
+from ggufsmith.pipeline.stream import RowSource, Scratch, chunks
 from ggufsmith.quantize.checks import nonfinite
-from ggufsmith.quantize.rows import FLOATS, MODULES, codec_of, decode, encode, warm_up
-from ggufsmith.quantize.stream import Scratch, Tensor, chunks, rows_of
-from ggufsmith.quantize.threads import spread
+from ggufsmith.quantize.rows import MODULES, codec_of, decode, encode, warm_up
 
 PIECE = 2**20  # bytes read at a time: they stay in the cache of a core
 TOLERANCE = 2.0  # importance of real models raises the plain error of the lowest types by up to a half
@@ -63,7 +64,7 @@ def examine(
             advance(piece.size // tensor.format.size * tensor.format.weights)
         return Examined(tensor.name, bad, digest.hexdigest() if digest else None)
 
-    found = {each.name: each for each in spread(lambda stop: partial(one, stop=stop), tensors, threads)}
+    found = {each.name: each for each in parallel_map(lambda stop: partial(one, stop=stop), tensors, threads)}
     return [found[name] for name in model.tensors]
 
 
@@ -91,7 +92,7 @@ def digests(
         return one
 
     tasks: list[Gguf | TensorInfo] = [*model.files, *(model.tensors.values() if tensors else ())]
-    found = dict(spread(worker, tasks, threads))
+    found = dict(parallel_map(worker, tasks, threads))
     return [found[file.path] for file in model.files], {name: found[name] for name in model.tensors if name in found}
 
 
@@ -133,7 +134,7 @@ class Compared:
 
 
 def compare(
-    model: GgufSet, sources: Sequence[Tensor], *, threads: int = 1, advance: Advance = lambda weights: None
+    model: GgufSet, sources: Sequence[RowSource], *, threads: int = 1, advance: Advance = lambda weights: None
 ) -> list[Compared]:
     """Each tensor of `sources` that the model has, in the same shape, made again and compared."""
     pairs = [(source, model.tensors[source.name]) for source in sources if source.name in model.tensors]
@@ -156,12 +157,12 @@ def compare(
 
         return one
 
-    spread(worker, chunks([source for source, _ in pairs]), threads)
+    parallel_for(worker, chunks([source for source, _ in pairs]), threads)
     return results
 
 
 def _compare_rows(
-    model: GgufSet, source: Tensor, info: TensorInfo, first: int, last: int, result: Compared, scratch: Scratch
+    model: GgufSet, source: RowSource, info: TensorInfo, first: int, last: int, result: Compared, scratch: Scratch
 ) -> None:
     count, (rows, width) = last - first, rows_of(source.shape)
     size = info.nbytes // rows
@@ -199,12 +200,12 @@ def _widen(held: Format, rows: NDArray[Any], out: NDArray[np.float32]) -> None:
         decode(held, rows, out)
 
 
-def _fit(source: Tensor, info: TensorInfo) -> bool:
+def _fit(source: RowSource, info: TensorInfo) -> bool:
     """The same rows; a vector in blocks may be given as one row."""
     return math.prod(info.shape) == math.prod(source.shape) and info.shape[-1] == source.shape[-1]
 
 
-def unpaired(model: GgufSet, sources: Sequence[Tensor]) -> Mapping[str, str]:
+def unpaired(model: GgufSet, sources: Sequence[RowSource]) -> Mapping[str, str]:
     """Tensors that only one side has, or with another shape, and what is wrong with them."""
     wanted = {source.name: source for source in sources}
     problems = {name: "is not in the source" for name in model.tensors if name not in wanted}

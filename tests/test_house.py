@@ -1,15 +1,19 @@
-"""The shape of the house: imports go down only, the documents are true, start-up is light."""
+"""The shape of the house: imports go down and in no circle, names are unique, files are small, start-up is light."""
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import product
+
 ROOT = Path(__file__).resolve().parents[1]
 # A package may import from packages with a lower number, and from itself.
-FLOORS = {"cli": 4, "convert": 3, "tokenizer": 2, "quantize": 2, "naming": 1, "container": 0}
+FLOORS = {"cli": 5, "convert": 4, "tokenizer": 3, "quantize": 3, "pipeline": 2, "naming": 1, "container": 0}
 
 
 def imports(path: Path) -> set[str]:
@@ -34,11 +38,88 @@ def test_imports_go_down_only(package: str) -> None:
 
 
 def test_all_packages_are_installed() -> None:
+    assert {f"ggufsmith.{package}" for package in FLOORS} == product.PACKAGES.keys(), "FLOORS is not pyproject.toml's"
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for package in FLOORS:
         for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
             name = "ggufsmith." + ".".join(folder.relative_to(ROOT).parts)
             assert f'"{name}"' in text, f"{name} is missing in pyproject.toml's packages"
+        marker = ROOT / package / "py.typed"
+        assert marker.is_file(), (
+            f"{marker.relative_to(ROOT)} is missing: type checkers would ignore the package's types"
+        )
+
+
+# Names of public classes that more than one module has. This list only gets shorter, until it is empty.
+KNOWN_HOMONYMS = frozenset(["Layout"])
+MAX_LINES = 500
+
+
+def imported(module: product.Module, names: set[str]) -> Iterator[str]:
+    """The modules of the product that one imports anywhere in it, also when a function of it is called."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield from [name for name in (whole, node.module) if name in names][:1]
+
+
+def circles() -> set[frozenset[str]]:
+    """The groups of modules each of which imports, through others, all the others of its group."""
+    modules = {module.name: module for module in product.modules()}
+    graph = {name: set(imported(module, modules.keys())) for name, module in modules.items()}
+    reached: dict[str, set[str]] = {}
+    for name in graph:
+        found, waiting = set[str](), [name]
+        while waiting:
+            new = graph[waiting.pop()] - found
+            found |= new
+            waiting += new
+        reached[name] = found
+    return {
+        frozenset(other for other in reached[name] if name in reached[other]) for name in graph if name in reached[name]
+    }
+
+
+def test_no_modules_import_each_other() -> None:
+    found = [sorted(name.removeprefix("ggufsmith.") for name in circle) for circle in circles()]
+    assert not found, f"these modules import each other; move what they share into a module below them: {found}"
+
+
+def test_public_classes_have_names_of_their_own() -> None:
+    places = defaultdict(list)
+    for module in product.modules():
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(f"{module.path}:{node.lineno}")
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    new = {name: where for name, where in twice.items() if name not in KNOWN_HOMONYMS}
+    assert not new, f"one name, several classes; name each after what it is: {new}"
+    gone = sorted(KNOWN_HOMONYMS - twice.keys())
+    assert not gone, f"these names are unique now: take them out of KNOWN_HOMONYMS: {gone}"
+
+
+def test_files_are_small() -> None:
+    for module in product.modules():
+        lines = (ROOT / module.path).read_text(encoding="utf-8").count("\n")
+        assert lines <= MAX_LINES, f"{module.path} has {lines} lines; split it by subject, at most {MAX_LINES}"
+
+
+# Packages whose tests are elsewhere, and where. This list only gets shorter, until it is empty.
+TESTED_ELSEWHERE = {
+    "quantize/kernels": "quantize",
+}
+
+
+def test_every_package_has_a_folder_of_tests() -> None:
+    folders = {(ROOT / module.path).parent.relative_to(ROOT).as_posix() for module in product.modules()}
+    for folder in sorted(folders):
+        tests = ROOT / "tests" / TESTED_ELSEWHERE.get(folder, folder)
+        assert list(tests.glob("test_*.py")), f"{folder} has no tests in {tests.relative_to(ROOT)}"
+    moved = [f for f in TESTED_ELSEWHERE if list((ROOT / "tests" / f).glob("test_*.py")) or f not in folders]
+    assert not moved, f"these have their own folder of tests, or are gone: take them out of TESTED_ELSEWHERE: {moved}"
 
 
 def test_help_needs_nothing_heavy() -> None:

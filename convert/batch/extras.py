@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 
 from ggufsmith.container.replace import replace_text
-from ggufsmith.convert.batch.jobfile import Model
-from ggufsmith.convert.batch.state import Made
+from ggufsmith.convert.batch.jobfile import JobModel
+from ggufsmith.convert.batch.state import FinishedOutput
 from ggufsmith.naming.filecard import card_of, check_card
 from ggufsmith.naming.modelcard import Publisher
 
 
-def check_extras(model: Model) -> None:
+def check_extras(model: JobModel) -> None:
     """OutputConflict for a file at the card's place that is no card of ours. Usage: see `Publisher`."""
     if path := model.beside("card"):
         _publisher(model)
         check_card(path, fix='Move it away, or name another file with card = "…".')
 
 
-def write_extras(model: Model, outputs: Sequence[Made]) -> None:
+def write_extras(model: JobModel, outputs: Sequence[FinishedOutput]) -> None:
     """Write the sums and the card that the job asks for, of these outputs."""
     if path := model.beside("checksums"):  # the format of sha256sum --check
         sums = "".join(f"{file.sha256}  {file.name}\n" for made in outputs for file in made.files)
@@ -27,6 +27,6 @@ def write_extras(model: Model, outputs: Sequence[Made]) -> None:
         replace_text(path, card_of(files, _publisher(model), digest=lambda file: digests[file.name]), alone=True)
 
 
-def _publisher(model: Model) -> Publisher:
+def _publisher(model: JobModel) -> Publisher:
     said = model.settings
     return Publisher(said["repo"] or None, said["base_model"] or None, said["author"] or None)

@@ -23,48 +23,48 @@ A model's own settings come before those of its set, those of a set before what 
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from ggufsmith.container.documents import read_document
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.formats import format_of
 from ggufsmith.container.ggml import is_ggml
-from ggufsmith.container.shards import SUFFIX, Limits, parse_size
-from ggufsmith.container.values import Metadata
-from ggufsmith.convert.batch.schema import (
-    CHECKPOINT,
-    ENCODING,
-    MODEL,
-    MODELS,
-    OUTPUT,
-    SETTINGS,
-    TABLES,
-    Input,
-    meant,
-)
+from ggufsmith.container.shards import SUFFIX, parse_size
+from ggufsmith.convert.batch.schema import ENCODING, MODELS, OUTPUT, SETTINGS, TABLES, meant
 from ggufsmith.convert.batch.settings import Result, Said, Tables, unknown
 from ggufsmith.convert.hub.names import ID, HubModel, hub_model
 from ggufsmith.convert.lora.base import find_base, parse_adapter
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.naming.filename import parse
 from ggufsmith.naming.identity import model_folder_name
+from ggufsmith.pipeline.request import (
+    CHECKPOINT,
+    MODEL,
+    Input,
+    MakeOptions,
+    Request,
+    SourceOptions,
+    WriteOptions,
+    declared,
+)
 from ggufsmith.quantize.budget import Budget, budget_of
-from ggufsmith.quantize.recipes.assign import Options, Recipe
+from ggufsmith.quantize.old_llama import old_name
+from ggufsmith.quantize.overrides import parse_override
+from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
-from ggufsmith.quantize.requantize import parse_override
-from ggufsmith.quantize.source import old_name
 
 MAKING = ("recipes", "outtypes", "target_size", "target_bpw")  # the keys that ask for outputs
 CONFIGS = ("config.json", "params.json", "adapter_config.json")  # of a model, of Meta's own release, of an adapter
 OUTTYPES = ("f32", "f16", "bf16")
+Record = TypeVar("Record", SourceOptions, MakeOptions, WriteOptions)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedOutput:
     """One output. label: as the job file has it; recipe: None for an unquantized output.
 
     path:   the name that the model would have in one file. lora: instead, if it is an adapter, which of a model on a
@@ -80,33 +80,28 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Model:
+class JobModel:
     """One model of a job.
 
-    place:     FILE:LINE.
-    source:    on the disk; of a model on a hub not before it is opened (see `located`).
-    folder:    where its files go; it lies in the output folder.
-    settings:  key -> value, of every key of SETTINGS.
-    lora:      folders of adapters, and their factors. base: of the adapter that the source is.
-    tokenizer: folder of the vocabulary. overrides: metadata keys to set. prune: layers to leave out. All of a file.
+    place:    FILE:LINE.
+    folder:   where its files go; it lies in the output folder.
+    settings: key -> value, of every key of SETTINGS.
+    request:  the same as a request, but for what is made, which `wanted` says. Its path is on the disk; that of a model
+              on a hub is not before it is opened (see `located`).
     """
 
     name: str
     place: str
-    source: Path
     folder: Path
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[WantedOutput, ...]
     settings: Mapping[str, Any]
-    imatrix: Path | None = None
-    metadata: Path | None = None
-    limits: Limits = field(default_factory=Limits)
-    options: Options = field(default_factory=Options)
-    lora: tuple[tuple[Path, float], ...] = ()
-    base: Path | None = None
-    tokenizer: Path | None = None
-    overrides: Metadata = field(default_factory=dict)
-    prune: tuple[int, ...] = ()
+    request: Request
     hub: HubModel | None = None
+
+    @property
+    def source(self) -> Path:
+        """The model's folder or file."""
+        return self.request.path
 
     @property
     def is_checkpoint(self) -> bool:
@@ -129,7 +124,7 @@ class JobFile:
 
     path: Path
     output: Path
-    models: tuple[Model, ...]
+    models: tuple[JobModel, ...]
 
 
 def read_job(path: Path, environment: Mapping[str, str], shard: tuple[int, int] = (1, 1)) -> JobFile:
@@ -186,7 +181,7 @@ class _Reader(Tables):
 
     # ---- models ----
 
-    def model(self, place: str, said: Mapping[str, Said], output: Path) -> Model | None:
+    def model(self, place: str, said: Mapping[str, Said], output: Path) -> JobModel | None:
         """One model; None if there is no source to speak of."""
         if "source" not in said:
             self.wrong(place, "source is missing: the model")
@@ -210,30 +205,32 @@ class _Reader(Tables):
         wanted = tuple(self.wanted(values, folder))
         if not hub and is_adapter(source):
             wanted = named_as_adapter(wanted)
-        options = self.options(values, wanted)
+        self.check_types(values, wanted)
+        self.check_shards(values)
         self.check_settings(None if hub else source, values, output)
-        return Model(
-            name,
-            place,
-            source,
-            folder,
-            wanted,
-            {key: said.value for key, said in values.items()},
-            imatrix=self.existing(values["imatrix"]),
-            metadata=self.existing(values["metadata"]),
-            limits=self.limits(values),
-            options=options,
-            lora=tuple(self.adapters(values["lora"])),
-            base=self.base(source, values["base"]) if not hub else self.folder(values["base"]),
-            tokenizer=self.folder(values["tokenizer"]),
-            overrides=dict(self.each(values["override_kv"], parse_override)),
-            prune=tuple(
-                layer
-                for layers in self.each(values["prune_layers"], lambda layer: layers_of(str(layer)))
-                for layer in layers
-            ),
-            hub=hub,
+        settings = {key: said.value for key, said in values.items()}
+        return JobModel(
+            name, place, folder, wanted, settings, self.request(source, values, on_hub=hub is not None), hub
         )
+
+    def request(self, source: Path, said: Mapping[str, Said], *, on_hub: bool) -> Request:
+        """The request that the settings amount to, with paths relative to the job file."""
+        list(self.each(said["override_kv"], parse_override))
+        list(self.each(said["prune_layers"], lambda layer: layers_of(str(layer))))
+        paths = {
+            "imatrix": self.existing(said["imatrix"]),
+            "metadata": self.existing(said["metadata"]),
+            "tokenizer": self.folder(said["tokenizer"]),
+            "base": self.folder(said["base"]) if on_hub else self.base(source, said["base"]),
+            "lora": tuple(self.adapters(said["lora"])),
+        }
+        named = dict.fromkeys(MAKING, ())  # what is made stands in `JobModel.wanted`
+
+        def record(kind: type[Record]) -> Record:
+            values = {field.name: _plain(said[field.key].value) for field in declared(kind) if field.key}
+            return kind(**{name: {**paths, **named}.get(name, value) for name, value in values.items()})
+
+        return Request(source, record(SourceOptions), record(MakeOptions), record(WriteOptions))
 
     def hub(self, said: Mapping[str, Said]) -> HubModel | None:
         """The model on a hub, if that is what is meant."""
@@ -279,7 +276,7 @@ class _Reader(Tables):
             if said[key].value and not said["imatrix"].value:
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
 
-    def wanted(self, said: Mapping[str, Said], folder: Path) -> Iterator[Wanted]:
+    def wanted(self, said: Mapping[str, Said], folder: Path) -> Iterator[WantedOutput]:
         """The outputs, unquantized ones first."""
         pattern: str = said["file"].value
         if not _is_component(pattern) or not pattern.endswith(SUFFIX):
@@ -294,36 +291,36 @@ class _Reader(Tables):
 
         for text in said["outtypes"].value:
             if text.lower() in OUTTYPES:
-                yield Wanted(text.lower(), None, *paths(text))
+                yield WantedOutput(text.lower(), None, *paths(text))
             else:
                 self.wrong(said["outtypes"].place, *unknown("output type", text, OUTTYPES))
         for text, recipe in self.pairs(said["recipes"], lambda text: recipe_of(text, self.document.path.parent)):
-            yield Wanted(text, recipe, *paths(recipe.name))
+            yield WantedOutput(text, recipe, *paths(recipe.name))
         for text, budget in self.pairs(said["target_size"], lambda text: budget_of(text, None)):
-            yield Wanted(text, None, *paths(f"Q{text}".replace(".", "_")), budget)
+            yield WantedOutput(text, None, *paths(f"Q{text}".replace(".", "_")), budget)
         for bits, budget in self.pairs(said["target_bpw"], lambda bits: budget_of(None, bits)):
-            yield Wanted(f"{bits:g} bpw", None, *paths(f"Q{bits:g}BPW".replace(".", "_")), budget)
+            yield WantedOutput(f"{bits:g} bpw", None, *paths(f"Q{bits:g}BPW".replace(".", "_")), budget)
 
-    def options(self, said: Mapping[str, Said], wanted: Sequence[Wanted]) -> Options:
-        """The options that choose types."""
+    def check_types(self, said: Mapping[str, Said], wanted: Sequence[WantedOutput]) -> None:
+        """The settings that choose types, by themselves and together."""
         output, embedding = (
             self.tried(said[key].place, partial(format_of, said[key].value)) if said[key].value else None
             for key in ("output_tensor_type", "token_embedding_type")
         )
         overrides = self.each(said["tensor_types"], lambda text: override_of(text, f"tensor_types {text}"))
         pure, leave = said["pure"].value, said["leave_output_tensor"].value
-        options = Options(pure, leave, output, embedding, tuple(overrides))
-        if options != Options() and any(each.budget for each in wanted):
+        options = TypeOptions(pure, leave, output, embedding, tuple(overrides))
+        if options != TypeOptions() and any(each.budget for each in wanted):
             key = "target_size" if said["target_size"].value else "target_bpw"
             self.wrong(said[key].place, f"{key} chooses every type, and so do pure, tensor_types and their like")
         recipes = [each.recipe for each in wanted if each.recipe]
         self.tried(said["recipes"].place, lambda: check_options(options, recipes))
-        return options
 
-    def limits(self, said: Mapping[str, Said]) -> Limits:
-        """Where new shards begin."""
+    def check_shards(self, said: Mapping[str, Said]) -> None:
+        """The settings that say where new shards begin."""
         size, count = said["shard_size"], said["shard_tensors"].value
-        found = self.tried(size.place, lambda: parse_size(size.value)) if size.value else None
+        if size.value:
+            self.tried(size.place, lambda: parse_size(size.value))
         alone, keep = said["no_tensor_first_split"], said["keep_split"]
         if alone.value and not (size.value or count):
             self.wrong(alone.place, "no_tensor_first_split is for several files, by shard_size or shard_tensors")
@@ -331,7 +328,6 @@ class _Reader(Tables):
             self.wrong(
                 keep.place, "keep_split takes the shards of the source, which shard_size and shard_tensors do not"
             )
-        return Limits(found, count or None, alone.value)
 
     def pairs(self, said: Said, make: Callable[[Any], Result | None]) -> Iterator[tuple[Any, Result]]:
         """Each of several values, with what it stands for; those that stand for nothing are noted."""
@@ -374,9 +370,9 @@ class _Reader(Tables):
 
     # ---- models together ----
 
-    def check_conflicts(self, models: Sequence[Model]) -> None:
+    def check_conflicts(self, models: Sequence[JobModel]) -> None:
         """No file is written twice, and none that is read is written."""
-        read = (path for model in models for path in (model.source, model.imatrix, model.metadata) if path)
+        read = (path for model in models for path in _read_by(model) if path)
         inputs = {_same(path): path for path in read}
         writers: dict[str, str] = {}
         for model in models:
@@ -396,12 +392,22 @@ class _Reader(Tables):
                     self.wrong(model.place, f"writes {path}, {other}")
 
 
-def named_as_adapter(wanted: Sequence[Wanted]) -> tuple[Wanted, ...]:
+def _read_by(model: JobModel) -> tuple[Path | None, ...]:
+    """The files that a model is made from, besides those of folders."""
+    return model.source, model.request.make.imatrix, model.request.source.metadata
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a request has it: what is empty was not set."""
+    return value if isinstance(value, tuple | bool) else value or None
+
+
+def named_as_adapter(wanted: Sequence[WantedOutput]) -> tuple[WantedOutput, ...]:
     """What an adapter becomes is called so in its file's name."""
     return tuple(replace(each, path=each.lora) for each in wanted)
 
 
-def state_path(model: Model) -> Path:
+def state_path(model: JobModel) -> Path:
     """Where it is recorded which outputs of a model are finished."""
     return model.folder / f".{model.name}.batch.json"
 

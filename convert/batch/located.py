@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from ggufsmith.container.errors import Unsupported
-from ggufsmith.convert.batch.jobfile import Model, named_as_adapter
-from ggufsmith.convert.checkpoint import LocalFiles, Opener
+from ggufsmith.convert.batch.jobfile import JobModel, named_as_adapter
 from ggufsmith.convert.lora.peft import lists_adapter
+from ggufsmith.convert.open import open_pass
+from ggufsmith.pipeline.passes import Pass
+from ggufsmith.pipeline.request import Request
 
 
-def pinned(model: Model) -> Model:
+def pinned(model: JobModel) -> JobModel:
     """A model on a hub at the commit that its revision is now, its outputs named as what it is; any other as it is."""
     if model.hub is None:
         return model
@@ -23,15 +26,15 @@ def pinned(model: Model) -> Model:
 
 @contextmanager
 def located(
-    model: Model, *, plan: bool, told: Callable[[int], None] = lambda size: None
-) -> Iterator[tuple[Model, Opener]]:
-    """The model with its folder, and how its weights are read.
+    model: JobModel, *, plan: bool, told: Callable[[int], None] = lambda size: None
+) -> Iterator[tuple[JobModel, Callable[[Request], Pass]]]:
+    """The model with its folder, and what opens it.
 
     plan: for the plan alone the headers of the weights are enough; pickled ones are downloaded all the same.
     told: of bytes as they come.
     """
     if model.hub is None:
-        yield model, LocalFiles
+        yield model, open_pass
         return
     from ggufsmith.convert.hub.download import download, hub_of, streamed
 
@@ -48,4 +51,5 @@ def located(
                 if model.settings["stream"]:
                     raise
         found = found or download(model.hub, hub, progress=progress)
-        yield replace(model, source=found.folder), found.open_files
+        there = replace(model, request=replace(model.request, path=found.folder))
+        yield there, partial(open_pass, open_files=found.open_files, notes=found.notes)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufsmith.container.formats import BY_NAME
-from ggufsmith.convert.batch.passes import Pass
-from ggufsmith.quantize.rows import FLOATS, encode, warm_up
+from ggufsmith.container.formats import BY_NAME, FLOATS
+from ggufsmith.pipeline.passes import Pass
+from ggufsmith.quantize.rows import encode, warm_up
 
 ROWS, WIDTH = 16, 4096  # a sample of weights; blocks of every format divide its rows
 EACH = 0.03  # seconds that one kind of work is measured for

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from ggufsmith.container.errors import Failure
-from ggufsmith.convert.batch.jobfile import Model
-from ggufsmith.convert.batch.state import Made
+from ggufsmith.convert.batch.jobfile import JobModel
+from ggufsmith.convert.batch.state import FinishedOutput
 
 # done: made now; finished: was there already; interrupted, not begun: the job ended before it.
 Status = Literal["done", "finished", "failed", "interrupted", "not begun"]
@@ -24,9 +24,9 @@ class Outcome:
     seconds:  wall time; weights: of the model, 0 if nothing was made.
     """
 
-    model: Model
+    model: JobModel
     status: Status
-    made: tuple[Made, ...] = ()
+    made: tuple[FinishedOutput, ...] = ()
     new: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     seconds: float = 0.0

@@ -15,30 +15,20 @@ from ggufsmith.container.disk import check_space, remove_leftover
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.convert.batch.extras import check_extras, write_extras
-from ggufsmith.convert.batch.jobfile import JobFile, Model, Wanted
+from ggufsmith.convert.batch.jobfile import JobFile, JobModel, WantedOutput
 from ggufsmith.convert.batch.located import located, pinned
-from ggufsmith.convert.batch.passes import (
-    PROCESS,
-    Pass,
-    bits_per_weight,
-    fallbacks_of,
-    fixed,
-    notes_of,
-    prepare,
-    run,
-    types_of,
-)
+from ggufsmith.convert.batch.passes import PROCESS, JobPass, fixed, memory, plan_model
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.state import (
-    File,
-    Made,
+    FinishedFile,
+    FinishedOutput,
     Record,
     extras_fingerprint,
     fingerprints,
     finished,
     write_record,
 )
-from ggufsmith.quantize.threads import available_cores
+from ggufsmith.pipeline.parallel import available_cores
 
 PATIENCE = 8.0  # seconds that an interrupted job waits for its threads; a flush to a slow disk can take longer
 THREAD = "ggufsmith batch"
@@ -46,7 +36,7 @@ TICK = 0.2  # seconds between looks at signals, which Windows does not deliver t
 
 
 @dataclass(frozen=True)
-class Options:
+class BatchOptions:
     """memory, disk: bytes, of the whole process, and of the outputs in the making at one time.
 
     side_by_side: models at one time. threads: of each; None takes every core.
@@ -77,7 +67,7 @@ class Watcher:
     def begun(self, draft: "Draft") -> None:
         """Its pass begins."""
 
-    def advanced(self, model: Model, weights: int) -> None:
+    def advanced(self, model: JobModel, weights: int) -> None:
         """So many more weights of it are done."""
 
     def loaded(self, seconds: float) -> None:
@@ -92,13 +82,13 @@ class Draft:
     """What is to be done for one model.
 
     record: what is finished; wanted: what is not; made: that as it will be, without hashes.
-    memory: see `Pass.memory`; threads: as many as the budget allows; weights: of the model.
+    memory: see `passes.memory`; threads: as many as the budget allows; weights: of the model.
     """
 
-    model: Model
+    model: JobModel
     record: Record
-    wanted: tuple[Wanted, ...]
-    made: tuple[Made, ...] = ()
+    wanted: tuple[WantedOutput, ...]
+    made: tuple[FinishedOutput, ...] = ()
     memory: int = 0
     threads: int = 1
     weights: int = 0
@@ -110,15 +100,15 @@ class Draft:
         return sum(made.size for made in self.made)
 
 
-class Stopped(BaseException):
+class JobStopped(BaseException):
     """Raised in the threads of a job that ends early."""
 
 
 def plan_job(
     job: JobFile,
-    options: Options,
+    options: BatchOptions,
     watch: Watcher,
-    look: Callable[[Draft, Pass], None] = lambda draft, planned: None,
+    look: Callable[[Draft, JobPass], None] = lambda draft, planned: None,
     *,
     dry: bool,
 ) -> tuple[list[Draft], list[Outcome]]:
@@ -148,7 +138,7 @@ def plan_job(
     return drafts, outcomes
 
 
-def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outcome]) -> None:
+def run_job(job: JobFile, options: BatchOptions, watch: Watcher, outcomes: list[Outcome]) -> None:
     """Make everything that is missing. What becomes of each model is added to `outcomes`, also if this is interrupted.
 
     NoSpace if the disk cannot hold all of it, unless `options.disk` says that somebody makes room.
@@ -171,7 +161,7 @@ def run_job(job: JobFile, options: Options, watch: Watcher, outcomes: list[Outco
         outcomes.sort(key=lambda outcome: order[outcome.model.key])
 
 
-def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) -> Draft:
+def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPass], None]) -> Draft:
     model = pinned(model)
     plans = fingerprints(model, by_content=options.by_content)
     record = finished(model, plans, verify=options.verify)
@@ -182,49 +172,46 @@ def _draft(model: Model, options: Options, look: Callable[[Draft, Pass], None]) 
     check_extras(model)
     _check_memory(model, fixed(model, wanted), options)
     threads = options.cores
-    with (
-        located(model, plan=True) as (there, open_files),
-        prepare(there, wanted, open_files, threads=threads) as planned,
-    ):
-        for output in planned.outputs:
-            output.check_apart(planned.inputs)
-        if options.memory is not None:
-            while threads > 1 and PROCESS + planned.memory(threads) > options.memory:
-                threads -= 1
-        memory = planned.memory(threads)
-        draft = Draft(
-            model, record, planned.wanted, _drafted(planned, plans), memory, threads, planned.weights, planned.notes
-        )
-        look(draft, planned)
-    _check_memory(model, memory, options)
+    with located(model, plan=True) as (there, opener):
+        planned = plan_model(there, wanted, opener, threads=threads)
+        with planned.made as made:
+            made.check_apart()
+            if options.memory is not None:
+                while threads > 1 and PROCESS + memory(planned, there, threads) > options.memory:
+                    threads -= 1
+            needed = memory(planned, there, threads)
+            outputs = _drafted(planned, plans)
+            draft = Draft(model, record, planned.wanted, outputs, needed, threads, made.weights, made.notes)
+            look(draft, planned)
+    _check_memory(model, needed, options)
     if options.disk is not None and draft.size > options.disk:
         what = f"the outputs need {draft.size} bytes, the budget is {options.disk}"
         raise NoSpace(what, where=model.folder, fix="Raise --max-disk.")
     return draft
 
 
-def _check_memory(model: Model, needed: int, options: Options) -> None:
+def _check_memory(model: JobModel, needed: int, options: BatchOptions) -> None:
     if options.memory is not None and PROCESS + needed > options.memory:
         what = f"needs about {PROCESS + needed} bytes of memory, the budget is {options.memory}"
         raise Failure(what, where=model.source, fix="Raise --max-memory.")
 
 
-def _drafted(planned: Pass, plans: Mapping[str, str]) -> tuple[Made, ...]:
+def _drafted(planned: JobPass, plans: Mapping[str, str]) -> tuple[FinishedOutput, ...]:
     """The outputs of a pass, without hashes."""
     return tuple(
-        Made(
+        FinishedOutput(
             wanted.label,
             plans[wanted.label],
             tuple(
-                File(path.name, layout.size, "")
+                FinishedFile(path.name, layout.size, "")
                 for path, layout in zip(output.paths, output.shards.shards, strict=True)
             ),
-            bits_per_weight(output),
-            types_of(output),
-            fallbacks_of(output),
-            (*([wanted.recipe.description] if wanted.budget and wanted.recipe else []), *notes_of(output)),
+            output.bits_per_weight,
+            output.types,
+            output.fallbacks,
+            (*([wanted.recipe.description] if wanted.budget and wanted.recipe else []), *output.notes),
         )
-        for wanted, output in zip(planned.wanted, planned.outputs, strict=True)
+        for wanted, output in zip(planned.wanted, planned.made.outputs, strict=True)
     )
 
 
@@ -238,7 +225,7 @@ def above(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.is_dir())
 
 
-def _check_disk(job: JobFile, drafts: Sequence[Draft], options: Options) -> None:
+def _check_disk(job: JobFile, drafts: Sequence[Draft], options: BatchOptions) -> None:
     if drafts and options.disk is None:
         needed = sum(max(draft.size - _held(draft), 0) for draft in drafts)
         check_space(above(job.output) / "outputs", needed)
@@ -260,7 +247,7 @@ def _partials(draft: Draft) -> Iterator[Path]:
 class _Runner:
     """Starts what fits into the budgets, in the order of the job, and waits for it."""
 
-    options: Options
+    options: BatchOptions
     watch: Watcher
     outcomes: list[Outcome]
     running: dict[Path, Draft] = field(default_factory=dict)
@@ -325,7 +312,7 @@ class _Runner:
         model, started = draft.model, time.perf_counter()
         try:
             made, notes = self.make(draft)
-        except Stopped:
+        except JobStopped:
             return Outcome(model, "interrupted", draft.record.outputs, seconds=time.perf_counter() - started)
         except Exception as error:  # a bug in one model's way does not end the night
             seconds = time.perf_counter() - started
@@ -336,7 +323,7 @@ class _Runner:
         new = frozenset(each.label for each in draft.wanted)
         return Outcome(model, "done", made, new, notes, time.perf_counter() - started, draft.weights)
 
-    def make(self, draft: Draft) -> tuple[tuple[Made, ...], tuple[str, ...]]:
+    def make(self, draft: Draft) -> tuple[tuple[FinishedOutput, ...], tuple[str, ...]]:
         """All outputs of the model, and the notes."""
         model = draft.model
 
@@ -345,19 +332,16 @@ class _Runner:
             self.watch.advanced(model, weights)
 
         self.check()
-        with (
-            located(model, plan=False, told=lambda size: self.check()) as (there, open_files),
-            prepare(there, draft.wanted, open_files) as planned,
-        ):
-            self.check()
-            written = run(
-                planned,
-                threads=draft.threads,
-                sync=self.options.sync,
-                advance=advance,
-                loaded=self.watch.loaded,
-            )
-            notes = (*planned.notes, *written.notes)
+        with located(model, plan=False, told=lambda size: self.check()) as (there, opener):
+            planned = plan_model(there, draft.wanted, opener)
+            with planned.made as made:
+                self.check()
+                model.folder.mkdir(parents=True, exist_ok=True)
+                write = replace(
+                    there.request.write, threads=draft.threads, sync=self.options.sync, resume=True, overwrite=True
+                )
+                written = made.run(write, advance=advance, loaded=self.watch.loaded)
+                notes = (*made.notes, *written.notes)
         known = {each.label: each for each in (*draft.record.outputs, *draft.made)}
         outputs = tuple(known[wanted.label] for wanted in model.wanted)
         write_record(model, Record(outputs))  # to hash them can take long, and is no reason to make them again
@@ -365,13 +349,15 @@ class _Runner:
 
     def check(self) -> None:
         if self.stop.is_set():
-            raise Stopped
+            raise JobStopped
 
 
-def _finish(model: Model, outputs: Sequence[Made], check: Callable[[], None] = lambda: None) -> tuple[Made, ...]:
+def _finish(
+    model: JobModel, outputs: Sequence[FinishedOutput], check: Callable[[], None] = lambda: None
+) -> tuple[FinishedOutput, ...]:
     """Hash what has no hash yet, write what stands beside the outputs, the record last. check: called now and then."""
 
-    def hashed(file: File) -> File:
+    def hashed(file: FinishedFile) -> FinishedFile:
         return replace(file, sha256=file.sha256 or file_sha256(model.folder / file.name, lambda size: check()))
 
     done = tuple(replace(made, files=tuple(map(hashed, made.files))) for made in outputs)

@@ -1,8 +1,23 @@
-"""What a job file can say, as data: it drives the validation, and the JSON schema that editors check by."""
+"""What a job file can say, as data: it drives the validation, and the JSON schema that editors check by.
 
-from collections.abc import Iterable, Mapping
+Most keys are the options of the commands, and follow from the records of `pipeline.request`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from ggufsmith.pipeline.request import (
+    INPUTS,
+    MODEL,
+    RECORDS,
+    Declared,
+    Input,
+    MakeOptions,
+    SourceOptions,
+    WriteOptions,
+    declared,
+)
 
 Kind = Literal["text", "texts", "flag", "number", "numbers"]
 FITTING: Mapping[Kind, str] = {
@@ -12,22 +27,17 @@ FITTING: Mapping[Kind, str] = {
     "number": "a whole number above 0",
     "numbers": "a number, or a list of numbers",
 }
-Input = Literal["model", "adapter", "file"]
-INPUTS: Mapping[Input, str] = {"model": "a model folder", "adapter": "an adapter", "file": "a GGUF file"}
-MODEL, ENCODING = "model", "encoding"
-CHECKPOINT: tuple[Input, ...] = ("model", "adapter")
-WEIGHTS: tuple[Input, ...] = ("model", "file")
+ENCODING = "encoding"
 
 
 @dataclass(frozen=True)
-class Key:
+class JobKey:
     """One key.
 
     kind:    a string, strings (or a single one), a boolean, a whole number from 1 on, numbers (or a single one).
     fields:  what may stand in braces in it.
     inputs:  the sources that it has a meaning for.
-    decides: its value has a part in the bytes of outputs, or in their names in a set. Files that a value names are
-    known by their content instead, recipes by their rules.
+    decides: see `pipeline.request.Option`.
     """
 
     about: str
@@ -38,70 +48,57 @@ class Key:
     decides: bool = False
 
 
-SETTINGS: Mapping[str, Key] = {
-    "extends": Key("Settings of this name, [sets.NAME], come before the defaults."),
-    "recipes": Key(
-        "File types, or recipe files (.toml, .yaml), relative to the job file.", "texts", (), inputs=WEIGHTS
-    ),
-    "outtypes": Key("Unquantized outputs of a checkpoint: f32, f16, bf16.", "texts", (), inputs=CHECKPOINT),
-    "target_size": Key("Outputs of these sizes, such as 4.5GiB; their types are chosen.", "texts", (), inputs=WEIGHTS),
-    "target_bpw": Key("Outputs of so many bits per weight; their types are chosen.", "numbers", (), inputs=WEIGHTS),
-    "lora": Key("PEFT adapters to merge: FOLDER, or FOLDER:FACTOR.", "texts", (), inputs=("model",)),
-    "base": Key("Folder of the base model of an adapter, if not where it says.", inputs=("adapter",)),
-    "tokenizer": Key("Folder with the vocabulary, instead of that in the file.", fields=(MODEL,), inputs=("file",)),
-    "imatrix": Key("Importance matrix, GGUF or .dat.", fields=(MODEL,), inputs=WEIGHTS),
-    "include_weights": Key("Use it only for tensors with these names.", "texts", (), inputs=WEIGHTS, decides=True),
-    "exclude_weights": Key("Do not use it for tensors with these names.", "texts", (), inputs=WEIGHTS, decides=True),
-    "pure": Key("One type for all matrices, no mixture.", "flag", False, inputs=WEIGHTS, decides=True),
-    "leave_output_tensor": Key("Keep output.weight as it is.", "flag", False, inputs=WEIGHTS, decides=True),
-    "output_tensor_type": Key("Type of output.weight.", inputs=WEIGHTS, decides=True),
-    "token_embedding_type": Key("Type of the token embeddings.", inputs=WEIGHTS, decides=True),
-    "tensor_types": Key("REGEX=TYPE, for tensors with such names.", "texts", (), inputs=WEIGHTS, decides=True),
-    "strict": Key("Fail if a tensor cannot have the type of its rule.", "flag", False),
-    "allow_requantize": Key("Quantize what is quantized already; the errors add up.", "flag", False),
-    "prune_layers": Key("Leave out these layers.", "numbers", (), inputs=("file",), decides=True),
-    "override_kv": Key("KEY=TYPE:VALUE, sets a metadata key.", "texts", (), inputs=("file",), decides=True),
-    "pre": Key("The pre-tokenizer, if its structure is not recognised.", inputs=("model",), decides=True),
-    "model_name": Key("general.name, instead of the folder's.", decides=True),
-    "metadata": Key("JSON file of general.* keys that override.", fields=(MODEL,), inputs=CHECKPOINT),
-    "folder": Key("Folder of the outputs, in the output folder.", default="{model}", fields=(MODEL,)),
-    "file": Key("Name of an output.", default="{model}-{encoding}.gguf", fields=(MODEL, ENCODING)),
-    "shard_size": Key("Split outputs into shards of at most this size, such as 4G.", decides=True),
-    "shard_tensors": Key("Split outputs into shards of at most so many tensors.", "number", 0, decides=True),
-    "no_tensor_first_split": Key("Of several shards, the first gets the metadata only.", "flag", False, decides=True),
-    "keep_split": Key("As many shards as the source has.", "flag", False, inputs=("file",), decides=True),
-    "checksums": Key("Name of the file of SHA-256 sums; empty for none.", default="SHA256SUMS", fields=(MODEL,)),
-    "card": Key("Name of the model card, such as README.md; empty for none.", fields=(MODEL,)),
-    "repo": Key("For the card: where the files will be published, org/name-GGUF.", fields=(MODEL,)),
-    "base_model": Key("For the card: what they were made from, org/name.", fields=(MODEL,)),
-    "author": Key("For the card: who quantized them."),
-    "stream": Key("Read the weights of a model on a hub by ranges, and do not store them.", "flag", False),
-    "scheduler": Key("Work on the Dask cluster at this address, tcp://HOST:8786."),
+DEFAULTS: Mapping[Kind, Any] = {"text": "", "texts": (), "flag": False, "number": 0, "numbers": ()}
+
+
+def _kind(field: Declared) -> Kind:
+    """The kind of value that the key of a field takes."""
+    if field.option.numbers or field.type.startswith("tuple[float"):
+        return "numbers"
+    if field.type.startswith("tuple["):
+        return "texts"
+    return {"bool": "flag", "int | None": "number"}.get(field.type, "text")  # type: ignore[return-value]
+
+
+def _keys(record: type) -> Iterator[tuple[str, JobKey]]:
+    """The keys that stand for the fields of a record of options."""
+    for field in declared(record):
+        option, kind = field.option, _kind(field)
+        if field.key is not None:
+            about = option.keyed or option.about
+            yield field.key, JobKey(about, kind, DEFAULTS[kind], option.fields, option.inputs, option.decides)
+
+
+# Keys that stand for options of the commands, and those that only jobs have.
+SETTINGS: Mapping[str, JobKey] = {
+    "extends": JobKey("Settings of this name, [sets.NAME], come before the defaults."),
+    **dict(_keys(MakeOptions)),
+    **dict(_keys(SourceOptions)),
+    "folder": JobKey("The folder of the outputs, in the output folder.", default="{model}", fields=(MODEL,)),
+    "file": JobKey("The name of an output.", default="{model}-{encoding}.gguf", fields=(MODEL, ENCODING)),
+    **dict(_keys(WriteOptions)),
+    "checksums": JobKey("The file of SHA-256 sums; empty for none.", default="SHA256SUMS", fields=(MODEL,)),
+    "card": JobKey("The name of the model card, such as README.md; empty for none.", fields=(MODEL,)),
+    "repo": JobKey("For the card: where the files will be published, org/name-GGUF.", fields=(MODEL,)),
+    "base_model": JobKey("For the card: what the files were made from, org/name.", fields=(MODEL,)),
+    "author": JobKey("For the card: who quantized the model."),
 }
-MODELS: Mapping[str, Key] = {
-    "source": Key(
+MODELS: Mapping[str, JobKey] = {
+    "source": JobKey(
         "A model or adapter folder, a GGUF or old GGML file, relative to the job file; or hf://org/name, "
         "modelscope://org/name."
     ),
-    "revision": Key("Branch, tag or commit on the hub."),
-    "name": Key("{model} in names; by default that of the source."),
+    "revision": JobKey("The branch, tag or commit of a model on a hub."),
+    "name": JobKey("What {model} stands for in names; by default the name of the source."),
     **SETTINGS,
 }
 # Options of gguf-convert and gguf-quant that no key stands for -> why.
 KEYLESS: Mapping[str, str] = {
+    **{field.flag: field.option.keyless for record in RECORDS for field in declared(record) if field.option.keyless},
     "--outtype auto": "a job knows the names of its files before it reads a checkpoint",
-    "--outtype of a file": "`recipes` has f32, f16 and bf16 as well",
-    "--outfile, --outdir, --strict-name": "`folder` and `file` say where outputs go",
-    "--tensor-type-file": "`tensor_types` is the list itself",
-    "--save-recipe": "a job chooses anew; a saved one is for `recipes`",
-    "--vocab-only": "there are no weights to make",
-    "--token": "secrets do not belong in files: HF_TOKEN, MODELSCOPE_API_TOKEN or the stored login",
-    "--sha256": "`checksums` writes the sums, and reports have them",
-    "--provenance": "the record beside the outputs knows what they were made from",
-    "--threads, --no-sync, --dry-run, --json, --quiet": "they are options of the command",
-    "--resume, --no-overwrite": "a job always resumes, and replaces what is out of date",
+    "--dry-run, --json, --quiet": "they are options of the command",
 }
-OUTPUT = Key("Folder that everything is written into, relative to the job file.")
+OUTPUT = JobKey("The folder that everything is written into, relative to the job file.")
 TABLES = {
     "defaults": "Settings of every model that does not say otherwise.",
     "sets": "Named settings, to extend.",
@@ -136,7 +133,7 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _table(keys: Mapping[str, Key], about: str) -> dict[str, Any]:
+def _table(keys: Mapping[str, JobKey], about: str) -> dict[str, Any]:
     return {
         "type": "object",
         "description": about,
@@ -145,7 +142,7 @@ def _table(keys: Mapping[str, Key], about: str) -> dict[str, Any]:
     }
 
 
-def _value(key: Key) -> dict[str, Any]:
+def _value(key: JobKey) -> dict[str, Any]:
     text, number = {"type": "string"}, {"type": "number", "minimum": 0}
     kinds: Mapping[Kind, dict[str, Any]] = {
         "text": text,
@@ -158,7 +155,7 @@ def _value(key: Key) -> dict[str, Any]:
     return {"description": described(key), **kinds[key.kind], **default}
 
 
-def described(key: Key) -> str:
+def described(key: JobKey) -> str:
     """A sentence or two about a key."""
     fields = " and ".join(f"{{{field}}}" for field in key.fields)
     inputs = meant(key.inputs) if len(key.inputs) < len(INPUTS) else ""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ggufsmith.container.documents import Document, Keys
 from ggufsmith.container.errors import Failure
-from ggufsmith.convert.batch.schema import FITTING, Key, Kind
+from ggufsmith.convert.batch.schema import FITTING, JobKey, Kind
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}", re.ASCII)
 _FIELD = re.compile(r"\{([^{}]*)\}")
@@ -48,14 +48,14 @@ class Tables:
 
     # ---- values ----
 
-    def text(self, name: str, key: Key) -> Said | None:
+    def text(self, name: str, key: JobKey) -> Said | None:
         """A string that must be there, outside all tables."""
         if name not in self.document.data:
             self.wrong(self.document.place(), f"{name} is missing: {key.about}")
             return None
         return self.table((), {name: self.document.data[name]}, {name: key}).get(name)
 
-    def table(self, at: Keys, table: Any, keys: Mapping[str, Key]) -> dict[str, Said]:
+    def table(self, at: Keys, table: Any, keys: Mapping[str, JobKey]) -> dict[str, Said]:
         """The values of a table that are right, their environment variables expanded."""
         found: dict[str, Said] = {}
         if not isinstance(table, dict):
@@ -91,7 +91,7 @@ class Tables:
             self.wrong(place, "no text here can hold a zero character")
         return _VARIABLE.sub(value, text.replace("\0", ""))
 
-    def check_fields(self, text: str, key: Key, place: str) -> None:
+    def check_fields(self, text: str, key: JobKey, place: str) -> None:
         """Braces hold what the key knows; in a key without fields they are text."""
         for name in _FIELD.findall(text) if key.fields else ():
             if name not in key.fields:

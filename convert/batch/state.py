@@ -19,8 +19,9 @@ from ggufsmith.container.errors import Failure
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import SHARD, SUFFIX
-from ggufsmith.convert.batch.jobfile import Model, Wanted, state_path
+from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput, state_path
 from ggufsmith.convert.batch.schema import SETTINGS
+from ggufsmith.convert.model import adapters_of
 from ggufsmith.naming.identity import hub_id, model_folder_name
 from ggufsmith.quantize.recipes.assign import Override, Recipe
 
@@ -29,7 +30,7 @@ CARD_KEYS = ("card", "checksums", "repo", "base_model", "author")
 
 
 @dataclass(frozen=True)
-class File:
+class FinishedFile:
     """name: in the model's folder. sha256: empty as long as it is not known."""
 
     name: str
@@ -38,7 +39,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Made:
+class FinishedOutput:
     """One finished output, for the record and for reports.
 
     label:  as the job file has it. plan: the fingerprint.
@@ -48,7 +49,7 @@ class Made:
 
     label: str
     plan: str
-    files: tuple[File, ...]
+    files: tuple[FinishedFile, ...]
     bits_per_weight: float
     types: Mapping[str, int]
     fallbacks: tuple[str, ...] = ()
@@ -63,11 +64,11 @@ class Made:
 class Record:
     """What is finished of a model. extras: the fingerprint of card and sums; empty if any of this is to be renewed."""
 
-    outputs: tuple[Made, ...] = ()
+    outputs: tuple[FinishedOutput, ...] = ()
     extras: str = ""
 
 
-def finished(model: Model, plans: Mapping[str, str], *, verify: bool = False) -> Record:
+def finished(model: JobModel, plans: Mapping[str, str], *, verify: bool = False) -> Record:
     """What of the record still holds for what is wanted now.
 
     plans: see `fingerprints`. verify: hash every file again.
@@ -87,7 +88,7 @@ def finished(model: Model, plans: Mapping[str, str], *, verify: bool = False) ->
     return Record(tuple(kept), record.extras if complete else "")
 
 
-def write_record(model: Model, record: Record) -> None:
+def write_record(model: JobModel, record: Record) -> None:
     """Put the record beside the outputs, at once or not at all."""
     content = {"made_by": f"ggufsmith {version('ggufsmith')}", **asdict(record)}
     replace_text(state_path(model), json.dumps(content, ensure_ascii=False, indent=1) + "\n", alone=True)
@@ -103,12 +104,12 @@ def _read(path: Path) -> tuple[Record, int]:
         return Record(), 0
 
 
-def _made(entry: Mapping[str, Any]) -> Made:
+def _made(entry: Mapping[str, Any]) -> FinishedOutput:
     lists = {key: tuple(entry[key]) for key in ("fallbacks", "notes")}
-    return Made(**{**entry, **lists, "files": tuple(File(**file) for file in entry["files"])})
+    return FinishedOutput(**{**entry, **lists, "files": tuple(FinishedFile(**file) for file in entry["files"])})
 
 
-def _untouched(path: Path, file: File, written: int) -> bool:
+def _untouched(path: Path, file: FinishedFile, written: int) -> bool:
     try:
         found = path.stat()
     except OSError:
@@ -116,37 +117,38 @@ def _untouched(path: Path, file: File, written: int) -> bool:
     return found.st_size == file.bytes and found.st_mtime_ns <= written
 
 
-def _same(path: Path, file: File) -> bool:
+def _same(path: Path, file: FinishedFile) -> bool:
     try:
         return path.stat().st_size == file.bytes and file_sha256(path) == file.sha256
     except (OSError, Failure):
         return False
 
 
-def _extras_there(model: Model) -> bool:
+def _extras_there(model: JobModel) -> bool:
     return all(path is None or path.is_file() for path in map(model.beside, ("card", "checksums")))
 
 
 # ---- what decides the bytes ----
 
 
-def fingerprints(model: Model, *, by_content: bool = False) -> dict[str, str]:
+def fingerprints(model: JobModel, *, by_content: bool = False) -> dict[str, str]:
     """label -> SHA-256 of all that decides the bytes and the name of that output.
 
     by_content: large inputs are hashed too, instead of being known by size and time.
     """
+    options = model.request.source
     common = {
         "version": version("ggufsmith"),
         "name": model_folder_name(model.source) if model.is_checkpoint and not model.hub else "",
         "inputs": list(_inputs(model, by_content)),
-        "base": [hub_id(model.base), model_folder_name(model.base)] if model.base else [],
-        "lora": [[model_folder_name(folder), factor] for folder, factor in model.lora],
+        "base": [hub_id(options.base), model_folder_name(options.base)] if options.base else [],
+        "lora": [[model_folder_name(folder), factor] for folder, factor in adapters_of(options)],
         "settings": {key: model.settings[key] for key, record in SETTINGS.items() if record.decides},
     }
     return {wanted.label: _digest({**common, **_wanted(wanted)}) for wanted in model.wanted}
 
 
-def extras_fingerprint(model: Model) -> str:
+def extras_fingerprint(model: JobModel) -> str:
     """What decides the card and the sums, besides the outputs."""
     return _digest({key: model.settings[key] for key in CARD_KEYS})
 
@@ -155,7 +157,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _wanted(wanted: Wanted) -> dict[str, Any]:
+def _wanted(wanted: WantedOutput) -> dict[str, Any]:
     return {
         "file": wanted.path.name,
         "outtype": None if wanted.recipe or wanted.budget else wanted.label,
@@ -174,20 +176,25 @@ def _override(rule: Override) -> list[Any]:
     return [rule.format.name, match, sorted(rule.roles), sorted(rule.names), layers]
 
 
-def _inputs(model: Model, by_content: bool) -> Iterator[list[Any]]:
+def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
     """Name and identity of every file that is read."""
     sources: Iterator[tuple[Path, Path]] = iter(())
     if model.hub:
         yield [str(model.hub)]  # with the commit
     else:
         sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
-    folders = [*(folder for folder, _ in model.lora), *([model.tokenizer] if model.tokenizer else [])]
+    options = model.request.source
+    folders = [*(folder for folder, _ in adapters_of(options)), *([options.tokenizer] if options.tokenizer else [])]
     others = (each for folder in folders for each in _model_files(folder))
-    for root, path in [*sources, *others, *((path.parent, path) for path in (model.imatrix, model.metadata) if path)]:
+    for root, path in [
+        *sources,
+        *others,
+        *((path.parent, path) for path in (model.request.make.imatrix, options.metadata) if path),
+    ]:
         found = path.stat()
         identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns
         yield [path.relative_to(root).as_posix(), found.st_size, identity]
-    for root, path in _model_files(model.base) if model.base else ():  # weights: only which there are is looked at
+    for root, path in _model_files(options.base) if options.base else ():  # weights: only which there are is looked at
         content = file_sha256(path) if path.suffix == ".json" else None
         yield [path.relative_to(root).as_posix(), path.stat().st_size, content]
 

@@ -30,9 +30,11 @@ from ggufsmith.convert.hf.rope import rope_config
 from ggufsmith.convert.hf.safetensors import INDEX, SHARD_SIZE, WeightsPlan, plan_weights, stored_tensors
 from ggufsmith.convert.hf.tensors import Restored, restore
 from ggufsmith.convert.plan import SOURCE_FORMATS
-from ggufsmith.quantize.source import Model, open_model
-from ggufsmith.quantize.stream import Target, load_kernels, stream
-from ggufsmith.quantize.threads import available_cores
+from ggufsmith.pipeline.parallel import available_cores
+from ggufsmith.pipeline.stream import StreamTarget, load_kernels, stream
+from ggufsmith.quantize.encoder import GGML
+from ggufsmith.quantize.opened import OpenedModel
+from ggufsmith.quantize.source import open_model
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.restore import vocabulary_of
 from ggufsmith.tokenizer.source import shown
@@ -44,7 +46,7 @@ MAX_FACTORS = 1 << 16  # numbers in a tensor of rope factors
 
 
 @dataclass(frozen=True)
-class Job:
+class ToHfJob:
     """One model to turn back.
 
     source:     a GGUF file, any of its shards, or an old GGML file.
@@ -64,13 +66,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedFolder:
     """Everything decided, nothing written. Close the source, or use this in a `with`.
 
     folder: where it goes. files: the small ones, name -> content. vocabulary: what converting it again must give.
     """
 
-    job: Job
+    job: ToHfJob
     source: GgufSet
     known: HfClass
     folder: Path
@@ -88,7 +90,7 @@ class Prepared:
     def size(self) -> int:
         return self.weights_plan.whole.size + sum(map(len, self.files.values()))
 
-    def __enter__(self) -> "Prepared":
+    def __enter__(self) -> "PreparedFolder":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -104,7 +106,7 @@ class Done:
     notes: tuple[str, ...]
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: ToHfJob) -> PreparedFolder:
     """Read the header and decide everything. Raises what is wrong with the file, or cannot be said in such a folder."""
     if job.dtype is not None and job.dtype not in DTYPES:
         raise Usage(f"unknown dtype {job.dtype!r}", fix=f"Choose one of {', '.join(DTYPES)}.")
@@ -116,7 +118,7 @@ def prepare(job: Job) -> Prepared:
         raise
 
 
-def _prepare(job: Job, model: Model) -> Prepared:
+def _prepare(job: ToHfJob, model: OpenedModel) -> PreparedFolder:
     source = model.files
     where, metadata = source.path, source.metadata
     keys = TypedKeys(metadata, where)
@@ -138,7 +140,7 @@ def _prepare(job: Job, model: Model) -> Prepared:
             files[name] = content
     _check_keys(plan.metadata, metadata, source)
     notes = (*model.told(), *plan.notes, *_notes(known, source, plan.metadata))
-    return Prepared(job, source, known, _folder(job, model), files, tensors, weights, vocabulary, notes)
+    return PreparedFolder(job, source, known, _folder(job, model), files, tensors, weights, vocabulary, notes)
 
 
 def _vector(source: GgufSet, name: str) -> NDArray[np.float32] | None:
@@ -193,7 +195,7 @@ def _notes(known: HfClass, source: GgufSet, made: Metadata) -> Iterator[str]:
         yield f"keys that a config.json has no place for, or that follow from others: {', '.join(lost)}"
 
 
-def _folder(job: Job, model: Model) -> Path:
+def _folder(job: ToHfJob, model: OpenedModel) -> Path:
     if job.outdir is not None:
         return Path(os.path.abspath(job.outdir))
     name = replace(model.name, encoding=None).format().removesuffix(SUFFIX)
@@ -201,7 +203,7 @@ def _folder(job: Job, model: Model) -> Path:
 
 
 def run(
-    prepared: Prepared,
+    prepared: PreparedFolder,
     advance: Callable[[int], None] = lambda weights: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Done:
@@ -216,7 +218,7 @@ def run(
                     os.fsync(file.fileno())
         notes = tuple(_check_vocabulary(prepared, folder))
         with SetWriter(folder, plan, inputs=prepared.source.paths, sync=job.sync, reader=stored_tensors) as writer:
-            targets = [Target(plan.whole, writer)]
+            targets = [StreamTarget(plan.whole, writer, GGML)]
             load_kernels(prepared.tensors, targets)
             loaded(time.perf_counter() - started)
             stream(prepared.tensors, targets, threads=job.threads or available_cores(), advance=advance)
@@ -226,7 +228,7 @@ def run(
     return Done(prepared.folder, time.perf_counter() - started, notes)
 
 
-def _check_vocabulary(prepared: Prepared, folder: Path) -> Iterator[str]:
+def _check_vocabulary(prepared: PreparedFolder, folder: Path) -> Iterator[str]:
     """Read the vocabulary as a conversion would; a sentence for each key that would not come back."""
     config = json.loads(prepared.files["config.json"])
     made = read_vocabulary(folder, config=config, size=config["vocab_size"], architecture=prepared.known.name)

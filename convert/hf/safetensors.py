@@ -13,7 +13,7 @@ from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.layout import Layout, TensorSpec, padded
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import ShardPlan
-from ggufsmith.convert.checkpoint import read_header
+from ggufsmith.convert.safetensors_header import read_header
 
 SHARD_SIZE = 5 * 10**9  # bytes of tensors; what transformers has used longest
 ALIGNMENT = 8

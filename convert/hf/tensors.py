@@ -14,18 +14,19 @@ import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
-from ggufsmith.convert.architecture import Rule
-from ggufsmith.convert.checkpoint import Source
+from ggufsmith.convert.architecture import TensorRule
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.rope import FACTORS
 from ggufsmith.convert.ops import Array, Op
 from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, make_plan
-from ggufsmith.quantize.requantize import Held
-from ggufsmith.quantize.stream import Scratch
+from ggufsmith.convert.stored import StoredTensor
+from ggufsmith.pipeline.stream import Scratch
+from ggufsmith.quantize.tensors import GgufTensor
 
 F16, F32 = BY_NAME["F16"], BY_NAME["F32"]
 NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?(.+)\.(weight|bias)")
@@ -33,13 +34,13 @@ NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?(.+)\.(weight|bias)")
 
 @dataclass(frozen=True)
 class Restored:
-    """A tensor of the checkpoint, to be streamed (see `stream.Tensor`). format: what it is stored in."""
+    """A tensor of the checkpoint, to be streamed (see `stream.RowSource`). format: what it is stored in."""
 
     name: str
     shape: tuple[int, ...]
     format: Format
-    source: Held
-    op: Op
+    source: GgufTensor
+    transform: Op
 
     @property
     def held(self) -> Format:
@@ -47,17 +48,29 @@ class Restored:
 
     @property
     def granule(self) -> int:
-        return self.op.granule(self.source.info.shape)
+        return self.transform.granule(self.source.info.shape)
 
     @property
     def origin(self) -> str:
         return f"{self.name} (from {self.source.origin})"
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.source.sources
+
+    @property
+    def op(self) -> str:
+        return type(self.transform).__name__
+
+    @property
+    def fingerprint(self) -> bytes:
+        return fingerprint(self.name, self.shape, self.format, self.source.fingerprint, self.transform)
+
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         def read(source: int, first: int, last: int) -> Array:
             return self.source.rows(first, last, scratch)
 
-        return self.op.rows(read, (self.source.info.shape,), start, stop)
+        return self.transform.rows(read, (self.source.info.shape,), start, stop)
 
 
 def restore(
@@ -85,12 +98,12 @@ def restore(
                 raise Unsupported(f"{type(output.op).__name__} cannot be undone", where=f"{where}: {info.name}")
             if (op.computes and info.format is not F32) or (len(info.shape) == 1 and not info.format.plain):
                 raise Unsupported(f"a vector in {info.format.name} is not read here", where=f"{where}: {info.name}")
-            held = Held(model, info, info.name)
+            held = GgufTensor(model, info, info.name)
             restored.append(Restored(source.name, source.shape, SOURCE_FORMATS[source.dtype], held, op))
     return plan, tuple(restored)
 
 
-def _sources(known: HfClass, model: GgufSet, format: Format | None) -> Iterator[Source]:
+def _sources(known: HfClass, model: GgufSet, format: Format | None) -> Iterator[StoredTensor]:
     """What the checkpoint holds, by the names of the GGUF's tensors."""
     rules = {TENSOR_NAMES[rule.tensor].removeprefix("blk.{bid}."): rule for rule in known.record.tensors}
     blocks: dict[str, set[str]] = {}
@@ -116,11 +129,13 @@ def _sources(known: HfClass, model: GgufSet, format: Format | None) -> Iterator[
         raise Malformed("the blocks do not have the same tensors", where=model.path, also=uneven[:20])
 
 
-def _placed(rule: Rule, block: str | None) -> bool:
+def _placed(rule: TensorRule, block: str | None) -> bool:
     return ("{bid}" in TENSOR_NAMES[rule.tensor]) == (block is not None)
 
 
-def _of(known: HfClass, rule: Rule, info: TensorInfo, block: str, part: str, format: Format | None) -> Iterator[Source]:
+def _of(
+    known: HfClass, rule: TensorRule, info: TensorInfo, block: str, part: str, format: Format | None
+) -> Iterator[StoredTensor]:
     """The one source of a tensor, or one for each expert."""
     name = known.tensor_name(rule.tensor) + f".{part}"
     stored = format or (info.format if info.format.name in SOURCE_FORMATS else F16)
@@ -132,7 +147,7 @@ def _of(known: HfClass, rule: Rule, info: TensorInfo, block: str, part: str, for
         shape = shape[1:]
     nbytes = int(np.prod(shape, dtype=np.int64)) * stored.size
     for expert in range(1 if count is None else count):
-        yield Source(name.format(bid=block, xid=expert), shape, stored.name, Path(), 0, nbytes)
+        yield StoredTensor(name.format(bid=block, xid=expert), shape, stored.name, Path(), 0, nbytes)
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class Block:
 
 
 @dataclass
-class Held:
+class HeldBlock:
     """A block that is in memory or on its way there, and how many threads copy from it."""
 
     future: Future[NDArray[np.uint8]]
@@ -41,7 +41,7 @@ class Held:
 
 
 class ReadAhead:
-    """A `checkpoint.Reader` of remote files. Thread-safe; memory stays under KEPT blocks, which are used again.
+    """A `stored.Reader` of remote files. Thread-safe; memory stays under KEPT blocks, which are used again.
 
     remotes: by the paths under which the checkpoint knows them. paths: those that will be read.
     """
@@ -55,7 +55,7 @@ class ReadAhead:
         self._lock = threading.Lock()
         self._blocks: list[Block] = []
         self._places: dict[Path, tuple[list[int], list[int]]] = {}
-        self._held: OrderedDict[int, Held] = OrderedDict()
+        self._held: OrderedDict[int, HeldBlock] = OrderedDict()
         self._free: list[NDArray[np.uint8]] = []
 
     def expect(self, extents: Iterable[Extent]) -> None:
@@ -110,7 +110,7 @@ class ReadAhead:
         with self._lock:
             for ahead in range(number, min(number + AHEAD, len(self._blocks))):
                 if ahead not in self._held:
-                    self._held[ahead] = Held(self._pool.submit(self._load, self._blocks[ahead]))
+                    self._held[ahead] = HeldBlock(self._pool.submit(self._load, self._blocks[ahead]))
             held = self._held[number]
             held.readers += 1
             self._held.move_to_end(number)

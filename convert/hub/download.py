@@ -19,20 +19,26 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Self
 
 from ggufsmith.container.errors import Malformed, NoSpace, Unsupported
-from ggufsmith.convert.checkpoint import MAX_HEADER, index_name, weight_map, weight_names
+from ggufsmith.container.parallel import parallel_for
+from ggufsmith.convert.checkpoint import weight_map
 from ggufsmith.convert.hub.ahead import CONNECTIONS, ReadAhead
 from ggufsmith.convert.hub.http import Ranges, Remote
 from ggufsmith.convert.hub.listing import Advance, Hub, HubFile, Listing
-from ggufsmith.convert.hub.names import MODELSCOPE, HubModel, Located
-from ggufsmith.quantize.threads import spread
+from ggufsmith.convert.hub.names import HUGGING_FACE, MODELSCOPE, HubModel, Located
+from ggufsmith.convert.safetensors_header import MAX_HEADER
+from ggufsmith.convert.weightfiles import WeightFiles, choose_weights
 
 AT_ONCE = 4  # files that are downloaded side by side
 HEADER = 1 << 16  # bytes read of a safetensors file to begin with; most headers fit
+GET = {  # the hubs' own commands
+    HUGGING_FACE: "hf download {id} --local-dir FOLDER",
+    MODELSCOPE: "modelscope download --model {id} --local_dir FOLDER",
+}
 SET_SPARSE = 0x900C4  # FSCTL_SET_SPARSE of Windows, where files are not sparse by themselves
 Progress = Callable[[int], AbstractContextManager[Advance]]  # of the bytes to come -> told of bytes as they come
 
 
-class Stopped(Exception):
+class DownloadStopped(Exception):
     """Another thread failed, or the run was interrupted."""
 
 
@@ -56,9 +62,11 @@ def download(model: HubModel, hub: Hub, *, weights: bool = True, progress: Progr
     listing = hub.listing(model)
     bring(hub, listing, listing.companions(), progress)
     folder = hub.folder(listing)
-    if weights:
-        bring(hub, listing, _weights(listing, folder), progress)
-    return Located(folder, model.id)
+    if not weights:
+        return Located(folder, model.id)
+    chosen = _choose(listing, folder)
+    bring(hub, listing, _weights(listing, chosen), progress)
+    return Located(folder, model.id, notes=chosen.notes)
 
 
 @contextmanager
@@ -71,7 +79,8 @@ def streamed(model: HubModel, hub: Hub, progress: Progress = no_progress) -> Ite
     listing = hub.listing(model)
     companions = listing.companions()
     bring(hub, listing, companions, progress)
-    weights = _weights(listing, hub.folder(listing))
+    chosen = _choose(listing, hub.folder(listing))
+    weights = _weights(listing, chosen)
     pickled = next((file for file in weights if not file.name.endswith(".safetensors")), None)
     if pickled:
         raise Unsupported(
@@ -86,12 +95,12 @@ def streamed(model: HubModel, hub: Hub, progress: Progress = no_progress) -> Ite
             shutil.copyfile(hub.folder(listing) / file.name, folder / file.name)
         opener = Streamed.of(hub, listing, {folder / file.name: file for file in weights})
         _stand_in_for(opener.remotes)
-        yield Located(folder, model.id, opener)
+        yield Located(folder, model.id, opener, chosen.notes)
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """Opens the weights of a model on a hub (see `checkpoint.Opener`).
+    """Opens the weights of a model on a hub (see `stored.Opener`).
 
     Pickled without addresses and headers, which hold the token: another process has those of its own login. The ETags
     go along, so that all read the same files.
@@ -140,17 +149,17 @@ def bring(hub: Hub, listing: Listing, files: Sequence[HubFile], progress: Progre
     def worker(stop: threading.Event) -> Callable[[HubFile], None]:
         def told(more: int) -> None:
             if stop.is_set():
-                raise Stopped
+                raise DownloadStopped
             advance(more)
 
         def work(file: HubFile) -> None:
-            with suppress(Stopped):
+            with suppress(DownloadStopped):
                 _bring(hub, listing, file, told)
 
         return work
 
     with progress(size) as advance:
-        spread(worker, missing, AT_ONCE)
+        parallel_for(worker, missing, AT_ONCE)
 
 
 def _bring(hub: Hub, listing: Listing, file: HubFile, advance: Advance) -> None:
@@ -182,14 +191,17 @@ def _check_space(folder: Path, size: int, model: HubModel) -> None:
         )
 
 
-def _weights(listing: Listing, folder: Path) -> list[HubFile]:
-    """The files with the weights, as `checkpoint.open_checkpoint` will choose them."""
-    names = [name for name in listing.files if "/" not in name]
-    index = index_name(names, listing.model)
-    if index is not None:
-        wanted = sorted(set(weight_map(folder / index).values()))
-    else:
-        wanted = weight_names(names) or [name for name in names if name.startswith("adapter_model.")]
+def _choose(listing: Listing, folder: Path) -> WeightFiles:
+    """The files with the weights, as `checkpoint.open_checkpoint` will choose them. folder: with the indexes."""
+    names, model = [name for name in listing.files if "/" not in name], listing.model
+    get = GET[model.hub].format(id=model.id)
+    way_out = f"Get one of the two, and convert FOLDER: {get} --exclude {{single}} (or {{index}})."
+    return choose_weights(names, lambda name: weight_map(folder / name), where=model, way_out=way_out)
+
+
+def _weights(listing: Listing, chosen: WeightFiles) -> list[HubFile]:
+    """The files to fetch: those with the weights, or else those of an adapter."""
+    wanted = chosen.names or [name for name in listing.files if name.startswith("adapter_model.")]
     found = listing.pick(wanted)
     if listing.unreachable and (not found or len(found) < len(wanted)):
         raise listing.unreachable
@@ -206,7 +218,7 @@ def _stand_in_for(remotes: Mapping[Path, Remote]) -> None:
         return lambda pair: _stand_in(*pair, ranges)
 
     try:
-        spread(worker, remotes.items(), min(CONNECTIONS, max(len(remotes), 1)))
+        parallel_for(worker, remotes.items(), min(CONNECTIONS, max(len(remotes), 1)))
     finally:
         for ranges in opened:
             ranges.close()

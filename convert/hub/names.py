@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Usage
-from ggufsmith.convert.checkpoint import LocalFiles, Opener
+from ggufsmith.convert.stored import LocalFiles, Opener
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 ID = re.compile(rf"{PART}/{PART}")
@@ -21,6 +21,11 @@ class HubModel:
     id: str
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.revision is not None and not stays_inside(self.revision):
+            fix = "Name a branch, a tag or a commit: --revision main."
+            raise Usage(f"{self.revision!r:.80} is not the name of a revision", where=self.id, fix=fix)
+
     def __str__(self) -> str:
         return f"{self.hub}://{self.id}{f' at {self.revision}' if self.revision else ''}"
 
@@ -31,12 +36,21 @@ class Located:
 
     folder:     with its files.
     id:         "org/name", if it came from a hub.
-    open_files: how its weights are read (see `checkpoint.Checkpoint`).
+    open_files: how its weights are read (see `stored.Checkpoint`).
+    notes:      sentences on files of the hub that hold weights as well, and were not fetched.
     """
 
     folder: Path
     id: str | None = None
     open_files: Opener = LocalFiles
+    notes: tuple[str, ...] = ()
+
+
+def stays_inside(name: object) -> bool:
+    """Whether this is a relative path that leads nowhere but further in, on every system."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return not {"", ".", ".."} & set(name.split("/")) and "\\" not in name and ":" not in name
 
 
 def hub_model(text: str, revision: str | None = None) -> HubModel | None:

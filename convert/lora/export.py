@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import Metadata, array, f32, string
-from ggufsmith.convert.checkpoint import Source, open_checkpoint
+from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.lora.merge import HEAD
-from ggufsmith.convert.lora.peft import Adapter, Update
+from ggufsmith.convert.dequantize.narrowed import narrowed
+from ggufsmith.convert.dequantize.scheme import DequantizedTensor
+from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.lora.merge import EMBEDDING, HEAD
+from ggufsmith.convert.lora.peft import Adapter, Update, without_dropped
 from ggufsmith.convert.ops import Array, Copy, Op, Read, Shape, Stack
-from ggufsmith.convert.plan import Output, Plan, find_architecture, make_plan
-from ggufsmith.convert.sources.scheme import Made
-from ggufsmith.convert.sources.store import Store, to_f32
+from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
+from ggufsmith.convert.stored import StoredTensor
 
+ONE = 'If embedding and head were trained as one, say so in adapter_config.json: "ensure_weight_tying": true.'
 WAY_OUT = "Merge it into the base instead: gguf-convert BASE --lora {folder}."
 
 
@@ -48,7 +52,7 @@ class Transpose(Op):
 class Scaled:
     """A stored matrix times a number, in float32."""
 
-    source: Source
+    source: StoredTensor
     factor: float
 
     granule = 1
@@ -70,9 +74,11 @@ def plan_adapter(adapter: Adapter, base: Path, config: Config) -> Plan:
 
     Unsupported: what a GGUF adapter cannot express. Malformed: an adapter of another base.
     """
-    _check_expressible(adapter, config, _shares_head(base, config))
+    record = find_architecture(config)
+    adapter = without_dropped(adapter, record)
+    _check_expressible(adapter, config, record, _shares_head(base, config))
     updates = {update.target: update for update in adapter.updates}
-    weights = {name: Source(name, update.shape, "F32", adapter.folder, 0, 0) for name, update in updates.items()}
+    weights = {name: StoredTensor(name, update.shape, "F32", adapter.folder, 0, 0) for name, update in updates.items()}
     try:
         plan = make_plan(config, weights, partial=True)
     except Unsupported as failure:
@@ -95,7 +101,7 @@ def plan_adapter(adapter: Adapter, base: Path, config: Config) -> Plan:
         if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < 1 << 32 for token in tokens):
             raise Malformed(f"alora_invocation_tokens are {tokens!r}, not token ids", where=adapter.config.path)
         metadata[Keys.Adapter.ALORA_INVOCATION_TOKENS] = array(np.array(tokens, np.uint32))
-    return replace(plan, outputs=tuple(outputs), metadata=metadata, notes=())
+    return replace(plan, outputs=tuple(outputs), metadata=metadata, notes=adapter.notes)
 
 
 def _shares_head(base: Path, config: Config) -> bool:
@@ -105,7 +111,15 @@ def _shares_head(base: Path, config: Config) -> bool:
     return bool(config.with_defaults(find_architecture(config).defaults).first("tie_word_embeddings"))
 
 
-def _check_expressible(adapter: Adapter, config: Config, shares_head: bool) -> None:
+def _check_expressible(adapter: Adapter, config: Config, record: Architecture, shares_head: bool) -> None:
+    parted = _parted(adapter) if record.tied else None
+    if parted is not None:
+        raise Unsupported(
+            f"it trains {parted}, and llama.cpp reads one tensor for embedding and head in {record.name} models",
+            where=adapter.folder,
+            fix=f"Merging it is refused for the same reason: train it without {parted}."
+            + (f" {ONE}" if parted == EMBEDDING else ""),
+        )
     whole = sorted(adapter.trained)
     grown = sorted(name for name, copy in adapter.copies.items() if copy.shape[0] != config.first("vocab_size"))
     dora = [update.target for update in adapter.updates if update.magnitude is not None]
@@ -127,6 +141,17 @@ def _check_expressible(adapter: Adapter, config: Config, shares_head: bool) -> N
             )
 
 
+def _parted(adapter: Adapter) -> str | None:
+    """The embedding or the head, if the adapter's forward makes a difference between the two."""
+    trained = {update.target for update in adapter.updates} | set(adapter.trained)
+    head = next((name for name in trained if name.endswith(HEAD)), None)
+    embedding = next((name for name in trained if name.endswith(EMBEDDING.removeprefix("model."))), None)
+    if head is not None and head not in adapter.trained:
+        return HEAD
+    tied = adapter.config.first("ensure_weight_tying")
+    return EMBEDDING if embedding is not None and head is None and not tied else None
+
+
 def _alpha(adapter: Adapter) -> float:
     """What llama.cpp divides by the rank, for as many weights as possible."""
     found = Counter(update.scale * update.rank for update in adapter.updates)
@@ -136,10 +161,10 @@ def _alpha(adapter: Adapter) -> float:
     return alpha
 
 
-def _pair(output: Output, updates: Mapping[str, Update], alpha: float, adapter: Adapter) -> list[Output]:
+def _pair(output: TensorPlan, updates: Mapping[str, Update], alpha: float, adapter: Adapter) -> list[TensorPlan]:
     """lora_a and lora_b of one weight: its op moves rows, which are those of B."""
     found = [updates[source.name] for source in output.sources]
-    down, up = [update.down for update in found], [_scaled(update, alpha) for update in found]
+    down, up = [narrowed(update.down) for update in found], [narrowed(_scaled(update, alpha)) for update in found]
     gather: Op = Stack() if isinstance(output.op, Stack) else Transpose() if found[0].embedding else Copy()
     op: Op = Copy() if found[0].embedding else output.op
     pair = []
@@ -151,13 +176,15 @@ def _pair(output: Output, updates: Mapping[str, Update], alpha: float, adapter: 
                 fix=WAY_OUT.format(folder=adapter.folder),
             )
         pair.append(
-            Output(f"{output.name}.{end}", how.shape(*(source.shape for source in sources)), how, tuple(sources), False)
+            TensorPlan(
+                f"{output.name}.{end}", how.shape(*(source.shape for source in sources)), how, tuple(sources), False
+            )
         )
     return pair
 
 
-def _scaled(update: Update, alpha: float) -> Source:
+def _scaled(update: Update, alpha: float) -> StoredTensor:
     up, factor = update.up, update.scale * update.rank / alpha
     if factor == 1:
         return up
-    return Made(up.name, up.shape, "F32", up.path, 0, up.nbytes, Scaled(up, factor), (up,))
+    return DequantizedTensor(up.name, up.shape, "F32", up.path, 0, up.nbytes, Scaled(up, factor), (up,))

@@ -3,9 +3,9 @@
     weight' = W + scale * B @ A,  and with DoRA  magnitude / |weight'| * weight',  in float32
 
 for one adapter after the other, the lengths |weight'| always those of the base with this adapter alone. An updated
-weight is one more `Made` source, so that plan, ops and streaming need not know. What peft's forward computes counts,
-also where its merge_and_unload does not: an embedding that is updated apart from the head that shares its weights
-becomes two tensors.
+weight is one more `DequantizedTensor`, so that plan, ops and streaming need not know. What peft's forward computes
+counts, also where its merge_and_unload does not: an embedding that is updated apart from the head that shares its
+weights becomes two tensors.
 Source: peft 0.21, tuners/lora/layer.py (get_delta_weight), variants.py (DoraLinearVariant, DoraEmbeddingVariant).
 """
 
@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
-from ggufsmith.convert.checkpoint import Checkpoint, LocalFiles, Opener, Reader, Source
+from ggufsmith.container.layout import rows_of
+from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape, read_f32
+from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.lora.peft import Adapter, apart
 from ggufsmith.convert.lora.steps import Floats, LowRank, Rows, Shift, Step, floats
+from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.plan import EXPERT, Plan
-from ggufsmith.convert.sources.scheme import Made, Shape
-from ggufsmith.convert.sources.store import Store, to_f32
-from ggufsmith.quantize.stream import CHUNK, rows_of
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener, Reader, StoredTensor
+from ggufsmith.pipeline.stream import CHUNK
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MAX_PROBLEMS = 40
@@ -32,7 +34,7 @@ MAX_PROBLEMS = 40
 class Updated:
     """A weight of the base, or a trained one, under low-rank updates in turn."""
 
-    base: Source
+    base: StoredTensor
     steps: tuple[Step, ...]
 
     @property
@@ -48,7 +50,7 @@ class Updated:
         return self.base.nominal
 
     def rows(self, store: Store, first: int, last: int, out: Floats) -> None:
-        self._read(store, first, last, out)
+        read_f32(store, self.base, first, last, out)
         for k, step in enumerate(self.steps):
             step.apply(store, first, last, out)
             if not isinstance(step, LowRank) or step.update.magnitude is None:
@@ -61,16 +63,10 @@ class Updated:
                 alone = out if k == 0 else self._alone(store, step, first, last)
                 out *= (lengths[first:last] / _row_norms(alone))[:, None]
 
-    def _read(self, store: Store, first: int, last: int, out: Floats) -> None:
-        if isinstance(self.base, Made):
-            self.base.weights.rows(store, first, last, out)
-        else:
-            out[:] = to_f32(store.rows(self.base, first, last), self.base.dtype)
-
     def _alone(self, store: Store, step: LowRank, first: int, last: int) -> Floats:
         """The base under this update only."""
         rows = np.empty((last - first, self.shape[-1]), np.float32)
-        self._read(store, first, last, rows)
+        read_f32(store, self.base, first, last, rows)
         step.apply(store, first, last, rows)
         return rows
 
@@ -140,9 +136,9 @@ class _Changes:
     trained: the tensors that take the place of others. steps: the changes of each weight, in turn.
     """
 
-    def __init__(self, base: Mapping[str, Source]) -> None:
+    def __init__(self, base: Mapping[str, StoredTensor]) -> None:
         self.base = dict(base)
-        self.trained: dict[str, Source] = {}
+        self.trained: dict[str, StoredTensor] = {}
         self.steps: dict[str, list[Step]] = {}
         self.names = {_plain(name): name for name in base}
         self.embedding = self.names.get(_plain(EMBEDDING), EMBEDDING)
@@ -154,7 +150,7 @@ class _Changes:
     def name(self, found: str) -> str:
         return self.names.get(_plain(found), found)
 
-    def before(self, name: str) -> Source | None:
+    def before(self, name: str) -> StoredTensor | None:
         """The tensor of the base; a head that is not there is the embedding."""
         return self.base.get(name) or (self.base.get(self.embedding) if name == HEAD else None)
 
@@ -199,7 +195,7 @@ class _Changes:
                 yield f"{found}: rows up to {max(tokens.ids)} of {tokens.rows.shape[1]}, {_shape(old)} in the base"
             self.steps.setdefault(name, []).append(Rows(tokens))
 
-    def _fits(self, name: str, old: Source, new: Source) -> bool:
+    def _fits(self, name: str, old: StoredTensor, new: StoredTensor) -> bool:
         """Of the same shape, or with other rows in a vocabulary that was resized."""
         return old.shape == new.shape or (name in (HEAD, self.embedding) and old.shape[1:] == new.shape[1:])
 
@@ -239,7 +235,7 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
                 also=problems[:MAX_PROBLEMS],
                 fix=f"The base that it names is {adapter.base}." if adapter.base else None,
             )
-        notes.append(_note(adapter, factor))
+        notes += [_note(adapter, factor), *adapter.notes]
     tensors = {**changes.base, **changes.trained}
     if changes.parts_from_head() and not any(adapter.config.first("ensure_weight_tying") for adapter, _ in adapters):
         tensors[HEAD] = replace(changes.base[changes.embedding], name=HEAD)
@@ -254,18 +250,18 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
     return replace(checkpoint, tensors=tensors, notes=tuple(notes), open_files=open_files), changes.touched
 
 
-def _made(name: str, weights: Updated) -> Made:
+def _made(name: str, weights: Updated) -> DequantizedTensor:
     base = weights.base
     parts = (*base.stored, *(part for step in weights.steps for part in step.sources))
-    return Made(name, base.shape, "F32", base.path, 0, sum(part.nbytes for part in parts), weights, parts)
+    return DequantizedTensor(name, base.shape, "F32", base.path, 0, sum(part.nbytes for part in parts), weights, parts)
 
 
 def _plain(name: str) -> str:
     """Names with and without these are the same tensor (see plan._places)."""
-    return name.replace("language_model.", "").removeprefix("model.")
+    return plain_name(name).removeprefix("model.")
 
 
-def _shape(source: Source | None) -> str:
+def _shape(source: StoredTensor | None) -> str:
     return "nothing" if source is None else str(list(source.shape))
 
 
@@ -279,8 +275,9 @@ def _note(adapter: Adapter, factor: float) -> str:
 
 
 def check_used(touched: frozenset[str], plan: Plan) -> None:
-    """Unsupported if the plan drops a tensor that an adapter changed."""
-    lost = sorted(touched - {source.name for output in plan.outputs for source in output.sources})
+    """Unsupported if the plan drops a tensor that an adapter changed; `redundant` judges those that have a twin."""
+    used = {source.name for output in plan.outputs for source in output.sources}
+    lost = sorted(touched - used - {each.source.name for each in plan.left_out if each.twin is not None})
     if lost:
         raise Unsupported(
             f"an adapter changes {lost[0]}, which {plan.architecture.name} in llama.cpp does not have",

@@ -16,14 +16,18 @@ Source: peft 0.21, tuners/lora/config.py and layer.py, utils/save_and_load.py, u
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.checkpoint import Source, contained, read_tensors
+from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.checkpoint import contained, read_tensors
 from ggufsmith.convert.config import Config, as_number, read_json
+from ggufsmith.convert.names import without_wrappers
+from ggufsmith.convert.stored import StoredTensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -34,7 +38,7 @@ PART = re.compile(
 )
 BIAS = re.compile(r"(?P<module>.+)\.lora_B(\.default)?\.bias")
 TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.default)?")
-DTYPES = ("F32", "F16", "BF16")
+DTYPES = ("F64", "F32", "F16", "BF16")
 # Settings under which the tensors mean something else than above.
 OTHER_MEANINGS: Mapping[str, str] = {
     "layer_replication": "layers of the base are repeated",
@@ -63,12 +67,12 @@ class Update:
     """
 
     target: str
-    down: Source
-    up: Source
+    down: StoredTensor
+    up: StoredTensor
     scale: float
     embedding: bool = False
-    magnitude: Source | None = None
-    bias: Source | None = None
+    magnitude: StoredTensor | None = None
+    bias: StoredTensor | None = None
 
     @property
     def rank(self) -> int:
@@ -85,7 +89,7 @@ class Update:
 class Tokens:
     """Rows of an embedding that were trained, (n, embd), and which they are."""
 
-    rows: Source
+    rows: StoredTensor
     ids: tuple[int, ...]
 
 
@@ -97,15 +101,17 @@ class Adapter:
     trained: whole tensors that take the place of the base's, by the base's name.
     copies:  the base's own tensors as they were when it was trained (the vocabulary may have grown), likewise.
     tokens:  rows of embeddings that take the place of the base's, likewise.
+    notes:   what of it is left out, and why.
     """
 
     folder: Path
     path: Path
     config: Config
     updates: tuple[Update, ...]
-    trained: Mapping[str, Source]
-    copies: Mapping[str, Source]
+    trained: Mapping[str, StoredTensor]
+    copies: Mapping[str, StoredTensor]
     tokens: Mapping[str, Tokens]
+    notes: tuple[str, ...] = ()
 
     @property
     def base(self) -> str | None:
@@ -141,12 +147,12 @@ def open_adapter(folder: Path) -> Adapter:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise Malformed(f"there is no {WEIGHTS[0]}", where=folder, fix="Download the adapter again.")
-    modules: dict[str, dict[str, Source]] = {}
-    trained: dict[str, Source] = {}
-    copies: dict[str, Source] = {}
-    tokens: dict[str, Source] = {}
+    modules: dict[str, dict[str, StoredTensor]] = {}
+    trained: dict[str, StoredTensor] = {}
+    copies: dict[str, StoredTensor] = {}
+    tokens: dict[str, StoredTensor] = {}
     for source in read_tensors(contained(folder, path)):
-        name = source.name.removeprefix(PREFIX)
+        name = without_wrappers(source.name).removeprefix("module.").removeprefix(PREFIX)
         if part := PART.fullmatch(name):
             place, key = modules.setdefault(part["module"], {}), part["role"]
         elif part := BIAS.fullmatch(name):
@@ -195,7 +201,31 @@ def _check_config(config: Config) -> None:
         )
 
 
-def _update(module: str, parts: Mapping[str, Source], config: Config, path: Path) -> Update:
+def without_dropped(adapter: Adapter, record: Architecture) -> Adapter:
+    """The adapter without what changes parts of the base that are not converted, such as its vision encoder.
+
+    Unsupported if nothing is left.
+    """
+
+    def stays(name: str) -> bool:
+        return record.why_dropped(name) is None
+
+    updates = tuple(update for update in adapter.updates if stays(update.target))
+    trained, copies = ({n: t for n, t in each.items() if stays(n)} for each in (adapter.trained, adapter.copies))
+    tokens = {name: rows for name, rows in adapter.tokens.items() if stays(name)}
+    before = [*(update.target for update in adapter.updates), *adapter.trained, *adapter.tokens]
+    dropped = Counter(why for name in before if (why := record.why_dropped(name)) is not None)
+    if dropped and not updates and not trained and not tokens:
+        raise Unsupported(
+            f"all that it trains is left out of the model: {', '.join(dropped)}",
+            where=adapter.folder,
+            fix="Convert the base without it.",
+        )
+    notes = tuple(f"{adapter.folder.name}: {count} of its changes dropped: {why}" for why, count in dropped.items())
+    return replace(adapter, updates=updates, trained=trained, copies=copies, tokens=tokens, notes=notes)
+
+
+def _update(module: str, parts: Mapping[str, StoredTensor], config: Config, path: Path) -> Update:
     embedding = any(role.startswith("lora_embedding") for role in parts)
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
     for role in names:
@@ -222,7 +252,7 @@ def _update(module: str, parts: Mapping[str, Source], config: Config, path: Path
     return Update(f"{module}.weight", down, up, scale, embedding, magnitude, bias)
 
 
-def _ids(module: str, rows: Source, config: Config) -> tuple[int, ...]:
+def _ids(module: str, rows: StoredTensor, config: Config) -> tuple[int, ...]:
     """Which rows of an embedding these are: the setting lists them, for all modules or by the ends of their names.
 
     A head that shares the embedding's weights has its rows.
@@ -263,7 +293,7 @@ def _matches(pattern: str, module: str, path: Path) -> bool:
 def apart(update: Update, folder: Path) -> Update:
     """The same update, its tensors named so that those of several adapters, and of the base, never mix."""
 
-    def named(source: Source) -> Source:
+    def named(source: StoredTensor) -> StoredTensor:
         return replace(source, name=f"{folder}: {source.name}")
 
     magnitude, bias = update.magnitude and named(update.magnitude), update.bias and named(update.bias)

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.convert.checkpoint import Source
+from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.lora.peft import Tokens, Update
-from ggufsmith.convert.sources.store import Store, to_f32
+from ggufsmith.convert.stored import StoredTensor
 
 Floats = NDArray[np.float32]
 RANKS = 4  # that the kernel takes at a time
@@ -19,7 +19,7 @@ class Step(Protocol):
     """One change of one weight. sources: the adapter's tensors that it reads."""
 
     @property
-    def sources(self) -> tuple[Source, ...]: ...
+    def sources(self) -> tuple[StoredTensor, ...]: ...
 
     def apply(self, store: Store, first: int, last: int, out: Floats) -> None:
         """Change rows first..last (exclusive) of the weight, which are in `out`, (last - first, width)."""
@@ -34,7 +34,7 @@ class LowRank:
     turned: bool
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[StoredTensor, ...]:
         update = self.update
         return (update.down, update.up, *(() if update.magnitude is None else (update.magnitude,)))
 
@@ -53,7 +53,7 @@ class LowRank:
         room = np.empty(out.shape[1], np.float32)
         add_product(padded.reshape(-1), right.reshape(-1), np.float32(self.scale), *right.shape, room, out.reshape(-1))
 
-    def _wide(self, store: Store, source: Source, rank: int) -> Floats:
+    def _wide(self, store: Store, source: StoredTensor, rank: int) -> Floats:
         """The factor that all rows share: (rank, width), zeros below."""
         values = floats(source, store.rows(source, 0, source.shape[0]))
         values = values.T if self.turned else values
@@ -62,7 +62,7 @@ class LowRank:
         return wide
 
 
-def floats(source: Source, stored: NDArray[np.generic]) -> Floats:
+def floats(source: StoredTensor, stored: NDArray[np.generic]) -> Floats:
     values = to_f32(stored, source.dtype)
     if not np.isfinite(values).all():
         raise Malformed(f"{source.name}: {np.sum(~np.isfinite(values))} weights are NaN or infinite", where=source.path)
@@ -76,7 +76,7 @@ class Rows:
     tokens: Tokens
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[StoredTensor, ...]:
         return (self.tokens.rows,)
 
     def apply(self, store: Store, first: int, last: int, out: Floats) -> None:
@@ -89,11 +89,11 @@ class Rows:
 class Shift:
     """A vector times a factor is added to a bias."""
 
-    vector: Source
+    vector: StoredTensor
     factor: float
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[StoredTensor, ...]:
         return (self.vector,)
 
     def apply(self, store: Store, first: int, last: int, out: Floats) -> None:

@@ -15,7 +15,7 @@ from ggufsmith.quantize.recipes.rules import (
     SMALLER_BLOCKS,
     VALUES,
     Facts,
-    Place,
+    RulePlace,
     block_of,
     choose,
     kept,
@@ -91,7 +91,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Options:
+class TypeOptions:
     """What llama-quantize's options of the same names do.
 
     pure:                 every matrix in the base format of the file type.
@@ -179,13 +179,15 @@ def file_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=key)
 
 
-def assign(recipe: Recipe, tensors: Sequence[Stored], facts: Facts, options: Options | None = None) -> list[Assignment]:
+def assign(
+    recipe: Recipe, tensors: Sequence[Stored], facts: Facts, options: TypeOptions | None = None
+) -> list[Assignment]:
     """The format of every tensor, in the order given, which should be `file_order`: some rules count.
 
     Usage for an override that points at tensors or layers that there are not; Unsupported for widths that no format
     fits.
     """
-    options = options or Options()
+    options = options or TypeOptions()
     if recipe.file_type.base is None:
         return [Assignment(tensor, tensor.format, tensor.format, "copied") for tensor in tensors]
     walk = _Walk(recipe, recipe.file_type.base, options, facts, tensors)
@@ -211,7 +213,7 @@ class _Walk:
 
     recipe: Recipe
     base: Format
-    options: Options
+    options: TypeOptions
     facts: Facts
     tensors: Sequence[Stored]
     seen: Counter[str] = field(default_factory=Counter)
@@ -260,14 +262,14 @@ class _Walk:
         name = choose(self.recipe.file_type.name, self._place(tensor, role, base))
         return (BY_NAME[name], role) if name and name != base.name else (base, "base")
 
-    def _place(self, tensor: Stored, role: str, base: Format) -> Place:
+    def _place(self, tensor: Stored, role: str, base: Format) -> RulePlace:
         family = "attn_v" if role in VALUES else role
         ordinal = self.seen[family]
         self.seen[family] += 1
         index = ordinal
         if family != "attn_v" and self.facts.experts > 1:
             index = block_of(tensor.name) or 0
-        return Place(
+        return RulePlace(
             name=tensor.name,
             role=role,
             index=index,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.formats import format_of
-from ggufsmith.quantize.recipes.assign import Options, Override, Recipe
+from ggufsmith.quantize.recipes.assign import Override, Recipe, TypeOptions
 
 MAX_SIZE = 4 << 20  # bytes of a file of types
 
@@ -45,12 +45,12 @@ def overrides_of_file(path: Path) -> list[Override]:
 def layers_of(text: str) -> tuple[int, ...]:
     """Layer numbers from `0,1,30`. Usage for anything else."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and part.isascii() for part in parts):
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise Usage(f"{text!r} is no list of layers", fix="Write their numbers with commas: 0,1,30.")
     return tuple(sorted({int(part) for part in parts}))
 
 
-def check_options(options: Options, recipes: list[Recipe]) -> None:
+def check_options(options: TypeOptions, recipes: list[Recipe]) -> None:
     """Usage for options that contradict each other."""
     chosen = {
         "--pure": options.pure,

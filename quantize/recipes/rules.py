@@ -33,7 +33,7 @@ EXACT = {
 ROLES = ("token_embd", "output", *(role for _, role in FRAGMENTS), "other")
 # A fused QKV matrix holds the values too, and the compressed KV of MLA expands into them.
 VALUES = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})
-BLOCK = re.compile(r"blk\.(\d+)\.")
+BLOCK = re.compile(r"blk\.([0-9]{1,9})\.")  # names come from anywhere: no number is larger
 
 
 def role_of(name: str) -> str:
@@ -129,7 +129,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Place:
+class RulePlace:
     """Where a tensor stands.
 
     index:   its layer; without experts the number of tensors of its role before it, which is the same unless some were
@@ -152,10 +152,10 @@ class Place:
     facts: Facts
 
 
-Condition = Callable[[Place], bool]
+Condition = Callable[[RulePlace], bool]
 
 
-def more_bits(p: Place) -> bool:
+def more_bits(p: RulePlace) -> bool:
     """The first and the last eighth, and every third between them."""
     eighth = p.count // 8
     return p.index < eighth or p.index >= 7 * p.count // 8 or (p.index - eighth) % 3 == 2
@@ -174,44 +174,44 @@ def before(number: int) -> Condition:
     return lambda p: p.index < number
 
 
-def middle(p: Place) -> bool:
+def middle(p: RulePlace) -> bool:
     """All but the first and the last eighth."""
     return p.count // 8 <= p.index < 7 * p.count // 8
 
 
-def shared(p: Place) -> bool:
+def shared(p: RulePlace) -> bool:
     """Four or more query heads use one value head: it is small, and its errors count fourfold."""
     return p.facts.sharing >= 4
 
 
-def shared_or_experts(p: Place) -> bool:
+def shared_or_experts(p: RulePlace) -> bool:
     return shared(p) or p.facts.experts >= 4
 
 
-def eight_experts(p: Place) -> bool:
+def eight_experts(p: RulePlace) -> bool:
     """Mixtral: attention is a small part of the model."""
     return p.facts.experts == 8
 
 
-def falcon(p: Place) -> bool:
+def falcon(p: RulePlace) -> bool:
     return p.facts.architecture == "falcon"
 
 
-def importance(p: Place) -> bool:
+def importance(p: RulePlace) -> bool:
     return p.facts.importance
 
 
-def ragged(p: Place) -> bool:
+def ragged(p: RulePlace) -> bool:
     """Rows that are no whole number of blocks."""
     return p.width % p.block != 0
 
 
-def experts(p: Place) -> bool:
+def experts(p: RulePlace) -> bool:
     """Stacked experts; BailingMoE 3 stacks attention projections as well."""
     return p.stacked and (p.facts.architecture != "bailingmoe3" or p.role.startswith("ffn_"))
 
 
-def glm5_attention(p: Place) -> bool:
+def glm5_attention(p: RulePlace) -> bool:
     named = any(part in p.name for part in ("attn_q_a", "attn_q_b", "nextn.eh_proj"))
     return named and p.facts.architecture == "glm5-next"
 
@@ -230,14 +230,14 @@ TINY_2S = "IQ2_S IQ2_M"
 
 
 @dataclass(frozen=True)
-class Rule:
+class TypeRule:
     file_types: frozenset[str]
     format: str
     when: tuple[Condition, ...]
 
 
-def row(file_types: str, format: str, *when: Condition) -> Rule:
-    return Rule(frozenset(file_types.split()), format, when)
+def row(file_types: str, format: str, *when: Condition) -> TypeRule:
+    return TypeRule(frozenset(file_types.split()), format, when)
 
 
 #       file type                format   when all of these hold
@@ -270,7 +270,7 @@ VALUE_RULES = (
 # In 70B models eight heads share the values: an eighth of the size of attn_q, so more bits cost next to nothing.
 VALUES_OF_70B = {"Q3_K": "Q5_K", "Q4_K": "Q5_K"}
 
-RULES: Mapping[str, tuple[Rule, ...]] = {
+RULES: Mapping[str, tuple[TypeRule, ...]] = {
     **dict.fromkeys(VALUES, VALUE_RULES),
     # Also the token embeddings of a model without an output matrix: they are both.
     "output": (
@@ -340,7 +340,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
 }
 
 
-def choose(file_type: str, place: Place) -> str:
+def choose(file_type: str, place: RulePlace) -> str:
     """The name of the format that the rules give; BASE where none applies."""
     for rule in (*EVERY_ROLE, *RULES.get(place.role, ())):
         if file_type in rule.file_types and all(condition(place) for condition in rule.when):

@@ -17,7 +17,7 @@ from quant import checkpoint
 
 from convert import BENCH, CONVERT, ROOT, TINYLLAMA, pairs, timed
 
-sys.path.insert(0, str(ROOT / "tests" / "cluster"))
+sys.path.insert(0, str(ROOT / "tests" / "pipeline"))
 
 from dask_processes import Cluster, cluster
 

@@ -24,7 +24,7 @@ from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.shards import Limits, open_gguf_set
 from ggufsmith.container.values import array, string, strings
 from ggufsmith.container.writer import Writer
-from ggufsmith.quantize.threads import available_cores
+from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.quantize.verify import examine
 
 RUNS = 5

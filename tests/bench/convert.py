@@ -113,7 +113,7 @@ def main() -> None:
         return seconds
 
     def theirs() -> float:
-        environment = {**os.environ, "PYTHONPATH": str(reference.REFERENCE)}
+        environment = reference.environment()
         command = [
             sys.executable,
             "-c",

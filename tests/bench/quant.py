@@ -76,7 +76,7 @@ def main() -> None:
     middle, output = BENCH / "middle.gguf", BENCH / "out.gguf"
     source = BENCH / "TinyLlama-1.1B-F16.gguf"
     timed([*CONVERT, str(folder), "-o", str(source), "--quiet"])
-    environment = {**os.environ, "PYTHONPATH": str(reference.REFERENCE)}
+    environment = reference.environment()
 
     def quantize(path: Path, name: str) -> float:
         seconds = timed([sys.executable, "-c", DRIVER, str(path), str(output), str(FILE_TYPES[name])])[0]

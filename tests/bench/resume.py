@@ -17,21 +17,19 @@ from pathlib import Path
 from quant import LLAMA_8B, checkpoint
 
 from convert import BENCH, ROOT, settle
-from ggufsmith.convert import quantized
-from ggufsmith.convert.execute import tensors_of
-from ggufsmith.convert.run import Job
-from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.stream import chunks
+from ggufsmith.convert.open import open_pass
+from ggufsmith.pipeline.request import MakeOptions, Request
+from ggufsmith.pipeline.stream import chunks
 
-FAULTY = ROOT / "tests" / "container" / "faulty.py"
+FAULTY = ROOT / "tests" / "support" / "faulty.py"
 SHARE = 0.7
 GOAL = 0.4
 
 
 def writes(folder: Path) -> int:
     """How many pieces a run writes, the header included."""
-    prepared = quantized.prepare(Job(folder), quantized.Quantization((recipe_of("q4_K_M"),)))
-    return 1 + sum(1 for _ in chunks(tensors_of(prepared.converted.checkpoint, prepared.converted.plan.outputs)))
+    planned = open_pass(Request(folder, make=MakeOptions(recipes=("q4_K_M",))))
+    return 1 + sum(1 for _ in chunks(planned.tensors))
 
 
 def seconds(folder: Path, out: Path, *fault: object, code: int = 0) -> float:

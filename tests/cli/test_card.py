@@ -8,8 +8,8 @@ from commands import run
 import checkpoints
 from ggufsmith.cli.card import card
 from ggufsmith.cli.split import split
-from ggufsmith.convert.run import Job, prepare
-from ggufsmith.convert.run import run as convert
+from requesting import request
+from requesting import run as convert
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def model(tmp_path: Path) -> Path:
     folder = checkpoints.write("qwen2", tmp_path / "Tiny-2M-Chat-v0.3")
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "Tiny-2M-Chat-v0.3-F16.gguf"
-    convert(prepare(Job(folder, outfile=path, sync=False)))
+    convert(request(folder, outfile=path))
     return path
 
 

@@ -9,7 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from ggufsmith.cli.app import app
-from ggufsmith.cli.help import EXAMPLES, MANY, PANEL_OF
+from ggufsmith.cli.help import EXAMPLES
+from ggufsmith.pipeline.request import GROUPS
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
 PLAIN = {"--dry-run", "--sha256", "--json", "--quiet", "--version", "--help"}  # under "Options", everywhere
@@ -44,18 +45,11 @@ def test_examples_run(name: str) -> None:
 def test_long_lists_are_grouped_and_flags_take_nothing(name: str) -> None:
     found = options(name)
     long = {option for option in found if option.startswith("--")}
-    if len(set(map(id, found.values()))) > MANY:
-        assert long - PLAIN <= PANEL_OF.keys()
-        assert {found[option].rich_help_panel for option in long - PLAIN} >= {"Input", "Types", "Output", "Work"}
-    else:
-        assert not any(param.rich_help_panel for param in found.values())
+    groups = {found[option].rich_help_panel for option in long - PLAIN}
+    assert groups == (set(GROUPS) if name in ("convert", "quant") else {None})
     text = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}).output
     assert "<bool>" not in text and "BOOL" not in text
     assert all(re.search(rf"{option}\b", text) for option in long)
-
-
-def test_no_panel_names_an_option_that_is_gone() -> None:
-    assert PANEL_OF.keys() <= options("convert").keys() | options("quant").keys()
 
 
 @pytest.mark.parametrize("words", [[], ["convert"], ["quant"]])

@@ -23,12 +23,13 @@ EVIL = "a\x1b[2J\x9b31m\r\nb\x07\u202e.weight"
 
 
 def write(path: Path, value: float) -> Path:
+    """Of an architecture that is not known here: the names of its tensors are not judged."""
     layout = lay_out(
         {
-            "general.architecture": string("llama"),
+            "general.architecture": string("newer"),
             "general.name": string(EVIL),
             "general.license": string(EVIL),
-            "llama.block_count": u32(1),
+            "newer.block_count": u32(1),
             EVIL: string(EVIL),
         },
         [TensorSpec(EVIL, (64, 256), format_of("F32")), TensorSpec("output.weight", (8, 100), format_of("F16"))],

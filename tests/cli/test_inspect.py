@@ -31,6 +31,9 @@ SPECS = (
 )
 
 
+F32 = format_of("F32")
+
+
 def write(path: Path, metadata: Metadata = META, specs: tuple[TensorSpec, ...] = SPECS) -> Path:
     layout = lay_out(metadata, specs)
     with Writer(path, layout, sync=False) as writer:
@@ -112,6 +115,23 @@ def test_the_difference_of_two(model: Path, tmp_path: Path) -> None:
     assert "few[1]" in text
     assert "Q4_K [256, 256]" in text
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_no_tensors_lists_none(model: Path, tmp_path: Path, files: int) -> None:
+    """Of one file or two, for people and for machines; what they add up to stays."""
+    specs = (SPECS[0], TensorSpec(SPECS[1].name, (256, 256), format_of("Q5_K")), TensorSpec("more", (32,), F32))
+    given = [model, write(tmp_path / "o.gguf", META, specs)][:files]
+    for options in ([], ["--json"]):
+        done = run(inspect, *given, "--no-tensors", *options)
+        assert done.exit_code == 0
+        assert not any(name in done.output for name in ("attn_q", "attn_norm", "31mname", "more")), done.output
+        assert "Q4_K" in done.output
+    report = json.loads(run(inspect, *given, "--no-tensors", "--json").output)
+    if files == 2:
+        assert report["tensor_counts"] == {"only_first": 2, "only_second": 1, "changed": 1}
+    else:
+        assert report["tensor_count"] == 4
 
 
 def test_no_difference(model: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_report_says_what_was_merged(base: Path, adapter: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--outtype", "f16"], 2, "no model was given"),
-        (["{base}", "--base", "{base}"], 2, "--base is of an adapter"),
+        (["{base}", "--base", "{base}"], 2, "--base cannot be used with a model folder"),
         (["{base}", "--lora", "{adapter}:half"], 2, "'half' is no factor"),
         (["{adapter}", "--recipe", "q4_K_M"], 2, "not quantized"),
         (["{adapter}", "--base", "{adapter}"], 4, "not a base model"),

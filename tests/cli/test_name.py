@@ -8,8 +8,8 @@ from commands import run
 import checkpoints
 from ggufsmith.cli.name import name
 from ggufsmith.cli.split import split
-from ggufsmith.convert.run import Job, prepare
-from ggufsmith.convert.run import run as convert
+from requesting import request
+from requesting import run as convert
 
 
 def test_the_examples_of_the_specification() -> None:
@@ -41,7 +41,7 @@ def test_no_gguf_name() -> None:
 def test_a_file_and_its_header(tmp_path: Path) -> None:
     folder = checkpoints.write("llama", tmp_path / "Tiny-2M-Chat-v0.3")
     model = tmp_path / "wrong-9B-Q4_0.gguf"
-    convert(prepare(Job(folder, outfile=model, sync=False)))
+    convert(request(folder, outfile=model))
     (report,) = json.loads(run(name, model, "--json").output)["names"]
     assert report["components"] == {"base": "wrong", "size_label": "9B", "encoding": "Q4_0"}
     assert report["suggested"] == "Tiny-2M-Chat-v0.3-F16.gguf"

@@ -20,7 +20,7 @@ from ggufsmith.container.writer import Writer
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     layout = lay_out(
-        {"general.architecture": string("llama")}, [TensorSpec(f"t{k}", (100, 32), format_of("Q4_0")) for k in range(9)]
+        {"general.architecture": string("newer")}, [TensorSpec(f"t{k}", (100, 32), format_of("Q4_0")) for k in range(9)]
     )
     with Writer(tmp_path / "Model-Q4_0.gguf", layout) as writer:
         for k, offset in enumerate(layout.offsets):

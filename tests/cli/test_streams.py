@@ -45,3 +45,21 @@ def test_a_full_output_is_one_error(model: Path, tmp_path: Path, option: str) ->
 def test_a_name_that_the_output_cannot_show(model: Path, arguments: list[str]) -> None:
     code, said = run("0", "convert", model, *arguments, "--dry-run", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert (code, said) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-16"])
+def test_a_printed_card_is_the_file(model: Path, tmp_path: Path, encoding: str) -> None:
+    """UTF-8, whatever the platform's default, so that `> README.md` writes what --output would."""
+    assert run("0", "convert", model, "--outfile", tmp_path / "Tïny-龙.gguf")[0] == 0
+    assert run("0", "card", tmp_path / "Tïny-龙.gguf")[0] == 0
+    with (tmp_path / "printed").open("wb") as out:
+        code, said = run(
+            "0",
+            *("card", tmp_path / "Tïny-龙.gguf", "-o", "-"),
+            stdout=out.fileno(),
+            PYTHONUTF8="0",
+            PYTHONIOENCODING=encoding,
+        )
+    assert (code, said) == (0, "")
+    assert "龙" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "printed").read_bytes() == (tmp_path / "README.md").read_bytes()

@@ -18,9 +18,10 @@ from ggufsmith.container.provenance import described, read_record, record, recor
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.values import string
 from ggufsmith.container.writer import Writer
-from ggufsmith.convert import run as convert
 from ggufsmith.quantize.rows import FLOATS, MODULES, decode, encode
 from ggufsmith.quantize.verify import nonfinite
+from requesting import request
+from requesting import run as convert
 
 WIDTH = 512
 
@@ -33,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def converted(model: Path, tmp_path: Path) -> Path:
     path = tmp_path / "m.gguf"
-    convert.run(convert.prepare(convert.Job(model, outfile=path, sync=False)))
+    convert(request(model, outfile=path))
     return path
 
 
@@ -71,7 +72,7 @@ def quantized(path: Path, kind: str, weights: np.ndarray, importance: np.ndarray
 def test_a_sound_file(converted: Path) -> None:
     done = run(verify, converted)
     assert done.exit_code == 0, done.output
-    assert "all weights finite" in done.output
+    assert "every weight is finite" in done.output
     assert run(verify, converted, "--quiet").output == ""
 
 
@@ -98,7 +99,7 @@ def test_a_weight_that_is_not_finite(converted: Path) -> None:
     for options in ([], ["--json"]):
         done = run(verify, converted, *options)
         assert done.exit_code == 4
-        assert "blk.0.attn_q.weight: 1 weights or scales are not finite" in done.output
+        assert "blk.0.attn_q.weight: 1 weight or scale is not finite" in done.output
 
 
 @pytest.mark.parametrize("kind", [form.name for form in FORMATS if form.name in (*FLOATS, *MODULES)])
@@ -127,7 +128,7 @@ def test_byte_for_byte_from_the_checkpoint(converted: Path, model: Path) -> None
     assert report["other_keys"] == []
     assert len(report["compared"]) == report["tensor_count"]
     assert all(tensor["exact"] for tensor in report["compared"].values())
-    assert "of 23 tensors byte for byte" in run(verify, converted, "--source", model).output
+    assert "23 of 23 tensors: byte for byte" in run(verify, converted, "--source", model).output
 
 
 def test_shards_beside_their_source(converted: Path) -> None:
@@ -135,14 +136,14 @@ def test_shards_beside_their_source(converted: Path) -> None:
     shard = converted.with_name("m-00003-of-00005.gguf")
     done = run(verify, shard, "--source", converted)
     assert done.exit_code == 0, done.output
-    assert "23 of 23 tensors byte for byte" in done.output
+    assert "23 of 23 tensors: byte for byte" in done.output
 
 
 def test_one_changed_weight(converted: Path, model: Path) -> None:
     change(converted, "blk.1.attn_k.weight", 1000, b"\x00\x44")
     done = run(verify, converted, "--source", model)
     assert done.exit_code == 4
-    assert "blk.1.attn_k.weight: as F16 its error is" in done.output
+    assert "blk.1.attn_k.weight: as F16 it is" in done.output
 
 
 def test_another_model(converted: Path, tmp_path: Path) -> None:
@@ -166,6 +167,19 @@ def test_quantized_again(tmp_path: Path, kind: str) -> None:
     encode(form, rows(), data)
     decode(form, data, back)
     assert tensor["error"] == pytest.approx(np.linalg.norm(back - rows()) / np.linalg.norm(rows()), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q2_K", "F32", "IQ2_XS"])
+def test_success_says_nothing_of_errors(tmp_path: Path, kind: str) -> None:
+    """A line that begins with `error` is what scripts look for in a log."""
+    source = quantized(tmp_path / "s.gguf", "F32", rows())
+    importance = np.ones(WIDTH, np.float32) if kind == "IQ2_XS" else None
+    done = run(verify, quantized(tmp_path / "q.gguf", kind, rows(), importance), "--source", source, "--sha256")
+    assert done.exit_code == 0, done.output
+    assert "error" not in done.output.lower()
+    line = next(line for line in done.output.splitlines() if f"{kind}:" in line)
+    assert ("equal to the source" in line) is (kind == "F32")
+    assert (" %" in line) is (kind != "F32")
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "IQ2_XS", "IQ3_S"])
@@ -196,7 +210,7 @@ def test_tensors_that_are_copied(tmp_path: Path) -> None:
     assert run(verify, tmp_path / "a.gguf", "--source", tmp_path / "b.gguf").exit_code == 0
     done = run(verify, tmp_path / "a.gguf", "--source", tmp_path / "c.gguf")
     assert done.exit_code == 4
-    assert "i: as I32 its error is inf" in done.output
+    assert "i: its bytes, of type I32, are not those of the source" in done.output
 
 
 # ---- the record of what it was made from ----

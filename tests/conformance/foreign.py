@@ -13,7 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ORACLES = Path(__file__).resolve().parents[2] / "build" / "oracles"
+from needed import ORACLES, need
+
 SKIPPED = ("auto_gptq", "auto_gptq.nn_modules", "awq", "awq.utils", "awq.modules", "awq.modules.linear")
 SKIPPED += ("gptqmodel", "gptqmodel.quantization")
 
@@ -26,6 +27,7 @@ def module(name: str) -> Iterator[Any]:
 
     What the project itself has installed comes first.
     """
+    need("quantizers")
     for package in SKIPPED:
         if name.split(".")[0] == package.split(".")[0] and package not in _entered:
             _entered[package] = bare = ModuleType(package)

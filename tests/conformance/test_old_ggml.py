@@ -13,28 +13,26 @@ from numpy.typing import NDArray
 
 import checkpoints
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.convert import run as conversion
-from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.requantize import Job, parse_override, prepare, run
+from ggufsmith.convert.vocabulary import vocabulary_of
+from requesting import request, run
 
 pytestmark = pytest.mark.conformance
 
 TEXTS = ("Hello, world! 12345", "  naïve café\n\n你好 \U0001f680", "def f(x):\n\treturn x ** 2")
 # What a file from before GGUF does not say, and the fixture does.
-KNOWN = dict(map(parse_override, ["llama.attention.layer_norm_rms_epsilon=float:1e-5"]))
+KNOWN = ("llama.attention.layer_norm_rms_epsilon=float:1e-5",)
 
 
 @pytest.fixture(scope="module")
 def f16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     source = checkpoints.write("llama", folder / "source")
-    conversion.run(conversion.prepare(conversion.Job(source, outfile=folder / "tiny-F16.gguf", sync=False)))
+    run(request(source, outfile=folder / "tiny-F16.gguf"))
     return folder / "tiny-F16.gguf"
 
 
 def made(source: Path, path: Path, recipe: str, **options: Any) -> Path:
-    with prepare(Job(source, (recipe_of(recipe),), output=path, sync=False, **options)) as prepared:
-        run(prepared)
+    run(request(source, recipe, outfile=path, **options))
     return path
 
 
@@ -59,30 +57,22 @@ def run_in_llama(path: Path, texts: Sequence[str]) -> tuple[NDArray[np.float32],
 )
 def test_logits_are_those_of_the_model_in_the_file(kind: str, recipe: str, f16: Path, tmp_path: Path) -> None:
     """Copied weights give the same bits, with the vocabulary of the file where it has scores."""
-    source = f16 if recipe == "f16" else made(f16, tmp_path / "source.gguf", recipe, options=plain(recipe))
+    # ggjt v2 has no K types, so no recipe that gives some to the output.
+    source = f16 if recipe == "f16" else made(f16, tmp_path / "source.gguf", recipe, pure=recipe == "q5_1")
     with open_gguf(source) as gguf:
         old = old_ggml.write(kind, gguf, tmp_path / "old.bin")
-    converted = made(old, tmp_path / "new.gguf", "copy", metadata=KNOWN)
+    converted = made(old, tmp_path / "new.gguf", "copy", override_kv=KNOWN)
     was, now = (run_in_llama(path, TEXTS) for path in (source, converted))
     np.testing.assert_array_equal(now[0], was[0])
     if kind != "ggml":
         assert now[1] == was[1]
 
 
-def plain(recipe: str) -> Any:
-    """ggjt v2 has no K types, so no recipe that gives some to the output."""
-    from ggufsmith.quantize.recipes.assign import Options
-
-    return Options(pure=recipe == "q5_1")
-
-
 def test_a_vocabulary_from_a_folder_mends_a_file_without_scores(f16: Path, tmp_path: Path) -> None:
-    from ggufsmith.cli.fromfile import vocabulary_for
-
     with open_gguf(f16) as gguf:
         old = old_ggml.write("ggml", gguf, tmp_path / "old.bin")
-    vocabulary, notes = vocabulary_for(old, f16.parent / "source")
-    converted = made(old, tmp_path / "new.gguf", "copy", metadata=KNOWN, vocabulary=vocabulary)
+    folder = f16.parent / "source"
+    converted = made(old, tmp_path / "new.gguf", "copy", override_kv=KNOWN, tokenizer=folder)
     assert run_in_llama(converted, TEXTS)[1] == run_in_llama(f16, TEXTS)[1]
-    assert notes == ()
-    assert json.loads((f16.parent / "source" / "config.json").read_text(encoding="utf-8"))["rms_norm_eps"] == 1e-5
+    assert vocabulary_of(old, folder)[1] == ()
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["rms_norm_eps"] == 1e-5

@@ -14,7 +14,7 @@ import checkpoints
 import original
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.checkpoint import open_checkpoint
-from ggufsmith.convert.run import Job, prepare, run
+from requesting import plan, request, run
 
 pytestmark = pytest.mark.conformance
 
@@ -26,7 +26,7 @@ def torch_tensors(folder: Path) -> dict[str, Any]:
 
 
 def output(folder: Path, path: Path) -> bytes:
-    run(prepare(Job(folder, outtype="auto", outfile=path, sync=False, model_name="Tiny")))
+    run(request(folder, outtype="auto", outfile=path, model_name="Tiny"))
     return path.read_bytes()
 
 
@@ -92,7 +92,7 @@ def test_a_pickle_of_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.iterdir())
     with pytest.raises(Malformed, match=what):
-        prepare(Job(tmp_path))
+        plan(request(tmp_path))
     assert set(tmp_path.iterdir()) == before
 
 

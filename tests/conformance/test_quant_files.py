@@ -1,9 +1,8 @@
 """Whole files against `llama_model_quantize`: every tensor's bytes, for every file type and every option."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,21 +12,18 @@ from quantizer import Settings
 
 import checkpoints
 from ggufsmith.container.errors import Usage
-from ggufsmith.container.formats import BY_NAME, format_of
+from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.layout import TensorSpec, lay_out
 from ggufsmith.container.reader import Gguf, open_gguf
 from ggufsmith.container.shards import open_gguf_set
 from ggufsmith.container.values import strings, u32
 from ggufsmith.container.writer import Writer
-from ggufsmith.convert import quantized
-from ggufsmith.convert.run import Job as ConvertJob
-from ggufsmith.convert.run import prepare as prepare_conversion
-from ggufsmith.convert.run import run as run_conversion
+from ggufsmith.pipeline.outputs import OutputFile
+from ggufsmith.pipeline.request import Request
 from ggufsmith.quantize.imatrix import COUNTS, SUMS
-from ggufsmith.quantize.outputs import Output
-from ggufsmith.quantize.recipes.assign import Options, Override, Recipe
+from ggufsmith.quantize.recipes.assign import Recipe
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
-from ggufsmith.quantize.requantize import Job, parse_override, prepare, run
+from requesting import plan, request, run
 
 pytestmark = pytest.mark.conformance
 
@@ -58,7 +54,7 @@ def number(name: str) -> int:
 def converted(kind: str, folder: Path, outtype: str, **changes: int) -> Path:
     checkpoints.write(kind, folder / "checkpoint", **changes)
     path = folder / f"Tiny-{outtype.upper()}.gguf"
-    run_conversion(prepare_conversion(ConvertJob(folder / "checkpoint", outtype=outtype, outfile=path, sync=False)))
+    run(request(folder / "checkpoint", outtype=outtype, outfile=path))
     return path
 
 
@@ -105,10 +101,10 @@ def write_imatrix(path: Path, means: Mapping[str, NDArray[np.float32]], count: i
     return path
 
 
-def ours(job: Job) -> tuple[Output, ...]:
-    with prepare(replace(job, sync=False)) as prepared:
-        run(prepared)
-        return prepared.outputs
+def ours(asked: Request) -> tuple[OutputFile, ...]:
+    planned = plan(asked)
+    run(planned)
+    return planned.made.outputs
 
 
 def contents(gguf: Gguf) -> list[tuple[str, tuple[int, ...], str, bytes]]:
@@ -139,9 +135,9 @@ def test_every_file_type(model: Path, tmp_path: Path, importance: bool) -> None:
     names = [name for name in FILES if not refused(model, name) and (importance or not needs_importance(name))]
     means = importance_of(model)
     imatrix = write_imatrix(tmp_path / "imatrix.gguf", means) if importance else None
-    job = Job(model, tuple(map(recipe, names)), outdir=tmp_path, imatrix=imatrix, threads=2)
+    outputs = ours(request(model, *map(recipe, names), outdir=tmp_path, imatrix=imatrix, threads=2))
     wrong = {}
-    for name, output in zip(names, ours(job), strict=True):
+    for name, output in zip(names, outputs, strict=True):
         settings = Settings(number(name), threads=2, importance=means if importance else None)
         theirs = quantizer.quantize(model, tmp_path / "theirs.gguf", settings)
         wrong[name] = differing(output.path, theirs)
@@ -151,33 +147,26 @@ def test_every_file_type(model: Path, tmp_path: Path, importance: bool) -> None:
     assert not {name: found[:4] for name, found in wrong.items() if found}
 
 
-CASES: Mapping[str, tuple[str, Job, Settings]] = {}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}  # file type, our options, llama.cpp's
 
 
-def case(title: str, name: str, settings: dict[str, object], **job: object) -> None:
-    CASES[title] = (name, job, settings)  # type: ignore[index]
+def case(title: str, name: str, settings: dict[str, Any], **options: Any) -> None:
+    CASES[title] = name, options, settings
 
 
-case("pure", "Q4_K_M", {"pure": True}, options=Options(pure=True))
-case("output left", "Q4_K_M", {"leave_output": True}, options=Options(leave_output=True))
-case("output type", "Q4_K_M", {"output_type": "Q8_0"}, options=Options(output_type=format_of("Q8_0")))
-case(
-    "embedding type",
-    "Q4_K_M",
-    {"token_embedding_type": "IQ4_XS"},
-    options=Options(token_embedding_type=format_of("IQ4_XS")),
-)
+case("pure", "Q4_K_M", {"pure": True}, pure=True)
+case("output left", "Q4_K_M", {"leave_output": True}, leave_output_tensor=True)
+case("output type", "Q4_K_M", {"output_type": "Q8_0"}, output_tensor_type="Q8_0")
+case("embedding type", "Q4_K_M", {"token_embedding_type": "IQ4_XS"}, token_embedding_type="IQ4_XS")
 PATTERNS = ((r"blk\.[1-3]\.ffn_(up|down)", "Q8_0"), ("ATTN_K", "Q5_1"), ("attn_", "IQ4_NL"), ("ffn_gate", "NVFP4"))
 case(
     "types by name",
     "Q4_K_M",
     {"overrides": [(pattern.lower(), name) for pattern, name in PATTERNS]},
-    options=Options(
-        overrides=tuple(Override(format_of(n), re.compile(p, re.IGNORECASE), origin=p) for p, n in PATTERNS)
-    ),
+    tensor_types=tuple(f"{pattern}={name}" for pattern, name in PATTERNS),
 )
-case("pruned", "Q4_K_M", {"prune": [2, 3, 6]}, prune=(6, 3, 2))
-case("first layer pruned", "IQ4_XS", {"prune": [0]}, prune=(0,))
+case("pruned", "Q4_K_M", {"prune": [2, 3, 6]}, prune_layers=(6, 3, 2))
+case("first layer pruned", "IQ4_XS", {"prune": [0]}, prune_layers=(0,))
 OVERRIDES = {
     "llama.context_length": 77,
     "general.name": "Other",
@@ -189,17 +178,12 @@ case(
     "keys",
     "Q3_K_M",
     {"metadata": OVERRIDES},
-    metadata=dict(
-        map(
-            parse_override,
-            [
-                "llama.context_length=int:77",
-                "general.name=str:Other",
-                "llama.attention.head_count_kv=int:1",
-                "x.y=bool:true",
-                "x.z=float:0.5",
-            ],
-        )
+    override_kv=(
+        "llama.context_length=int:77",
+        "general.name=str:Other",
+        "llama.attention.head_count_kv=int:1",
+        "x.y=bool:true",
+        "x.z=float:0.5",
     ),
 )
 case("copy", "COPY", {"only_copy": True})
@@ -208,22 +192,22 @@ case("copy", "COPY", {"only_copy": True})
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("title", CASES)
 def test_options(llama: Path, tmp_path: Path, title: str, threads: int) -> None:
-    name, job, settings = CASES[title]
+    name, options, settings = CASES[title]
     file_type = 0 if name == "COPY" else number(name)
     theirs = quantizer.quantize(llama, tmp_path / "theirs.gguf", Settings(file_type, threads=threads, **settings))
-    (output,) = ours(Job(llama, (recipe(name),), output=tmp_path / "ours.gguf", threads=threads, **job))
+    (output,) = ours(request(llama, recipe(name), outfile=tmp_path / "ours.gguf", threads=threads, **options))
     assert not differing(output.path, theirs)
     assert output.path.read_bytes() == theirs.read_bytes()
 
 
 def test_requantizing(llama: Path, tmp_path: Path) -> None:
     """From Q8_0: refused unless allowed, and tensors that have their type already are copied."""
-    first = ours(Job(llama, (recipe("Q8_0"),), outdir=tmp_path))[0].path
+    first = ours(request(llama, recipe("Q8_0"), outdir=tmp_path))[0].path
     with pytest.raises(Usage, match="quantized already"):
-        prepare(Job(first, (recipe("Q4_K_M"),), outdir=tmp_path))
+        plan(request(first, recipe("Q4_K_M"), outdir=tmp_path))
     for name in ("Q4_K_M", "IQ4_XS", "Q8_0", "F16", "Q6_K"):
         theirs = quantizer.quantize(first, tmp_path / "theirs.gguf", Settings(number(name)))
-        (output,) = ours(Job(first, (recipe(name),), output=tmp_path / "o.gguf", allow_requantize=True))
+        (output,) = ours(request(first, recipe(name), outfile=tmp_path / "o.gguf", allow_requantize=True))
         assert output.path.read_bytes() == theirs.read_bytes(), name
 
 
@@ -240,7 +224,7 @@ def shards(llama: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("split", [False, True], ids=["into one file", "split kept"])
 def test_shards(shards: Path, tmp_path: Path, split: bool) -> None:
-    (output,) = ours(Job(shards, (recipe("Q4_K_M"),), outdir=tmp_path, split=split))
+    (output,) = ours(request(shards, recipe("Q4_K_M"), outdir=tmp_path, keep_split=split))
     theirs = tmp_path / "theirs"
     quantizer.quantize(shards, theirs, Settings(number("Q4_K_M"), keep_split=split))
     others = [tmp_path / f"theirs-0000{k}-of-00003.gguf" for k in (1, 2, 3)] if split else [theirs]
@@ -256,13 +240,11 @@ def test_one_step_equals_two(kind: str, dtype: str, tmp_path: Path) -> None:
     """From the checkpoint at once, as by way of a file in the checkpoint's own precision."""
     folder = checkpoints.write(kind, tmp_path / "Tiny", dtype=dtype)
     middle = tmp_path / "middle.gguf"
-    run_conversion(prepare_conversion(ConvertJob(folder, outtype="auto", outfile=middle, sync=False)))
+    run(request(folder, outtype="auto", outfile=middle))
     recipes = tuple(map(recipe, ("Q4_K_M", "IQ4_XS", "Q8_0", "Q3_K_S", "BF16")))
     imatrix = write_imatrix(tmp_path / "imatrix.gguf", importance_of(middle))
     for file in (None, imatrix):
-        two = ours(Job(middle, recipes, outdir=tmp_path, imatrix=file))
-        prepared = quantized.prepare(ConvertJob(folder, sync=False), quantized.Quantization(recipes, imatrix=file))
-        quantized.run(prepared)
-        for one, other in zip(prepared.outputs, two, strict=True):
-            assert one.path.name == f"Tiny-{one.plan.recipe.name}.gguf"
-            assert one.path.read_bytes() == other.path.read_bytes(), one.plan.recipe.name
+        two = ours(request(middle, *recipes, outdir=tmp_path, imatrix=file))
+        for one, other in zip(ours(request(folder, *recipes, imatrix=file)), two, strict=True):
+            assert one.path.name == f"Tiny-{one.label}.gguf"
+            assert one.path.read_bytes() == other.path.read_bytes(), one.label

@@ -14,25 +14,25 @@ from ggufsmith.container.formats import format_of
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.quantize.recipes.assign import (
-    Options,
     Override,
     Recipe,
     Stored,
+    TypeOptions,
     assign,
     facts_of,
     file_order,
 )
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from ggufsmith.quantize.recipes.rules import Facts
+from needed import need
 
 pytestmark = pytest.mark.conformance
 
-SNAPSHOTS = Path(__file__).resolve().parents[2] / ".." / "shared" / "recipe-snapshots"
 MIXED = [name for name in FILE_TYPES if name not in ("COPY", "NVFP4")]  # llama_model_quantize makes no NVFP4 file
 
 
 def ours(
-    file_type: str, specs: list[TensorSpec], facts: Facts, options: Options | None = None, overrides: tuple = ()
+    file_type: str, specs: list[TensorSpec], facts: Facts, options: TypeOptions | None = None, overrides: tuple = ()
 ) -> dict[str, str]:
     by_name = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in specs}
     tensors = [by_name[name] for name in file_order(by_name)]
@@ -55,13 +55,22 @@ CODER_LINEAR = {  # three of four layers of Qwen3-Next have linear attention
     "ssm_ba": (64, 2048),
     "ssm_out": (2048, 4096),
 }
+GEMMA = {
+    "attn_q": (2048, 2560),
+    "attn_k": (1024, 2560),
+    "attn_v": (1024, 2560),
+    "attn_output": (2560, 2048),
+    **dense(2560, 10240),
+}
 WHOLE = {
+    "gemma-3-4b-it": (Model("gemma3", 34, 8, 4, GEMMA, tied=True, width=2560), {}),
     "gpt-oss-120b": (Model("gpt-oss", 36, 64, 8, GPT_OSS, experts=128, width=2880), {}),
     "meta-llama-3.1-70b-instruct": (
         Model("llama", 80, 64, 8, attention(8192) | dense(8192, 28672), width=8192),
         {},
     ),
     "qwen3-0.6b": (Model("qwen3", 28, 16, 8, attention(1024) | dense(1024, 3072), width=1024), {}),
+    "qwen3-14b": (Model("qwen3", 40, 40, 8, attention(5120) | dense(5120, 17408), width=5120), {}),
     "qwen3-coder-next": (
         Model("qwen3next", 48, 16, 2, stacked(512, 2048, 512) | SHARED_EXPERT, experts=512, width=2048),
         {n: attention(2048) if n % 4 == 3 else CODER_LINEAR for n in range(48)},
@@ -79,9 +88,7 @@ def sections(text: str) -> Iterator[tuple[str, str, dict[str, str]]]:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_snapshots(name: str) -> None:
-    path = SNAPSHOTS / f"{name}.schema"
-    if not path.is_file():
-        pytest.skip(f"llama.cpp's snapshot is not in {path}: take it from its tests/snapshots")
+    path = need("snapshots") / f"{name}.schema"
     model, extra = WHOLE[name]
     specs = model.specs()
     for block, matrices in extra.items():
@@ -116,7 +123,7 @@ def hollow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return quantizer.write_hollow(path, model.metadata, model.specs())
 
 
-def compare(path: Path, file_type: str, settings: Settings, options: Options | None = None) -> None:
+def compare(path: Path, file_type: str, settings: Settings, options: TypeOptions | None = None) -> None:
     with open_gguf(path) as gguf:
         facts = facts_of(gguf.metadata, importance=settings.importance is not None)
         specs = [TensorSpec(t.name, t.shape, t.format) for t in gguf.tensors.values()]
@@ -144,12 +151,12 @@ def has_ragged_rows(path: Path, block: int) -> bool:
 
 
 OPTIONS = {
-    "pure": (Options(pure=True), {"pure": True}),
-    "leave output": (Options(leave_output=True), {"leave_output": True}),
-    "output": (Options(output_type=format_of("Q8_0")), {"output_type": "Q8_0"}),
-    "embedding": (Options(token_embedding_type=format_of("F16")), {"token_embedding_type": "F16"}),
+    "pure": (TypeOptions(pure=True), {"pure": True}),
+    "leave output": (TypeOptions(leave_output=True), {"leave_output": True}),
+    "output": (TypeOptions(output_type=format_of("Q8_0")), {"output_type": "Q8_0"}),
+    "embedding": (TypeOptions(token_embedding_type=format_of("F16")), {"token_embedding_type": "F16"}),
     "both": (
-        Options(output_type=format_of("BF16"), token_embedding_type=format_of("F32")),
+        TypeOptions(output_type=format_of("BF16"), token_embedding_type=format_of("F32")),
         {"output_type": "BF16", "token_embedding_type": "F32"},
     ),
 }
@@ -180,7 +187,7 @@ def test_overrides_by_name(hollow: Path) -> None:
     for name in ("Q4_K_M", "Q3_K_M", "IQ1_S", "Q4_K_S"):
         number = FILE_TYPES[name].number
         assert number is not None
-        compare(hollow, name, Settings(number, overrides=rows), Options(overrides=overrides))
+        compare(hollow, name, Settings(number, overrides=rows), TypeOptions(overrides=overrides))
 
 
 def test_quantized_sources_and_importance_rules(tmp_path: Path) -> None:

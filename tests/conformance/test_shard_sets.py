@@ -3,6 +3,7 @@
 import ctypes
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,19 +13,19 @@ import checkpoints
 import reference
 from ggufsmith.container.copy import copy, plan_merge, plan_split
 from ggufsmith.container.shards import Limits, open_gguf_set
-from ggufsmith.convert import quantized
-from ggufsmith.convert.run import Job, prepare, run
-from ggufsmith.quantize import requantize
-from ggufsmith.quantize.recipes.files import recipe_of
+from ggufsmith.pipeline.request import Request
+from requesting import plan, request, run
 
 pytestmark = pytest.mark.conformance
 
 IDS = [1, *range(20, 40)]
-LIMITS = {
-    "tensors": (Limits(max_tensors=5), ["--split-max-tensors", "5"]),
-    "size": (Limits(max_size=700_000), ["--split-max-size", "700K"]),
+# The limits, as options of ours and of the reference converter.
+LIMITS: dict[str, tuple[Limits, dict[str, Any], list[str]]] = {
+    "tensors": (Limits(max_tensors=5), {"split_max_tensors": 5}, ["--split-max-tensors", "5"]),
+    "size": (Limits(max_size=700_000), {"split_max_size": "700K"}, ["--split-max-size", "700K"]),
     "header alone": (
         Limits(max_tensors=8, header_alone=True),
+        {"split_max_tensors": 8, "no_tensor_first_split": True},
         ["--split-max-tensors", "8", "--no-tensor-first-split"],
     ),
 }
@@ -38,15 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "m.gguf"
-    run(prepare(Job(folder, outfile=path, sync=False)))
+    run(request(folder, outfile=path))
     return path
 
 
-def convert(folder: Path, path: Path, limits: Limits) -> list[Path]:
-    """Straight into shards."""
-    prepared = prepare(Job(folder, outfile=path, limits=limits, sync=False))
-    run(prepared)
-    return prepared.output.paths
+def written(asked: Request) -> list[Path]:
+    planned = plan(asked)
+    run(planned)
+    return planned.output.paths
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def theirs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", LIMITS)
 def test_the_shards_of_the_reference_converter(folder: Path, theirs: Path, tmp_path: Path, kind: str) -> None:
     """Its one file, split by us, gives its shards byte for byte; its shards, merged by us, give its one file."""
-    limits, options = LIMITS[kind]
+    limits, _, options = LIMITS[kind]
     asked = tmp_path / "theirs" / "m.gguf"
     asked.parent.mkdir()
     asked.touch()  # `convert` looks whether the file it asked for is there
@@ -77,10 +77,11 @@ def test_the_shards_of_the_reference_converter(folder: Path, theirs: Path, tmp_p
 
 @pytest.mark.parametrize("kind", LIMITS)
 def test_converting_into_shards_is_splitting_the_one_file(folder: Path, whole: Path, tmp_path: Path, kind: str) -> None:
-    mine = convert(folder, tmp_path / "m.gguf", LIMITS[kind][0])
+    limits, options, _ = LIMITS[kind]
+    mine = written(request(folder, outfile=tmp_path / "m.gguf", **options))
     (tmp_path / "split").mkdir()
     with open_gguf_set(whole) as model:
-        done = copy(model, plan_split(model, LIMITS[kind][0]), tmp_path / "split" / "m.gguf")
+        done = copy(model, plan_split(model, limits), tmp_path / "split" / "m.gguf")
     assert [path.read_bytes() for path in mine] == [path.read_bytes() for path in done.paths]
 
 
@@ -113,16 +114,13 @@ def test_we_read_the_shards_that_llama_quantize_writes(whole: Path, tmp_path: Pa
 @pytest.mark.parametrize("kind", LIMITS)
 def test_llama_cpp_loads_what_is_quantized_into_shards(folder: Path, whole: Path, tmp_path: Path, kind: str) -> None:
     """From a checkpoint and from a GGUF file; the same weights as in one file."""
-    limits, recipes = LIMITS[kind][0], (recipe_of("q4_K_M"),)
     found = []
-    for name, each in (("one", Limits()), ("many", limits)):
-        job = Job(folder, outfile=tmp_path / f"{name}.gguf", limits=each, sync=False)
-        prepared = quantized.prepare(job, quantized.Quantization(recipes))
-        quantized.run(prepared)
-        other = requantize.Job(whole, recipes, output=tmp_path / f"{name}-again.gguf", limits=each, sync=False)
-        with requantize.prepare(other) as again:
-            requantize.run(again)
-        found.append([logits(output.paths[0], IDS) for output in (*prepared.outputs, *again.outputs)])
-        assert all((len(output.paths) > 1) == (name == "many") for output in (*prepared.outputs, *again.outputs))
+    for name, options in (("one", {}), ("many", LIMITS[kind][1])):
+        sets = [
+            written(request(source, "q4_K_M", outfile=tmp_path / f"{name}-{source.stem}.gguf", **options))
+            for source in (folder, whole)
+        ]
+        found.append([logits(paths[0], IDS) for paths in sets])
+        assert all((len(paths) > 1) == (name == "many") for paths in sets)
     for one, many in zip(*found, strict=True):
         assert np.array_equal(one, many)

@@ -17,7 +17,7 @@ import quantized
 import reference
 import sourced
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.convert.run import Job, prepare, run
+from requesting import plan, request, run
 
 pytestmark = pytest.mark.conformance
 
@@ -374,7 +374,7 @@ def test_fp8_as_transformers_dequantizes_it(tmp_path: Path, grid: tuple[int, int
 def test_every_eight_bit_float_as_torch_reads_it() -> None:
     import torch
 
-    from ggufsmith.convert.sources.store import EIGHT_BITS
+    from ggufsmith.convert.dequantize.store import EIGHT_BITS
 
     codes = torch.arange(256).to(torch.uint8)
     dtypes = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu}
@@ -493,7 +493,7 @@ def test_every_tensor_as_the_reference_converter(tmp_path: Path, name: str) -> N
             version=version,
             least=1 if version == 1 else 0,
         )
-    run(prepare(Job(folder, outtype="f32", outfile=tmp_path / "ours.gguf", sync=False)))
+    run(request(folder, outtype="f32", outfile=tmp_path / "ours.gguf"))
     # Reading lazily, it fails on BitNet's packed weights.
     reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "f32", *["--no-lazy"][: name == "bitnet"])
     ours, theirs = open_gguf(tmp_path / "ours.gguf"), open_gguf(tmp_path / "theirs.gguf")
@@ -534,8 +534,8 @@ def test_logits_as_the_library_that_wrote_the_checkpoint(tmp_path: Path, name: s
     ids = np.random.default_rng(5).integers(3, 300, 64).tolist()
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
-    prepared = prepare(Job(folder, outtype="f32", outfile=tmp_path / "out.gguf", sync=False))
-    assert any(note.startswith("14 weights are dequantized from bitsandbytes") for note in prepared.notes)
+    prepared = plan(request(folder, outtype="f32", outfile=tmp_path / "out.gguf"))
+    assert any(note.startswith("14 weights are dequantized from bitsandbytes") for note in prepared.made.notes)
     run(prepared)
     found = logits(prepared.output.path, ids)
     assert ((found - expected) ** 2).mean() / (expected**2).mean() < 1e-9

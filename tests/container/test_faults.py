@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulted import command, run_faulty
 
 import checkpoints
+from faulted import command, run_faulty
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the places of faults are the calls made on Linux")
 

@@ -375,7 +375,7 @@ write_set(Path(sys.argv[1]), OTHER)
 def test_killed_between_renames(tmp_path: Path, at: int) -> None:
     """Readers see the old set, the new one, or none; the next run starts from the old set and leaves no trace."""
     write_set(tmp_path)
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), str(at)], env=here, timeout=60, check=False)
     assert child.returncode == (-signal.SIGKILL if at < 6 else 0)
     first = tmp_path / NAMES[0]

@@ -277,7 +277,7 @@ except NoSpace as error:
 
 
 def _child(path: Path, what: str) -> "subprocess.Popen[str]":
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen([sys.executable, "-c", CHILD, str(path), what], stdout=subprocess.PIPE, text=True, env=here)
 
 

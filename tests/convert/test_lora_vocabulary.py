@@ -12,7 +12,7 @@ import checkpoints
 import vocabularies
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.lora.merge import EMBEDDING, HEAD
-from ggufsmith.convert.run import Job, prepare, run
+from requesting import plan, request, run
 
 TOKENS = {"<turn>": {"special": True}, "<think>": {"special": False}}
 
@@ -33,7 +33,7 @@ def merged(base: Path, adapter: Path, rows: int) -> dict[str, list[object]]:
     rng = np.random.default_rng(5)
     grown = {name: rng.standard_normal((900 + rows, 256)).astype(np.float32) for name in (EMBEDDING, HEAD)}
     adapters.write(base, adapter, whole=grown)
-    prepared = prepare(Job(base, outdir=adapter, lora=((adapter, 1.0),), sync=False))
+    prepared = plan(request(base, outdir=adapter, lora=((adapter, 1.0),)))
     run(prepared)
     with open_gguf(prepared.output.path) as gguf:
         keys = {key: gguf.metadata[f"tokenizer.ggml.{key}"].data for key in ("tokens", "token_type")}
@@ -58,6 +58,6 @@ def test_vocab_json_in_an_adapter_is_a_tokenizer(base: Path, tmp_path: Path) -> 
     adapter = tmp_path / "Tune"
     count = vocabularies.write_naming("qwen2-pairs", adapter, ["added_tokens_decoder"], TOKENS)
     adapters.write(base, adapter)
-    prepared = prepare(Job(base, outdir=adapter, lora=((adapter, 1.0),), vocab_only=False, sync=False))
+    prepared = plan(request(base, outdir=adapter, lora=((adapter, 1.0),), vocab_only=False))
     tokens = prepared.layout.metadata["tokenizer.ggml.tokens"].data
     assert tokens[count : count + 2] == ("<turn>", "<think>")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.ops import AddOne, Array, Constant, Copy, Op, Part, RopePermute, Stack, Unstack
-from ggufsmith.quantize.stream import rows_of
 
 
 def in_chunks(op: Op, sources: list[Array], step: int) -> Array:

@@ -11,23 +11,25 @@ import pytest
 import checkpoints
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import u32
-from ggufsmith.convert.checkpoint import Source
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.plan import Plan, make_plan
+from ggufsmith.convert.stored import StoredTensor
 
 VOCAB = 320
 
 
-def sources(shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> dict[str, Source]:
+def sources(shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16") -> dict[str, StoredTensor]:
     """Headers without files: a plan needs no bytes."""
-    return {name: Source(name, shape, dtype, Path("x"), 0, 2 * int(np.prod(shape))) for name, shape in shapes.items()}
+    return {
+        name: StoredTensor(name, shape, dtype, Path("x"), 0, 2 * int(np.prod(shape))) for name, shape in shapes.items()
+    }
 
 
 def config_of(kind: str, **changes: Any) -> dict[str, Any]:
     return checkpoints.config_of(kind, **{"vocab_size": VOCAB, **changes})
 
 
-def plan_of(config: Mapping[str, Any], tensors: Mapping[str, Source] | None = None) -> Plan:
+def plan_of(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor] | None = None) -> Plan:
     tensors = sources(dict(checkpoints.shapes(config))) if tensors is None else tensors
     return make_plan(Config(config, Path("config.json")), tensors)
 
@@ -36,7 +38,7 @@ def outputs(plan: Plan) -> dict[str, tuple[tuple[int, ...], str, bool]]:
     return {o.name: (o.shape, repr(o.op), o.keep_f32) for o in plan.outputs}
 
 
-def problems(config: Mapping[str, Any], tensors: Mapping[str, Source] | None = None) -> tuple[str, ...]:
+def problems(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor] | None = None) -> tuple[str, ...]:
     with pytest.raises(Unsupported) as caught:
         plan_of(config, tensors)
     return caught.value.also
@@ -143,7 +145,7 @@ def test_a_vocabulary_alone_needs_no_tensors() -> None:
 # -- what must stop a conversion --------------------------------------------------------------------------------------
 
 
-def without(config: Mapping[str, Any], *names: str, **extra: tuple[int, ...]) -> dict[str, Source]:
+def without(config: Mapping[str, Any], *names: str, **extra: tuple[int, ...]) -> dict[str, StoredTensor]:
     shapes = {name: shape for name, shape in checkpoints.shapes(config) if name not in names}
     return sources({**shapes, **{name.replace("__", "."): shape for name, shape in extra.items()}})
 
@@ -199,7 +201,7 @@ def test_a_dense_layer_among_experts_has_no_place() -> None:
 def test_integer_weights_are_named() -> None:
     tensors = dict(plan_sources := without(config_of("llama")))
     name = "model.layers.0.mlp.up_proj.weight"
-    tensors[name] = Source(name, plan_sources[name].shape, "I8", Path("x"), 0, 1)
+    tensors[name] = StoredTensor(name, plan_sources[name].shape, "I8", Path("x"), 0, 1)
     assert problems(config_of("llama"), tensors) == (f"{name}: I8 weights are not supported (F32, F16, BF16 are)",)
 
 
@@ -301,3 +303,14 @@ def test_packed_experts_without_a_shape_are_a_problem() -> None:
     kept = {name: source for name, source in tensors.items() if ".experts." not in name}
     kept |= sources({"model.layers.0.mlp.experts.down_proj": ()})
     assert any("shape []" in line or "experts" in line for line in problems(config, kept))
+
+
+@pytest.mark.parametrize("digits", ["²", "٣", "9" * 10, "9" * 5000], ids=lambda digits: digits[:12])
+@pytest.mark.parametrize(
+    "name", ["model.layers.{}.self_attn.q_proj.weight", "model.layers.0.mlp.experts.{}.up_proj.weight"]
+)
+def test_a_number_in_a_name_that_is_none(name: str, digits: str) -> None:
+    config = config_of("qwen3-moe")
+    more = {**dict(checkpoints.shapes(config)), name.format(digits): (256, 256)}
+    found = problems(config, sources(more))
+    assert any(digits[:9] in problem for problem in found)

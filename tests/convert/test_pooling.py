@@ -11,7 +11,7 @@ from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.values import u32
 from ggufsmith.convert.architectures import LLAMA, QWEN3
 from ggufsmith.convert.pooling import pooling_metadata
-from ggufsmith.convert.run import Job, prepare
+from requesting import plan, request
 
 MODULES = [
     {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -43,7 +43,7 @@ def test_both_spellings(tmp_path: Path, pooling: dict[str, Any], kind: int) -> N
 
 def test_it_is_in_the_file(tmp_path: Path) -> None:
     folder = folder_with(checkpoints.write("qwen3", tmp_path / "m"), {"pooling_mode": "mean"})
-    assert prepare(Job(folder)).layout.metadata["qwen3.pooling_type"] == u32(1)
+    assert plan(request(folder)).layout.metadata["qwen3.pooling_type"] == u32(1)
 
 
 def test_a_language_model_has_none(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import checkpoints
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.convert.run import Job, prepare, run
+from requesting import plan, request, run
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -26,7 +26,7 @@ def rewrite(folder: Path, change: Any, **config: Any) -> Path:
 
 
 def converted(folder: Path, output: Path, outtype: str = "f16") -> bytes:
-    run(prepare(Job(folder, outtype=outtype, outfile=output, sync=False)))
+    run(request(folder, outtype=outtype, outfile=output))
     return output.read_bytes()
 
 
@@ -88,12 +88,12 @@ def test_float32_output_holds_exactly_the_source_values(tmp_path: Path, kind: st
 def test_the_hub_cache_gives_the_model_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "models--org--Some-Model-1B" / "snapshots" / "0123abc"
     checkpoints.write("llama", folder)
-    assert prepare(Job(folder)).output.path.name == "Some-Model-1B-F16.gguf"
+    assert plan(request(folder)).output.path.name == "Some-Model-1B-F16.gguf"
 
 
 def test_a_folder_for_outputs_is_made(tmp_path: Path) -> None:
     folder = checkpoints.write("llama", tmp_path / "Model")
-    prepared = prepare(Job(folder, outdir=tmp_path / "new" / "place", sync=False))
+    prepared = plan(request(folder, outdir=tmp_path / "new" / "place"))
     run(prepared)
     assert prepared.output.paths == [tmp_path / "new" / "place" / "Model-F16.gguf"]
     assert prepared.output.path.is_file()

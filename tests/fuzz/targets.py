@@ -1,6 +1,6 @@
 """What is fuzzed: each function takes damaged inputs, and fails if they give anything but a result or a `Failure`.
 
-    PYTHONPATH=fixtures python tests/fuzz/targets.py TARGET FOLDER EXAMPLES SEED
+    PYTHONPATH=fixtures:tests python tests/fuzz/targets.py TARGET FOLDER EXAMPLES SEED
 
 runs one of them in this process, under limits of memory and time; test_fuzz.py does that for every target.
 """
@@ -30,10 +30,9 @@ from ggufsmith.container.shards import open_gguf_set
 from ggufsmith.container.summary import summary
 from ggufsmith.container.values import array, boolean, f32, i32, string, strings, u32, u64
 from ggufsmith.convert.hf import run as hf
-from ggufsmith.convert.run import Job, prepare, run
-from ggufsmith.quantize import requantize
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.recipes.files import read_recipe, recipe_of, shipped
+from ggufsmith.quantize.recipes.files import read_recipe, shipped
+from requesting import opened, plan, request, run
 
 MEMORY = 3 * 2**30  # bytes of address space; libraries alone reserve one and a half
 F32 = format_of("F32")
@@ -103,7 +102,7 @@ def _model(kind: str, name: str, binary: bool = False) -> Callable[[Path], Calla
             with replaced(model / name, data.draw(damaged)):
                 vocab_only = data.draw(st.booleans())
                 with suppress(Failure):
-                    prepare(Job(model, vocab_only=vocab_only))
+                    plan(request(model, vocab_only=vocab_only))
 
         return target
 
@@ -121,7 +120,7 @@ def safetensors_header(folder: Path) -> Callable[[st.DataObject], None]:
     def target(data: st.DataObject) -> None:
         header = data.draw(damaged_json(tree))
         with replaced(path, len(header).to_bytes(8, "little") + header + whole[end:]), suppress(Failure):
-            prepare(Job(model))
+            plan(request(model))
 
     return target
 
@@ -142,7 +141,7 @@ def front_matter(folder: Path) -> Callable[[st.DataObject], None]:
             replaced(model / "generation_config.json", data.draw(damaged_json({**sampling, "top_k": 5, "top_p": 0.5}))),
             suppress(Failure),
         ):
-            prepare(Job(model, vocab_only=True))
+            plan(request(model, vocab_only=True))
 
     return target
 
@@ -161,7 +160,7 @@ def overrides(folder: Path) -> Callable[[st.DataObject], None]:
     def target(data: st.DataObject) -> None:
         path.write_bytes(data.draw(damaged_json(tree)))
         with suppress(Failure):
-            prepare(Job(model, vocab_only=True, metadata=path))
+            plan(request(model, vocab_only=True, metadata=path))
 
     return target
 
@@ -177,8 +176,8 @@ def _keys(kind: str, target: Callable[[Path], object]) -> Callable[[Path], Calla
     """A GGUF file whose keys have other types and values than they should, and which lacks tensors."""
 
     def make(folder: Path) -> Callable[[st.DataObject], None]:
-        prepared = prepare(Job(checkpoints.write(kind, folder / "model")))
-        metadata, tensors = prepared.layout.metadata, prepared.layout.tensors
+        whole = plan(request(checkpoints.write(kind, folder / "model"))).output.shards.whole
+        metadata, tensors = whole.metadata, whole.tensors
         path = folder / "x.gguf"
 
         def damaged(data: st.DataObject) -> None:
@@ -197,17 +196,17 @@ def _keys(kind: str, target: Callable[[Path], object]) -> Callable[[Path], Calla
 
 
 def quantizer(path: Path) -> None:
-    requantize.prepare(requantize.Job(path, (recipe_of("Q4_K_M"),))).source.close()
+    with opened(request(path, "Q4_K_M")):
+        pass
 
 
 def to_hf(path: Path) -> None:
-    hf.prepare(hf.Job(path)).source.close()
+    hf.prepare(hf.ToHfJob(path)).source.close()
 
 
 def old_ggml_file(folder: Path) -> Callable[[st.DataObject], None]:
     """A Llama file from before GGUF, damaged before its last tensors."""
-    prepared = prepare(Job(checkpoints.write("llama", folder / "model"), outfile=folder / "m.gguf", sync=False))
-    run(prepared)
+    run(request(checkpoints.write("llama", folder / "model"), outfile=folder / "m.gguf"))
     with open_gguf(folder / "m.gguf") as model:
         whole = old_ggml.write("ggjt v3", model, folder / "m.bin").read_bytes()
     path = folder / "x.bin"

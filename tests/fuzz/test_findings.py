@@ -12,9 +12,8 @@ import checkpoints
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.container.layout import lay_out
 from ggufsmith.container.values import Value, f32, u32
-from ggufsmith.convert.run import Job, prepare
-from ggufsmith.quantize import requantize
-from ggufsmith.quantize.recipes.files import recipe_of
+from ggufsmith.convert.model import open_folder
+from requesting import opened, plan, request
 
 
 def with_config(folder: Path, **changes: Any) -> Path:
@@ -29,8 +28,8 @@ def test_rope_factors_of_a_head_of_two_billion(tmp_path: Path) -> None:
     """Synthesized rope_freqs took 4 GiB before anything had looked at head_dim. Tensors, if any, decide."""
     model = with_config(tmp_path, head_dim=2**31 - 1)
     with pytest.raises(Malformed, match="head_dim is 2147483647"):
-        prepare(Job(model, vocab_only=True))
-    assert prepare(Job(model)).plan.dims.head_dim == 128
+        plan(request(model, vocab_only=True))
+    assert open_folder(request(model)).plan.dims.head_dim == 128
 
 
 @pytest.mark.parametrize("end", [float("inf"), float("nan"), 1e308])
@@ -44,7 +43,7 @@ def test_a_safetensors_header_that_ends_at_infinity(tmp_path: Path, end: float) 
     header = json.dumps(tree).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + whole[stop:])
     with pytest.raises(Malformed, match=r"model\.safetensors"):
-        prepare(Job(model))
+        plan(request(model))
 
 
 @pytest.mark.parametrize("key", ["block_count", "attention.head_count", "attention.head_count_kv", "expert_count"])
@@ -59,14 +58,14 @@ def test_a_model_of_four_billion_blocks(tmp_path: Path) -> None:
 
 
 def quantized_with(tmp_path: Path, key: str, value: Value) -> None:
-    prepared = prepare(Job(checkpoints.write("llama", tmp_path / "model")))
-    layout = lay_out({**prepared.layout.metadata, f"llama.{key}": value}, prepared.layout.tensors)
+    whole = plan(request(checkpoints.write("llama", tmp_path / "model"))).output.shards.whole
+    layout = lay_out({**whole.metadata, f"llama.{key}": value}, whole.tensors)
     path = tmp_path / "x.gguf"
     with path.open("wb") as file:
         file.write(layout.header)
         file.truncate(layout.size)
-    with suppress(Failure):
-        requantize.prepare(requantize.Job(path, (recipe_of("Q4_K_M"),))).source.close()
+    with suppress(Failure), opened(request(path, "Q4_K_M")):
+        pass
 
 
 def test_the_targets_work_on_sound_files() -> None:

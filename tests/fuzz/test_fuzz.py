@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import targets
 
-import checkpoints
-
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 USUAL = {"gguf": 1500}
 
@@ -21,7 +19,7 @@ def test_damage_gives_a_failure_or_a_result(name: str, tmp_path: Path) -> None:
     command = [sys.executable, targets.__file__, name, str(tmp_path), str(examples), os.environ.get("FUZZ_SEED", "0")]
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": str(Path(checkpoints.__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         encoding="utf-8",

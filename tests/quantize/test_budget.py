@@ -1,7 +1,6 @@
 """The size budget: the knapsack against brute force, sizes that hold, errors that fall, the recipe that comes out."""
 
 import math
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -12,10 +11,14 @@ from hypothesis import strategies as st
 
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import BY_NAME
-from ggufsmith.container.shards import Limits
-from ggufsmith.quantize.budget import Budget, Choice, budget_of, solve
-from ggufsmith.quantize.recipes.files import read_recipe
-from ggufsmith.quantize.requantize import Job, prepare, run, with_budget
+from ggufsmith.pipeline.outputs import OutputFile
+from ggufsmith.pipeline.request import Request
+from ggufsmith.quantize.budget import Budget, Choice, Solved, budget_of, solve
+from ggufsmith.quantize.file_pass import open_file_pass
+from ggufsmith.quantize.measured import silently, with_budgets
+from ggufsmith.quantize.outputs import QuantizedFile
+from ggufsmith.quantize.plan import FilePlan
+from requesting import opened, plan, request, run
 
 Q8_0 = BY_NAME["Q8_0"]
 ladders = st.lists(
@@ -84,66 +87,75 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_model(tmp_path_factory.mktemp("budget") / "Tiny-1M-F16.gguf")
 
 
+def solved_for(asked: Request) -> tuple[Request, Solved]:
+    """The request with the recipe that fits its budget."""
+    found, (solved,) = with_budgets(asked, open_file_pass, silently)
+    return found, solved
+
+
+def plan_of(output: OutputFile) -> FilePlan:
+    assert isinstance(output, QuantizedFile)
+    return output.plan
+
+
 def test_files_of_the_size_asked_for(model: Path, tmp_path: Path) -> None:
     errors = []
     for bits in (4.7, 5.5, 6.5, 9.0):
-        job, solved = with_budget(Job(model, (), outdir=tmp_path, sync=False), Budget(bits_per_weight=bits))
-        with prepare(job) as prepared:
-            run(prepared)
-            output = prepared.outputs[0]
-            assert output.path.stat().st_size == solved.size == output.size
-            assert bits - 0.5 < output.plan.bits_per_weight <= bits
-            types = [each.format for each in output.plan.assignments]
+        asked, solved = solved_for(request(model, outdir=tmp_path, target_bpw=(bits,)))
+        planned = plan(asked)
+        run(planned)
+        output = planned.output
+        assert output.path.stat().st_size == solved.size == output.size
+        assert bits - 0.5 < output.bits_per_weight <= bits
+        types = [each.format for each in plan_of(output).assignments]
         errors.append(solved.error)
         (tmp_path / "found.toml").write_text(solved.text, encoding="utf-8")
-        again = Job(model, (read_recipe(tmp_path / "found.toml"),), outdir=tmp_path)
-        with prepare(again) as prepared:
-            plan = prepared.outputs[0].plan
-            assert [each.format for each in plan.assignments] == types
-            assert prepared.outputs[0].path == output.path
+        with opened(request(model, str(tmp_path / "found.toml"), outdir=tmp_path)) as made:
+            again = plan_of(made.outputs[0])
+            assert [each.format for each in again.assignments] == types
+            assert made.outputs[0].path == output.path
             most = max(
                 set(types),
-                key=lambda kind: sum(math.prod(e.tensor.shape) for e in plan.assignments if e.format is kind),
+                key=lambda kind: sum(math.prod(e.tensor.shape) for e in again.assignments if e.format is kind),
             )
-            assert plan.recipe.file_type.base is most
+            assert again.recipe.file_type.base is most
     assert errors == sorted(errors, reverse=True) and errors[0] > 2 * errors[-1]
 
 
 def test_bytes_of_the_whole_file(model: Path, tmp_path: Path) -> None:
     size = model.stat().st_size // 3
-    job, solved = with_budget(Job(model, (), outdir=tmp_path, sync=False), Budget(size))
+    asked, solved = solved_for(request(model, outdir=tmp_path, target_size=(str(size),)))
     assert size * 0.9 < solved.size <= size
-    with prepare(job) as prepared:
-        assert prepared.outputs[0].size == solved.size
+    with opened(asked) as made:
+        assert made.outputs[0].size == solved.size
 
 
 def test_the_headers_of_shards_count(model: Path, tmp_path: Path) -> None:
     """A budget that a single file fills leaves shards less for tensors."""
-    job = Job(model, (), outdir=tmp_path, sync=False, limits=Limits(max_tensors=1))
-    single = with_budget(replace(job, limits=Limits()), Budget(model.stat().st_size // 3))[1].size
-    job, solved = with_budget(job, Budget(single))
-    with prepare(job) as prepared:
-        run(prepared)
-        assert sum(path.stat().st_size for path in prepared.outputs[0].paths) == solved.size <= single
+    _, whole = solved_for(request(model, outdir=tmp_path, target_size=(str(model.stat().st_size // 3),)))
+    asked, solved = solved_for(request(model, outdir=tmp_path, target_size=(str(whole.size),), split_max_tensors=1))
+    planned = plan(asked)
+    run(planned)
+    assert sum(path.stat().st_size for path in planned.output.paths) == solved.size <= whole.size
 
 
 def test_the_same_on_any_number_of_threads(model: Path) -> None:
-    texts = {with_budget(Job(model, (), threads=threads), Budget(bits_per_weight=5.3))[1].text for threads in (1, 2, 3)}
+    texts = {solved_for(request(model, threads=threads, target_bpw=(5.3,)))[1].text for threads in (1, 2, 3)}
     assert len(texts) == 1
 
 
 def test_importance_steers_it(model: Path, tmp_path: Path) -> None:
     imatrix = models.write_imatrix(tmp_path / "i", models.importance(models.arrays(), seed=5))
-    _, plain = with_budget(Job(model, ()), Budget(bits_per_weight=5.3))
-    _, steered = with_budget(Job(model, (), imatrix=imatrix), Budget(bits_per_weight=5.3))
+    _, plain = solved_for(request(model, target_bpw=(5.3,)))
+    _, steered = solved_for(request(model, target_bpw=(5.3,), imatrix=imatrix))
     assert steered.error != plain.error
 
 
 def test_impossible(model: Path, tmp_path: Path) -> None:
     with pytest.raises(Usage, match="smallest file possible"):
-        with_budget(Job(model, ()), Budget(bits_per_weight=2.0))
+        solved_for(request(model, target_bpw=(2.0,)))
     values = models.arrays()["blk.0.attn_v.weight"]
     values[:] = float("nan")
     bad = models.write_model(tmp_path / "m-F16.gguf", **{"blk.0.attn_v.weight": models.plain(values)})
     with pytest.raises(Malformed, match=r"blk\.0\.attn_v\.weight"):
-        with_budget(Job(bad, ()), Budget(bits_per_weight=6))
+        solved_for(request(bad, target_bpw=(6,)))

@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 import checkpoints
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.formats import BY_NAME
-from ggufsmith.convert import quantized
-from ggufsmith.convert.run import Job
 from ggufsmith.quantize import rows as encoding
 from ggufsmith.quantize.checks import LARGEST, check_row, check_scales, row_error
 from ggufsmith.quantize.plan import MAKEABLE
-from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.rows import codec_of, encode
+from requesting import request, run
 
 F32 = BY_NAME["F32"]
 COARSE = ("IQ1_M", "Q1_0", "TQ1_0", "TQ2_0")  # ordinary rows lose in them as much as by chance
@@ -86,7 +84,6 @@ def test_no_right_row_is_refused(rows: strategies.Rows, seed: int, data: st.Data
 
 def test_a_broken_kernel_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoints.write("llama", tmp_path / "Model")
-    job = Job(folder, outfile=tmp_path / "x.gguf", sync=False)
     real = encoding.codec_of
 
     def broken(format: object) -> object:
@@ -100,8 +97,7 @@ def test_a_broken_kernel_stops_the_run(tmp_path: Path, monkeypatch: pytest.Monke
         return SimpleNamespace(**{**fields, "encode": encode})
 
     monkeypatch.setattr(encoding, "codec_of", broken)
-    prepared = quantized.prepare(job, quantized.Quantization((recipe_of("q4_K_S"),)))
     with pytest.raises(Failure, match=r"a row as Q4_K has an error of .* which cannot be") as caught:
-        quantized.run(prepared)
+        run(request(folder, "q4_K_S", outfile=tmp_path / "x.gguf"))
     assert caught.value.where and ".weight" in caught.value.where
     assert [path.name for path in tmp_path.iterdir()] == ["Model"]

@@ -4,7 +4,6 @@ That the bytes are llama-quantize's is shown in conformance/test_quant_files.py.
 """
 
 import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,18 @@ from ggufsmith.container.formats import BY_NAME, format_of
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.shards import Limits, open_gguf_set
 from ggufsmith.container.values import array, string, u32
-from ggufsmith.quantize.outputs import Output, Written
-from ggufsmith.quantize.recipes.assign import Options
-from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.recipes.options import override_of
-from ggufsmith.quantize.requantize import Job, parse_override, prepare, prune_layers, run
+from ggufsmith.pipeline.outputs import OutputFile, Written
+from ggufsmith.pipeline.request import Request
+from ggufsmith.quantize.overrides import parse_override
+from ggufsmith.quantize.prune import prune_layers
+from requesting import opened, plan, request, run
 
 Q8_0 = format_of("Q8_0")
 
 
-def work(job: Job) -> tuple[Output, Written]:
-    with prepare(replace(job, sync=False)) as prepared:
-        return prepared.outputs[0], run(prepared)
-
-
-def job(source: Path, *recipes: str, **changes: Any) -> Job:
-    return Job(source, tuple(map(recipe_of, recipes)), **changes)
+def work(asked: Request) -> tuple[OutputFile, Written]:
+    planned = plan(asked)
+    return planned.output, run(planned)
 
 
 def untouched(folder: Path) -> set[str]:
@@ -47,7 +42,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_named_by_the_convention_and_marked(model: Path) -> None:
-    output, written = work(job(model, "q8_0"))
+    output, written = work(request(model, "q8_0"))
     assert output.path == model.with_name("Tiny-1M-Q8_0.gguf")
     assert written.notes == ()
     with open_gguf(output.path) as gguf:
@@ -62,11 +57,11 @@ def test_named_by_the_convention_and_marked(model: Path) -> None:
 def test_several_recipes_equal_each_alone(model: Path, tmp_path: Path) -> None:
     (tmp_path / "together").mkdir()
     names = ("q8_0", "q4_0", "f32", "copy")
-    with prepare(job(model, *names, outdir=tmp_path / "together", threads=2, sync=False)) as prepared:
-        run(prepared)
-        paths = [output.path for output in prepared.outputs]
+    planned = plan(request(model, *names, outdir=tmp_path / "together", threads=2))
+    run(planned)
+    paths = [output.path for output in planned.made.outputs]
     for name, path in zip(names, paths, strict=True):
-        alone, _ = work(job(model, name, output=tmp_path / f"{name}.gguf", threads=1))
+        alone, _ = work(request(model, name, outfile=tmp_path / f"{name}.gguf", threads=1))
         assert path.read_bytes() == alone.path.read_bytes()
 
 
@@ -74,11 +69,11 @@ def test_other_types_are_copied(tmp_path: Path) -> None:
     """Integers and 64-bit numbers stay bit for bit, as do tensors that have their type already."""
     rng = np.random.default_rng(0)
     extra = {}
-    for name, size in (("I8", 1), ("I32", 4), ("I64", 8), ("F64", 8)):
-        extra[f"x.{name}"] = (BY_NAME[name], rng.integers(0, 255, (3, 5 * size), np.uint8))
+    for k, (name, size) in enumerate((("I8", 1), ("I32", 4), ("I64", 8), ("F64", 8))):
+        extra[f"blk.{k % 2}.attn_{'kv'[k // 2]}.bias"] = (BY_NAME[name], rng.integers(0, 255, (3, 5 * size), np.uint8))
     model = models.write_model(tmp_path / "m.gguf", **extra)
-    first, _ = work(job(model, "q8_0", output=tmp_path / "a.gguf"))
-    again, _ = work(job(first.path, "q8_0", output=tmp_path / "b.gguf"))
+    first, _ = work(request(model, "q8_0", outfile=tmp_path / "a.gguf"))
+    again, _ = work(request(first.path, "q8_0", outfile=tmp_path / "b.gguf"))
     assert first.path.read_bytes() == again.path.read_bytes()
     with open_gguf(first.path) as gguf:
         for name, (format, data) in extra.items():
@@ -94,16 +89,23 @@ def test_the_place_of_the_files_leaves_no_trace(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         model = models.write_model(tmp_path / folder / "m.gguf")
         imatrix = models.write_imatrix(tmp_path / folder / f"{folder}.imatrix", models.importance(models.arrays()))
-        output, _ = work(job(model, "q4_0", imatrix=imatrix))
+        output, _ = work(request(model, "q4_0", imatrix=imatrix))
         digests.add(hashlib.sha256(output.path.read_bytes()).hexdigest())
     assert len(digests) == 1
 
 
 def test_importance_changes_what_it_should(model: Path, tmp_path: Path) -> None:
     imatrix = models.write_imatrix(tmp_path / "i", models.importance(models.arrays()))
-    plain, _ = work(job(model, "q4_0", output=tmp_path / "a.gguf", options=Options(pure=True)))
+    plain, _ = work(request(model, "q4_0", outfile=tmp_path / "a.gguf", pure=True))
     steered, _ = work(
-        job(model, "q4_0", output=tmp_path / "b.gguf", options=Options(pure=True), imatrix=imatrix, include=("attn_v",))
+        request(
+            model,
+            "q4_0",
+            outfile=tmp_path / "b.gguf",
+            pure=True,
+            imatrix=imatrix,
+            include_weights=("attn_v",),
+        )
     )
     with open_gguf(plain.path) as a, open_gguf(steered.path) as b:
         differ = []
@@ -119,9 +121,9 @@ def test_importance_changes_what_it_should(model: Path, tmp_path: Path) -> None:
 def test_importance_of_zero_erases_nothing(model: Path, tmp_path: Path) -> None:
     means = {"blk.0.attn_q.weight": np.zeros((1, 64), np.float32)}
     imatrix = models.write_imatrix(tmp_path / "i", means)
-    output, written = work(job(model, "q4_0", imatrix=imatrix, options=Options(pure=True)))
+    output, written = work(request(model, "q4_0", imatrix=imatrix, pure=True))
     assert any("blk.0.attn_q.weight" in note for note in written.notes)
-    plain, _ = work(job(model, "q4_0", output=tmp_path / "p.gguf", options=Options(pure=True)))
+    plain, _ = work(request(model, "q4_0", outfile=tmp_path / "p.gguf", pure=True))
     for path in (output.path, plain.path):
         with open_gguf(path) as gguf:
             info = gguf.tensors["blk.0.attn_q.weight"]
@@ -133,10 +135,10 @@ def test_importance_of_zero_erases_nothing(model: Path, tmp_path: Path) -> None:
 def test_shards_in_and_out(model: Path, tmp_path: Path) -> None:
     with open_gguf_set(model) as source:
         shards = copy(source, plan_split(source, Limits(max_tensors=4)), tmp_path / "S-1M-F16.gguf", sync=False).paths
-    whole, _ = work(job(model, "q8_0"))
-    joined, _ = work(job(shards[1], "q8_0", output=tmp_path / "joined.gguf"))
+    whole, _ = work(request(model, "q8_0"))
+    joined, _ = work(request(shards[1], "q8_0", outfile=tmp_path / "joined.gguf"))
     assert joined.path.read_bytes() == whole.path.read_bytes()
-    kept, _ = work(job(shards[0], "q8_0", split=True))
+    kept, _ = work(request(shards[0], "q8_0", keep_split=True))
     assert [path.name for path in kept.paths] == [path.name.replace("F16", "Q8_0") for path in shards]
     with open_gguf_set(kept.paths[0]) as a, open_gguf_set(shards[0]) as b:
         assert a.counts == b.counts
@@ -157,7 +159,7 @@ def test_pruning(tmp_path: Path) -> None:
     arrays = {name: models.plain(v, F16 if v.ndim > 1 else F32) for name, v in models.arrays(4).items()}
     keys = {**models.metadata(4), "llama.attention.head_count_kv": array(np.array([1, 2, 3, 4], np.uint32))}
     model = models.write_gguf(tmp_path / "m.gguf", keys, arrays)
-    output, _ = work(job(model, "copy", output=tmp_path / "o.gguf", prune=(1,)))
+    output, _ = work(request(model, "copy", outfile=tmp_path / "o.gguf", prune_layers=(1,)))
     with open_gguf(output.path) as gguf:
         assert gguf.metadata["llama.block_count"] == u32(3)
         assert gguf.metadata["llama.attention.head_count_kv"].data.tolist() == [1, 3, 4]  # type: ignore[union-attr]
@@ -171,8 +173,8 @@ def test_pruning_counts_the_layers_that_are_left(tmp_path: Path) -> None:
     arrays = {name: models.plain(v, F16 if v.ndim > 1 else F32) for name, v in models.arrays(4).items()}
     keys = {**models.metadata(4), "llama.attention.head_count_kv": array(np.array([1, 2, 3, 4], np.uint32))}
     model = models.write_gguf(tmp_path / "m.gguf", keys, arrays)
-    metadata = {"llama.block_count": u32(80), "x.y": u32(1)}
-    output, _ = work(job(model, "q8_0", output=tmp_path / "o.gguf", prune=(1, 2), metadata=metadata))
+    texts = ("llama.block_count=int:80", "x.y=int:1")
+    output, _ = work(request(model, "q8_0", outfile=tmp_path / "o.gguf", prune_layers=(1, 2), override_kv=texts))
     with open_gguf(output.path) as gguf:
         assert list(gguf.metadata)[-2:] == ["x.y", "llama.block_count"]
         assert gguf.metadata["llama.block_count"] == u32(2)
@@ -189,10 +191,11 @@ def test_pruning_one_stack_of_two() -> None:
 
 def test_overridden_keys_move_to_the_end(model: Path, tmp_path: Path) -> None:
     """As llama-quantize sets them, the file type too, which it has set itself before."""
-    metadata = {"x.y": u32(1), "general.file_type": u32(9), "llama.context_length": u32(7)}
-    output, _ = work(job(model, "q8_0", output=tmp_path / "o.gguf", metadata=metadata))
+    keys = {"x.y": 1, "general.file_type": 9, "llama.context_length": 7}
+    texts = tuple(f"{key}=int:{number}" for key, number in keys.items())
+    output, _ = work(request(model, "q8_0", outfile=tmp_path / "o.gguf", override_kv=texts))
     with open_gguf(output.path) as gguf:
-        assert list(gguf.metadata)[-4:] == ["general.quantization_version", *metadata]
+        assert list(gguf.metadata)[-4:] == ["general.quantization_version", *keys]
         assert gguf.metadata["general.file_type"] == u32(9)
 
 
@@ -214,8 +217,7 @@ def test_scales_that_are_damaged(name: str, place: int, scale: bytes, tmp_path: 
     wide = {"blk.1.attn_q.weight": models.arrays(width=256)["blk.1.attn_q.weight"]}
     model = models.write_model(tmp_path / "m-F16.gguf", **{key: models.plain(v, F16) for key, v in wide.items()})
     imatrix = models.write_imatrix(tmp_path / "imatrix", models.importance(wide))
-    options = Options(overrides=(override_of(f"blk.1.attn_q={name}"),))
-    first, _ = work(job(model, "q8_0", options=options, imatrix=imatrix))
+    first, _ = work(request(model, "q8_0", tensor_types=(f"blk.1.attn_q={name}",), imatrix=imatrix))
     data = bytearray(first.path.read_bytes())
     with open_gguf(first.path) as gguf:
         at = gguf.tensors["blk.1.attn_q.weight"].offset + format_of(name).size * 5 + place
@@ -223,7 +225,7 @@ def test_scales_that_are_damaged(name: str, place: int, scale: bytes, tmp_path: 
     (tmp_path / "bad.gguf").write_bytes(data)
     before = untouched(tmp_path)
     with pytest.raises(Malformed, match=r"bad\.gguf: blk\.1\.attn_q\.weight.*1 blocks"):
-        work(job(tmp_path / "bad.gguf", "copy", output=tmp_path / "o.gguf"))
+        work(request(tmp_path / "bad.gguf", "copy", outfile=tmp_path / "o.gguf"))
     assert untouched(tmp_path) == before
 
 
@@ -234,36 +236,36 @@ def test_weights_that_are_damaged(value: float, tmp_path: Path) -> None:
     model = models.write_model(tmp_path / "m-F16.gguf", **{"blk.0.attn_v.weight": models.plain(values, F16)})
     before = untouched(tmp_path)
     with pytest.raises(Malformed, match=r"blk\.0\.attn_v\.weight.*row 3, column 5"):
-        work(job(model, "q8_0"))
+        work(request(model, "q8_0"))
     assert untouched(tmp_path) == before
 
 
 def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None:
-    quantized, _ = work(job(model, "q8_0"))
+    quantized, _ = work(request(model, "q8_0"))
     narrow = models.write_model(tmp_path / "narrow-F16.gguf", width=48)
     imatrix = models.write_imatrix(tmp_path / "i", models.importance(models.arrays(width=96)))
     numbers = (BY_NAME["F64"], np.zeros((2, 512), np.uint8))
-    odd = models.write_model(tmp_path / "odd.gguf", **{"blk.0.x.weight": numbers})
+    odd = models.write_model(tmp_path / "odd.gguf", **{"blk.0.attn_k.weight": numbers})
     wide = models.write_model(tmp_path / "wide-F16.gguf", blocks=1, width=256)
     empty = models.write_gguf(tmp_path / "vocab.gguf", models.metadata(), {})
     before = untouched(tmp_path)
     for wrong, kind, message in (
-        (job(model), Usage, "name a recipe"),
-        (job(model, "q8_0", "q4_0", output=tmp_path / "o.gguf"), Usage, "several recipes"),
-        (job(model, "q4_K", "q4_K_M"), Usage, "two recipes"),
-        (job(wide, "iq1_s"), Usage, "importance matrix"),
-        (job(model, "q8_0", options=Options(overrides=(override_of("attn_w=q8_0"),))), Usage, "attn_w"),
-        (job(quantized.path, "q4_0"), Usage, "quantized already"),
-        (job(narrow, "q8_0", strict=True), Usage, "--strict"),
-        (job(model, "q4_0", imatrix=imatrix), Malformed, "another model"),
-        (job(model, "q4_0", include=("attn",)), Usage, "--imatrix"),
-        (job(model, "q8_0", prune=(2,)), Usage, "layers 0 to 1"),
-        (job(odd, "q8_0"), Unsupported, "F64"),
-        (job(wide, "q8_0", options=Options(overrides=(override_of("attn_v=q8_K"),))), Unsupported, "Q8_K"),
-        (job(empty, "q8_0"), Malformed, "no tensors"),
-        (job(tmp_path / "absent.gguf", "q8_0"), Failure, "cannot open"),
-        (job(model, "f16"), OutputConflict, "is the input"),
-        (job(model, "q8_0", overwrite=False), OutputConflict, "exists already"),
+        (request(model), Usage, "this is a GGUF file already"),
+        (request(model, "q8_0", "q4_0", outfile=tmp_path / "o.gguf"), Usage, "several recipes"),
+        (request(model, "q4_K", "q4_K_M"), Usage, "two recipes"),
+        (request(wide, "iq1_s"), Usage, "importance matrix"),
+        (request(model, "q8_0", tensor_types=("attn_w=q8_0",)), Usage, "attn_w"),
+        (request(quantized.path, "q4_0"), Usage, "quantized already"),
+        (request(narrow, "q8_0", strict=True), Usage, "--strict"),
+        (request(model, "q4_0", imatrix=imatrix), Malformed, "another model"),
+        (request(model, "q4_0", include_weights=("attn",)), Usage, "--imatrix"),
+        (request(model, "q8_0", prune_layers=(2,)), Usage, "layers 0 to 1"),
+        (request(odd, "q8_0"), Unsupported, "F64"),
+        (request(wide, "q8_0", tensor_types=("attn_v=q8_K",)), Unsupported, "Q8_K"),
+        (request(empty, "q8_0"), Malformed, "no tensors"),
+        (request(tmp_path / "absent.gguf", "q8_0"), Failure, "cannot open"),
+        (request(model, "f16"), OutputConflict, "is the input"),
+        (request(model, "q8_0", overwrite=False), OutputConflict, "exists already"),
     ):
         with pytest.raises(kind, match=message):
             work(wrong)
@@ -273,28 +275,29 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
 def test_options_without_effect_are_told(tmp_path: Path) -> None:
     """A model whose token embeddings are the output too."""
     model = models.write_model(tmp_path / "m-F16.gguf")
-    q5 = BY_NAME["Q5_0"]
+    options: dict[str, Any]
     for options, expected in (
-        (Options(leave_output=True), ["--leave-output-tensor"]),
-        (Options(output_type=q5), []),
-        (Options(output_type=q5, pure=True), ["--output-tensor-type"]),
-        (Options(output_type=q5, token_embedding_type=q5), ["--output-tensor-type"]),
+        ({"leave_output_tensor": True}, ["--leave-output-tensor"]),
+        ({"output_tensor_type": "Q5_0"}, []),
+        ({"output_tensor_type": "Q5_0", "pure": True}, ["--output-tensor-type"]),
+        ({"output_tensor_type": "Q5_0", "token_embedding_type": "Q5_0"}, ["--output-tensor-type"]),
     ):
-        with prepare(job(model, "q8_0", options=options)) as prepared:
-            assert [note.partition(" ")[0] for note in prepared.outputs[0].plan.notes()] == expected
+        with opened(request(model, "q8_0", **options)) as made:
+            assert [note.partition(" ")[0] for note in made.outputs[0].notes] == expected
 
 
 def test_fallbacks_and_costs_are_told(tmp_path: Path) -> None:
     narrow = models.write_model(tmp_path / "narrow-F16.gguf", width=48)
-    with prepare(job(narrow, "q8_0")) as prepared:
-        (note,) = prepared.outputs[0].plan.notes()
+    with opened(request(narrow, "q8_0")) as made:
+        (output,) = made.outputs
+        (note,) = output.notes
     assert note.startswith("9 of 12 tensors fall back (Q8_0 to F16)")
-    assert f"{prepared.outputs[0].plan.bits_per_weight:.2f} bits per weight" in note
+    assert f"{output.bits_per_weight:.2f} bits per weight" in note
     model = models.write_model(tmp_path / "m-F16.gguf")
     rules = 'extends = "q8_0"\n[[rule]]\ntype = "q4_0"\nmatch = "ffn_dwn"\n'
     (tmp_path / "own.toml").write_text(rules, encoding="utf-8")
     with pytest.raises(Usage, match=r"own\.toml:2: matches none"):
-        prepare(job(model, str(tmp_path / "own.toml")))
-    first, _ = work(job(model, "q8_0"))
-    with prepare(job(first.path, "q4_0", allow_requantize=True)) as prepared:
-        assert any("second time, from Q8_0" in note for note in prepared.outputs[0].plan.notes())
+        plan(request(model, str(tmp_path / "own.toml")))
+    first, _ = work(request(model, "q8_0"))
+    with opened(request(first.path, "q4_0", allow_requantize=True)) as made:
+        assert any("second time, from Q8_0" in note for note in made.outputs[0].notes)

@@ -13,10 +13,9 @@ import checkpoints
 from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
 from ggufsmith.container.reader import Gguf, open_gguf
 from ggufsmith.container.values import f32, strings, u32
-from ggufsmith.convert import run as conversion
-from ggufsmith.quantize.recipes.files import recipe_of
-from ggufsmith.quantize.requantize import Job, prepare, run
+from ggufsmith.quantize.file_pass import open_file_pass
 from ggufsmith.quantize.source import open_model
+from requesting import opened, plan, request, run
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +23,12 @@ def f16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama in F16, with fewer key-value heads than heads."""
     folder = tmp_path_factory.mktemp("llama")
     source = checkpoints.write("llama", folder / "source")
-    conversion.run(conversion.prepare(conversion.Job(source, outfile=folder / "tiny-F16.gguf", sync=False)))
+    run(request(source, outfile=folder / "tiny-F16.gguf"))
     return folder / "tiny-F16.gguf"
 
 
 def quantized(source: Path, path: Path, recipe: str, **options: Any) -> Path:
-    with prepare(Job(source, (recipe_of(recipe),), output=path, sync=False, **options)) as prepared:
-        run(prepared)
+    run(request(source, recipe, outfile=path, **options))
     return path
 
 
@@ -84,23 +82,24 @@ def test_any_recipe_works_as_on_the_gguf(f16: Path, tmp_path: Path) -> None:
     found = quantized(old(f16, tmp_path / "tiny.bin"), tmp_path / "found.gguf", "q4_K_M")
     assert contents(found)[1] == contents(expected)[1]
     with pytest.raises(Failure, match="quantized already"):
-        prepare(Job(old(expected, tmp_path / "small.bin"), (recipe_of("q8_0"),), output=tmp_path / "no.gguf"))
+        plan(request(old(expected, tmp_path / "small.bin"), "q8_0", outfile=tmp_path / "no.gguf"))
 
 
 def test_assumptions_are_said_until_they_are_overridden(f16: Path, tmp_path: Path) -> None:
     path = old(f16, tmp_path / "tiny.bin", "ggml")
     context, eps = "llama.context_length", "llama.attention.layer_norm_rms_epsilon"
-    with prepare(Job(path, (recipe_of("copy"),), output=tmp_path / "o.gguf")) as prepared:
-        notes = "\n".join(prepared.notes)
+    with opened(request(path, "copy", outfile=tmp_path / "o.gguf")) as made:
+        notes = "\n".join(made.notes)
     assert f"{context}: assumed 2048" in notes and f"{eps}: assumed 5e-06" in notes
     assert "no scores" in notes and "--tokenizer" in notes
     assert "2 query heads share a key-value head" in notes
-    known = {context: u32(4096), eps: f32(1e-5)}
+    known = (f"{context}=int:4096", f"{eps}=float:1e-5")
     vocabulary = {"tokenizer.ggml.tokens": strings(["a"])}
-    job = Job(path, (recipe_of("copy"),), output=tmp_path / "o.gguf", metadata=known, vocabulary=vocabulary)
-    with prepare(job) as prepared:
-        assert prepared.notes == ("2 query heads share a key-value head, by the shape of attn_k",)
-        metadata = prepared.outputs[0].plan.layout.metadata
+    asked = request(path, "copy", outfile=tmp_path / "o.gguf", override_kv=known)
+    with open_file_pass(asked, vocabulary) as made:
+        assert made.notes == ("2 query heads share a key-value head, by the shape of attn_k",)
+        metadata = made.outputs[0].shards.whole.metadata
+    assert metadata[context] == u32(4096)
     assert metadata[eps] == f32(1e-5)
     assert {key: value for key, value in metadata.items() if key.startswith("tokenizer.")} == vocabulary
 
@@ -116,8 +115,8 @@ def test_assumptions_are_said_until_they_are_overridden(f16: Path, tmp_path: Pat
     ],
 )
 def test_names_of_outputs(file: str, name: str, f16: Path, tmp_path: Path) -> None:
-    with prepare(Job(old(f16, tmp_path / file), (recipe_of("q8_0"),))) as prepared:
-        assert prepared.outputs[0].path == tmp_path / f"{name}-Q8_0.gguf"
+    with opened(request(old(f16, tmp_path / file), "q8_0")) as made:
+        assert made.outputs[0].path == tmp_path / f"{name}-Q8_0.gguf"
 
 
 SIZES = (3, 32, 256, 4, 1, 8, 0)
@@ -178,8 +177,8 @@ def test_what_is_no_whole_llama_model_is_refused(name: str, tmp_path: Path) -> N
 def test_a_gguf_file_needs_no_ending(f16: Path, tmp_path: Path) -> None:
     """As in stores that name files by their hash."""
     (tmp_path / "sha256-01ab").write_bytes(f16.read_bytes())
-    with prepare(Job(tmp_path / "sha256-01ab", (recipe_of("q8_0"),))) as prepared:
-        assert prepared.outputs[0].path.name == "sha256-01ab-Q8_0.gguf"
+    with opened(request(tmp_path / "sha256-01ab", "q8_0")) as made:
+        assert made.outputs[0].path.name == "sha256-01ab-Q8_0.gguf"
 
 
 def test_what_is_no_model_file(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Where every program starts and every command runs: all output can be encoded, and errors and signals become one
+message and an exit code."""
+
+import codecs
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+# What our texts and rich's contain beyond ASCII, for encodings without it.
+PLAIN = {"…": "...", "→": "->", "×": "x", "•": "*"}
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that every `with` on the way out cleans up."""
+
+
+def start(app: Callable[[], object]) -> None:
+    """Run a program: with output that any encoding can take, from its help on."""
+    show_anything()
+    app()
+
+
+def show_anything() -> None:
+    """Characters that the encoding of the screen, or of the file behind it, lacks are replaced or escaped.
+
+    Python's default is to end the run with UnicodeEncodeError.
+    """
+    codecs.register_error("ggufsmith", _replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ggufsmith")
+
+
+def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = "".join(PLAIN.get(each) or _escaped(each) for each in error.object[error.start : error.end])
+    return text, error.end
+
+
+def _escaped(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def guarded(command: Callable[[], None], machine: bool) -> None:
+    """Run a command; turn errors and signals into one message and an exit code.
+
+    command: what to do. machine: report errors as JSON on standard output.
+    Raises typer.Exit with the code of the error (see container/errors.py), 130 for SIGINT or 143 for SIGTERM.
+    """
+    from ggufsmith.cli import render
+    from ggufsmith.container.errors import Failure
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here needs BLAS, whose idle threads would spin
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        command()
+    except Failure as error:
+        render.failure(error, machine)
+        code = error.code
+    except BrokenPipeError:  # who read the output has left, and wants to hear no more
+        raise
+    except OSError as error:
+        render.failure(Failure(error.strerror or str(error), where=error.filename), machine)
+        code = Failure.code
+    except Exception as error:  # a bug: never a traceback for the user, unless asked for
+        if os.environ.get("GGUFSMITH_DEBUG"):
+            raise
+        what = f"internal error: {type(error).__name__}: {error}"
+        render.failure(Failure(what, fix="Please report it, with the output of GGUFSMITH_DEBUG=1."), machine)
+        code = Failure.code
+    except (KeyboardInterrupt, Terminated) as error:
+        render.line(f"interrupted; {' '.join(getattr(error, '__notes__', ['nothing was left behind']))}", render.err)
+        code = 130 if isinstance(error, KeyboardInterrupt) else 143
+    else:
+        return
+    raise typer.Exit(code)

@@ -1,0 +1,188 @@
+"""A pass over a model folder: unquantized files, and quantized ones without a 16-bit file in between.
+
+Each quantized file equals converting to the checkpoint's own precision and quantizing that with `quantize.file_pass`;
+the file in between is planned, and never written. Each tensor is read and transformed once for all outputs.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gguf.constants import Keys
+
+from ggufsmith.container.errors import Usage
+from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.layout import Layout
+from ggufsmith.container.shards import Limits, plan_shards
+from ggufsmith.container.values import Metadata, u32
+from ggufsmith.convert.lora.peft import is_adapter
+from ggufsmith.convert.model import FILE_TYPES, FolderModel, open_folder
+from ggufsmith.convert.plan import Plan, TensorPlan
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
+from ggufsmith.convert.tensors import CheckpointOpening, ConvertedTensor, OpenCheckpoint, exact_format, tensors_of
+from ggufsmith.naming.filename import FileName
+from ggufsmith.naming.suggest import name_of
+from ggufsmith.pipeline.outputs import OutputFile
+from ggufsmith.pipeline.passes import Pass, SourceInfo, in_order
+from ggufsmith.pipeline.request import CHECKPOINT, Request
+from ggufsmith.quantize.encoder import GGML
+from ggufsmith.quantize.imatrix import open_imatrix
+from ggufsmith.quantize.outputs import (
+    Quantizable,
+    QuantizedFile,
+    check_names,
+    fit_importance,
+    output_paths,
+    plan_outputs,
+)
+from ggufsmith.quantize.plan import Importance
+from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
+from ggufsmith.quantize.recipes.filetypes import file_type_of
+from ggufsmith.quantize.resolve import Making, resolved
+
+
+def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> Pass:
+    """Plan the conversion and every recipe. Raises what is wrong with the input or the recipes.
+
+    open_files: how the weights are read (see `stored.Checkpoint`).
+    """
+    making, limits = resolved(request, *CHECKPOINT)
+    _check(request, making)
+    model = open_folder(request, open_files)
+    outtypes = request.make.outtypes or (() if making.quantizes else (model.usual,))
+    outputs: list[OutputFile] = [*_plain(request, model, outtypes, limits)]
+    importance: Importance | None = None
+    if making.recipes:
+        quantized, importance = _quantized(request, making, model, limits)
+        outputs += quantized
+    check_names(outputs)
+    tensors = tensors_for(model.checkpoint, model.plan, outputs)
+    names = [tensor.name for tensor in tensors]
+    imatrix = request.make.imatrix
+    return Pass(
+        info=SourceInfo(
+            (model.folder,),
+            sum(source.nbytes for source in model.checkpoint.tensors.values()),
+            model.plan.architecture.name,
+            outputs[0].shards.whole.metadata,
+            model.small_files,
+        ),
+        source=OpenCheckpoint(model.checkpoint, tensors),
+        tensors=tensors,
+        outputs=tuple(in_order(output, names) for output in outputs),
+        inputs=(*model.checkpoint.files, *([imatrix] if imatrix else [])),
+        notes=(*model.notes, *(importance.coverage.notes() if importance else ())),
+        opening=CheckpointOpening(model.checkpoint, tensors),
+        encoder=GGML,
+        importance=importance.coverage.summary() if importance else None,
+    )
+
+
+def _check(request: Request, making: Making) -> None:
+    """Usage for what no folder can become."""
+    if not making.quantizes:
+        return
+    if request.source.vocab_only:
+        raise Usage("a file that holds only the vocabulary has nothing to quantize", fix="Drop --recipe.")
+    folder = Path(os.path.abspath(request.path))
+    if is_adapter(folder):
+        raise Usage(
+            "an adapter is converted as it is, and not quantized",
+            where=folder,
+            fix="Drop --recipe, or merge it: pass the folder of its base model, and the adapter with --lora.",
+        )
+
+
+def _plain(request: Request, model: FolderModel, outtypes: Sequence[str], limits: Limits) -> list[OutputFile]:
+    """One unquantized file for each type."""
+    write = request.write
+    outputs = []
+    for format in map(model.format, outtypes):
+        layout = model.layout(format)
+        name = model.name(format.name)
+        if write.strict_name:
+            shapes = {spec.name: spec.shape for spec in layout.tensors}
+            name = name_of(layout.metadata, shapes, encoding=format.name, strict=True).format()
+        path = write.outfile or (write.outdir or model.origin.home) / name
+        shards = plan_shards(layout, limits.counts(layout.tensors, layout.alignment))
+        outputs.append(OutputFile(shards, path, format.name))
+    return outputs
+
+
+def _quantized(
+    request: Request, making: Making, model: FolderModel, limits: Limits
+) -> tuple[list[QuantizedFile], Importance | None]:
+    """One file for each recipe, and the importance matrix that steers them."""
+    make, write = request.make, request.write
+    imatrix = open_imatrix(make.imatrix, make.include_weights, make.exclude_weights) if make.imatrix else None
+    layout = model.layout(model.format("auto"))
+    facts = facts_of(layout.metadata, importance=imatrix is not None)
+    by_name = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}
+    tensors = [by_name[name] for name in file_order(by_name)]
+    importance = fit_importance(imatrix, tensors, facts) if imatrix else None
+    name = FileName(model.origin.name.strip().replace(" ", "-"))
+    if write.strict_name:
+        name = name_of(layout.metadata, {tensor.name: tensor.shape for tensor in tensors}, strict=True)
+    outputs = plan_outputs(
+        Quantizable(
+            tensors,
+            layout.metadata,
+            facts,
+            importance,
+            counts=lambda planned: limits.counts(planned.tensors, layout.alignment),
+            alignment=layout.alignment,
+            exact=as_they_are(tensors, model.plan, layout),
+        ),
+        making.recipes,
+        making.types,
+        output_paths(name, making.recipes, write.outfile, write.outdir or model.origin.home),
+        strict=make.strict,
+        allow_requantize=False,
+    )
+    return outputs, importance
+
+
+def as_they_are(tensors: Sequence[Stored], plan: Plan, layout: Layout) -> tuple[list[Stored], Metadata]:
+    """The tensors in the types that hold each of them without loss, and metadata with the file type that most have.
+
+    layout: of the conversion to the type that most weights have.
+    """
+    own = {output.name: own_format(output) for output in plan.outputs}
+    kept = [replace(tensor, format=own[tensor.name] or tensor.format) for tensor in tensors]
+    sizes: Counter[str] = Counter()
+    for tensor in kept:
+        sizes[tensor.format.name] += math.prod(tensor.shape)
+    file_type = file_type_of(sizes.most_common(1)[0][0])
+    blocks = any(not tensor.format.plain for tensor in kept)
+    if not blocks or file_type is None or file_type.number is None:
+        return kept, layout.metadata
+    return kept, {**layout.metadata, Keys.General.FILE_TYPE: u32(file_type.number)}
+
+
+def own_format(output: TensorPlan) -> Format | None:
+    """The type that holds a tensor's weights as its sources have them; None if its sources do not say.
+
+    Sources of different types meet in float32, which holds them all.
+    """
+    if output.keep_f32:
+        return BY_NAME["F32"]
+    exact = exact_format(output)
+    if exact is not None:
+        return exact
+    names = {source.nominal for source in output.sources if source.nominal in FILE_TYPES}
+    if not names:
+        return None
+    return BY_NAME[names.pop() if len(names) == 1 else "F32"]
+
+
+def tensors_for(checkpoint: Checkpoint, plan: Plan, outputs: Sequence[OutputFile]) -> tuple[ConvertedTensor, ...]:
+    """The plan's tensors, in the order of the last output, exact where an output has the sources' own format."""
+    wanted: dict[str, set[Format]] = {}
+    for output in outputs:
+        for spec in output.shards.whole.tensors:
+            wanted.setdefault(spec.name, set()).add(spec.format)
+    by_name = {tensor.name: tensor for tensor in tensors_of(checkpoint, plan.outputs, wanted)}
+    return tuple(by_name[spec.name] for spec in outputs[-1].shards.whole.tensors)

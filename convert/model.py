@@ -1,0 +1,220 @@
+"""A model folder, or an adapter's, opened and planned: what every output of it is made from."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from gguf.constants import Keys, LlamaFileType
+
+from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.layout import Layout, TensorSpec, lay_out
+from ggufsmith.container.values import Metadata
+from ggufsmith.convert.checkpoint import open_checkpoint
+from ggufsmith.convert.dequantize.detect import detect, offers
+from ggufsmith.convert.lora.base import Origin, base_models, find_base, parse_adapter
+from ggufsmith.convert.lora.export import plan_adapter
+from ggufsmith.convert.lora.merge import check_used, merge
+from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_dropped
+from ggufsmith.convert.model_config import open_config
+from ggufsmith.convert.plan import Plan, find_architecture, make_plan
+from ggufsmith.convert.pooling import pooling_metadata
+from ggufsmith.convert.redundant import check_left_out
+from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
+from ggufsmith.naming.filename import FileName, output_name
+from ggufsmith.naming.identity import Parameters, model_folder_name
+from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
+from ggufsmith.pipeline.request import Request, SourceOptions
+from ggufsmith.quantize.resolve import refuse_unfit
+from ggufsmith.tokenizer.read import read_vocabulary
+from ggufsmith.tokenizer.stripping import fit_name
+
+FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
+    {
+        "F32": LlamaFileType.ALL_F32,
+        "F16": LlamaFileType.MOSTLY_F16,
+        "BF16": LlamaFileType.MOSTLY_BF16,
+    }
+)
+OUTTYPES = (*(name.lower() for name in FILE_TYPES), "auto")
+# Files beside the weights that a conversion reads.
+SMALL = (".json", ".jinja", ".model", ".txt")
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """A folder, opened and planned; no tensor byte has been read.
+
+    usual:     the outtype of an output that was given none.
+    metadata:  the keys of an output whose matrices have this type. adapter: whether it is one.
+    name:      the file name of an output with this encoding.
+    """
+
+    folder: Path
+    origin: Origin
+    checkpoint: Checkpoint
+    plan: Plan
+    notes: tuple[str, ...]
+    usual: str
+    metadata: Callable[[Format], Metadata]
+    name: Callable[[str], str]
+    adapter: bool = False
+
+    def format(self, outtype: str) -> Format:
+        """The type of the matrices. Usage for one that does not exist."""
+        name = outtype.upper()
+        if name == "AUTO":
+            sizes = dict.fromkeys(FILE_TYPES, 0)
+            for source in self.checkpoint.tensors.values():
+                if source.nominal in sizes:
+                    sizes[source.nominal] += math.prod(source.shape)
+            name = max(sizes, key=lambda key: sizes[key]) if any(sizes.values()) else "F16"
+        if name not in FILE_TYPES:
+            raise Usage(f"unknown output type {outtype!r}", fix=f"Choose one of {', '.join(OUTTYPES)}.")
+        return BY_NAME[name]
+
+    def layout(self, format: Format) -> Layout:
+        """The unquantized file whose matrices have this type."""
+        specs = [
+            TensorSpec(output.name, output.shape, BY_NAME["F32"] if output.keep_f32 else format)
+            for output in self.plan.outputs
+        ]
+        return lay_out(self.metadata(format), specs)
+
+    @property
+    def small_files(self) -> tuple[Path, ...]:
+        """The files beside the weights that a conversion may have read, for its record."""
+        found = (
+            path
+            for path in sorted(self.folder.iterdir())
+            if (path.suffix in SMALL or path.stem == "tokenizer.model") and path.is_file()
+        )
+        return tuple(path for path in found if not path.name.endswith(".provenance.json"))
+
+
+def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderModel:
+    """Read headers, configs and vocabulary. Raises what is wrong with the input. open_files: see `Checkpoint`."""
+    folder = Path(os.path.abspath(request.path))
+    if not folder.is_dir():
+        raise Malformed("there is no such folder", where=request.path, fix="Pass the folder of a Hugging Face model.")
+    return _adapter(request, folder, open_files) if is_adapter(folder) else _model(request, folder, open_files)
+
+
+def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
+    source = request.source
+    refuse_unfit(request, "model")
+    config, origin = open_config(folder), Origin.of_folder(folder)
+    record = find_architecture(config)
+    checkpoint = Checkpoint(folder, {}) if source.vocab_only else detect(open_checkpoint(folder, open_files), config)
+    changed: frozenset[str] = frozenset()
+    if source.lora:
+        if source.vocab_only:
+            raise Usage("a file that holds only the vocabulary has nothing to merge into", fix="Drop --lora.")
+        opened = ((open_adapter(Path(os.path.abspath(path))), factor) for path, factor in adapters_of(source))
+        adapters = [(without_dropped(adapter, record), factor) for adapter, factor in opened]
+        origin = Origin.of_merged(folder, adapters)
+        checkpoint, changed = merge(checkpoint, adapters)
+    plan = make_plan(config, None if source.vocab_only else checkpoint.tensors)
+    check_used(changed, plan)
+    judged = check_left_out(checkpoint, plan, changed)
+    vocabulary = read_vocabulary(
+        origin.tokenizer,
+        config=config,
+        size=plan.dims.vocab,
+        pre=source.pre,
+        architecture=record.classes[0],
+        model=folder,
+        base=origin.under,
+    )
+    notes: list[str] = [
+        *checkpoint.notes,
+        *offers(checkpoint.tensors.values()),
+        *plan.notes,
+        *judged,
+        *vocabulary.notes,
+    ]
+    parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
+    general = _general(source, folder, config, parameters, record.name, origin, notes)
+    stated = _is_named(source)
+    notes += fit_name(general(BY_NAME["F16"]), vocabulary, stated=stated)[1]
+
+    def name(encoding: str) -> str:
+        return FileName(origin.name, type="vocab").format() if source.vocab_only else output_name(origin.name, encoding)
+
+    def metadata(format: Format) -> Metadata:
+        named, _ = fit_name(general(format), vocabulary, stated=stated)
+        return {**named, **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
+
+    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name)
+
+
+def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
+    """The adapter as a GGUF adapter. It has no vocabulary, and of its base only the config is read."""
+    source = request.source
+    if source.lora or source.vocab_only:
+        raise Usage(
+            "this folder holds an adapter, and no model to merge into or to take a vocabulary from",
+            where=folder,
+            fix="Pass the folder of its base model, and the adapter with --lora.",
+        )
+    refuse_unfit(request, "adapter")
+    adapter = open_adapter(folder)
+    base = find_base(adapter, source.base)
+    plan = plan_adapter(adapter, base, open_config(base))
+    sources = {source.name: source for output in plan.outputs for source in output.sources}
+    checkpoint = Checkpoint(folder, sources, open_files=open_files)
+    origin = Origin(model_folder_name(folder), folder, folder, {BASE_MODELS: base_models(adapter, base)})
+    notes = list(plan.notes)
+    general = _general(source, folder, {}, Parameters(), plan.architecture.name, origin, notes)
+
+    def name(encoding: str) -> str:
+        return FileName(origin.name.strip().replace(" ", "-"), encoding=encoding, type="LoRA").format()
+
+    def metadata(format: Format) -> Metadata:
+        return {**general(format), **plan.metadata}
+
+    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, adapter=True)
+
+
+def _is_named(source: SourceOptions) -> bool:
+    """Whether the user says what general.name is."""
+    return bool(source.model_name) or (
+        source.metadata is not None and Keys.General.NAME in read_overrides(source.metadata)
+    )
+
+
+def adapters_of(source: SourceOptions) -> list[tuple[Path, float]]:
+    """The folders of the adapters to merge, and their factors."""
+    return [parse_adapter(each) if isinstance(each, str) else each for each in source.lora]
+
+
+def _general(
+    source: SourceOptions,
+    folder: Path,
+    config: Mapping[str, Any],
+    parameters: Parameters,
+    architecture: str,
+    origin: Origin,
+    notes: list[str],
+) -> Callable[[Format], Metadata]:
+    """The general.* keys of an output whose matrices have a type; what is noted is the same for all of them."""
+    overrides = {**origin.general, **(read_overrides(source.metadata) if source.metadata else {})}
+
+    def general(format: Format, note: Callable[[str], None] = lambda text: None) -> Metadata:
+        return general_metadata(
+            folder,
+            config,
+            parameters,
+            architecture=architecture,
+            file_type=FILE_TYPES[format.name],
+            name=source.model_name,
+            overrides=overrides,
+            note=note,
+        )
+
+    general(BY_NAME["F16"], notes.append)
+    return general

@@ -1,0 +1,47 @@
+"""What the pipeline asks of whoever knows the formats. It streams rows and writes bytes, and knows no format itself."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.formats import Format
+from ggufsmith.pipeline.findings import Report
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Which rows of a tensor: from `first` on, of `count` in all. origin: what to call the tensor in an error."""
+
+    origin: str
+    first: int
+    count: int
+
+
+class Encoder(Protocol):
+    """Makes the bytes of every format from rows of weights, and weights from bytes. Thread-safe; it can be pickled."""
+
+    def load(self, target: Format, source: Format, weighted: bool) -> None:
+        """Compile what these formats need, or load it from the disk, before the clock of the work starts."""
+
+    def decode(self, source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+        """The weights of blocks: (n, bytes per row) to (n, width) float32."""
+
+    def encode(
+        self,
+        target: Format,
+        rows: NDArray[Any],
+        out: NDArray[np.uint8],
+        *,
+        source: Format,
+        importance: NDArray[np.float32] | None,
+        place: RowRange,
+    ) -> Report:
+        """Write `rows`, (n, width) of the plain format `source`, into `out`, (n, bytes per row), and check them.
+
+        importance: (width,), or (slices, width) for stacked experts.
+
+        Malformed: a weight is NaN or infinite. Unsupported: a finite weight that the target cannot hold. Failure: the
+        bytes just made are not what was meant.
+        """

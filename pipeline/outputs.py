@@ -1,0 +1,189 @@
+"""The one way from tensors to files: any number of outputs, plain or quantized, in one pass over the weights."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Unsupported
+from ggufsmith.container.fingerprint import fingerprint
+from ggufsmith.container.formats import Format
+from ggufsmith.container.shards import SetWriter, ShardPlan
+from ggufsmith.container.writer import check_apart
+from ggufsmith.pipeline.encoder import Encoder
+from ggufsmith.pipeline.findings import Finding
+from ggufsmith.pipeline.parallel import available_cores
+from ggufsmith.pipeline.stream import Opening, RowSource, SharedTarget, load_kernels, stream
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One output, planned.
+
+    shards: its files, mostly one. path: the name that the model would have in one file.
+    label:  what it is: the name of its recipe, or of the type of its matrices.
+    """
+
+    shards: ShardPlan
+    path: Path
+    label: str
+
+    @property
+    def importance(self) -> Sequence[NDArray[np.float32] | None] | None:
+        """The importance matrix's weights for each tensor (see `stream.StreamTarget`)."""
+        return None
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """The names of tensors that could not have the type of their rule."""
+        return ()
+
+    @property
+    def requantized(self) -> tuple[str, ...]:
+        """The names of tensors that were quantized already."""
+        return ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of this output."""
+        return ()
+
+    def reason(self, index: int) -> str:
+        """Which rule gave the tensor at this place of the layout its type."""
+        return ""
+
+    def wanted(self, index: int) -> Format:
+        """The type that the rule asked for, which is not always the one that the tensor's rows fit."""
+        return self.shards.whole.tensors[index].format
+
+    @property
+    def paths(self) -> list[Path]:
+        return self.shards.paths(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return self.shards.whole.size
+
+    @property
+    def types(self) -> dict[str, int]:
+        """How many tensors have each type, the most frequent first."""
+        return dict(Counter(spec.format.name for spec in self.shards.whole.tensors).most_common())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the tensors alone; 0 for a file without any."""
+        specs = self.shards.whole.tensors
+        return 8 * sum(spec.nbytes for spec in specs) / max(sum(math.prod(spec.shape) for spec in specs), 1)
+
+    def check_apart(self, inputs: Sequence[Path]) -> None:
+        """OutputConflict, as writing raises it, if one of the files is an input."""
+        for path in self.paths:
+            check_apart(path, inputs)
+
+
+@dataclass(frozen=True)
+class Written:
+    """seconds: wall time of reading, computing, writing and verifying; notes: what was found on the way."""
+
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClusterWork:
+    """Where to make the chunks, instead of here. scheduler: of Dask. opening: gives a worker the same tensors."""
+
+    scheduler: str
+    opening: Opening
+
+
+def write_outputs(
+    tensors: Sequence[RowSource],
+    outputs: Sequence[OutputFile],
+    *,
+    encoder: Encoder,
+    inputs: Sequence[Path],
+    threads: int | None = None,
+    sync: bool = True,
+    overwrite: bool = True,
+    resume: bool = False,
+    cluster: ClusterWork | None = None,
+    advance: Callable[[int], None] = lambda weights: None,
+    loaded: Callable[[float], None] = lambda seconds: None,
+) -> Written:
+    """Make, verify, and give the files their names; tensors in the order of the layouts.
+
+    resume: see `container.writer.Writer`; layouts, inputs, importance, the encoder and the fingerprints of the tensors
+    decide the bytes.
+    cluster: None works on this machine.
+
+    advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
+    """
+    started = time.perf_counter()
+    threads = threads or available_cores()
+    options: dict[str, Any] = {
+        "sync": sync,
+        "overwrite": overwrite,
+        "resume": resume,
+        "inputs": list(inputs),
+        "threads": threads,
+    }
+    notes: list[str] = []
+    way = fingerprint(encoder, [tensor.fingerprint for tensor in tensors])
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                SetWriter(output.path, output.shards, identity=fingerprint(way, output.importance), **options)
+            )
+            for output in outputs
+        ]
+        targets = [
+            SharedTarget(output.shards.whole, writer, encoder, output.importance)
+            for output, writer in zip(outputs, writers, strict=True)
+        ]
+        if cluster is None:
+            load_kernels(tensors, targets)
+            loaded(time.perf_counter() - started)
+            found = stream(tensors, targets, threads=threads, advance=advance)
+        else:
+            found = _stream_on(cluster, tensors, targets, advance, notes.append)
+        for writer in writers:
+            writer.commit()
+    notes += [*_notes(found), *(note for writer in writers for note in writer.notes())]
+    return Written(time.perf_counter() - started, tuple(notes))
+
+
+def _stream_on(
+    cluster: ClusterWork,
+    tensors: Sequence[RowSource],
+    targets: Sequence[SharedTarget],
+    advance: Callable[[int], None],
+    note: Callable[[str], None],
+) -> list[dict[str, Finding]]:
+    """See `cluster.stream_on`. Unsupported if Dask is not installed."""
+    try:
+        from ggufsmith.pipeline.cluster import stream_on
+    except ModuleNotFoundError as error:
+        if error.name not in ("dask", "distributed"):
+            raise
+        fix = "pip install 'ggufsmith[cluster]'"
+        raise Unsupported("--scheduler needs dask.distributed, which is not installed", fix=fix) from None
+    return stream_on(cluster.scheduler, cluster.opening, tensors, targets, advance=advance, note=note)
+
+
+def _notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:
+    merged: dict[str, Finding] = {}
+    for findings in found:
+        merged.update(findings)
+    return [
+        f"{name}: {finding.count} weights had no usable importance; they were weighted evenly instead of erased"
+        for name, finding in merged.items()
+    ]

@@ -1,0 +1,116 @@
+"""One pass over a model: everything decided and nothing written, then every output made from one reading.
+
+A checkpoint (`convert.checkpoint_pass`) and a file (`quantize.file_pass`) both open as a `Pass`. Whoever converts,
+quantizes, runs batches, measures for a budget or verifies works with it, and does not ask what the source was.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ggufsmith.container.disk import make_folder
+from ggufsmith.container.values import Metadata
+from ggufsmith.pipeline.encoder import Encoder
+from ggufsmith.pipeline.outputs import ClusterWork, OutputFile, Written, write_outputs
+from ggufsmith.pipeline.request import WriteOptions
+from ggufsmith.pipeline.stream import Opening, RowSource
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What is said of the source in reports.
+
+    paths:        the model folder, or the files. nbytes: of its weights.
+    small:        files beside the weights that were read.
+    architecture: general.architecture. metadata: the keys that outputs have before anything is quantized.
+    """
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    architecture: str
+    metadata: Metadata
+    small: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Several outputs of one model, planned. Use it in a `with`, which opens the source for reading.
+
+    tensors: in the order of every output's layout. opening: the same tensors, for workers of a cluster.
+    inputs:  the files that are read while the outputs are made, which no output may replace.
+    notes:   what the user should know of the model; those of an output are its own.
+    importance: how far an importance matrix covers the model, for the report; None without one.
+    """
+
+    info: SourceInfo
+    source: AbstractContextManager[Any]
+    tensors: tuple[RowSource, ...]
+    outputs: tuple[OutputFile, ...]
+    inputs: tuple[Path, ...]
+    notes: tuple[str, ...]
+    opening: Opening
+    encoder: Encoder
+    importance: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def __enter__(self) -> Self:
+        self.source.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.source.__exit__(kind, error, trace)
+
+    @property
+    def weights(self) -> int:
+        """How many weights the model has."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all outputs."""
+        return sum(output.size for output in self.outputs)
+
+    def check_apart(self) -> None:
+        """OutputConflict if an output is one of the inputs."""
+        for output in self.outputs:
+            output.check_apart(self.inputs)
+
+    def run(
+        self,
+        write: WriteOptions,
+        *,
+        advance: Callable[[int], None] = lambda weights: None,
+        loaded: Callable[[float], None] = lambda seconds: None,
+    ) -> Written:
+        """Make all outputs, verify them and give the files their names (see `write_outputs`). The pass is open."""
+        if write.outdir is not None and write.outfile is None:
+            make_folder(write.outdir)
+        return write_outputs(
+            self.tensors,
+            self.outputs,
+            encoder=self.encoder,
+            inputs=self.inputs,
+            threads=write.threads,
+            sync=write.sync,
+            overwrite=write.overwrite,
+            resume=write.resume,
+            cluster=ClusterWork(write.scheduler, self.opening) if write.scheduler else None,
+            advance=advance,
+            loaded=loaded,
+        )
+
+
+def in_order(output: OutputFile, names: Sequence[str]) -> OutputFile:
+    """The output with its layout listing the tensors in this order; every byte keeps its place in the files."""
+    whole = output.shards.whole
+    places = {spec.name: k for k, spec in enumerate(whole.tensors)}
+    order = [places[name] for name in names]
+    if order == list(range(len(order))):
+        return output
+    tensors, offsets = tuple(whole.tensors[k] for k in order), tuple(whole.offsets[k] for k in order)
+    return replace(output, shards=replace(output.shards, whole=replace(whole, tensors=tensors, offsets=offsets)))

@@ -1,0 +1,411 @@
+"""One request: where a model comes from, what is made of it, and how it is written.
+
+Four frozen records hold what a user can say, as plain texts, paths and numbers. Everything else follows from their
+fields: the options of the command line with their help, the keys of job files, and both references in docs/. To add an
+option, add a field here and use it where it matters. This module is light, because `--help` imports it.
+"""
+
+from __future__ import annotations  # so that fields keep their types as they are written here
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+Input = Literal["model", "adapter", "file"]
+INPUTS: Mapping[Input, str] = {"model": "a model folder", "adapter": "an adapter", "file": "a GGUF file"}
+CHECKPOINT: tuple[Input, ...] = ("model", "adapter")
+WEIGHTS: tuple[Input, ...] = ("model", "file")
+MODEL = "model"  # what may stand in braces in some keys of job files
+GROUPS = ("Input", "Types", "Output", "Work")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a user is told of one field of a record, and where the field can be set.
+
+    about:   one or two sentences, for help and documents.
+    group:   the heading under which `--help` shows it.
+    flag:    the option's name, if it is not the field's. A flag that begins with --no- sets a field to False.
+    short:   its short form.
+    metavar: what its value is called.
+    inputs:  the kinds of source for which it has a meaning.
+    decides: whether its value has a part in the bytes of outputs, or in their names within a set. Files that a value
+             names are known by their content instead, and recipes by their rules.
+    key:     the name of its key in job files, if it is not the field's.
+    keyless: why job files have no such key.
+    keyed:   what the documents say of its key, where `about` does not fit.
+    numbers: the key takes numbers, although the option takes text.
+    fields:  what may stand in braces in the value of its key.
+    """
+
+    about: str
+    group: str = ""
+    flag: str = ""
+    short: str = ""
+    metavar: str | None = None
+    inputs: tuple[Input, ...] = tuple(INPUTS)
+    decides: bool = False
+    key: str = ""
+    keyless: str = ""
+    keyed: str = ""
+    numbers: bool = False
+    fields: tuple[str, ...] = ()
+
+
+def option(default: Any, about: str, group: str = "", **more: Any) -> Any:
+    """A field of a record, with its default and what users are told of it (see `Option`)."""
+    return field(default=default, metadata={"option": Option(about, group, **more)})
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where the model comes from, and what is changed in it on the way."""
+
+    lora: tuple[str | tuple[Path, float], ...] = option(
+        (),
+        "A PEFT adapter to merge into the model; may be given several times.",
+        "Input",
+        metavar="FOLDER[:FACTOR]",
+        inputs=("model",),
+        keyed="PEFT adapters to merge into the model: FOLDER, or FOLDER:FACTOR.",
+    )
+    base: Path | None = option(
+        None,
+        "The folder of an adapter's base model, if it is not where the adapter says.",
+        "Input",
+        metavar="FOLDER",
+        inputs=("adapter",),
+    )
+    tokenizer: Path | None = option(
+        None,
+        "A folder whose vocabulary replaces the one in the file.",
+        "Input",
+        metavar="FOLDER",
+        inputs=("file",),
+        fields=(MODEL,),
+    )
+    override_kv: tuple[str, ...] = option(
+        (),
+        "Set a metadata key; may be given several times.",
+        "Input",
+        metavar="KEY=TYPE:VALUE",
+        inputs=("file",),
+        decides=True,
+        keyed="Metadata keys to set, each KEY=TYPE:VALUE.",
+    )
+    prune_layers: tuple[str | int, ...] = option(
+        (),
+        "Leave out these layers, by their numbers from 0 on: 3,4,5.",
+        "Input",
+        metavar="L,L,...",
+        inputs=("file",),
+        decides=True,
+        numbers=True,
+        keyed="The numbers, from 0 on, of layers to leave out.",
+    )
+    pre: str | None = option(
+        None,
+        "The name of the pre-tokenizer, if its structure is not recognised.",
+        "Input",
+        metavar="NAME",
+        inputs=("model",),
+        decides=True,
+    )
+    model_name: str | None = option(
+        None, "The model's name (general.name), instead of the folder's.", "Input", decides=True
+    )
+    metadata: Path | None = option(
+        None,
+        "A JSON file whose general.* keys override the detected ones.",
+        "Input",
+        metavar="FILE",
+        inputs=CHECKPOINT,
+        fields=(MODEL,),
+    )
+    vocab_only: bool = option(
+        False,
+        "Write only the vocabulary and the keys, without any tensor.",
+        "Input",
+        inputs=("model",),
+        keyless="a job makes files with weights",
+    )
+    revision: str | None = option(
+        None,
+        "The branch, tag or commit of a model on a hub.",
+        "Input",
+        inputs=CHECKPOINT,
+        keyless="`revision` stands beside `source`, for each model",
+    )
+    token: str | None = option(
+        None,
+        "The access token for the hub; by default that of the environment or of the stored login.",
+        "Input",
+        inputs=CHECKPOINT,
+        keyless="secrets do not belong in files: set HF_TOKEN or MODELSCOPE_API_TOKEN, or log in",
+    )
+    stream: bool = option(
+        False,
+        "Read the weights of a model on a hub by ranges, without storing them.",
+        "Input",
+        inputs=CHECKPOINT,
+    )
+
+
+@dataclass(frozen=True)
+class MakeOptions:
+    """What is made of the model: unquantized files, files by recipes, or files whose types a budget chooses.
+
+    recipes: names, or `quantize.recipes.assign.Recipe` objects.
+    """
+
+    outtypes: tuple[str, ...] = option(
+        (),
+        "The type of the matrices in an unquantized file: f16 (the default), bf16, f32 (the default for adapters), or "
+        "auto (the type that the checkpoint has).",
+        "Types",
+        flag="--outtype",
+        metavar="TYPE",
+        keyed="Unquantized outputs: f32, f16, bf16.",
+    )
+    recipes: tuple[str | Any, ...] = option(
+        (),
+        "A file type such as q4_K_M, or a recipe file; may be given several times.",
+        "Types",
+        flag="--recipe",
+        short="-r",
+        metavar="NAME",
+        inputs=WEIGHTS,
+        keyed="File types, or recipe files (.toml, .yaml) relative to the job file.",
+    )
+    imatrix: Path | None = option(
+        None,
+        "An importance matrix made by llama-imatrix, as GGUF or .dat.",
+        "Types",
+        metavar="FILE",
+        inputs=WEIGHTS,
+        fields=(MODEL,),
+    )
+    include_weights: tuple[str, ...] = option(
+        (),
+        "Use the importance matrix only for tensors whose names contain this.",
+        "Types",
+        metavar="NAME",
+        inputs=WEIGHTS,
+        decides=True,
+    )
+    exclude_weights: tuple[str, ...] = option(
+        (),
+        "Do not use the importance matrix for tensors whose names contain this.",
+        "Types",
+        metavar="NAME",
+        inputs=WEIGHTS,
+        decides=True,
+    )
+    pure: bool = option(
+        False, "Give all matrices the same type, instead of a mixture.", "Types", inputs=WEIGHTS, decides=True
+    )
+    leave_output_tensor: bool = option(False, "Leave output.weight unquantized.", "Types", inputs=WEIGHTS, decides=True)
+    output_tensor_type: str | None = option(
+        None, "The type of output.weight.", "Types", metavar="TYPE", inputs=WEIGHTS, decides=True
+    )
+    token_embedding_type: str | None = option(
+        None, "The type of the token embeddings.", "Types", metavar="TYPE", inputs=WEIGHTS, decides=True
+    )
+    tensor_types: tuple[str, ...] = option(
+        (),
+        "The type of the tensors whose names match; may be given several times.",
+        "Types",
+        flag="--tensor-type",
+        metavar="REGEX=TYPE",
+        inputs=WEIGHTS,
+        decides=True,
+        keyed="Types for tensors whose names match, each REGEX=TYPE.",
+    )
+    tensor_type_file: Path | None = option(
+        None,
+        "A file with one REGEX=TYPE on each line.",
+        "Types",
+        metavar="FILE",
+        inputs=WEIGHTS,
+        keyless="`tensor_types` is the list itself",
+    )
+    target_size: tuple[str, ...] = option(
+        (),
+        "Choose the types for a file of at most this size, such as 4.5GiB.",
+        "Types",
+        metavar="SIZE",
+        inputs=WEIGHTS,
+        keyed="Outputs of at most these sizes, such as 4.5GiB; their types are chosen.",
+    )
+    target_bpw: tuple[float, ...] = option(
+        (),
+        "Choose the types for at most this many bits per weight.",
+        "Types",
+        metavar="BITS",
+        inputs=WEIGHTS,
+        keyed="Outputs of at most this many bits per weight; their types are chosen.",
+    )
+    save_recipe: Path | None = option(
+        None,
+        "Save the chosen types as this recipe file.",
+        "Types",
+        metavar="FILE.toml",
+        inputs=WEIGHTS,
+        keyless="a job chooses anew; a recipe that was saved goes into `recipes`",
+    )
+    strict: bool = option(False, "Fail if a tensor cannot have the type of its rule.", "Types")
+    allow_requantize: bool = option(
+        False, "Quantize tensors that are already quantized, although the errors add up.", "Types", inputs=("file",)
+    )
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """Where the outputs go, and how they are written."""
+
+    outfile: Path | None = option(
+        None, "The output file.", "Output", short="-o", metavar="FILE", keyless="`folder` and `file` name the outputs"
+    )
+    outdir: Path | None = option(
+        None,
+        "The folder for outputs that are named after the model.",
+        "Output",
+        metavar="FOLDER",
+        keyless="`folder` and `file` name the outputs",
+    )
+    keep_split: bool = option(
+        False, "Write as many shards as the source has.", "Output", inputs=("file",), decides=True
+    )
+    split_max_size: str | None = option(
+        None,
+        "Split the output into files with at most this many bytes of tensors, such as 4G or 500M.",
+        "Output",
+        metavar="SIZE",
+        decides=True,
+        key="shard_size",
+    )
+    split_max_tensors: int | None = option(
+        None,
+        "Split the output into files with at most this many tensors.",
+        "Output",
+        metavar="NUMBER",
+        decides=True,
+        key="shard_tensors",
+    )
+    no_tensor_first_split: bool = option(
+        False, "Of several files, the first one holds only the metadata.", "Output", decides=True
+    )
+    strict_name: bool = option(
+        False,
+        "Name outputs exactly by the GGUF naming convention, with a size and a version.",
+        "Output",
+        keyless="`folder` and `file` name the outputs",
+    )
+    overwrite: bool = option(
+        True,
+        "Refuse to replace an output that exists.",
+        "Output",
+        flag="--no-overwrite",
+        keyless="a job replaces what is out of date",
+    )
+    threads: int | None = option(
+        None,
+        "The number of threads (default: all cores). The output does not depend on it.",
+        "Work",
+        short="-t",
+        metavar="NUMBER",
+        keyless="it is an option of the command",
+    )
+    scheduler: str | None = option(
+        None,
+        "Do the work on the Dask cluster at this address, such as tcp://HOST:8786. The output is byte-identical.",
+        "Work",
+        metavar="ADDRESS",
+    )
+    sync: bool = option(
+        True,
+        "Do not force the output to the disk; for scratch disks.",
+        "Work",
+        flag="--no-sync",
+        keyless="it is an option of the command",
+    )
+    resume: bool = option(
+        False,
+        "Continue what an interrupted run left, and keep the work if this one is interrupted.",
+        "Work",
+        keyless="a job always resumes",
+    )
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """What is left beside the outputs."""
+
+    sha256: bool = option(
+        False,
+        "Report the SHA-256 of every file; with --json, of every tensor too.",
+        "Output",
+        keyless="`checksums` writes the sums, and reports have them",
+    )
+    provenance: bool = option(
+        False,
+        "Write FILE.provenance.json, which says with hashes what each output was made from.",
+        "Output",
+        keyless="the record beside the outputs says what they were made from",
+    )
+    card: bool = option(
+        False,
+        "Write a model card, README.md, beside the outputs.",
+        "Output",
+        keyless="the key `card` names the file",
+    )
+
+
+RECORDS: tuple[type, ...] = (SourceOptions, MakeOptions, WriteOptions, PublishOptions)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make of the model at `path`: a folder, or a file."""
+
+    path: Path
+    source: SourceOptions = SourceOptions()
+    make: MakeOptions = MakeOptions()
+    write: WriteOptions = WriteOptions()
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A field of a record as its class declares it. type: of its values, as text."""
+
+    name: str
+    type: str
+    default: Any
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        return self.option.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def key(self) -> str | None:
+        """The name of its key in job files; None if it has none."""
+        return None if self.option.keyless else self.option.key or self.name
+
+
+def declared(record: type) -> Iterator[Declared]:
+    """The fields of a record that users can set."""
+    for each in fields(record):
+        if "option" in each.metadata:
+            yield Declared(each.name, str(each.type), each.default, each.metadata["option"])
+
+
+def unfit(kinds: Collection[Input], *records: Any) -> list[str]:
+    """The flags of what is set in these records and has no meaning for a source of any of these kinds."""
+    return [
+        each.flag
+        for record in records
+        for each in declared(type(record))
+        if not set(kinds) & set(each.option.inputs) and getattr(record, each.name) != each.default
+    ]

@@ -1,0 +1,247 @@
+"""Streams tensors into files: read rows, encode, write at the offset. Bounded memory, all cores, one pass.
+
+The work is cut into chunks of rows. Each thread takes the next chunk, and reads, computes and writes it on its own;
+while one waits for the disk another computes. Every byte's place is fixed by the layout, so the output does not depend
+on the number of threads or on their timing.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.formats import BY_NAME, FLOATS, Format
+from ggufsmith.container.layout import Layout, rows_of
+from ggufsmith.container.parallel import parallel_for
+from ggufsmith.pipeline.encoder import Encoder, RowRange
+from ggufsmith.pipeline.findings import Finding, Report, Tally
+
+CHUNK = 1 << 20  # weights per chunk: so many that Python between the kernels, and one write at a time, do not count
+F32 = BY_NAME["F32"]
+Array = NDArray[Any]
+Chunk = tuple[int, int, int]  # tensor, first row, last row exclusive
+Done = tuple[str, int, list[Report]]  # of a chunk: tensor, first row, what was found for each output
+
+
+@dataclass
+class Scratch:
+    """Reused buffers of one thread: `take` hands out pieces that live until the next `reset`."""
+
+    memory: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    used: int = 0
+
+    def reset(self) -> None:
+        if self.used > self.memory.size:
+            self.memory = np.empty(self.used, np.uint8)
+        self.used = 0
+
+    def take(self, nbytes: int) -> NDArray[np.uint8]:
+        """`nbytes` uninitialised bytes at a multiple of 64 from the start of the buffer."""
+        start, self.used = self.used, self.used + -(-nbytes // 64) * 64
+        return self.memory[start : start + nbytes] if self.used <= self.memory.size else np.empty(nbytes, np.uint8)
+
+
+class RowSource(Protocol):
+    """Something that can make its rows.
+
+    shape:   slowest axis first; all axes but the last are rows, a vector of n numbers is n rows of one.
+    held:    the format that `rows` gives.
+    granule: chunks should begin at a multiple of this many rows.
+    origin:  what to call it in an error: where its weights come from.
+    sources: the names of what it is made from, and op, what is done with them; for reports.
+    fingerprint: of all that decides its rows, but for the content of files (see `container.fingerprint`): where its
+             bytes are stored, and what is done to them, with every parameter.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def held(self) -> Format: ...
+    @property
+    def granule(self) -> int: ...
+    @property
+    def origin(self) -> str: ...
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+    @property
+    def op(self) -> str: ...
+    @property
+    def fingerprint(self) -> bytes: ...
+
+    def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
+        """Rows start..stop: (n, width) in the dtype of a plain format, (n, bytes per row) uint8 of a block format."""
+
+
+class Opening(Protocol):
+    """Tensors that another process can open too; it can be pickled. inputs: the files that they are read from."""
+
+    @property
+    def inputs(self) -> Sequence[Path]: ...
+    def __call__(self) -> AbstractContextManager[Sequence[RowSource]]: ...
+
+
+class Sink(Protocol):
+    """Takes bytes at offsets: a `container.writer.Writer`, or a `container.shards.SetWriter`."""
+
+    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        """Put the bytes of `data`, C-contiguous, at `offset` of the file."""
+
+    def holds(self, offset: int, size: int) -> bool:
+        """Whether these bytes are there already, and need no writing."""
+
+
+class SharedSink(Sink, Protocol):
+    """A sink whose files other processes write as well: a `container.shards.SetWriter`.
+
+    temporaries: the files as they are called while they are written. starts: where each begins in the layout.
+    """
+
+    @property
+    def temporaries(self) -> Sequence[Path]: ...
+    @property
+    def starts(self) -> Sequence[int]: ...
+
+    def record(self, offset: int, size: int, checksum: int) -> None:
+        """Note a write that another process did, with the checksum of its bytes (see `container.checksum`)."""
+
+
+@dataclass(frozen=True)
+class StreamTarget:
+    """One output. Its layout has the tensors in the order in which they are streamed.
+
+    encoder:    makes the bytes of its formats.
+    importance: for each tensor the importance matrix's weights, (width,) or (slices, width) for stacked experts.
+    """
+
+    layout: Layout
+    writer: Sink
+    encoder: Encoder
+    importance: Sequence[NDArray[np.float32] | None] | None = None
+
+
+@dataclass(frozen=True)
+class SharedTarget(StreamTarget):
+    """One output that several processes write."""
+
+    writer: SharedSink
+
+
+def load_kernels(tensors: Sequence[RowSource], targets: Sequence[StreamTarget]) -> None:
+    """Compile the kernels that `stream` will need, or load them from the disk, before the clock of the work starts."""
+    for target in targets:
+        importance = target.importance or [None] * len(tensors)
+        for spec, tensor, weights in zip(target.layout.tensors, tensors, importance, strict=True):
+            if spec.format is not tensor.held or tensor.held.name in FLOATS:
+                target.encoder.load(spec.format, tensor.held, weights is not None)
+
+
+def stream(
+    tensors: Sequence[RowSource],
+    targets: Sequence[StreamTarget],
+    *,
+    threads: int,
+    advance: Callable[[int], None] = lambda weights: None,
+) -> list[dict[str, Finding]]:
+    """Write every tensor into every target. The first error, or an interrupt, stops all threads and is raised.
+
+    Returns for each target the tensors some of whose weights had no usable importance (see `rows.Report`).
+
+    Malformed: a weight is NaN or infinite. Unsupported: a finite weight that the target type cannot hold.
+    """
+
+    tally = Tally(len(targets))
+
+    def worker(stop: threading.Event) -> Callable[[Chunk], None]:
+        scratch = Scratch()
+
+        def work(chunk: Chunk) -> None:
+            tally.add(*make_chunk(tensors, chunk, targets, scratch))
+            advance(weights_of(tensors, chunk))
+
+        return work
+
+    parallel_for(worker, chunks(tensors), threads)
+    return tally.unweighted
+
+
+def chunks(tensors: Sequence[RowSource]) -> Iterator[Chunk]:
+    """Every chunk, in file order."""
+    for index, tensor in enumerate(tensors):
+        rows, width = rows_of(tensor.shape)
+        step = max(CHUNK // max(width * tensor.granule, 1), 1) * tensor.granule
+        for start in range(0, rows, step):
+            yield index, start, min(start + step, rows)
+
+
+def weights_of(tensors: Sequence[RowSource], chunk: Chunk) -> int:
+    index, first, last = chunk
+    return (last - first) * rows_of(tensors[index].shape)[1]
+
+
+def is_held(tensors: Sequence[RowSource], chunk: Chunk, targets: Sequence[StreamTarget]) -> bool:
+    """Whether no output needs this chunk any more (see `container.writer.Writer`)."""
+    index, first, last = chunk
+    width = rows_of(tensors[index].shape)[1]
+    return all(target.writer.holds(*_place(target.layout, index, first, last, width)) for target in targets)
+
+
+def make_chunk(tensors: Sequence[RowSource], chunk: Chunk, targets: Sequence[StreamTarget], scratch: Scratch) -> Done:
+    """Make the rows of a chunk once, and write them to every output that does not hold them yet."""
+    index, first, last = chunk
+    scratch.reset()
+    return tensors[index].name, first, _chunk(tensors[index], index, first, last, targets, scratch)
+
+
+def _chunk(
+    tensor: RowSource, index: int, first: int, last: int, targets: Sequence[StreamTarget], scratch: Scratch
+) -> list[Report]:
+    """Make rows first..last of one tensor once, and write them to every target that does not hold them yet."""
+    held = tensor.held
+    count, width = rows_of(tensor.shape)
+    places = [_place(target.layout, index, first, last, width) for target in targets]
+    reports = [Report() for _ in targets]
+    wanted = [k for k, place in enumerate(places) if not targets[k].writer.holds(*place)]
+    if not wanted:
+        return reports
+    rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
+    wide: Array | None = rows if held.plain else None
+    made: dict[
+        tuple[str, int, Encoder], tuple[Array, Report]
+    ] = {}  # recipes agree on many tensors: each type is made once
+    for k in wanted:
+        target, (offset, size) = targets[k], places[k]
+        format = target.layout.tensors[index].format
+        importance = target.importance[index] if target.importance else None
+        kind = format.name, id(importance), target.encoder
+        if format is held and held.name not in FLOATS:
+            made[kind] = rows.view(np.uint8), Report()
+        elif kind not in made:
+            if wide is None:
+                wide = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
+                target.encoder.decode(held, rows, wide)
+            encoded = scratch.take(size).reshape(last - first, -1)
+            report = target.encoder.encode(
+                format,
+                wide,
+                encoded,
+                source=held if held.plain else F32,
+                importance=importance,
+                place=RowRange(tensor.origin, first, count),
+            )
+            made[kind] = encoded, report
+        encoded, reports[k] = made[kind]
+        target.writer.write(offset, encoded)
+    return reports
+
+
+def _place(layout: Layout, index: int, first: int, last: int, width: int) -> tuple[int, int]:
+    """(offset, bytes) of rows first..last of a tensor."""
+    row = layout.tensors[index].format.nbytes((width,))
+    return layout.offsets[index] + first * row, (last - first) * row

@@ -1,0 +1,102 @@
+"""ggml's formats for the pipeline: rows are encoded, refused where weights would not survive, and checked."""
+
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.formats import Format
+from ggufsmith.pipeline.encoder import RowRange
+from ggufsmith.pipeline.findings import Report
+from ggufsmith.pipeline.stream import CHUNK
+from ggufsmith.quantize.checks import EVERY, check_row, check_scales
+from ggufsmith.quantize.rows import decode, encode, warm_up
+
+
+@dataclass(frozen=True)
+class GgmlEncoder:
+    """A `pipeline.encoder.Encoder` that writes the bytes of `ggml_quantize_chunk`."""
+
+    def load(self, target: Format, source: Format, weighted: bool) -> None:
+        _load_once(target, source, weighted)
+
+    def decode(self, source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+        decode(source, blocks, out)
+
+    def encode(
+        self,
+        target: Format,
+        rows: NDArray[Any],
+        out: NDArray[np.uint8],
+        *,
+        source: Format,
+        importance: NDArray[np.float32] | None,
+        place: RowRange,
+    ) -> Report:
+        report = _encode_slices(target, rows, out, source, importance, place)
+        _refuse(report, target, place)
+        check_scales(target, out, place.origin)
+        if place.first * rows.shape[1] // CHUNK % EVERY == 0:
+            check_row(target, out, rows, source, partial(_importance_of, importance, place), place.origin)
+        return report
+
+
+GGML = GgmlEncoder()
+
+
+@cache
+def _load_once(target: Format, source: Format, weighted: bool) -> None:
+    warm_up(target, source, weighted)
+
+
+def _encode_slices(
+    target: Format,
+    rows: NDArray[Any],
+    out: NDArray[np.uint8],
+    source: Format,
+    importance: NDArray[np.float32] | None,
+    place: RowRange,
+) -> Report:
+    """`encode`, with the importance of each slice of a stack for the rows of that slice."""
+    if importance is None or importance.ndim == 1:
+        return encode(target, rows, out, source=source, importance=importance)
+    each = place.count // len(importance)
+    parts, start = [], 0
+    while start < len(rows):
+        stop = min(len(rows), ((place.first + start) // each + 1) * each - place.first)
+        weights = _importance_of(importance, place, start)
+        parts.append((start, encode(target, rows[start:stop], out[start:stop], source=source, importance=weights)))
+        start = stop
+    return Report.merge(parts)
+
+
+def _importance_of(importance: NDArray[np.float32] | None, place: RowRange, row: int) -> NDArray[np.float32] | None:
+    """The importance for row `place.first + row`: that of its slice, for a stack."""
+    if importance is None or importance.ndim == 1:
+        return importance
+    return np.ascontiguousarray(importance[(place.first + row) * len(importance) // place.count])
+
+
+def _refuse(report: Report, target: Format, place: RowRange) -> None:
+    """Raise for weights that would not survive."""
+    for finding, kind, what, fix in (
+        (
+            report.nonfinite,
+            Malformed,
+            "weights are NaN or infinite",
+            "The model is damaged. Download it again.",
+        ),
+        (
+            report.overflow,
+            Unsupported,
+            f"weights are too large for {target.name}",
+            "Choose bf16 or f32 for it (--outtype bf16; to-hf has --dtype bfloat16).",
+        ),
+    ):
+        if finding.first is not None:
+            row, column = finding.first
+            what = f"{finding.count} {what}, the first at row {place.first + row}, column {column}"
+            raise kind(what, where=place.origin, fix=fix)

@@ -1,0 +1,128 @@
+"""From the texts of a request to recipes, types, budgets and limits. Usage for what does not exist or does not fit."""
+
+from dataclasses import dataclass
+
+from ggufsmith.container.errors import Unsupported, Usage
+from ggufsmith.container.formats import Format, format_of
+from ggufsmith.container.shards import Limits, parse_size
+from ggufsmith.pipeline.request import INPUTS, Input, MakeOptions, Request, WriteOptions, unfit
+from ggufsmith.quantize.budget import Budget, budget_of
+from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
+from ggufsmith.quantize.recipes.files import recipe_of
+from ggufsmith.quantize.recipes.options import check_options, override_of, overrides_of_file
+
+
+@dataclass(frozen=True)
+class Making:
+    """What `MakeOptions` asks for. types: what applies on top of every recipe. budgets: each chooses a recipe."""
+
+    recipes: tuple[Recipe, ...]
+    types: TypeOptions
+    budgets: tuple[Budget, ...]
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether a recipe or a budget was given."""
+        return bool(self.recipes or self.budgets)
+
+
+def resolved(request: Request, *kinds: Input) -> tuple[Making, Limits]:
+    """What a request asks for, checked as far as that is possible before its source is opened.
+
+    kinds: what the source may be. Usage for what is unknown, contradicts itself or has no meaning for such a source.
+    """
+    refuse_unfit(request, *kinds)
+    making, limits = making_of(request.make), limits_of(request.write)
+    if request.write.outfile is not None and len((*request.make.outtypes, *making.recipes, *making.budgets)) > 1:
+        raise Usage(
+            "--outfile names one file, and several recipes or types each make one",
+            fix="Leave it out, or name a folder with --outdir.",
+        )
+    return making, limits
+
+
+def making_of(make: MakeOptions) -> Making:
+    """Read recipes, types and budgets. Usage for what is unknown or contradicts itself."""
+    recipes = tuple(each if isinstance(each, Recipe) else recipe_of(each) for each in make.recipes)
+    types = type_options(make)
+    check_options(types, list(recipes))
+    budgets = budgets_of(make)
+    if budgets and (recipes or make.outtypes or types != TypeOptions()):
+        raise Usage(
+            "--target-size and --target-bpw choose every type; recipes and types cannot be given as well",
+            fix="Leave one of the two out. The recipe that is chosen can be edited and used again with --recipe.",
+        )
+    if make.save_recipe is not None and make.save_recipe.suffix != ".toml":
+        raise Usage(
+            "the name of a recipe file has to end in .toml",
+            where=make.save_recipe,
+            fix=f"Write --save-recipe {make.save_recipe}.toml.",
+        )
+    if make.save_recipe is not None and len(budgets) != 1:
+        raise Usage(
+            "--save-recipe saves what one --target-size or --target-bpw chooses", fix="Give exactly one of them."
+        )
+    if (make.include_weights or make.exclude_weights) and make.imatrix is None:
+        raise Usage(
+            "--include-weights and --exclude-weights choose entries of an importance matrix", fix="Add --imatrix FILE."
+        )
+    if not (recipes or budgets) and (make.imatrix or make.strict or types != TypeOptions()):
+        raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
+    return Making(recipes, types, budgets)
+
+
+def type_options(make: MakeOptions) -> TypeOptions:
+    """The types that apply on top of every recipe. Usage for an unknown type or expression."""
+    overrides = [
+        *(override_of(text) for text in make.tensor_types),
+        *(overrides_of_file(make.tensor_type_file) if make.tensor_type_file else ()),
+    ]
+    return TypeOptions(
+        make.pure,
+        make.leave_output_tensor,
+        _format(make.output_tensor_type),
+        _format(make.token_embedding_type),
+        tuple(overrides),
+    )
+
+
+def _format(name: str | None) -> Format | None:
+    if not name:
+        return None
+    try:
+        return format_of(name)
+    except Unsupported as error:
+        raise Usage(error.what, fix=error.fix) from None
+
+
+def budgets_of(make: MakeOptions) -> tuple[Budget, ...]:
+    """The budgets that choose types. Usage for one of each kind, and for what is not a size or a number of bits."""
+    if make.target_size and make.target_bpw:
+        raise Usage("--target-size and --target-bpw cannot be used together", fix="Drop one of them.")
+    sizes = [budget_of(text, None) for text in make.target_size]
+    bits = [budget_of(None, bits) for bits in make.target_bpw]
+    return tuple(each for each in (*sizes, *bits) if each is not None)
+
+
+def refuse_unfit(request: Request, *kinds: Input) -> None:
+    """Usage if an option is set that has no meaning for a source of any of these kinds."""
+    unwanted = unfit(kinds, request.source, request.make, request.write)
+    if unwanted:
+        named = " or ".join(INPUTS[kind] for kind in kinds)
+        raise Usage(f"{' and '.join(unwanted)} cannot be used with {named}", where=request.path, fix="Leave it out.")
+
+
+def limits_of(write: WriteOptions) -> Limits:
+    """Where a new shard begins. Usage for a text that is not a size, and for options that do not fit together."""
+    if write.outfile is not None and write.outdir is not None:
+        raise Usage("--outfile and --outdir both say where the output goes", fix="Leave one of the two out.")
+    splits = write.split_max_size is not None or write.split_max_tensors is not None
+    if write.no_tensor_first_split and not splits:
+        raise Usage(
+            "--no-tensor-first-split applies only to an output of several files",
+            fix="Add --split-max-size or --split-max-tensors.",
+        )
+    if write.keep_split and splits:
+        raise Usage("--keep-split takes the shards of the source", fix="Drop it, or the other options for splitting.")
+    size = parse_size(write.split_max_size) if write.split_max_size is not None else None
+    return Limits(size, write.split_max_tensors, write.no_tensor_first_split)
