@@ -138,11 +138,16 @@ def check_depth(text: str) -> None:
     """ValueError for a YAML document nested too deep to be built."""
     import yaml
 
-    depth = 0
-    for event in yaml.parse(text, _loader()):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    depth, too_deep = 0, ValueError(f"nested deeper than {MAX_DEPTH}")
+    try:
+        for event in yaml.parse(text, _loader()):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise too_deep
+    except yaml.MarkedYAMLError as error:
+        if error.context and "increasing" in error.context:  # the C library reads ahead, and has a limit of its own
+            raise too_deep from None
+        raise
 
 
 def _loader() -> Any:

@@ -16,7 +16,7 @@ from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.dequantize.detect import detect, offers
-from ggufsmith.convert.lora.base import Origin, base_models, find_base, parse_adapter, without_paths
+from ggufsmith.convert.lora.base import Origin, base_models, find_base, parse_adapter
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_dropped
@@ -165,7 +165,7 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         return FileName(origin.name.strip().replace(" ", "-"), encoding=encoding, type="LoRA").format()
 
     def metadata(format: Format) -> Metadata:
-        return {**without_paths(general(format)), **plan.metadata}
+        return {**general(format), **plan.metadata}
 
     return FolderModel(
         folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, {"": folder, "base": base}, adapter=True
