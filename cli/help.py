@@ -57,7 +57,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "gguf-quant Model-7B-F16.gguf --target-size 4.5GiB --save-recipe mine.toml",
-            "chooses the types with the least error in that size, and saves them as a recipe to use again: -r mine.toml",
+            "chooses the types with the least error for that size, and saves them as a recipe, for -r mine.toml",
         ),
     ),
     "recipes": (
