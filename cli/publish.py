@@ -56,10 +56,19 @@ def publish(
     wishes: Wishes, outputs: Sequence["OutputFile"], inputs: Sequence[Path], entries: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """Write what is wished; lines for a summary. entries: of the report, one per output; hashes are added to them."""
-    from ggufsmith.cli import render
+    from ggufsmith.container.writer import noting_complete
 
     if not (wishes.hashes or wishes.provenance or wishes.card or wishes.machine):
         return
+    with noting_complete([path for output in outputs for path in output.paths]):
+        yield from _published(wishes, outputs, inputs, entries)
+
+
+def _published(
+    wishes: Wishes, outputs: Sequence["OutputFile"], inputs: Sequence[Path], entries: Sequence[dict[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    from ggufsmith.cli import render
+
     with render.progress("hashing", sum(output.size for output in outputs), wishes.silent, rate=_bytes) as advance:
         for output, entry in zip(outputs, entries, strict=True):
             entry["files"], tensors = _hashed(output, wishes.machine, advance)
