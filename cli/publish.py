@@ -44,11 +44,20 @@ class Beside:
         self, planned: "Pass", entries: Sequence["OutputReport"]
     ) -> tuple[list["OutputReport"], list[tuple[str, str]]]:
         """Write what is wished. The entries with hashes, and lines for a summary. entries: of the outputs."""
+        from ggufsmith.container.writer import noting_complete
+
+        options = self.options
+        if not (options.sha256 or options.provenance or options.card or self.machine):
+            return list(entries), []
+        with noting_complete([path for output in planned.outputs for path in output.paths]):
+            return self._publish(planned, entries)
+
+    def _publish(
+        self, planned: "Pass", entries: Sequence["OutputReport"]
+    ) -> tuple[list["OutputReport"], list[tuple[str, str]]]:
         from ggufsmith.cli import render
 
         options, outputs = self.options, planned.outputs
-        if not (options.sha256 or options.provenance or options.card or self.machine):
-            return list(entries), []
         hashed = []
         with render.progress("hashing", planned.size, self.silent, rate=_bytes) as advance:
             for output, entry in zip(outputs, entries, strict=True):

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -27,7 +28,7 @@ from ggufsmith.container.layout import Layout, TensorSpec, lay_out, padded
 from ggufsmith.container.positional import Buffer
 from ggufsmith.container.reader import Gguf, TensorInfo, open_gguf
 from ggufsmith.container.values import Metadata, Value, i32
-from ggufsmith.container.writer import Writer
+from ggufsmith.container.writer import COMPLETE, Writer, note_once
 
 SUFFIX = ".gguf"
 NO, COUNT, TENSORS = Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT
@@ -316,6 +317,7 @@ class SetWriter:
             for each, layout in zip(plan.paths(Path(path)), plan.shards, strict=True)
         ]
         self._open = ExitStack()
+        self._complete = False
 
     @property
     def paths(self) -> list[Path]:
@@ -325,7 +327,7 @@ class SetWriter:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for writer in self.writers:
-                stack.push(writer)
+                stack.push(partial(_leave, writer))
                 writer.claim()
             check_space(self.paths[0], sum(writer.missing for writer in self.writers))
             for writer in self.writers:
@@ -402,7 +404,9 @@ class SetWriter:
             for writer in reversed(self.writers):
                 named.append(writer.path)
                 writer.publish()
+            self._complete = True
         except BaseException as error:
+            self._complete = False
             # What cannot be undone either is left to the next run (see `_recover`); the error is what counts.
             for path in reversed(named):  # the first shard, if it has its name, goes first
                 with suppress(OSError):
@@ -420,7 +424,15 @@ class SetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and (self._complete or (len(self.writers) == 1 and self.writers[0].complete)):
+            for path in self.paths:
+                note_once(error, COMPLETE.format(path))
         self._open.__exit__(kind, error, trace)
+
+
+def _leave(writer: Writer, kind: object, error: BaseException | None, trace: object) -> None:
+    """As the end of a `with`; what is complete, the set knows."""
+    writer.leave(error)
 
 
 def _replaced(path: Path) -> Path:

@@ -33,6 +33,7 @@ from ggufsmith.container.reader import TensorInfo, open_gguf
 
 BLOCK = 64  # pieces that a thread reads back at a time
 NONE: Pieces = np.empty((0, 3), np.int64)
+COMPLETE = "{} is complete and verified"
 KEPT = "what was written is kept: the same command with --resume goes on from there"
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # EFBIG: FAT's 4 GiB, or a process limit
 
@@ -49,6 +50,25 @@ def check_apart(output: Path, inputs: Iterable[Path]) -> None:
         if os.path.exists(output) and os.path.exists(file) and os.path.samefile(file, output):
             what = f"the output is the input {file}"
             raise OutputConflict(what, where=os.path.realpath(output), fix="Name another output.")
+
+
+@contextmanager
+def noting_complete(paths: Sequence[Path]) -> Iterator[None]:
+    """For what follows the naming of outputs, such as hashing them: an error or an interrupt in the block gets a note
+    that they are there.
+    """
+    try:
+        yield
+    except BaseException as error:
+        for path in paths:
+            note_once(error, COMPLETE.format(path))
+        raise
+
+
+def note_once(error: BaseException, note: str) -> None:
+    """Add a note to an error that does not have it yet."""
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 class Writer:
@@ -97,6 +117,7 @@ class Writer:
         self.threads = threads
         self.taken = 0
         self.strange = False
+        self._naming = False
         self._fd = -1
         self._journal: Journal | None = None
         self._held: Pieces = NONE
@@ -108,7 +129,7 @@ class Writer:
             check_space(self.path, self.missing)
             self.reserve()
         except BaseException as error:
-            self._leave(error)
+            self.leave(error)
             raise
         return self
 
@@ -244,13 +265,21 @@ class Writer:
         if os.name == "nt":  # an open file cannot be renamed there
             self._close()
         with self._reporting("cannot rename the finished file"):
+            self._naming = True
             os.replace(self._temporary, self.path)
         self._close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file has its name. True as well for an interrupt at the moment when it got it."""
+        return self._naming and not os.path.exists(self._temporary)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave(error)
+        if error is not None and self.complete:
+            note_once(error, COMPLETE.format(self.path))
+        self.leave(error)
 
     @cached_property
     def _fingerprint(self) -> bytes:
@@ -396,15 +425,14 @@ class Writer:
             os.close(self._fd)
             self._fd = -1
 
-    def _leave(self, error: BaseException | None) -> None:
+    def leave(self, error: BaseException | None) -> None:
         """Remove the temporary file; or keep it, for a run that can resume and will not meet the same error again."""
         passing = not isinstance(error, Usage | Unsupported | Malformed)
         if error is not None and passing and self.resume and (len(self._held) or self._journal is not None):
             if self._journal:
                 self._journal.write_out()
             self._close()
-            if KEPT not in getattr(error, "__notes__", ()):
-                error.add_note(KEPT)
+            note_once(error, KEPT)
             return
         if os.name == "nt":
             self._close()
