@@ -139,10 +139,15 @@ def check_depth(text: str) -> None:
     import yaml
 
     depth = 0
-    for event in yaml.parse(text, _loader()):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    try:
+        for event in yaml.parse(text, _loader()):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    except yaml.MarkedYAMLError as error:
+        if error.context == "while increasing flow level":  # libyaml, from 0.2.6 on, has a limit of its own
+            raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
+        raise
 
 
 def _loader() -> Any:
