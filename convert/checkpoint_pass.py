@@ -5,11 +5,9 @@ the file in between is planned, and never written. Each tensor is read and trans
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from gguf.constants import Keys
 
@@ -52,7 +50,12 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
     open_files: how the weights are read (see `stored.Checkpoint`).
     """
     making, limits = resolved(request, *CHECKPOINT)
-    _check(request, making)
+    if making.quantizes and is_adapter(request.path):
+        raise Usage(
+            "an adapter is converted as it is, and not quantized",
+            where=request.path,
+            fix="Drop --recipe, or merge it: pass the folder of its base model, and the adapter with --lora.",
+        )
     model = open_folder(request, open_files)
     outtypes = request.make.outtypes or (() if making.quantizes else (model.usual,))
     outputs: list[OutputFile] = [*_plain(request, model, outtypes, limits)]
@@ -82,19 +85,6 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
         encoder=GGML,
         importance=importance.coverage.summary() if importance else None,
     )
-
-
-def _check(request: Request, making: Making) -> None:
-    """Usage for what no folder can become."""
-    if not making.quantizes:
-        return
-    folder = Path(os.path.abspath(request.path))
-    if is_adapter(folder):
-        raise Usage(
-            "an adapter is converted as it is, and not quantized",
-            where=folder,
-            fix="Drop --recipe, or merge it: pass the folder of its base model, and the adapter with --lora.",
-        )
 
 
 def _plain(request: Request, model: FolderModel, outtypes: Sequence[str], limits: Limits) -> list[OutputFile]:
