@@ -30,6 +30,7 @@ class Flusher:
         self._thread: threading.Thread | None = None
 
     def count(self, size: int) -> None:
+        """So many more bytes were written; a flush begins when enough have come together."""
         with self._due:
             self._pending += size
             if self._pending < FLUSH or self._stopped:
@@ -40,6 +41,7 @@ class Flusher:
             self._due.notify()
 
     def stop(self) -> None:
+        """End the thread that flushes, and raise what it met."""
         with self._due:
             self._stopped = True
             self._due.notify()

@@ -74,6 +74,8 @@ class Identity:
 
 
 class Kind(Enum):
+    """What a part of a model name means."""
+
     WORD = auto()
     VERSION = auto()
     ENCODING = auto()

@@ -51,6 +51,7 @@ class Speed:
 
 
 def work_of(planned: Pass) -> Work:
+    """What a pass computes, reads and writes."""
     computed: Counter[tuple[str, str, bool]] = Counter()
     for output in planned.outputs:
         importance = output.importance or [None] * len(planned.tensors)

@@ -55,6 +55,7 @@ class BatchOptions:
 
     @property
     def cores(self) -> int:
+        """The number of threads of each model."""
         return self.threads or available_cores()
 
 

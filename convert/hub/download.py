@@ -43,6 +43,7 @@ class DownloadStopped(Exception):
 
 
 def no_progress(size: int) -> AbstractContextManager[Advance]:
+    """A `Progress` that shows nothing."""
     return nullcontext(lambda more: None)
 
 
@@ -112,11 +113,13 @@ class Streamed:
 
     @classmethod
     def of(cls, hub: Hub, listing: Listing, files: Mapping[Path, HubFile]) -> Self:
+        """The opener of these files of a listing. remotes: the place of each file on the disk -> the file."""
         addresses = {path: hub.address(listing, file) for path, file in files.items()}
         return cls(listing, files, {path: Remote(*addresses[path], file.size) for path, file in files.items()})
 
     @property
     def remote(self) -> Collection[Path]:
+        """The files that are not on the disk."""
         return self.remotes.keys()
 
     def __call__(self, paths: Sequence[Path]) -> ReadAhead:
