@@ -54,7 +54,7 @@ class ConvertedTensor:
 
     @property
     def held(self) -> Format:
-        """The format of its rows: a block format that its sources equal, F32 where an op computes, or what is stored."""
+        """The format of its rows: blocks that its sources equal, F32 where an op computes, or what is stored."""
         return self.exact or (F32 if self.output.op.computes else self.stored)
 
     @property
