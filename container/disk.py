@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ggufsmith.container.errors import NoSpace, Usage
+from ggufsmith.container.parallel import TICK
 
 fcntl: ModuleType | None
 try:
@@ -56,8 +57,8 @@ class Flusher:
         with self._due:
             self._stopped = True
             self._due.notify()
-        if self._thread is not None:
-            self._thread.join()
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(TICK)
 
     def _run(self) -> None:
         while True:
