@@ -28,7 +28,7 @@ from ggufsmith.container.layout import Layout, TensorSpec, lay_out, padded
 from ggufsmith.container.positional import Buffer
 from ggufsmith.container.reader import Gguf, TensorInfo, open_gguf
 from ggufsmith.container.values import Metadata, Value, i32
-from ggufsmith.container.writer import COMPLETE, Writer, note_once
+from ggufsmith.container.writer import COMPLETE, NEEDED, Writer, note_once
 
 SUFFIX = ".gguf"
 NO, COUNT, TENSORS = Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT
@@ -375,6 +375,8 @@ class SetWriter:
         """What became of an interrupted run's work."""
         if taken := sum(writer.taken for writer in self.writers):
             yield f"resumed: {taken} of {self.plan.whole.size} bytes were there already"
+        if any(writer.lost for writer in self.writers):
+            yield f"not resumed: what an interrupted run left was removed. {NEEDED}"
         if any(writer.strange for writer in self.writers):
             yield "not resumed: what was left is of another plan, or its inputs have changed since; begun afresh"
 

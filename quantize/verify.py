@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import rows_of
-from ggufsmith.container.parallel import parallel_for, parallel_map
+from ggufsmith.container.parallel import TaskStopped, parallel_for, parallel_map
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.reader import Gguf, TensorInfo
 from ggufsmith.container.shards import GgufSet
@@ -87,7 +87,12 @@ def digests(
         def one(task: Gguf | TensorInfo) -> tuple[Path | str, str]:
             if isinstance(task, TensorInfo):
                 return task.name, tensor_sha256(task, stop)
-            return task.path, file_sha256(task.path, advance)
+            return task.path, file_sha256(task.path, told)
+
+        def told(size: int) -> None:
+            if stop.is_set():
+                raise TaskStopped
+            advance(size)
 
         return one
 
