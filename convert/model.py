@@ -32,6 +32,7 @@ from ggufsmith.pipeline.request import Request, SourceOptions
 from ggufsmith.quantize.resolve import refuse_unfit
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.stripping import fit_name
+from ggufsmith.tokenizer.templates import template_notes
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
     {
@@ -128,6 +129,8 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     general = _general(source, folder, config, parameters, record.name, origin, notes)
     stated = _is_named(source)
     notes += fit_name(general(BY_NAME["F16"]), vocabulary, stated=stated)[1]
+    pooling = pooling_metadata(folder, record)
+    notes += () if pooling else template_notes(vocabulary)  # embedding models do not chat
 
     merged = {f"lora-{number}": path for number, (path, _) in enumerate(adapters_of(source), 1)}
     folders = {"": folder, **merged, "tokenizer": origin.tokenizer}
@@ -137,7 +140,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
 
     def metadata(format: Format) -> Metadata:
         named, _ = fit_name(general(format), vocabulary, stated=stated)
-        return {**named, **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
+        return {**named, **plan.metadata, **pooling, **vocabulary.metadata()}
 
     return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name, folders)
 
