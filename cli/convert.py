@@ -1,5 +1,6 @@
 """`gguf-convert`: a model folder, an adapter, a model file or a model on a hub into GGUF files."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,14 @@ import typer
 from ggufsmith.cli.guard import guarded
 from ggufsmith.cli.hub import HubRequest, located
 from ggufsmith.cli.options import AsJson, DryRun, Quiet, Version, with_records
-from ggufsmith.pipeline.request import MakeOptions, PublishOptions, Request, SourceOptions, WriteOptions
+from ggufsmith.pipeline.request import (
+    CHECKPOINT,
+    MakeOptions,
+    PublishOptions,
+    Request,
+    SourceOptions,
+    WriteOptions,
+)
 
 
 @with_records("model", "adapter", "file")
@@ -47,7 +55,9 @@ def convert(
     def work() -> None:
         from ggufsmith.cli.session import run_request
         from ggufsmith.container.errors import Usage
+        from ggufsmith.convert.model import adapters_of
         from ggufsmith.convert.open import file_of, open_pass
+        from ggufsmith.quantize.resolve import resolved
 
         run = partial(run_request, publish=publish, dry_run=dry_run, machine=as_json, quiet=quiet)
         file = file_of(model) if model is not None else None
@@ -56,27 +66,29 @@ def convert(
             return
         if source.stream and publish.provenance:
             raise Usage("--provenance hashes the inputs, which --stream does not store", fix="Drop one of them.")
-        stream = source.stream or dry_run
-        name = model if model is not None else _base_of_adapters(source)
-        wanted = HubRequest(name, source.revision, source.token, stream=stream, weights=not source.vocab_only)
+        adapters = adapters_of(source)
+        name = model if model is not None else _base_of(adapters, source)
+        here = source if model is not None else replace(source, base=None)
+        request = Request(Path(name), here, make, write)
+        resolved(request, *CHECKPOINT)  # before anything is downloaded
+        wanted = HubRequest(
+            name, source.revision, source.token, stream=source.stream or dry_run, weights=not source.vocab_only
+        )
         with located(wanted, quiet=quiet or as_json) as found:
-            here = source if model is not None else replace(source, base=None)
-            placed = found.id is None or write.outdir is not None or write.outfile is not None
-            there = write if placed else replace(write, outdir=Path())
+            if found.id is not None and write.outdir is None and write.outfile is None:
+                request = replace(request, write=replace(write, outdir=Path()))
             opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
-            run(Request(found.folder, here, make, there), opener)
+            run(replace(request, path=found.folder), opener)
 
     guarded(work, as_json)
 
 
-def _base_of_adapters(source: SourceOptions) -> str:
+def _base_of(adapters: Sequence[tuple[Path, float]], source: SourceOptions) -> str:
     """The base model of the first adapter. Usage if there is none."""
     from ggufsmith.container.errors import Usage
     from ggufsmith.convert.lora.base import find_base
     from ggufsmith.convert.lora.peft import open_adapter
-    from ggufsmith.convert.model import adapters_of
 
-    adapters = adapters_of(source)
     if not adapters:
         raise Usage("no model was given", fix="Pass the folder of a model, or its name on a hub.")
     return str(find_base(open_adapter(adapters[0][0].absolute()), source.base))

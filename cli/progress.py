@@ -74,7 +74,7 @@ def live(console: Console) -> bool:
 @contextmanager
 def bars(console: Console, tasks: Callable[[], Sequence["Task"]]) -> Iterator[None]:
     """Show a line for each task until the work ends."""
-    rows = TaskRows(tasks)
+    rows = ProgressRows(tasks)
     with Live(get_renderable=lambda: rows, console=console, transient=True, refresh_per_second=5):
         yield
 
@@ -186,7 +186,7 @@ class Logged(Progress):
 
 
 @dataclass(frozen=True)
-class TaskRows:
+class ProgressRows:
     """Tasks under one another, drawn anew whenever rich asks."""
 
     tasks: Callable[[], Sequence[Task]]

@@ -2,55 +2,60 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ggufsmith.cli.options import AsJson
+from ggufsmith.cli.options import AsJson, with_records
+from ggufsmith.pipeline.request import SourceOptions
 
 if TYPE_CHECKING:
-    from ggufsmith.container.layout import TensorSpec
-    from ggufsmith.container.reader import TensorInfo
     from ggufsmith.container.values import Metadata
     from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored
     from ggufsmith.quantize.recipes.rules import Facts
 
 
+@with_records("model", "file", only="revision token")
 def recipes(
     model: Annotated[
-        Path | None,
-        typer.Argument(metavar="MODEL", help="A GGUF file or a model folder: what every recipe would make of it."),
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="A model, as gguf-convert takes it, for which every recipe is worked out."
+        ),
     ] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", "-r", metavar="NAME", help="Only these, with every tensor's type.")
+        list[str] | None,
+        typer.Option("--recipe", "-r", metavar="NAME", help="Show only these recipes, and the type of every tensor."),
     ] = None,
+    *,
+    options: SourceOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Print every recipe with its bits per weight; given a model, with the size of its file and the types of tensors.
+    """Print every recipe with its bits per weight; for a given model, also the size of the file and the tensors' types.
 
-    Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes make another choice where there is an
-    importance matrix; here there is none.
+    Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes choose other types where there is an
+    importance matrix; the numbers are those without one.
     """
     from ggufsmith.cli.guard import guarded
 
-    guarded(lambda: show(model, recipe or [], as_json), as_json)
+    guarded(lambda: show(model, options, recipe or [], as_json), as_json)
 
 
-def show(model: Path | None, names: Sequence[str], machine: bool) -> None:
+def show(model: str | None, options: SourceOptions, names: Sequence[str], machine: bool) -> None:
+    """Print what recipes make of a model, or of the shape of Llama 3.1 8B. Raises what is wrong with the model."""
     from ggufsmith.cli import render
     from ggufsmith.quantize.recipes.files import recipe_of, shipped
     from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 
-    shape = _model(model) if model else _llama_8b()
+    shape = _model(model, options, machine) if model is not None else _llama_8b()
     chosen = [recipe_of(name) for name in (names or (*FILE_TYPES, *shipped()))]
     entries = [_entry(recipe, shape, bool(names)) for recipe in chosen]
     if not names:
         entries.sort(key=lambda entry: -(entry["bits_per_weight"] or 0))
     if machine:
-        render.as_json({"model": str(model) if model else "shape of Llama 3.1 8B", "recipes": entries})
+        render.as_json({"model": model or "shape of Llama 3.1 8B", "recipes": entries})
         return
     render.table(map(_row, entries), HEADS)
     for entry in entries:
@@ -140,24 +145,19 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     return entry["shown"], f"{entry['bits_per_weight']:.2f}", size, ", ".join(kinds), "; ".join(notes)
 
 
-def _model(path: Path) -> Shape:
-    """That of a model file, or of what a model folder would be converted to."""
+def _model(name: str, options: SourceOptions, silent: bool) -> Shape:
+    """That of a model file, or of what a model folder would be converted to. Usage for an adapter."""
+    from ggufsmith.cli.source import opened_source
+    from ggufsmith.container.errors import Usage
     from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 
-    if path.is_dir():
-        from ggufsmith.convert.open import open_pass
-        from ggufsmith.pipeline.request import MakeOptions, Request
-
-        layout = open_pass(Request(path, make=MakeOptions(outtypes=("auto",)))).outputs[0].shards.whole
-        tensors: Iterable[TensorSpec | TensorInfo] = layout.tensors
-        metadata, alignment = layout.metadata, layout.alignment
-    else:
-        from ggufsmith.quantize.source import open_model
-
-        with open_model(path).files as files:
-            tensors, metadata, alignment = files.tensors.values(), files.metadata, files.alignment
-    stored = {each.name: Stored(each.name, each.shape, each.format) for each in tensors}
-    return Shape([stored[name] for name in file_order(stored)], facts_of(metadata), metadata, alignment)
+    with opened_source(name, options, "auto", quiet=silent) as source:
+        kind = source.metadata.get("general.type")
+        if kind is not None and kind.data == "adapter":
+            raise Usage("recipes are for models, and this is an adapter", where=name, fix="Pass the model itself.")
+        stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in source.specs}
+        tensors = [stored[name] for name in file_order(stored)]
+        return Shape(tensors, facts_of(source.metadata), source.metadata, source.alignment)
 
 
 def _llama_8b() -> Shape:

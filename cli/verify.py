@@ -1,8 +1,7 @@
 """`ggufsmith verify`: is a finished file sound, and is it what its source gives?"""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,31 +12,34 @@ from ggufsmith.pipeline.request import SourceOptions, WriteOptions
 
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet
-    from ggufsmith.container.values import Metadata
-    from ggufsmith.pipeline.stream import RowSource
     from ggufsmith.quantize.verify import Compared
 
 
-@with_records("model", "file", only="lora threads")
+@with_records("model", "adapter", "file", only="lora base revision token threads")
 def verify(
-    model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model; of several shards, any one.")],
+    model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model, or any one of its shards.")],
     source: Annotated[
-        Path | None,
-        typer.Option("--source", help="What it was made from, a model folder or a GGUF file: make every tensor again."),
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="MODEL",
+            help="What the model was made from, as gguf-convert takes it. Every tensor is made again and compared.",
+        ),
     ] = None,
     *,
     options: SourceOptions,
     record: Annotated[
-        Path | None, typer.Option("--record", help="A provenance record whose hashes the files must have.")
+        Path | None,
+        typer.Option("--record", help="A provenance record; the files must have the hashes that it states."),
     ] = None,
     hashes: Annotated[bool, typer.Option("--sha256", help="Report the SHA-256 of every tensor and file.")] = False,
     write: WriteOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a GGUF file: header, places of all tensors, every weight finite.
+    """Check a GGUF file: its header, the places of all tensors, and that every weight is finite.
 
-    With --source, every tensor is made again: it has the same bytes, or an error no larger than its type allows.
+    With --source, every tensor is made again. It must have the same bytes, or be no further off than its type allows.
     """
     from ggufsmith.cli.guard import guarded
 
@@ -58,7 +60,7 @@ def verify(
             render.as_json(report)
             failed.extend(problems)
         elif problems:
-            fix = "Make or fetch it again." if source is None else "Is this the source that it was made from?"
+            fix = "Make the file again, or download it again." if source is None else OTHER_SOURCE
             raise Malformed(
                 f"{counted(len(problems), 'problem')} found", where=model, also=problems[:MAX_LISTED], fix=fix
             )
@@ -72,6 +74,10 @@ def verify(
 
 
 MAX_LISTED = 20
+OTHER_SOURCE = (
+    "Is this the source that the file was made from? A tensor may be twice as far off (root mean square) as when it is "
+    "made here, because importance matrices and other programs choose differently."
+)
 # Keys that say how a file was made, and so differ from those of a source without meaning anything.
 MADE = ("general.file_type", "general.quantization_version", "quantize.")
 
@@ -110,20 +116,21 @@ def _recorded(model: "GgufSet", record: Path, report: dict[str, Any]) -> None:
 
 
 def _compared(
-    model: "GgufSet", source: Path, options: SourceOptions, threads: int | None, report: dict[str, Any], silent: bool
+    model: "GgufSet", source: str, options: SourceOptions, threads: int | None, report: dict[str, Any], silent: bool
 ) -> None:
     from ggufsmith.cli import render
+    from ggufsmith.cli.source import opened_source
     from ggufsmith.pipeline.parallel import available_cores
     from ggufsmith.quantize.verify import compare, unpaired
 
-    with ExitStack() as stack:
-        sources, metadata = _open(source, options, stack.enter_context)
+    with opened_source(source, options, "", quiet=silent) as made_from:
+        sources, metadata = made_from.tensors, made_from.metadata
         report["problems"] += [f"{name}: {problem}" for name, problem in unpaired(model, sources).items()]
         weights = sum(math.prod(each.shape) for each in sources)
         with render.progress("comparing", weights, silent) as advance:
             found = compare(model, sources, threads=threads or available_cores(), advance=advance)
     report["problems"] += [f"{each.name}: {_too_far(each)}" for each in found if not each.acceptable]
-    report["source"] = str(source)
+    report["source"] = source
     report["compared"] = {
         each.name: {"type": each.format.name, "exact": each.exact, "error": each.error, "error_made_here": each.ours}
         for each in found
@@ -135,33 +142,13 @@ def _compared(
     ]
 
 
-def _open(source: Path, options: SourceOptions, enter: Callable[[Any], Any]) -> "tuple[Sequence[RowSource], Metadata]":
-    """The tensors that a source gives, and its metadata. A file need not be a model."""
-    from ggufsmith.pipeline.request import Request
-
-    if source.is_dir():
-        from ggufsmith.convert.open import open_pass
-
-        planned = enter(open_pass(Request(source, options)))
-        return planned.tensors, planned.info.metadata
-    from ggufsmith.quantize.resolve import refuse_unfit
-    from ggufsmith.quantize.source import open_model
-    from ggufsmith.quantize.tensors import GgufTensor
-
-    refuse_unfit(Request(source, options), "file")
-    files = enter(open_model(source).files)
-    return [GgufTensor(files, info, info.name) for info in files.tensors.values()], files.metadata
-
-
 def _too_far(tensor: "Compared") -> str:
     """What is wrong with a tensor whose weights are not what its source gives."""
-    from ggufsmith.quantize.verify import TOLERANCE
-
     if not math.isfinite(tensor.error):
         return f"its bytes, of type {tensor.format.name}, are not those of the source"
     return (
-        f"as {tensor.format.name} it is {100 * tensor.error:.3g} % off the source (root mean square); made from this "
-        f"source it would be {100 * tensor.ours:.3g} % off, and at most {TOLERANCE:g} times that is accepted"
+        f"as {tensor.format.name} it is {100 * tensor.error:.3g} % off the source, and {100 * tensor.ours:.3g} % when "
+        "it is made from it here"
     )
 
 

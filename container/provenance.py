@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.container.errors import Failure, Malformed
+from ggufsmith.container.errors import Malformed
+from ggufsmith.container.positional import unreadable
 from ggufsmith.container.replace import replace_text
 
 PIECE = 2**22  # bytes read at a time
@@ -27,12 +28,16 @@ def file_sha256(path: Path, advance: Advance = lambda size: None) -> str:
                 digest.update(buffer[:size])
                 advance(size)
     except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        raise unreadable(path, error) from error
     return digest.hexdigest()
 
 
-def described(path: Path, advance: Advance = lambda size: None) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path, advance)}
+def described(path: Path, advance: Advance = lambda size: None, *, name: str | None = None) -> dict[str, Any]:
+    """The entry of a file in a record. name: what the record calls it; None takes its own.
+
+    advance: told of bytes. Failure if it cannot be read.
+    """
+    return {"name": name or path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path, advance)}
 
 
 def record(
@@ -62,7 +67,7 @@ def read_record(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = json.loads(file.read(MAX_RECORD))
     except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise Malformed(f"is no provenance record: {error}", where=path) from None
     listed = content.get("outputs") if isinstance(content, dict) else None

@@ -6,15 +6,20 @@ Source: huggingface_hub's cache layout (snapshots/<revision>/x -> blobs/<hash>).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.config import read_json
-from ggufsmith.convert.original import join, original_config
+from ggufsmith.convert.mistral import to_hugging_face
+from ggufsmith.convert.names import unwrapped
+from ggufsmith.convert.original import join
+from ggufsmith.convert.params import params_config
 from ggufsmith.convert.pickles import read_pickle
 from ggufsmith.convert.safetensors_header import read_header
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener, StoredTensor
-from ggufsmith.convert.weightfiles import choose_weights
+from ggufsmith.convert.weightfiles import MISTRAL, PARAMS, choose_weights
 
 
 def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint:
@@ -61,10 +66,16 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     notes = list(chosen.notes)
     if extra:
         notes.append(f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}")
+    own, passed = unwrapped(tensors, folder)
+    tensors = {own[name]: replace(source, name=own[name]) for name, source in tensors.items()}
+    notes += passed
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
         del tensors[head.name]
         notes.append("lm_head.weight is the embedding itself, stored once")
+    if fnmatchcase(paths[0].name, MISTRAL):
+        config, open_questions = params_config(folder / PARAMS)
+        return Checkpoint(folder, to_hugging_face(tensors.values(), config), (*notes, *open_questions), open_files)
     return Checkpoint(folder, tensors, tuple(notes), open_files)
 
 
@@ -74,10 +85,9 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
 
 
 def _open_original(folder: Path, paths: list[Path], notes: tuple[str, ...]) -> Checkpoint:
-    """The files of the original Llama release, each with a part of every matrix."""
-
-    tensors = join([read_pickle(path) for path in paths], original_config(folder / "params.json"))
-    return Checkpoint(folder, tensors, notes)
+    """The files of Meta's release, each with a part of every matrix, or the one of Mistral's that has the same name."""
+    config, open_questions = params_config(folder / PARAMS)
+    return Checkpoint(folder, join([read_pickle(path) for path in paths], config), (*notes, *open_questions))
 
 
 def _names(folder: Path) -> list[str]:
@@ -97,7 +107,9 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     parts = PurePosixPath(name.replace("\\", "/"))
     if len(parts.parts) != 1 or name in ("", ".", "..") or ":" in name or "\0" in name:
         raise Malformed(
-            f"shard name {name!r} leaves the model folder", where=index, fix="Shards stand beside the index."
+            f"shard name {name!r} leaves the model folder",
+            where=index,
+            fix="Shards must be in the folder of their index.",
         )
     path = folder / name
     if not path.is_file():
@@ -124,7 +136,7 @@ def contained(folder: Path, path: Path) -> Path:
 def _no_weights(folder: Path) -> Malformed | Unsupported:
     """Why there is nothing to read."""
     kinds = {
-        "consolidated*.safetensors": "Mistral's own format; take the model.safetensors of the same repository",
+        MISTRAL: "Mistral's own layout, which lacks its params.json; take the model.safetensors of the same repository",
         "adapter_*.safetensors": "a LoRA adapter, not a model; merge it into its base model first",
         "*.bin": "no pytorch_model*.bin",
         "*.pth": "no consolidated.*.pth beside a params.json",

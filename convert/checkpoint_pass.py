@@ -5,11 +5,9 @@ the file in between is planned, and never written. Each tensor is read and trans
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from gguf.constants import Keys
 
@@ -18,6 +16,7 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
 from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata, u32
+from ggufsmith.convert.inputs import input_files
 from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.convert.model import FILE_TYPES, FolderModel, open_folder
 from ggufsmith.convert.plan import Plan, TensorPlan
@@ -27,14 +26,22 @@ from ggufsmith.naming.filename import FileName
 from ggufsmith.naming.suggest import name_of
 from ggufsmith.pipeline.outputs import OutputFile
 from ggufsmith.pipeline.passes import Pass, SourceInfo, in_order
-from ggufsmith.pipeline.request import Request
+from ggufsmith.pipeline.request import CHECKPOINT, Request
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.imatrix import open_imatrix
-from ggufsmith.quantize.outputs import Quantizable, QuantizedFile, fit_importance, output_paths, plan_outputs
+from ggufsmith.quantize.outputs import (
+    Quantizable,
+    QuantizedFile,
+    check_names,
+    fit_importance,
+    output_paths,
+    plan_outputs,
+)
 from ggufsmith.quantize.plan import Importance
 from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.filetypes import file_type_of
-from ggufsmith.quantize.resolve import Making, limits_of, making_of
+from ggufsmith.quantize.remarks import remarks
+from ggufsmith.quantize.resolve import Making, resolved
 
 
 def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> Pass:
@@ -42,17 +49,21 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
 
     open_files: how the weights are read (see `stored.Checkpoint`).
     """
-    making, limits = making_of(request.make), limits_of(request.write)
-    _check(request, making)
+    making, limits = resolved(request, *CHECKPOINT)
+    if making.quantizes and is_adapter(request.path):
+        raise Usage(
+            "an adapter is converted as it is, and not quantized",
+            where=request.path,
+            fix="Drop --recipe, or merge it: pass the folder of its base model, and the adapter with --lora.",
+        )
     model = open_folder(request, open_files)
-    outtypes = request.make.outtypes if making.quantizes else request.make.outtypes or (model.usual,)
-    outputs: list[OutputFile] = (
-        [] if making.quantizes and outtypes == ("auto",) else _plain(request, model, outtypes, limits)
-    )
+    outtypes = request.make.outtypes or (() if making.quantizes else (model.usual,))
+    outputs: list[OutputFile] = [*_plain(request, model, outtypes, limits)]
     importance: Importance | None = None
     if making.recipes:
         quantized, importance = _quantized(request, making, model, limits)
         outputs += quantized
+    check_names(outputs)
     tensors = tensors_for(model.checkpoint, model.plan, outputs)
     names = [tensor.name for tensor in tensors]
     imatrix = request.make.imatrix
@@ -62,39 +73,23 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
             sum(source.nbytes for source in model.checkpoint.tensors.values()),
             model.plan.architecture.name,
             outputs[0].shards.whole.metadata,
-            model.small_files,
         ),
         source=OpenCheckpoint(model.checkpoint, tensors),
         tensors=tensors,
         outputs=tuple(in_order(output, names) for output in outputs),
-        inputs=(*model.checkpoint.files, *([imatrix] if imatrix else [])),
-        notes=(*model.notes, *(importance.coverage.notes() if importance else ())),
+        inputs=input_files(
+            model.checkpoint.files, model.folders, {"imatrix": imatrix, "metadata": request.source.metadata}
+        ),
+        notes=(*model.notes, *(importance.coverage.notes() if importance else ()), *remarks(outputs)),
         opening=CheckpointOpening(model.checkpoint, tensors),
         encoder=GGML,
         importance=importance.coverage.summary() if importance else None,
     )
 
 
-def _check(request: Request, making: Making) -> None:
-    """Usage for what no folder can become."""
-    if not making.quantizes:
-        return
-    if request.source.vocab_only:
-        raise Usage("a file that holds only the vocabulary has nothing to quantize", fix="Drop --recipe.")
-    folder = Path(os.path.abspath(request.path))
-    if is_adapter(folder):
-        raise Usage(
-            "an adapter is converted as it is, and not quantized",
-            where=folder,
-            fix="Drop --recipe, or merge it: pass the folder of its base model, and the adapter with --lora.",
-        )
-
-
 def _plain(request: Request, model: FolderModel, outtypes: Sequence[str], limits: Limits) -> list[OutputFile]:
     """One unquantized file for each type."""
     write = request.write
-    if write.outfile is not None and len(outtypes) > 1:
-        raise Usage("one output file for several types", fix="Leave --outfile out, or name a folder with --outdir.")
     outputs = []
     for format in map(model.format, outtypes):
         layout = model.layout(format)

@@ -16,7 +16,7 @@ from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.dequantize.detect import detect, offers
-from ggufsmith.convert.lora.base import Origin, base_models, find_base, parse_adapter, without_paths
+from ggufsmith.convert.lora.base import Origin, base_models, find_base, parse_adapter
 from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_dropped
@@ -32,6 +32,7 @@ from ggufsmith.pipeline.request import Request, SourceOptions
 from ggufsmith.quantize.resolve import refuse_unfit
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.stripping import fit_name
+from ggufsmith.tokenizer.templates import template_notes
 
 FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
     {
@@ -40,9 +41,6 @@ FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
         "BF16": LlamaFileType.MOSTLY_BF16,
     }
 )
-OUTTYPES = (*(name.lower() for name in FILE_TYPES), "auto")
-# Files beside the weights that a conversion reads.
-SMALL = (".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ class FolderModel:
     usual:     the outtype of an output that was given none.
     metadata:  the keys of an output whose matrices have this type. adapter: whether it is one.
     name:      the file name of an output with this encoding.
+    folders:   whose small files were read, by what they are (see `inputs.input_files`).
     """
 
     folder: Path
@@ -62,10 +61,11 @@ class FolderModel:
     usual: str
     metadata: Callable[[Format], Metadata]
     name: Callable[[str], str]
+    folders: Mapping[str, Path]
     adapter: bool = False
 
     def format(self, outtype: str) -> Format:
-        """The type of the matrices. Usage for one that does not exist."""
+        """The type of the matrices."""
         name = outtype.upper()
         if name == "AUTO":
             sizes = dict.fromkeys(FILE_TYPES, 0)
@@ -73,8 +73,6 @@ class FolderModel:
                 if source.nominal in sizes:
                     sizes[source.nominal] += math.prod(source.shape)
             name = max(sizes, key=lambda key: sizes[key]) if any(sizes.values()) else "F16"
-        if name not in FILE_TYPES:
-            raise Usage(f"unknown output type {outtype!r}", fix=f"Choose one of {', '.join(OUTTYPES)}.")
         return BY_NAME[name]
 
     def layout(self, format: Format) -> Layout:
@@ -84,12 +82,6 @@ class FolderModel:
             for output in self.plan.outputs
         ]
         return lay_out(self.metadata(format), specs)
-
-    @property
-    def small_files(self) -> tuple[Path, ...]:
-        """The files beside the weights that a conversion may have read, for its record."""
-        found = (path for path in sorted(self.folder.iterdir()) if path.suffix in SMALL and path.is_file())
-        return tuple(path for path in found if not path.name.endswith(".provenance.json"))
 
 
 def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderModel:
@@ -137,15 +129,20 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     general = _general(source, folder, config, parameters, record.name, origin, notes)
     stated = _is_named(source)
     notes += fit_name(general(BY_NAME["F16"]), vocabulary, stated=stated)[1]
+    pooling = pooling_metadata(folder, record)
+    notes += () if pooling else template_notes(vocabulary)  # embedding models do not chat
+
+    merged = {f"lora-{number}": path for number, (path, _) in enumerate(adapters_of(source), 1)}
+    folders = {"": folder, **merged, "tokenizer": origin.tokenizer}
 
     def name(encoding: str) -> str:
         return FileName(origin.name, type="vocab").format() if source.vocab_only else output_name(origin.name, encoding)
 
     def metadata(format: Format) -> Metadata:
         named, _ = fit_name(general(format), vocabulary, stated=stated)
-        return {**named, **plan.metadata, **pooling_metadata(folder, record), **vocabulary.metadata()}
+        return {**named, **plan.metadata, **pooling, **vocabulary.metadata()}
 
-    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name)
+    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name, folders)
 
 
 def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
@@ -171,9 +168,11 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         return FileName(origin.name.strip().replace(" ", "-"), encoding=encoding, type="LoRA").format()
 
     def metadata(format: Format) -> Metadata:
-        return {**without_paths(general(format)), **plan.metadata}
+        return {**general(format), **plan.metadata}
 
-    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, adapter=True)
+    return FolderModel(
+        folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, {"": folder, "base": base}, adapter=True
+    )
 
 
 def _is_named(source: SourceOptions) -> bool:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from ggufsmith.container.errors import Malformed
 from ggufsmith.convert.config import Config, read_json
-from ggufsmith.convert.original import original_config
-from ggufsmith.convert.weightfiles import META, PARAMS
+from ggufsmith.convert.params import params_config
+from ggufsmith.convert.weightfiles import META, MISTRAL, PARAMS
+
+LORA = "lora.safetensors"  # of mistral-finetune
 
 
 def open_config(folder: Path) -> Config:
@@ -13,8 +15,8 @@ def open_config(folder: Path) -> Config:
     path = folder / "config.json"
     if path.is_file():
         return Config(read_json(path), path)
-    if (folder / PARAMS).is_file() and any(folder.glob(META)):
-        return original_config(folder / PARAMS)
+    if (folder / PARAMS).is_file() and any(any(folder.glob(weights)) for weights in (META, MISTRAL, LORA)):
+        return params_config(folder / PARAMS)[0]
     raise Malformed(
         "there is no config.json, so this is not a Hugging Face model folder",
         where=folder,

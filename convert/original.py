@@ -8,8 +8,9 @@ Source: llama/model.py of the release (Attention, FeedForward, Transformer).
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,41 @@ from ggufsmith.convert.stored import StoredTensor
 BY_ROWS = ("wq.weight", "wk.weight", "wv.weight", "w1.weight", "w3.weight", "output.weight")
 BY_COLUMNS = ("wo.weight", "w2.weight")
 EMBEDDING = "tok_embeddings.weight"
+# The ends of names of tensors whose rows lie in pairs -> the config key that says of how many heads.
+HEADS: Mapping[str, str] = {
+    "attention.wq.weight": "num_attention_heads",
+    "attention.wk.weight": "num_key_value_heads",
+}
+# What Hugging Face calls the modules. Mistral's own layout has the same ones, and experts.
+MODULES: Mapping[str, str] = {
+    "tok_embeddings": "embed_tokens",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.gate": "block_sparse_moe.gate",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "norm": "norm",
+}
+NAME = re.compile(r"(layers\.\d+\.)?(.+)\.(weight|bias)")
+EXPERT = re.compile(r"feed_forward\.(experts\.\d+\.w[123])")
+
+
+def hf_name(name: str) -> str:
+    """The name of the same tensor in a Hugging Face checkpoint; one that is not known stays."""
+    found = NAME.fullmatch(name)
+    if found is None:
+        return name
+    block, module, part = found.groups(default="")
+    if name == "output.weight":
+        return "lm_head.weight"
+    if expert := EXPERT.fullmatch(module):
+        return f"model.{block}block_sparse_moe.{expert[1]}.{part}"
+    return f"model.{block}{MODULES[module]}.{part}" if module in MODULES else name
 
 
 @dataclass(frozen=True)
@@ -40,15 +76,19 @@ class Joined:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return self.parts[0].dtype
 
     @property
     def shape(self) -> Shape:
+        """See `Weights.shape`."""
         shape = list(self.parts[0].shape)
         shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
         return tuple(shape)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
+
         def read(_: int, begin: int, end: int) -> NDArray[Any]:
             return self._straight(store, begin, end)
 
@@ -70,8 +110,15 @@ class Joined:
         )
 
 
+def check_heads(part: StoredTensor, count: int, heads: int) -> None:
+    """Malformed unless `count` parts of this shape are that many heads, each of an even number of rows."""
+    rows = part.shape[0] * count if len(part.shape) == 2 else 0
+    if not rows or rows % (2 * heads):
+        raise Malformed(f"{part.name}: {list(part.shape)}, times {count}, is not {heads} heads", where=part.path)
+
+
 def original_config(path: Path) -> Config:
-    """params.json in the words of config.json. Malformed if it is not the release's."""
+    """Meta's params.json in the words of config.json. Malformed if it is not the release's."""
     params = Config(read_json(path), path)
     dim, heads = params.integer("dim"), params.integer("n_heads")
     multiple = params.integer("multiple_of", default=256)
@@ -121,11 +168,12 @@ def join(files: Iterable[Iterable[StoredTensor]], config: Config) -> dict[str, S
     parts: dict[str, list[StoredTensor]] = {}
     for source in itertools.chain(*listed):
         parts.setdefault(source.name, []).append(source)
-    return {
-        name: _joined(name, found, len(listed), config)
+    joined = (
+        _joined(name, found, len(listed), config)
         for name, found in parts.items()
         if not name.startswith("rope.")  # rope.freqs: recomputed from rope_theta
-    }
+    )
+    return {hf_name(source.name): replace(source, name=hf_name(source.name)) for source in joined}
 
 
 def _joined(name: str, found: list[StoredTensor], count: int, config: Mapping[str, Any]) -> StoredTensor:
@@ -136,9 +184,7 @@ def _joined(name: str, found: list[StoredTensor], count: int, config: Mapping[st
             where=first.path.parent,
             fix="Keep the consolidated.*.pth of one model together, all of them.",
         )
-    heads = {"wq.weight": "num_attention_heads", "wk.weight": "num_key_value_heads"}.get(
-        name.rpartition("attention.")[2]
-    )
+    heads = next((config[key] for end, key in HEADS.items() if name.endswith(end)), 0)
     if name.endswith(BY_ROWS) or (name == EMBEDDING and first.shape[-1] == config["hidden_size"]):
         axis = 0
     elif name.endswith(BY_COLUMNS) or name == EMBEDDING:
@@ -147,8 +193,8 @@ def _joined(name: str, found: list[StoredTensor], count: int, config: Mapping[st
         return first
     if len(first.shape) != 2 or first.dtype not in ("F16", "BF16", "F32"):
         raise Malformed(f"{name} is {first.dtype} {list(first.shape)}, not a matrix of floats", where=first.path)
-    if heads and first.shape[0] * count % (2 * config[heads]):
-        raise Malformed(f"{name}: {first.shape[0] * count} rows are not {config[heads]} heads", where=first.path)
-    weights = Joined(tuple(found), axis, config[heads] if heads else 0)
+    if heads:
+        check_heads(first, count, heads)
+    weights = Joined(tuple(found), axis, heads)
     size = sum(part.nbytes for part in found)
     return DequantizedTensor(name, weights.shape, "F32", first.path, 0, size, weights, tuple(found))

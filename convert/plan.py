@@ -28,7 +28,8 @@ from ggufsmith.convert.stored import StoredTensor
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
 # llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
 ALWAYS_F32 = frozenset({MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP})
-EXPERT = re.compile(r"\.experts\.(\d+)\.")
+EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
+NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
 MAX_PROBLEMS = 40
 
@@ -78,6 +79,7 @@ class Slot(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Of the GGUF tensor."""
         return f"{TENSOR_NAMES[self.tensor].format(bid=self.block)}.{self.part}"
 
 
@@ -141,7 +143,7 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
                 *problems[:MAX_PROBLEMS],
                 *([f"and {len(problems) - MAX_PROBLEMS} more"][: len(problems) > MAX_PROBLEMS]),
             ],
-            fix="Are tensors and config.json of one and the same model? If they are, this variant is not supported.",
+            fix="Check that tensors and config.json are of the same model. If they are, this variant is not supported.",
         )
     dropped = Counter(each.reason for each in left_out if each.twin is None)
     notes = [*rope_notes, *_warnings(record, config), *(f"{count} dropped: {why}" for why, count in dropped.items())]
@@ -192,7 +194,7 @@ def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) ->
     """
     base = plain_name(source.name)
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
-    block = next((int(piece) for piece in base.split(".") if piece.isdecimal()), None)
+    block = next((int(piece) for piece in base.split(".") if NUMBER.fullmatch(piece)), None)
     for fused in record.fused:
         if base.endswith(fused.suffix):
             for tensor, op in fused.parts:

@@ -16,10 +16,9 @@ from fnmatch import fnmatchcase
 from ggufsmith.container.errors import Malformed
 
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
-NOT_OF_MODELS = ("consolidated", "adapter_")  # the beginnings of names of other safetensors files
 MISTRAL, META = "consolidated*.safetensors", "consolidated.*.pth"
 PARAMS = "params.json"
-ADAPTER = "adapter_model.*"
+ADAPTER, FINETUNED = "adapter_model.*", "lora.safetensors"  # of peft, of mistral-finetune
 NAMED = 5  # files that a note names
 MOVE_ONE = "Move {single} out of the folder, or {index}, whichever is not of the model that you want."
 
@@ -41,17 +40,40 @@ class WeightFiles:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How transformers stores weights: in one file, or in shards with an index. Patterns: as in fnmatch."""
+    """A way to store weights: in one file, or in shards with an index. Patterns: as in fnmatch.
+
+    but: the beginnings of names that the patterns meet and that are none of it. original: only beside a params.json.
+    """
 
     single: str
     index: str
     indexes: str
     files: str
+    but: tuple[str, ...] = ()
+    original: bool = False
+
+    def of(self, names: Iterable[str], pattern: str) -> list[str]:
+        """Those of the names that meet one of its patterns."""
+        return [name for name in names if fnmatchcase(name, pattern) and not name.startswith(self.but)]
 
 
 KINDS = (
-    _Kind("model.safetensors", "model.safetensors.index.json", "*.safetensors.index*.json", "*.safetensors"),
+    _Kind(
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "*.safetensors.index*.json",
+        "*.safetensors",
+        but=("consolidated", "adapter_", FINETUNED),
+    ),
     _Kind("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*.bin.index*.json", "pytorch_model*.bin"),
+    _Kind(
+        "consolidated.safetensors",
+        "consolidated.safetensors.index.json",
+        "consolidated*.safetensors.index*.json",
+        MISTRAL,
+        original=True,
+    ),
+    _Kind("", "", "", META, original=True),
 )
 
 
@@ -69,22 +91,23 @@ def choose_weights(
     Malformed: two saves of a model, several indexes of which none has the usual name, a shard that is missing.
     """
     names = sorted(names)
-    original = _matching(names, META) if PARAMS in names else []
     chosen = WeightFiles(())
     for kind in KINDS:
-        chosen = chosen if chosen.names else _of_kind(kind, names, read_index, where, way_out)
+        if not chosen.names and not (kind.original and PARAMS not in names):
+            chosen = _of_kind(kind, names, read_index, where, way_out)
     if not chosen.names:
-        return WeightFiles(tuple(original or [name for name in names if name.endswith(".pt")]))
-    used = {*chosen.names, *([chosen.index] if chosen.index else [])}
-    passed = {name for kind in KINDS for name in _weights(kind, names)} | {*original, *_matching(names, MISTRAL)}
-    notes = (*chosen.notes, *_notes(chosen, sorted(passed - used), _matching(names, ADAPTER)))
+        return WeightFiles(tuple(name for name in names if name.endswith(".pt")))
+    used = {*chosen.names, chosen.index}
+    others = [name for kind in KINDS for pattern in (kind.files, kind.indexes) for name in kind.of(names, pattern)]
+    passed = {*others, *_matching(names, FINETUNED)} - used
+    notes = (*chosen.notes, *_notes(chosen, sorted(passed), _matching(names, ADAPTER)))
     return replace(chosen, notes=notes)
 
 
 def _of_kind(
     kind: _Kind, names: list[str], read_index: Callable[[str], Mapping[str, str]], where: object, way_out: str
 ) -> WeightFiles:
-    loose = [name for name in names if fnmatchcase(name, kind.files) and not name.startswith(NOT_OF_MODELS)]
+    loose = kind.of(names, kind.files)
     index = _index(kind, names, loose, where)
     if index is None:
         if kind.single in loose:  # numbered shards are nothing to transformers without their index
@@ -111,7 +134,7 @@ def _index(kind: _Kind, names: list[str], loose: list[str], where: object) -> st
     """The index that counts. One whose files are all gone does not, unless it has the usual name."""
     if kind.index in names:
         return kind.index
-    indexes = [name for name in _matching(names, kind.indexes) if not name.startswith(NOT_OF_MODELS)]
+    indexes = kind.of(names, kind.indexes)
     if len(indexes) > 1:
         raise Malformed(
             f"{len(indexes)} index files: {', '.join(indexes)}",
@@ -140,12 +163,6 @@ def _check_numbers(names: list[str], where: object) -> None:
 
 def _matching(names: Iterable[str], pattern: str) -> list[str]:
     return [name for name in names if fnmatchcase(name, pattern)]
-
-
-def _weights(kind: _Kind, names: list[str]) -> list[str]:
-    """Files with weights of this kind, and indexes of them."""
-    found = [*_matching(names, kind.files), *_matching(names, kind.indexes)]
-    return [name for name in found if not name.startswith(NOT_OF_MODELS)]
 
 
 def _notes(chosen: WeightFiles, passed: Collection[str], adapters: Collection[str]) -> list[str]:

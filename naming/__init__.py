@@ -1,0 +1,1 @@
+"""File names by the GGUF convention, general.* keys, and model cards."""

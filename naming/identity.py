@@ -74,6 +74,8 @@ class Identity:
 
 
 class Kind(Enum):
+    """What a part of a model name means."""
+
     WORD = auto()
     VERSION = auto()
     ENCODING = auto()
@@ -148,7 +150,7 @@ def hub_id(folder: Path) -> str:
 
 def model_folder_name(folder: Path) -> str:
     """The model's name as its folder gives it."""
-    return hub_id(folder).rpartition("/")[2] or folder.name or "model"
+    return hub_id(folder).rpartition("/")[2] or (folder.name if folder.name.strip() else "model")
 
 
 def title(model_id: str) -> str:

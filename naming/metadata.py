@@ -2,7 +2,8 @@
 
 The same keys, types and values as llama.cpp's converter writes (gguf-py/gguf/metadata.py; conversion/base.py,
 prepare_metadata). Of several sources the first that has a value wins: an override, then the model card, then
-`_name_or_path` of config.json, then the name of the folder, or of the hub's model in whose cache it stands.
+`_name_or_path` of config.json, then the name of the folder, or of the hub's model in whose cache it stands. Whatever is
+a path on somebody's machine (see `local`) is passed over; overrides are so only in base models and data sets.
 """
 
 import difflib
@@ -21,6 +22,7 @@ from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.values import FLOAT32_MAX, Metadata, Value, f32, i32, string, strings, u32
 from ggufsmith.naming.card import read_card
 from ggufsmith.naming.identity import Identity, Parameters, hub_id, identify, model_folder_name, title
+from ggufsmith.naming.local import cached_id, folder_name, holds_path, is_id, is_local, is_path
 
 General = Keys.General
 Note = Callable[[str], None]
@@ -90,6 +92,18 @@ RELATED: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
         ("datasets", "dataset", "dataset_sources"),
     ),
 )
+# Keys whose values name something, and those of ATTRIBUTES that are sentences.
+NAMES = frozenset(
+    (
+        General.NAME,
+        General.ORGANIZATION,
+        General.BASENAME,
+        General.FINETUNE,
+        General.SOURCE_URL,
+        General.SOURCE_REPO_URL,
+    )
+)
+SENTENCES = frozenset(("author", "version", "description"))
 ATTRIBUTES = ("name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url")
 HUB_URL = re.compile(r"https?://huggingface.co/([^/]+/[^/]+)$")
 
@@ -124,8 +138,8 @@ def general_metadata(
     sources = (
         {key: sampling.get(source) for key, source, _ in SAMPLING},
         _from_card(card, note),
-        _from_id(saved_as, total) if isinstance(saved_as, str) and saved_as.count("/") <= 1 else {},
-        _from_id(hub_id(path) or path.name, total),
+        _from_id(saved_as, total) if isinstance(saved_as, str) and is_id(saved_as) else {},
+        _from_id(hub_id(path) or model_folder_name(path), total),
     )
     found: Found = {}
     for source in sources:
@@ -139,7 +153,8 @@ def general_metadata(
         found[General.SIZE_LABEL] = parameters.size_label
     for key, *_ in RELATED:
         entries = _listed(found.get(key), key, note)
-        found[key] = None if entries is None else [_related(entry, total, note) for entry in entries]
+        known = [_related(entry, total, note) for entry in entries or ()]
+        found[key] = None if entries is None else [entry for entry in known if entry is not None]
     return {
         General.ARCHITECTURE: string(architecture),
         General.TYPE: string(GGUFType.MODEL),
@@ -201,15 +216,29 @@ def _from_id(model_id: str, total: int) -> Found:
 def _from_card(card: Mapping[str, Any], note: Note) -> Found:
     found: Found = {}
     for key, names in TEXTS:
-        found[key] = next((card[name] for name in names if card.get(name) is not None), None)
+        found[key] = next((card[name] for name in names if _tells(card.get(name), name, key in NAMES, note)), None)
     for key, names in LISTS:
-        found[key] = [item for name in names for item in _listed(card.get(name), f"model card: {name}", note) or ()]
+        items = [item for name in names for item in _listed(card.get(name), f"model card: {name}", note) or ()]
+        found[key] = [item for item in items if not (isinstance(item, str) and holds_path(item))]
     for key, _, _, names in RELATED:
         present = [name for name in names if name in card]
         if present:
             value = card[present[0]]
             found[key] = [] if value is None else _listed(value, f"model card: {present[0]}", note)
     return found
+
+
+def _tells(value: Any, name: str, identifies: bool, note: Note) -> bool:
+    """Whether a value of the card says something, and something that others may read.
+
+    identifies: the value is a name or a URL, not a sentence.
+    """
+    if not isinstance(value, str):
+        return value is not None
+    if (is_local if identifies else is_path)(value):
+        note(f"model card: {name} is a path, {_shown.repr(value)}, and is not written")
+        return False
+    return bool(value.strip())
 
 
 def _listed(value: Any, what: str, note: Note) -> Sequence[Any] | None:
@@ -222,14 +251,24 @@ def _listed(value: Any, what: str, note: Note) -> Sequence[Any] | None:
     return None
 
 
-def _related(entry: Any, total: int, note: Note) -> Mapping[str, Any]:
-    """One base model or data set: a description, a hub id or a URL."""
+def _related(entry: Any, total: int, note: Note) -> Mapping[str, Any] | None:
+    """One base model or data set: a description, a hub id or a URL. None for a path that says nothing."""
     if isinstance(entry, dict):
-        return entry
+        return {
+            key: value
+            for key, value in entry.items()
+            if not isinstance(value, str) or _tells(value, str(key), key not in SENTENCES, note)
+        }
     if not isinstance(entry, str):
         note(f"model card: {_shown.repr(entry)} names no model and no data set")
         return {}
     url: str | None
+    if is_local(entry) or (not is_id(entry) and not any(mark in entry for mark in "/: ")):
+        folder = folder_name(entry)
+        note(f"model card: {_shown.repr(entry)} is a path, of which only the folder's name is written, if it tells any")
+        if (cached := cached_id(entry)) is not None:
+            return _related(cached, total, note)
+        return None if folder is None else {"name": title(folder)}
     if entry.startswith(("http://", "https://", "ssh://")):
         match = HUB_URL.match(entry)
         said, url = identify(match[1], total) if match else Identity(), entry

@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 from gguf.constants import Keys
 
+from ggufsmith.container.errors import Usage
 from ggufsmith.container.text import size
 from ggufsmith.container.values import Metadata
+from ggufsmith.naming.local import holds_path, is_id, is_local, is_path
 
 General = Keys.General
 MARK = "<!-- written by ggufsmith card -->"
@@ -41,11 +43,21 @@ class CardFile:
 
 @dataclass(frozen=True)
 class Publisher:
-    """What no header knows: where the files will lie, what they were made from, and by whom."""
+    """What no header knows: where the files will lie, what they were made from, and by whom.
+
+    Usage: a base model that is no name, but a path.
+    """
 
     repo: str | None = None
     base_model: str | None = None
     author: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_model is not None and not is_id(self.base_model):
+            raise Usage(
+                f"the base model {self.base_model!r} is not a model on the hub",
+                fix="Write it as org/name, or leave it out.",
+            )
 
 
 # Prompt formats, by markers that a template's source has all of; the first that fits. In the way publishers show them.
@@ -120,7 +132,7 @@ def model_card(metadata: Metadata, files: Sequence[CardFile], publisher: Publish
     blocks = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=10**6)}---",
         MARK,
-        f"# {_inline(_said(metadata, General.NAME) or 'Model')} GGUF",
+        f"# {_inline(_name(metadata) or 'Model')} GGUF",
         _introduction(metadata, base, version),
         *_prompt(metadata),
         "## Provided files",
@@ -166,6 +178,7 @@ def prompt_format(template: str) -> tuple[str, str] | None:
 
 
 def use_of(encoding: str | None) -> str:
+    """What a file with this encoding is good for; empty if nothing is known to say."""
     return next((text for pattern, text in USES if encoding and pattern.fullmatch(encoding)), "")
 
 
@@ -174,12 +187,20 @@ def use_of(encoding: str | None) -> str:
 
 def _said(metadata: Metadata, key: str) -> str | None:
     value = metadata.get(key)
-    return (_text(value.data) or None) if value and value.element is None else None
+    text = _text(value.data) if value and value.element is None else ""
+    return text if text.strip() and not is_path(text) else None
+
+
+def _name(metadata: Metadata) -> str | None:
+    """The model's name, unless it is a path on the machine of whoever made the file."""
+    name = _said(metadata, General.NAME)
+    return None if name is None or is_local(name) else name
 
 
 def _listed(metadata: Metadata, key: str) -> list[str]:
     value = metadata.get(key)
-    return [_text(each) for each in value.data] if value and isinstance(value.data, tuple) else []
+    texts = [_text(each) for each in value.data] if value and isinstance(value.data, tuple) else []
+    return [text for text in texts if not holds_path(text)]
 
 
 def _text(value: object) -> str:
@@ -216,7 +237,7 @@ def _encodings(files: Sequence[CardFile]) -> list[str]:
 
 
 def _introduction(metadata: Metadata, base: str | None, version: str) -> str:
-    what = f"[{base}](https://huggingface.co/{base})" if base else _inline(_said(metadata, General.NAME) or "a model")
+    what = f"[{base}](https://huggingface.co/{base})" if base else _inline(_name(metadata) or "a model")
     facts = []
     architecture = _said(metadata, General.ARCHITECTURE)
     if label := _said(metadata, General.SIZE_LABEL):

@@ -7,7 +7,7 @@ option, add a field here and use it where it matters. This module is light, beca
 
 from __future__ import annotations  # so that fields keep their types as they are written here
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -386,6 +386,7 @@ class Declared:
 
     @property
     def flag(self) -> str:
+        """The name of its option on the command line."""
         return self.option.flag or "--" + self.name.replace("_", "-")
 
     @property
@@ -401,11 +402,11 @@ def declared(record: type) -> Iterator[Declared]:
             yield Declared(each.name, str(each.type), each.default, each.metadata["option"])
 
 
-def unfit(kind: Input, *records: Any) -> list[str]:
-    """The flags of what is set in these records and has no meaning for a source of this kind."""
+def unfit(kinds: Collection[Input], *records: Any) -> list[str]:
+    """The flags of what is set in these records and has no meaning for a source of any of these kinds."""
     return [
         each.flag
         for record in records
         for each in declared(type(record))
-        if kind not in each.option.inputs and getattr(record, each.name) != each.default
+        if not set(kinds) & set(each.option.inputs) and getattr(record, each.name) != each.default
     ]

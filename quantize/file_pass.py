@@ -4,24 +4,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ggufsmith.container.errors import Malformed, Usage
-from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.ggml import is_ggml
-from ggufsmith.container.shards import GgufSet
+from ggufsmith.container.shards import GgufSet, Limits
 from ggufsmith.container.values import Metadata, string
 from ggufsmith.naming.suggest import name_of
 from ggufsmith.pipeline.passes import Pass, SourceInfo
-from ggufsmith.pipeline.request import Request
+from ggufsmith.pipeline.request import MakeOptions, Request
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.model_check import check_model
 from ggufsmith.quantize.opened import OpenedModel
-from ggufsmith.quantize.outputs import Quantizable, fit_importance, output_paths, plan_outputs
+from ggufsmith.quantize.outputs import Quantizable, check_names, fit_importance, output_paths, plan_outputs
 from ggufsmith.quantize.overrides import overrides_of
 from ggufsmith.quantize.prune import fewer_layers, parse_layers, prune_layers, without_layers
-from ggufsmith.quantize.recipes.assign import Recipe, Stored, facts_of, file_order
+from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts_of, file_order
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
-from ggufsmith.quantize.resolve import Making, limits_of, making_of, refuse_unfit
+from ggufsmith.quantize.remarks import remarks
+from ggufsmith.quantize.resolve import Making, resolved
 from ggufsmith.quantize.source import open_model
 from ggufsmith.quantize.tensors import FileOpening, GgufTensor
 
@@ -31,25 +31,23 @@ def open_file_pass(request: Request, vocabulary: Metadata | None = None, notes: 
 
     vocabulary: `tokenizer.*` keys instead of those of the file. notes: what else the report should say.
     """
-    refuse_unfit(request, "file")
-    making = making_of(request.make)
+    making, limits = resolved(request, "file")
     model = open_model(request.path, vocabulary)
     try:
-        return _plan(request, making, model, notes)
+        return _plan(request, making, limits, model, notes)
     except BaseException:
         model.files.close()
         raise
 
 
-def _plan(request: Request, making: Making, model: OpenedModel, notes: Sequence[str]) -> Pass:
+def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, notes: Sequence[str]) -> Pass:
     source, make, write = model.files, request.make, request.write
     if not source.tensors:
         raise Malformed("this file has no tensors", where=request.path, fix="Pass a model; this may be a vocabulary.")
     if "general.architecture" not in source.metadata:
         raise Malformed("general.architecture is missing, so this is not a model", where=request.path)
     check_model(source.metadata, list(source.tensors), request.path)
-    recipes = _recipes(request, making, source)
-    limits = limits_of(write)
+    plain, recipes = _unquantized(make), _recipes(request, making, source)
     keys = overrides_of(request.source.override_kv)
     if request.source.model_name is not None:
         keys = {"general.name": string(request.source.model_name), **keys}
@@ -68,51 +66,64 @@ def _plan(request: Request, making: Making, model: OpenedModel, notes: Sequence[
     name = model.name
     if write.strict_name:
         name = name_of({**metadata, **keys}, {tensor.name: tensor.info.shape for tensor in tensors}, strict=True)
-    outputs = plan_outputs(
-        Quantizable(
-            [tensor.stored for tensor in tensors],
-            metadata,
-            facts,
-            importance,
-            counts=lambda layout: (
-                _shard_counts(source, tensors) if write.keep_split else limits.counts(layout.tensors, source.alignment)
-            ),
-            alignment=source.alignment,
-            overrides=keys,
+    quantizable = Quantizable(
+        [tensor.stored for tensor in tensors],
+        metadata,
+        facts,
+        importance,
+        counts=lambda layout: (
+            _shard_counts(source, tensors) if write.keep_split else limits.counts(layout.tensors, source.alignment)
         ),
-        recipes,
-        making.types,
-        output_paths(name, recipes, write.outfile, write.outdir or request.path.parent),
-        strict=make.strict,
-        allow_requantize=make.allow_requantize or bool(make.outtypes),
+        alignment=source.alignment,
+        overrides=keys,
     )
+    paths = output_paths(name, (*plain, *recipes), write.outfile, write.outdir or request.path.parent)
+    outputs = [
+        *plan_outputs(
+            replace(quantizable, importance=None),
+            plain,
+            TypeOptions(),
+            paths[: len(plain)],
+            strict=make.strict,
+            allow_requantize=True,
+        ),
+        *plan_outputs(
+            quantizable,
+            recipes,
+            making.types,
+            paths[len(plain) :],
+            strict=make.strict,
+            allow_requantize=make.allow_requantize,
+        ),
+    ]
+    check_names(outputs)
     return Pass(
         info=SourceInfo(tuple(source.paths), source.size, facts.architecture, metadata),
         source=source,
         tensors=tensors,
         outputs=tuple(outputs),
-        inputs=(*source.paths, *([make.imatrix] if make.imatrix else [])),
-        notes=(*notes, *model.told(keys), *(importance.coverage.notes() if importance else ())),
+        inputs={path.name: path for path in (*source.paths, *([make.imatrix] if make.imatrix else []))},
+        notes=(*notes, *model.told(keys), *(importance.coverage.notes() if importance else ()), *remarks(outputs)),
         opening=FileOpening.of(source, tensors),
         encoder=GGML,
         importance=importance.coverage.summary() if importance else None,
     )
 
 
-def _recipes(request: Request, making: Making, source: GgufSet) -> tuple[Recipe, ...]:
-    """What to make: the recipes, the unquantized types, or, of an old GGML file, a GGUF file with the same weights."""
-    outtypes = request.make.outtypes
-    if outtypes and making.recipes:
-        raise Usage("--outtype and --recipe both say what to make of this file", fix="Leave one of the two out.")
-    unknown = [each for each in outtypes if each.upper() not in FLOATS]
-    if unknown:
+def _unquantized(make: MakeOptions) -> tuple[Recipe, ...]:
+    """The recipes of unquantized files, which may be made of quantized ones."""
+    if "auto" in map(str.lower, make.outtypes):
         raise Usage(
-            f"{unknown[0]!r} is not an unquantized type",
-            fix=f"Choose one of {', '.join(name.lower() for name in FLOATS)}, or give a quantized type with --recipe.",
+            "--outtype auto is the type that most weights of a checkpoint have, and this is a file",
+            fix="Name the type, f32, f16 or bf16; --recipe copy keeps those that the file has.",
         )
-    found = (*map(recipe_of, outtypes), *making.recipes)
-    if found:
-        return found
+    return tuple(map(recipe_of, make.outtypes))
+
+
+def _recipes(request: Request, making: Making, source: GgufSet) -> tuple[Recipe, ...]:
+    """The recipes that were asked for, or, of an old GGML file, that of a GGUF file with the same weights."""
+    if making.recipes or request.make.outtypes:
+        return making.recipes
     if is_ggml(request.path):
         return (_as_it_is(source),)
     raise Usage(

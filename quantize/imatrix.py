@@ -7,7 +7,7 @@ number of calls, the number of values, the values in float32; then optionally a 
 steers the quantizer is the mean: sums over counts. An expert that never ran has no mean, and gets 1 everywhere.
 """
 
-import struct
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -15,9 +15,10 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Failure, Malformed, Usage
+from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.layout import MAGIC
+from ggufsmith.container.positional import read_at, regular_file
 from ggufsmith.container.reader import Gguf, open_gguf
 from ggufsmith.container.values import Metadata, string, u32
 from ggufsmith.quantize.recipes.assign import Stored
@@ -26,6 +27,10 @@ from ggufsmith.quantize.recipes.rules import block_of, kept, role_of
 SUMS, COUNTS = ".in_sum2", ".counts"
 F32 = BY_NAME["F32"]
 MAX_NAMES = 5  # that a message lists
+MAX_BYTES = 2**32  # of values that are read; models of 384 experts in 60 layers have 1.5 GiB
+MAX_ENTRIES = 2**20  # as many as a model may have tensors
+MAX_TEXT = 2**16  # bytes of a name in a legacy file; that of a data set may be a path
+LEAST = 4 + 4 + 4 + 4  # bytes of the smallest entry of a legacy file
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Coverage:
         return {"covered": list(self.covered), "missing": list(self.missing)}
 
     def notes(self) -> Iterator[str]:
+        """Sentences for the report."""
         total = len(self.covered) + len(self.missing)
         yield f"importance for {len(self.covered)} of {total} matrices"
         if self.missing:
@@ -95,27 +101,41 @@ def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str]
     include, exclude: keep or drop entries whose name contains one of these; not both.
 
     Malformed for a damaged file, for NaN, infinite or negative sums, for an entry that no matrix ran for; Usage for a
-    filter that matches nothing or leaves nothing, or for a file that is no importance matrix.
+    filter that matches nothing or leaves nothing, or for a file that is not an importance matrix; Unsupported for more
+    values than can be kept in memory. Of entries that are not kept, only the sizes are looked at.
     """
     if include and exclude:
         raise Usage("--include-weights and --exclude-weights cannot be used together", fix="Drop one of them.")
+    with regular_file(path) as (fd, size):
+        pass
     try:
-        with path.open("rb") as file:
-            is_gguf = file.read(4) == MAGIC
-        raw, dataset, chunks = _read_gguf(path) if is_gguf else _read_legacy(path)
-    except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        return _imatrix(path, fd, size, include, exclude)
+    finally:
+        os.close(fd)
+
+
+def _imatrix(path: Path, fd: int, size: int, include: Sequence[str], exclude: Sequence[str]) -> Imatrix:
+    start = memoryview(bytearray(len(MAGIC)))
+    _read(path, fd, start, 0)
+    index, dataset, chunks = (_gguf_index if start == MAGIC else _legacy_index)(path, fd, size)
     for part in (*include, *exclude):
-        if not any(part in name for name in raw):
-            raise Usage(f"no entry's name contains {part!r}", where=path, fix=f"It has {_some(sorted(raw))}.")
+        if not any(part in name for name in index):
+            raise Usage(f"no entry's name contains {part!r}", where=path, fix=f"It has {_some(sorted(index))}.")
     chosen = {
-        name: values
-        for name, values in raw.items()
+        name: place
+        for name, place in index.items()
         if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
     }
     if not chosen:
         raise Usage("--exclude-weights leaves nothing of this importance matrix", where=path, fix="Drop --imatrix.")
-    entries = {name: _entry(path, name, sums, counts) for name, (sums, counts) in sorted(chosen.items())}
+    needed = sum(place.size for place in chosen.values())
+    if needed > MAX_BYTES:
+        raise Unsupported(
+            f"{needed} bytes of values are more than the limit of {MAX_BYTES}",
+            where=path,
+            fix="Choose entries with --include-weights or --exclude-weights.",
+        )
+    entries = {name: _entry(path, name, *place.read(path, fd)) for name, place in sorted(chosen.items())}
     # Text files are named with their folder, on whatever system the matrix was made.
     return Imatrix(path, entries, PureWindowsPath(dataset).name if dataset else None, chunks)
 
@@ -193,45 +213,83 @@ def _entry(path: Path, name: str, sums: NDArray[np.float32], counts: NDArray[np.
     return Entry(means.reshape(-1), tuple(int(i) for i in np.flatnonzero(whole == 0)))
 
 
-Raw = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+@dataclass(frozen=True)
+class EntryPlace:
+    """Where the sums of an entry are stored, and the counts they were taken over; all float32.
+
+    sums:   offset in bytes, and how many. counts: likewise; None if `calls` is the one count of all matrices.
+    """
+
+    sums: tuple[int, int]
+    counts: tuple[int, int] | None = None
+    calls: int = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes of all values."""
+        return 4 * (self.sums[1] + (self.counts[1] if self.counts else 0))
+
+    def read(self, path: Path, fd: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Sums and counts. Malformed if the file ends before them, Failure if it cannot be read."""
+        counts = np.array([self.calls], np.float32)
+        return _floats(path, fd, *self.sums), _floats(path, fd, *self.counts) if self.counts else counts
 
 
-def _read_gguf(path: Path) -> tuple[Raw, str | None, int]:
+def _floats(path: Path, fd: int, offset: int, count: int) -> NDArray[np.float32]:
+    values = np.empty(count, "<f4")
+    got = _read(path, fd, values.view(np.uint8).data, offset)
+    if got < values.nbytes:
+        raise Malformed(f"the file ends at byte {offset + got}: it was cut while it was read", where=path)
+    return values.astype(np.float32, copy=False)
+
+
+def _read(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
+    """As `read_at`. Failure if the file cannot be read."""
+    try:
+        return read_at(fd, buffer, offset)
+    except OSError as error:
+        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+
+
+Index = tuple[Mapping[str, EntryPlace], str | None, int]  # by the names of matrices; the data set; the chunks, or 0
+
+
+def _gguf_index(path: Path, fd: int, size: int) -> Index:
     with open_gguf(path) as gguf:
         names = [name.removesuffix(SUMS) for name in gguf.tensors if name.endswith(SUMS)]
         if not names:
             raise Usage(
-                "this GGUF file is no importance matrix: it has no tensor *.in_sum2",
+                "this GGUF file is not an importance matrix: it has no tensor *.in_sum2",
                 where=path,
                 fix="--imatrix takes the file that llama-imatrix writes.",
             )
-        lonely = [name for name in gguf.tensors if name.endswith(COUNTS) and name.removesuffix(COUNTS) not in names]
+        stems = set(names)
+        lonely = [name for name in gguf.tensors if name.endswith(COUNTS) and name.removesuffix(COUNTS) not in stems]
         lonely += [name for name in names if name + COUNTS not in gguf.tensors]
         if lonely:
             raise Malformed(f"sums without counts, or counts without sums: {_some(lonely)}", where=path)
-        raw: Raw = {}
+        index = {}
         for name in names:
-            sums, counts = _values(gguf, name + SUMS), _values(gguf, name + COUNTS)
-            if sums.size % counts.size:
-                raise Malformed(f"{sums.size} sums for {counts.size} counts", where=f"{path}: {name}")
-            raw[name] = sums, counts
+            sums, counts = _extent(gguf, name + SUMS), _extent(gguf, name + COUNTS)
+            if sums[1] % counts[1]:
+                raise Malformed(f"{sums[1]} sums for {counts[1]} counts", where=f"{path}: {name}")
+            index[name] = EntryPlace(sums, counts)
         datasets = gguf.metadata.get("imatrix.datasets")
         chunks = gguf.metadata.get("imatrix.chunk_count")
         first = datasets.data[0] if datasets and isinstance(datasets.data, tuple) and datasets.data else None
-        return raw, first, int(chunks.data) if chunks and isinstance(chunks.data, int) else 0
+        return index, first, int(chunks.data) if chunks and isinstance(chunks.data, int) else 0
 
 
-def _values(gguf: Gguf, name: str) -> NDArray[np.float32]:
+def _extent(gguf: Gguf, name: str) -> tuple[int, int]:
     tensor = gguf.tensors[name]
     if tensor.format is not F32:
         raise Malformed(f"is {tensor.format.name}, not F32", where=f"{gguf.path}: {name}")
-    values = np.empty(tensor.nbytes // 4, np.float32)
-    gguf.read_into(tensor, 0, values)
-    return values
+    return tensor.offset, tensor.nbytes // 4
 
 
-def _read_legacy(path: Path) -> tuple[Raw, str | None, int]:
-    data, at = path.read_bytes(), 0
+def _legacy_index(path: Path, fd: int, size: int) -> Index:
+    """Everything is compared with the bytes that remain before it is believed; values are passed over."""
+    at = 0
 
     def refuse(what: str) -> Malformed:
         return Malformed(
@@ -240,33 +298,43 @@ def _read_legacy(path: Path) -> tuple[Raw, str | None, int]:
             fix="--imatrix takes the file that llama-imatrix writes.",
         )
 
-    def take(size: int, what: str) -> bytes:
+    def skip(count: int, what: str) -> int:
+        """Where these bytes begin."""
         nonlocal at
-        if size < 0 or at + size > len(data):
-            raise refuse(f"{what} needs {size} bytes at byte {at} of {len(data)}")
-        at += size
-        return data[at - size : at]
+        if count < 0 or at + count > size:
+            raise refuse(f"{what} needs {count} bytes at byte {at} of {size}")
+        at += count
+        return at - count
+
+    def take(count: int, what: str) -> bytes:
+        start, data = skip(count, what), bytearray(count)
+        got = _read(path, fd, memoryview(data), start)
+        if got < count:
+            raise refuse(f"{what} ends at byte {start + got}")
+        return bytes(data)
 
     def number(what: str) -> int:
-        return int(struct.unpack("<i", take(4, what))[0])
+        return int.from_bytes(take(4, what), "little", signed=True)
 
     def text(what: str) -> str:
-        return take(number(what), what).decode("utf-8", "replace").rstrip("\0")
+        length = number(what)
+        if length > MAX_TEXT:
+            raise refuse(f"{what} has {length} bytes")
+        return take(length, what).decode("utf-8", "replace").rstrip("\0")
 
-    raw: Raw = {}
+    index = {}
     entries = number("the number of entries")
-    if entries < 1:
-        raise refuse(f"{entries} entries")
-    for index in range(entries):
-        name = text(f"the name of entry {index}")
-        calls = number(f"the calls of entry {index}")
-        count = number(f"the size of entry {index}")
+    if not 1 <= entries <= min(MAX_ENTRIES, size // LEAST):
+        raise refuse(f"{entries} entries in {size} bytes")
+    for k in range(entries):
+        name = text(f"the name of entry {k}")
+        calls = number(f"the calls of entry {k}")
+        count = number(f"the size of entry {k}")
         if count < 1:
-            raise refuse(f"entry {index} has {count} values")
-        sums = np.frombuffer(take(4 * count, f"entry {index}"), "<f4").astype(np.float32)
+            raise refuse(f"entry {k} has {count} values")
         # The values are sums already divided by each matrix's own count, times the calls; 0 calls: as they are.
-        raw[name] = sums, np.array([max(calls, 1)], np.float32)
-    if at == len(data):
-        return raw, None, 0
+        index[name] = EntryPlace((skip(4 * count, f"entry {k}"), count), None, max(calls, 1))
+    if at == size:
+        return index, None, 0
     chunks = number("the chunk count")
-    return raw, text("the data set's name") if at < len(data) else None, max(chunks, 0)
+    return index, text("the data set's name") if at < size else None, max(chunks, 0)

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from ggufsmith.pipeline.passes import Pass
-from ggufsmith.pipeline.request import Request, WriteOptions
+from ggufsmith.pipeline.request import INPUTS, Request, WriteOptions
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.outputs import QuantizedFile
-from ggufsmith.quantize.resolve import making_of
+from ggufsmith.quantize.resolve import resolved
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -29,7 +29,7 @@ def with_budgets(
     open_pass: opens a request. progress: shows the measuring of so many weights; gives what is told of them.
     budgets:   instead of those that the request has.
     """
-    budgets = budgets or making_of(request.make).budgets
+    budgets = budgets or resolved(request, *INPUTS)[0].budgets
     if not budgets:
         return request, ()
     plain = replace(request.make, target_size=(), target_bpw=(), save_recipe=None)

@@ -50,19 +50,16 @@ class QuantizedFile(OutputFile):
 
 
 def output_paths(name: FileName, recipes: Sequence[Recipe], output: Path | None, folder: Path) -> list[Path]:
-    """Where each recipe's file goes: the components of `name` with the recipe as encoding.
+    """Where each recipe's file goes: `output`, or the components of `name` with the recipe as encoding."""
+    return [output or folder / replace(name, encoding=recipe.name.upper()).format() for recipe in recipes]
 
-    Usage for one output and several recipes, and for two recipes of one name.
-    """
-    if output is not None:
-        if len(recipes) != 1:
-            raise Usage("one output file for several recipes", fix="Leave it out, or name a folder with --outdir.")
-        return [output]
-    paths = [folder / replace(name, encoding=recipe.name.upper()).format() for recipe in recipes]
+
+def check_names(outputs: Sequence[OutputFile]) -> None:
+    """Usage for two outputs of one name."""
+    paths = [output.path for output in outputs]
     twice = [path for path in paths if paths.count(path) > 1]
     if twice:
-        raise Usage(f"two recipes would write {twice[0]}", fix="Name each recipe once.")
-    return paths
+        raise Usage(f"two of the recipes or types would write {twice[0]}", fix="Name each of them once.")
 
 
 def fit_importance(

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 
 from ggufsmith.container.errors import Unsupported, Usage
-from ggufsmith.container.formats import Format, format_of
+from ggufsmith.container.formats import FLOATS, Format, format_of
 from ggufsmith.container.shards import Limits, parse_size
 from ggufsmith.pipeline.request import INPUTS, Input, MakeOptions, Request, WriteOptions, unfit
 from ggufsmith.quantize.budget import Budget, budget_of
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, override_of, overrides_of_file
+
+OUTTYPES = (*(name.lower() for name in FLOATS), "auto")
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,29 @@ class Making:
         return bool(self.recipes or self.budgets)
 
 
+def resolved(request: Request, *kinds: Input) -> tuple[Making, Limits]:
+    """What a request asks for, checked as far as that is possible before its source is opened.
+
+    kinds: what the source may be. Usage for what is unknown, contradicts itself or has no meaning for such a source.
+    """
+    refuse_unfit(request, *kinds)
+    making, limits = making_of(request.make), limits_of(request.write)
+    if request.write.outfile is not None and len((*request.make.outtypes, *making.recipes, *making.budgets)) > 1:
+        raise Usage(
+            "--outfile names one file, and several recipes or types each make one",
+            fix="Leave it out, or name a folder with --outdir.",
+        )
+    if request.source.vocab_only and making.quantizes:
+        raise Usage("a file that holds only the vocabulary has nothing to quantize", fix="Drop --recipe.")
+    return making, limits
+
+
 def making_of(make: MakeOptions) -> Making:
     """Read recipes, types and budgets. Usage for what is unknown or contradicts itself."""
     recipes = tuple(each if isinstance(each, Recipe) else recipe_of(each) for each in make.recipes)
+    unknown = [each for each in make.outtypes if each.lower() not in OUTTYPES]
+    if unknown:
+        raise Usage(f"unknown output type {unknown[0]!r}", fix=f"Choose one of {', '.join(OUTTYPES)}.")
     types = type_options(make)
     check_options(types, list(recipes))
     budgets = budgets_of(make)
@@ -89,13 +111,12 @@ def budgets_of(make: MakeOptions) -> tuple[Budget, ...]:
     return tuple(each for each in (*sizes, *bits) if each is not None)
 
 
-def refuse_unfit(request: Request, kind: Input) -> None:
-    """Usage if an option is set that has no meaning for a source of this kind."""
-    unwanted = unfit(kind, request.source, request.make, request.write)
+def refuse_unfit(request: Request, *kinds: Input) -> None:
+    """Usage if an option is set that has no meaning for a source of any of these kinds."""
+    unwanted = unfit(kinds, request.source, request.make, request.write)
     if unwanted:
-        raise Usage(
-            f"{' and '.join(unwanted)} cannot be used with {INPUTS[kind]}", where=request.path, fix="Leave it out."
-        )
+        named = " or ".join(INPUTS[kind] for kind in kinds)
+        raise Usage(f"{' and '.join(unwanted)} cannot be used with {named}", where=request.path, fix="Leave it out.")
 
 
 def limits_of(write: WriteOptions) -> Limits:

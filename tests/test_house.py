@@ -109,11 +109,7 @@ def test_files_are_small() -> None:
 
 # Packages whose tests are elsewhere, and where. This list only gets shorter, until it is empty.
 TESTED_ELSEWHERE = {
-    "convert/hf": "convert",
-    "convert/lora": "convert",
-    "convert/dequantize": "convert",
     "quantize/kernels": "quantize",
-    "quantize/recipes": "quantize",
 }
 
 

@@ -1,0 +1,1 @@
+"""Vocabularies, merges, pre-tokenizers and chat templates as GGUF keys."""

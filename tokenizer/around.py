@@ -43,7 +43,7 @@ def read_frame(tokenizer: Json, where: Path) -> TextFrame:
         kind = expect(step, dict, where=where, key="post_processor.processors").get("type")
         if kind == "TemplateProcessing":
             return _of_template(step, where)
-        if kind in BERT_LIKE:
+        if isinstance(kind, str) and kind in BERT_LIKE:
             first, last = (_token(step.get(key), where, f"post_processor.{key}") for key in ("cls", "sep"))
             return TextFrame((first,), (last,), (last,) * BERT_LIKE[kind])
     return TextFrame()

@@ -47,6 +47,17 @@ class TokenizerFiles:
             whole("tokenizer.json"),
         )
 
+    @property
+    def sentencepiece(self) -> str:
+        """The SentencePiece model's name. Mistral's have versions, as in tokenizer.model.v3: the newest counts."""
+        name = "tokenizer.model"
+        if (self.home(name) / name).exists():
+            return name
+        folders = [self.folder, *([self.base] if self.base else [])]
+        found = [path.name for folder in folders for path in folder.glob(f"{name}.v*")]
+        versions = {int(number): each for each in found if (number := each.removeprefix(f"{name}.v")).isdecimal()}
+        return versions[max(versions)] if versions else name
+
     def home(self, name: str) -> Path:
         """The folder that a file is read from."""
         return home_of(name, self.folder, self.base)

@@ -43,6 +43,7 @@ class Pretokenizer:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """All names that llama.cpp has for this split."""
         return (self.name, *self.aliases, *self.marks)
 
 

@@ -134,7 +134,7 @@ def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list
 
 def _parts(files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
     """Choose the file that holds the vocabulary and read it."""
-    raw = read_bytes(files.home("tokenizer.model"), "tokenizer.model", spm.MAX_MODEL)
+    raw = read_bytes(files.home(files.sentencepiece), files.sentencepiece, spm.MAX_MODEL)
     if raw is not None and not spm.is_tiktoken(raw):
         return _from_sentencepiece(raw, files, rows, pre, notes)
     if files.tokenizer is not None:
@@ -182,7 +182,7 @@ def _from_sentencepiece(
 ) -> _Parts:
     """tokenizer.model; a tokenizer.json of the same vocabulary beside it tells of added tokens."""
     _refuse_pre(pre)
-    where = files.path("tokenizer.model")
+    where = files.path(files.sentencepiece)
     pieces = spm.parse_pieces(raw, where)
     if pieces.unigram:
         notes.append(
@@ -247,6 +247,12 @@ def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
     """vocab.json and merges.txt in the shape of a tokenizer.json. UTF-8, whatever the platform's default is."""
     vocab = read_object(files.home("vocab.json"), "vocab.json")
     lines = read_text(files.home("merges.txt"), "merges.txt")
+    if (vocab is None or lines is None) and files.path("tekken.json").is_file():
+        raise Unsupported(
+            "its vocabulary is a tekken.json, which is not read",
+            where=files.folder,
+            fix="Put the tokenizer.json of the same model's Hugging Face repository into the folder.",
+        )
     if vocab is None or lines is None:
         raise Unsupported(
             "no vocabulary: neither tokenizer.model, nor tokenizer.json, nor vocab.json with merges.txt",

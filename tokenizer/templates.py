@@ -2,15 +2,20 @@
 
 Precedence, that of llama.cpp's gguf-py/gguf/vocab.py: `chat_template` in tokenizer_config.json, then
 chat_template.jinja with additional_chat_templates/*.jinja, then chat_template.json.
+
+Line ends of .jinja files become LF, as for everyone who opens them as text; strings in JSON are copied as they are.
+What renders them (Jinja2, llama.cpp's common/jinja/lexer.cpp) takes CRLF and CR for LF in both.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
 from ggufsmith.tokenizer.files import TokenizerFiles
 from ggufsmith.tokenizer.source import expect, inside, read_object, read_text, shown
+from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 Templates = tuple[str | None, dict[str, str]]  # the default, and name -> template for the others
 
@@ -23,7 +28,7 @@ def read_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, str], l
     other = jinja if jinja != (None, {}) else _parse(lonely.get("chat_template"), files.path("chat_template.json"))
     if stated == (None, {}):
         return *other, []
-    differ = other[0] is not None and other[0] != stated[0]
+    differ = other[0] is not None and _unix(other[0]) != _unix(stated[0] or "")
     note = "two chat templates differ: the one in tokenizer_config.json was copied, the one in its own file was not"
     return *stated, [note] if differ else []
 
@@ -43,15 +48,30 @@ def _parse(value: Any, where: Path) -> Templates:
 
 def _from_jinja(files: TokenizerFiles) -> Templates:
     folder = files.home("chat_template.jinja")
-    default = read_text(folder, "chat_template.jinja")
+    default = _unix(read_text(folder, "chat_template.jinja"))
     named: dict[str, str] = {}
     more = folder / "additional_chat_templates"
     if more.is_dir() and inside(folder, more):
         for path in sorted(more.glob("*.jinja")):
-            text = read_text(folder, f"{more.name}/{path.name}")
+            text = _unix(read_text(folder, f"{more.name}/{path.name}"))
             if text is not None:
                 _add(named, path.stem, text, path)
     return (named.pop("default", None) if default is None else default), named
+
+
+def _unix(text: str | None) -> str | None:
+    return text if text is None else text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def template_notes(vocabulary: Vocabulary) -> Iterator[str]:
+    """What is to be said of a vocabulary without a chat template."""
+    if vocabulary.chat_template is not None:
+        return
+    if vocabulary.chat_templates:
+        names = ", ".join(map(shown, sorted(vocabulary.chat_templates)))
+        yield f"there is no default chat template, only {names}: programs that chat will use a format of their own"
+    else:
+        yield "there is no chat template: programs that chat with the model will use a format of their own"
 
 
 def _add(named: dict[str, str], name: str, template: str, where: Path) -> None:

@@ -10,8 +10,9 @@ from ggufsmith.naming.modelcard import Publisher
 
 
 def check_extras(model: JobModel) -> None:
-    """OutputConflict for a file at the card's place that is no card of ours."""
+    """OutputConflict for a file at the card's place that is no card of ours. Usage: see `Publisher`."""
     if path := model.beside("card"):
+        _publisher(model)
         check_card(path, fix='Move it away, or name another file with card = "…".')
 
 
@@ -21,7 +22,11 @@ def write_extras(model: JobModel, outputs: Sequence[FinishedOutput]) -> None:
         sums = "".join(f"{file.sha256}  {file.name}\n" for made in outputs for file in made.files)
         replace_text(path, sums, alone=True)
     if path := model.beside("card"):
-        said, digests = model.settings, {file.name: file.sha256 for made in outputs for file in made.files}
-        publisher = Publisher(said["repo"] or None, said["base_model"] or None, said["author"] or None)
+        digests = {file.name: file.sha256 for made in outputs for file in made.files}
         files = [model.folder / made.files[0].name for made in outputs]
-        replace_text(path, card_of(files, publisher, digest=lambda file: digests[file.name]), alone=True)
+        replace_text(path, card_of(files, _publisher(model), digest=lambda file: digests[file.name]), alone=True)
+
+
+def _publisher(model: JobModel) -> Publisher:
+    said = model.settings
+    return Publisher(said["repo"] or None, said["base_model"] or None, said["author"] or None)

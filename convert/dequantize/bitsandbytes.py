@@ -9,6 +9,7 @@ Source: bitsandbytes 0.50, functional.py (QuantState, dequantize_4bit, int8_vect
 """
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +42,7 @@ class FourBit:
     granule = 1
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         begin, end = first * self.shape[-1], last * self.shape[-1]
         stored = store.flat(self.codes, begin // 2, -(-end // 2))
         codes = np.empty((stored.size, 2), np.uint8)
@@ -66,6 +68,8 @@ class FourBit:
 
 @dataclass(frozen=True)
 class EightBit:
+    """codes: (out, in) int8; scb: (out,), the largest absolute value of each row."""
+
     shape: Shape
     codes: StoredTensor
     scb: StoredTensor
@@ -74,6 +78,7 @@ class EightBit:
     nominal = "F16"
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         scales = to_f32(store.whole(self.scb), self.scb.dtype).reshape(-1)[first:last, None]
         np.multiply(store.rows(self.codes, first, last), scales, out=out)
         out *= np.float32(1 / 127)
@@ -83,7 +88,7 @@ def build_four(asked: SchemeInputs) -> FourBit:
     """Reads the quantization state, for the shape and the block sizes."""
     state, codes = _state(asked), replace(asked.main, dtype="U8", shape=(asked.main.nbytes,))
     shape = tuple(state["shape"])
-    weights, block = int(np.prod(shape)), state["blocksize"]
+    weights, block = math.prod(shape), state["blocksize"]
     if asked.main.nbytes != -(-weights // 2):
         raise asked.wrong(f"{asked.main.nbytes} bytes of codes for a weight of shape {list(shape)}")
     blocks = -(-weights // block)

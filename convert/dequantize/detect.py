@@ -16,6 +16,7 @@ from ggufsmith.convert.dequantize.gptq import GPTQ
 from ggufsmith.convert.dequantize.hqq import HQQ
 from ggufsmith.convert.dequantize.mlx import MLX
 from ggufsmith.convert.dequantize.mxfp4 import MXFP4, MXFP4_PACKED
+from ggufsmith.convert.dequantize.narrowed import narrowed
 from ggufsmith.convert.dequantize.nvfp4 import NVFP4, NVFP4_PACKED
 from ggufsmith.convert.dequantize.scheme import ORIGINAL, DequantizedTensor, Parts, Scheme, SchemeInputs
 from ggufsmith.convert.dequantize.store import Store
@@ -71,7 +72,7 @@ def detect(checkpoint: Checkpoint, config: Config) -> Checkpoint:
     if marked:
         unused += [name for name in checkpoint.tensors if name.endswith(CACHE)]
     tensors = {
-        source.name: source
+        source.name: narrowed(source)
         for source in (made.get(name, tensor) for name, tensor in checkpoint.tensors.items())
         if isinstance(source, DequantizedTensor) or (source.name not in used and source.name not in unused)
     }
@@ -148,9 +149,9 @@ def _scheme(
     near = [scheme for scheme in SCHEMES if scheme.dense != "{main}" and source.name.endswith(scheme.main)]
     if near:
         raise Unsupported(
-            f"{source.name} is {source.dtype} {list(source.shape)}, which is no layout of a known scheme",
+            f"{source.name} is {source.dtype} {list(source.shape)}, which is not the layout of any known scheme",
             where=source.path,
-            also=[f"no layout of {scheme.name}: {scheme.note}" for scheme in near],
+            also=[f"{scheme.name} is read as: {scheme.note}" for scheme in near],
             fix=ORIGINAL,
         )
     return None
@@ -191,7 +192,7 @@ def offers(sources: Iterable[StoredTensor]) -> list[str]:
     made = (source.exact for source in sources if isinstance(source, DequantizedTensor))
     kept = Counter(exact.format.name for exact in made if exact is not None)
     return [
-        f"{count} weights are {name} in other words: --recipe copy keeps them exactly" for name, count in kept.items()
+        f"{count} weights are equivalent to {name}: --recipe copy keeps them exactly" for name, count in kept.items()
     ]
 
 

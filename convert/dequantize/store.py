@@ -4,6 +4,7 @@ Layouts packed along the input dimension keep the weights of one output row in o
 over the whole tensor, so columns are read in blocks of a few MiB that later chunks, in any thread, find in the cache.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ NARROWEST = 64  # columns; a read of fewer costs as much
 
 # What safetensors calls a dtype -> how its bytes are handled. Halves and eight-bit floats are handled as their bits.
 DTYPES: Mapping[str, str] = {
+    "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
     "BF16": "<u2",
@@ -69,7 +71,7 @@ class Store:
         return self.kept(
             (source.name, None),
             source.nbytes,
-            lambda: self.flat(source, 0, int(np.prod(source.shape))).reshape(source.shape),
+            lambda: self.flat(source, 0, math.prod(source.shape)).reshape(source.shape),
         )
 
     def columns(self, source: StoredTensor, first: int, last: int) -> Array:
@@ -120,7 +122,10 @@ class Store:
 
 
 def to_f32(array: Array, dtype: str) -> NDArray[np.float32]:
-    """Stored floats as float32, exactly. `dtype` as safetensors spells it; F8_E8M0 and F8 types go through a table."""
+    """Stored floats as float32: exactly, but for F64, which is rounded.
+
+    dtype: as safetensors spells it; F8_E8M0 and F8 types go through a table.
+    """
     if dtype == "BF16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     if dtype.startswith("F8_"):

@@ -29,16 +29,16 @@ LONGEST_WAIT = 300.0  # seconds that a busy server may ask us to wait
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 MOVED = frozenset({301, 302, 303, 307, 308})
 REFUSED = frozenset({401, 403, 404, 410})  # what a signed address answers when its time is over
-CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
 def retry_after(text: str | None, default: float) -> float:
     """Seconds that a Retry-After header asks to wait, as a number or as a date (RFC 9110, 10.2.3)."""
-    if text and text.strip().isdigit():
-        return float(text)
+    if text and re.fullmatch(r" *[0-9]+ *", text):
+        return float(text)  # infinite, if there are more digits than a float can hold
     try:
         return max(parsedate_to_datetime(text or "").timestamp() - time.time(), 0.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, OSError, IndexError):
         return default
 
 
@@ -95,9 +95,12 @@ class Ranges:
                     if response.status not in BUSY:
                         raise _refusal(remote, response.status, problem)
                     wait = retry_after(response.headers.get("Retry-After"), default=0.0)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 self.close()
-                problem = str(error) or type(error).__name__
+                problem = f"{str(error) or type(error).__name__:.200}"
+                if not isinstance(error, OSError) and isinstance(error, ValueError | http.client.InvalidURL):
+                    what = f"redirected to what is not a usable address: {problem}"
+                    raise Failure(what, where=_shown(remote.url), fix="Try again later.") from error
             if done == len(buffer):
                 return
             failed += 1
@@ -106,6 +109,7 @@ class Ranges:
                 raise Failure(f"{problem}, after {failed} attempts", where=_shown(remote.url), fix="Try again later.")
 
     def close(self) -> None:
+        """Close all connections."""
         while self._connections:
             self._connections.popitem()[1].close()
 
@@ -130,7 +134,8 @@ class Ranges:
             self._drain(response)
             target = urljoin(url, response.headers.get("Location", ""))
             if urlsplit(target).scheme not in ("https", home.scheme):
-                raise Failure(f"redirected to {_shown(target)}, which is no safe address", where=_shown(remote.url))
+                what = f"redirected to {_shown(target):.200}, which is not a safe address"
+                raise Failure(what, where=_shown(remote.url))
             url = target
         raise Failure(f"more than {REDIRECTS} redirects", where=_shown(remote.url))
 
@@ -176,14 +181,14 @@ def _check(remote: Remote, response: http.client.HTTPResponse, first: int, end: 
     header, where = response.headers.get("Content-Range", ""), _shown(remote.url)
     found = CONTENT_RANGE.fullmatch(header)
     if not found or (int(found[1]), int(found[2])) != (first, end - 1):
-        raise Malformed(f"asked for bytes {first}-{end - 1}, the server sends {header!r}", where=where)
+        raise Malformed(f"asked for bytes {first}-{end - 1}, the server sends {header!r:.80}", where=where)
     if int(found[3]) != remote.size:
         raise Malformed(f"{remote.size} bytes expected, the server has {found[3]}", where=where, fix="Try again.")
     etag = response.headers.get("ETag")
     with remote.lock:
         remote.etag = remote.etag or etag
         if etag != remote.etag:
-            raise Malformed(f"the file changed while it was read: {remote.etag} became {etag}", where=where)
+            raise Malformed(f"the file changed while it was read: {remote.etag!s:.80} became {etag!s:.80}", where=where)
 
 
 def _refusal(remote: Remote, status: int, problem: str) -> Failure:

@@ -1,7 +1,8 @@
 """The Hugging Face hub, through huggingface_hub: its cache, its tokens, its settings (HF_ENDPOINT, HF_HOME, …)."""
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -10,15 +11,18 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # it lacks an __all__
 
+from ggufsmith.container.disk import make_folder
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Usage
+from ggufsmith.container.replace import replace_text
 from ggufsmith.container.writer import FULL
 from ggufsmith.convert.hub.http import BUSY, retry_after
-from ggufsmith.convert.hub.listing import Advance, HubFile, Listing
-from ggufsmith.convert.hub.names import PAGES, HubModel
+from ggufsmith.convert.hub.listing import WRONG_ANSWER, Advance, HubFile, Listing
+from ggufsmith.convert.hub.names import PAGES, HubModel, stays_inside
 
 TIMEOUT = 20.0  # seconds until the hub answers
 ATTEMPTS = 4
 BROKEN = ("RemoteProtocolError", "ReadError")  # of httpx: the connection ended in the middle of an answer
+MAX_COMMIT = 256  # characters
 LONGEST_WAIT = 300  # seconds that a busy hub may ask us to wait
 # Of httpx, or of httpx2 with later versions of huggingface_hub.
 HttpError = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
@@ -39,28 +43,31 @@ class HuggingFace:
         huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
     def listing(self, model: HubModel) -> Listing:
+        """See `Hub.listing`."""
         ask = partial(self._api.model_info, revision=model.revision, files_metadata=True, timeout=TIMEOUT)
         try:
             info = self._patiently(model, lambda: ask(model.id))
+            files = {
+                file.rfilename: HubFile(
+                    file.rfilename,
+                    file.size or 0,
+                    file.lfs.sha256 if file.lfs else None,
+                    None if file.lfs else file.blob_id,
+                )
+                for file in cast("Iterable[Any]", info.siblings)
+            }
         except Unreachable as error:
             return self._cached(model, error)
-        if not info.sha or info.siblings is None:
-            raise Malformed("the hub's answer has no commit or no list of files", where=model)
-        files = {
-            file.rfilename: HubFile(
-                file.rfilename,
-                file.size or 0,
-                file.lfs.sha256 if file.lfs else None,
-                None if file.lfs else file.blob_id,
-            )
-            for file in info.siblings
-        }
-        return Listing(model, info.sha, files)
+        except (AttributeError, LookupError, RecursionError, TypeError) as error:  # huggingface_hub checks nothing
+            raise Malformed("the hub's answer does not describe a model", where=model, fix=WRONG_ANSWER) from error
+        return Listing(model, cast(str, info.sha), files)
 
     def folder(self, listing: Listing) -> Path:
+        """See `Hub.folder`."""
         return self._home(listing.model) / "snapshots" / listing.commit
 
     def fetch(self, listing: Listing, file: HubFile, advance: Advance) -> None:
+        """See `Hub.fetch`."""
         get = partial(
             huggingface_hub.hf_hub_download,
             revision=listing.commit,
@@ -73,11 +80,13 @@ class HuggingFace:
         self._remember(listing)
 
     def discard(self, listing: Listing, file: HubFile) -> None:
+        """See `Hub.discard`."""
         path = self.folder(listing) / file.name
         path.resolve().unlink(missing_ok=True)  # the blob
         path.unlink(missing_ok=True)
 
     def address(self, listing: Listing, file: HubFile) -> tuple[str, Mapping[str, str]]:
+        """See `Hub.address`."""
         url = huggingface_hub.hf_hub_url(listing.model.id, file.name, revision=listing.commit, endpoint=self._endpoint)
         return url, build_hf_headers(token=self._token)
 
@@ -86,19 +95,20 @@ class HuggingFace:
 
     def _remember(self, listing: Listing) -> None:
         """Note in the cache which commit the revision is, for when the hub cannot be reached."""
-        revision = listing.model.revision or constants.DEFAULT_REVISION
-        if revision != listing.commit:
-            reference = self._home(listing.model) / "refs" / revision
-            reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(listing.commit, encoding="utf-8")
+        reference = self._reference(listing.model)
+        if reference.name != listing.commit and _noted(reference) != listing.commit:
+            make_folder(reference.parent)
+            replace_text(reference, listing.commit)
+
+    def _reference(self, model: HubModel) -> Path:
+        """Where the cache notes the commit of the model's revision."""
+        return self._home(model) / "refs" / (model.revision or constants.DEFAULT_REVISION)
 
     def _cached(self, model: HubModel, error: "Unreachable") -> Listing:
         """What the cache has of this revision. Raises the error if that is nothing."""
-        home, revision = self._home(model), model.revision or constants.DEFAULT_REVISION
-        reference = home / "refs" / revision
-        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
-        folder = home / "snapshots" / commit
-        if not folder.is_dir():
+        commit = _noted(self._reference(model)) or model.revision or constants.DEFAULT_REVISION
+        folder = self._home(model) / "snapshots" / commit
+        if not stays_inside(commit) or not os.path.isdir(folder):  # False as well for names that are too long
             raise error
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         return Listing(model, commit, {name: HubFile(name, (folder / name).stat().st_size) for name in names}, error)
@@ -114,6 +124,15 @@ class HuggingFace:
                     raise _explained(error, model) from error
                 time.sleep(wait)
         raise AssertionError("the last attempt raises or returns")
+
+
+def _noted(reference: Path) -> str | None:
+    """The commit that the cache notes there, as far as there is one."""
+    try:
+        with reference.open(encoding="ascii") as file:
+            return file.read(MAX_COMMIT).strip() or None
+    except (OSError, ValueError):
+        return None
 
 
 class Unreachable(Failure):

@@ -1,24 +1,21 @@
 """What a model on a hub consists of, and which of its files a conversion needs."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from ggufsmith.container.errors import Failure, Malformed
-from ggufsmith.convert.hub.names import HubModel
+from ggufsmith.convert.hub.names import HubModel, stays_inside
+from ggufsmith.convert.inputs import is_companion
 
 PIECE = 1 << 22  # bytes read at a time
-# Everything but the weights that is read while converting, in any spelling of a checkpoint.
-COMPANIONS = """
-    config.json generation_config.json params.json quantize_config.json quant_config.json adapter_config.json README.md
-    tokenizer.json tokenizer_config.json tokenizer.model special_tokens_map.json added_tokens.json vocab.json merges.txt
-    modules.json *_Pooling/config.json chat_template.json chat_template.jinja additional_chat_templates/*.jinja
-    *.safetensors.index*.json pytorch_model*.bin.index*.json
-""".split()
+MAX_SIZE = 2**63  # bytes of a file
+SHA256 = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+WRONG_ANSWER = "Try again later. If it stays so, something between here and the hub may answer in its place."
 Advance = Callable[[int], None]
 
 
@@ -68,13 +65,23 @@ class Listing:
     unreachable: Failure | None = None
 
     def __post_init__(self) -> None:
-        for name in self.files:
-            if {"", ".", ".."} & set(name.split("/")) or "\\" in name or ":" in name:
-                raise Malformed(f"the hub lists a file {name!r}, which leaves the model's folder", where=self.model)
+        """Malformed for anything in it that is not what it should be: it comes from far away."""
+        if not stays_inside(self.commit):
+            raise self._wrong(f"{self.commit!r:.80} is not the name of a commit")
+        for name, file in self.files.items():
+            if not stays_inside(name):
+                raise self._wrong(f"the hub lists a file {name!r:.80}, which leaves the model's folder")
+            if type(file.size) is not int or not 0 <= file.size < MAX_SIZE:
+                raise self._wrong(f"the hub says nothing that could be the size of {name}")
+            if file.sha256 is not None and not (isinstance(file.sha256, str) and SHA256.fullmatch(file.sha256)):
+                raise self._wrong(f"what the hub calls the SHA-256 of {name} is none")
+
+    def _wrong(self, what: str) -> Malformed:
+        return Malformed(what, where=self.model, fix=WRONG_ANSWER)
 
     def companions(self) -> list[HubFile]:
         """The small files that a conversion reads."""
-        return [file for file in self.files.values() if any(fnmatchcase(file.name, name) for name in COMPANIONS)]
+        return [file for file in self.files.values() if is_companion(file.name)]
 
     def pick(self, names: Iterable[str]) -> list[HubFile]:
         """The files of these names, those that the hub does not have left out."""

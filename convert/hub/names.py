@@ -21,6 +21,11 @@ class HubModel:
     id: str
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.revision is not None and not stays_inside(self.revision):
+            fix = "Name a branch, a tag or a commit: --revision main."
+            raise Usage(f"{self.revision!r:.80} is not the name of a revision", where=self.id, fix=fix)
+
     def __str__(self) -> str:
         return f"{self.hub}://{self.id}{f' at {self.revision}' if self.revision else ''}"
 
@@ -39,6 +44,13 @@ class Located:
     id: str | None = None
     open_files: Opener = LocalFiles
     notes: tuple[str, ...] = ()
+
+
+def stays_inside(name: object) -> bool:
+    """Whether this is a relative path that leads nowhere but further in, on every system."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return not {"", ".", ".."} & set(name.split("/")) and "\\" not in name and ":" not in name
 
 
 def hub_model(text: str, revision: str | None = None) -> HubModel | None:

@@ -10,14 +10,13 @@ from typing import Any
 from gguf.constants import Keys
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
-from ggufsmith.container.values import Metadata, strings
 from ggufsmith.convert.lora.peft import Adapter
 from ggufsmith.naming.identity import hub_id, model_folder_name, title
+from ggufsmith.naming.local import is_id
 from ggufsmith.naming.metadata import BASE_MODELS, DATASETS
 
 General = Keys.General
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-TAG_OF_BASE = "base_model:"  # of peft's model cards, before the base as it was loaded
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Files with added tokens: without a vocabulary beside them, that of the base is meant.
 ADDED_TOKENS = ("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -70,7 +69,8 @@ def _in_hub_cache(model: str, revision: object) -> Path | None:
 def base_models(adapter: Adapter, folder: Path) -> list[Any]:
     """general.base_models: the id on the hub, where it is certain, else the folder's name; never a path."""
     named = adapter.base or ""
-    if HUB_ID.fullmatch(named) and named.rpartition("/")[2].lower() == model_folder_name(folder).lower():
+    known = HUB_ID.fullmatch(named) is not None and is_id(named)
+    if known and named.rpartition("/")[2].lower() == model_folder_name(folder).lower():
         return [named]
     return [hub_id(folder) or {"name": title(model_folder_name(folder))}]
 
@@ -92,6 +92,7 @@ class Origin:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Origin":
+        """A model as it is."""
         return cls(model_folder_name(folder), folder, folder, {})
 
     @classmethod
@@ -115,15 +116,6 @@ class Origin:
         return cls(name, folders[0], tokenizer, general, folder if partial and not whole else None)
 
 
-def without_paths(general: Metadata) -> Metadata:
-    """Without tags that hold a path of the machine where the adapter was trained."""
-    tags = general.get(General.TAGS)
-    if tags is None or not isinstance(tags.data, tuple):
-        return general
-    kept = [tag for tag in tags.data if not tag.startswith(TAG_OF_BASE) or HUB_ID.fullmatch(tag.rpartition(":")[2])]
-    return {**general, General.TAGS: strings(kept)}
-
-
 def parse_adapter(text: str) -> tuple[Path, float]:
     """`FOLDER` or `FOLDER:FACTOR`. Usage if the factor is no number."""
     folder, colon, factor = text.rpartition(":")
@@ -134,5 +126,5 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     except ValueError:
         value = float("nan")
     if not abs(value) < float("inf"):
-        raise Usage(f"--lora {text}: {factor!r} is no factor", fix="Write FOLDER, or FOLDER:0.5.")
+        raise Usage(f"--lora {text}: {factor!r} is not a number", fix="Write FOLDER, or FOLDER:0.5.")
     return Path(folder), value

@@ -20,6 +20,7 @@ from ggufsmith.container.values import Metadata, array, f32, string
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.dequantize.narrowed import narrowed
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.lora.merge import EMBEDDING, HEAD
@@ -58,13 +59,16 @@ class Scaled:
 
     @property
     def shape(self) -> Shape:
+        """See `Weights.shape`."""
         return self.source.shape
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return self.source.dtype
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         np.multiply(to_f32(store.rows(self.source, first, last), self.source.dtype), np.float32(self.factor), out=out)
 
 
@@ -156,14 +160,14 @@ def _alpha(adapter: Adapter) -> float:
     found = Counter(update.scale * update.rank for update in adapter.updates)
     alpha = found.most_common(1)[0][0]
     if not math.isfinite(alpha) or np.float32(alpha) == 0:
-        raise Unsupported(f"an alpha of {alpha} means a factor of one to llama.cpp", where=adapter.config.path)
+        raise Unsupported(f"llama.cpp would take an alpha of {alpha} for a factor of one", where=adapter.config.path)
     return alpha
 
 
 def _pair(output: TensorPlan, updates: Mapping[str, Update], alpha: float, adapter: Adapter) -> list[TensorPlan]:
     """lora_a and lora_b of one weight: its op moves rows, which are those of B."""
     found = [updates[source.name] for source in output.sources]
-    down, up = [update.down for update in found], [_scaled(update, alpha) for update in found]
+    down, up = [narrowed(update.down) for update in found], [narrowed(_scaled(update, alpha)) for update in found]
     gather: Op = Stack() if isinstance(output.op, Stack) else Transpose() if found[0].embedding else Copy()
     op: Op = Copy() if found[0].embedding else output.op
     pair = []

@@ -26,6 +26,7 @@ from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.checkpoint import contained, read_tensors
 from ggufsmith.convert.config import Config, as_number, read_json
+from ggufsmith.convert.names import without_wrappers
 from ggufsmith.convert.stored import StoredTensor
 
 CONFIG = "adapter_config.json"
@@ -37,7 +38,7 @@ PART = re.compile(
 )
 BIAS = re.compile(r"(?P<module>.+)\.lora_B(\.default)?\.bias")
 TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.default)?")
-DTYPES = ("F32", "F16", "BF16")
+DTYPES = ("F64", "F32", "F16", "BF16")
 # Settings under which the tensors mean something else than above.
 OTHER_MEANINGS: Mapping[str, str] = {
     "layer_replication": "layers of the base are repeated",
@@ -75,6 +76,7 @@ class Update:
 
     @property
     def rank(self) -> int:
+        """Columns of B, and rows of A."""
         return self.down.shape[0]
 
     @property
@@ -151,7 +153,7 @@ def open_adapter(folder: Path) -> Adapter:
     copies: dict[str, StoredTensor] = {}
     tokens: dict[str, StoredTensor] = {}
     for source in read_tensors(contained(folder, path)):
-        name = source.name.removeprefix(PREFIX)
+        name = without_wrappers(source.name).removeprefix("module.").removeprefix(PREFIX)
         if part := PART.fullmatch(name):
             place, key = modules.setdefault(part["module"], {}), part["role"]
         elif part := BIAS.fullmatch(name):
@@ -159,7 +161,7 @@ def open_adapter(folder: Path) -> Adapter:
         elif part := TOKENS.fullmatch(name):
             place, key = tokens, part["module"]
         elif ".lora_" in name:
-            raise Unsupported(f"tensor {source.name!r} is no part of a LoRA that is known here", where=path)
+            raise Unsupported(f"tensor {source.name!r} does not belong to any known kind of LoRA", where=path)
         elif name.endswith(".base_layer.weight"):
             place, key = copies, re.sub(r"(\.token_adapter)?\.base_layer\.", ".", name)
         else:
@@ -286,7 +288,7 @@ def _matches(pattern: str, module: str, path: Path) -> bool:
     try:
         return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
     except re.error as error:
-        raise Malformed(f"alpha_pattern {pattern!r} is no regular expression: {error}", where=path) from None
+        raise Malformed(f"alpha_pattern {pattern!r} is not a valid regular expression: {error}", where=path) from None
 
 
 def apart(update: Update, folder: Path) -> Update:

@@ -50,6 +50,7 @@ class FileType:
 
     @property
     def shown(self) -> str:
+        """The name as users write it: q4_K_M."""
         return shown(self.name)
 
 
@@ -67,7 +68,7 @@ def shown(name: str) -> str:
 def file_type_of(name: str) -> FileType | None:
     """The file type of this name, in any case, of an alias of it, or of its number; None if there is none."""
     key = name.upper()
-    if key.isdecimal():
+    if re.fullmatch("[0-9]{1,9}", key):
         return next((kind for kind in FILE_TYPES.values() if kind.number == int(key)), None)
     return FILE_TYPES.get(ALIASES.get(key, key))
 

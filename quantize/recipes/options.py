@@ -45,7 +45,7 @@ def overrides_of_file(path: Path) -> list[Override]:
 def layers_of(text: str) -> tuple[int, ...]:
     """Layer numbers from `0,1,30`. Usage for anything else."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and part.isascii() for part in parts):
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise Usage(f"{text!r} is no list of layers", fix="Write their numbers with commas: 0,1,30.")
     return tuple(sorted({int(part) for part in parts}))
 

@@ -1,4 +1,4 @@
-"""Runs the benchmarks, and puts what they print between their markers in README.md, where there are any.
+"""Runs the benchmarks, and puts the tables that they print between their marks in docs/benchmarks.md.
 
 usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster]
 
@@ -10,32 +10,23 @@ import sys
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
-README = BENCH.parents[1] / "README.md"
+PAGE = BENCH.parents[1] / "docs" / "benchmarks.md"
+NAMES = ("convert", "quant", "sources", "kernels", "container", "resume", "batch", "hub", "cluster")
 
 
 def insert(name: str, text: str) -> None:
-    """Replace what stands between <!-- bench:NAME --> and its end marker."""
+    """Replace what is between <!-- bench:NAME --> and its end mark. ValueError if the page has no such mark."""
     begin, end = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
-    whole = README.read_text(encoding="utf-8")
+    whole = PAGE.read_text(encoding="utf-8")
     head, found, rest = whole.partition(begin)
     if not found:
-        return
+        raise ValueError(f"{PAGE} has no mark for the benchmark {name}")
     _, _, tail = rest.partition(end)
-    README.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8", newline="\n")
+    PAGE.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8", newline="\n")
 
 
 def main() -> None:
-    for name in sys.argv[1:] or (
-        "convert",
-        "quant",
-        "sources",
-        "kernels",
-        "container",
-        "resume",
-        "batch",
-        "hub",
-        "cluster",
-    ):
+    for name in sys.argv[1:] or NAMES:
         command = [sys.executable, str(BENCH / f"{name}.py")]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
         print(done.stdout, flush=True)

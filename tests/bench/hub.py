@@ -1,6 +1,7 @@
 """Streaming a model from a hub on the loopback against converting it from the disk. Prints a Markdown table.
 
-Measured as convert.py does. The hub is tests/hub_server.py in a process of its own, so it takes part of the same cores.
+Measured as convert.py does. The hub is tests/support/hub_server.py in a process of its own, so it takes part of the
+same cores.
 
 usage: hub.py [--pairs N] [--shape JSON]
 """
@@ -32,7 +33,9 @@ def main() -> None:
         model.symlink_to(folder, target_is_directory=True)
     weights = sorted(folder.glob("*.safetensors"))
     server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "hub_server.py"), str(root)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(ROOT / "tests" / "support" / "hub_server.py"), str(root)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert server.stdout is not None
     address = server.stdout.readline().strip()

@@ -21,7 +21,7 @@ from ggufsmith.convert.open import open_pass
 from ggufsmith.pipeline.request import MakeOptions, Request
 from ggufsmith.pipeline.stream import chunks
 
-FAULTY = ROOT / "tests" / "faulty.py"
+FAULTY = ROOT / "tests" / "support" / "faulty.py"
 SHARE = 0.7
 GOAL = 0.4
 

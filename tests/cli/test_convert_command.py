@@ -64,10 +64,11 @@ def test_the_folder_as_a_dot(model: Path, tmp_path: Path) -> None:
     assert (folder / "Tiny-Llama-F16.gguf").is_file()
 
 
-def test_a_type_beside_a_recipe_is_refused(model: Path, tmp_path: Path) -> None:
-    done = run(model, "--recipe", "q8_0", "--outtype", "f32", "--outdir", tmp_path)
-    assert done.returncode == 2 and "--recipe f16" in done.stderr
-    assert not list(tmp_path.iterdir())
+def test_types_beside_a_recipe(model: Path, tmp_path: Path) -> None:
+    done = run(model, "--recipe", "q8_0", "--outtype", "f32", "--outtype", "auto", "--outdir", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [output["recipe"] for output in json.loads(done.stdout)["outputs"]] == ["F32", "BF16", "Q8_0"]
+    assert {path.name for path in tmp_path.iterdir()} == {f"Tiny-Llama-{kind}.gguf" for kind in ("F32", "BF16", "Q8_0")}
 
 
 @pytest.mark.parametrize("option", ["--outfile", "--outdir"])

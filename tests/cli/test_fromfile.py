@@ -58,6 +58,12 @@ def test_an_outtype_dequantizes(model: Path, tmp_path: Path) -> None:
     assert json.loads(done.output)["outputs"][0]["types"] == {"BF16": 16, "F32": 5}
 
 
+def test_a_type_beside_a_recipe(model: Path, tmp_path: Path) -> None:
+    done = run(convert, model, "--outtype", "f32", "--outtype", "bf16", "-r", "q8_0", "--no-sync", "-q")
+    assert done.exit_code == 0, done.output
+    assert names(tmp_path) == [f"Tiny-{kind}.gguf" for kind in ("BF16", "F16", "F32", "Q8_0")]
+
+
 def test_a_shard_stands_for_its_set_and_a_folder_for_its_only_model(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     done = run(convert, model, "--outtype", "f32", "--outdir", folder, "--split-max-tensors", "8", "--no-sync", "-q")
@@ -103,9 +109,8 @@ def test_the_vocabulary_of_a_folder(model: Path, home: Path, tmp_path: Path) -> 
 
 USAGE: dict[str, tuple[list[str], str]] = {
     "nothing to make": ([], "this is a GGUF file already"),
-    "both": (["--outtype", "f16", "-r", "q8_0"], "both say"),
-    "no such type": (["--outtype", "auto"], "'auto' is no type"),
-    "a type and a budget": (["--outtype", "f16", "--target-bpw", "6"], "--outtype cannot be used"),
+    "no such type": (["--outtype", "auto"], "--recipe copy keeps"),
+    "a type and a budget": (["--outtype", "f16", "--target-bpw", "6"], "choose every type"),
     "an adapter": (["-r", "q8_0", "--lora", "x"], "--lora cannot be used"),
     "a pre-tokenizer": (["-r", "q8_0", "--pre", "qwen2"], "--pre cannot be used"),
 }

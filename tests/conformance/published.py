@@ -139,13 +139,13 @@ FOLDERS: Mapping[str, Published] = {
         {"bos_token_id": 1, "eos_token_id": 2},
         files={"tokenizer.model": "mistral/tokenizer.model.v1"},
         tokenizer=SPM,
+        weights="mistral",
     ),
     "mistral-v0.3": Published(
         {**MISTRAL, "vocab_size": 32768, "bos_token_id": 1, "eos_token_id": 2},
         {"bos_token_id": 1, "eos_token_id": 2},
         files={"tokenizer.model": "mistral/mistral_instruct_tokenizer_240323.model.v3"},
         tokenizer=SPM,
-        weights="mistral",
     ),
     "phi-3": Published(
         {**PHI3, "vocab_size": 32064, "bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000},

@@ -303,3 +303,14 @@ def test_packed_experts_without_a_shape_are_a_problem() -> None:
     kept = {name: source for name, source in tensors.items() if ".experts." not in name}
     kept |= sources({"model.layers.0.mlp.experts.down_proj": ()})
     assert any("shape []" in line or "experts" in line for line in problems(config, kept))
+
+
+@pytest.mark.parametrize("digits", ["²", "٣", "9" * 10, "9" * 5000], ids=lambda digits: digits[:12])
+@pytest.mark.parametrize(
+    "name", ["model.layers.{}.self_attn.q_proj.weight", "model.layers.0.mlp.experts.{}.up_proj.weight"]
+)
+def test_a_number_in_a_name_that_is_none(name: str, digits: str) -> None:
+    config = config_of("qwen3-moe")
+    more = {**dict(checkpoints.shapes(config)), name.format(digits): (256, 256)}
+    found = problems(config, sources(more))
+    assert any(digits[:9] in problem for problem in found)

@@ -1,6 +1,8 @@
 """Importance matrices: both formats, what is refused, how they fit a model."""
 
+import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 import small_models as models
 from small_models import F16, F32
 
-from ggufsmith.container.errors import Failure, Malformed, Usage
+from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
+from ggufsmith.container.layout import padded
+from ggufsmith.container.reader import open_gguf
 from ggufsmith.quantize.imatrix import Imatrix, match, open_imatrix
 from ggufsmith.quantize.recipes.assign import Stored
 
@@ -105,9 +109,9 @@ def test_sums_without_counts(tmp_path: Path) -> None:
     path = models.write_gguf(tmp_path / "i", {}, {"a.in_sum2": models.plain(np.ones((1, 4), np.float32))})
     with pytest.raises(Malformed, match="without counts"):
         open_imatrix(path)
-    with pytest.raises(Usage, match="no importance matrix"):
+    with pytest.raises(Usage, match="not an importance matrix"):
         open_imatrix(models.write_model(tmp_path / "model.gguf"))
-    with pytest.raises(Failure, match="cannot read"):
+    with pytest.raises(Failure, match="cannot open"):
         open_imatrix(tmp_path / "absent")
 
 
@@ -124,6 +128,69 @@ def test_hostile_legacy_files(head: tuple[int, ...], tmp_path: Path) -> None:
     (tmp_path / "i.dat").write_bytes(struct.pack(f"<{len(head)}i", *head) + bytes(40))
     with pytest.raises(Malformed):
         open_imatrix(tmp_path / "i.dat")
+
+
+@pytest.mark.parametrize("kind", ["legacy", "gguf"])
+def test_what_is_left_out_is_not_read(kind: str, tmp_path: Path) -> None:
+    """Of a file with a terabyte in one entry, the other entries can be had; and the whole is refused, not allocated."""
+    means = {"blk.0.attn_q.weight": np.ones((1, 64), np.float32), "blk.1.attn_q.weight": np.ones((1, 64), np.float32)}
+    path, huge = tmp_path / "i", 2**31 - 64
+    if kind == "legacy":
+        data = models.legacy_bytes(means)
+        at = data.index(b"blk.1") + len("blk.1.attn_q.weight") + 4
+        with path.open("wb") as file:  # the size, then a hole
+            file.write(data[:at] + struct.pack("<i", huge))
+            file.truncate(at + 4 + 4 * huge)
+    else:
+        models.write_imatrix(path, means)
+        with open_gguf(path) as gguf:
+            sums = gguf.tensors["blk.1.attn_q.weight.in_sum2"]
+            data = path.read_bytes()
+        record = data.index(b"blk.1.attn_q.weight.in_sum2") + len("blk.1.attn_q.weight.in_sum2")
+        changed = data[: record + 4] + struct.pack("<QQIQ", huge, 1, 0, padded(len(data), 32) - gguf.data_start)
+        with path.open("wb") as file:
+            file.write(changed + data[len(changed) :])
+            file.truncate(padded(len(data), 32) + 4 * huge)
+        assert sums.nbytes == 256
+    tracemalloc.start()
+    try:
+        assert open_imatrix(path, include=["blk.0"]).entries.keys() == {"blk.0.attn_q.weight"}
+        with pytest.raises(Unsupported, match="limit"):
+            open_imatrix(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_too_many_entries_and_long_names(tmp_path: Path) -> None:
+    path = tmp_path / "i.dat"
+    with path.open("wb") as file:
+        file.write(struct.pack("<i", 2**31 - 1))
+        file.truncate(2**36)
+    with pytest.raises(Malformed, match="entries"):
+        open_imatrix(path)
+    with path.open("wb") as file:
+        file.write(struct.pack("<ii", 1, 2**31 - 1))
+        file.truncate(2**36)
+    with pytest.raises(Malformed, match="name"):
+        open_imatrix(path)
+
+
+@pytest.mark.parametrize("digits", ["²", "9" * 40])
+def test_a_layer_number_that_is_none(digits: str, tmp_path: Path) -> None:
+    means = {**models.importance(models.arrays()), f"blk.{digits}.x": np.ones((1, 64), np.float32)}
+    (tmp_path / "i.dat").write_bytes(models.legacy_bytes(means))
+    _, coverage = match(open_imatrix(tmp_path / "i.dat"), stored(), 2, "llama")
+    assert any("does not have" in note for note in coverage.notes())
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="is a folder"):
+        open_imatrix(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(Failure, match="not a regular file"):
+            open_imatrix(tmp_path / "pipe")
 
 
 def test_another_model(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Chat templates are copied from wherever they are, and never rendered."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from gguf.constants import Keys
 from vocabulary_folders import folder_of, put, read
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.tokenizer.templates import template_notes
 
 KEY = Keys.Tokenizer
 EVIL = "{{ ''.__class__.__mro__ }}\r\n{% raise %}{{ 'é🚀' }}"
@@ -45,7 +47,39 @@ def test_named_templates_need_no_default(tmp_path: Path) -> None:
 def test_a_file_of_its_own(tmp_path: Path) -> None:
     folder = plain(tmp_path)
     (folder / "chat_template.jinja").write_bytes(EVIL.encode())
-    assert read(folder).chat_template == EVIL
+    assert read(folder).chat_template == EVIL.replace("\r\n", "\n")
+
+
+ENDS = "{% if a %}\r\n{{ b }}\r{{ '\\r\\n' }}\n{% endif %}"
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["", "byte order mark"])
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/rag.jinja"])
+def test_line_ends_of_files_are_those_that_every_reader_sees(name: str, start: str, tmp_path: Path) -> None:
+    """transformers and llama.cpp's converter open these files as text."""
+    folder = plain(tmp_path)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes((start + ENDS).encode())
+    vocabulary = read(folder)
+    found = vocabulary.chat_template if name == "chat_template.jinja" else vocabulary.chat_templates["rag"]
+    assert found == (folder / name).read_text(encoding="utf-8-sig") == ENDS.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_templates_that_differ_in_their_line_ends_only_do_not_differ(tmp_path: Path) -> None:
+    """A template in a JSON file is copied as it is: whatever renders it takes either line end for the same."""
+    folder = folder_of("llama-spm", tmp_path, tokenizer_config=lambda c: c.update(chat_template=ENDS))
+    (folder / "chat_template.jinja").write_bytes(ENDS.replace("\r\n", "\n").encode())
+    vocabulary = read(folder)
+    assert vocabulary.chat_template == ENDS
+    assert vocabulary.notes == ()
+
+
+def test_a_file_without_a_template_is_said(tmp_path: Path) -> None:
+    vocabulary = read(plain(tmp_path))
+    assert ["no chat template" in note for note in template_notes(vocabulary)] == [True]
+    assert list(template_notes(replace(vocabulary, chat_template="x"))) == []
+    named = replace(vocabulary, chat_templates={"rag": "x"})
+    assert ["'rag'" in note and "no default" in note for note in template_notes(named)] == [True]
 
 
 def test_additional_files_in_a_fixed_order(tmp_path: Path) -> None:

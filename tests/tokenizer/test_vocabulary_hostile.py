@@ -108,6 +108,8 @@ def set_in(*path: Any, value: Any) -> Any:
         (["post_processor"], [], "post_processor is an array"),
         (["post_processor"], {"type": "Sequence", "processors": {}}, "post_processor.processors is an object"),
         (["post_processor"], {"type": "Sequence", "processors": [3]}, "post_processor.processors is an integer"),
+        (["post_processor"], {"type": "BertProcessing", "sep": "x"}, "post_processor.cls is null"),
+        (["post_processor"], {"type": "BertProcessing", "cls": ["x", 0], "sep": []}, "post_processor.sep[0] is null"),
         (["post_processor"], {"type": "TemplateProcessing", "single": 3}, "post_processor.single is an integer"),
         (["post_processor"], {"type": "TemplateProcessing", "single": [3]}, "post_processor.single is an integer"),
         (

@@ -19,6 +19,8 @@ from ggufsmith.cli.app import convert_app, quant_app
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.batch.jobfile import JobFile, JobModel, read_job
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, SETTINGS, json_schema
+from ggufsmith.pipeline.request import RECORDS, declared
+from ggufsmith.quantize.resolve import limits_of
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +102,8 @@ def test_what_a_job_means(home: Path) -> None:
     assert [wanted.label for wanted in a.wanted] == ["bf16", "q4_K_M", "mine.toml"]
     assert a.beside("card") == a.folder / "README.md" and a.settings["repo"] == "me/Tiny-A-GGUF"
     assert (b.name, names(b), b.folder) == ("Tiny-B", ["Tiny-B-IQ2_XS.gguf"], job.output / "small" / "Tiny-B")
-    assert (b.imatrix, b.limits.max_size, b.settings["strict"]) == (home / "Tiny-B.imatrix", 4 * 10**9, True)
+    assert (b.request.make.imatrix, b.request.make.strict) == (home / "Tiny-B.imatrix", True)
+    assert limits_of(b.request.write).max_size == 4 * 10**9
     assert (names(c), c.beside("checksums"), c.is_checkpoint) == (["c.Q4_K_M.gguf", "c.MINE.gguf"], None, False)
     assert a.place == f"{home / 'jobs.toml'}:15"
 
@@ -169,7 +172,6 @@ card = "a/b.md"
         ("25", "set 'c' means nothing"),
         ("26", "no imatrix"),
         ("27", "source is missing"),
-        ("31", "outtypes is for a model folder"),
         ("32", "{modle} means nothing"),
         ("32", "ends in .gguf"),
         ("33", "card names a file"),
@@ -207,7 +209,7 @@ card = "a/b.md"
         (['source = "Tiny-A"\nfolder = "link"'], "leads out"),
         (['source = "Tiny-A"\nname = "a/b"'], "cannot be part of a file name"),
         (['source = "Tiny-A"\nlora = "Tiny B"'], "no folder of an adapter"),
-        (['source = "Tiny-A"\nlora = "Tiny B:much"'], "is no factor"),
+        (['source = "Tiny-A"\nlora = "Tiny B:much"'], "is not a number"),
         (['source = "Tiny-A"\nfolder = "a\\u0000b"'], "zero character"),
         (['source = "Tiny-A"\nname = ".."'], "cannot be part of a file name"),
         (['source = "jobs.toml"'], "does not end in .gguf"),
@@ -219,7 +221,7 @@ card = "a/b.md"
         (['source = "Tiny-A"\nprune_layers = 1'], "prune_layers is for a GGUF file"),
         (['source = "Tiny-C-F16.gguf"\nprune_layers = [0, 1.5]'], "'1.5' is no list of layers"),
         (['source = "Tiny-C-F16.gguf"\nprune_layers = [true]'], "prune_layers cannot be"),
-        (['source = "Tiny-C-F16.gguf"\noverride_kv = "a=b"'], "is no override"),
+        (['source = "Tiny-C-F16.gguf"\noverride_kv = "a=b"'], "does not set a key"),
         (['source = "Tiny-C-F16.gguf"\ntokenizer = "nowhere"'], "no such folder"),
         (['source = "Tiny-C-F16.gguf"\nkeep_split = true\nshard_size = "1G"'], "keep_split takes"),
         (['source = "Tiny-A"\nno_tensor_first_split = true'], "is for several files"),
@@ -377,23 +379,26 @@ def test_the_schema_knows_every_key() -> None:
     assert schema["properties"]["defaults"]["properties"].keys() == SETTINGS.keys()
 
 
-RENAMED = {
-    "recipe": "recipes",
-    "outtype": "outtypes",
-    "tensor-type": "tensor_types",
-    "split-max-size": "shard_size",
-    "split-max-tensors": "shard_tensors",
-}
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
+def test_every_field_of_a_request_has_a_key_or_a_reason(record: type) -> None:
+    schema = json_schema()["properties"]["defaults"]["properties"]
+    for field in declared(record):
+        if field.key is None:
+            assert len(KEYLESS[field.flag].split()) > 2, field.name
+            continue
+        key = SETTINGS[field.key]
+        assert (key.inputs, key.decides, key.fields) == (field.option.inputs, field.option.decides, field.option.fields)
+        assert key.about and key.about in schema[field.key]["description"], field.name
 
 
 @pytest.mark.parametrize("app", [convert_app, quant_app], ids=["convert", "quant"])
 def test_every_option_of_a_single_model_has_a_key_or_a_reason(app: typer.Typer) -> None:
     named = " ".join(KEYLESS).replace(",", "").split()
+    keys = {field.flag: field.key for record in RECORDS for field in declared(record)}
     for parameter in typer.main.get_command(app).params:
         for option in parameter.opts if not parameter.is_eager else ():  # --version makes no model
-            if option.startswith("--") and option not in named:
-                key = RENAMED.get(option[2:], option[2:].replace("-", "_"))
-                assert key in MODELS, option
+            if option.startswith("--"):
+                assert option in named or keys[option] in MODELS, option
 
 
 def test_reasons_are_for_options_that_there_are() -> None:

@@ -10,6 +10,7 @@ from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.batch.jobfile import JobModel
 from ggufsmith.convert.batch.report import Outcome, Status, annotations, as_json, as_junit, exit_code, verdict
 from ggufsmith.convert.batch.state import FinishedFile, FinishedOutput
+from ggufsmith.pipeline.request import Request
 
 FOLDER = Path.cwd()
 MADE = FinishedOutput(
@@ -18,7 +19,7 @@ MADE = FinishedOutput(
 
 
 def outcome(name: str, status: Status, error: Failure | None = None) -> Outcome:
-    model = JobModel(name, f"{FOLDER / 'sub' / 'jobs.toml'}:7", Path("source"), Path("out"), (), {})
+    model = JobModel(name, f"{FOLDER / 'sub' / 'jobs.toml'}:7", Path("out"), (), {}, Request(Path("source")))
     if status == "done":
         return Outcome(model, status, (MADE,), frozenset({"q8_0"}), ("a note",), 2.0, 100)
     return Outcome(model, status, error=error)

@@ -1,5 +1,7 @@
 """Downloads through huggingface_hub, from a hub that misbehaves in every way we could think of."""
 
+import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -133,6 +135,86 @@ def test_what_stays_is_a_clear_error(
         get(hub, tmp_path)
     assert MODEL in str(error.value)
     assert error.value.fix
+
+
+def answer(**changes: Any) -> bytes:
+    """A listing with something changed in it; of None nothing is left."""
+    file = {"rfilename": "config.json", "size": 2, "blobId": "0" * 40}
+    found = {"id": MODEL, "modelId": MODEL, "sha": COMMIT, "siblings": [file], **changes}
+    return json.dumps({key: value for key, value in found.items() if value is not None}).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"sha": ' + b"9" * 5000 + b"}",
+        answer(sha=None),
+        answer(sha=7),
+        answer(sha="../../x"),
+        answer(sha=""),
+        answer(siblings=None),
+        answer(siblings=7),
+        answer(siblings=[7]),
+        answer(siblings=[{}]),
+        answer(siblings=[{"rfilename": 7}]),
+        answer(siblings=[{"rfilename": "../x", "size": 1}]),
+        answer(siblings=[{"rfilename": "config.json", "size": "many"}]),
+        answer(siblings=[{"rfilename": "config.json", "size": -1}]),
+        answer(siblings=[{"rfilename": "config.json", "size": 1, "lfs": 7}]),
+        answer(siblings=[{"rfilename": "config.json", "size": 1, "lfs": {"size": 1, "sha256": 7, "pointerSize": 1}}]),
+    ],
+    ids=lambda body: repr(body[:90]),
+)
+def test_an_answer_that_is_no_listing(
+    hub: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    headers = {"Content-Type": "application/json"}
+    hub.faults = [Fault("api/models", status=200, times=None, headers=headers, body=body)]
+    with pytest.raises(Failure) as error:
+        get(hub, tmp_path / "cache")
+    assert MODEL in str(error.value) and error.value.fix
+    assert len(str(error.value)) < 1000
+    assert stored(tmp_path) <= {"cache"}
+
+
+def test_the_note_of_a_revision_is_replaced_whole(
+    hub: hub_server.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads refs/main meanwhile, or after a crash, finds the old commit or the new one."""
+    get(hub, tmp_path)
+    reference = tmp_path / "models--org--Tiny-1B" / "refs" / "main"
+    assert reference.read_text(encoding="utf-8") == COMMIT
+    reference.write_text("0" * 40, encoding="utf-8")
+    (tmp_path / "models--org--Tiny-1B" / "snapshots" / COMMIT / "config.json").unlink()
+    seen: list[str] = []
+    real = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        if Path(target) == reference:
+            seen.append(reference.read_text(encoding="utf-8") + Path(source).read_text(encoding="utf-8"))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    get(hub, tmp_path)
+    assert seen == ["0" * 40 + COMMIT]
+    assert [path.name for path in reference.parent.iterdir()] == ["main"]
+
+
+@pytest.mark.parametrize("noted", [b"../../../x", b"\xff", b"", b"/etc", b"c" * 10**6])
+def test_a_note_that_leads_elsewhere(hub: hub_server.Hub, tmp_path: Path, noted: bytes) -> None:
+    """What the cache says of a revision is no more to be trusted than the hub."""
+    get(hub, tmp_path)
+    (tmp_path / "models--org--Tiny-1B" / "refs" / "main").write_bytes(noted)
+    hub.faults = [Fault("", drop=True, times=None)]
+    with pytest.raises(Failure, match="cannot be reached"):
+        get(hub, tmp_path)
 
 
 def test_a_gated_model_needs_a_token_that_only_the_hub_sees(hub: hub_server.Hub, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a name means: a path, a model on a hub, or nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,42 @@ def test_a_local_folder_has_no_revision() -> None:
     Path("model").mkdir()
     with pytest.raises(Usage, match="--revision"):
         hub_model("model", "main")
+
+
+OUTSIDE = ["../x", "a/../../b", "/etc/passwd", "C:x", "a\\..\\b", "a//b", "..", ".", "a/", "x\0y", "a\nb"]
+
+
+@pytest.mark.parametrize("revision", OUTSIDE)
+def test_a_revision_stays_in_the_cache(revision: str) -> None:
+    with pytest.raises(Usage, match="not the name of a revision"):
+        hub_model("org/name", revision)
+
+
+@pytest.mark.parametrize("revision", ["main", "refs/pr/1", "v1.0", "feature/x_y-z", "0" * 40])
+def test_revisions(revision: str) -> None:
+    assert hub_model("org/name", revision) == HubModel("hf", "org/name", revision)
+
+
+@pytest.mark.parametrize("commit", [*OUTSIDE, ""])
+def test_a_commit_stays_in_the_cache(commit: str) -> None:
+    with pytest.raises(Malformed, match="commit"):
+        Listing(HubModel("hf", "org/name"), commit, {})
+
+
+@pytest.mark.parametrize(
+    "size",
+    [-1, 1.5, "7", None, True, 2**63, 1 << 20000],
+    ids=lambda size: f"{size!r:.9}" if size != 1 << 20000 else "huge",
+)
+def test_listed_sizes_are_sizes(size: Any) -> None:
+    with pytest.raises(Malformed, match="size"):
+        Listing(HubModel("hf", "org/name"), "c0ffee", {"x": HubFile("x", size)})
+
+
+@pytest.mark.parametrize("digest", ["", "x" * 64, "0" * 63, 7, "²" * 64])
+def test_listed_hashes_are_hashes(digest: Any) -> None:
+    with pytest.raises(Malformed, match="SHA-256"):
+        Listing(HubModel("hf", "org/name"), "c0ffee", {"x": HubFile("x", 1, digest)})
 
 
 @pytest.mark.parametrize("name", ["../x.json", "a/../../config.json", "/etc/passwd", "C:x", "a\\..\\b", "", "a//b"])

@@ -92,7 +92,36 @@ def test_an_expired_address_is_made_anew(hub: hub_server.Hub) -> None:
         (Fault("cdn", plain=True), Unsupported, "does not send ranges"),
         (Fault("cdn", status=206, headers={"Content-Range": "bytes 0-99/1000"}), Malformed, "asked for bytes 1000"),
         (Fault("cdn", status=206), Malformed, "asked for bytes 1000"),
-        (Fault("resolve", status=302, headers={"Location": "file:///etc/passwd"}, times=None), Failure, "no safe addr"),
+        (Fault("cdn", status=206, headers={"Content-Range": f"bytes {'1' * 5000}-2/3"}), Malformed, "asked for bytes"),
+        (
+            Fault("cdn", status=206, headers={"Content-Range": f"bytes 1000-100999/{'9' * 5000}"}),
+            Malformed,
+            "asked for",
+        ),
+        (Fault("cdn", status=206, headers={"Content-Range": "bytes 1000-100999/²"}), Malformed, "asked for"),
+        (Fault("cdn", status=503, times=None, headers={"Retry-After": "9" * 5000}), Failure, "after 1 attempts"),
+        (
+            Fault("resolve", status=302, headers={"Location": "http://[::1"}, times=None),
+            Failure,
+            "not a usable address",
+        ),
+        (
+            Fault("resolve", status=302, headers={"Location": "http://h:99999/x"}, times=None),
+            Failure,
+            "not a usable address",
+        ),
+        (
+            Fault("resolve", status=302, headers={"Location": "http://h:\xb2/x"}, times=None),
+            Failure,
+            "not a usable address",
+        ),
+        (Fault("resolve", status=302, headers={"Location": "/\xfc \xb2"}, times=None), Failure, "usable address"),
+        (Fault("resolve", status=302, headers={"Location": "http:///x"}, times=None), Failure, "404|address"),
+        (
+            Fault("resolve", status=302, headers={"Location": "file:///etc/passwd"}, times=None),
+            Failure,
+            "not a safe addr",
+        ),
         (Fault("resolve", status=302, headers={"Location": "?again"}, times=None), Failure, "more than 10 redirects"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -125,7 +154,15 @@ def test_a_hub_that_is_gone(hub: hub_server.Hub) -> None:
         read(remote(hub, url="http://127.0.0.1:9/org/model-00001-of-00003.safetensors"))
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("7", 7.0), (None, 2.5), ("soon", 2.5), ("", 2.5), ("-3", 2.5)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *((("7", 7.0), (" 7 ", 7.0), (None, 2.5), ("soon", 2.5), ("", 2.5), ("-3", 2.5), ("1e9", 2.5), ("nan", 2.5))),
+        *((("²", 2.5), ("٣", 2.5), ("7²", 2.5), ("9" * 5000, float("inf")))),
+        *((("Fri, 31 Dec 999999999 23:59:59 GMT", 2.5), ("Mon, 01 Jan 0001 00:00:00 +2359", 0.0))),
+        ("Wed, 21 Oct " + "9" * 5000 + " 07:28:00 GMT", 2.5),
+    ],
+)
 def test_how_long_to_wait(text: str | None, seconds: float) -> None:
     assert retry_after(text, default=2.5) == seconds
 

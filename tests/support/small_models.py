@@ -98,6 +98,6 @@ def legacy_bytes(means: Arrays, calls: int = 8) -> bytes:
     parts = [struct.pack("<i", len(means))]
     for name, values in means.items():
         flat = (values * calls).astype("<f4").tobytes()
-        parts += [struct.pack("<i", len(name)), name.encode(), struct.pack("<ii", calls, len(flat) // 4), flat]
+        parts += [struct.pack("<i", len(name.encode())), name.encode(), struct.pack("<ii", calls, len(flat) // 4), flat]
     dataset = b"C:\\texts\\calibration.txt"
     return b"".join([*parts, struct.pack("<ii", 10, len(dataset)), dataset])

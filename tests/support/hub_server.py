@@ -27,8 +27,9 @@ class Fault:
     """What goes wrong with requests whose path matches.
 
     path:    a regular expression. times: how often; None is always.
-    status:  answer so, with these headers. cut: send so many bytes of the body, then hang up. flip: invert the byte at
-    this place of the file. pause: seconds before the answer. etag: say this one. plain: ignore Range. drop: hang up.
+    status:  answer so, with these headers and this body. cut: send so many bytes of the body, then hang up.
+    flip:    invert the byte at this place of the file. pause: seconds before the answer. etag: say this one.
+    plain:   ignore Range. drop: hang up.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Fault:
     methods: str = "GET"
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b"{}"
     cut: int | None = None
     flip: int | None = None
     pause: float = 0
@@ -126,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault.drop:
             self.close_connection = True
         elif fault.status:
-            self._send(fault.status, fault.headers, b"{}" if body else None)
+            self._send(fault.status, fault.headers, fault.body if body else None)
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._listing(found[1], found[2] or "main", token)
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):

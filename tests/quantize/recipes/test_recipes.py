@@ -22,9 +22,9 @@ from ggufsmith.quantize.recipes.assign import (
     file_order,
 )
 from ggufsmith.quantize.recipes.files import format_recipe, read_recipe, recipe_of, shipped
-from ggufsmith.quantize.recipes.filetypes import ALIASES, FILE_TYPES, shown
+from ggufsmith.quantize.recipes.filetypes import ALIASES, FILE_TYPES, file_type_of, shown
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of, overrides_of_file
-from ggufsmith.quantize.recipes.rules import EVERY_ROLE, ROLES, RULES, Facts, kept, role_of
+from ggufsmith.quantize.recipes.rules import EVERY_ROLE, ROLES, RULES, Facts, block_of, kept, role_of
 
 BF16 = BY_NAME["BF16"]
 FACTS = Facts("llama", 8, heads=8, kv_heads=8)
@@ -167,6 +167,13 @@ def test_layers() -> None:
 # ---- texts of options ----
 
 
+@pytest.mark.parametrize("digits", ["²", "٣", "9" * 10, "9" * 5000], ids=lambda digits: digits[:12])
+def test_numbers_that_are_none(digits: str) -> None:
+    """In the names of tensors and of recipes, which come from anywhere."""
+    assert block_of(f"blk.{digits}.attn_q.weight") is None
+    assert file_type_of(digits) is None
+
+
 def test_texts(tmp_path: Path) -> None:
     assert override_of(r"blk\.[0-3]=x=q8_0").match == re.compile(r"blk\.[0-3]=x", re.IGNORECASE)
     assert layers_of("3, 1,1") == (1, 3)
@@ -182,7 +189,7 @@ def test_texts(tmp_path: Path) -> None:
         path.write_text(f"attn_k=q8_0\n{text}\n", encoding="utf-8")
         with pytest.raises(Usage, match=re.escape(f"{path}:2")):
             overrides_of_file(path)
-    for text in ("", "1,", "-1", "a"):
+    for text in ("", "1,", "-1", "a", "²", "٣", "9" * 5000):
         with pytest.raises(Usage):
             layers_of(text)
 
