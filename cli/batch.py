@@ -82,7 +82,7 @@ def batch(
     def work() -> None:
         nonlocal code
         from ggufsmith.container.errors import Malformed, Usage
-        from ggufsmith.container.shards import parse_size
+        from ggufsmith.container.units import parse_size
         from ggufsmith.convert.batch.jobfile import read_job
         from ggufsmith.convert.batch.report import problem_annotations
         from ggufsmith.convert.batch.run import BatchOptions

@@ -42,7 +42,7 @@ def to_hf(
 
     def work() -> None:
         from ggufsmith.cli import render
-        from ggufsmith.container.shards import parse_size
+        from ggufsmith.container.units import parse_size
         from ggufsmith.convert.hf.run import ToHfJob, prepare, run
 
         job = ToHfJob(model, outdir, dtype, parse_size(shard_size), write.threads, sync=write.sync)

@@ -35,7 +35,6 @@ NO, COUNT, TENSORS = Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, 
 SPLIT_KEYS = frozenset((NO, COUNT, TENSORS))
 MAX_SHARDS = 2**16 - 1  # split.count is a UINT16
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")  # at the end of a stem
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _INTEGERS = {kind for kind in ValueType if kind.name.lstrip("U").startswith("INT")}
 
 
@@ -44,15 +43,6 @@ def shard_name(stem: str, number: int, count: int) -> str:
     if not 1 <= number <= count <= MAX_SHARDS:
         raise Usage(f"shard {number} of {count}: shards are numbered from 1, and there are at most {MAX_SHARDS}")
     return f"{stem}-{number:05d}-of-{count:05d}{SUFFIX}"
-
-
-def parse_size(text: str) -> int:
-    """`4G`, `500M`, `1.5G` or plain bytes; units are decimal, as in llama.cpp. Usage for anything else."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE | re.ASCII)
-    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
-    if size < 1:
-        raise Usage(f"{text!r} is no size", fix="Write it as 4G, 500M or a number of bytes.")
-    return size
 
 
 # ---- planning ----

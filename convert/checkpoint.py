@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.config import read_json
+from ggufsmith.container.untrusted import contained, read_object
 from ggufsmith.convert.mistral import to_hugging_face
 from ggufsmith.convert.names import unwrapped
 from ggufsmith.convert.original import join
@@ -96,7 +96,7 @@ def _names(folder: Path) -> list[str]:
 
 def weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file name, as an index has it. Malformed if it is none."""
-    listed = read_json(index).get("weight_map")
+    listed = read_object(index, inside=index.parent).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise Malformed('"weight_map" must map tensor names to file names', where=index)
     return listed
@@ -115,22 +115,6 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     if not path.is_file():
         raise Malformed(f"shard {name!r} is missing", where=folder, fix="Download the missing file.")
     return contained(folder, path)
-
-
-def contained(folder: Path, path: Path) -> Path:
-    """`path` itself, once its symbolic links are known to stay in the folder or in the hub cache's blobs."""
-    real, home = path.resolve(), folder.resolve()
-    if real.is_relative_to(home):
-        return path
-    model = home.parent.parent
-    blobs = (model / "blobs", model.parent / "blobs")  # of this model; shared by all, since huggingface_hub 2
-    if home.parent.name == "snapshots" and any(real.is_relative_to(place.resolve()) for place in blobs):
-        return path
-    raise Malformed(
-        f"{path.name} is a link to {real}, outside the model folder",
-        where=folder,
-        fix="Pass the folder that holds the files themselves, or copy them here.",
-    )
 
 
 def _no_weights(folder: Path) -> Malformed | Unsupported:

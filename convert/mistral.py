@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.config import Config, read_json
+from ggufsmith.container.untrusted import read_object
+from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.original import HEADS, Joined, check_heads, hf_name
 from ggufsmith.convert.stored import StoredTensor
@@ -45,7 +46,7 @@ def mistral_config(path: Path) -> tuple[Config, tuple[str, ...]]:
     Unsupported: a model that is more than a transformer of text, and a LoRA of mistral-finetune. Malformed: sizes that
     are missing or impossible.
     """
-    params = Config(read_json(path), path)
+    params = Config(read_object(path, inside=path.parent), path)
     _check(params)
     sizes = {key: params.integer(key) or 0 for key in SIZES}
     wrong = [key for key, value in sizes.items() if value <= 0]

@@ -15,10 +15,11 @@ from gguf.tensor_mapping import TensorNameMap, get_tensor_name_map
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.text import nearest
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
-from ggufsmith.convert.config import Config, nearest
+from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
@@ -100,7 +101,7 @@ def find_architecture(config: Config) -> Architecture:
     for name in classes:
         if name in BY_CLASS:
             return BY_CLASS[name]
-    near = nearest(classes[0], BY_CLASS)
+    near = next(iter(nearest(classes[0], BY_CLASS)), None)
     raise Unsupported(
         f"architecture {classes[0]} is not supported{f'; the nearest known one is {near}' if near else ''}",
         where=config.path,
@@ -213,7 +214,8 @@ def _unknown(name: str, names: TensorNameMap) -> str:
     last = name.rpartition(".")[2]
     if last in COMPANIONS:  # what quantization the tensors are, `dequantize.detect` has found before
         return f"{name}: a companion of a quantized tensor ({last}) that nothing here reads"
-    near = nearest(name, (alias for alias in names.mapping if alias.startswith(("model.", "lm_head"))))
+    aliases = (alias for alias in names.mapping if alias.startswith(("model.", "lm_head")))
+    near = next(iter(nearest(name, aliases)), None)
     return f"{name}: no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"
 
 

@@ -8,7 +8,6 @@ rounding leaves is spent afterwards. Everything is deterministic: same input, sa
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import padded, rows_of
 from ggufsmith.container.parallel import parallel_for
+from ggufsmith.container.units import parse_size
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.stream import Array, RowSource, Scratch
 from ggufsmith.quantize.outputs import QuantizedFile
@@ -80,11 +80,7 @@ def budget_of(size: str | None, bits_per_weight: float | None) -> Budget | None:
         return Budget(bits_per_weight=bits_per_weight)
     if size is None:
         return None
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", size.strip(), re.IGNORECASE | re.ASCII)
-    if match is None or (match[3] and not match[2]):
-        raise Usage(f"{size!r} is no size", fix="Write it as 4.5GiB, 4.8G, 500M or a number of bytes.")
-    power = " KMGT".index(match[2].upper() or " ")
-    return Budget(int(float(match[1]) * (1024 if match[3] else 1000) ** power))
+    return Budget(parse_size(size))
 
 
 def fit_budget(

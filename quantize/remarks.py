@@ -83,6 +83,7 @@ def _chats(metadata: Metadata) -> bool:
     causal = metadata.get(Keys.Attention.CAUSAL.format(arch=architecture.data if architecture else ""))
     return (
         Keys.Tokenizer.CHAT_TEMPLATE in metadata
+        or Keys.Tokenizer.CHAT_TEMPLATES in metadata
         or Keys.Tokenizer.MODEL not in metadata
         or (kind is not None and kind.data == "adapter")
         or (causal is not None and not causal.data)

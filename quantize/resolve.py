@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS, Format, format_of
-from ggufsmith.container.shards import Limits, parse_size
+from ggufsmith.container.shards import Limits
+from ggufsmith.container.units import parse_size
 from ggufsmith.pipeline.request import INPUTS, Input, MakeOptions, Request, WriteOptions, unfit
 from ggufsmith.quantize.budget import Budget, budget_of
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions

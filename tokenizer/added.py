@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.untrusted import Json, child, expect, shown
 from ggufsmith.tokenizer.files import TokenizerFiles
-from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, shown, token_text
+from ggufsmith.tokenizer.source import MAX_TOKENS, token_text
 
 SPACE = "▁"  # SentencePiece's visible space
 ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")

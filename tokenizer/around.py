@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.tokenizer.source import Json, child, expect, shown
+from ggufsmith.container.untrusted import Json, child, expect, shown
 
 BERT_LIKE = {"RobertaProcessing": 2, "BertProcessing": 1}  # separators between two texts
 

@@ -10,8 +10,9 @@ import numpy as np
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.untrusted import Json, child, expect, shown
 from ggufsmith.tokenizer.added import NAMED, AddedTokens
-from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, shown
+from ggufsmith.tokenizer.source import MAX_TOKENS
 from ggufsmith.tokenizer.table import TokenTable
 
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Unsupported, Usage
-from ggufsmith.tokenizer.source import Json, child, expect, shown
+from ggufsmith.container.text import did_you_mean
+from ggufsmith.container.untrusted import Json, child, expect, shown
 
 Stages = tuple[str, ...]
 
@@ -211,11 +212,9 @@ def named(name: str) -> Pretokenizer:
     """The row with that name or alias. Usage if llama.cpp knows none."""
     row = BY_NAME.get(name)
     if row is None:
-        near = difflib.get_close_matches(name, BY_NAME, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise Usage(
-            f"unknown pre-tokenizer {shown(name)}", where="--pre", fix=f"{hint}Known: {', '.join(sorted(BY_NAME))}."
-        )
+        hint = did_you_mean(name, BY_NAME, cutoff=0.4)
+        known = f"Known: {', '.join(sorted(BY_NAME))}."
+        raise Usage(f"unknown pre-tokenizer {shown(name)}", where="--pre", fix=f"{hint} {known}".lstrip())
     return row
 
 

@@ -13,11 +13,12 @@ from typing import Any
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.container.untrusted import Json, child, expect, shown
 from ggufsmith.tokenizer import bpe, pretokenizers, spm
 from ggufsmith.tokenizer.added import ADDED, DECODER, JSON, AddedToken, listing, read_added
 from ggufsmith.tokenizer.around import TextFrame, read_frame
-from ggufsmith.tokenizer.files import TokenizerFiles
-from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, read_bytes, read_object, read_text, shown
+from ggufsmith.tokenizer.files import TokenizerFiles, optional_bytes, optional_object, optional_text
+from ggufsmith.tokenizer.source import MAX_TOKENS
 from ggufsmith.tokenizer.special import find_special
 from ggufsmith.tokenizer.table import TokenTable
 from ggufsmith.tokenizer.templates import read_templates
@@ -134,7 +135,7 @@ def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list
 
 def _parts(files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
     """Choose the file that holds the vocabulary and read it."""
-    raw = read_bytes(files.home(files.sentencepiece), files.sentencepiece, spm.MAX_MODEL)
+    raw = optional_bytes(files.home(files.sentencepiece), files.sentencepiece, spm.MAX_MODEL)
     if raw is not None and not spm.is_tiktoken(raw):
         return _from_sentencepiece(raw, files, rows, pre, notes)
     if files.tokenizer is not None:
@@ -245,8 +246,8 @@ def _refuse_pre(pre: str | None) -> None:
 
 def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
     """vocab.json and merges.txt in the shape of a tokenizer.json. UTF-8, whatever the platform's default is."""
-    vocab = read_object(files.home("vocab.json"), "vocab.json")
-    lines = read_text(files.home("merges.txt"), "merges.txt")
+    vocab = optional_object(files.home("vocab.json"), "vocab.json")
+    lines = optional_text(files.home("merges.txt"), "merges.txt")
     if (vocab is None or lines is None) and files.path("tekken.json").is_file():
         raise Unsupported(
             "its vocabulary is a tekken.json, which is not read",

@@ -5,8 +5,8 @@ from gguf.constants import Keys, TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.typed import TypedKeys
+from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Metadata
-from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.special import EOG_TEXTS
 from ggufsmith.tokenizer.vocabulary import ADD_KEYS, ID_KEYS, Vocabulary
 

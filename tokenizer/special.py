@@ -16,10 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ggufsmith.container.untrusted import child, shown
 from ggufsmith.tokenizer.added import INFILL, ROLES, role_names
 from ggufsmith.tokenizer.around import TextFrame, beyond_one
 from ggufsmith.tokenizer.files import TokenizerFiles
-from ggufsmith.tokenizer.source import child, shown, token_ids, token_text
+from ggufsmith.tokenizer.source import token_ids, token_text
 
 # Texts that llama.cpp takes for the end of generation whatever the keys say (src/llama-vocab.cpp, special_eog_ids).
 EOG_TEXTS = frozenset(

@@ -9,9 +9,9 @@ import numpy as np
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.untrusted import Json, shown
 from ggufsmith.tokenizer.added import DECODER, JSON, SPACE, AddedToken, AddedTokens, listing
 from ggufsmith.tokenizer.proto import USER_DEFINED, piece_types
-from ggufsmith.tokenizer.source import Json, shown
 from ggufsmith.tokenizer.table import TokenTable
 
 MAX_MODEL = 64 * 2**20

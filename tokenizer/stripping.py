@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from gguf.constants import Keys, TokenType
 
+from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Metadata, string
 from ggufsmith.tokenizer.added import listing
-from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 General = Keys.General

@@ -8,8 +8,8 @@ from gguf.constants import TokenType
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.untrusted import shown
 from ggufsmith.tokenizer.added import AddedToken, listing
-from ggufsmith.tokenizer.source import shown
 
 NO_SCORE = -1000.0  # score of added tokens: llama.cpp looks them up before it merges
 PAD_SCORE = -10000.0

@@ -11,10 +11,10 @@ import numpy as np
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Failure, Unsupported
+from ggufsmith.container.untrusted import Json, shown
 from ggufsmith.tokenizer import pretokenizers
 from ggufsmith.tokenizer.added import INFILL, ROLES, SPACE
 from ggufsmith.tokenizer.proto import model_proto
-from ggufsmith.tokenizer.source import Json, shown
 from ggufsmith.tokenizer.table import NO_SCORE
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 

@@ -32,7 +32,8 @@ from ggufsmith.container.documents import read_document
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.formats import format_of
 from ggufsmith.container.ggml import is_ggml
-from ggufsmith.container.shards import SUFFIX, parse_size
+from ggufsmith.container.shards import SUFFIX
+from ggufsmith.container.units import parse_size
 from ggufsmith.convert.batch.schema import ENCODING, MODELS, OUTPUT, SETTINGS, TABLES, meant
 from ggufsmith.convert.batch.settings import Result, Said, Tables, unknown
 from ggufsmith.convert.hub.names import ID, HubModel, hub_model

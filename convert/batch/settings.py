@@ -1,6 +1,5 @@
 """What a job file says, table by table: values with their lines, environment variables put in, what extends what."""
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 
 from ggufsmith.container.documents import Document, Keys
 from ggufsmith.container.errors import Failure
+from ggufsmith.container.text import did_you_mean
 from ggufsmith.convert.batch.schema import FITTING, JobKey, Kind
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}", re.ASCII)
@@ -136,8 +136,7 @@ class Tables:
 def unknown(kind: str, name: object, known: Iterable[object]) -> tuple[str, str]:
     """What to say of a name that means nothing: the problem, and the way out. In YAML not all names are texts."""
     names = list(map(str, known))
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    fix = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names) or 'none'}."
+    fix = did_you_mean(str(name), names, cutoff=0.5) or f"Known: {', '.join(names) or 'none'}."
     return f"{kind} {name!r} means nothing", fix
 
 

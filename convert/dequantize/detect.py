@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.config import Config, nearest, read_json
+from ggufsmith.container.text import nearest
+from ggufsmith.container.untrusted import read_object
+from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.awq import AWQ_GEMM, AWQ_GEMV
 from ggufsmith.convert.dequantize.bitnet import BITNET
 from ggufsmith.convert.dequantize.bitsandbytes import BNB_4BIT, BNB_8BIT
@@ -102,7 +104,7 @@ def _settings(folder: Path, config: Config) -> tuple[Config, str | None]:
             return settings, _known(settings, settings.first("quant_method"))
     for name, method in FILES.items():
         if (folder / name).is_file():
-            settings = Config(read_json(folder / name), folder / name)
+            settings = Config(read_object(folder / name, inside=folder), folder / name)
             return settings, _known(settings, settings.first("quant_method") or method)
     return Config({}, config.path), None
 
@@ -110,7 +112,7 @@ def _settings(folder: Path, config: Config) -> tuple[Config, str | None]:
 def _known(settings: Config, method: object) -> str | None:
     if method is None or method in METHODS:
         return method
-    near = nearest(str(method), METHODS)
+    near = next(iter(nearest(str(method), METHODS)), None)
     raise Unsupported(
         f"quant_method {method!r} is not supported{f'; the nearest known one is {near}' if near else ''}",
         where=settings.path,

@@ -11,6 +11,7 @@ from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGUFType, Keys
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.typed import TypedKeys
+from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import string
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import SIZES, gemma_attention_scalar
@@ -18,7 +19,6 @@ from ggufsmith.convert.hf.classes import CLASSES, HfClass
 from ggufsmith.naming.metadata import SAMPLING
 from ggufsmith.tokenizer.added import ROLES
 from ggufsmith.tokenizer.restore import ends_of_generation
-from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 Tensors = Mapping[str, TensorInfo]

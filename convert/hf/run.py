@@ -20,6 +20,7 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.shards import SUFFIX, GgufSet, SetWriter
 from ggufsmith.container.typed import TypedKeys
+from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Data, Metadata
 from ggufsmith.convert.hf.card import model_card
 from ggufsmith.convert.hf.classes import HfClass
@@ -35,7 +36,6 @@ from ggufsmith.quantize.opened import OpenedModel
 from ggufsmith.quantize.source import open_model
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.restore import vocabulary_of
-from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 from ggufsmith.tokenizer.write import tokenizer_files
 

@@ -23,9 +23,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.untrusted import contained, read_object
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.checkpoint import contained, read_tensors
-from ggufsmith.convert.config import Config, as_number, read_json
+from ggufsmith.convert.checkpoint import read_tensors
+from ggufsmith.convert.config import Config, as_number
 from ggufsmith.convert.names import without_wrappers
 from ggufsmith.convert.stored import StoredTensor
 
@@ -143,7 +144,7 @@ def open_adapter(folder: Path) -> Adapter:
         raise Malformed("there is no such folder", where=folder, fix="Pass the folder of a PEFT adapter.")
     if not (folder / CONFIG).is_file():
         raise Malformed(f"there is no {CONFIG}, so this is not a PEFT adapter", where=folder)
-    config = Config(read_json(folder / CONFIG), folder / CONFIG)
+    config = Config(read_object(folder / CONFIG, inside=folder), folder / CONFIG)
     _check_config(config)
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:

@@ -174,11 +174,11 @@ def test_one_tensor_in_two_files_without_an_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("[]", "object was expected"),
-        ("{", "not valid JSON"),
+        ("[]", "expected an object"),
+        ("{", "not JSON"),
         ('{"weight_map": 3}', "weight_map"),
         ('{"weight_map": {"a": 3}}', "weight_map"),
-        ('{"a": ' * 100_000, "not valid JSON"),
+        ('{"a": ' * 100_000, "nested too deeply"),
     ],
 )
 def test_a_damaged_index(tmp_path: Path, text: str, what: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vocabulary_folders import Json, added, folder_of, made, read
 
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
-from ggufsmith.tokenizer import source
+from ggufsmith.tokenizer.files import optional_bytes
 
 JSON_FILES = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
 
@@ -231,7 +231,7 @@ def test_damaged_added_tokens_json(tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     folder = folder_of("qwen2-bpe", tmp_path)
     with pytest.raises(Malformed, match="more than the 100 read at most"):
-        source.read_bytes(folder, "tokenizer.json", limit=100)
+        optional_bytes(folder, "tokenizer.json", limit=100)
 
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_exit_code_says_how_many_failed_and_the_last_line_why(
         (["--shard", "0/2"], 2, "write I/N"),
         (["--shard", "3/2"], 2, "write I/N"),
         (["--shard", "x"], 2, "write I/N"),
-        (["--max-memory", "lots"], 2, "is no size"),
+        (["--max-memory", "lots"], 2, "is not a size"),
         (["--report", "."], 2, "is a folder"),
         (["--junit", "none/r.xml"], 2, "the report's folder does not exist: none"),
     ],
