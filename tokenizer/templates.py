@@ -64,7 +64,7 @@ def _unix(text: str | None) -> str | None:
 
 
 def template_notes(vocabulary: Vocabulary) -> Iterator[str]:
-    """What is to be said of a vocabulary whose chat templates all have names; `quantize.remarks` knows of none at all."""
+    """What is to be said of a vocabulary whose chat templates all have names."""
     if vocabulary.chat_template is None and vocabulary.chat_templates:
         names = ", ".join(map(shown, sorted(vocabulary.chat_templates)))
         yield f"there is no default chat template, only {names}: programs that chat will use a format of their own"
