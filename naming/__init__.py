@@ -1,0 +1,1 @@
+"""Names and descriptions: file names, `general.*` keys and model cards."""

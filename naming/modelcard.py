@@ -45,7 +45,7 @@ class CardFile:
 class Publisher:
     """What no header knows: where the files will lie, what they were made from, and by whom.
 
-    Usage: a base model that is no name, but a path.
+    Usage: a base model that is a path, not a name.
     """
 
     repo: str | None = None
@@ -178,6 +178,7 @@ def prompt_format(template: str) -> tuple[str, str] | None:
 
 
 def use_of(encoding: str | None) -> str:
+    """What a file of this encoding is good for, in a few words (USES); empty for one that is not known."""
     return next((text for pattern, text in USES if encoding and pattern.fullmatch(encoding)), "")
 
 

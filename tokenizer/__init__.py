@@ -1,0 +1,1 @@
+"""Vocabularies, pre-tokenizers and chat templates, from Hugging Face folders to GGUF keys and back."""
