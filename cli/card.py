@@ -7,16 +7,25 @@ import typer
 
 
 def card(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="The GGUF files; of shards, any one.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="The GGUF files. For a model in shards, any one of them.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: README.md beside the first file. '-': print it.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The file to write; README.md beside the first file by default. '-' prints the card."
+        ),
     ] = None,
-    repo: Annotated[str | None, typer.Option(help="Where the files will be published: org/name-GGUF.")] = None,
-    base_model: Annotated[str | None, typer.Option(help="What they were made from: org/name.")] = None,
+    repo: Annotated[
+        str | None, typer.Option(help="The repository where the files will be published: org/name-GGUF.")
+    ] = None,
+    base_model: Annotated[str | None, typer.Option(help="The model that they were made from: org/name.")] = None,
     author: Annotated[str | None, typer.Option(help="Who quantized them.")] = None,
-    no_hashes: Annotated[bool, typer.Option("--no-hashes", help="Do not read the files for their SHA-256.")] = False,
+    no_hashes: Annotated[
+        bool, typer.Option("--no-hashes", help="Leave out the SHA-256 of the files, which takes reading them.")
+    ] = False,
 ) -> None:
-    """Write the model card of GGUF files: front matter, prompt template, table of files, hashes, how to run them.
+    """Write the model card of GGUF files: front matter, prompt template, a table of files, hashes, and how to run them.
 
     A README.md that this command did not write is never replaced.
     """
@@ -40,7 +49,7 @@ def card(
 
 
 def write_card(path: Path, text: str) -> None:
-    """Write the card (see `replace_text`). OutputConflict for a file that is no card of ours."""
+    """Write the card (see `replace_text`). OutputConflict for a file that this program did not write."""
     from ggufsmith.container.replace import replace_text
     from ggufsmith.naming.filecard import check_card
 

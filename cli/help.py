@@ -1,9 +1,17 @@
 """What `--help` shows besides the options' own texts: examples, exit codes, groups of options."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+from typer import BadParameter, Exit
 from typer.core import TyperCommand, TyperGroup
+
+from ggufsmith.cli.hints import advice, suspicious
+
+ADAPTER = "adapter_config.json"  # in the folder of an adapter, which is never quantized
+# Of click, which some releases of typer carry themselves.
+UsageError = cast(type[Exception], BadParameter.__mro__[1])
 
 EXIT_CODES = (
     "0 done and verified, 1 failed while working, 2 usage, 3 input not supported, 4 input malformed or unsafe, "
@@ -19,21 +27,21 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "gguf-convert ./Meta-Llama-3-8B-Instruct --recipe q4_K_M --recipe q6_K",
-            "two quantized files from one pass over the weights, without a 16-bit file in between",
+            "writes two quantized files from one pass over the weights, without a 16-bit file in between",
         ),
-        ("gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf", "keeps bfloat16, writes elsewhere"),
+        ("gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf", "keeps bfloat16, and writes to that folder"),
         (
             "gguf-convert Qwen/Qwen2.5-7B-Instruct --recipe q4_K_M --stream",
-            "a model on the Hugging Face hub, whose weights are never stored",
+            "converts a model on the Hugging Face hub, whose weights are never stored",
         ),
-        ("gguf-convert ./my-adapter", "a PEFT adapter as a GGUF adapter, for llama.cpp's --lora"),
+        ("gguf-convert ./my-adapter", "makes a GGUF adapter of a PEFT adapter, for llama.cpp's --lora"),
         (
             "gguf-convert ./Meta-Llama-3-8B-Instruct --lora ./my-adapter --recipe q4_K_M",
-            "the adapter merged into its base model, and quantized, in one pass",
+            "merges the adapter into its base model and quantizes, in one pass",
         ),
         (
             "gguf-convert llama-2-7b.ggmlv3.q4_K_M.bin --override-kv llama.context_length=int:4096",
-            "a file from before GGUF, its weights as they are",
+            "turns a file from before GGUF into GGUF, with its weights as they are",
         ),
         ("gguf-convert ./Qwen3-0.6B --dry-run", "shows every tensor and the exact size, writes nothing"),
     ),
@@ -41,7 +49,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("gguf-quant Model-7B-F16.gguf --recipe q4_K_M", "writes Model-7B-Q4_K_M.gguf beside it"),
         (
             "gguf-quant Model-7B-BF16.gguf -r q6_K -r iq4_xs --imatrix model.imatrix.gguf --outdir ./out",
-            "two files from one pass, steered by an importance matrix",
+            "writes two files from one pass, steered by an importance matrix",
         ),
         (
             "gguf-quant Model-7B-F16.gguf -r q4_K_M --tensor-type 'ffn_down=q6_K' --dry-run",
@@ -49,45 +57,57 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "gguf-quant Model-7B-F16.gguf --target-size 4.5GiB --save-recipe mine.toml",
-            "the types with the least error in that size, and the recipe to edit and use again: -r mine.toml",
+            "chooses the types with the least error for that size, and saves them as a recipe, for -r mine.toml",
         ),
     ),
     "recipes": (
-        ("ggufsmith recipes", "all recipes, the largest first"),
-        ("ggufsmith recipes ./Qwen3-0.6B", "how large each makes this model"),
-        ("ggufsmith recipes Model-7B-F16.gguf -r q4_K_M", "the type of every tensor, and which rule gives it"),
+        ("ggufsmith recipes", "prints all recipes, the largest first"),
+        ("ggufsmith recipes ./Qwen3-0.6B", "how large each of them makes this model"),
+        ("ggufsmith recipes Model-7B-F16.gguf -r q4_K_M", "the type of every tensor, and the rule that gives it"),
     ),
     "inspect": (
-        ("ggufsmith inspect Model-7B-Q4_K_M.gguf", "header, keys, sizes by role, tensors"),
-        ("ggufsmith inspect Model-7B-Q4_K_M.gguf Model-7B-Q4_K_S.gguf --no-tensors", "how two files differ"),
+        ("ggufsmith inspect Model-7B-Q4_K_M.gguf", "shows header, keys, sizes by role, and tensors"),
+        ("ggufsmith inspect Model-7B-Q4_K_M.gguf Model-7B-Q4_K_S.gguf --no-tensors", "shows how two files differ"),
     ),
     "verify": (
-        ("ggufsmith verify Model-7B-Q4_K_M.gguf", "that the file is whole and every weight is finite"),
-        ("ggufsmith verify Model-7B-Q4_K_M.gguf --source ./Model-7B", "that it is that model, tensor by tensor"),
+        ("ggufsmith verify Model-7B-Q4_K_M.gguf", "checks that the file is whole and every weight finite"),
+        ("ggufsmith verify Model-7B-Q4_K_M.gguf --source ./Model-7B", "checks that it is that model, tensor by tensor"),
         (
             "ggufsmith verify Model-7B-Q4_K_M.gguf --record Model-7B-Q4_K_M.gguf.provenance.json",
-            "that it is the file that the record was written for",
+            "checks that it is the file that the record was written for",
         ),
     ),
     "name": (
         ("ggufsmith name Model-7B-Q4_K_M.gguf", "what the name says, and whether the header agrees"),
-        ("ggufsmith name *.gguf --strict-name", "exit code 2 if one lacks a size or a version"),
+        ("ggufsmith name *.gguf --strict-name", "ends with exit code 2 if one lacks a size or a version"),
     ),
     "split": (
-        ("ggufsmith split Model-70B-Q4_K_M.gguf --split-max-size 4G", "Model-70B-Q4_K_M-00001-of-00011.gguf and so on"),
-        ("ggufsmith split Model-70B-Q4_K_M.gguf --split-max-size 4G --dry-run", "how many, and how large"),
+        (
+            "ggufsmith split Model-70B-Q4_K_M.gguf --split-max-size 4G",
+            "writes Model-70B-Q4_K_M-00001-of-00011.gguf and so on",
+        ),
+        (
+            "ggufsmith split Model-70B-Q4_K_M.gguf --split-max-size 4G --dry-run",
+            "shows how many there would be, and how large",
+        ),
     ),
     "merge": (
-        ("ggufsmith merge Model-70B-Q4_K_M-00001-of-00011.gguf", "Model-70B-Q4_K_M.gguf beside the shards"),
-        ("ggufsmith merge Model-70B-Q4_K_M-00001-of-00011.gguf /elsewhere/Model-70B-Q4_K_M.gguf", "under that name"),
+        ("ggufsmith merge Model-70B-Q4_K_M-00001-of-00011.gguf", "writes Model-70B-Q4_K_M.gguf beside the shards"),
+        (
+            "ggufsmith merge Model-70B-Q4_K_M-00001-of-00011.gguf /elsewhere/Model-70B-Q4_K_M.gguf",
+            "writes it under that name",
+        ),
     ),
     "card": (
-        ("ggufsmith card *.gguf", "README.md for the files of this folder"),
+        ("ggufsmith card *.gguf", "writes README.md for the files of this folder"),
         ("ggufsmith card *.gguf --repo me/Model-7B-GGUF --base-model org/Model-7B --output -", "prints it"),
     ),
     "to-hf": (
-        ("ggufsmith to-hf Model-7B-BF16.gguf", "config.json, tokenizer and safetensors in Model-7B-hf"),
-        ("ggufsmith to-hf Model-7B-Q8_0.gguf --dtype bfloat16 --outdir ./Model-7B", "dequantized, into that folder"),
+        ("ggufsmith to-hf Model-7B-BF16.gguf", "writes config.json, tokenizer and safetensors into Model-7B-hf"),
+        (
+            "ggufsmith to-hf Model-7B-Q8_0.gguf --dtype bfloat16 --outdir ./Model-7B",
+            "dequantizes, and writes into that folder",
+        ),
     ),
 }
 
@@ -107,7 +127,10 @@ def arranged(params: list[Any]) -> list[Any]:
 
 
 class Command(TyperCommand):
-    """A command with arranged options, whose paragraphs are lines that wrap as wide as the screen."""
+    """A command with arranged options, whose paragraphs are lines that wrap as wide as the screen.
+
+    Words of other programs are answered with the same command in our options (see `cli.hints`).
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -115,11 +138,37 @@ class Command(TyperCommand):
         self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
     def get_params(self, ctx: Any) -> list[Any]:
+        """The options, arranged."""
         return arranged(super().get_params(ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words after the command. Ends the program with code 2 if they are another program's."""
+        words = list(args)
+        try:
+            rest: list[str] = super().parse_args(ctx, args)
+        except UsageError:
+            self._advise(ctx, words)
+            raise
+        if suspicious(words):
+            self._advise(ctx, words)
+        return rest
+
+    def _advise(self, ctx: Any, words: list[str]) -> None:
+        from ggufsmith.cli import render
+        from ggufsmith.container.errors import Usage
+        from ggufsmith.quantize.recipes.files import recipe_name
+
+        params = self.get_params(ctx)
+        options = {name: not getattr(param, "is_flag", False) for param in params for name in param.opts}
+        found = advice(str(self.name), words, options, recipe_name)
+        if found and not ("--recipe" in found.words and Path(found.words[0], ADAPTER).is_file()):
+            render.failure(Usage(found.why, fix=found.sentence(ctx.command_path)), "--json" in words)
+            raise Exit(Usage.code)
 
 
 class Group(TyperGroup):
     """A group of commands with arranged options."""
 
     def get_params(self, ctx: Any) -> list[Any]:
+        """The options, arranged."""
         return arranged(super().get_params(ctx))

@@ -47,6 +47,8 @@ def located(wanted: HubRequest, *, quiet: bool) -> Iterator["Located"]:
                 found = download(model, hub, weights=wanted.weights, progress=progress)
         except Failure as error:
             if "://" not in wanted.name:
-                error.add_note(f"It was looked for on the hub, because no folder or file {wanted.name!r} is here.")
+                error.add_note(
+                    f"It was looked for on the hub, because there is no folder or file {wanted.name!r} here."
+                )
             raise
         yield found

@@ -14,12 +14,16 @@ Row = Sequence[str]
 
 def inspect(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="A GGUF file, or any shard of a set; two: differences.")
+        list[Path],
+        typer.Argument(metavar="FILE", help="A GGUF file, or any shard of a set. Give two files to compare them."),
     ],
-    no_tensors: Annotated[bool, typer.Option("--no-tensors", help="Leave out the list of tensors.")] = False,
+    no_tensors: Annotated[bool, typer.Option("--no-tensors", help="Do not list single tensors.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show header, keys, tensors, types and sizes of a GGUF file. Reads no weights, so the size does not matter."""
+    """Show what a GGUF file holds: header, keys, tensors, types and sizes; or how two files differ.
+
+    No weights are read, so large files take no longer.
+    """
     from ggufsmith.cli.guard import guarded
 
     def work() -> None:
@@ -30,7 +34,8 @@ def inspect(
 
         if len(files) > 2:
             raise Usage(
-                f"{len(files)} files; inspect takes one, or two to compare", fix="Of a set, name any one shard."
+                f"inspect takes one file, or two to compare, and {len(files)} were given",
+                fix="For a model in several shards, name any one of them.",
             )
         with ExitStack() as opened:
             models = [opened.enter_context(open_gguf_set(file)) for file in files]
@@ -72,7 +77,7 @@ def _facts(report: dict[str, Any]) -> Iterator[Row]:
         yield "file", f"{shown(file['path'], 4096)}  {render.size(file['bytes'])} ({file['bytes']} bytes)"
     yield (
         "format",
-        f"GGUF version {report['version']}, alignment {report['alignment']}, header {report['header_bytes']}",
+        f"GGUF version {report['version']}, alignment {report['alignment']}, header of {report['header_bytes']} bytes",
     )
     name, architecture = (
         shown(report["metadata"].get(f"general.{key}", {}).get("value", "unknown")) for key in ("name", "architecture")

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 def name(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Names; of files that exist, the header too.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="Names of files. Where a file exists, its header is read and compared."),
+    ],
     strict: Annotated[
-        bool, typer.Option("--strict-name", help="The letter of the convention: a size and a version in every name.")
+        bool,
+        typer.Option("--strict-name", help="Require what the convention asks of every name: a size and a version."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

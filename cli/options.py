@@ -13,6 +13,7 @@ from ggufsmith.pipeline.request import Declared, Input, declared
 
 
 def show_version(wanted: bool) -> None:
+    """Print the version and leave, if that was asked for."""
     if wanted:
         from importlib.metadata import version
 

@@ -44,11 +44,20 @@ class Beside:
         self, planned: "Pass", entries: Sequence["OutputReport"]
     ) -> tuple[list["OutputReport"], list[tuple[str, str]]]:
         """Write what is wished. The entries with hashes, and lines for a summary. entries: of the outputs."""
+        from ggufsmith.container.writer import noting_complete
+
+        options = self.options
+        if not (options.sha256 or options.provenance or options.card or self.machine):
+            return list(entries), []
+        with noting_complete([path for output in planned.outputs for path in output.paths]):
+            return self._publish(planned, entries)
+
+    def _publish(
+        self, planned: "Pass", entries: Sequence["OutputReport"]
+    ) -> tuple[list["OutputReport"], list[tuple[str, str]]]:
         from ggufsmith.cli import render
 
         options, outputs = self.options, planned.outputs
-        if not (options.sha256 or options.provenance or options.card or self.machine):
-            return list(entries), []
         hashed = []
         with render.progress("hashing", planned.size, self.silent, rate=_bytes) as advance:
             for output, entry in zip(outputs, entries, strict=True):
@@ -89,11 +98,10 @@ def _records(planned: "Pass", entries: Sequence["OutputReport"], silent: bool) -
     from ggufsmith.cli import render
     from ggufsmith.container.provenance import described, record, record_path, write_record
 
-    inputs = dict.fromkeys((*planned.inputs, *planned.info.small))
-    there = [path for path in inputs if path.is_file()]  # what was streamed from a hub is not
-    size = sum(path.stat().st_size for path in there)
+    there = {name: path for name, path in planned.inputs.items() if path.is_file()}  # what is streamed is not
+    size = sum(path.stat().st_size for path in there.values())
     with render.progress("hashing inputs", size, silent, rate=_bytes) as advance:
-        sources = [described(path, advance) for path in there]
+        sources = [described(path, advance, name=name) for name, path in there.items()]
     for output, entry in zip(planned.outputs, entries, strict=True):
         types = {tensor.name: tensor.format.name for tensor in output.shards.whole.tensors}
         path = record_path(output.path)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def recipes(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A model as gguf-convert takes it: what every recipe would make of it."),
+        typer.Argument(
+            metavar="MODEL", help="A model, as gguf-convert takes it, for which every recipe is worked out."
+        ),
     ] = None,
     recipe: Annotated[
         list[str] | None,
@@ -31,10 +33,10 @@ def recipes(
     options: SourceOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Print every recipe with its bits per weight; given a model, with the size of its file and the types of tensors.
+    """Print every recipe with its bits per weight; for a given model, also the size of the file and the tensors' types.
 
-    Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes make another choice where there is an
-    importance matrix; here there is none.
+    Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes choose other types where there is an
+    importance matrix; the numbers are those without one.
     """
     from ggufsmith.cli.guard import guarded
 

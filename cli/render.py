@@ -24,6 +24,7 @@ from ggufsmith.container.text import printable
 from ggufsmith.container.text import size as size
 
 SPECIAL = re.compile(r"[^\n -~]")  # what may need an escape in JSON beyond those that it asks for
+COMMAND = re.compile(r"(^|: )(gguf-convert|gguf-quant|ggufsmith|pip|mkdir) ")  # to be copied in one piece
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path with :x: in it is no picture
 
@@ -179,4 +180,4 @@ def failure(error: Failure, machine: bool) -> None:
     for each in error.also:
         paragraph(f"  - {each}", err, indent=4)
     for each in (*([error.fix] if error.fix else []), *notes):
-        line(each, err)  # not broken: it may be a command to copy
+        (line if COMMAND.search(each) else paragraph)(each, err)

@@ -51,7 +51,7 @@ def run_request(
 def _work(planned: "Pass", request: "Request", beside: Beside, *, machine: bool, silent: bool) -> None:
     if not silent:
         for note in planned.notes:
-            render.line(f"note: {note}", render.err)
+            render.paragraph(f"note: {note}", render.err, indent=6)
     names = [output.path.name for output in planned.outputs]
     with render.progress(names, planned.weights, silent) as advance:
         loaded = (lambda seconds: None) if silent else render.kernels
@@ -87,7 +87,7 @@ def _show_plan(planned: "Pass", machine: bool) -> None:
         render.lines(_facts(output))
     render.lines(_model(planned))
     for note in planned.notes:
-        render.line(f"note: {note}")
+        render.paragraph(f"note: {note}", indent=6)
 
 
 def _sources(names: list[str]) -> str:

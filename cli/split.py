@@ -15,15 +15,19 @@ from ggufsmith.pipeline.request import WriteOptions
 if TYPE_CHECKING:
     from ggufsmith.container.shards import GgufSet, ShardPlan
 
-Source = Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; of several shards, any one.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the files and their sizes; write nothing.")]
+Source = Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model, or any one of its shards.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the files and their sizes, and write nothing.")]
 
 
 @with_records("file", only="split_max_size split_max_tensors no_tensor_first_split sync overwrite")
 def split(
     model: Source,
     output: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="OUT-00001-of-00003.gguf and so on; default: beside IN.")
+        Path | None,
+        typer.Argument(
+            metavar="OUT",
+            help="The shards are named OUT-00001-of-00003.gguf and so on. By default they are written beside IN.",
+        ),
     ] = None,
     *,
     write: WriteOptions,
@@ -33,7 +37,7 @@ def split(
 ) -> None:
     """Split a GGUF file into shards, as llama.cpp's gguf-split does: of 128 tensors each, unless options say otherwise.
 
-    The set appears under its names only when all of it is complete and verified.
+    The shards appear under their names only when all of them are complete and verified.
     """
     from ggufsmith.container.copy import plan_split
     from ggufsmith.container.shards import open_gguf_set
@@ -55,7 +59,12 @@ def split(
 @with_records("file", only="sync overwrite")
 def merge(
     model: Source,
-    output: Annotated[Path | None, typer.Argument(metavar="OUT.gguf", help="Default: beside IN.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="OUT.gguf", help="The file to write. By default it is written beside IN, under the name of the set."
+        ),
+    ] = None,
     *,
     write: WriteOptions,
     dry_run: DryRun = False,
@@ -133,4 +142,6 @@ def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for each in report["output"]:
         tensors = f"{each['tensor_count']} tensor{'s' * (each['tensor_count'] != 1)}"
         yield "output", f"{each['path']}  {render.size(each['bytes'])}, {tensors}"
-    yield ("done", "verified") if report["written"] else ("total", f"{render.size(report['bytes'])}, not written")
+    yield (
+        ("done", "verified") if report["written"] else ("total", f"{render.size(report['bytes'])}; nothing was written")
+    )

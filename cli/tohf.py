@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 
 @with_records("file", only="threads sync")
 def to_hf(
-    model: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; of several shards, any one.")],
-    outdir: Annotated[Path | None, typer.Option(help="The folder to make; default: NAME-hf beside IN.")] = None,
+    model: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model, or any one of its shards.")],
+    outdir: Annotated[Path | None, typer.Option(help="The folder to make; by default NAME-hf beside IN.")] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float16, bfloat16 or float32 for all tensors; default: as they are, quantized ones in float16."
+            help="The type of all tensors: float16, bfloat16 or float32. By default they keep theirs; quantized "
+            "ones become float16."
         ),
     ] = None,
-    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Bytes of tensors per file.")] = "5G",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show tensors and files; write nothing.")] = False,
+    shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="The most bytes of tensors in one file: 5G, 500M.")
+    ] = "5G",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show tensors and files, and write nothing.")] = False,
     *,
     write: WriteOptions,
     as_json: AsJson = False,
@@ -33,7 +36,7 @@ def to_hf(
 ) -> None:
     """Turn a GGUF file back into a Hugging Face folder: config, tokenizer and safetensors.
 
-    Converting the folder gives the same tensors and keys again, which is checked. Quantized weights are dequantized.
+    It is checked that converting the folder gives the same tensors and keys again. Quantized weights are dequantized.
     """
     from ggufsmith.cli.guard import guarded
 

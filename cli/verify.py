@@ -17,28 +17,29 @@ if TYPE_CHECKING:
 
 @with_records("model", "adapter", "file", only="lora base revision token threads")
 def verify(
-    model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model; of several shards, any one.")],
+    model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model, or any one of its shards.")],
     source: Annotated[
         str | None,
         typer.Option(
             "--source",
             metavar="MODEL",
-            help="What it was made from, as gguf-convert takes it: every tensor is made again and compared.",
+            help="What the model was made from, as gguf-convert takes it. Every tensor is made again and compared.",
         ),
     ] = None,
     *,
     options: SourceOptions,
     record: Annotated[
-        Path | None, typer.Option("--record", help="A provenance record whose hashes the files must have.")
+        Path | None,
+        typer.Option("--record", help="A provenance record; the files must have the hashes that it states."),
     ] = None,
     hashes: Annotated[bool, typer.Option("--sha256", help="Report the SHA-256 of every tensor and file.")] = False,
     write: WriteOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a GGUF file: header, places of all tensors, every weight finite.
+    """Check a GGUF file: its header, the places of all tensors, and that every weight is finite.
 
-    With --source, every tensor is made again: it has the same bytes, or an error no larger than its type allows.
+    With --source, every tensor is made again. It must have the same bytes, or be no further off than its type allows.
     """
     from ggufsmith.cli.guard import guarded
 
@@ -59,7 +60,7 @@ def verify(
             render.as_json(report)
             failed.extend(problems)
         elif problems:
-            fix = "Make or fetch it again." if source is None else "Is this the source that it was made from?"
+            fix = "Make the file again, or download it again." if source is None else OTHER_SOURCE
             raise Malformed(
                 f"{counted(len(problems), 'problem')} found", where=model, also=problems[:MAX_LISTED], fix=fix
             )
@@ -73,6 +74,10 @@ def verify(
 
 
 MAX_LISTED = 20
+OTHER_SOURCE = (
+    "Is this the source that the file was made from? A tensor may be twice as far off (root mean square) as when it is "
+    "made here, because importance matrices and other programs choose differently."
+)
 # Keys that say how a file was made, and so differ from those of a source without meaning anything.
 MADE = ("general.file_type", "general.quantization_version", "quantize.")
 
@@ -139,13 +144,11 @@ def _compared(
 
 def _too_far(tensor: "Compared") -> str:
     """What is wrong with a tensor whose weights are not what its source gives."""
-    from ggufsmith.quantize.verify import TOLERANCE
-
     if not math.isfinite(tensor.error):
         return f"its bytes, of type {tensor.format.name}, are not those of the source"
     return (
-        f"as {tensor.format.name} it is {100 * tensor.error:.3g} % off the source (root mean square); made from this "
-        f"source it would be {100 * tensor.ours:.3g} % off, and at most {TOLERANCE:g} times that is accepted"
+        f"as {tensor.format.name} it is {100 * tensor.error:.3g} % off the source, and {100 * tensor.ours:.3g} % when "
+        "it is made from it here"
     )
 
 

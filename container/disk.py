@@ -1,13 +1,17 @@
 """What the writer asks of the system: locks, space, flushing."""
 
+import errno
 import os
 import shutil
+import struct
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 from ggufsmith.container.errors import NoSpace, Usage
+from ggufsmith.container.parallel import TICK
 
 fcntl: ModuleType | None
 try:
@@ -16,6 +20,16 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCKS = fcntl is not None
+WINDOWS = os.name == "nt"  # where open files can be neither renamed nor removed, and folders cannot be opened
+# macOS, fcntl(2), F_PREALLOCATE: flags, where from, offset, length, what was allocated (set by the system).
+STORE = struct.Struct("=Iiqqq")
+F_PREALLOCATE, F_ALLOCATEALL, F_PEOFPOSMODE = 42, 4, 3
+CANNOT = {
+    errno.EINVAL,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+}  # what a file system answers that reserves nothing
 FLUSH = 128 * 2**20  # bytes written between two early flushes
 
 
@@ -30,6 +44,7 @@ class Flusher:
         self._thread: threading.Thread | None = None
 
     def count(self, size: int) -> None:
+        """So many more bytes were written; a flush begins when enough have come together."""
         with self._due:
             self._pending += size
             if self._pending < FLUSH or self._stopped:
@@ -40,11 +55,12 @@ class Flusher:
             self._due.notify()
 
     def stop(self) -> None:
+        """End the thread that flushes, and raise what it met."""
         with self._due:
             self._stopped = True
             self._due.notify()
-        if self._thread is not None:
-            self._thread.join()
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(TICK)
 
     def _run(self) -> None:
         while True:
@@ -66,6 +82,26 @@ def check_space(path: Path, size: int) -> None:
             where=path,
             fix=f"Free {size - free} bytes, or write to another disk.",
         )
+
+
+def reserve(fd: int, size: int) -> None:
+    """Give the file at least `size` bytes, from the disk where it can be asked for them, so that none is missing later.
+
+    Where neither the system nor the file system reserves anything, the file only gets its length. OSError if the disk
+    has less.
+    """
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        elif fcntl and sys.platform == "darwin":
+            missing = size - 512 * os.fstat(fd).st_blocks
+            if missing > 0:
+                fcntl.fcntl(fd, F_PREALLOCATE, STORE.pack(F_ALLOCATEALL, F_PEOFPOSMODE, 0, missing, 0))
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+    if os.fstat(fd).st_size < size:
+        os.ftruncate(fd, size)
 
 
 def make_folder(path: Path) -> None:
@@ -121,7 +157,7 @@ def force(fd: int) -> None:
 
 def force_folder(folder: Path) -> None:
     """Make the rename itself durable. Windows cannot open a folder, and some filesystems cannot flush one."""
-    if os.name == "nt":
+    if WINDOWS:
         return
     fd = os.open(folder, os.O_RDONLY)
     try:

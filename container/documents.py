@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.container.errors import Failure, Malformed
+from ggufsmith.container.errors import Malformed
+from ggufsmith.container.positional import unreadable
 
 MAX_SIZE = 4 << 20  # bytes; a recipe with a rule for each of 10 000 tensors is below 1 MiB
 MAX_DEPTH = 32  # of lists in lists; YAML's C loader recurses, and a deep enough document would end the process
@@ -58,22 +59,41 @@ def read_document(path: Path) -> Document:
     except UnicodeDecodeError:
         raise Malformed("is not UTF-8", where=path) from None
     except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        raise unreadable(path, error) from error
     return parse_document(text, path)
 
 
 def parse_document(text: str, path: Path) -> Document:
     """`read_document` of a text that was read already."""
     if path.suffix.lower() in YAML_SUFFIXES:
-        return Document(path, text, _parse_yaml(text, path), "YAML")
+        return _checked(Document(path, text, _parse_yaml(text, path), "YAML"))
     try:
-        return Document(path, text, tomllib.loads(text), "TOML")
+        return _checked(Document(path, text, tomllib.loads(text), "TOML"))
     except tomllib.TOMLDecodeError as error:
         what, line = _TOML_PLACE.sub("", str(error)), _TOML_PLACE.search(str(error))
         end = text.count("\n") + 1
         raise Malformed(f"is not valid TOML: {what}", where=f"{path}:{line[1] if line and line[1] else end}") from None
+    except ValueError as error:  # of int(), for a number of thousands of digits
+        raise Malformed(f"is not valid TOML: {error}", where=path) from None
     except RecursionError:
         raise Malformed("is nested too deep", where=path) from None
+
+
+def _checked(document: Document) -> Document:
+    """The same, if its numbers are of 64 bits, as TOML asks; larger ones could not even be printed."""
+    for keys, value in _values(document.data, ()):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise Malformed("a whole number here has at most 64 bits", where=document.place(*keys))
+    return document
+
+
+def _values(data: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+    """Everything in tables and lists, with the keys that lead to it."""
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _values(value, (*keys, key))
+    else:
+        yield keys, data
 
 
 # ---- TOML ----

@@ -39,20 +39,30 @@ class Failure(Exception):
 
 
 class Usage(Failure):
+    """Exit code 2: options that contradict each other, or a name that is not known."""
+
     code = 2
 
 
 class Unsupported(Failure):
+    """Exit code 3: a valid input that this version cannot convert."""
+
     code = 3
 
 
 class Malformed(Failure):
+    """Exit code 4: an input that is damaged, inconsistent or unsafe."""
+
     code = 4
 
 
 class NoSpace(Failure):
+    """Exit code 5: the output does not fit on the disk."""
+
     code = 5
 
 
 class OutputConflict(Failure):
+    """Exit code 6: an output is locked, exists already, or is one of the inputs."""
+
     code = 6

@@ -46,6 +46,7 @@ class Format:
 
     @property
     def bits_per_weight(self) -> float:
+        """Bits of a block, scales included, for each of its weights."""
         return self.size * 8 / self.weights
 
     @property

@@ -57,6 +57,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor, without padding."""
         return self.format.nbytes(self.shape)
 
 

@@ -10,6 +10,10 @@ Result = TypeVar("Result")
 TICK = 0.2  # seconds between looks at signals, which Windows does not deliver to a thread that waits without an end
 
 
+class TaskStopped(Exception):
+    """For a task to raise when it sees that it should stop: another one failed, or the run was interrupted."""
+
+
 def parallel_for(
     worker: Callable[[threading.Event], Callable[[Task], object]], tasks: Iterable[Task], threads: int
 ) -> None:
@@ -17,7 +21,7 @@ def parallel_for(
     raise is raised here.
 
     worker: called once in each thread, so that it can keep buffers; gives the function of a task. The event is set when
-            the others should stop, for tasks that take long.
+            the others should stop; tasks that take long look at it, and raise TaskStopped.
     tasks:  taken one by one, as threads get to them.
     """
     todo, lock, stop = iter(tasks), threading.Lock(), threading.Event()
@@ -29,7 +33,13 @@ def parallel_for(
                 task = next(todo, stop)
             if isinstance(task, threading.Event):
                 return
-            work(task)
+            try:
+                work(task)
+            except TaskStopped:
+                return
+            except BaseException:
+                stop.set()
+                raise
 
     with ThreadPoolExecutor(threads, thread_name_prefix="ggufsmith") as pool:
         futures = [pool.submit(run) for _ in range(threads)]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.container.errors import Failure, Malformed
+from ggufsmith.container.errors import Malformed
+from ggufsmith.container.positional import unreadable
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.untrusted import load_json
 
@@ -28,12 +29,16 @@ def file_sha256(path: Path, advance: Advance = lambda size: None) -> str:
                 digest.update(buffer[:size])
                 advance(size)
     except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        raise unreadable(path, error) from error
     return digest.hexdigest()
 
 
-def described(path: Path, advance: Advance = lambda size: None) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path, advance)}
+def described(path: Path, advance: Advance = lambda size: None, *, name: str | None = None) -> dict[str, Any]:
+    """The entry of a file in a record. name: what the record calls it; None takes its own.
+
+    advance: told of bytes. Failure if it cannot be read.
+    """
+    return {"name": name or path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path, advance)}
 
 
 def record(

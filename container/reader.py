@@ -18,7 +18,7 @@ from types import MappingProxyType, TracebackType
 from typing import cast
 
 import numpy as np
-from gguf.constants import GGUF_VERSION
+from gguf.constants import GGUF_VERSION, Keys
 from gguf.constants import GGUFValueType as ValueType
 
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
@@ -102,6 +102,7 @@ class Gguf:
             )
 
     def close(self) -> None:
+        """Close the file; reading from it is then an error."""
         os.close(self.fd)
 
     def __enter__(self) -> "Gguf":
@@ -245,7 +246,31 @@ def _parse(path: Path, fd: int, size: int) -> Gguf:
     for name, (shape, form, offset) in records.items():
         tensors[name] = TensorInfo(name, shape, form, data_start + offset, form.nbytes(shape))
     _check_extents(header, tensors)
+    end = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=header.at)
+    _check_single(header, {end, padded(end, alignment)}, metadata)
     return Gguf(path, version, alignment, metadata, MappingProxyType(tensors), data_start, size, fd)
+
+
+def _check_single(header: _Header, ends: set[int], metadata: Metadata) -> None:
+    """Malformed if another GGUF file begins where this one can end: `cat` does not make a model of its shards."""
+    for end in sorted(ends):
+        found = bytearray(len(MAGIC))
+        if read_at(header.fd, memoryview(found), end) == len(MAGIC) and found == MAGIC:
+            value = metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT)
+            count = value.data if value is not None and isinstance(value.data, int) else 1
+            raise Malformed(
+                f"another GGUF file begins at byte {end}: several files were joined into one, which makes no model",
+                where=header.path,
+                fix=_way_to_merge(header.path, count) if count > 1 else "Get the files again, each by itself.",
+            )
+
+
+def _way_to_merge(path: Path, count: int) -> str:
+    """The command, with the name of the first shard if it is beside this file."""
+    end = f"-00001-of-{count:05d}.gguf"
+    found = [other.name for other in path.parent.glob(f"*{end}") if other != path]
+    first = found[0] if len(found) == 1 else f"NAME{end}"
+    return f"Merge the {count} shards themselves, under their own names: ggufsmith merge {first}"
 
 
 def _check_version(version: int, path: Path) -> None:

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -27,7 +28,7 @@ from ggufsmith.container.layout import Layout, TensorSpec, lay_out, padded
 from ggufsmith.container.positional import Buffer
 from ggufsmith.container.reader import Gguf, TensorInfo, open_gguf
 from ggufsmith.container.values import Metadata, Value, i32
-from ggufsmith.container.writer import Writer
+from ggufsmith.container.writer import COMPLETE, NEEDED, Writer, note_once
 
 SUFFIX = ".gguf"
 NO, COUNT, TENSORS = Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT
@@ -153,6 +154,7 @@ class GgufSet:
 
     @property
     def paths(self) -> tuple[Path, ...]:
+        """Of the files, in the order of the shards."""
         return tuple(file.path for file in self.files)
 
     @property
@@ -162,6 +164,7 @@ class GgufSet:
 
     @property
     def alignment(self) -> int:
+        """Bytes, of the first file."""
         return self.files[0].alignment
 
     @property
@@ -178,6 +181,7 @@ class GgufSet:
         self._home[tensor.name].read_into(tensor, start, buffer)
 
     def close(self) -> None:
+        """Close all files."""
         for file in self.files:
             file.close()
 
@@ -240,7 +244,7 @@ def _place(file: Gguf) -> tuple[int, int, int]:
     if count in (0, 1):
         return 0, 1, len(file.tensors)
     if not 0 <= number < count <= MAX_SHARDS:
-        raise Malformed(f"is shard {number} (from 0 on) of {count}, which cannot be", where=f"{file.path}: {NO}")
+        raise Malformed(f"is shard {number} (from 0 on) of {count}, which is impossible", where=f"{file.path}: {NO}")
     return number, count, total
 
 
@@ -252,7 +256,7 @@ def _stem(path: Path, number: int, count: int) -> str:
         raise Malformed(
             f"its header says that it is shard {number + 1} of {count}, its name does not",
             where=path,
-            fix=f"Shards are found by name: give it back the name …-{number + 1:05d}-of-{count:05d}{SUFFIX}.",
+            fix=f"Shards are found by their names: rename it to …-{number + 1:05d}-of-{count:05d}{SUFFIX}.",
         )
     return stem[: match.start()]
 
@@ -303,15 +307,17 @@ class SetWriter:
             for each, layout in zip(plan.paths(Path(path)), plan.shards, strict=True)
         ]
         self._open = ExitStack()
+        self._complete = False
 
     @property
     def paths(self) -> list[Path]:
+        """Where the finished files are."""
         return [writer.path for writer in self.writers]
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for writer in self.writers:
-                stack.push(writer)
+                stack.push(partial(_leave, writer))
                 writer.claim()
             check_space(self.paths[0], sum(writer.missing for writer in self.writers))
             for writer in self.writers:
@@ -359,6 +365,8 @@ class SetWriter:
         """What became of an interrupted run's work."""
         if taken := sum(writer.taken for writer in self.writers):
             yield f"resumed: {taken} of {self.plan.whole.size} bytes were there already"
+        if any(writer.lost for writer in self.writers):
+            yield f"not resumed: what an interrupted run left was removed. {NEEDED}"
         if any(writer.strange for writer in self.writers):
             yield "not resumed: what was left is of another plan, or its inputs have changed since; begun afresh"
 
@@ -378,30 +386,45 @@ class SetWriter:
     def _publish(self) -> None:
         aside: list[Path] = []
         named: list[Path] = []
+        at = self.paths[0]
         try:
             for path in self.paths:
+                at = path
                 if path.exists():
                     aside.append(path)
                     os.replace(path, _replaced(path))
             for writer in reversed(self.writers):
                 named.append(writer.path)
                 writer.publish()
+            self._complete = True
         except BaseException as error:
+            self._complete = False
+            # What cannot be undone either is left to the next run (see `_recover`); the error is what counts.
             for path in reversed(named):  # the first shard, if it has its name, goes first
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
             for path in reversed(aside):
-                with suppress(FileNotFoundError):
+                with suppress(OSError):
                     os.replace(_replaced(path), path)
             if isinstance(error, OSError):
-                raise Failure(f"cannot rename the old shard: {error.strerror}", where=aside[-1]) from error
+                raise Failure(f"cannot rename the old shard: {error.strerror}", where=at) from error
             raise
         for path in aside:
-            _replaced(path).unlink(missing_ok=True)
+            with suppress(OSError):  # the new set has its names; the next run cleans up
+                _replaced(path).unlink(missing_ok=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and (self._complete or (len(self.writers) == 1 and self.writers[0].complete)):
+            for path in self.paths:
+                note_once(error, COMPLETE.format(path))
         self._open.__exit__(kind, error, trace)
+
+
+def _leave(writer: Writer, kind: object, error: BaseException | None, trace: object) -> None:
+    """As the end of a `with`; what is complete, the set knows."""
+    writer.leave(error)
 
 
 def _replaced(path: Path) -> Path:
@@ -410,10 +433,18 @@ def _replaced(path: Path) -> Path:
 
 def _recover(paths: Sequence[Path]) -> None:
     """What a killed run moved aside: back, or away if the new first shard had got its name. We hold all the locks."""
-    published = paths[0].exists()
-    for path in reversed(paths):
-        if _replaced(path).exists():
-            if published:
-                _replaced(path).unlink()
-            else:
-                os.replace(_replaced(path), path)
+    at = paths[0]
+    try:
+        published = at.exists()
+        for path in reversed(paths):
+            at = path
+            if _replaced(path).exists():
+                if published:
+                    _replaced(path).unlink()
+                else:
+                    os.replace(_replaced(path), path)
+    except OSError as error:
+        what = f"an interrupted run moved the old shard to {_replaced(at).name}, and it cannot be put back"
+        raise Failure(
+            f"{what}: {error.strerror}", where=at, fix="Allow writing to this folder, and try again."
+        ) from error

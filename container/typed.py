@@ -29,6 +29,7 @@ class TypedKeys:
         return value.data
 
     def text(self, key: str) -> str:
+        """A string. None if the key is not there; Malformed if it holds something else."""
         value = self.optional(key, str)
         if value is None:
             raise Malformed("is missing", where=f"{self.where}: {key}")
@@ -47,6 +48,7 @@ class TypedKeys:
         return float(str(np.float32(data))) if isinstance(data, float) else data
 
     def texts(self, key: str) -> tuple[str, ...]:
+        """An array of strings. None if the key is not there; Malformed if it holds something else."""
         value = self.metadata.get(key)
         if value is None or value.element is not ValueType.STRING or not isinstance(value.data, tuple):
             raise Malformed("must be an array of strings", where=f"{self.where}: {key}")

@@ -57,14 +57,17 @@ Metadata = dict[str, Value]
 
 
 def u32(value: int) -> Value:
+    """An unsigned 32-bit integer."""
     return Value(ValueType.UINT32, value)
 
 
 def i32(value: int) -> Value:
+    """A signed 32-bit integer."""
     return Value(ValueType.INT32, value)
 
 
 def u64(value: int) -> Value:
+    """An unsigned 64-bit integer."""
     return Value(ValueType.UINT64, value)
 
 
@@ -74,14 +77,17 @@ def f32(value: float) -> Value:
 
 
 def boolean(value: bool) -> Value:
+    """A boolean."""
     return Value(ValueType.BOOL, value)
 
 
 def string(value: str) -> Value:
+    """A UTF-8 string."""
     return Value(ValueType.STRING, value)
 
 
 def strings(values: Iterable[str]) -> Value:
+    """An array of strings."""
     return Value(ValueType.ARRAY, tuple(values), ValueType.STRING)
 
 

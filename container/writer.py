@@ -9,6 +9,7 @@ process, so nothing is ever stale. (Windows: an open file cannot be removed, and
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,7 +23,17 @@ from types import TracebackType
 import numpy as np
 
 from ggufsmith.container.checksum import checksum, intact
-from ggufsmith.container.disk import LOCKS, Flusher, check_space, force, force_folder, lock, remove_leftover
+from ggufsmith.container.disk import (
+    LOCKS,
+    WINDOWS,
+    Flusher,
+    check_space,
+    force,
+    force_folder,
+    lock,
+    remove_leftover,
+    reserve,
+)
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Unsupported, Usage
 from ggufsmith.container.fingerprint import file_mark, fingerprint
 from ggufsmith.container.journal import Journal, Pieces, recorded
@@ -33,6 +44,10 @@ from ggufsmith.container.reader import TensorInfo, open_gguf
 
 BLOCK = 64  # pieces that a thread reads back at a time
 NONE: Pieces = np.empty((0, 3), np.int64)
+COMPLETE = "{} is complete and verified"
+PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial", re.DOTALL)
+NEEDED = "--resume needs locks that end with their process, which this system does not have"
+UNABLE = f"nothing was kept: {NEEDED}"
 KEPT = "what was written is kept: the same command with --resume goes on from there"
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # EFBIG: FAT's 4 GiB, or a process limit
 
@@ -49,6 +64,25 @@ def check_apart(output: Path, inputs: Iterable[Path]) -> None:
         if os.path.exists(output) and os.path.exists(file) and os.path.samefile(file, output):
             what = f"the output is the input {file}"
             raise OutputConflict(what, where=os.path.realpath(output), fix="Name another output.")
+
+
+@contextmanager
+def noting_complete(paths: Sequence[Path]) -> Iterator[None]:
+    """For what follows the naming of outputs, such as hashing them: an error or an interrupt in the block gets a note
+    that they are there.
+    """
+    try:
+        yield
+    except BaseException as error:
+        for path in paths:
+            note_once(error, COMPLETE.format(path))
+        raise
+
+
+def note_once(error: BaseException, note: str) -> None:
+    """Add a note to an error that does not have it yet."""
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 class Writer:
@@ -70,6 +104,7 @@ class Writer:
     file: 24 bytes are kept per write.
 
     taken: bytes that were taken over. strange: there was something to resume, of another plan or from other inputs.
+    lost: there was something, and this system cannot tell whether its run is over.
     """
 
     def __init__(
@@ -91,12 +126,16 @@ class Writer:
         self.overwrite = overwrite
         self.inputs = inputs
         self.reader = reader
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(6)}.partial")
+        self._token = secrets.token_hex(6)
+        self._temporary = self._partial(self.path.name)
         self.resume = resume and LOCKS
+        self._unable = resume and not LOCKS
         self.identity = identity
         self.threads = threads
         self.taken = 0
         self.strange = False
+        self.lost = False
+        self._naming = False
         self._fd = -1
         self._journal: Journal | None = None
         self._held: Pieces = NONE
@@ -108,7 +147,7 @@ class Writer:
             check_space(self.path, self.missing)
             self.reserve()
         except BaseException as error:
-            self._leave(error)
+            self.leave(error)
             raise
         return self
 
@@ -124,28 +163,29 @@ class Writer:
             self._fd = os.open(self._temporary, flags, 0o666)
         if not lock(self._fd) or not self._temporary.exists():
             raise self._busy(self._temporary)
-        prefix, suffix = f".{self.path.name}.", ".partial"
         for other in list(self.path.parent.iterdir()):
-            middle = other.name[len(prefix) : -len(suffix)]
-            left = other.name == prefix + middle + suffix and len(middle) == 12 and other != self._temporary
-            if (
-                left
-                and not (self.resume and not len(self._held) and self._take_over(other))
-                and not remove_leftover(other)
-            ):
+            found = PARTIAL.fullmatch(other.name)
+            if not found or other.name == self._temporary.name or not self._is_ours(found[1]):
+                continue
+            if self.resume and not len(self._held) and self._take_over(other):
+                continue
+            self.lost |= self._unable
+            if not remove_leftover(other):
                 raise self._busy(other)
+
+    def _partial(self, name: str) -> Path:
+        """The temporary file of an output in this folder, as this run would call it."""
+        return self.path.with_name(f".{name}.{self._token}.partial")
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether this is our output's name too: in the folders of macOS and Windows `model.gguf` is `Model.gguf`."""
+        return name == self.path.name or os.path.exists(self._partial(name))
 
     def reserve(self) -> None:
         """The second half: reserve all the bytes of the file, before the first is computed."""
         size = self.layout.size
         with self._reporting("cannot reserve the space"):
-            try:
-                os.posix_fallocate(self._fd, 0, size)
-            except (AttributeError, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-                if os.fstat(self._fd).st_size < size:
-                    os.ftruncate(self._fd, size)
+            reserve(self._fd, size)
         with self._reporting("cannot write"):
             write_at(self._fd, memoryview(self.layout.header), 0)
         self._journal = Journal(self._fd, size, self._fingerprint)
@@ -241,16 +281,24 @@ class Writer:
 
     def publish(self) -> None:
         """Give the sealed file its name."""
-        if os.name == "nt":  # an open file cannot be renamed there
+        if WINDOWS:  # an open file cannot be renamed there
             self._close()
         with self._reporting("cannot rename the finished file"):
+            self._naming = True
             os.replace(self._temporary, self.path)
         self._close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file has its name. True as well for an interrupt at the moment when it got it."""
+        return self._naming and not os.path.exists(self._temporary)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave(error)
+        if error is not None and self.complete:
+            note_once(error, COMPLETE.format(self.path))
+        self.leave(error)
 
     @cached_property
     def _fingerprint(self) -> bytes:
@@ -396,17 +444,18 @@ class Writer:
             os.close(self._fd)
             self._fd = -1
 
-    def _leave(self, error: BaseException | None) -> None:
+    def leave(self, error: BaseException | None) -> None:
         """Remove the temporary file; or keep it, for a run that can resume and will not meet the same error again."""
         passing = not isinstance(error, Usage | Unsupported | Malformed)
         if error is not None and passing and self.resume and (len(self._held) or self._journal is not None):
             if self._journal:
                 self._journal.write_out()
             self._close()
-            if KEPT not in getattr(error, "__notes__", ()):
-                error.add_note(KEPT)
+            note_once(error, KEPT)
             return
-        if os.name == "nt":
+        if error is not None and self._unable and self._journal is not None:
+            note_once(error, UNABLE)
+        if WINDOWS:
             self._close()
         with suppress(OSError):
             os.unlink(self._temporary)

@@ -41,22 +41,27 @@ class Dims:
 
     @property
     def q(self) -> int:
+        """Rows of the query matrix: those of all heads."""
         return self.heads * self.head_dim
 
     @property
     def kv(self) -> int:
+        """Rows of the key matrix, and of the value matrix."""
         return self.kv_heads * self.head_dim
 
     @property
     def qkv(self) -> int:
+        """Rows of query, key and value in one matrix."""
         return self.q + 2 * self.kv
 
     @property
     def gate_up(self) -> int:
+        """Rows of gate and up in one matrix."""
         return 2 * self.ff
 
     @property
     def expert_gate_up(self) -> int:
+        """The same of one expert."""
         return 2 * self.expert_ff
 
     def sizes(self, names: str) -> tuple[int, ...]:
@@ -72,6 +77,7 @@ class Need(Enum):
 
 
 def copy(dims: Dims) -> Op:
+    """The op of a tensor that stays as it is."""
     return Copy()
 
 

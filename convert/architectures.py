@@ -19,26 +19,32 @@ OPTIONAL = Need.OPTIONAL
 
 
 def dense(dims: Dims) -> bool:
+    """Whether every block has one feed-forward."""
     return dims.experts == 0
 
 
 def sparse(dims: Dims) -> bool:
+    """Whether its blocks have experts."""
     return dims.experts > 0
 
 
 def add_one(dims: Dims) -> Op:
+    """The op of Gemma's norms."""
     return AddOne()
 
 
 def permute_q(dims: Dims) -> Op:
+    """The op of query rows for llama.cpp's llama graph."""
     return RopePermute(dims.heads)
 
 
 def permute_k(dims: Dims) -> Op:
+    """The op of key rows for the same graph."""
     return RopePermute(dims.kv_heads)
 
 
 def expert_half(k: int) -> Callable[[Dims], Op]:
+    """The op that cuts gate (k = 0) or up (1) out of packed experts, (experts, 2 * expert_ff, embd)."""
     return lambda dims: Part(k * dims.expert_ff, (k + 1) * dims.expert_ff)
 
 
@@ -48,6 +54,7 @@ def gemma_attention_scalar(blocks: int, embd: int, heads: int, head_dim: int) ->
 
 
 def gemma_attention_scale(config: Mapping[str, Any], dims: Dims) -> str | None:
+    """A sentence if the config scales attention scores otherwise than llama.cpp does, else None."""
     scalar = config["query_pre_attn_scalar"]
     assumed = gemma_attention_scalar(dims.blocks, dims.embd, dims.heads, dims.head_dim)
     return None if scalar == assumed else f"query_pre_attn_scalar is {scalar!r}, and llama.cpp assumes {assumed}"

@@ -107,7 +107,9 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     parts = PurePosixPath(name.replace("\\", "/"))
     if len(parts.parts) != 1 or name in ("", ".", "..") or ":" in name or "\0" in name:
         raise Malformed(
-            f"shard name {name!r} leaves the model folder", where=index, fix="Shards stand beside the index."
+            f"shard name {name!r} leaves the model folder",
+            where=index,
+            fix="Shards must be in the folder of their index.",
         )
     path = folder / name
     if not path.is_file():

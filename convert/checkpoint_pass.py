@@ -5,11 +5,9 @@ the file in between is planned, and never written. Each tensor is read and trans
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from gguf.constants import Keys
 
@@ -18,6 +16,7 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
 from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata, u32
+from ggufsmith.convert.inputs import input_files
 from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.convert.model import FILE_TYPES, FolderModel, open_folder
 from ggufsmith.convert.plan import Plan, TensorPlan
@@ -41,6 +40,7 @@ from ggufsmith.quantize.outputs import (
 from ggufsmith.quantize.plan import Importance
 from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.filetypes import file_type_of
+from ggufsmith.quantize.remarks import remarks
 from ggufsmith.quantize.resolve import Making, resolved
 
 
@@ -50,7 +50,12 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
     open_files: how the weights are read (see `stored.Checkpoint`).
     """
     making, limits = resolved(request, *CHECKPOINT)
-    _check(request, making)
+    if making.quantizes and is_adapter(request.path):
+        raise Usage(
+            "an adapter is converted as it is, and not quantized",
+            where=request.path,
+            fix="Drop --recipe, or merge it: pass the folder of its base model, and the adapter with --lora.",
+        )
     model = open_folder(request, open_files)
     outtypes = request.make.outtypes or (() if making.quantizes else (model.usual,))
     outputs: list[OutputFile] = [*_plain(request, model, outtypes, limits)]
@@ -68,32 +73,18 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
             sum(source.nbytes for source in model.checkpoint.tensors.values()),
             model.plan.architecture.name,
             outputs[0].shards.whole.metadata,
-            model.small_files,
         ),
         source=OpenCheckpoint(model.checkpoint, tensors),
         tensors=tensors,
         outputs=tuple(in_order(output, names) for output in outputs),
-        inputs=(*model.checkpoint.files, *([imatrix] if imatrix else [])),
-        notes=(*model.notes, *(importance.coverage.notes() if importance else ())),
+        inputs=input_files(
+            model.checkpoint.files, model.folders, {"imatrix": imatrix, "metadata": request.source.metadata}
+        ),
+        notes=(*model.notes, *(importance.coverage.notes() if importance else ()), *remarks(outputs)),
         opening=CheckpointOpening(model.checkpoint, tensors),
         encoder=GGML,
         importance=importance.coverage.summary() if importance else None,
     )
-
-
-def _check(request: Request, making: Making) -> None:
-    """Usage for what no folder can become."""
-    if not making.quantizes:
-        return
-    if request.source.vocab_only:
-        raise Usage("a file that holds only the vocabulary has nothing to quantize", fix="Drop --recipe.")
-    folder = Path(os.path.abspath(request.path))
-    if is_adapter(folder):
-        raise Usage(
-            "an adapter is converted as it is, and not quantized",
-            where=folder,
-            fix="Drop --recipe, or merge it: pass the folder of its base model, and the adapter with --lora.",
-        )
 
 
 def _plain(request: Request, model: FolderModel, outtypes: Sequence[str], limits: Limits) -> list[OutputFile]:

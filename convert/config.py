@@ -51,12 +51,14 @@ class Config(Mapping[str, Any]):
         return value
 
     def number(self, *names: str, default: float | None = None) -> float | None:
+        """A number that float32 can hold; Malformed names the key if it is anything else."""
         value = self.first(*names)
         if value is None:
             return default
         return as_number(value, " or ".join(names), self.path)
 
     def mapping(self, name: str) -> Mapping[str, Any]:
+        """An object, empty if there is none; Malformed names the key if it is anything else."""
         value = self.first(name)
         if value is None:
             return {}
@@ -72,6 +74,7 @@ class Config(Mapping[str, Any]):
 
     @property
     def unused(self) -> tuple[str, ...]:
+        """The keys that nobody asked for."""
         return tuple(key for key in self._values if key not in self.used)
 
 

@@ -41,9 +41,6 @@ FILE_TYPES: Mapping[str, LlamaFileType] = MappingProxyType(
         "BF16": LlamaFileType.MOSTLY_BF16,
     }
 )
-OUTTYPES = (*(name.lower() for name in FILE_TYPES), "auto")
-# Files beside the weights that a conversion reads.
-SMALL = (".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,7 @@ class FolderModel:
     usual:     the outtype of an output that was given none.
     metadata:  the keys of an output whose matrices have this type. adapter: whether it is one.
     name:      the file name of an output with this encoding.
+    folders:   whose small files were read, by what they are (see `inputs.input_files`).
     """
 
     folder: Path
@@ -63,10 +61,11 @@ class FolderModel:
     usual: str
     metadata: Callable[[Format], Metadata]
     name: Callable[[str], str]
+    folders: Mapping[str, Path]
     adapter: bool = False
 
     def format(self, outtype: str) -> Format:
-        """The type of the matrices. Usage for one that does not exist."""
+        """The type of the matrices."""
         name = outtype.upper()
         if name == "AUTO":
             sizes = dict.fromkeys(FILE_TYPES, 0)
@@ -74,8 +73,6 @@ class FolderModel:
                 if source.nominal in sizes:
                     sizes[source.nominal] += math.prod(source.shape)
             name = max(sizes, key=lambda key: sizes[key]) if any(sizes.values()) else "F16"
-        if name not in FILE_TYPES:
-            raise Usage(f"unknown output type {outtype!r}", fix=f"Choose one of {', '.join(OUTTYPES)}.")
         return BY_NAME[name]
 
     def layout(self, format: Format) -> Layout:
@@ -85,16 +82,6 @@ class FolderModel:
             for output in self.plan.outputs
         ]
         return lay_out(self.metadata(format), specs)
-
-    @property
-    def small_files(self) -> tuple[Path, ...]:
-        """The files beside the weights that a conversion may have read, for its record."""
-        found = (
-            path
-            for path in sorted(self.folder.iterdir())
-            if (path.suffix in SMALL or path.stem == "tokenizer.model") and path.is_file()
-        )
-        return tuple(path for path in found if not path.name.endswith(".provenance.json"))
 
 
 def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderModel:
@@ -145,6 +132,9 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     pooling = pooling_metadata(folder, record)
     notes += () if pooling else template_notes(vocabulary)  # embedding models do not chat
 
+    merged = {f"lora-{number}": path for number, (path, _) in enumerate(adapters_of(source), 1)}
+    folders = {"": folder, **merged, "tokenizer": origin.tokenizer}
+
     def name(encoding: str) -> str:
         return FileName(origin.name, type="vocab").format() if source.vocab_only else output_name(origin.name, encoding)
 
@@ -152,7 +142,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         named, _ = fit_name(general(format), vocabulary, stated=stated)
         return {**named, **plan.metadata, **pooling, **vocabulary.metadata()}
 
-    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name)
+    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name, folders)
 
 
 def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
@@ -180,7 +170,9 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     def metadata(format: Format) -> Metadata:
         return {**general(format), **plan.metadata}
 
-    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, adapter=True)
+    return FolderModel(
+        folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, {"": folder, "base": base}, adapter=True
+    )
 
 
 def _is_named(source: SourceOptions) -> bool:

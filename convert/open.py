@@ -7,6 +7,7 @@ from pathlib import Path
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.shards import SHARD, SUFFIX
 from ggufsmith.convert.checkpoint_pass import open_checkpoint_pass
+from ggufsmith.convert.inputs import input_files
 from ggufsmith.convert.stored import LocalFiles, Opener
 from ggufsmith.convert.vocabulary import vocabulary_of
 from ggufsmith.pipeline.passes import Pass
@@ -31,7 +32,10 @@ def open_pass(request: Request, open_files: Opener = LocalFiles, notes: Sequence
         return replace(planned, notes=(*notes, *planned.notes))
     folder = request.source.tokenizer
     vocabulary, more = vocabulary_of(request.path, folder) if folder is not None else (None, ())
-    return open_file_pass(request, vocabulary, (*notes, *more))
+    planned = open_file_pass(request, vocabulary, (*notes, *more))
+    if folder is None:
+        return planned
+    return replace(planned, inputs={**planned.inputs, **input_files((), {"tokenizer": folder}, {})})
 
 
 def file_of(model: str) -> Path | None:

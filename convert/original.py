@@ -77,15 +77,19 @@ class Joined:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return self.parts[0].dtype
 
     @property
     def shape(self) -> Shape:
+        """See `Weights.shape`."""
         shape = list(self.parts[0].shape)
         shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
         return tuple(shape)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
+
         def read(_: int, begin: int, end: int) -> NDArray[Any]:
             return self._straight(store, begin, end)
 

@@ -85,7 +85,9 @@ def _storages(path: Path) -> dict[int, int]:
     """Offset -> size of every storage in the file, from its zip directory."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
-            raise Unsupported("this is no file of torch 1.6 or later (or it is cut short)", where=path, fix=SAVE_AGAIN)
+            raise Unsupported(
+                "this file was not written by torch 1.6 or later, or it is cut short", where=path, fix=SAVE_AGAIN
+            )
         try:
             with zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()

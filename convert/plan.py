@@ -80,6 +80,7 @@ class Slot(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Of the GGUF tensor."""
         return f"{TENSOR_NAMES[self.tensor].format(bid=self.block)}.{self.part}"
 
 
@@ -143,7 +144,7 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
                 *problems[:MAX_PROBLEMS],
                 *([f"and {len(problems) - MAX_PROBLEMS} more"][: len(problems) > MAX_PROBLEMS]),
             ],
-            fix="Are tensors and config.json of one and the same model? If they are, this variant is not supported.",
+            fix="Check that tensors and config.json are of the same model. If they are, this variant is not supported.",
         )
     dropped = Counter(each.reason for each in left_out if each.twin is None)
     notes = [*rope_notes, *_warnings(record, config), *(f"{count} dropped: {why}" for why, count in dropped.items())]

@@ -54,7 +54,8 @@ class Reader(Protocol):
     def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` from byte `offset` of the file on. Returns the bytes read, fewer only at its end."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close all files."""
 
 
 class Opener(Protocol):
@@ -64,7 +65,9 @@ class Opener(Protocol):
     """
 
     @property
-    def remote(self) -> Collection[Path]: ...
+    def remote(self) -> Collection[Path]:
+        """The files that are not on the disk."""
+
     def __call__(self, paths: Sequence[Path], /) -> Reader: ...
 
 
@@ -82,9 +85,11 @@ class LocalFiles:
         """The system reads ahead by itself."""
 
     def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
+        """See `Reader.read_into`."""
         return read_at(self._files[path].fileno(), buffer, offset)
 
     def close(self) -> None:
+        """See `Reader.close`."""
         self._open.close()
 
 
@@ -121,6 +126,7 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The files that hold its tensors, each once, in the order of the tensors."""
         return tuple(dict.fromkeys(part.path for source in self.tensors.values() for part in source.stored))
 
     def read_into(self, source: StoredTensor, start: int, buffer: memoryview) -> None:

@@ -39,10 +39,12 @@ class ConvertedTensor:
 
     @property
     def name(self) -> str:
+        """The name in the GGUF file."""
         return self.output.name
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape in the GGUF file, slowest axis first."""
         return self.output.shape
 
     @property
@@ -52,24 +54,29 @@ class ConvertedTensor:
 
     @property
     def held(self) -> Format:
+        """The format of its rows: blocks that its sources equal, F32 where an op computes, or what is stored."""
         return self.exact or (F32 if self.output.op.computes else self.stored)
 
     @property
     def granule(self) -> int:
+        """Chunks begin best at a multiple of this many rows, for the sake of the op and of all sources."""
         op = self.output.op.granule(*(source.shape for source in self.output.sources))
         return math.lcm(op, *(source.granule for source in self.output.sources))
 
     @property
     def origin(self) -> str:
+        """The name in the GGUF file and those of its sources, for messages."""
         names = " and ".join(source.name for source in self.output.sources[:2])
         return f"{self.name} (from {names})" if names else self.name
 
     @property
     def sources(self) -> tuple[str, ...]:
+        """The names of the tensors of the checkpoint that it is made from."""
         return tuple(source.name for source in self.output.sources)
 
     @property
     def op(self) -> str:
+        """The name of the op that makes it."""
         return type(self.output.op).__name__
 
     @property
@@ -78,6 +85,8 @@ class ConvertedTensor:
         return fingerprint(self.output, self.exact)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
+        """Rows start..stop, read and transformed (see `RowSource.rows`)."""
+
         def read(k: int, first: int, last: int) -> Array:
             rows = self._read(self.output.sources[k], first, last, scratch)
             return self._widen(rows, first, scratch) if self.output.op.computes else rows
@@ -164,6 +173,7 @@ class CheckpointOpening:
 
     @property
     def inputs(self) -> tuple[Path, ...]:
+        """The files on the disk that a worker needs."""
         return tuple(path for path in self.checkpoint.files if path not in self.checkpoint.open_files.remote)
 
     @contextmanager

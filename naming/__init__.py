@@ -1,1 +1,1 @@
-"""Names and descriptions: file names, `general.*` keys and model cards."""
+"""File names by the GGUF convention, general.* keys, and model cards."""

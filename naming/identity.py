@@ -74,7 +74,7 @@ class Identity:
 
 
 class PartKind(Enum):
-    """What a part of a model id says: between two dashes there is one part."""
+    """What a part of a model name means."""
 
     WORD = auto()
     VERSION = auto()

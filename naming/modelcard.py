@@ -178,7 +178,7 @@ def prompt_format(template: str) -> tuple[str, str] | None:
 
 
 def use_of(encoding: str | None) -> str:
-    """What a file of this encoding is good for, in a few words (USES); empty for one that is not known."""
+    """What a file with this encoding is good for; empty if nothing is known to say."""
     return next((text for pattern, text in USES if encoding and pattern.fullmatch(encoding)), "")
 
 

@@ -94,12 +94,14 @@ class WorkerSink:
     pieces: list[WrittenPiece] = field(default_factory=list)
 
     def write(self, offset: int, data: NDArray[np.uint8]) -> None:
+        """Write at this place of the output, and note where, how much, and its checksum."""
         view = as_bytes(data)
         index = bisect_right(self.starts, offset) - 1
         write_at(self.fds[index], view, offset - self.starts[index])
         self.pieces.append(WrittenPiece(self.target, offset, len(view), checksum(view)))
 
     def holds(self, offset: int, size: int) -> bool:
+        """False: the client sends only chunks that some output lacks."""
         return False  # the client does not send chunks that all outputs hold
 
 
@@ -123,6 +125,7 @@ class WorkerRun(distributed.WorkerPlugin):  # type: ignore[misc]  # its types ar
         self.host = socket.gethostname()
 
     def setup(self, worker: Any) -> None:
+        """Called by Dask on the worker, before the first task."""
         self.address = worker.address
         self.local = threading.local()
         self.lock = threading.Lock()
@@ -131,6 +134,7 @@ class WorkerRun(distributed.WorkerPlugin):  # type: ignore[misc]  # its types ar
         self.working, self.over = 0, False
 
     def teardown(self, worker: object) -> None:
+        """Called by Dask on the worker, when the client is done."""
         with self.lock:
             self.over = True
             self._close()

@@ -65,6 +65,7 @@ class OutputFile:
 
     @property
     def paths(self) -> list[Path]:
+        """Where its files go, in the order of the shards."""
         return self.shards.paths(self.path)
 
     @property

@@ -25,7 +25,6 @@ class SourceInfo:
     """What is said of the source in reports.
 
     paths:        the model folder, or the files. nbytes: of its weights.
-    small:        files beside the weights that were read.
     architecture: general.architecture. metadata: the keys that outputs have before anything is quantized.
     """
 
@@ -33,7 +32,6 @@ class SourceInfo:
     nbytes: int
     architecture: str
     metadata: Metadata
-    small: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Pass:
     """Several outputs of one model, planned. Use it in a `with`, which opens the source for reading.
 
     tensors: in the order of every output's layout. opening: the same tensors, for workers of a cluster.
-    inputs:  the files that are read while the outputs are made, which no output may replace.
+    inputs:  the files that decide the outputs' bytes, by the names that records give them. No output may replace one.
     notes:   what the user should know of the model; those of an output are its own.
     importance: how far an importance matrix covers the model, for the report; None without one.
     """
@@ -50,7 +48,7 @@ class Pass:
     source: AbstractContextManager[Any]
     tensors: tuple[RowSource, ...]
     outputs: tuple[OutputFile, ...]
-    inputs: tuple[Path, ...]
+    inputs: Mapping[str, Path]
     notes: tuple[str, ...]
     opening: Opening
     encoder: Encoder
@@ -78,7 +76,7 @@ class Pass:
     def check_apart(self) -> None:
         """OutputConflict if an output is one of the inputs."""
         for output in self.outputs:
-            output.check_apart(self.inputs)
+            output.check_apart(tuple(self.inputs.values()))
 
     def run(
         self,
@@ -94,7 +92,7 @@ class Pass:
             self.tensors,
             self.outputs,
             encoder=self.encoder,
-            inputs=self.inputs,
+            inputs=tuple(self.inputs.values()),
             threads=write.threads,
             sync=write.sync,
             overwrite=write.overwrite,

@@ -386,6 +386,7 @@ class Declared:
 
     @property
     def flag(self) -> str:
+        """The name of its option on the command line."""
         return self.option.flag or "--" + self.name.replace("_", "-")
 
     @property

@@ -36,6 +36,7 @@ class Scratch:
     used: int = 0
 
     def reset(self) -> None:
+        """Take back all pieces; the buffer grows if it was too small."""
         if self.used > self.memory.size:
             self.memory = np.empty(self.used, np.uint8)
         self.used = 0
@@ -47,33 +48,41 @@ class Scratch:
 
 
 class RowSource(Protocol):
-    """Something that can make its rows.
-
-    shape:   slowest axis first; all axes but the last are rows, a vector of n numbers is n rows of one.
-    held:    the format that `rows` gives.
-    granule: chunks should begin at a multiple of this many rows.
-    origin:  what to call it in an error: where its weights come from.
-    sources: the names of what it is made from, and op, what is done with them; for reports.
-    fingerprint: of all that decides its rows, but for the content of files (see `container.fingerprint`): where its
-             bytes are stored, and what is done to them, with every parameter.
-    """
+    """A tensor that can make its rows, wherever they come from."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name in the output."""
+
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Slowest axis first. All axes but the last are rows; a vector of n numbers is n rows of one."""
+
     @property
-    def held(self) -> Format: ...
+    def held(self) -> Format:
+        """The format of what `rows` gives."""
+
     @property
-    def granule(self) -> int: ...
+    def granule(self) -> int:
+        """Chunks should begin at a multiple of this many rows."""
+
     @property
-    def origin(self) -> str: ...
+    def origin(self) -> str:
+        """What to call it in an error: where its weights come from."""
+
     @property
-    def sources(self) -> tuple[str, ...]: ...
+    def sources(self) -> tuple[str, ...]:
+        """The names of what it is made from, for reports."""
+
     @property
-    def op(self) -> str: ...
+    def op(self) -> str:
+        """What is done with them, for reports."""
+
     @property
-    def fingerprint(self) -> bytes: ...
+    def fingerprint(self) -> bytes:
+        """Of all that decides its rows, but for the content of files (see `container.fingerprint`): where its bytes are
+        stored, and what is done to them, with every parameter.
+        """
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         """Rows start..stop: (n, width) in the dtype of a plain format, (n, bytes per row) uint8 of a block format."""
@@ -83,7 +92,9 @@ class Opening(Protocol):
     """Tensors that another process can open too; it can be pickled. inputs: the files that they are read from."""
 
     @property
-    def inputs(self) -> Sequence[Path]: ...
+    def inputs(self) -> Sequence[Path]:
+        """The files that the tensors are read from."""
+
     def __call__(self) -> AbstractContextManager[Sequence[RowSource]]: ...
 
 
@@ -104,9 +115,12 @@ class SharedSink(Sink, Protocol):
     """
 
     @property
-    def temporaries(self) -> Sequence[Path]: ...
+    def temporaries(self) -> Sequence[Path]:
+        """The temporary files, one for each shard."""
+
     @property
-    def starts(self) -> Sequence[int]: ...
+    def starts(self) -> Sequence[int]:
+        """Where each file begins, in bytes, if all stood one behind the other."""
 
     def record(self, offset: int, size: int, checksum: int) -> None:
         """Note a write that another process did, with the checksum of its bytes (see `container.checksum`)."""
@@ -181,6 +195,7 @@ def chunks(tensors: Sequence[RowSource]) -> Iterator[Chunk]:
 
 
 def weights_of(tensors: Sequence[RowSource], chunk: Chunk) -> int:
+    """How many weights a chunk has."""
     index, first, last = chunk
     return (last - first) * rows_of(tensors[index].shape)[1]
 

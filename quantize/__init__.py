@@ -1,0 +1,1 @@
+"""ggml's block formats: kernels, recipes, importance matrices, budgets."""

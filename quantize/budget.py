@@ -10,8 +10,8 @@ rounding leaves is spent afterwards. Everything is deterministic: same input, sa
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import padded, rows_of
+from ggufsmith.container.parallel import parallel_for
 from ggufsmith.container.units import parse_size
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.stream import Array, RowSource, Scratch
@@ -32,6 +33,7 @@ from ggufsmith.quantize.rows import decode, encode
 SAMPLE = 1 << 17  # weights per tensor
 PIECES = 32  # runs of rows that they are taken from
 UNITS = 1 << 15
+TABLE = 1 << 26  # bytes of picks that are kept at a time; beyond, they are made twice, piece by piece
 F32 = BY_NAME["F32"]
 CANDIDATES = (
     "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S Q2_K IQ3_XXS Q3_K IQ3_S IQ4_XS Q4_K Q4_0 IQ4_NL Q4_1 Q5_K Q5_0 Q5_1 Q6_K Q8_0"
@@ -46,7 +48,7 @@ class Budget:
     bits_per_weight: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Choice:
     """One format for one tensor: bytes in the file, padding included, and error (see the head of the module)."""
 
@@ -100,20 +102,18 @@ def fit_budget(
     importance = plan.importance
     facts = facts_of(plan.layout.metadata, importance=any(weights is not None for weights in importance))
 
-    def measured(index: int) -> list[Choice]:
+    choices: list[list[Choice]] = [[] for _ in stored]
+
+    def measured(index: int) -> None:
         tensor = stored[index]
         if kept(tensor.name, tensor.shape, facts.architecture) is not None:
-            found = [Choice(tensor.format, padded(tensor.format.nbytes(tensor.shape), plan.layout.alignment), 0.0)]
+            size = padded(tensor.format.nbytes(tensor.shape), plan.layout.alignment)
+            choices[index] = [Choice(tensor.format, size, 0.0)]
         else:
-            found = measure(tensors[index], tensor, importance[index], plan.layout.alignment)
+            choices[index] = measure(tensors[index], tensor, importance[index], plan.layout.alignment)
         advance(math.prod(tensor.shape))
-        return found
 
-    with ThreadPoolExecutor(threads or available_cores(), thread_name_prefix="measure") as pool:
-        try:
-            choices = list(pool.map(measured, range(len(stored))))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # an error or an interrupt ends it at once
+    parallel_for(lambda stop: measured, range(len(stored)), threads or available_cores())
     headers = output.size - sum(padded(each.nbytes, plan.layout.alignment) for each in plan.assignments)
     limit = (budget.size or 0) - headers
     if budget.bits_per_weight is not None:
@@ -177,42 +177,76 @@ def solve(choices: Sequence[Sequence[Choice]], limit: int) -> list[int]:
     room = limit - sum(each[0].nbytes for each in choices)
     unit = max(math.gcd(*(size for each in extra for size in each)), -(-room // UNITS), 1)
     slots = room // unit
-    best = np.zeros(slots + 1)
-    picks = np.zeros((len(choices), slots + 1), np.uint8)
-    for index, (each, sizes) in enumerate(zip(choices, extra, strict=True)):
-        total = best + each[0].error
-        for k in range(1, len(each)):
-            shift = -(-sizes[k] // unit)
-            if shift > slots:
-                break
-            other = best[: slots + 1 - shift] + each[k].error
-            better = other < total[shift:]
-            total[shift:][better] = other[better]
-            picks[index, shift:][better] = k
-        best = total
+    units = [[-(-size // unit) for size in each] for each in extra]
+    each = max(TABLE // (slots + 1), 1)  # tensors whose picks are kept at a time
+    starts = range(0, len(choices), each)
+    before = [np.zeros(slots + 1)]  # what is best without the tensors from each of `starts` on
+    for start in starts[:-1]:
+        before.append(_best(before[-1], choices[start : start + each], units[start : start + each]))
+    picks = np.zeros((min(each, len(choices)), slots + 1), np.uint8)
     at, chosen = slots, [0] * len(choices)
-    for index in reversed(range(len(choices))):
-        chosen[index] = int(picks[index, at])
-        at -= -(-extra[index][chosen[index]] // unit)
+    for start in reversed(starts):
+        picks[:] = 0
+        _best(before.pop(), choices[start : start + each], units[start : start + each], picks)
+        for index in reversed(range(start, min(start + each, len(choices)))):
+            chosen[index] = int(picks[index - start, at])
+            at -= units[index][chosen[index]]
     _spend(choices, chosen, limit)
     return chosen
+
+
+def _best(
+    best: NDArray[np.float64],
+    choices: Sequence[Sequence[Choice]],
+    units: Sequence[Sequence[int]],
+    picks: NDArray[np.uint8] | None = None,
+) -> NDArray[np.float64]:
+    """The least error for every number of units, of the tensors in `best` and of these.
+
+    units: what each choice takes. picks: gets, for each of these tensors, the choice at every number of units.
+    """
+    for index, (each, sizes) in enumerate(zip(choices, units, strict=True)):
+        total = best + each[0].error
+        for k, shift in enumerate(sizes[1:], 1):
+            if shift >= len(best):
+                break
+            other = best[: len(best) - shift] + each[k].error
+            better = other < total[shift:]
+            total[shift:][better] = other[better]
+            if picks is not None:
+                picks[index, shift:][better] = k
+        best = total
+    return best
 
 
 def _spend(choices: Sequence[Sequence[Choice]], chosen: list[int], limit: int) -> None:
     """Use what rounding to units has left: the best improvement per byte that still fits, until none does."""
     left = limit - sum(each[k].nbytes for each, k in zip(choices, chosen, strict=True))
-    while True:
-        gains = [
-            ((each[now].error - each[k].error) / (each[k].nbytes - each[now].nbytes), -index, k)
-            for index, (each, now) in enumerate(zip(choices, chosen, strict=True))
-            for k in range(now + 1, len(each))
-            if each[now].nbytes < each[k].nbytes <= each[now].nbytes + left
-        ]
-        if not gains:
-            return
-        _, index, k = max(gains)
-        left -= choices[-index][k].nbytes - choices[-index][chosen[-index]].nbytes
-        chosen[-index] = k
+
+    def gain(index: int) -> tuple[float, int, int] | None:
+        """The best improvement of one tensor, as (less is better, tensor, choice)."""
+        each, now = choices[index], choices[index][chosen[index]]
+        fitting = (
+            ((each[k].error - now.error) / step, index, -k)
+            for k in range(chosen[index] + 1, len(each))
+            if 0 < (step := each[k].nbytes - now.nbytes) <= left
+        )
+        return min(fitting, default=None)
+
+    gains = [found for index in range(len(choices)) if (found := gain(index))]
+    heapify(gains)
+    while gains:
+        index = gains[0][1]
+        found = gain(index)  # `left` may have become too small for what was best
+        if found == gains[0]:
+            k = -found[2]
+            left -= choices[index][k].nbytes - choices[index][chosen[index]].nbytes
+            chosen[index] = k
+            found = gain(index)
+        if found:
+            heapreplace(gains, found)
+        else:
+            heappop(gains)
 
 
 def _candidates(stored: Stored, importance: bool) -> list[Format]:

@@ -5,6 +5,11 @@ folder, under the version of ggufsmith and the CPU that it is for; a change in t
 Where that folder cannot be written, kernels are compiled anew in every process; a damaged or half-deleted cache is the
 same as none. Processes may share the cache: files appear by rename, and one index never holds two signatures, which
 Numba could mix up.
+
+Code of many processes meets in one, so no name may mean two things. Numba names the functions that a kernel is made of
+by a number that it counts up in each process, and lets the linker take any function of that name. Here a kernel is
+sealed instead (`KernelLibrary`): all that it is made of is its own, and what others see of it is named by the digest of
+the sources.
 """
 
 import hashlib
@@ -19,10 +24,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llvmlite import binding
+from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.runtime import _nrt_python
 
 INT = types.intp
@@ -81,6 +88,13 @@ def source_stamp() -> str:
 STAMP = source_stamp()
 
 
+@cache
+def stamp_of(file: str) -> str:
+    """The digest of all that decides the code of kernels in this file."""
+    own = Path(file).read_bytes() if Path(file).is_file() else b""
+    return hashlib.sha256(STAMP.encode() + own).hexdigest()
+
+
 class Locator:
     """Tells Numba where the files of a function lie and what makes them stale."""
 
@@ -98,7 +112,7 @@ class Locator:
         os.makedirs(self.get_cache_path(), exist_ok=True)
 
     def get_source_stamp(self) -> str:
-        return STAMP
+        return stamp_of(self._py_file)
 
     def get_disambiguator(self) -> str:
         return "kernel"  # names are unique in a module; Numba's own locators put the line number here
@@ -135,7 +149,45 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
                 self.flush()
 
 
-compiler = njit(nogil=True, error_model="numpy")
+class KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """The machine code of one kernel, of which only the kernel itself can be seen from outside.
+
+    The functions that it calls have been linked in as weak symbols by the time that it is optimized. Made internal
+    then, they are inlined or emitted as this kernel's own, under names that no other code can refer to.
+    """
+
+    def __init__(self, codegen: Any, name: str) -> None:
+        super().__init__(codegen, name)
+        self.enable_object_caching()
+        self.own: set[str] = set()
+
+    def add_ir_module(self, module: Any) -> None:
+        """Numba adds the kernel and its wrappers in this way, and what they call in another."""
+        self.own |= {value.name for value in module.global_values if is_defined(value)}
+        super().add_ir_module(module)
+
+    def _optimize_final_module(self) -> None:
+        values = [*self._final_module.functions, *self._final_module.global_variables]
+        for i, value in enumerate(value for value in values if not value.is_declaration and value.name not in self.own):
+            value.linkage, value.name = "internal", f"part.{i}"
+        super()._optimize_final_module()
+
+
+def is_defined(value: ir.GlobalValue) -> bool:
+    return not value.is_declaration if isinstance(value, ir.Function) else value.initializer is not None
+
+
+class KernelCompiler(Compiler):  # type: ignore[misc]
+    """Compiles a kernel into a `KernelLibrary`, under a name that is the same in every process."""
+
+    def define_pipelines(self) -> Any:
+        function = self.state.func_id
+        function.unique_id = stamp_of(function.filename)[:16]
+        self.state.library = KernelLibrary(self.state.targetctx.codegen(), function.func_qualname)
+        return super().define_pipelines()
+
+
+compiler = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, pipeline_class=KernelCompiler)
 
 
 class Kernel:
@@ -168,13 +220,11 @@ class Kernel:
         return bool(self.dispatcher.stats.cache_hits)
 
     def assembly(self) -> str:
-        """The machine code, as text; compiled anew if it came from the disk, where there is no text."""
+        """The machine code that runs, as text. RuntimeError if it came from the disk, where there is no text."""
         self.compile()
-        inspected = self.dispatcher
         if self.cached:
-            inspected = compiler(self.py_func)
-            inspected.compile(self.signature)
-        return "\n".join(inspected.inspect_asm().values())
+            raise RuntimeError(f"{self.py_func.__qualname__} was loaded from {folder()}, without its text")
+        return "\n".join(self.dispatcher.inspect_asm().values())
 
     def __call__(self, *args: Any) -> Any:
         if not self.compiled:

@@ -21,9 +21,11 @@ class GgmlEncoder:
     """A `pipeline.encoder.Encoder` that writes the bytes of `ggml_quantize_chunk`."""
 
     def load(self, target: Format, source: Format, weighted: bool) -> None:
+        """See `Encoder.load`."""
         _load_once(target, source, weighted)
 
     def decode(self, source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+        """See `Encoder.decode`."""
         decode(source, blocks, out)
 
     def encode(
@@ -36,6 +38,7 @@ class GgmlEncoder:
         importance: NDArray[np.float32] | None,
         place: RowRange,
     ) -> Report:
+        """See `Encoder.encode`."""
         report = _encode_slices(target, rows, out, source, importance, place)
         _refuse(report, target, place)
         check_scales(target, out, place.origin)

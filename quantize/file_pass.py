@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ggufsmith.container.errors import Malformed, Usage
-from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.ggml import is_ggml
 from ggufsmith.container.shards import GgufSet, Limits
 from ggufsmith.container.values import Metadata, string
@@ -21,6 +20,7 @@ from ggufsmith.quantize.prune import fewer_layers, parse_layers, prune_layers, w
 from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts_of, file_order
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
+from ggufsmith.quantize.remarks import remarks
 from ggufsmith.quantize.resolve import Making, resolved
 from ggufsmith.quantize.source import open_model
 from ggufsmith.quantize.tensors import FileOpening, GgufTensor
@@ -102,8 +102,8 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
         source=source,
         tensors=tensors,
         outputs=tuple(outputs),
-        inputs=(*source.paths, *([make.imatrix] if make.imatrix else [])),
-        notes=(*notes, *model.told(keys), *(importance.coverage.notes() if importance else ())),
+        inputs={path.name: path for path in (*source.paths, *([make.imatrix] if make.imatrix else []))},
+        notes=(*notes, *model.told(keys), *(importance.coverage.notes() if importance else ()), *remarks(outputs)),
         opening=FileOpening.of(source, tensors),
         encoder=GGML,
         importance=importance.coverage.summary() if importance else None,
@@ -111,12 +111,11 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
 
 
 def _unquantized(make: MakeOptions) -> tuple[Recipe, ...]:
-    """The recipes of unquantized files, which may be made of quantized ones. Usage for another type."""
-    unknown = [each for each in make.outtypes if each.upper() not in FLOATS]
-    if unknown:
+    """The recipes of unquantized files, which may be made of quantized ones."""
+    if "auto" in map(str.lower, make.outtypes):
         raise Usage(
-            f"{unknown[0]!r} is not an unquantized type",
-            fix=f"Choose one of {', '.join(name.lower() for name in FLOATS)}, or give a quantized type with --recipe.",
+            "--outtype auto is the type that most weights of a checkpoint have, and this is a file",
+            fix="Name the type, f32, f16 or bf16; --recipe copy keeps those that the file has.",
         )
     return tuple(map(recipe_of, make.outtypes))
 

@@ -85,6 +85,7 @@ class Coverage:
         return {"covered": list(self.covered), "missing": list(self.missing)}
 
     def notes(self) -> Iterator[str]:
+        """Sentences for the report."""
         total = len(self.covered) + len(self.missing)
         yield f"importance for {len(self.covered)} of {total} matrices"
         if self.missing:

@@ -58,11 +58,11 @@ def _old_model(file: GgmlFile, gguf: Gguf) -> OpenedModel:
         general[Keys.General.FILE_TYPE] = u32(file.sizes.file_type)
     opened = replace(gguf, metadata={**general, **keys, **_vocabulary(file)}, tensors=MappingProxyType(tensors))
     notes = [
-        f"{file.variant.name}: the file has no types of tokens but for the first three and single bytes; with the "
-        "original's tokenizer, added tokens are right too: --tokenizer FOLDER"
+        f"{file.variant.name}: the file stores no token types; only unk, bos, eos and byte tokens are known. To have "
+        "added tokens right as well, take the vocabulary from the original model: --tokenizer FOLDER"
     ]
     if not file.variant.scores:
-        notes.append("ggml files have no scores of tokens, so that texts are split badly: pass --tokenizer FOLDER")
+        notes.append("ggml files store no token scores, so text will be tokenized badly: pass --tokenizer FOLDER")
     grouped = (f"{heads} query heads share a key-value head, by the shape of attn_k",) if heads > 1 else ()
     return OpenedModel(GgufSet.of(opened), name, _assumed(), tuple(notes), grouped)
 
@@ -79,7 +79,9 @@ def _renamed(file: GgmlFile) -> dict[str, TensorInfo]:
     """The tensors under today's names; every one of a Llama model, and no other."""
     layers = file.sizes.layers
     if not 0 < layers <= min(MAX_LAYERS, len(file.tensors)):
-        raise Malformed(f"{layers} layers cannot be in {len(file.tensors)} tensors", where=file.path)
+        raise Malformed(
+            f"the header says {layers} layers, and the file has {len(file.tensors)} tensors", where=file.path
+        )
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, layers)
     found: dict[str, TensorInfo] = {}
     for old, tensor in file.tensors.items():
@@ -95,7 +97,7 @@ def _renamed(file: GgmlFile) -> dict[str, TensorInfo]:
             f"{len(missing)} tensors are missing, {len(extra)} do not belong to a Llama model",
             where=file.path,
             also=[*missing[:10], *extra[:10]],
-            fix="The file is cut, or one of several parts; parts have to be joined by the llama.cpp of their time.",
+            fix="The file is cut short, or one of several parts, which a llama.cpp of that time has to join first.",
         )
     return found
 
@@ -128,7 +130,7 @@ def _sizes(file: GgmlFile, tensors: Mapping[str, TensorInfo]) -> tuple[int, Meta
     """Query heads per key-value head, and the keys of the architecture. Malformed if the shapes do not fit."""
     sizes = file.sizes
     if not sizes.heads or sizes.embd % sizes.heads:
-        raise Malformed(f"{sizes.heads} heads of {sizes.embd} together cannot be", where=file.path)
+        raise Malformed(f"a width of {sizes.embd} cannot be divided among {sizes.heads} heads", where=file.path)
     head = sizes.embd // sizes.heads
     ff, kv = tensors["blk.0.ffn_gate.weight"].shape[0], tensors["blk.0.attn_k.weight"].shape[0]
     shared, rest = divmod(sizes.embd, kv)
@@ -143,7 +145,7 @@ def _sizes(file: GgmlFile, tensors: Mapping[str, TensorInfo]) -> tuple[int, Meta
             f"{sizes.vocab} tokens",
             where=file.path,
             also=wrong[:10],
-            fix="Models in several parts (FILE, FILE.1, ...) have to be joined by the llama.cpp of their time.",
+            fix="The parts of a model (FILE, FILE.1, ...) have to be joined by a llama.cpp of that time first.",
         )
     values = {
         Keys.LLM.CONTEXT_LENGTH: u32(CONTEXT),

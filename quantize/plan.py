@@ -49,18 +49,22 @@ class FilePlan:
 
     @property
     def weights(self) -> int:
+        """How many weights the file has."""
         return sum(math.prod(each.tensor.shape) for each in self.assignments)
 
     @property
     def bits_per_weight(self) -> float:
+        """Of the tensors alone, without header and padding."""
         return 8 * sum(each.nbytes for each in self.assignments) / max(self.weights, 1)
 
     @property
     def fallbacks(self) -> list[Assignment]:
+        """Tensors that could not have the type of their rule."""
         return [each for each in self.assignments if each.fallback]
 
     @property
     def requantized(self) -> list[Assignment]:
+        """Tensors that were quantized already and get another type."""
         return [each for each in self.assignments if not each.copied and each.tensor.format.name not in FLOATS]
 
     def notes(self) -> Iterator[str]:

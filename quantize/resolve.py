@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ggufsmith.container.errors import Unsupported, Usage
-from ggufsmith.container.formats import Format, format_of
+from ggufsmith.container.formats import FLOATS, Format, format_of
 from ggufsmith.container.shards import Limits
 from ggufsmith.container.units import parse_size
 from ggufsmith.pipeline.request import INPUTS, Input, MakeOptions, Request, WriteOptions, unfit
@@ -11,6 +11,8 @@ from ggufsmith.quantize.budget import Budget, budget_of
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, override_of, overrides_of_file
+
+OUTTYPES = (*(name.lower() for name in FLOATS), "auto")
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,17 @@ def resolved(request: Request, *kinds: Input) -> tuple[Making, Limits]:
             "--outfile names one file, and several recipes or types each make one",
             fix="Leave it out, or name a folder with --outdir.",
         )
+    if request.source.vocab_only and making.quantizes:
+        raise Usage("a file that holds only the vocabulary has nothing to quantize", fix="Drop --recipe.")
     return making, limits
 
 
 def making_of(make: MakeOptions) -> Making:
     """Read recipes, types and budgets. Usage for what is unknown or contradicts itself."""
     recipes = tuple(each if isinstance(each, Recipe) else recipe_of(each) for each in make.recipes)
+    unknown = [each for each in make.outtypes if each.lower() not in OUTTYPES]
+    if unknown:
+        raise Usage(f"unknown output type {unknown[0]!r}", fix=f"Choose one of {', '.join(OUTTYPES)}.")
     types = type_options(make)
     check_options(types, list(recipes))
     budgets = budgets_of(make)

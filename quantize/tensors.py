@@ -39,25 +39,31 @@ class GgufTensor:
 
     @property
     def held(self) -> Format:
+        """The format in the file."""
         return self.info.format
 
     @property
     def origin(self) -> str:
+        """The file and the name in it, for messages."""
         return f"{self.source.file_of(self.info).path}: {self.info.name}"
 
     @property
     def fingerprint(self) -> bytes:
+        """Of its place in the file, its shape and format, and its new name."""
         return fingerprint(self.source.file_of(self.info).path, self.info, self.name)
 
     @property
     def sources(self) -> tuple[str, ...]:
+        """The name in the file."""
         return (self.info.name,)
 
     @property
     def stored(self) -> Stored:
+        """What recipes know of it."""
         return Stored(self.name, self.info.shape, self.info.format)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
+        """Rows start..stop as they are stored (see `RowSource.rows`). Malformed for a scale that is not a number."""
         count, width = rows_of(self.shape)
         size = self.info.nbytes // count
         buffer = scratch.take((stop - start) * size)

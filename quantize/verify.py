@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import rows_of
-from ggufsmith.container.parallel import parallel_for, parallel_map
+from ggufsmith.container.parallel import TaskStopped, parallel_for, parallel_map
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.reader import Gguf, TensorInfo
 from ggufsmith.container.shards import GgufSet
@@ -87,7 +87,12 @@ def digests(
         def one(task: Gguf | TensorInfo) -> tuple[Path | str, str]:
             if isinstance(task, TensorInfo):
                 return task.name, tensor_sha256(task, stop)
-            return task.path, file_sha256(task.path, advance)
+            return task.path, file_sha256(task.path, told)
+
+        def told(size: int) -> None:
+            if stop.is_set():
+                raise TaskStopped
+            advance(size)
 
         return one
 
@@ -122,14 +127,17 @@ class Compared:
 
     @property
     def error(self) -> float:
+        """Root mean square of the file's error, relative to the source's weights; absolute if those are all zero."""
         return math.sqrt(self.squares / self.power) if self.power else math.sqrt(self.squares)
 
     @property
     def ours(self) -> float:
+        """The same of the weights as we make them."""
         return math.sqrt(self.ours_squares / self.power) if self.power else math.sqrt(self.ours_squares)
 
     @property
     def acceptable(self) -> bool:
+        """Whether the file's weights are as near to the source as this type can be expected to come."""
         return self.exact or self.error <= TOLERANCE * self.ours
 
 

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +120,14 @@ def test_every_package_has_a_folder_of_tests() -> None:
         assert list(tests.glob("test_*.py")), f"{folder} has no tests in {tests.relative_to(ROOT)}"
     moved = [f for f in TESTED_ELSEWHERE if list((ROOT / "tests" / f).glob("test_*.py")) or f not in folders]
     assert not moved, f"these have their own folder of tests, or are gone: take them out of TESTED_ELSEWHERE: {moved}"
+
+
+def test_modules_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by their names alone, so that of two with one name the second is an error."""
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    counts = Counter(path.name for path in files)
+    twice = sorted(path.relative_to(ROOT).as_posix() for path in files if counts[path.name] > 1)
+    assert not twice, f"name each after its subject: {twice}"
 
 
 def test_help_needs_nothing_heavy() -> None:

@@ -1,1 +1,1 @@
-"""Vocabularies, pre-tokenizers and chat templates, from Hugging Face folders to GGUF keys and back."""
+"""Vocabularies, merges, pre-tokenizers and chat templates as GGUF keys."""

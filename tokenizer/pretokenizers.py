@@ -44,7 +44,7 @@ class Pretokenizer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names of llama.cpp that mean this split."""
+        """All names that llama.cpp has for this split."""
         return (self.name, *self.aliases, *self.marks)
 
 

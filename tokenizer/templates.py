@@ -64,14 +64,10 @@ def _unix(text: str | None) -> str | None:
 
 
 def template_notes(vocabulary: Vocabulary) -> Iterator[str]:
-    """What is to be said of a vocabulary without a chat template."""
-    if vocabulary.chat_template is not None:
-        return
-    if vocabulary.chat_templates:
+    """What is to be said of a vocabulary whose templates all have names; `quantize.remarks` knows of none at all."""
+    if vocabulary.chat_template is None and vocabulary.chat_templates:
         names = ", ".join(map(shown, sorted(vocabulary.chat_templates)))
         yield f"there is no default chat template, only {names}: programs that chat will use a format of their own"
-    else:
-        yield "there is no chat template: programs that chat with the model will use a format of their own"
 
 
 def _add(named: dict[str, str], name: str, template: str, where: Path) -> None:

@@ -1,0 +1,1 @@
+"""Job files: many models, converted and quantized in one run."""

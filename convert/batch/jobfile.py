@@ -106,6 +106,7 @@ class JobModel:
 
     @property
     def is_checkpoint(self) -> bool:
+        """Whether it is a folder, or a model on a hub, and not a file."""
         return self.hub is not None or self.source.is_dir()
 
     @property

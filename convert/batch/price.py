@@ -51,6 +51,7 @@ class Speed:
 
 
 def work_of(planned: Pass) -> Work:
+    """What a pass computes, reads and writes."""
     computed: Counter[tuple[str, str, bool]] = Counter()
     for output in planned.outputs:
         importance = output.importance or [None] * len(planned.tensors)
@@ -58,8 +59,8 @@ def work_of(planned: Pass) -> Work:
             if spec.format is not tensor.held or tensor.held.name in FLOATS:
                 source = tensor.held.name if tensor.held.name in FLOATS else "F32"
                 computed[spec.format.name, source, weights is not None] += math.prod(spec.shape)
-    read = sum(path.stat().st_size for path in planned.inputs)
-    return Work(computed, read, planned.size, planned.inputs)
+    read = sum(path.stat().st_size for path in planned.inputs.values())
+    return Work(computed, read, planned.size, tuple(planned.inputs.values()))
 
 
 def calibrate(works: Iterable[Work], folder: Path) -> Speed:

@@ -55,6 +55,7 @@ class BatchOptions:
 
     @property
     def cores(self) -> int:
+        """The number of threads of each model."""
         return self.threads or available_cores()
 
 
@@ -144,21 +145,32 @@ def run_job(job: JobFile, options: BatchOptions, watch: Watcher, outcomes: list[
     NoSpace if the disk cannot hold all of it, unless `options.disk` says that somebody makes room.
     """
     drafts: list[Draft] = []
+    runner = _Runner(options, watch, outcomes)
     try:
         drafts, done = plan_job(job, options, watch, dry=False)
         outcomes += done
         if not (options.fail_fast and any(outcome.error for outcome in outcomes)):
             _check_disk(job, drafts, options)
-            _Runner(options, watch, outcomes).run(drafts)
+            runner.run(drafts)
     except BaseException as error:
-        if any(True for draft in drafts for _ in _partials(draft)):
-            error.add_note("what was written is kept: the same job goes on from there")
+        for note in _what_is_there(drafts, runner.published, outcomes):
+            error.add_note(note)
         raise
     finally:
         known = {outcome.model.key for outcome in outcomes}
         outcomes += [Outcome(model, "not begun") for model in job.models if model.key not in known]
         order = {model.key: k for k, model in enumerate(job.models)}
         outcomes.sort(key=lambda outcome: order[outcome.model.key])
+
+
+def _what_is_there(drafts: Sequence[Draft], published: Sequence[Draft], outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Sentences for a job that ends early."""
+    if made := sum(outcome.status == "done" for outcome in outcomes):
+        yield f"what was made of {made} models is complete and verified"
+    for draft in published:
+        yield f"the outputs of {draft.model.name} are complete and verified: the same job adds what belongs beside them"
+    if any(True for draft in drafts for _ in _partials(draft)):
+        yield "what was written is kept: the same job goes on from there"
 
 
 def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPass], None]) -> Draft:
@@ -254,6 +266,7 @@ class _Runner:
     stop: threading.Event = field(default_factory=threading.Event)
     changed: threading.Condition = field(default_factory=threading.Condition)
     broken: Exception | None = None
+    published: list[Draft] = field(default_factory=list)
 
     def run(self, drafts: Sequence[Draft]) -> None:
         waiting, threads = list(drafts), []
@@ -344,8 +357,11 @@ class _Runner:
                 notes = (*made.notes, *written.notes)
         known = {each.label: each for each in (*draft.record.outputs, *draft.made)}
         outputs = tuple(known[wanted.label] for wanted in model.wanted)
+        self.published.append(draft)
         write_record(model, Record(outputs))  # to hash them can take long, and is no reason to make them again
-        return _finish(model, outputs, self.check), notes
+        finished_outputs = _finish(model, outputs, self.check)
+        self.published.remove(draft)
+        return finished_outputs, notes
 
     def check(self) -> None:
         if self.stop.is_set():

@@ -163,4 +163,5 @@ def described(key: JobKey) -> str:
 
 
 def meant(inputs: Iterable[Input]) -> str:
+    """These kinds of source in words."""
     return " or ".join(INPUTS[kind] for kind in inputs)

@@ -36,6 +36,7 @@ class Tables:
     problems: list[str] = field(default_factory=list)
 
     def wrong(self, place: str, what: str, fix: str | None = None) -> None:
+        """Note a problem at FILE:LINE, and what to do about it."""
         self.problems.append(f"{place}: {what}" + (f". {fix}" if fix else ""))
 
     def tried(self, place: str, make: Callable[[], Result]) -> Result | None:
@@ -81,6 +82,8 @@ class Tables:
         return found
 
     def expanded(self, text: str, place: str) -> str:
+        """The text with the values of its environment variables; a problem is noted for one that is not set."""
+
         def value(match: re.Match[str]) -> str:
             found: str | None = self.environment.get(match[1], match[2])
             if found is None:
@@ -100,6 +103,7 @@ class Tables:
     # ---- what extends what ----
 
     def check_circles(self, named: Mapping[str, Mapping[str, Said]], defaults: Mapping[str, Said]) -> None:
+        """Note sets that extend an unknown set, or each other in a circle."""
         for name, table in (("", defaults), *named.items()):
             base = table.get("extends")
             if base and base.value not in named:

@@ -58,6 +58,7 @@ class FinishedOutput:
 
     @property
     def size(self) -> int:
+        """Bytes of all its files."""
         return sum(file.bytes for file in self.files)
 
 

@@ -1,0 +1,1 @@
+"""Quantized checkpoints: which tensors make one weight, and how its rows are made again."""

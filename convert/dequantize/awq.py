@@ -24,6 +24,8 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output row, of the eight of a word, that
 
 @dataclass(frozen=True)
 class Gemm:
+    """Packed along the output dimension: (in, out / 8) words, eight columns of a row in each."""
+
     shape: Shape
     group_size: int
     qweight: StoredTensor
@@ -34,9 +36,11 @@ class Gemm:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scales)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         begin, end = first // PER_WORD, -(-last // PER_WORD)
         wanted = slice(first - begin * PER_WORD, last - begin * PER_WORD)
         codes = spread(store.columns(self.qweight, begin, end))[wanted]
@@ -47,6 +51,8 @@ class Gemm:
 
 @dataclass(frozen=True)
 class Gemv:
+    """Packed along the input dimension: (out, in / 8) words."""
+
     shape: Shape
     group_size: int
     qweight: StoredTensor
@@ -57,9 +63,11 @@ class Gemv:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scales)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         groups = self.shape[1] // self.group_size
         codes = unpack(store.rows(self.qweight, first, last), BITS, self.shape[1])
         zeros = unpack(store.rows(self.qzeros, first, last), BITS, groups).astype(np.float32)
@@ -92,6 +100,7 @@ def _common(asked: SchemeInputs, version: str) -> int | None:
 
 
 def build_gemm(asked: SchemeInputs) -> Gemm:
+    """Malformed or Unsupported if the tensors are not those of one such weight."""
     claimed = _common(asked, "gemm")
     width, out = asked.main.shape[0], asked.main.shape[1] * PER_WORD
     groups = asked.part("scales").shape[0]
@@ -104,6 +113,7 @@ def build_gemm(asked: SchemeInputs) -> Gemm:
 
 
 def build_gemv(asked: SchemeInputs) -> Gemv:
+    """Malformed or Unsupported if the tensors are not those of one such weight."""
     size = _common(asked, "gemv")
     out, width = asked.main.shape[0], asked.main.shape[1] * PER_WORD
     size = width if size == -1 else size
@@ -118,11 +128,13 @@ def build_gemv(asked: SchemeInputs) -> Gemv:
 
 
 def fits_gemm(parts: Parts) -> bool:
+    """Whether the shapes are those of this packing."""
     scales = parts.get("scales")
     return scales is not None and scales.shape[1:] == tuple(n * PER_WORD for n in parts["main"].shape[1:])
 
 
 def fits_gemv(parts: Parts) -> bool:
+    """Whether the shapes are those of this packing."""
     scales = parts.get("scales")
     return scales is not None and scales.shape[:1] == parts["main"].shape[:1]
 

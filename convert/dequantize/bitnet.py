@@ -3,6 +3,7 @@
 Source: transformers' integrations/bitnet.py (pack_weights, BitLinear, AutoBitLinear).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,9 +32,11 @@ class Ternary:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scale)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         scale = to_f32(store.whole(self.scale), self.scale.dtype).reshape(-1)[0]
         each = self.shape[0] // PER_BYTE
         for part in range(first // each, -(-last // each)):
@@ -48,6 +51,7 @@ class Ternary:
 
 
 def build_ternary(asked: SchemeInputs) -> Ternary:
+    """Malformed or Unsupported if the tensors are not those of one such weight."""
     packed, scale = asked.main, asked.part("scale")
     if asked.settings.first("quant_method") != "bitnet":  # a scale that divides looks like one that multiplies
         raise asked.wrong("it looks like BitNet's weights, and no quantization_config says how they are scaled")
@@ -59,8 +63,9 @@ def build_ternary(asked: SchemeInputs) -> Ternary:
 
 
 def fits(parts: Parts) -> bool:
+    """Whether the scale, if there is one, is a single number."""
     scale = parts.get("scale")
-    return scale is None or (scale.dtype in ("F32", "F16", "BF16") and int(np.prod(scale.shape)) == 1)
+    return scale is None or (scale.dtype in ("F32", "F16", "BF16") and math.prod(scale.shape) == 1)
 
 
 BITNET = Scheme(

@@ -8,6 +8,7 @@ Eight bits: weight (out, in) int8, SCB (out,): weight = value * SCB / 127.
 Source: bitsandbytes 0.50, functional.py (QuantState, dequantize_4bit, int8_vectorwise_dequant), nn/modules.py.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,7 @@ class FourBit:
     granule = 1
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         begin, end = first * self.shape[-1], last * self.shape[-1]
         stored = store.flat(self.codes, begin // 2, -(-end // 2))
         codes = np.empty((stored.size, 2), np.uint8)
@@ -67,6 +69,8 @@ class FourBit:
 
 @dataclass(frozen=True)
 class EightBit:
+    """codes: (out, in) int8; scb: (out,), the largest absolute value of each row."""
+
     shape: Shape
     codes: StoredTensor
     scb: StoredTensor
@@ -75,6 +79,7 @@ class EightBit:
     nominal = "F16"
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         scales = to_f32(store.whole(self.scb), self.scb.dtype).reshape(-1)[first:last, None]
         np.multiply(store.rows(self.codes, first, last), scales, out=out)
         out *= np.float32(1 / 127)
@@ -84,7 +89,7 @@ def build_four(asked: SchemeInputs) -> FourBit:
     """Reads the quantization state, for the shape and the block sizes."""
     state, codes = _state(asked), replace(asked.main, dtype="U8", shape=(asked.main.nbytes,))
     shape = tuple(state["shape"])
-    weights, block = int(np.prod(shape)), state["blocksize"]
+    weights, block = math.prod(shape), state["blocksize"]
     if asked.main.nbytes != -(-weights // 2):
         raise asked.wrong(f"{asked.main.nbytes} bytes of codes for a weight of shape {list(shape)}")
     blocks = -(-weights // block)

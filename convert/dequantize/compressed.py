@@ -43,14 +43,17 @@ class Packed:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scale)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         codes, scales = self._parts(store, first, last)
         order: Any = self.group_size if self.g_idx is None else store.whole(self.g_idx)
         scale_codes(codes, scales, self._zeros(store, first, last), order, out)
 
     def q4_0(self, store: Store, first: int, last: int, out: NDArray[np.uint8]) -> bool:
+        """Fill `out` with the rows as Q4_0. False if they are not that after all."""
         return fill_q4_0(*self._parts(store, first, last), out)
 
     def _parts(self, store: Store, first: int, last: int) -> tuple[Codes, NDArray[np.float32]]:
@@ -148,6 +151,7 @@ def _group_size(asked: SchemeInputs, width: int, groups: int, weights: list[Mapp
 
 
 def exact(weights: Packed) -> Exact | None:
+    """Q4_0 for symmetric codes of 4 bits in order, whose groups are whole blocks; else None."""
     even = weights.g_idx is None and weights.group_size % Q4_0.weights == weights.shape[1] % weights.group_size == 0
     return Exact(Q4_0, weights.q4_0) if weights.bits == 4 and weights.zero is None and even else None
 
@@ -155,7 +159,7 @@ def exact(weights: Packed) -> Exact | None:
 PACK_QUANTIZED = Scheme(
     "pack-quantized",
     "compressed-tensors; 1 to 8 bits (int4, int8); per tensor, per row or any group size; symmetric or not; act-order; "
-    "symmetric 4 bits in order are Q4_0",
+    "symmetric 4 bits without act-order map exactly to Q4_0",
     methods=("compressed-tensors",),
     main=(".weight_packed",),
     dense=".weight",

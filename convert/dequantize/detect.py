@@ -151,9 +151,9 @@ def _scheme(
     near = [scheme for scheme in SCHEMES if scheme.dense != "{main}" and source.name.endswith(scheme.main)]
     if near:
         raise Unsupported(
-            f"{source.name} is {source.dtype} {list(source.shape)}, which is no layout of a known scheme",
+            f"{source.name} is {source.dtype} {list(source.shape)}, which is not the layout of any known scheme",
             where=source.path,
-            also=[f"no layout of {scheme.name}: {scheme.note}" for scheme in near],
+            also=[f"{scheme.name} is read as: {scheme.note}" for scheme in near],
             fix=ORIGINAL,
         )
     return None
@@ -194,7 +194,7 @@ def offers(sources: Iterable[StoredTensor]) -> list[str]:
     made = (source.exact for source in sources if isinstance(source, DequantizedTensor))
     kept = Counter(exact.format.name for exact in made if exact is not None)
     return [
-        f"{count} weights are {name} in other words: --recipe copy keeps them exactly" for name, count in kept.items()
+        f"{count} weights are equivalent to {name}: --recipe copy keeps them exactly" for name, count in kept.items()
     ]
 
 

@@ -7,6 +7,7 @@ Sources: DeepSeek-V3's inference/kernel.py (weight_dequant), transformers' fineg
 naive_quantized compressor and its quantization strategies, FBGEMM's and ModelOpt's per-row and per-tensor scales.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +38,11 @@ class Blocks:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scale)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         stored = store.rows(self.values, first, last)
         if stored.dtype == np.uint8:
             np.take(EIGHT_BITS[self.values.dtype], stored, out=out, mode="clip")
@@ -58,6 +61,7 @@ class Blocks:
 
 
 def build(asked: SchemeInputs) -> Blocks:
+    """Malformed or Unsupported if scales and zero points do not cover the weights."""
     check_settings(asked)
     values, scale = asked.main, asked.part("scale")
     if len(values.shape) not in (2, 3) or 0 in values.shape:
@@ -66,7 +70,7 @@ def build(asked: SchemeInputs) -> Blocks:
         raise asked.unsupported(f"scales in {scale.dtype}", SCALES)
     stack, (rows, columns) = values.shape[:-2], values.shape[-2:]
     shape = scale.shape
-    if int(np.prod(shape)) == 1 and not stack:
+    if math.prod(shape) == 1 and not stack:
         grid: Shape = (1, 1)
     elif shape == (*stack, rows):
         grid = (rows, 1)
@@ -96,6 +100,7 @@ def _block(asked: SchemeInputs, size: tuple[int, int], grid: tuple[int, int]) ->
 
 
 def covers(size: tuple[int, int], grid: tuple[int, int], block: tuple[int, int]) -> bool:
+    """Whether blocks of this size divide the matrix into just this grid, the last ones cut off."""
     return all(b > 0 and -(-m // b) == n for m, n, b in zip(size, grid, block, strict=True))
 
 

@@ -47,14 +47,17 @@ class Gptq:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scales)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         codes, scales, zeros = self._parts(store, first, last)
         groups: Any = self.group_size if self.g_idx is None else store.whole(self.g_idx)
         scale_codes(codes, scales, zeros.astype(np.float32), groups, out)
 
     def q4_0(self, store: Store, first: int, last: int, out: NDArray[np.uint8]) -> bool:
+        """Fill `out` with the rows as Q4_0. False if they are not that after all."""
         codes, scales, zeros = self._parts(store, first, last)
         return bool((zeros == 8).all()) and fill_q4_0(codes, scales, out)
 
@@ -70,6 +73,7 @@ class Gptq:
 
 
 def fits(parts: Parts) -> bool:
+    """Whether the shapes are those of this packing."""
     shapes = [parts[role].shape if role in parts else None for role in ("main", "scales")]
     return shapes[1] is None or (len(shapes[0] or ()) == 2 and shapes[0][-1:] == shapes[1][-1:])  # type: ignore[index]
 
@@ -85,7 +89,7 @@ def build(asked: SchemeInputs) -> Gptq:
     claimed = settings.integer("bits", "wbits")
     if rest or bits not in BITS:
         raise asked.wrong(
-            f"{qzeros.shape[-1]} words of zero points for {out} rows are no whole number of bits of {BITS}"
+            f"{qzeros.shape[-1]} words of zero points for {out} rows do not give a number of bits among {BITS}"
         )
     if claimed not in (None, bits) and not settings.first("dynamic"):
         raise asked.wrong(f"it holds {bits} bits, but the config says {claimed}")
@@ -101,6 +105,7 @@ def build(asked: SchemeInputs) -> Gptq:
 
 
 def exact(weights: Gptq) -> Exact | None:
+    """Q4_0 for symmetric codes of 4 bits in order, whose groups are whole blocks; else None."""
     even = weights.g_idx is None and weights.group_size % Q4_0.weights == weights.shape[1] % weights.group_size == 0
     fits = weights.bits == 4 and weights.symmetric and even and weights.scales.dtype == "F16"
     return Exact(Q4_0, weights.q4_0) if fits else None
@@ -134,7 +139,7 @@ def _order(asked: SchemeInputs, width: int, groups: int) -> StoredTensor | None:
 GPTQ = Scheme(
     "GPTQ",
     "AutoGPTQ, GPTQModel (v1, v2), GPTQ-for-LLaMa; 2, 3, 4, 8 bits; any group size; act-order; symmetric or not; "
-    "symmetric 4 bits in order are Q4_0",
+    "symmetric 4 bits without act-order map exactly to Q4_0",
     methods=("gptq",),
     main=(".qweight",),
     dense=".weight",

@@ -7,6 +7,7 @@ weight = (code - zero) * scale. What else describes the layout is stored beside 
 Source: hqq 0.2.8, core/quantize.py (Quantizer, HQQLinear.state_dict), core/bitpack.py, core/utils.py.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +45,13 @@ class Hqq:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scale)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         flat, begin = out.reshape(-1), first * self.shape[1]
-        each = int(np.prod(self.packed.shape))  # weights in a part
+        each = math.prod(self.packed.shape)  # weights in a part
         span = self.width if self.axis == 0 else each  # what is contiguous in W_q, and under scales in turn
         while len(flat):
             part, place = divmod(begin, each)
@@ -89,7 +92,7 @@ def build(asked: SchemeInputs) -> Hqq:
         raise asked.unsupported("quantized scales and zero points", "plain ones")
     (bits, used, dtype), axis = PACKINGS[packing], _number(asked, "axis", 0)
     shape = tuple(int(n) for n in asked.store.whole(stated))
-    weights, width = int(np.prod(shape)), packed.shape[-1] if packed.shape else 0
+    weights, width = math.prod(shape), packed.shape[-1] if packed.shape else 0
     if (
         axis not in (0, 1)
         or min(shape) <= 0

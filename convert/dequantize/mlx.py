@@ -23,6 +23,8 @@ FLOATS = "F16 BF16 F32"
 
 @dataclass(frozen=True)
 class Mlx:
+    """bits: of a code. group_size: columns under one scale and bias."""
+
     shape: Shape
     bits: int
     group_size: int
@@ -34,9 +36,11 @@ class Mlx:
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return floats(self.scale)
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         groups = (last - first, -1, self.group_size)
         grouped = out.reshape(groups)
         codes = unpack(store.rows(self.packed, first, last), self.bits, self.shape[-1])
@@ -46,6 +50,7 @@ class Mlx:
 
 
 def build(asked: SchemeInputs) -> Mlx:
+    """Malformed or Unsupported if the tensors and the config do not fit together."""
     packed, scale = asked.main, asked.part("scale")
     if len(packed.shape) not in (2, 3) or len(scale.shape) != len(packed.shape) or 0 in (*packed.shape, *scale.shape):
         raise asked.wrong(

@@ -32,11 +32,13 @@ class Mxfp4:
     nominal = "BF16"
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         codes, exponents = self._parts(store, first, last)
         np.take(E2M1, codes, out=out, mode="clip")
         out.reshape(-1, BLOCK)[:] *= EIGHT_BITS["F8_E8M0"][exponents.reshape(-1)][:, None]
 
     def as_ggml(self, store: Store, first: int, last: int, out: NDArray[np.uint8]) -> bool:
+        """Fill `out` with the rows as ggml's MXFP4. False if they are not that after all."""
         return fill_mxfp4(*self._parts(store, first, last), out)
 
     def _parts(self, store: Store, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -65,14 +67,14 @@ def build_mxfp4(asked: SchemeInputs) -> Mxfp4:
         else (*blocks.shape[:-1], blocks.shape[-1] * 2 if blocks.shape else 0)
     )
     if len(shape) < 2 or 0 in shape or shape[-1] % BLOCK:
-        raise asked.wrong(f"{list(blocks.shape)} bytes are no blocks of {BLOCK}")
+        raise asked.wrong(f"{list(blocks.shape)} bytes do not divide into blocks of {BLOCK}")
     scales = asked.expect("scales", "U8 F8_E8M0", (*shape[:-1], shape[-1] // BLOCK))
     return Mxfp4(shape, blocks, scales)
 
 
 MXFP4 = Scheme(
     "MXFP4",
-    "the experts of gpt-oss; they are MXFP4",
+    "the experts of gpt-oss; maps exactly to MXFP4",
     methods=("mxfp4",),
     main=("_blocks",),
     dense="",
@@ -85,7 +87,7 @@ MXFP4 = Scheme(
 MXFP4_PACKED = replace(
     MXFP4,
     name="mxfp4-pack-quantized",
-    note="compressed-tensors; they are MXFP4",
+    note="compressed-tensors; maps exactly to MXFP4",
     methods=("compressed-tensors",),
     main=(".weight_packed",),
     dense=".weight",

@@ -23,9 +23,11 @@ class Narrowed:
 
     @property
     def shape(self) -> Shape:
+        """See `Weights.shape`."""
         return self.source.shape
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         with np.errstate(over="ignore"):
             read_f32(store, self.source, first, last, out)
 

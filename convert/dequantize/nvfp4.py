@@ -34,6 +34,7 @@ class Nvfp4:
     nominal = "BF16"
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         np.take(E2M1, two_in_a_byte(store.rows(self.packed, first, last)), out=out, mode="clip")
         scales, whole = EIGHT_BITS["F8_E4M3"][store.rows(self.scale, first, last)], store.whole(self.whole).reshape(-1)
         (np.divide if self.divides else np.multiply)(scales, whole, out=scales)
@@ -41,11 +42,12 @@ class Nvfp4:
 
 
 def build(asked: SchemeInputs) -> Nvfp4:
+    """Malformed or Unsupported if the tensors are not those of one such weight."""
     check_settings(asked)
     packed = asked.matrix("main")
     rows, width = packed.shape[0], 2 * packed.shape[1]
     if width % BLOCK:
-        raise asked.wrong(f"{list(packed.shape)} bytes are no blocks of {BLOCK}")
+        raise asked.wrong(f"{list(packed.shape)} bytes do not divide into blocks of {BLOCK}")
     whole = asked.part("global_scale")
     if whole.dtype != "F32" or whole.nbytes != 4:
         raise asked.wrong(f"the scale of the tensor is {whole.dtype} {list(whole.shape)}, and one F32 belongs here")

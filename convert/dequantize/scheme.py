@@ -32,11 +32,16 @@ class Weights(Protocol):
     """
 
     @property
-    def shape(self) -> Shape: ...
+    def shape(self) -> Shape:
+        """Of the dense weight, slowest axis first."""
+
     @property
-    def granule(self) -> int: ...
+    def granule(self) -> int:
+        """Rows are best read from a multiple of this many on."""
+
     @property
-    def nominal(self) -> str: ...
+    def nominal(self) -> str:
+        """The plain dtype that the values had or would have."""
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
         """Fill `out`, (last - first, width), with rows first..last. Thread-safe; reads no more than it needs."""
@@ -93,6 +98,7 @@ class SchemeInputs:
 
     @property
     def main(self) -> StoredTensor:
+        """The tensor that marks the weight."""
         return next(iter(self.parts.values()))
 
     def part(self, role: str) -> StoredTensor:
@@ -110,9 +116,11 @@ class SchemeInputs:
         return found
 
     def wrong(self, what: str, fix: str | None = None) -> Malformed:
+        """The error of a weight whose parts do not fit together."""
         return Malformed(f"{self.main.name}: {what}", where=self.main.path, fix=fix)
 
     def unsupported(self, what: str, supported: str) -> Unsupported:
+        """The error of a variant that is not read, with what is."""
         return Unsupported(f"{self.main.name}: {what}; supported: {supported}", where=self.main.path, fix=ORIGINAL)
 
     def expect(self, role: str, dtypes: str, shape: Shape) -> StoredTensor:
@@ -170,6 +178,7 @@ class Scheme:
         return found
 
     def dense_name(self, source: StoredTensor) -> str:
+        """What the weight would be called if it were not quantized."""
         main = next(end for end in self.main if source.name.endswith(end))
         return source.name.removesuffix(main) + self.dense.format(main=main)
 

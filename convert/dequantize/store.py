@@ -4,6 +4,7 @@ Layouts packed along the input dimension keep the weights of one output row in o
 over the whole tensor, so columns are read in blocks of a few MiB that later chunks, in any thread, find in the cache.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -70,7 +71,7 @@ class Store:
         return self.kept(
             (source.name, None),
             source.nbytes,
-            lambda: self.flat(source, 0, int(np.prod(source.shape))).reshape(source.shape),
+            lambda: self.flat(source, 0, math.prod(source.shape)).reshape(source.shape),
         )
 
     def columns(self, source: StoredTensor, first: int, last: int) -> Array:

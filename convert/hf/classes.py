@@ -92,9 +92,11 @@ class HfClass:
 
     @property
     def name(self) -> str:
+        """The entry of "architectures" in config.json."""
         return self.record.classes[0]
 
     def tensor_name(self, tensor: MODEL_TENSOR) -> str:
+        """What the class calls this GGUF tensor, without `.weight` or `.bias`; {bid} and {xid} stand for numbers."""
         return self.names.get(tensor) or NAMES[tensor]
 
 

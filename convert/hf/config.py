@@ -29,7 +29,7 @@ def find_class(keys: TypedKeys) -> HfClass:
     """The class for this file. Unsupported: no model, or an architecture that has no class here."""
     kind = keys.optional(Keys.General.TYPE, str)
     if kind not in (None, GGUFType.MODEL):
-        raise Unsupported(f"general.type is {shown(kind)}; only models can be turned back", where=keys.where)
+        raise Unsupported(f"general.type is {shown(kind)}; only models can be converted back", where=keys.where)
     name = keys.text(Keys.General.ARCHITECTURE)
     sparse = bool(keys.number(Keys.LLM.EXPERT_COUNT.format(arch=name)))
     for each in CLASSES:

@@ -3,12 +3,9 @@
 import json
 import math
 import os
-import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.disk import check_space, force_folder
-from ggufsmith.container.errors import Failure, Malformed, OutputConflict, Usage
+from ggufsmith.container.disk import force_folder
+from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.folder import new_folder
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.shards import SUFFIX, GgufSet, SetWriter
@@ -84,10 +82,12 @@ class PreparedFolder:
 
     @property
     def weights(self) -> int:
+        """Their number, of all tensors."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return self.weights_plan.whole.size + sum(map(len, self.files.values()))
 
     def __enter__(self) -> "PreparedFolder":
@@ -207,9 +207,9 @@ def run(
     advance: Callable[[int], None] = lambda weights: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Done:
-    """Write the folder beside its place, check it, and give it its name. See `requantize.run` for the callbacks."""
+    """Write the folder beside its place, check it, and give it its name. See `Pass.run` for the callbacks."""
     job, plan, started = prepared.job, prepared.weights_plan, time.perf_counter()
-    with _new_folder(prepared.folder, prepared.size) as folder:
+    with new_folder(prepared.folder, prepared.size) as folder:
         for name, content in prepared.files.items():
             with (folder / name).open("wb") as file:
                 file.write(content)
@@ -235,27 +235,7 @@ def _check_vocabulary(prepared: PreparedFolder, folder: Path) -> Iterator[str]:
     again = made.metadata()
     changed = [key for key, value in prepared.vocabulary.metadata().items() if again.get(key) != value]
     if changed:
-        yield f"keys that converting this folder would not give again: {', '.join(changed)}"
-
-
-@contextmanager
-def _new_folder(path: Path, size: int) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when all went well, and is removed otherwise."""
-    if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
-        raise OutputConflict("exists and is not an empty folder", where=path, fix="Name another with --outdir.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    check_space(path, size)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
-    try:
-        temporary.mkdir()
-        yield temporary
-        if path.exists():
-            path.rmdir()
-        temporary.rename(path)
-    except OSError as error:
-        raise Failure(f"cannot write the folder: {error.strerror}", where=path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield f"converting this folder would not give these keys again: {', '.join(changed)}"
 
 
 def _json(value: Any) -> bytes:

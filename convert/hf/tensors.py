@@ -4,13 +4,13 @@ There is no second plan: the names and shapes that the checkpoint would have go 
 converted. What that plan would make must be the GGUF file; each of its outputs, inverted, makes its own sources.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
 
 from ggufsmith.container.errors import Malformed, Unsupported
@@ -44,29 +44,37 @@ class Restored:
 
     @property
     def held(self) -> Format:
+        """See `RowSource.held`."""
         return self.source.held
 
     @property
     def granule(self) -> int:
+        """See `RowSource.granule`."""
         return self.transform.granule(self.source.info.shape)
 
     @property
     def origin(self) -> str:
+        """See `RowSource.origin`."""
         return f"{self.name} (from {self.source.origin})"
 
     @property
     def sources(self) -> tuple[str, ...]:
+        """See `RowSource.sources`."""
         return self.source.sources
 
     @property
     def op(self) -> str:
+        """See `RowSource.op`."""
         return type(self.transform).__name__
 
     @property
     def fingerprint(self) -> bytes:
+        """See `RowSource.fingerprint`."""
         return fingerprint(self.name, self.shape, self.format, self.source.fingerprint, self.transform)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
+        """See `RowSource.rows`."""
+
         def read(source: int, first: int, last: int) -> Array:
             return self.source.rows(first, last, scratch)
 
@@ -145,7 +153,7 @@ def _of(
     count = shape[0] if rule.stacked else None
     if count is not None:
         shape = shape[1:]
-    nbytes = int(np.prod(shape, dtype=np.int64)) * stored.size
+    nbytes = math.prod(shape) * stored.size
     for expert in range(1 if count is None else count):
         yield StoredTensor(name.format(bid=block, xid=expert), shape, stored.name, Path(), 0, nbytes)
 

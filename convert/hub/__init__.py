@@ -1,0 +1,1 @@
+"""Models on Hugging Face and ModelScope, downloaded or read by ranges."""

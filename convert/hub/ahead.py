@@ -23,6 +23,8 @@ Extent = tuple[Path, int, int]  # a file, and its bytes from start to stop
 
 @dataclass(frozen=True)
 class Block:
+    """A piece of a file that is read at once: the file, and its number counted from the start."""
+
     path: Path
     start: int
     stop: int
@@ -37,6 +39,7 @@ class HeldBlock:
 
     @property
     def idle(self) -> bool:
+        """Whether nobody reads or waits for it, so that it may make room."""
         return not self.readers and self.future.done()
 
 
@@ -77,6 +80,7 @@ class ReadAhead:
             }
 
     def read_into(self, path: Path, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` from byte `offset` of the file on; waits for the blocks that it lies in. See `Reader`."""
         done, out = 0, np.frombuffer(buffer, np.uint8)  # NumPy copies without Python's lock
         while done < len(buffer):
             at = offset + done
@@ -92,6 +96,7 @@ class ReadAhead:
         return done
 
     def close(self) -> None:
+        """Stop the threads and forget what was read."""
         self._stop.set()
         for ranges in self._opened:
             ranges.abort()

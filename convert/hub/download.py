@@ -12,14 +12,14 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Self
 
 from ggufsmith.container.errors import Malformed, NoSpace, Unsupported
-from ggufsmith.container.parallel import parallel_for
+from ggufsmith.container.parallel import TaskStopped, parallel_for
 from ggufsmith.convert.checkpoint import weight_map
 from ggufsmith.convert.hub.ahead import CONNECTIONS, ReadAhead
 from ggufsmith.convert.hub.http import Ranges, Remote
@@ -38,11 +38,8 @@ SET_SPARSE = 0x900C4  # FSCTL_SET_SPARSE of Windows, where files are not sparse 
 Progress = Callable[[int], AbstractContextManager[Advance]]  # of the bytes to come -> told of bytes as they come
 
 
-class DownloadStopped(Exception):
-    """Another thread failed, or the run was interrupted."""
-
-
 def no_progress(size: int) -> AbstractContextManager[Advance]:
+    """A `Progress` that shows nothing."""
     return nullcontext(lambda more: None)
 
 
@@ -112,11 +109,13 @@ class Streamed:
 
     @classmethod
     def of(cls, hub: Hub, listing: Listing, files: Mapping[Path, HubFile]) -> Self:
+        """The opener of these files of a listing. remotes: the place of each file on the disk -> the file."""
         addresses = {path: hub.address(listing, file) for path, file in files.items()}
         return cls(listing, files, {path: Remote(*addresses[path], file.size) for path, file in files.items()})
 
     @property
     def remote(self) -> Collection[Path]:
+        """The files that are not on the disk."""
         return self.remotes.keys()
 
     def __call__(self, paths: Sequence[Path]) -> ReadAhead:
@@ -149,14 +148,10 @@ def bring(hub: Hub, listing: Listing, files: Sequence[HubFile], progress: Progre
     def worker(stop: threading.Event) -> Callable[[HubFile], None]:
         def told(more: int) -> None:
             if stop.is_set():
-                raise DownloadStopped
+                raise TaskStopped
             advance(more)
 
-        def work(file: HubFile) -> None:
-            with suppress(DownloadStopped):
-                _bring(hub, listing, file, told)
-
-        return work
+        return lambda file: _bring(hub, listing, file, told)
 
     with progress(size) as advance:
         parallel_for(worker, missing, AT_ONCE)

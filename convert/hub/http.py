@@ -109,6 +109,7 @@ class Ranges:
                 raise Failure(f"{problem}, after {failed} attempts", where=_shown(remote.url), fix="Try again later.")
 
     def close(self) -> None:
+        """Close all connections."""
         while self._connections:
             self._connections.popitem()[1].close()
 

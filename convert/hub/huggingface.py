@@ -43,6 +43,7 @@ class HuggingFace:
         huggingface_hub.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
     def listing(self, model: HubModel) -> Listing:
+        """See `Hub.listing`."""
         ask = partial(self._api.model_info, revision=model.revision, files_metadata=True, timeout=TIMEOUT)
         try:
             info = self._patiently(model, lambda: ask(model.id))
@@ -62,9 +63,11 @@ class HuggingFace:
         return Listing(model, cast(str, info.sha), files)
 
     def folder(self, listing: Listing) -> Path:
+        """See `Hub.folder`."""
         return self._home(listing.model) / "snapshots" / listing.commit
 
     def fetch(self, listing: Listing, file: HubFile, advance: Advance) -> None:
+        """See `Hub.fetch`."""
         get = partial(
             huggingface_hub.hf_hub_download,
             revision=listing.commit,
@@ -77,11 +80,13 @@ class HuggingFace:
         self._remember(listing)
 
     def discard(self, listing: Listing, file: HubFile) -> None:
+        """See `Hub.discard`."""
         path = self.folder(listing) / file.name
         path.resolve().unlink(missing_ok=True)  # the blob
         path.unlink(missing_ok=True)
 
     def address(self, listing: Listing, file: HubFile) -> tuple[str, Mapping[str, str]]:
+        """See `Hub.address`."""
         url = huggingface_hub.hf_hub_url(listing.model.id, file.name, revision=listing.commit, endpoint=self._endpoint)
         return url, build_hf_headers(token=self._token)
 

@@ -4,23 +4,15 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.hub.names import HubModel, stays_inside
+from ggufsmith.convert.inputs import is_companion
 
 PIECE = 1 << 22  # bytes read at a time
-# Everything but the weights that is read while converting, in any spelling of a checkpoint.
-COMPANIONS = """
-    config.json generation_config.json params.json quantize_config.json quant_config.json adapter_config.json README.md
-    tokenizer.json tokenizer_config.json tokenizer.model tokenizer.model.v* special_tokens_map.json added_tokens.json
-    vocab.json merges.txt
-    modules.json *_Pooling/config.json chat_template.json chat_template.jinja additional_chat_templates/*.jinja
-    *.safetensors.index*.json pytorch_model*.bin.index*.json
-""".split()
 MAX_SIZE = 2**63  # bytes of a file
 SHA256 = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 WRONG_ANSWER = "Try again later. If it stays so, something between here and the hub may answer in its place."
@@ -89,7 +81,7 @@ class Listing:
 
     def companions(self) -> list[HubFile]:
         """The small files that a conversion reads."""
-        return [file for file in self.files.values() if any(fnmatchcase(file.name, name) for name in COMPANIONS)]
+        return [file for file in self.files.values() if is_companion(file.name)]
 
     def pick(self, names: Iterable[str]) -> list[HubFile]:
         """The files of these names, those that the hub does not have left out."""

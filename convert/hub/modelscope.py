@@ -34,6 +34,7 @@ class ModelScope:
         logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
 
     def listing(self, model: HubModel) -> Listing:
+        """See `Hub.listing`."""
         revision = model.revision or DEFAULT_REVISION
         try:
             found = self._api.list_repo_files(model.id, "model", revision=revision)
@@ -43,9 +44,11 @@ class ModelScope:
         return Listing(model, revision, files)
 
     def folder(self, listing: Listing) -> Path:
+        """See `Hub.folder`."""
         return self._cache / "models" / listing.model.id.replace("/", "--") / "snapshots" / listing.commit
 
     def fetch(self, listing: Listing, file: HubFile, advance: Advance) -> None:
+        """See `Hub.fetch`."""
         try:
             self._api.downloader.download_file(
                 listing.model.id,
@@ -67,9 +70,11 @@ class ModelScope:
             raise self._explained(error, listing.model) from error
 
     def discard(self, listing: Listing, file: HubFile) -> None:
+        """See `Hub.discard`."""
         (self.folder(listing) / file.name).unlink(missing_ok=True)
 
     def address(self, listing: Listing, file: HubFile) -> tuple[str, Mapping[str, str]]:
+        """See `Hub.address`."""
         url = self._api.legacy.get_download_url(listing.model.id, "model", file.name, revision=listing.commit)
         token = self._api.legacy.token
         return url, {"Authorization": f"Bearer {token}"} if token else {}

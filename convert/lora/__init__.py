@@ -1,0 +1,1 @@
+"""LoRA adapters: read, merged into a base, or written as GGUF adapters."""

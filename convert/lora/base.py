@@ -92,6 +92,7 @@ class Origin:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "Origin":
+        """A model as it is."""
         return cls(model_folder_name(folder), folder, folder, {})
 
     @classmethod
@@ -125,5 +126,5 @@ def parse_adapter(text: str) -> tuple[Path, float]:
     except ValueError:
         value = float("nan")
     if not abs(value) < float("inf"):
-        raise Usage(f"--lora {text}: {factor!r} is no factor", fix="Write FOLDER, or FOLDER:0.5.")
+        raise Usage(f"--lora {text}: {factor!r} is not a number", fix="Write FOLDER, or FOLDER:0.5.")
     return Path(folder), value

@@ -59,13 +59,16 @@ class Scaled:
 
     @property
     def shape(self) -> Shape:
+        """See `Weights.shape`."""
         return self.source.shape
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return self.source.dtype
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
+        """See `Weights.rows`."""
         np.multiply(to_f32(store.rows(self.source, first, last), self.source.dtype), np.float32(self.factor), out=out)
 
 
@@ -157,7 +160,7 @@ def _alpha(adapter: Adapter) -> float:
     found = Counter(update.scale * update.rank for update in adapter.updates)
     alpha = found.most_common(1)[0][0]
     if not math.isfinite(alpha) or np.float32(alpha) == 0:
-        raise Unsupported(f"an alpha of {alpha} means a factor of one to llama.cpp", where=adapter.config.path)
+        raise Unsupported(f"llama.cpp would take an alpha of {alpha} for a factor of one", where=adapter.config.path)
     return alpha
 
 

@@ -39,17 +39,21 @@ class Updated:
 
     @property
     def shape(self) -> Shape:
+        """See `Weights.shape`."""
         return self.base.shape
 
     @property
     def granule(self) -> int:
+        """See `Weights.granule`."""
         return self.base.granule
 
     @property
     def nominal(self) -> str:
+        """See `Weights.nominal`."""
         return self.base.nominal
 
     def rows(self, store: Store, first: int, last: int, out: Floats) -> None:
+        """See `Weights.rows`."""
         read_f32(store, self.base, first, last, out)
         for k, step in enumerate(self.steps):
             step.apply(store, first, last, out)
@@ -239,7 +243,7 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
     tensors = {**changes.base, **changes.trained}
     if changes.parts_from_head() and not any(adapter.config.first("ensure_weight_tying") for adapter, _ in adapters):
         tensors[HEAD] = replace(changes.base[changes.embedding], name=HEAD)
-        notes.append(f"{HEAD} is the embedding of the base: the two are no longer one")
+        notes.append(f"{HEAD} keeps the embedding of the base, which the adapter changes: they are two tensors now")
     stacks = {EXPERT.sub(".experts.", name) for name in changes.touched if EXPERT.search(name)}
     for name in {**tensors, **changes.steps}:
         if name in changes.steps or EXPERT.sub(".experts.", name) in stacks:  # a stack is of one dtype

@@ -77,6 +77,7 @@ class Update:
 
     @property
     def rank(self) -> int:
+        """Columns of B, and rows of A."""
         return self.down.shape[0]
 
     @property
@@ -161,7 +162,7 @@ def open_adapter(folder: Path) -> Adapter:
         elif part := TOKENS.fullmatch(name):
             place, key = tokens, part["module"]
         elif ".lora_" in name:
-            raise Unsupported(f"tensor {source.name!r} is no part of a LoRA that is known here", where=path)
+            raise Unsupported(f"tensor {source.name!r} does not belong to any known kind of LoRA", where=path)
         elif name.endswith(".base_layer.weight"):
             place, key = copies, re.sub(r"(\.token_adapter)?\.base_layer\.", ".", name)
         else:
@@ -288,7 +289,7 @@ def _matches(pattern: str, module: str, path: Path) -> bool:
     try:
         return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
     except re.error as error:
-        raise Malformed(f"alpha_pattern {pattern!r} is no regular expression: {error}", where=path) from None
+        raise Malformed(f"alpha_pattern {pattern!r} is not a valid regular expression: {error}", where=path) from None
 
 
 def apart(update: Update, folder: Path) -> Update:

@@ -19,7 +19,8 @@ class Step(Protocol):
     """One change of one weight. sources: the adapter's tensors that it reads."""
 
     @property
-    def sources(self) -> tuple[StoredTensor, ...]: ...
+    def sources(self) -> tuple[StoredTensor, ...]:
+        """The adapter's tensors that it reads."""
 
     def apply(self, store: Store, first: int, last: int, out: Floats) -> None:
         """Change rows first..last (exclusive) of the weight, which are in `out`, (last - first, width)."""
@@ -35,10 +36,12 @@ class LowRank:
 
     @property
     def sources(self) -> tuple[StoredTensor, ...]:
+        """See `Step.sources`."""
         update = self.update
         return (update.down, update.up, *(() if update.magnitude is None else (update.magnitude,)))
 
     def apply(self, store: Store, first: int, last: int, out: Floats) -> None:
+        """See `Step.apply`."""
         from ggufsmith.quantize.kernels.products import add_product  # it needs Numba
 
         down, up = self.update.down, self.update.up
@@ -63,6 +66,7 @@ class LowRank:
 
 
 def floats(source: StoredTensor, stored: NDArray[np.generic]) -> Floats:
+    """Stored rows of an adapter's tensor as float32. Malformed if one is NaN or infinite."""
     values = to_f32(stored, source.dtype)
     if not np.isfinite(values).all():
         raise Malformed(f"{source.name}: {np.sum(~np.isfinite(values))} weights are NaN or infinite", where=source.path)
@@ -77,9 +81,11 @@ class Rows:
 
     @property
     def sources(self) -> tuple[StoredTensor, ...]:
+        """See `Step.sources`."""
         return (self.tokens.rows,)
 
     def apply(self, store: Store, first: int, last: int, out: Floats) -> None:
+        """See `Step.apply`."""
         for k, row in enumerate(self.tokens.ids):
             if first <= row < last:
                 out[row - first] = floats(self.tokens.rows, store.rows(self.tokens.rows, k, k + 1))[0]
@@ -94,7 +100,9 @@ class Shift:
 
     @property
     def sources(self) -> tuple[StoredTensor, ...]:
+        """See `Step.sources`."""
         return (self.vector,)
 
     def apply(self, store: Store, first: int, last: int, out: Floats) -> None:
+        """See `Step.apply`."""
         out += np.float32(self.factor) * floats(self.vector, store.rows(self.vector, first, last))

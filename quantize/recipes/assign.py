@@ -42,6 +42,7 @@ class Layers:
     last: float = 0.0
 
     def holds(self, layer: int, count: int) -> bool:
+        """Whether this layer, of so many, is among them."""
         in_fractions = layer < self.first * count or layer >= count - self.last * count
         return layer in self.listed or in_fractions
 
@@ -65,6 +66,7 @@ class Override:
     origin: str = ""
 
     def applies(self, name: str, blocks: int) -> bool:
+        """Whether the rule applies to a tensor of this name, in a model with so many layers."""
         if self.match is not None and not self.match.search(name):
             return False
         if self.roles and role_of(name) not in self.roles:
@@ -126,14 +128,17 @@ class Assignment:
 
     @property
     def fallback(self) -> bool:
+        """Whether its rows do not fit the type that the rule asked for."""
         return self.format is not self.wanted
 
     @property
     def copied(self) -> bool:
+        """Whether it keeps its type, so that its bytes are copied."""
         return self.format is self.tensor.format
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor in its new type, without padding."""
         return self.format.nbytes(self.tensor.shape)
 
 

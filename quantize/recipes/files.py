@@ -33,7 +33,7 @@ from ggufsmith.container.documents import YAML_SUFFIXES, Document, Keys, parse_d
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize.recipes.assign import Layers, Override, Recipe
-from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, file_type_of, unknown
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, file_type_of, shown, unknown
 from ggufsmith.quantize.recipes.rules import ROLES
 
 SHIPPED = ".toml"
@@ -56,6 +56,16 @@ def recipe_of(text: str, folder: Path | None = None, depth: int = 0) -> Recipe:
     if name in shipped():
         return _recipe(name, parse_document(shipped()[name], Path(name.lower() + SHIPPED)), depth)
     raise unknown(text, [*FILE_TYPES, *shipped()])
+
+
+def recipe_name(text: str) -> str | None:
+    """The name of the recipe called `text` as help writes it, or the path of a recipe file; None if it is neither."""
+    file_type = file_type_of(text)
+    if text.lower().endswith(SUFFIXES):
+        return text
+    if file_type is not None:
+        return file_type.shown
+    return shown(text.upper()) if text.upper() in shipped() else None
 
 
 @cache

@@ -50,6 +50,7 @@ class FileType:
 
     @property
     def shown(self) -> str:
+        """The name as users write it: q4_K_M."""
         return shown(self.name)
 
 

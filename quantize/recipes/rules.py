@@ -37,6 +37,7 @@ BLOCK = re.compile(r"blk\.([0-9]{1,9})\.")  # names come from anywhere: no numbe
 
 
 def role_of(name: str) -> str:
+    """What a tensor is for, by its name: attn_v, ffn_down, token_embd, ..."""
     return EXACT.get(name) or next((role for fragment, role in FRAGMENTS if fragment in name), "other")
 
 
@@ -162,6 +163,7 @@ def more_bits(p: RulePlace) -> bool:
 
 
 def first(divisor: int) -> Condition:
+    """The first of so many equal parts of the layers."""
     return lambda p: p.index < p.count // divisor
 
 
@@ -171,6 +173,7 @@ def first_seen(divisor: int) -> Condition:
 
 
 def before(number: int) -> Condition:
+    """The layers before this one."""
     return lambda p: p.index < number
 
 
@@ -185,6 +188,7 @@ def shared(p: RulePlace) -> bool:
 
 
 def shared_or_experts(p: RulePlace) -> bool:
+    """Either a value head is shared (see `shared`), or there are at least four experts."""
     return shared(p) or p.facts.experts >= 4
 
 
@@ -194,10 +198,12 @@ def eight_experts(p: RulePlace) -> bool:
 
 
 def falcon(p: RulePlace) -> bool:
+    """Falcon models."""
     return p.facts.architecture == "falcon"
 
 
 def importance(p: RulePlace) -> bool:
+    """There is an importance matrix."""
     return p.facts.importance
 
 
@@ -212,11 +218,13 @@ def experts(p: RulePlace) -> bool:
 
 
 def glm5_attention(p: RulePlace) -> bool:
+    """The low-rank query projections of GLM-5, and the projection of its multi-token prediction."""
     named = any(part in p.name for part in ("attn_q_a", "attn_q_b", "nextn.eh_proj"))
     return named and p.facts.architecture == "glm5-next"
 
 
 def without(condition: Condition) -> Condition:
+    """Where the condition does not hold."""
     return lambda p: not condition(p)
 
 
@@ -231,12 +239,15 @@ TINY_2S = "IQ2_S IQ2_M"
 
 @dataclass(frozen=True)
 class TypeRule:
+    """One row of the table: for these file types, this format, when all conditions hold."""
+
     file_types: frozenset[str]
     format: str
     when: tuple[Condition, ...]
 
 
 def row(file_types: str, format: str, *when: Condition) -> TypeRule:
+    """A row of the table, from its cells."""
     return TypeRule(frozenset(file_types.split()), format, when)
 
 

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from ggufsmith.cli.app import app
 from ggufsmith.cli.help import EXAMPLES
-from ggufsmith.pipeline.request import GROUPS
+from ggufsmith.pipeline.request import GROUPS, RECORDS, declared
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
-PLAIN = {"--dry-run", "--sha256", "--json", "--quiet", "--version", "--help"}  # under "Options", everywhere
+GROUPED = ("convert", "quant")  # the commands whose options are the records of a request
+PLAIN = {"--dry-run", "--json", "--quiet", "--version", "--help"}  # under "Options", everywhere
 
 
 def options(name: str) -> dict[str, typer.core.TyperOption]:
@@ -41,15 +42,32 @@ def test_examples_run(name: str) -> None:
         assert COMMANDS[name].make_context(name, words)
 
 
+def shown(name: str) -> str:
+    """The help of a command, on a wide screen."""
+    return CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400", "NO_COLOR": "1", "TERM": "dumb"}).output
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_long_lists_are_grouped_and_flags_take_nothing(name: str) -> None:
     found = options(name)
     long = {option for option in found if option.startswith("--")}
-    groups = {found[option].rich_help_panel for option in long - PLAIN}
-    assert groups == (set(GROUPS) if name in ("convert", "quant") else {None})
-    text = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}).output
+    panels = {found[option].rich_help_panel for option in long - PLAIN}
+    assert panels == (set(GROUPS) if name in GROUPED else {None})
+    text = shown(name)
     assert "<bool>" not in text and "BOOL" not in text
     assert all(re.search(rf"{option}\b", text) for option in long)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
+def test_every_field_of_a_request_is_an_option_with_its_own_words(record: type) -> None:
+    """Of each command whose sources it has a meaning for."""
+    kinds = {"convert": {"model", "adapter", "file"}, "quant": {"file"}}
+    for field in declared(record):
+        for name in GROUPED:
+            assert (field.flag in options(name)) == bool(kinds[name] & set(field.option.inputs)), (name, field.name)
+        words = shown("convert")
+        assert re.search(rf"{field.flag}\b", words) and " ".join(field.option.about.split()) in words, field.name
+        assert field.option.group in GROUPS and (field.option.short in options("convert") or not field.option.short)
 
 
 @pytest.mark.parametrize("words", [[], ["convert"], ["quant"]])

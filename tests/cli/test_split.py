@@ -1,6 +1,7 @@
 """`ggufsmith split` and `ggufsmith merge`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ from commands import run
 
 import checkpoints
 from ggufsmith.cli.app import convert
+from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.quant import quant
 from ggufsmith.cli.split import merge, split
+from ggufsmith.cli.verify import verify
 from ggufsmith.container.formats import format_of
 from ggufsmith.container.layout import TensorSpec, lay_out
 from ggufsmith.container.shards import open_gguf_set
@@ -63,7 +66,7 @@ def test_where_to_write_and_the_report(model: Path, tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing(model: Path) -> None:
     done = run(split, model, "--split-max-tensors", 3, "--dry-run")
     assert "Model-Q4_0-00003-of-00003.gguf" in done.output
-    assert "not written" in done.output
+    assert "nothing was written" in done.output
     assert names(model.parent) == [model.name]
 
 
@@ -154,3 +157,20 @@ def test_impossible_splits_while_quantizing(model: Path, options: tuple[str, ...
     assert done.exit_code == 2
     assert message in done.output
     assert names(model.parent) == [model.name]
+
+
+def test_shards_joined_by_cat_lead_to_a_command_that_works(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(split, model, "--split-max-tensors", 3).exit_code == 0
+    whole = model.read_bytes()
+    model.unlink()
+    shards = sorted(model.parent.glob("*.gguf"))
+    joined = model.parent / "joined.gguf"
+    joined.write_bytes(b"".join(shard.read_bytes() for shard in shards))
+    monkeypatch.chdir(model.parent)
+    for command in (merge, verify, inspect):
+        done = run(command, joined)
+        assert done.exit_code == 4
+        (named,) = re.findall(r"ggufsmith merge (\S+)", done.output)
+        assert named == shards[0].name
+    assert run(merge, named).exit_code == 0
+    assert model.read_bytes() == whole

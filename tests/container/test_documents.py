@@ -148,3 +148,12 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_SIZE", 4)
     with pytest.raises(Malformed, match="4 bytes"):
         read_document(path)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "0x" + "f" * 5000, "-" + "1" * 4301, str(2**63)])
+@pytest.mark.parametrize("name", ["a.toml", "a.yaml"])
+def test_numbers_of_thousands_of_digits(value: str, name: str) -> None:
+    with pytest.raises(Malformed, match=r"is not valid (TOML|YAML)|64 bits"):
+        parse_document(f"x = [{value}]" if name == "a.toml" else f"x: [{value}]", Path(name))
+    text = f"x = {2**63 - 1}" if name == "a.toml" else f"x: {2**63 - 1}"
+    assert parse_document(text, Path(name)).data == {"x": 2**63 - 1}

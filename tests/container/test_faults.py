@@ -229,3 +229,35 @@ def test_a_small_disk(model: Path, expected: bytes, disk: Path) -> None:
     assert convert("none", "getpid", 0, model, output).returncode == 5
     assert output.read_bytes().startswith(OLD)
     assert names(disk) == ["x.gguf"]
+
+
+# ---- what an interrupted run says of its outputs ----
+
+INTERRUPTED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {  # place, options, the outputs that are there
+    "as it gets its name": ("after:replace 1", (), ("x-F16.gguf",)),
+    "between two outputs": ("after:replace 1", ("--recipe", "q8_0", "--recipe", "q4_0"), ("x-Q8_0.gguf",)),
+    "before the second has its name": ("replace 2", ("--recipe", "q8_0", "--recipe", "q4_0"), ("x-Q8_0.gguf",)),
+    "before the card": ("replace 2", ("--card",), ("x-F16.gguf",)),
+    "before the record": ("replace 2", ("--provenance",), ("x-F16.gguf",)),
+    "between the shards": ("replace 2", ("--split-max-tensors", "12"), ()),
+    "before any name": ("replace 1", (), ()),
+}
+
+
+@pytest.mark.parametrize("fault", ["SIGINT", "SIGTERM", "fail"])
+@pytest.mark.parametrize("where", INTERRUPTED)
+def test_it_says_what_is_there(tmp_path: Path, where: str, fault: str) -> None:
+    """Neither "nothing was left behind" beside a complete file, nor a word of one that is not there."""
+    place, options, there = INTERRUPTED[where]
+    if fault == "fail" and place.startswith("after:"):
+        fault = "SIGINT"  # the name is given
+    model = checkpoints.write("llama", tmp_path / "x")
+    (tmp_path / "out").mkdir()
+    done = run_faulty(fault, *place.split(), "convert", model, "--outdir", tmp_path / "out", *options)
+    assert done.returncode == {"SIGINT": 130, "SIGTERM": 143, "fail": 1}[fault], done.stderr
+    assert tuple(name for name in names(tmp_path / "out") if name.endswith(".gguf")) == there
+    said = done.stderr.replace("\n", "")
+    for name in there:
+        assert f"{name} is complete and verified" in said
+    assert ("nothing was left behind" in said) == (fault != "fail" and not there)
+    assert said.count("complete and verified") == len(there)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,8 +188,8 @@ def _typed(folder: Path) -> None:
         (_repeated, 1, "'t1' is in m-00001-of-00003.gguf too"),
         (_one_too_many, 0, "hold 8 tensors together, but the model has 7"),
         (_no_keys, 1, "header says shard 1 of 1"),
-        (_impossible, 0, "is shard 3 .* of 3, which cannot be"),
-        (_negative, 0, "of -1, which cannot be"),
+        (_impossible, 0, "is shard 3 .* of 3, which is impossible"),
+        (_negative, 0, "of -1, which is impossible"),
         (_typed, 0, "has type STRING"),
     ],
 )
@@ -338,6 +339,48 @@ def test_an_error_between_renames(
     assert names(tmp_path) == (NAMES if old else [])
     if old:
         assert contents(tmp_path / NAMES[0]) == WHOLE
+
+
+@pytest.mark.parametrize("call", ["stat", "replace", "unlink"])
+@pytest.mark.parametrize("last", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("at", range(9))
+def test_a_system_that_refuses_while_names_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, at: int, last: bool
+) -> None:
+    """Whichever call it is, the error is its own, and says which file; one of the two sets is whole."""
+    write_set(tmp_path)
+    calls, real, publishing = 0, getattr(os, call), False
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        if str(path).startswith(str(tmp_path / "")) and publishing:
+            calls += 1
+            if calls == at + 1 or (last and calls > at):
+                raise PermissionError(errno.EACCES, "injected", str(path))
+        return real(path, *arguments, **options)
+
+    try:
+        with SetWriter(tmp_path / "m.gguf", plan_shards(LAYOUT, COUNTS)) as writer:
+            fill(writer, writer.plan.whole, OTHER)
+            for each in writer.writers:
+                each.seal()
+                each.finish()
+            publishing = True
+            monkeypatch.setattr(os, call, refuse)
+            try:
+                writer._publish()
+            finally:
+                publishing = False
+    except Failure as failure:
+        assert "injected" in str(failure) and NAMES[0][:5] in str(failure)
+        assert last or contents(tmp_path / NAMES[0]) == WHOLE
+    else:
+        assert contents(tmp_path / NAMES[0]) == dict(zip(WHOLE, OTHER, strict=True))
+    monkeypatch.undo()
+    with SetWriter(tmp_path / "m.gguf", plan_shards(LAYOUT, COUNTS)):
+        found = contents(tmp_path / NAMES[0])
+    assert found in (WHOLE, dict(zip(WHOLE, OTHER, strict=True)))
+    assert names(tmp_path) == NAMES
 
 
 CHILD = """

@@ -233,7 +233,7 @@ def test_a_git_lfs_pointer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("pytorch_model.bin", r"no file of torch 1\.6 or later"),
+        ("pytorch_model.bin", r"not written by torch 1\.6 or later"),
         ("optimizer.bin", "no pytorch_model"),
         ("consolidated.safetensors", "Mistral's own layout"),
         ("adapter_model.safetensors", "LoRA adapter"),

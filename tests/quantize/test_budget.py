@@ -1,8 +1,11 @@
 """The size budget: the knapsack against brute force, sizes that hold, errors that fall, the recipe that comes out."""
 
 import math
+import random
+import tracemalloc
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import small_models as models
@@ -13,6 +16,7 @@ from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.pipeline.outputs import OutputFile
 from ggufsmith.pipeline.request import Request
+from ggufsmith.quantize import budget
 from ggufsmith.quantize.budget import Budget, Choice, Solved, budget_of, solve
 from ggufsmith.quantize.file_pass import open_file_pass
 from ggufsmith.quantize.measured import silently, with_budgets
@@ -40,11 +44,13 @@ def total(choices: list[list[Choice]], picked: tuple[int, ...] | list[int]) -> t
     return sum(choice.nbytes for choice in taken), sum(choice.error for choice in taken)
 
 
-@given(ladders, st.integers(0, 200))
-def test_the_knapsack_is_solved(steps: list[list[tuple[int, int]]], room: int) -> None:
+@given(ladders, st.integers(0, 200), st.sampled_from([1, 500, budget.TABLE]))
+def test_the_knapsack_is_solved(steps: list[list[tuple[int, int]]], room: int, table: int) -> None:
+    """Also where the table of picks is made in pieces."""
     choices = [ladder(each) for each in steps]
     limit = sum(each[0].nbytes for each in choices) + room
-    size, error = total(choices, solve(choices, limit))
+    with patch.object(budget, "TABLE", table):
+        size, error = total(choices, solve(choices, limit))
     every = (total(choices, picked) for picked in product(*(range(len(each)) for each in choices)))
     best = min(error for size, error in every if size <= limit)
     assert size <= limit
@@ -68,6 +74,30 @@ def test_what_rounding_leaves_is_spent() -> None:
     choices = [[Choice(Q8_0, 1, 1.0), Choice(Q8_0, 1 + size, 0.5)] for size in (100_003, 100_019, 100_043, 100_049)]
     assert solve(choices, sum(each[1].nbytes for each in choices)) == [1, 1, 1, 1]
     assert sum(solve(choices, sum(each[1].nbytes for each in choices) - 1)) == 3
+
+
+def test_the_same_picks_whatever_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    choices = [ladder([(rng.randrange(1, 10**6), rng.randrange(10**6)) for _ in range(6)]) for _ in range(60)]
+    limit = sum(each[0].nbytes for each in choices) + 10**7
+    whole = solve(choices, limit)
+    for table in (1, 10**5, 10**6):
+        monkeypatch.setattr(budget, "TABLE", table)
+        assert solve(choices, limit) == whole
+
+
+def test_memory_does_not_grow_with_the_tensors() -> None:
+    """Of a hundred thousand tensors, such as experts that are not stacked, the table would have 3.3 GB."""
+    few = [[Choice(Q8_0, 32, 3.0), Choice(Q8_0, 32 + 99_991 + k, 1.0)] for k in range(7)]
+    choices = few * 1000
+    limit = sum(each[0].nbytes for each in choices) + 100_000 * 3500
+    tracemalloc.start()
+    try:
+        picked = solve(choices, limit)
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert sum(picked) in (3499, 3500)
 
 
 def test_texts() -> None:

@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from test_fma import FUSED
 
-from ggufsmith.quantize.kernels import products
 from ggufsmith.quantize.kernels.products import add_column_squares, add_product, row_squares
 
 RNG = np.random.default_rng(7)
@@ -31,8 +29,3 @@ def test_squares(n: int, width: int) -> None:
     add_column_squares(x.reshape(-1), width, columns)
     np.testing.assert_allclose(rows, (x.astype(np.float64) ** 2).sum(1), rtol=1e-14)
     np.testing.assert_allclose(columns, 1 + (x.astype(np.float64) ** 2).sum(0), rtol=1e-14)
-
-
-@pytest.mark.parametrize("name", ["add_product", "row_squares", "add_column_squares"])
-def test_no_fused_multiply_add(name: str) -> None:
-    assert not FUSED.findall(getattr(products, name).assembly())

@@ -91,7 +91,7 @@ def test_assumptions_are_said_until_they_are_overridden(f16: Path, tmp_path: Pat
     with opened(request(path, "copy", outfile=tmp_path / "o.gguf")) as made:
         notes = "\n".join(made.notes)
     assert f"{context}: assumed 2048" in notes and f"{eps}: assumed 5e-06" in notes
-    assert "no scores" in notes and "--tokenizer" in notes
+    assert "no token scores" in notes and "--tokenizer" in notes
     assert "2 query heads share a key-value head" in notes
     known = (f"{context}=int:4096", f"{eps}=float:1e-5")
     vocabulary = {"tokenizer.ggml.tokens": strings(["a"])}
@@ -151,11 +151,11 @@ WRONG: dict[str, tuple[Change, tuple[int, ...], type[Failure], str]] = {
     ),
     "another model": (lambda t: t.update({"h.0.mlp": (32,)}), SIZES, Unsupported, "h.0.mlp.weight: not a tensor"),
     "a bias": (lambda t: t.update({"layers.0.attention.wq_bias": (32,)}), SIZES, Unsupported, "not a tensor"),
-    "one of several parts": (lambda t: t.update({"tok_embeddings": (3, 16)}), SIZES, Malformed, "in several parts"),
+    "one of several parts": (lambda t: t.update({"tok_embeddings": (3, 16)}), SIZES, Malformed, "The parts of a model"),
     "vocabulary": (lambda t: t.update({"output": (4, 32)}), SIZES, Malformed, r"output.weight: \[4, 32\], not \[3, 32"),
     "keys and values": (lambda t: t.update({"layers.0.attention.wk": (12, 32)}), SIZES, Malformed, "do not fit"),
     "no heads": (lambda t: t, (3, 32, 256, 0, 1, 8, 0), Malformed, "0 heads"),
-    "odd heads": (lambda t: t, (3, 32, 256, 5, 1, 8, 0), Malformed, "5 heads of 32"),
+    "odd heads": (lambda t: t, (3, 32, 256, 5, 1, 8, 0), Malformed, "32 cannot be divided among 5 heads"),
     "rotary": (lambda t: t, (3, 32, 256, 4, 1, 6, 0), Malformed, "6 rotary"),
     "no layers": (lambda t: t, (3, 32, 256, 4, 0, 8, 0), Malformed, "0 layers"),
     "too many layers": (lambda t: t, (3, 32, 256, 4, 2**32 - 1, 8, 0), Malformed, "4294967295 layers"),

@@ -195,10 +195,10 @@ def test_files_from_before_gguf(home: Path) -> None:
 def test_gguf_files(home: Path) -> None:
     run(request(home / "A"))
     source = home / "A" / "A-F16.gguf"
-    outcomes = jobs.run(jobs.write(home / "jobs.toml", HEAD, ['source = "A/A-F16.gguf"']))
+    outcomes = jobs.run(jobs.write(home / "jobs.toml", HEAD, ['source = "A/A-F16.gguf"\nouttypes = "f32"']))
     assert statuses(outcomes) == {"A": "done"}
-    run(request(source, *RECIPES, outdir=home))
-    for name in ("A-Q4_K_M.gguf", "A-Q8_0.gguf"):
+    run(request(source, *RECIPES, outtype="f32", outdir=home))
+    for name in ("A-F32.gguf", "A-Q4_K_M.gguf", "A-Q8_0.gguf"):
         assert file_sha256(home / name) == file_sha256(home / "out" / "A" / name)
 
 

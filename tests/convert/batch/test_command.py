@@ -136,9 +136,18 @@ def stuck(*arguments, **options):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(time.sleep, [1000, 1000]))
 
+def hashing(path, told):
+    print("working", file=sys.stderr, flush=True)
+    while True:
+        time.sleep(0.01)
+        told(0)
+
 run.PATIENCE = 1.0
+if sys.argv[1] == "hashing":
+    run.file_sha256 = hashing
+    sys.argv[1] = "none"
 import ggufsmith.pipeline.outputs as outputs
-outputs.stream = {"stream": stream, "stuck": stuck}[sys.argv.pop(1)]
+outputs.stream = {"stream": stream, "stuck": stuck, "none": outputs.stream}[sys.argv.pop(1)]
 main()
 """
 
@@ -167,3 +176,22 @@ def test_signals_end_it_soon(home: Path, tmp_path: Path, kind: str, number: int,
     assert not list((tmp_path / "out").rglob("*.gguf"))
     assert {outcome.status for outcome in jobs.run(path)} == {"done"}
     assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_interrupted_between_the_files_and_what_belongs_beside_them(home: Path, tmp_path: Path) -> None:
+    path = job(home, tmp_path, "A", head=HEAD.replace('"q4_K_M", ', "") + 'card = "README.md"\n')
+    command = [sys.executable, "-c", SLOW, "hashing", "batch", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    assert process.stderr is not None
+    while "working" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the outputs of A are complete and verified" in error.replace("\n", " ")
+    assert "nothing was left behind" not in error
+    there = {file.name for file in (tmp_path / "out" / "A").iterdir()}
+    assert there == {"A-Q8_0.gguf", ".A.batch.json"}
+    assert "1 files made" not in jobs.cli(path).stdout, "they are not made again"
+    assert (tmp_path / "out" / "A" / "README.md").is_file()

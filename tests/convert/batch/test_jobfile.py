@@ -19,6 +19,7 @@ from ggufsmith.cli.app import convert_app, quant_app
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.batch.jobfile import JobFile, JobModel, read_job
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, SETTINGS, json_schema
+from ggufsmith.pipeline.request import RECORDS, declared
 from ggufsmith.quantize.resolve import limits_of
 
 
@@ -208,7 +209,7 @@ card = "a/b.md"
         (['source = "Tiny-A"\nfolder = "link"'], "leads out"),
         (['source = "Tiny-A"\nname = "a/b"'], "cannot be part of a file name"),
         (['source = "Tiny-A"\nlora = "Tiny B"'], "no folder of an adapter"),
-        (['source = "Tiny-A"\nlora = "Tiny B:much"'], "is no factor"),
+        (['source = "Tiny-A"\nlora = "Tiny B:much"'], "is not a number"),
         (['source = "Tiny-A"\nfolder = "a\\u0000b"'], "zero character"),
         (['source = "Tiny-A"\nname = ".."'], "cannot be part of a file name"),
         (['source = "jobs.toml"'], "does not end in .gguf"),
@@ -378,23 +379,26 @@ def test_the_schema_knows_every_key() -> None:
     assert schema["properties"]["defaults"]["properties"].keys() == SETTINGS.keys()
 
 
-RENAMED = {
-    "recipe": "recipes",
-    "outtype": "outtypes",
-    "tensor-type": "tensor_types",
-    "split-max-size": "shard_size",
-    "split-max-tensors": "shard_tensors",
-}
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
+def test_every_field_of_a_request_has_a_key_or_a_reason(record: type) -> None:
+    schema = json_schema()["properties"]["defaults"]["properties"]
+    for field in declared(record):
+        if field.key is None:
+            assert len(KEYLESS[field.flag].split()) > 2, field.name
+            continue
+        key = SETTINGS[field.key]
+        assert (key.inputs, key.decides, key.fields) == (field.option.inputs, field.option.decides, field.option.fields)
+        assert key.about and key.about in schema[field.key]["description"], field.name
 
 
 @pytest.mark.parametrize("app", [convert_app, quant_app], ids=["convert", "quant"])
 def test_every_option_of_a_single_model_has_a_key_or_a_reason(app: typer.Typer) -> None:
     named = " ".join(KEYLESS).replace(",", "").split()
+    keys = {field.flag: field.key for record in RECORDS for field in declared(record)}
     for parameter in typer.main.get_command(app).params:
         for option in parameter.opts if not parameter.is_eager else ():  # --version makes no model
-            if option.startswith("--") and option not in named:
-                key = RENAMED.get(option[2:], option[2:].replace("-", "_"))
-                assert key in MODELS, option
+            if option.startswith("--"):
+                assert option in named or keys[option] in MODELS, option
 
 
 def test_reasons_are_for_options_that_there_are() -> None:

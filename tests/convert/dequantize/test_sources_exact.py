@@ -1,4 +1,4 @@
-"""Weights that are a type of ggml in other words: --recipe copy keeps them, to the last bit."""
+"""Weights that are equivalent to a type of ggml: --recipe copy keeps them, to the last bit."""
 
 import json
 from pathlib import Path
@@ -66,7 +66,7 @@ def symmetric_gptq(folder: Path, *, truly: bool = True, **layout: Any) -> dict[s
 def test_symmetric_gptq_is_q4_0(tmp_path: Path, group: int) -> None:
     dense = symmetric_gptq(tmp_path / "m", group=group)
     prepared, gguf = converted(tmp_path / "m", tmp_path / "out.gguf", "copy")
-    assert "14 weights are Q4_0 in other words: --recipe copy keeps them exactly" in prepared.notes
+    assert "14 weights are equivalent to Q4_0: --recipe copy keeps them exactly" in prepared.notes
     with gguf:
         check_kept(gguf, "Q4_0", dense)
         assert gguf.tensors["token_embd.weight"].format.name == "F16"
@@ -98,7 +98,7 @@ def test_merged_weights_are_not_offered(tmp_path: Path) -> None:
     symmetric_gptq(tmp_path / "m", group=32)
     adapters.write(tmp_path / "m", tmp_path / "a", targets=("q_proj",))
     prepared = plan(request(tmp_path / "m", "copy", lora=((tmp_path / "a", 1.0),)))
-    assert any(note.startswith("12 weights are Q4_0") for note in prepared.notes)
+    assert any(note.startswith("12 weights are equivalent to Q4_0") for note in prepared.notes)
     formats = {spec.name: spec.format.name for spec in prepared.layout.tensors}
     assert (formats["blk.0.attn_q.weight"], formats["blk.0.attn_k.weight"]) == ("F16", "Q4_0")
 
@@ -169,7 +169,7 @@ def test_mxfp4_is_mxfp4(tmp_path: Path) -> None:
     config = {"format": "mxfp4-pack-quantized", "config_groups": {"g": {"targets": ["Linear"], "weights": weights}}}
     dense = compressed(tmp_path / "m", make, config)
     prepared, gguf = converted(tmp_path / "m", tmp_path / "out.gguf", "copy")
-    assert any("MXFP4 in other words" in note for note in prepared.notes)
+    assert any("equivalent to MXFP4" in note for note in prepared.notes)
     with gguf:
         check_kept(gguf, "MXFP4", dense)
 

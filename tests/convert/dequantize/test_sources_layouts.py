@@ -201,6 +201,28 @@ def test_bitsandbytes_four_bits(tmp_path: Path, out: int, width: int, nested: bo
     np.testing.assert_array_equal(read(folder_of(tmp_path, tensors, BNB)), expected)
 
 
+# Its product is 2**64 + 64: what is counted in 64 bits takes it for 64 weights.
+WRAPS = [64 * (2**29 - 2**15 + 1), 2**29 + 2**15 + 1]
+
+
+def test_bitsandbytes_shapes_that_wrap_around(tmp_path: Path) -> None:
+    tensors, _ = bnb(1, 64, nested=False, changes={"shape": WRAPS})
+    assert isinstance(refused(folder_of(tmp_path, tensors, BNB)), Malformed)
+
+
+def test_hqq_shapes_that_wrap_around(tmp_path: Path) -> None:
+    parts = {
+        "W_q": np.zeros((4, 8), np.uint8),
+        "scale": np.ones((8, 1), np.float32),
+        "zero": np.ones((8, 1), np.float32),
+        "shape": np.array(WRAPS),
+        "axis": np.array(1, np.int32),
+        "packing": np.frombuffer(b"4bit_u8", np.uint8),
+    }
+    config = {"quant_method": "hqq"}
+    assert "does not hold" in str(refused(folder_of(tmp_path, layer(parts), config)))
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [("BF16", "<u2"), ("F16", "<f2"), ("F32", "<f4")])
 def test_bitsandbytes_codes_in_another_dtype(tmp_path: Path, dtype: str, bits: str) -> None:
     """bnb_4bit_quant_storage, which FSDP asks for; a plain weight of that dtype stays plain."""
@@ -440,11 +462,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], str]] = 
     "no scales": (lambda p: p.pop("scales"), {}, "its scales is missing"),
     "no order": (lambda p: p.pop("g_idx"), {"desc_act": True}, "act-order (desc_act) without its g_idx"),
     "other bits": (lambda p: None, {"bits": 8}, "it holds 4 bits, but the config says 8"),
-    "impossible bits": (lambda p: p.update(qzeros=np.zeros((2, 20), np.int32)), {}, "no whole number of bits"),
+    "impossible bits": (lambda p: p.update(qzeros=np.zeros((2, 20), np.int32)), {}, "do not give a number of bits"),
     "bits that are no number": (lambda p: None, {"bits": "4"}, "must be a whole number"),
     "another group size": (lambda p: p.pop("g_idx"), {"group_size": 32}, "do not fit a group_size of 32"),
-    "scales of other rows": (lambda p: p.update(scales=np.ones((2, 65), np.float16)), {}, "no layout of GPTQ"),
-    "narrower words": (lambda p: p.update(qweight=p["qweight"].astype(np.int8)), {}, "no layout of GPTQ"),
+    "scales of other rows": (lambda p: p.update(scales=np.ones((2, 65), np.float16)), {}, "GPTQ is read as"),
+    "narrower words": (lambda p: p.update(qweight=p["qweight"].astype(np.int8)), {}, "GPTQ is read as"),
     "whole-number scales": (lambda p: p.update(scales=np.ones((2, 64), np.int32)), {}, "scales is I32"),
     "groups beyond the scales": (lambda p: p.update(g_idx=p["g_idx"] + 1), {}, "g_idx names groups 1 to 2, of 2"),
     "a short order": (lambda p: p.update(g_idx=p["g_idx"][:-1]), {}, "g_idx is I32 [127]"),

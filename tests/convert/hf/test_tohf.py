@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from small_models import write_gguf
 
 import checkpoints
-from ggufsmith.container.errors import Failure, Malformed, OutputConflict, Unsupported, Usage
+from faulted import run_faulty
+from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.values import Metadata, f32, string, u32
@@ -325,12 +326,24 @@ def test_weights_that_float16_cannot_hold_name_the_way_out(llama: Path, tmp_path
 
 def test_an_interrupt_leaves_nothing(llama: Path, tmp_path: Path) -> None:
     def interrupt(weights: int) -> None:
-        assert [path.suffix for path in tmp_path.iterdir()] == [".partial"]
+        assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".partial"]
         raise KeyboardInterrupt
 
     with prepare(ToHfJob(llama, tmp_path / "back", sync=False)) as prepared, pytest.raises(KeyboardInterrupt):
         run(prepared, advance=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_and_a_kill(llama: Path, tmp_path: Path) -> None:
+    """The first has its own exit code, the second leaves nothing that the next run does not take away."""
+    arguments = ("to-hf", llama, "--outdir", tmp_path / "back")
+    done = run_faulty("full", "fsync", 2, *arguments)
+    assert done.returncode == NoSpace.code, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    run_faulty("SIGKILL", "fsync", 2, *arguments)
+    assert len(list(tmp_path.glob("*.partial"))) == 1
+    to_hf(llama, tmp_path / "back")
+    assert [path.name for path in tmp_path.iterdir()] == ["back"]
 
 
 def test_unknown_dtype_is_a_usage_error(llama: Path) -> None:

@@ -167,6 +167,29 @@ def test_the_command_writes_into_the_current_folder(hub: hub_server.Hub, tmp_pat
     assert (tmp_path / "Tiny-1B-F16.gguf").is_file()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "q4km"], "Did you mean"),
+        (["--outtype", "f99"], "unknown output type 'f99'"),
+        (["--outtype", "f16", "--recipe", "q8_0", "-o", "x.gguf"], "--outfile names one file"),
+        (["--tokenizer", "."], "--tokenizer cannot be used"),
+        (["--split-max-size", "many"], "size"),
+        (["--lora", "x:half"], "'half'"),
+        (["--pure"], "no recipe"),
+        (["-o", "x.gguf", "--outdir", "y"], "both say"),
+        (["--vocab-only", "--recipe", "q8_0"], "nothing to quantize"),
+    ],
+)
+def test_what_is_wrong_with_the_options_is_said_before_anything_is_downloaded(
+    hub: hub_server.Hub, tmp_path: Path, options: list[str], message: str
+) -> None:
+    process = command(hub, tmp_path, MODEL, *options)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and message in err, err
+    assert not hub.requests
+
+
 @pytest.mark.parametrize(("name", "noted"), [("models/tiny", True), ("hf://models/tiny", False)])
 def test_a_folder_that_is_not_there_is_mentioned(hub: hub_server.Hub, tmp_path: Path, name: str, noted: bool) -> None:
     process = command(hub, tmp_path, name)

@@ -148,5 +148,5 @@ def test_factors(text: str, expected: tuple[str, float]) -> None:
 
 @pytest.mark.parametrize("text", ["a:b", "a:nan", "a:inf", "a:"])
 def test_factors_that_are_none(text: str) -> None:
-    with pytest.raises(Usage, match="no factor"):
+    with pytest.raises(Usage, match="is not a number"):
         parse_adapter(text)
