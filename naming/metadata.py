@@ -236,7 +236,7 @@ def _listed(value: Any, what: str, note: Note) -> Sequence[Any] | None:
         return value
     if isinstance(value, str):
         return [value]
-    note(f"{what}: {_shown.repr(value)} is no list, and is not written")
+    note(f"{what}: {_shown.repr(value)} is not a list, and is not written")
     return None
 
 
@@ -279,7 +279,7 @@ def _values(found: Found, note: Note) -> Metadata:
         if isinstance(value, PLAIN) and str(value):
             out[key] = string(str(value))
         elif value not in (None, ""):
-            note(f"{key}: {_shown.repr(value)} is no text, and is not written")
+            note(f"{key}: {_shown.repr(value)} is not a text, and is not written")
 
     for key, _, make in SAMPLING:
         value = found.get(key)
@@ -288,7 +288,7 @@ def _values(found: Found, note: Note) -> Metadata:
         elif value is not None and (number := _number(value, whole=make is i32)) is not None:
             out[key] = make(number)
         elif value is not None:
-            note(f"{key}: {_shown.repr(value)} is no number of its type, and is not written")
+            note(f"{key}: {_shown.repr(value)} is not a number of its type, and is not written")
     for key, _ in TEXTS:
         value = found.get(key)
         if key == General.LICENSE and isinstance(value, list):
@@ -317,7 +317,7 @@ def _plain(items: Sequence[Any], key: str, note: Note) -> list[Any]:
     """Without lists in lists, whose text a few aliases could make endless; a note says which are left out."""
     for item in items:
         if not isinstance(item, PLAIN):
-            note(f"{key}: {_shown.repr(item)} is no text, and is not written")
+            note(f"{key}: {_shown.repr(item)} is not a text, and is not written")
     return [item for item in items if isinstance(item, PLAIN)]
 
 

@@ -45,7 +45,7 @@ class CardFile:
 class Publisher:
     """What no header knows: where the files will lie, what they were made from, and by whom.
 
-    Usage: a base model that is no name, but a path.
+    Usage: a base model that is a path, not a name.
     """
 
     repo: str | None = None

@@ -16,7 +16,7 @@ BERT_LIKE = {"RobertaProcessing": 2, "BertProcessing": 1}  # separators between 
 
 @dataclass(frozen=True)
 class TextFrame:
-    """The special tokens before one text, behind it, and between two; None stands for what is no special token."""
+    """The special tokens before one text, behind it, and between two; None stands for anything but a special token."""
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ class BpeModel:
 
 
 def read_bpe(tokenizer: Json, where: Path) -> BpeModel:
-    """The BPE model, checked. Unsupported: WordPiece, Unigram, and subword prefixes, which llama.cpp's BPE has not."""
+    """The BPE model, checked. Unsupported: WordPiece, Unigram, and subword prefixes, which llama.cpp lacks."""
     model = expect(tokenizer.get("model"), dict, where=where, key="model")
     kind = model.get("type", "BPE")
     if kind != "BPE":
