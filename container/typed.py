@@ -31,7 +31,7 @@ class TypedKeys:
     def text(self, key: str) -> str:
         value = self.optional(key, str)
         if value is None:
-            raise Malformed("is missing", where=f"{self.where}: {key}")
+            raise Malformed("the key is missing", where=f"{self.where}: {key}")
         return str(value)
 
     def number(self, key: str) -> int | float | None:
@@ -68,4 +68,4 @@ class TypedKeys:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Unsupported("holds bytes that are no UTF-8", where=f"{self.where}: {key}") from None
+            raise Unsupported("holds bytes that are not UTF-8", where=f"{self.where}: {key}") from None

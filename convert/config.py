@@ -22,7 +22,7 @@ def load_json(path: Path) -> Any:
     """What a JSON file holds. Malformed if it is too large, not UTF-8, or not JSON."""
     size = path.stat().st_size
     if size > MAX_JSON:
-        raise Malformed(f"{size} bytes of JSON are more than the limit of {MAX_JSON}", where=path)
+        raise Malformed(f"{size} bytes of JSON exceed the limit of {MAX_JSON}", where=path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -69,13 +69,13 @@ def read_bytes(folder: Path, name: str, limit: int = MAX_BYTES) -> bytes | None:
         return None
     if not inside(folder, path):
         raise Malformed(
-            f"a link that leaves the model folder, to {path.resolve()}",
+            f"this is a link that points outside the model folder, to {path.resolve()}",
             where=path,
             fix="Copy the file into the folder if it belongs to the model.",
         )
     found = path.stat().st_size
     if found > limit:
-        raise Malformed(f"{found} bytes, more than the {limit} read at most", where=path)
+        raise Malformed(f"{found} bytes exceed the limit of {limit}", where=path)
     return path.read_bytes()
 
 
@@ -87,7 +87,7 @@ def read_text(folder: Path, name: str) -> str | None:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Malformed(f"not UTF-8 at byte {error.start}", where=folder / name) from None
+        raise Malformed(f"the file is not UTF-8 at byte {error.start}", where=folder / name) from None
 
 
 def read_object(folder: Path, name: str) -> Json | None:
@@ -99,9 +99,9 @@ def read_object(folder: Path, name: str) -> Json | None:
         with _uncollected():
             whole = json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
-        raise Malformed("JSON nested too deeply", where=folder / name) from None
+        raise Malformed("the JSON is nested too deeply", where=folder / name) from None
     except ValueError as error:
-        raise Malformed(f"not JSON: {error}", where=folder / name) from None
+        raise Malformed(f"the file is not valid JSON: {error}", where=folder / name) from None
     result: Json = expect(whole, dict, where=folder / name, key="the whole file")
     return result
 

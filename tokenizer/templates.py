@@ -24,7 +24,10 @@ def read_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, str], l
     if stated == (None, {}):
         return *other, []
     differ = other[0] is not None and other[0] != stated[0]
-    note = "two chat templates differ: the one in tokenizer_config.json was copied, the one in its own file was not"
+    note = (
+        "there are two different chat templates: the one in tokenizer_config.json was copied, not the one in its "
+        "own file"
+    )
     return *stated, [note] if differ else []
 
 

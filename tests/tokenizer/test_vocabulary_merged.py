@@ -206,7 +206,7 @@ def test_a_tokenizer_json_of_another_vocabulary_names_no_ids(tmp_path: Path) -> 
     put(tmp_path, "tokenizer_config.json", {})
     vocabulary = read(tmp_path, size=len(pieces) + 2)
     assert set(vocabulary.types[len(pieces) :].tolist()) == {TokenType.UNUSED}
-    assert noted(vocabulary, "tokenizer.json", "another vocabulary")
+    assert noted(vocabulary, "tokenizer.json", "the vocabulary in tokenizer.json differs")
 
 
 def test_a_few_pieces_that_differ_are_refused(tmp_path: Path) -> None:

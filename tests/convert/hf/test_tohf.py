@@ -250,13 +250,13 @@ REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]
     "no embedding": (without("token_embd.weight"), Malformed, "no weights"),
     "missing tensor": (without("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"), Unsupported, "source is missing"),
     "uneven blocks": (without("blk.1.ffn_up.weight"), Malformed, "blk.1.ffn_up.weight"),
-    "tensor without a place": (adding("blk.0.attn_q_norm.weight"), Unsupported, "no place in LlamaForCausalLM"),
-    "block of a tensor that has none": (adding("blk.0.token_embd.weight"), Unsupported, "no place"),
-    "bias alone": (adding("blk.0.attn_q.bias"), Unsupported, "no place for blk.0.attn_q.bias alone"),
+    "tensor without a place": (adding("blk.0.attn_q_norm.weight"), Unsupported, "do not belong to LlamaForCausalLM"),
+    "block of a tensor that has none": (adding("blk.0.token_embd.weight"), Unsupported, "do not belong to"),
+    "bias alone": (adding("blk.0.attn_q.bias"), Unsupported, "cannot hold blk.0.attn_q.bias alone"),
     "strange rope factors": (
         adding("rope_freqs.weight", np.linspace(1, 3, 32, dtype=np.float32)),
         Unsupported,
-        "no known scaling",
+        "not follow any known scaling",
     ),
     "scaling without a name": (setting(llama__rope__scaling__type=string("longrope")), Unsupported, "rope scaling"),
 }
