@@ -60,7 +60,6 @@ def _way_out(source: StoredTensor, twin: StoredTensor, changed: Collection[str])
         f"Take {source.name} out of the {where} if it was changed by mistake; otherwise llama.cpp cannot run this "
         "model."
     )
-    return None
 
 
 def _difference(store: Store, source: StoredTensor, twin: StoredTensor) -> str | None:

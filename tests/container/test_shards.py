@@ -199,7 +199,7 @@ def _typed(folder: Path) -> None:
         (_truncate, 2, "cut short"),
         (_cut_header, 1, "but the file has 20"),
         (_other_cut, 1, "of a model of 1 tensors, where .* of 7"),
-        (_repeated, 1, "'t1' is in m-00001-of-00003.gguf too"),
+        (_repeated, 1, "'t1' is also in m-00001-of-00003.gguf"),
         (_one_too_many, 0, "hold 8 tensors, but their headers say 7"),
         (_no_keys, 1, "header says shard 1 of 1"),
         (_impossible, 0, "is shard 3 .* of 3, which is impossible"),

@@ -159,7 +159,7 @@ def test_all_problems_come_at_once() -> None:
     assert len(found) == 4
     assert "output_norm.weight: its source is missing from the checkpoint" in found
     assert "blk.1.ffn_up.weight: its source is missing from the checkpoint" in found
-    assert any(line.startswith("model.layers.0.mlp.wrong: no GGUF tensor for it") for line in found)
+    assert any(line.startswith("model.layers.0.mlp.wrong: there is no GGUF tensor for it") for line in found)
     assert "config.json: hidden_act is 'gelu', but llama.cpp assumes 'silu'" in found
 
 

@@ -187,7 +187,7 @@ def test_a_token_of_the_vocabulary_keeps_its_id(kind: str, source: str, tmp_path
     vocabulary = read(tmp_path, size=count + 1)
     assert vocabulary.types[count - 1] == (TokenType.USER_DEFINED if source == ADDED else TokenType.CONTROL)
     assert vocabulary.tokens[count] == f"[PAD{count}]"
-    assert noted(vocabulary, f"added token {count} {text!r} is token {count - 1} already")
+    assert noted(vocabulary, f"added token {count} {text!r} is already token {count - 1}")
 
 
 def test_a_renamed_piece_is_said(tmp_path: Path) -> None:

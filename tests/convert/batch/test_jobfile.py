@@ -184,8 +184,8 @@ card = "a/b.md"
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        (['source = "Tiny-A"', 'source = "Tiny-A"'], "is called 'Tiny-A' too"),
-        (['source = "Tiny-A"\nname = "x"', 'source = "Tiny B"\nname = "X"\nfolder = "x"'], "is called 'X' too"),
+        (['source = "Tiny-A"', 'source = "Tiny-A"'], "is also called 'Tiny-A'"),
+        (['source = "Tiny-A"\nname = "x"', 'source = "Tiny B"\nname = "X"\nfolder = "x"'], "is also called 'X'"),
         (
             [
                 'source = "Tiny-A"\nfolder = "f"\nfile = "{encoding}.gguf"',
@@ -218,7 +218,7 @@ card = "a/b.md"
         (['source = "Tiny-A"\nrecipes = []'], "nothing to make"),
         (['source = "Tiny-A"\nbase = "Tiny B"'], "base applies to an adapter, but this source is a model folder"),
         (['source = "Tiny-A"\nkeep_split = true'], "Set keep_split = false"),
-        (['source = "Tiny-A"\nprune_layers = 1'], "prune_layers is for a GGUF file"),
+        (['source = "Tiny-A"\nprune_layers = 1'], "prune_layers applies to a GGUF file"),
         (['source = "Tiny-C-F16.gguf"\nprune_layers = [0, 1.5]'], "'1.5' is not a list of layer numbers"),
         (['source = "Tiny-C-F16.gguf"\nprune_layers = [true]'], "prune_layers cannot be"),
         (['source = "Tiny-C-F16.gguf"\noverride_kv = "a=b"'], "does not set a key"),
@@ -232,7 +232,7 @@ card = "a/b.md"
         (['source = "Tiny-A"\noutput_tensor_type = "q9"'], "unknown type 'q9'"),
         (['source = "Tiny-A"\npure = true\ntarget_bpw = 4.5'], "chooses all types itself"),
         (['source = "Tiny-A"\ntarget_bpw = 400'], "not a valid number of bits"),
-        (['source = "Tiny-A"\ntarget_size = "4.5 things"'], "no size"),
+        (['source = "Tiny-A"\ntarget_size = "4.5 things"'], "not a size"),
         (['source = "Tiny-A"\ntarget_bpw = [4.5, 4.5]'], "Q4_5BPW.gguf, twice"),
         (['source = "Tuned"'], "recipes applies to a model folder or a GGUF file"),
         (['source = "Tuned"\nrecipes = []\nouttypes = "f32"'], "is not on this machine"),
@@ -298,7 +298,7 @@ def test_runners_share_the_models(home: Path) -> None:
     assert [model.name for model in read(home, mixed, shard=(2, 2)).models] == ["Tiny-A"], "it needs only its own"
     with pytest.raises(Malformed, match="elsewhere"):
         read(home, mixed, shard=(1, 2))
-    with pytest.raises(Malformed, match="called 'x' too"):
+    with pytest.raises(Malformed, match="also called 'x'"):
         read(home, mixed + 'name = "x"\n[[model]]\nsource = "other/Tiny-A"\nname = "x"\n', shard=(2, 2))
 
 
