@@ -81,7 +81,7 @@ def test_a_budget_leaves_its_recipe(model: Path) -> None:
     ("options", "code", "message"),
     [
         (["-r", "q4km"], 2, "q4_K_M"),
-        ([], 2, "this is a GGUF file already"),
+        ([], 2, "this is already a GGUF file"),
         (["-r", "q8_0", "--tensor-type", "attn_w=q4_0"], 2, "attn_w"),
         (["-r", "q8_0", "--leave-output-tensor", "--output-tensor-type", "q6_K"], 2, "contradict"),
         (["-r", "q8_0", "--target-bpw", "4"], 2, "cannot be given"),

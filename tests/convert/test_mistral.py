@@ -128,7 +128,7 @@ def test_a_tekken_vocabulary(tmp_path: Path, models: dict[str, Path]) -> None:
     folder = own(models, tmp_path / "own")
     (folder / "tokenizer.model").unlink()
     (folder / "tekken.json").write_text("{}", encoding="utf-8")
-    assert "tekken.json, which is not read" in str(refused(folder))
+    assert "tekken.json, which is not supported" in str(refused(folder))
 
 
 def test_weights_without_params(tmp_path: Path, models: dict[str, Path]) -> None:

@@ -250,7 +250,7 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
     empty = models.write_gguf(tmp_path / "vocab.gguf", models.metadata(), {})
     before = untouched(tmp_path)
     for wrong, kind, message in (
-        (request(model), Usage, "this is a GGUF file already"),
+        (request(model), Usage, "this is already a GGUF file"),
         (request(model, "q8_0", "q4_0", outfile=tmp_path / "o.gguf"), Usage, "several recipes"),
         (request(model, "q4_K", "q4_K_M"), Usage, "two recipes"),
         (request(wide, "iq1_s"), Usage, "importance matrix"),

@@ -91,7 +91,7 @@ def test_an_adapter_on_a_hub(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("source = 'hf://nonsense'", "no name of a model"),
+        ("source = 'hf://nonsense'", "not the name of a model"),
         ("source = 'ftp://org/name'", "not a known hub"),
         ("source = 'org/name'", "write hf://org/name"),
         ("source = '.'\nrevision = 'main'", "revision applies only to models on a hub"),

@@ -243,7 +243,7 @@ REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]
     "missing size": (without("llama.embedding_length"), Malformed, "llama.embedding_length: is missing"),
     "size of another type": (setting(llama__embedding_length=string("x")), Unsupported, "one number is expected"),
     "contradicting shape": (setting(llama__feed_forward_length=u32(512)), Unsupported, "the config says"),
-    "contradicting key": (setting(llama__vocab_size=u32(9)), Malformed, "llama.vocab_size is 9, and would become 904"),
+    "contradicting key": (setting(llama__vocab_size=u32(9)), Malformed, "llama.vocab_size is 9, but would become 904"),
     "no vocabulary": (without("tokenizer.ggml.model"), Malformed, "no vocabulary"),
     "another tokenizer": (setting(tokenizer__ggml__model=string("t5")), Unsupported, "only llama and gpt2"),
     "no scores": (without("tokenizer.ggml.scores"), Malformed, "no scores"),
