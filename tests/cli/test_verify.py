@@ -150,7 +150,7 @@ def test_another_model(converted: Path, tmp_path: Path) -> None:
     other = checkpoints.write("llama", tmp_path / "Other", num_hidden_layers=1, head_dim=32)
     done = run(verify, converted, "--source", other)
     assert done.exit_code == 4
-    assert "blk.0.ffn_gate_exps.weight: is not in the source" in done.output
+    assert "blk.0.ffn_gate_exps.weight: the tensor is not in the source" in done.output
     assert "blk.0.attn_q.weight: has shape (256, 256), the source gives (128, 256)" in done.output
     assert "blk.0.ffn_gate.weight: the tensor is in the source but not in the file" in done.output
 

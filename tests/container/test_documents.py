@@ -114,8 +114,8 @@ def test_every_value_has_a_line() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("j.toml", "a = 1\nb = ?", r"j.toml:2: is not valid TOML: Invalid value$"),
-        ("j.toml", "a = 1\nb = [", r"j.toml:2: is not valid TOML"),
+        ("j.toml", "a = 1\nb = ?", r"j.toml:2: the file is not valid TOML: Invalid value$"),
+        ("j.toml", "a = 1\nb = [", r"j.toml:2: the file is not valid TOML"),
         ("j.toml", "a = 1\na = 2", "not valid TOML"),
         ("j.toml", "a = " + "[" * 10_000, "TOML|deep"),
         ("j.yaml", "a: [", r"j.yaml:\d"),
@@ -138,7 +138,7 @@ def test_damaged(name: str, text: str, message: str) -> None:
 
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "j.toml"
-    with pytest.raises(Failure, match="cannot read"):
+    with pytest.raises(Failure, match="cannot be read"):
         read_document(path)
     path.write_bytes(b"a = '\xff'")
     with pytest.raises(Malformed, match="UTF-8"):

@@ -103,7 +103,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "G", "-4G", "0", "0.1", "4X", "4GiB", "1e9", "٤G", "9" * 400])
 def test_no_sizes(text: str) -> None:
-    with pytest.raises(Usage, match="no size"):
+    with pytest.raises(Usage, match="is not a size"):
         parse_size(text)
 
 
@@ -202,7 +202,7 @@ def _typed(folder: Path) -> None:
         (_repeated, 1, "'t1' is also in m-00001-of-00003.gguf"),
         (_one_too_many, 0, "hold 8 tensors, but their headers say 7"),
         (_no_keys, 1, "header says shard 1 of 1"),
-        (_impossible, 0, "is shard 3 .* of 3, which is impossible"),
+        (_impossible, 0, "shard 3 .* of 3, which is impossible"),
         (_negative, 0, "of -1, which is impossible"),
         (_typed, 0, "has type STRING"),
     ],

@@ -161,7 +161,7 @@ BAD: dict[str, tuple[Metadata, type[Failure], str]] = {
     "no tokens": ({"tokenizer.ggml.tokens": u32(1)}, Malformed, "array of strings"),
     "bytes": ({"tokenizer.ggml.tokens": strings(["\udcff"] * 5)}, Unsupported, "not UTF-8"),
     "types too short": ({"tokenizer.ggml.token_type": array(np.ones(4, np.int32))}, Malformed, "array of 5 numbers"),
-    "no such type": ({"tokenizer.ggml.token_type": array(np.full(5, 9, np.int32))}, Malformed, "no token type"),
+    "no such type": ({"tokenizer.ggml.token_type": array(np.full(5, 9, np.int32))}, Malformed, "not a token type"),
     "id of another type": ({"tokenizer.ggml.eos_token_id": string("x")}, Malformed, "holds STRING"),
     "no merges": ({"tokenizer.ggml.merges": i32(1)}, Malformed, "array of strings"),
     "model": ({"tokenizer.ggml.model": string("bert")}, Unsupported, "only llama and gpt2"),

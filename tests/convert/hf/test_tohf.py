@@ -232,7 +232,7 @@ def adding(name: str, values: NDArray[np.float32] = ONES) -> Callable[[Metadata,
 
 
 REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]] = {
-    "no architecture": (without("general.architecture"), Malformed, "general.architecture: is missing"),
+    "no architecture": (without("general.architecture"), Malformed, "general.architecture: the key is missing"),
     "adapter": (setting(general__type=string("adapter")), Unsupported, "only models"),
     "unknown architecture": (setting(general__architecture=string("gptneox")), Unsupported, "Known: gemma2, gemma3"),
     "experts without a class": (
@@ -240,7 +240,7 @@ REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]
         Unsupported,
         "with experts",
     ),
-    "missing size": (without("llama.embedding_length"), Malformed, "llama.embedding_length: is missing"),
+    "missing size": (without("llama.embedding_length"), Malformed, "llama.embedding_length: the key is missing"),
     "size of another type": (setting(llama__embedding_length=string("x")), Unsupported, "one number is expected"),
     "contradicting shape": (setting(llama__feed_forward_length=u32(512)), Unsupported, "the config says"),
     "contradicting key": (setting(llama__vocab_size=u32(9)), Malformed, "llama.vocab_size is 9, but would become 904"),
