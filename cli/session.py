@@ -135,10 +135,12 @@ def _recipe_files(request: "Request", planned: "Pass", texts: list[str], *, dry_
         path = wanted or output.path.with_name(f"{output.path.name.removesuffix('.gguf')}.toml")
         if wanted and not path.parent.is_dir():
             raise Usage(
-                "the folder of the recipe does not exist", where=path.parent, fix="Name another with --save-recipe."
+                "the folder for the recipe file does not exist",
+                where=path.parent,
+                fix="Choose another with --save-recipe.",
             )
         if not request.write.overwrite and path.exists():
-            raise OutputConflict("the recipe exists already", where=path, fix="Name another with --save-recipe.")
+            raise OutputConflict("the recipe file already exists", where=path, fix="Choose another with --save-recipe.")
         found.append((path, text))
     return found
 

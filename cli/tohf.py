@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 @with_records("file", only="threads sync")
 def to_hf(
     model: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model, or any one of its shards.")],
-    outdir: Annotated[Path | None, typer.Option(help="The folder to make; by default NAME-hf beside IN.")] = None,
+    outdir: Annotated[Path | None, typer.Option(help="The output folder; by default NAME-hf beside IN.")] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="The type of all tensors: float16, bfloat16 or float32. By default they keep theirs; quantized "
-            "ones become float16."
+            help="The type of all tensors: float16, bfloat16 or float32. By default tensors keep their types, and "
+            "quantized ones become float16."
         ),
     ] = None,
     shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="The most bytes of tensors in one file: 5G, 500M.")
+        str, typer.Option(metavar="SIZE", help="The maximum size of the tensors in one file, such as 5G or 500M.")
     ] = "5G",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show tensors and files, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the tensors and files, and write nothing.")] = False,
     *,
     write: WriteOptions,
     as_json: AsJson = False,

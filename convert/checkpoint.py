@@ -51,7 +51,7 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
                 raise Malformed(
                     f"tensor {source.name!r} is in {tensors[source.name].path.name} and again in {path.name}",
                     where=folder,
-                    fix="Move the file that is not of this model out of the folder.",
+                    fix="Move the file that does not belong to this model out of the folder.",
                 )
             tensors[source.name] = source
     if listed is not None:
@@ -72,7 +72,7 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
         del tensors[head.name]
-        notes.append("lm_head.weight is the embedding itself, stored once")
+        notes.append("lm_head.weight equals the token embeddings, so it is stored only once")
     if fnmatchcase(paths[0].name, MISTRAL):
         config, open_questions = params_config(folder / PARAMS)
         return Checkpoint(folder, to_hugging_face(tensors.values(), config), (*notes, *open_questions), open_files)
@@ -107,9 +107,9 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     parts = PurePosixPath(name.replace("\\", "/"))
     if len(parts.parts) != 1 or name in ("", ".", "..") or ":" in name or "\0" in name:
         raise Malformed(
-            f"shard name {name!r} leaves the model folder",
+            f"shard name {name!r} points outside the model folder",
             where=index,
-            fix="Shards must be in the folder of their index.",
+            fix="Shards must be in the same folder as the index.",
         )
     path = folder / name
     if not path.is_file():
@@ -120,7 +120,8 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
 def _no_weights(folder: Path) -> Malformed | Unsupported:
     """Why there is nothing to read."""
     kinds = {
-        MISTRAL: "Mistral's own layout, which lacks its params.json; take the model.safetensors of the same repository",
+        MISTRAL: "in Mistral's own layout, but its params.json is missing; use the model.safetensors of the same "
+        "repository",
         "adapter_*.safetensors": "a LoRA adapter, not a model; merge it into its base model first",
         "*.bin": "no pytorch_model*.bin",
         "*.pth": "no consolidated.*.pth beside a params.json",
@@ -131,5 +132,7 @@ def _no_weights(folder: Path) -> Malformed | Unsupported:
         if other is not None:
             return Unsupported(f"no model.safetensors here, and {other.name} is {what}", where=folder)
     return Malformed(
-        "there are no *.safetensors files here", where=folder, fix="Pass the folder that holds config.json and weights."
+        "there are no *.safetensors files here",
+        where=folder,
+        fix="Pass the folder that holds config.json and the weights.",
     )

@@ -183,7 +183,7 @@ def _joined(name: str, found: list[StoredTensor], count: int, config: Mapping[st
         raise Malformed(
             f"{name} is in {len(found)} of {count} files, or its parts differ in shape",
             where=first.path.parent,
-            fix="Keep the consolidated.*.pth of one model together, all of them.",
+            fix="Keep all consolidated.*.pth files of the model together in one folder.",
         )
     heads = next((config[key] for end, key in HEADS.items() if name.endswith(end)), 0)
     if name.endswith(BY_ROWS) or (name == EMBEDDING and first.shape[-1] == config["hidden_size"]):

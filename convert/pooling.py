@@ -41,13 +41,15 @@ def pooling_metadata(folder: Path, record: Architecture) -> Metadata:
         return {}
     file = contained(folder, folder / str(path) / "config.json")
     if not file.is_file():
-        raise Malformed(f"{listed.name} names it, and it is missing", where=file, fix="Download the missing file.")
+        raise Malformed(
+            f"{listed.name} names this file, but it is missing", where=file, fix="Download the missing file."
+        )
     config = read_object(file, inside=folder)
     switched = (mode for mode in MODES if config.get(f"pooling_mode_{mode}"))
     kind = MODES.get(next(switched, str(config.get("pooling_mode"))))
     if kind is None:
         raise Unsupported(
-            "llama.cpp pools by the mean, the first or the last token, and this model does not",
+            "llama.cpp pools by the mean, the first or the last token, but this model does not",
             where=file,
             fix="Move modules.json away to convert the language model alone.",
         )

@@ -29,7 +29,7 @@ def read_header(path: Path) -> Iterator[StoredTensor]:
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > size - 8:
             raise Malformed(
-                f"truncated: the header needs {8 + length} bytes, the file has {size}",
+                f"the file is truncated: the header needs {8 + length} bytes, the file has {size}",
                 where=path,
                 fix="Download it again.",
             )
@@ -47,7 +47,9 @@ def read_header(path: Path) -> Iterator[StoredTensor]:
             raise Malformed(
                 f"{what}: {expected} bytes expected, {size} found", where=path, fix="Download it again."
             ) from None
-        raise Malformed(f"not a valid safetensors file: {error}", where=path, fix="Download it again.") from None
+        raise Malformed(
+            f"this is not a valid safetensors file: {error}", where=path, fix="Download it again."
+        ) from None
     entries = parse_json(header, path)  # the library has just validated these bytes, but for keys that occur twice
     entries.pop("__metadata__", None)
     for name, entry in sorted(entries.items(), key=lambda item: (item[1]["data_offsets"], item[0])):

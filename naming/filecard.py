@@ -37,6 +37,6 @@ def check_card(path: Path, fix: str) -> None:
     try:
         ours = not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
     if not ours:
-        raise OutputConflict("already exists, and is not a card that was written here", where=path, fix=fix)
+        raise OutputConflict("a README.md that ggufsmith did not write already exists", where=path, fix=fix)

@@ -225,7 +225,7 @@ def _tells(value: Any, name: str, identifies: bool, note: Note) -> bool:
     if not isinstance(value, str):
         return value is not None
     if (is_local if identifies else is_path)(value):
-        note(f"model card: {name} is a path, {_shown.repr(value)}, and is not written")
+        note(f"model card: {name} is a path, {_shown.repr(value)}, so it is not written")
         return False
     return bool(value.strip())
 
@@ -236,7 +236,7 @@ def _listed(value: Any, what: str, note: Note) -> Sequence[Any] | None:
         return value
     if isinstance(value, str):
         return [value]
-    note(f"{what}: {_shown.repr(value)} is not a list, and is not written")
+    note(f"{what}: {_shown.repr(value)} is not a list, so it is not written")
     return None
 
 
@@ -249,12 +249,12 @@ def _related(entry: Any, total: int, note: Note) -> Mapping[str, Any] | None:
             if not isinstance(value, str) or _tells(value, str(key), key not in SENTENCES, note)
         }
     if not isinstance(entry, str):
-        note(f"model card: {_shown.repr(entry)} names no model and no data set")
+        note(f"model card: {_shown.repr(entry)} names neither a model nor a data set")
         return {}
     url: str | None
     if is_local(entry) or (not is_id(entry) and not any(mark in entry for mark in "/: ")):
         folder = folder_name(entry)
-        note(f"model card: {_shown.repr(entry)} is a path, of which only the folder's name is written, if it tells any")
+        note(f"model card: {_shown.repr(entry)} is a path; at most the name of its folder is written")
         if (cached := cached_id(entry)) is not None:
             return _related(cached, total, note)
         return None if folder is None else {"name": title(folder)}
@@ -279,7 +279,7 @@ def _values(found: Found, note: Note) -> Metadata:
         if isinstance(value, PLAIN) and str(value):
             out[key] = string(str(value))
         elif value not in (None, ""):
-            note(f"{key}: {_shown.repr(value)} is not a text, and is not written")
+            note(f"{key}: {_shown.repr(value)} is not a text, so it is not written")
 
     for key, _, make in SAMPLING:
         value = found.get(key)
@@ -288,7 +288,7 @@ def _values(found: Found, note: Note) -> Metadata:
         elif value is not None and (number := _number(value, whole=make is i32)) is not None:
             out[key] = make(number)
         elif value is not None:
-            note(f"{key}: {_shown.repr(value)} is not a number of its type, and is not written")
+            note(f"{key}: {_shown.repr(value)} is not a number of its type, so it is not written")
     for key, _ in TEXTS:
         value = found.get(key)
         if key == General.LICENSE and isinstance(value, list):
@@ -317,7 +317,7 @@ def _plain(items: Sequence[Any], key: str, note: Note) -> list[Any]:
     """Without lists in lists, whose text a few aliases could make endless; a note says which are left out."""
     for item in items:
         if not isinstance(item, PLAIN):
-            note(f"{key}: {_shown.repr(item)} is not a text, and is not written")
+            note(f"{key}: {_shown.repr(item)} is not a text, so it is not written")
     return [item for item in items if isinstance(item, PLAIN)]
 
 

@@ -185,6 +185,7 @@ def _notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:
     for findings in found:
         merged.update(findings)
     return [
-        f"{name}: {finding.count} weights had no usable importance; they were weighted evenly instead of erased"
+        f"{name}: {finding.count} weights had no usable importance and were weighted evenly (ggml would have erased "
+        f"them)"
         for name, finding in merged.items()
     ]

@@ -73,10 +73,13 @@ PLACEHOLDER = Recipe("Q8_0", FILE_TYPES["Q8_0"])  # any recipe will do for the p
 def budget_of(size: str | None, bits_per_weight: float | None) -> Budget | None:
     """From the options' texts: 4.5GiB, 500M (decimal), bytes; or bits. None if neither is given."""
     if size is not None and bits_per_weight is not None:
-        raise Usage("--target-size and --target-bpw cannot be used together", fix="Drop one of them.")
+        raise Usage("--target-size and --target-bpw cannot be used together", fix="Leave out one of the two.")
     if bits_per_weight is not None:
         if not 0 < bits_per_weight <= 32:
-            raise Usage(f"{bits_per_weight} bits per weight is no target", fix="For example --target-bpw 4.25.")
+            raise Usage(
+                f"{bits_per_weight} is not a valid number of bits per weight",
+                fix="Pass a positive number, for example --target-bpw 4.25.",
+            )
         return Budget(bits_per_weight=bits_per_weight)
     if size is None:
         return None
@@ -298,7 +301,7 @@ def _wide(tensor: RowSource, start: int, stop: int) -> NDArray[np.float32]:
         raise Malformed(
             f"weights are NaN or infinite, among rows {start} to {stop - 1}",
             where=tensor.origin,
-            fix="The model is damaged; get it again.",
+            fix="The model is damaged. Download it again.",
         )
     return wide
 

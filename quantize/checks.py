@@ -145,7 +145,7 @@ def _wide(values: NDArray[Any], format: Format) -> NDArray[np.float32]:
 
 def _damaged(what: str, where: str) -> Failure:
     return Failure(
-        f"{what}, which cannot be",
+        f"{what}; this should be impossible",
         where=where,
         fix="Check the memory of this machine, and remove ggufsmith's folder in the user's cache; then report it.",
     )

@@ -216,11 +216,11 @@ def _fit(source: RowSource, info: TensorInfo) -> bool:
 def unpaired(model: GgufSet, sources: Sequence[RowSource]) -> Mapping[str, str]:
     """Tensors that only one side has, or with another shape, and what is wrong with them."""
     wanted = {source.name: source for source in sources}
-    problems = {name: "is not in the source" for name in model.tensors if name not in wanted}
+    problems = {name: "the tensor is not in the source" for name in model.tensors if name not in wanted}
     for name, source in wanted.items():
         info = model.tensors.get(name)
         if info is None:
-            problems[name] = "is in the source, but not in the file"
+            problems[name] = "the tensor is in the source but not in the file"
         elif not _fit(source, info):
             problems[name] = f"has shape {info.shape}, the source gives {source.shape}"
     return problems

@@ -82,7 +82,8 @@ def _token(value: Any, where: Path, key: str) -> str:
 def beyond_one(frame: TextFrame) -> list[str]:
     """Notes on tokens of the frame that llama.cpp has no place for."""
     return [
-        f"tokenizer.json puts {', '.join(map(shown, tokens))} {place} every text; llama.cpp can add one token there"
+        f"tokenizer.json puts {', '.join(map(shown, tokens))} {place} every text; llama.cpp can add only one token "
+        f"there"
         for tokens, place in ((frame.before, "before"), (frame.after, "behind"))
         if len(tokens) > 1
     ]

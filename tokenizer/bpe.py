@@ -35,13 +35,15 @@ def read_bpe(tokenizer: Json, where: Path) -> BpeModel:
     kind = model.get("type", "BPE")
     if kind != "BPE":
         raise Unsupported(
-            f"model.type is {shown(kind)}, only BPE can be converted from tokenizer.json",
+            f"model.type is {shown(kind)}, but only BPE can be converted from tokenizer.json",
             where=where,
-            fix="A SentencePiece vocabulary converts from its tokenizer.model; put that file into the folder.",
+            fix="A SentencePiece vocabulary is converted from its tokenizer.model. Put that file into the folder.",
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise Unsupported(f"model.{key} is {shown(model[key])}; llama.cpp's BPE has none", where=where)
+            raise Unsupported(
+                f"model.{key} is {shown(model[key])}, which llama.cpp's BPE does not support", where=where
+            )
     vocab = expect(model.get("vocab"), dict, where=where, key="model.vocab")
     check_vocab(vocab, where, "model.vocab")
     return BpeModel(

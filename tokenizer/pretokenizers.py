@@ -298,10 +298,10 @@ def match(stages: Stages, ignore_merges: bool, vocabulary: Container[str], where
     found = _cut(" → ".join(stages)) or "none"
     near = max(TABLE, key=lambda row: max((_likeness(stages, known) for known in row.stages), default=0.0))
     raise Unsupported(
-        f"no pre-tokenizer of llama.cpp splits like this one: {found}",
+        f"llama.cpp has no pre-tokenizer that splits text like this one: {found}",
         where=f"{where}: pre_tokenizer",
-        fix=f"The nearest is {near.name} ({' → '.join(near.stages[0])}). If it, or another of llama.cpp's, splits your "
-        f"texts alike, pass --pre {near.name} (or --pre NAME).",
+        fix=f"The nearest is {near.name} ({' → '.join(near.stages[0])}). If it splits your text the same way, pass "
+        f"--pre {near.name} (or --pre NAME for another).",
     )
 
 

@@ -88,7 +88,7 @@ def _made(checkpoint: Checkpoint, scheme: Scheme, asked: SchemeInputs) -> Dequan
     weights, stored = scheme.build(asked), tuple(asked.parts.values())
     dense = scheme.dense_name(asked.main)
     if dense in checkpoint.tensors and dense != asked.name:
-        raise asked.wrong(f"{dense} is there as well, and would be given twice")
+        raise asked.wrong(f"{dense} exists as well, so the weight is stored twice")
     size = sum(part.nbytes for part in stored)
     return DequantizedTensor(
         dense, weights.shape, "F32", asked.main.path, 0, size, weights, stored, scheme.exact(weights)
@@ -168,7 +168,7 @@ def _one_method(marked: Mapping[str, tuple[Scheme, Parts]], method: str | None, 
     else:
         wrong = [(scheme, name) for scheme, name in schemes.values() if method not in scheme.methods]
     if wrong:
-        says = f"the config says {method!r}" if method else "no config says which counts"
+        says = f"the config says {method!r}" if method else "no config says which one applies"
         raise Malformed(
             f"quantization methods are mixed or contradict the config: {says}",
             where=settings.path,
@@ -194,7 +194,7 @@ def offers(sources: Iterable[StoredTensor]) -> list[str]:
     made = (source.exact for source in sources if isinstance(source, DequantizedTensor))
     kept = Counter(exact.format.name for exact in made if exact is not None)
     return [
-        f"{count} weights are equivalent to {name}: --recipe copy keeps them exactly" for name, count in kept.items()
+        f"{count} weights are equivalent to {name}; --recipe copy keeps them exactly" for name, count in kept.items()
     ]
 
 

@@ -88,7 +88,7 @@ def _llama3(factors: NDArray[np.float32], theta: float, where: object) -> dict[s
                 "high_freq_factor": HIGH,
                 "original_max_position_embeddings": context,
             }
-    raise Unsupported(f"{FREQS} follows no known scaling of Llama 3", where=where)
+    raise Unsupported(f"{FREQS} does not follow any known scaling of Llama 3", where=where)
 
 
 def _numbers(values: NDArray[np.float32]) -> list[float]:

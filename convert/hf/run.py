@@ -169,7 +169,7 @@ def _main_dtype(tensors: tuple[Restored, ...]) -> str:
 def _check_keys(made: Metadata, stated: Metadata, source: GgufSet) -> None:
     """Converting the folder must not give a key another value than it has."""
     wrong = [
-        f"{key} is {shown(stated[key].data)}, and would become {shown(value.data)}"
+        f"{key} is {shown(stated[key].data)}, but would become {shown(value.data)}"
         for key, value in made.items()
         if key in stated and not _same(stated[key].data, value.data)
     ]
@@ -192,7 +192,10 @@ def _notes(known: HfClass, source: GgufSet, made: Metadata) -> Iterator[str]:
     prefix = f"{known.record.name}."
     lost = [key for key in source.metadata if key.startswith(prefix) and key not in made]
     if lost:
-        yield f"keys that a config.json has no place for, or that follow from others: {', '.join(lost)}"
+        yield (
+            "these keys are not written to config.json, because it cannot express them or they follow from "
+            f"others: {', '.join(lost)}"
+        )
 
 
 def _folder(job: ToHfJob, model: OpenedModel) -> Path:

@@ -23,15 +23,15 @@ JSON_FILES = ["tokenizer.json", "tokenizer_config.json", "generation_config.json
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not JSON"),
-        (b"{", "not JSON"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
         (b"[]", "is an array, expected an object"),
         (b"null", "is null, expected an object"),
         (b'"text"', "is a string, expected an object"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b'{"a": 1, "a": 2}', "'a' occurs twice"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
 )
 def test_files_that_are_no_objects(name: str, content: bytes, message: str, tmp_path: Path) -> None:
