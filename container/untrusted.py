@@ -91,7 +91,7 @@ def parse_json(raw: bytes, where: object) -> Any:
     except RecursionError:
         raise Malformed("JSON nested too deeply", where=where) from None
     except ValueError as error:  # of JSONDecodeError, of `_unique`, and of numbers with too many digits
-        raise Malformed(f"not JSON: {error}", where=where, fix="If it was downloaded, download it again.") from None
+        raise Malformed(f"this is not valid JSON: {error}", where=where, fix="If it was downloaded, download it again.") from None
 
 
 def _decoded(raw: bytes, where: object) -> str:
