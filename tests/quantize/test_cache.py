@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.quantize import rows
-from ggufsmith.quantize.cache import READ_F32, WRITE_F32, kernel
+from ggufsmith.quantize.cache import READ_F32, WRITE_F32, WRITE_U16, kernel
+from ggufsmith.quantize.kernels.blocks import get, half_bits, put
 from ggufsmith.quantize.simd import W
 
 # ---- one compiled form for all kinds of arrays ----
@@ -83,3 +84,37 @@ def test_threads_that_need_a_kernel_at_once() -> None:
     barrier = threading.Barrier(8)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(call, range(8))) == [8.0] * 8
+
+
+# ---- one pattern for what is no number ----
+
+
+def test_every_nan_is_stored_as_one_pattern() -> None:
+    """Which sign 0 / 0 has depends on the CPU; numbers and infinities are as ever."""
+    patterns = [0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFFFFFFF, 0x7F800000, 0xFF800000, 0x3F800000, 0x80000000]
+    x = np.resize(np.array(patterns, np.uint32), W).view(np.float32)
+    found = np.empty(W, np.uint16)
+    halves(x, found)
+    assert found[: len(patterns)].tolist() == [0xFE00] * 4 + [0x7C00, 0xFC00, 0x3C00, 0x8000]
+    assert half_bits(x).tolist() == found.tolist()
+
+
+@kernel(READ_F32, WRITE_U16)
+def halves(x: Any, out: Any) -> None:
+    put(out, 0, half_bits(get(x, 0)))
+
+
+@pytest.mark.parametrize("name", [name for name in rows.MODULES if "d" in (BY_NAME[name].dtype.names or ())])
+def test_rows_that_overflow_hold_no_other_nan(name: str) -> None:
+    form, found = BY_NAME[name], set()
+    if form.dtype["d"] != np.uint16:
+        return
+    for power in range(15, 38):
+        x = np.random.default_rng(power).standard_normal((W, 256)).astype(np.float32) * np.float32(10.0**power)
+        out = np.empty((W, form.nbytes((256,))), np.uint8)
+        for importance in (None, np.linspace(0, 2, 256, dtype=np.float32)):
+            if importance is not None or rows.codec_of(form).encode is not None:
+                rows.encode(form, x, out, importance=importance)
+                scales = out.view(form.dtype)["d"]
+                found |= set(scales[np.isnan(scales.view(np.float16))].tolist())
+    assert found <= {0xFE00}
