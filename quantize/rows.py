@@ -23,17 +23,20 @@ This module does not import Numba; the first use of a format does.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME, Format
-from ggufsmith.quantize.kernels import Codec, Steering
+from ggufsmith.quantize.kernels import Call, Codec, Steering
+
+if TYPE_CHECKING:
+    from ggufsmith.quantize.cache import Kernel
 
 F32 = BY_NAME["F32"]
 FLOATS = ("F32", "F16", "BF16")
@@ -158,23 +161,58 @@ def decode(source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32]) 
             y[whole * source.weights :] = room[: rest * source.weights]
 
 
-def warm_up(target: Format, source: Format = F32, weighted: bool = False) -> None:
-    """Compile, or load from the cache, what `encode` needs, and `decode` where `source` has blocks."""
-    width = target.weights
-    if source.name not in FLOATS:
-        width = max(width, source.weights)
-        decode(source, np.zeros((1, source.nbytes((width,))), np.uint8), np.empty((1, width), np.float32))
+def needed(target: Format, source: Format = F32, weighted: bool = False) -> list["Kernel"]:
+    """The kernels that `encode` runs on ordinary rows, and `decode` before it where `source` has blocks.
+
+    weighted: with importance. A format that cannot be encoded without it is taken to have it.
+    """
+    calls: list[Call | None] = []
+    found: list[Kernel] = []
+    if not source.plain:
+        calls.append(codec_of(source).decode)
         source = F32
-    rows = np.zeros((1, width), source.dtype["x"])
-    ones = np.ones(width, np.float32)
-    wanted = not target.plain and (weighted or codec_of(target).encode is None)
-    encode(
-        target,
-        rows,
-        np.empty((1, target.nbytes((width,))), np.uint8),
-        source=source,
-        importance=ones if wanted else None,
-    )
+    if target.plain or source is not F32:
+        found.append(floats().kernel_for(source.name, target.name if target.plain else "F32")[0])
+    if not target.plain:
+        codec = codec_of(target)
+        search = codec.weighted if weighted or codec.encode is None else None
+        calls.append(search or codec.encode)
+        if search is not None and codec.by_row:
+            found.append(floats().square_sums)
+        elif source is F32:
+            found.append(floats().peak_of)
+    return [*found, *(call.kernel for call in calls if isinstance(call, Call))]
+
+
+def prepare(
+    conversions: Iterable[tuple[Format, Format, bool]],
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
+    """Compile, or load from the cache, what these conversions need, and have each kernel show that it works.
+
+    conversions: the arguments of `needed`.
+    advance:     told of kernels as they are compiled; see `cache.compile_all`.
+
+    Returns the seconds that compiling took. Failure if a kernel gives other bytes or numbers than it must.
+    """
+    listed = list(dict.fromkeys(conversions))
+    cache = import_module("ggufsmith.quantize.cache")
+    kernels = [kernel for conversion in listed for kernel in needed(*conversion)]
+    seconds: float = cache.compile_all(kernels, advance)
+    selftest = import_module("ggufsmith.quantize.selftest")
+    for target, source, weighted in listed:
+        if not source.plain:
+            selftest.check_decoder(source)
+        if not target.plain:
+            selftest.check_encoder(target, weighted)
+        if target.plain or source.name in FLOATS:
+            selftest.check_conversion(source if source.plain else F32, target if target.plain else F32)
+    return seconds
+
+
+def warm_up(target: Format, source: Format = F32, weighted: bool = False) -> None:
+    """`prepare` for one conversion."""
+    prepare([(target, source, weighted)])
 
 
 # ---- arguments ----

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout
-from ggufsmith.quantize.checks import EVERY, check_row, check_scales
-from ggufsmith.quantize.rows import FLOATS, Finding, Report, decode, encode, warm_up
+from ggufsmith.quantize.checks import EVERY, check_decoded, check_row, check_scales
+from ggufsmith.quantize.rows import FLOATS, Finding, Report, decode, encode, prepare
 from ggufsmith.quantize.threads import spread
 
 CHUNK = 1 << 20  # weights per chunk: so many that Python between the kernels, and one write at a time, do not count
@@ -100,18 +100,26 @@ class Target:
     importance: Sequence[NDArray[np.float32] | None] | None = None
 
 
-def load_kernels(tensors: Sequence[Tensor], targets: Sequence[Target]) -> None:
-    """Compile the kernels that `stream` will need, or load them from the disk, before the clock of the work starts."""
-    for target in targets:
-        importance = target.importance or [None] * len(tensors)
-        for spec, tensor, weights in zip(target.layout.tensors, tensors, importance, strict=True):
-            if spec.format is not tensor.held or tensor.held.name in FLOATS:
-                _warm(spec.format, tensor.held, weights is not None)
+def load_kernels(
+    tensors: Sequence[Tensor],
+    targets: Sequence[Target],
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
+    """Compile the kernels that `stream` will need, or load them from the disk, and see that they work.
 
-
-@cache
-def _warm(target: Format, source: Format, weighted: bool) -> None:
-    warm_up(target, source, weighted)
+    advance: told how many are compiled, of how many that have to be. Returns the seconds that compiling took.
+    """
+    return prepare(
+        (
+            (spec.format, tensor.held, weights is not None)
+            for target in targets
+            for spec, tensor, weights in zip(
+                target.layout.tensors, tensors, target.importance or [None] * len(tensors), strict=True
+            )
+            if spec.format is not tensor.held or tensor.held.name in FLOATS
+        ),
+        advance,
+    )
 
 
 def stream(
@@ -209,6 +217,7 @@ def _chunk(
     if not wanted:
         return reports
     rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
+    looked_at = first * width // CHUNK % EVERY == 0
     wide: Array | None = rows if held.plain else None
     made: dict[tuple[str, int], tuple[Array, Report]] = {}  # recipes agree on many tensors: each type is made once
     for k in wanted:
@@ -222,12 +231,14 @@ def _chunk(
             if wide is None:
                 wide = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
                 decode(held, rows, wide)
+                if looked_at:
+                    check_decoded(held, rows, wide, tensor.origin)
             encoded = scratch.take(size).reshape(last - first, -1)
             source = held if held.plain else F32
             report = _encode(format, wide, encoded, source, importance, first, count)
             _refuse(report, format, tensor, first)
             check_scales(format, encoded, tensor.origin)
-            if first * width // CHUNK % EVERY == 0:
+            if looked_at:
                 check_row(format, encoded, wide, source, partial(_of_row, importance, count, first), tensor.origin)
             made[kind] = encoded, report
         encoded, reports[k] = made[kind]
