@@ -27,7 +27,7 @@ from ggufsmith.quantize.selftest import agree
 LIMITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
 E8M0_NAN = 0xFF  # the scale of MXFP4 that stands for no number
 SCALES = ("d", "dmin", "m", "s")  # fields of half precision; the codes beside them are bounded
-EVERY = 8  # chunks of a tensor: from the first on, one of so many is looked at
+EVERY = 16  # chunks of a tensor: from the first on, one of so many is looked at
 SAMPLE = 4096  # weights of a row that are looked at; a multiple of every block
 EVEN = 64.0  # of so many equal weights a row must have the evenness: (sum of x)**2 / (sum of x**2), x their powers
 FAINTEST = 1e-3  # root mean square: below it scales get coarse, they are of half precision
