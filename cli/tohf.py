@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,8 +51,13 @@ def to_hf(
             report = _report(prepared)
             if not dry_run:
                 silent = quiet or as_json
-                with render.progress(prepared.folder.name, prepared.weights, silent) as advance:
-                    done = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
+                with render.progress(prepared.folder.name, prepared.weights, silent) as shown:
+                    done = run(
+                        prepared,
+                        shown.advance,
+                        partial(shown.phase, "compiling kernels"),
+                        (lambda seconds: None) if silent else render.kernels,
+                    )
                 report |= {"seconds": done.seconds, "notes": [*report["notes"], *done.notes]}
             if as_json:
                 render.as_json(report | ({"tensors": list(_tensors(prepared))} if dry_run else {}))

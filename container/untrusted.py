@@ -91,7 +91,8 @@ def parse_json(raw: bytes, where: object) -> Any:
     except RecursionError:
         raise Malformed("JSON nested too deeply", where=where) from None
     except ValueError as error:  # of JSONDecodeError, of `_unique`, and of numbers with too many digits
-        raise Malformed(f"this is not valid JSON: {error}", where=where, fix="If it was downloaded, download it again.") from None
+        what = f"this is not valid JSON: {error}"
+        raise Malformed(what, where=where, fix="If it was downloaded, download it again.") from None
 
 
 def _decoded(raw: bytes, where: object) -> str:

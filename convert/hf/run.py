@@ -208,6 +208,7 @@ def _folder(job: ToHfJob, model: OpenedModel) -> Path:
 def run(
     prepared: PreparedFolder,
     advance: Callable[[int], None] = lambda weights: None,
+    compiling: Callable[[int, int], None] = lambda done, total: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Done:
     """Write the folder beside its place, check it, and give it its name. See `Pass.run` for the callbacks."""
@@ -222,8 +223,7 @@ def run(
         notes = tuple(_check_vocabulary(prepared, folder))
         with SetWriter(folder, plan, inputs=prepared.source.paths, sync=job.sync, reader=stored_tensors) as writer:
             targets = [StreamTarget(plan.whole, writer, GGML)]
-            load_kernels(prepared.tensors, targets)
-            loaded(time.perf_counter() - started)
+            loaded(load_kernels(prepared.tensors, targets, compiling))
             stream(prepared.tensors, targets, threads=job.threads or available_cores(), advance=advance)
             writer.commit()
     if job.sync:

@@ -8,14 +8,14 @@ from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.container.untrusted import contained, is_inside, load_json, parse_json, read_bytes, read_object
 
 DAMAGED = [
-    (b"", "not JSON"),
-    (b"{", "not JSON"),
+    (b"", "not valid JSON"),
+    (b"{", "not valid JSON"),
     (b'{"a": 1, "a": 2}', "the key 'a' occurs twice"),
     (b'{"b": {"a": 1, "a": 1}}', "the key 'a' occurs twice"),
     (b'[{"a": 1, "a": 1}]', "the key 'a' occurs twice"),
     (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
     ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
-    (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+    (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     (b"[" * 100_000, "nested too deeply"),
     (b'{"a": ' * 100_000, "nested too deeply"),
 ]

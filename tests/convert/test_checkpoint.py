@@ -175,7 +175,7 @@ def test_one_tensor_in_two_files_without_an_index(tmp_path: Path) -> None:
     ("text", "what"),
     [
         ("[]", "expected an object"),
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ('{"weight_map": 3}', "weight_map"),
         ('{"weight_map": {"a": 3}}', "weight_map"),
         ('{"a": ' * 100_000, "nested too deeply"),

@@ -22,10 +22,10 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
 DAMAGED = {
     "a key twice": (b'{"a": 1, "a": 2}', "the key 'a' occurs twice"),
     "not UTF-8": (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
-    "a number of 5000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+    "a number of 5000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     "too deep": (b'{"a": ' * 100_000, "nested too deeply"),
     "a list": (b"[]", "the whole file is an array, expected an object"),
-    "cut": (b'{"a": ', "not JSON"),
+    "cut": (b'{"a": ', "not valid JSON"),
 }
 
 
