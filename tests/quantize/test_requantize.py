@@ -252,7 +252,7 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
     for wrong, kind, message in (
         (request(model), Usage, "this is already a GGUF file"),
         (request(model, "q8_0", "q4_0", outfile=tmp_path / "o.gguf"), Usage, "several recipes"),
-        (request(model, "q4_K", "q4_K_M"), Usage, "two recipes"),
+        (request(model, "q4_K", "q4_K_M"), Usage, "two of the recipes"),
         (request(wide, "iq1_s"), Usage, "importance matrix"),
         (request(model, "q8_0", tensor_types=("attn_w=q8_0",)), Usage, "attn_w"),
         (request(quantized.path, "q4_0"), Usage, "already quantized"),
