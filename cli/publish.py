@@ -108,7 +108,8 @@ def _records(planned: "Pass", entries: Sequence["OutputReport"], silent: bool) -
         types = {tensor.name: tensor.format.name for tensor in output.shards.whole.tensors}
         path = record_path(output.path)
         files = [asdict(file) for file in entry.files or ()]
-        recipe = {"recipe": entry.recipe, "types": types}
+        adapters = {"adapters": dict(planned.info.adapters)} if planned.info.adapters else {}
+        recipe = {"recipe": entry.recipe, **adapters, "types": types}
         write_record(path, record(files, sources, recipe=recipe, version=version("ggufsmith")))
         yield path
 

@@ -18,7 +18,7 @@ from ggufsmith.container.shards import Limits, plan_shards
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.convert.inputs import input_files
 from ggufsmith.convert.lora.peft import is_adapter
-from ggufsmith.convert.model import FILE_TYPES, FolderModel, open_folder
+from ggufsmith.convert.model import FILE_TYPES, FolderModel, adapters_of, open_folder
 from ggufsmith.convert.plan import Plan, TensorPlan
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
 from ggufsmith.convert.tensors import CheckpointOpening, ConvertedTensor, OpenCheckpoint, exact_format, tensors_of
@@ -74,6 +74,7 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
             sum(source.nbytes for source in model.checkpoint.tensors.values()),
             model.plan.architecture.name,
             outputs[0].shards.whole.metadata,
+            {f"lora-{number}": factor for number, (_, factor) in enumerate(adapters_of(request.source), 1)},
         ),
         source=OpenCheckpoint(model.checkpoint, tensors),
         tensors=tensors,

@@ -26,12 +26,14 @@ class SourceInfo:
 
     paths:        the model folder, or the files. nbytes: of its weights.
     architecture: general.architecture. metadata: the keys that outputs have before anything is quantized.
+    adapters:     the factors of the adapters that are merged in, by the names that their files have among the inputs.
     """
 
     paths: tuple[Path, ...]
     nbytes: int
     architecture: str
     metadata: Metadata
+    adapters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

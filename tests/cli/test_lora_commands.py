@@ -46,6 +46,20 @@ def test_the_report_says_what_was_merged(base: Path, adapter: Path) -> None:
     assert "merged Chat: 4 low-rank updates times 0.5" in json.loads(done.stdout)["notes"]
 
 
+def test_the_record_has_all_that_was_read(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """The adapter's files and factor, and the file of keys: each of them decides the bytes."""
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"general.author": "A"}', encoding="utf-8")
+    arguments = ["--lora", f"{adapter}:0.5", "--metadata", keys, "--outfile", tmp_path / "a.gguf", "--provenance"]
+    done = run(convert, base, *arguments, "--no-sync")
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "a.gguf.provenance.json").read_text(encoding="utf-8"))
+    names = {each["name"] for each in record["inputs"]}
+    assert {"config.json", "lora-1/adapter_config.json", "lora-1/adapter_model.safetensors"} <= names
+    assert "metadata/keys.json" in names
+    assert record["recipe"]["adapters"] == {"lora-1": 0.5}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
