@@ -90,7 +90,7 @@ def read_vocabulary(
     if parts.adds_bos and parts.frame is not None and "bos" not in special.add:
         special.add["bos"] = False
         special.notes.append(
-            "tokenizer.json does not add BOS, so add_bos_token = false is written; llama.cpp would "
+            "tokenizer.json does not add BOS, so the file says that none is added; llama.cpp would "
             "add it to such a vocabulary"
         )
     template, named, more = read_templates(files)

@@ -90,8 +90,8 @@ HOSTILE: dict[str, tuple[bytes, type[Failure], str]] = {
     "trailing bytes": (old_ggml.content("ggml", SIZES, TOKENS, TENSORS) + b"\0", Malformed, "a tensor needs 12 bytes"),
 }
 ODD_TENSORS: dict[str, tuple[Tensor, type[Failure], str]] = {
-    "no axes": (Tensor("x", (), 0, b""), Malformed, "has 0 dimensions"),
-    "three axes": (Tensor("x", (1, 1, 1), 0, bytes(4)), Malformed, "has 3 dimensions"),
+    "no axes": (Tensor("x", (), 0, b""), Malformed, "gives 0 dimensions"),
+    "three axes": (Tensor("x", (1, 1, 1), 0, bytes(4)), Malformed, "gives 3 dimensions"),
     "no name": (Tensor("", (1,), 0, bytes(4)), Malformed, "name before byte .* is 0 bytes long"),
     "long name": (Tensor("x" * 256, (1,), 0, bytes(4)), Malformed, "256 bytes long"),
     "unknown type": (Tensor("x", (1,), 99, bytes(4)), Malformed, "has the type 99"),

@@ -76,7 +76,7 @@ def test_an_op_without_an_inverse_says_so() -> None:
 
 
 def test_an_op_that_does_not_apply_says_why() -> None:
-    with pytest.raises(ValueError, match="10 rows are not 4 heads"):
+    with pytest.raises(ValueError, match="10 rows cannot be divided into 4 heads"):
         RopePermute(4).shape((10, 3))
     with pytest.raises(ValueError, match="experts differ in shape"):
         Stack().shape((2, 3), (3, 2))
