@@ -22,18 +22,18 @@ EXAMPLES = """
 [bold]Examples[/bold]
 
 ggufsmith batch jobs.toml --dry-run
-  what would be made: files, exact bytes, the disk and about the time that it takes
+  shows what would be made: files, exact sizes, disk space and the estimated time
 
 ggufsmith batch jobs.toml --max-memory 8G --report report.json --junit report.xml
-  makes what is missing; run it again after an interrupt, or when something changed
+  makes what is missing; run it again after an interruption, or when something has changed
 
 ggufsmith batch jobs.toml --shard 2/4
-  the second of four runners that share the models
+  runs as the second of four runners that share the models
 
 [bold]Exit codes[/bold]
 
-0 everything is there and verified, 101 to 125 that many models minus 100 failed (the last line says why), 2 usage,
-4 the job file is wrong and nothing was done, 5 no space for all outputs, 130 or 143 interrupted
+0 all outputs exist and are verified, 101 to 125 the number of failed models plus 100 (the last line says why),
+2 usage, 4 the job file is wrong and nothing was done, 5 no space for all outputs, 130 or 143 interrupted
 """
 
 LINE = 4000  # characters of the last line
@@ -44,28 +44,43 @@ def batch(
     job: Annotated[Path, typer.Argument(metavar="JOBS.toml", help="The job file, TOML or YAML.")],
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show outputs, exact bytes and about the time; make nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the outputs, their exact sizes and the estimated time; write nothing."),
     ] = False,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Of N runners that share the models, the I-th.")
+        str | None, typer.Option(metavar="I/N", help="Run as the I-th of N runners that share the models.")
     ] = None,
     max_memory: Annotated[
-        str | None, typer.Option("--max-memory", metavar="SIZE", help="Memory of the whole run: 8G.")
+        str | None,
+        typer.Option("--max-memory", metavar="SIZE", help="The limit for the memory of the whole run, such as 8G."),
     ] = None,
     max_disk: Annotated[
         str | None,
-        typer.Option("--max-disk", metavar="SIZE", help="Bytes of outputs in the making at one time."),
+        typer.Option(
+            "--max-disk",
+            metavar="SIZE",
+            help="The limit for the total size of outputs that are being written at the same time, such as 50G.",
+        ),
     ] = None,
-    side_by_side: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Models at one time, at most.")] = 2,
+    side_by_side: Annotated[
+        int,
+        typer.Option("--jobs", "-j", min=1, help="The maximum number of models that are converted at the same time."),
+    ] = 2,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first model that fails.")] = False,
     verify_finished: Annotated[
-        bool, typer.Option("--verify-finished", help="Hash finished outputs again, whatever their times say.")
+        bool,
+        typer.Option(
+            "--verify-finished", help="Hash finished outputs again, even if their size and time are unchanged."
+        ),
     ] = False,
     by_content: Annotated[
-        bool, typer.Option("--by-content", help="Know inputs by SHA-256, not by size and time; for fresh checkouts.")
+        bool,
+        typer.Option(
+            "--by-content", help="Recognise unchanged inputs by SHA-256 instead of size and time; for fresh checkouts."
+        ),
     ] = False,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where a JSON report goes.")] = None,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="Where a JUnit report goes.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write a JSON report to this file.")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="Write a JUnit report to this file.")] = None,
     write: WriteOptions,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -82,7 +97,7 @@ def batch(
     def work() -> None:
         nonlocal code
         from ggufsmith.container.errors import Malformed, Usage
-        from ggufsmith.container.shards import parse_size
+        from ggufsmith.container.units import parse_size
         from ggufsmith.convert.batch.jobfile import read_job
         from ggufsmith.convert.batch.report import problem_annotations
         from ggufsmith.convert.batch.run import BatchOptions
@@ -136,7 +151,10 @@ def _shard_of(text: str | None) -> tuple[int, int]:
 
     number, _, count = (text or "1/1").partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise Usage(f"--shard {text}: write I/N, the number of this runner from 1 on and how many there are")
+        raise Usage(
+            f"--shard {text} is not of the form I/N: the number of this runner, counted from 1, and the "
+            f"number of runners"
+        )
     return int(number), int(count)
 
 
@@ -245,12 +263,12 @@ def _totals(
 
     files, size = sum(len(draft.made) for draft in drafts), sum(draft.size for draft in drafts)
     there = sum(len(draft.record.outputs) for draft in drafts) + sum(len(outcome.made) for outcome in outcomes)
-    yield "to make", f"{files} outputs of {len(drafts)} models; {there} are there already"
+    yield "to make", f"{files} outputs of {len(drafts)} models; {there} already exist"
     free = shutil.disk_usage(above(job.output)).free
     yield "disk", f"{render.size(size)} ({size} bytes), {render.size(free)} are free"
     if drafts:
         yield "memory", f"about {render.size(max(draft.memory for draft in drafts) + PROCESS)} for the largest"
-        yield "time", f"about {_duration(seconds)}, by a short measurement on this machine"
+        yield "time", f"about {_duration(seconds)}, estimated from a short measurement on this machine"
 
 
 def _duration(seconds: float) -> str:

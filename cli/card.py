@@ -8,7 +8,7 @@ import typer
 
 def card(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="The GGUF files. For a model in shards, any one of them.")
+        list[Path], typer.Argument(metavar="FILE", help="The GGUF files. If a model is split, name any one shard.")
     ],
     output: Annotated[
         Path | None,
@@ -19,10 +19,10 @@ def card(
     repo: Annotated[
         str | None, typer.Option(help="The repository where the files will be published: org/name-GGUF.")
     ] = None,
-    base_model: Annotated[str | None, typer.Option(help="The model that they were made from: org/name.")] = None,
+    base_model: Annotated[str | None, typer.Option(help="The original model: org/name.")] = None,
     author: Annotated[str | None, typer.Option(help="Who quantized them.")] = None,
     no_hashes: Annotated[
-        bool, typer.Option("--no-hashes", help="Leave out the SHA-256 of the files, which takes reading them.")
+        bool, typer.Option("--no-hashes", help="Leave out the SHA-256 hashes, so that the files need not be read.")
     ] = False,
 ) -> None:
     """Write the model card of GGUF files: front matter, prompt template, a table of files, hashes, and how to run them.
@@ -53,5 +53,5 @@ def write_card(path: Path, text: str) -> None:
     from ggufsmith.container.replace import replace_text
     from ggufsmith.naming.filecard import check_card
 
-    check_card(path, fix="Name another with --output.")
+    check_card(path, fix="Choose another file with --output.")
     replace_text(path, text)

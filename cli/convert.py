@@ -48,8 +48,8 @@ def convert(
 
     A PEFT adapter becomes a GGUF adapter, or is merged with --lora; without MODEL, into the base model that it names.
 
-    A GGUF file is re-typed; an old GGML file of a Llama model becomes a GGUF file, its types unchanged. Only files take
-    --tokenizer, --override-kv, --prune-layers, --keep-split and --allow-requantize.
+    A GGUF file is re-typed; an old GGML file of a Llama model becomes a GGUF file with its types unchanged. Only files
+    take --tokenizer, --override-kv, --prune-layers, --keep-split and --allow-requantize.
     """
 
     def work() -> None:
@@ -65,7 +65,9 @@ def convert(
             run(Request(file, source, make, write), open_pass)
             return
         if source.stream and publish.provenance:
-            raise Usage("--provenance hashes the inputs, which --stream does not store", fix="Drop one of them.")
+            raise Usage(
+                "--provenance hashes the input files, but --stream does not store them", fix="Leave out one of the two."
+            )
         adapters = adapters_of(source)
         name = model if model is not None else _base_of(adapters, source)
         here = source if model is not None else replace(source, base=None)

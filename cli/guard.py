@@ -79,7 +79,9 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
         render.failure(Failure(what, fix="Please report it, with the output of GGUFSMITH_DEBUG=1."), machine)
         code = Failure.code
     except (KeyboardInterrupt, Terminated) as error:
-        render.line(f"interrupted; {'; '.join(getattr(error, '__notes__', ['nothing was left behind']))}", render.err)
+        render.line(
+            f"interrupted; {'; '.join(getattr(error, '__notes__', ['no partial files were left']))}", render.err
+        )
         code = 130 if isinstance(error, KeyboardInterrupt) else 143
     else:
         return

@@ -29,10 +29,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
             "gguf-convert ./Meta-Llama-3-8B-Instruct --recipe q4_K_M --recipe q6_K",
             "writes two quantized files from one pass over the weights, without a 16-bit file in between",
         ),
-        ("gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf", "keeps bfloat16, and writes to that folder"),
+        ("gguf-convert ./TinyLlama-1.1B --outtype bf16 --outdir ./gguf", "keeps bfloat16 and writes into that folder"),
         (
             "gguf-convert Qwen/Qwen2.5-7B-Instruct --recipe q4_K_M --stream",
-            "converts a model on the Hugging Face hub, whose weights are never stored",
+            "converts a model from the Hugging Face hub without storing its weights",
         ),
         ("gguf-convert ./my-adapter", "makes a GGUF adapter of a PEFT adapter, for llama.cpp's --lora"),
         (
@@ -41,45 +41,49 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "gguf-convert llama-2-7b.ggmlv3.q4_K_M.bin --override-kv llama.context_length=int:4096",
-            "turns a file from before GGUF into GGUF, with its weights as they are",
+            "converts a file from before GGUF and keeps its weights unchanged",
         ),
-        ("gguf-convert ./Qwen3-0.6B --dry-run", "shows every tensor and the exact size, writes nothing"),
+        ("gguf-convert ./Qwen3-0.6B --dry-run", "shows every tensor and the exact size, and writes nothing"),
     ),
     "quant": (
         ("gguf-quant Model-7B-F16.gguf --recipe q4_K_M", "writes Model-7B-Q4_K_M.gguf beside it"),
         (
             "gguf-quant Model-7B-BF16.gguf -r q6_K -r iq4_xs --imatrix model.imatrix.gguf --outdir ./out",
-            "writes two files from one pass, steered by an importance matrix",
+            "writes two files from one pass, with an importance matrix",
         ),
         (
             "gguf-quant Model-7B-F16.gguf -r q4_K_M --tensor-type 'ffn_down=q6_K' --dry-run",
-            "shows every tensor's type and the exact size, writes nothing",
+            "shows every tensor's type and the exact size, and writes nothing",
         ),
         (
             "gguf-quant Model-7B-F16.gguf --target-size 4.5GiB --save-recipe mine.toml",
-            "chooses the types with the least error for that size, and saves them as a recipe, for -r mine.toml",
+            "chooses the types with the least error for that size, and saves them as a recipe for use with -r "
+            "mine.toml",
         ),
     ),
     "recipes": (
         ("ggufsmith recipes", "prints all recipes, the largest first"),
-        ("ggufsmith recipes ./Qwen3-0.6B", "how large each of them makes this model"),
-        ("ggufsmith recipes Model-7B-F16.gguf -r q4_K_M", "the type of every tensor, and the rule that gives it"),
+        ("ggufsmith recipes ./Qwen3-0.6B", "shows the size of this model with each recipe"),
+        ("ggufsmith recipes Model-7B-F16.gguf -r q4_K_M", "shows the type of every tensor and the rule that gives it"),
     ),
     "inspect": (
         ("ggufsmith inspect Model-7B-Q4_K_M.gguf", "shows header, keys, sizes by role, and tensors"),
         ("ggufsmith inspect Model-7B-Q4_K_M.gguf Model-7B-Q4_K_S.gguf --no-tensors", "shows how two files differ"),
     ),
     "verify": (
-        ("ggufsmith verify Model-7B-Q4_K_M.gguf", "checks that the file is whole and every weight finite"),
-        ("ggufsmith verify Model-7B-Q4_K_M.gguf --source ./Model-7B", "checks that it is that model, tensor by tensor"),
+        ("ggufsmith verify Model-7B-Q4_K_M.gguf", "checks that the file is complete and every weight is finite"),
+        (
+            "ggufsmith verify Model-7B-Q4_K_M.gguf --source ./Model-7B",
+            "checks, tensor by tensor, that it was made from this model",
+        ),
         (
             "ggufsmith verify Model-7B-Q4_K_M.gguf --record Model-7B-Q4_K_M.gguf.provenance.json",
-            "checks that it is the file that the record was written for",
+            "checks that it is the file that the record describes",
         ),
     ),
     "name": (
-        ("ggufsmith name Model-7B-Q4_K_M.gguf", "what the name says, and whether the header agrees"),
-        ("ggufsmith name *.gguf --strict-name", "ends with exit code 2 if one lacks a size or a version"),
+        ("ggufsmith name Model-7B-Q4_K_M.gguf", "shows what the name says and whether the header agrees"),
+        ("ggufsmith name *.gguf --strict-name", "ends with exit code 2 if a name lacks a size or a version"),
     ),
     "split": (
         (
@@ -88,7 +92,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "ggufsmith split Model-70B-Q4_K_M.gguf --split-max-size 4G --dry-run",
-            "shows how many there would be, and how large",
+            "shows how many shards there would be and how large they are",
         ),
     ),
     "merge": (
@@ -106,7 +110,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("ggufsmith to-hf Model-7B-BF16.gguf", "writes config.json, tokenizer and safetensors into Model-7B-hf"),
         (
             "ggufsmith to-hf Model-7B-Q8_0.gguf --dtype bfloat16 --outdir ./Model-7B",
-            "dequantizes, and writes into that folder",
+            "dequantizes the weights and writes into that folder",
         ),
     ),
 }

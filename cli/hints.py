@@ -95,12 +95,12 @@ class _Reading:
             recipes = self.named(values[0]) if values else []
             foreign = name not in self.options
             if foreign and name in NEEDLESS.get(self.command, ()):
-                self.why.append(f"{name} is not needed here")
+                self.why.append(f"{name} is not needed")
             elif recipes and self.says_recipes(name, values[0], foreign):
                 self.recipes += recipes
                 del words[: not joined]
             elif foreign and name in RENAMED and RENAMED[name] in self.options:
-                self.why.append(f"the option is called {RENAMED[name]} here")
+                self.why.append(f"the option is called {RENAMED[name]}")
                 self.kept.append(RENAMED[name])
                 if self.options[RENAMED[name]]:
                     self.kept += values
@@ -117,7 +117,7 @@ class _Reading:
         if not self.makes:
             return False
         if name in RECIPE_OPTIONS and "," in value:
-            self.why.append("--recipe takes one recipe, and can be given several times")
+            self.why.append("--recipe takes one recipe and may be given several times")
         elif name == "--outtype" and (foreign or value.lower() not in UNQUANTIZED):
             self.why.append("--outtype is for unquantized files; recipes are given with --recipe")
         elif name in TYPE_OPTIONS:

@@ -48,7 +48,7 @@ def located(wanted: HubRequest, *, quiet: bool) -> Iterator["Located"]:
         except Failure as error:
             if "://" not in wanted.name:
                 error.add_note(
-                    f"It was looked for on the hub, because there is no folder or file {wanted.name!r} here."
+                    f"There is no folder or file {wanted.name!r} here, so the model was looked up on the hub."
                 )
             raise
         yield found

@@ -15,14 +15,16 @@ Row = Sequence[str]
 def inspect(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", help="A GGUF file, or any shard of a set. Give two files to compare them."),
+        typer.Argument(
+            metavar="FILE", help="A GGUF file, or any shard of a split model. Give two files to compare them."
+        ),
     ],
-    no_tensors: Annotated[bool, typer.Option("--no-tensors", help="Do not list single tensors.")] = False,
+    no_tensors: Annotated[bool, typer.Option("--no-tensors", help="Do not list the tensors.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a GGUF file holds: header, keys, tensors, types and sizes; or how two files differ.
 
-    No weights are read, so large files take no longer.
+    The weights are not read, so this is fast for files of any size.
     """
     from ggufsmith.cli.guard import guarded
 
@@ -34,8 +36,8 @@ def inspect(
 
         if len(files) > 2:
             raise Usage(
-                f"inspect takes one file, or two to compare, and {len(files)} were given",
-                fix="For a model in several shards, name any one of them.",
+                f"inspect takes one file, or two to compare, not {len(files)}",
+                fix="If the model is split, name any one shard.",
             )
         with ExitStack() as opened:
             models = [opened.enter_context(open_gguf_set(file)) for file in files]
@@ -127,9 +129,9 @@ def _differences(report: dict[str, Any], files: Sequence[Path]) -> Iterator[tupl
     rows += [("types", f"{each['tensors']} {each['first']}", each["second"]) for each in tensors["types"]]
     counts = report["tensor_counts"]
     only = [counts[kind] for kind in ("only_first", "only_second")]
-    rows += [("tensors only here", *map(str, only))] if any(only) else []
+    rows += [("tensors only in this file", *map(str, only))] if any(only) else []
     if not any((*keys.values(), *counts.values())):
-        rows.append(("header", "no difference", "weights are not compared"))
+        rows.append(("header", "no differences", "weights are not compared"))
     yield "sizes", heads, rows
     yield (
         "keys",

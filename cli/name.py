@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 def name(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", help="Names of files. Where a file exists, its header is read and compared."),
+        typer.Argument(metavar="FILE", help="File names. If a file exists, its header is compared with its name."),
     ],
     strict: Annotated[
         bool,
-        typer.Option("--strict-name", help="Require what the convention asks of every name: a size and a version."),
+        typer.Option(
+            "--strict-name", help="Require a size label and a version in every name, as the naming convention does."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

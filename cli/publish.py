@@ -33,11 +33,13 @@ class Beside:
         paths = [record_path(output.path) for output in outputs] if self.options.provenance else []
         if self.options.card:
             paths.append(_card_path(outputs))
-            check_card(paths[-1], fix="Write the outputs elsewhere with --outdir, or drop --card.")
+            check_card(paths[-1], fix="Choose another folder with --outdir, or leave out --card.")
         for path in paths:
             if not self.overwrite and path.exists():
                 raise OutputConflict(
-                    "exists already", where=path, fix="Leave out --no-overwrite, or write elsewhere with --outdir."
+                    "already exists",
+                    where=path,
+                    fix="Leave out --no-overwrite, or choose another folder with --outdir.",
                 )
 
     def publish(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @with_records("file")
 def quant(
     *,
-    model: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model; of several shards, any one.")],
+    model: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model. If it is split, name any one shard.")],
     make: MakeOptions,
     write: WriteOptions,
     publish: PublishOptions,
@@ -26,7 +26,7 @@ def quant(
     quiet: Quiet = False,
     version: Version = False,
 ) -> None:
-    """Quantize a GGUF file, or a GGML file from before it, by any number of recipes, in one pass.
+    """Quantize a GGUF file, or a GGML file from before GGUF, with any number of recipes in one pass.
 
     The bytes are those of llama-quantize. Outputs appear under their names only when they are complete and verified.
     """

@@ -22,7 +22,8 @@ def recipes(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="MODEL", help="A model, as gguf-convert takes it, for which every recipe is worked out."
+            metavar="MODEL",
+            help="A model in any form that gguf-convert accepts; the size of every recipe is computed for it.",
         ),
     ] = None,
     recipe: Annotated[
@@ -35,8 +36,8 @@ def recipes(
 ) -> None:
     """Print every recipe with its bits per weight; for a given model, also the size of the file and the tensors' types.
 
-    Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes choose other types where there is an
-    importance matrix; the numbers are those without one.
+    Without a model, the numbers are for the shape of Llama 3.1 8B. Some recipes choose other types if there is an
+    importance matrix; the numbers are for none.
     """
     from ggufsmith.cli.guard import guarded
 
@@ -139,7 +140,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     notes = [f"also {', '.join(entry['aliases'])}"] if entry["aliases"] else []
     notes += ["needs --imatrix"] if entry["needs_importance"] else []
     if number := entry["fallbacks"]:
-        notes.append(f"{counted(number, 'tensor')} in another type, because the rows do not fit")
+        notes.append(f"{counted(number, 'tensor')} with another type, because the rows do not fit")
     notes += [entry["description"]] if entry["description"] else []
     size = render.size(entry["bytes"]) if exact else ""
     return entry["shown"], f"{entry['bits_per_weight']:.2f}", size, ", ".join(kinds), "; ".join(notes)
@@ -154,7 +155,7 @@ def _model(name: str, options: SourceOptions, silent: bool) -> Shape:
     with opened_source(name, options, "auto", quiet=silent) as source:
         kind = source.metadata.get("general.type")
         if kind is not None and kind.data == "adapter":
-            raise Usage("recipes are for models, and this is an adapter", where=name, fix="Pass the model itself.")
+            raise Usage("recipes apply to models, but this is an adapter", where=name, fix="Pass the model itself.")
         stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in source.specs}
         tensors = [stored[name] for name in file_order(stored)]
         return Shape(tensors, facts_of(source.metadata), source.metadata, source.alignment)

@@ -51,7 +51,7 @@ def progress(
 def kernels(seconds: float) -> None:
     """Say why a first run took longer."""
     if seconds > 1:
-        line(f"compiled kernels in {seconds:.1f} s; later runs find them on the disk", err)
+        line(f"compiled the kernels in {seconds:.1f} s; later runs load them from the cache", err)
 
 
 def line(text: str, console: Console | None = None) -> None:

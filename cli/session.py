@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,9 +54,13 @@ def _work(planned: "Pass", request: "Request", beside: Beside, *, machine: bool,
         for note in planned.notes:
             render.paragraph(f"note: {note}", render.err, indent=6)
     names = [output.path.name for output in planned.outputs]
-    with render.progress(names, planned.weights, silent) as advance:
-        loaded = (lambda seconds: None) if silent else render.kernels
-        written = planned.run(request.write, advance=advance, loaded=loaded)
+    with render.progress(names, planned.weights, silent) as shown:
+        written = planned.run(
+            request.write,
+            advance=shown.advance,
+            compiling=partial(shown.phase, "compiling kernels"),
+            loaded=(lambda seconds: None) if silent else render.kernels,
+        )
     entries, lines = beside.publish(planned, [output_report(planned, output) for output in planned.outputs])
     if machine:
         render.as_json(as_dict(run_report(planned, entries, written)))
@@ -135,10 +140,12 @@ def _recipe_files(request: "Request", planned: "Pass", texts: list[str], *, dry_
         path = wanted or output.path.with_name(f"{output.path.name.removesuffix('.gguf')}.toml")
         if wanted and not path.parent.is_dir():
             raise Usage(
-                "the folder of the recipe does not exist", where=path.parent, fix="Name another with --save-recipe."
+                "the folder for the recipe file does not exist",
+                where=path.parent,
+                fix="Choose another with --save-recipe.",
             )
         if not request.write.overwrite and path.exists():
-            raise OutputConflict("the recipe exists already", where=path, fix="Name another with --save-recipe.")
+            raise OutputConflict("the recipe file already exists", where=path, fix="Choose another with --save-recipe.")
         found.append((path, text))
     return found
 

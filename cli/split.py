@@ -35,7 +35,7 @@ def split(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Split a GGUF file into shards, as llama.cpp's gguf-split does: of 128 tensors each, unless options say otherwise.
+    """Split a GGUF file into shards, as llama.cpp's gguf-split does, with 128 tensors in each by default.
 
     The shards appear under their names only when all of them are complete and verified.
     """
@@ -62,7 +62,8 @@ def merge(
     output: Annotated[
         Path | None,
         typer.Argument(
-            metavar="OUT.gguf", help="The file to write. By default it is written beside IN, under the name of the set."
+            metavar="OUT.gguf",
+            help="The file to write. By default it is written beside IN, under the name of the model.",
         ),
     ] = None,
     *,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,18 +18,18 @@ if TYPE_CHECKING:
 @with_records("file", only="threads sync")
 def to_hf(
     model: Annotated[Path, typer.Argument(metavar="IN.gguf", help="The model, or any one of its shards.")],
-    outdir: Annotated[Path | None, typer.Option(help="The folder to make; by default NAME-hf beside IN.")] = None,
+    outdir: Annotated[Path | None, typer.Option(help="The output folder; by default NAME-hf beside IN.")] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="The type of all tensors: float16, bfloat16 or float32. By default they keep theirs; quantized "
-            "ones become float16."
+            help="The type of all tensors: float16, bfloat16 or float32. By default tensors keep their types, and "
+            "quantized ones become float16."
         ),
     ] = None,
     shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="The most bytes of tensors in one file: 5G, 500M.")
+        str, typer.Option(metavar="SIZE", help="The maximum size of the tensors in one file, such as 5G or 500M.")
     ] = "5G",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show tensors and files, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the tensors and files, and write nothing.")] = False,
     *,
     write: WriteOptions,
     as_json: AsJson = False,
@@ -42,7 +43,7 @@ def to_hf(
 
     def work() -> None:
         from ggufsmith.cli import render
-        from ggufsmith.container.shards import parse_size
+        from ggufsmith.container.units import parse_size
         from ggufsmith.convert.hf.run import ToHfJob, prepare, run
 
         job = ToHfJob(model, outdir, dtype, parse_size(shard_size), write.threads, sync=write.sync)
@@ -50,8 +51,13 @@ def to_hf(
             report = _report(prepared)
             if not dry_run:
                 silent = quiet or as_json
-                with render.progress(prepared.folder.name, prepared.weights, silent) as advance:
-                    done = run(prepared, advance, (lambda seconds: None) if silent else render.kernels)
+                with render.progress(prepared.folder.name, prepared.weights, silent) as shown:
+                    done = run(
+                        prepared,
+                        shown.advance,
+                        partial(shown.phase, "compiling kernels"),
+                        (lambda seconds: None) if silent else render.kernels,
+                    )
                 report |= {"seconds": done.seconds, "notes": [*report["notes"], *done.notes]}
             if as_json:
                 render.as_json(report | ({"tensors": list(_tensors(prepared))} if dry_run else {}))

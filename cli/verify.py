@@ -23,14 +23,15 @@ def verify(
         typer.Option(
             "--source",
             metavar="MODEL",
-            help="What the model was made from, as gguf-convert takes it. Every tensor is made again and compared.",
+            help="The model that it was made from, in any form that gguf-convert accepts. Every tensor is made again "
+            "and compared.",
         ),
     ] = None,
     *,
     options: SourceOptions,
     record: Annotated[
         Path | None,
-        typer.Option("--record", help="A provenance record; the files must have the hashes that it states."),
+        typer.Option("--record", help="A provenance record; the files must have the hashes that it lists."),
     ] = None,
     hashes: Annotated[bool, typer.Option("--sha256", help="Report the SHA-256 of every tensor and file.")] = False,
     write: WriteOptions,
@@ -145,7 +146,7 @@ def _compared(
 def _too_far(tensor: "Compared") -> str:
     """What is wrong with a tensor whose weights are not what its source gives."""
     if not math.isfinite(tensor.error):
-        return f"its bytes, of type {tensor.format.name}, are not those of the source"
+        return f"its bytes, of type {tensor.format.name}, differ from those made from the source"
     return (
         f"as {tensor.format.name} it is {100 * tensor.error:.3g} % off the source, and {100 * tensor.ours:.3g} % when "
         "it is made from it here"
@@ -166,20 +167,20 @@ def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "tensor", f"{tensor['sha256']}  {shown(name)}"
     yield "sound", f"{counted(report['tensor_count'], 'tensor')} in place, every weight is finite"
     if "record" in report:
-        yield "record", "every file has the hash that the record says"
+        yield "record", "every file has the hash in the record"
     if "compared" in report:
         yield from _sources(report["compared"])
     if keys := report.get("other_keys"):
         more = ", ..." if len(keys) > MAX_LISTED else ""
         differ = counted(len(keys), "key differs", "keys differ")
-        yield "keys", f"{differ} from what the source gives: {', '.join(map(shown, keys[:MAX_LISTED]))}{more}"
+        yield "keys", f"{differ} from those made from the source: {', '.join(map(shown, keys[:MAX_LISTED]))}{more}"
 
 
 def _sources(compared: dict[str, Any]) -> Iterator[tuple[str, str]]:
     from ggufsmith.container.text import counted
 
     exact = sum(each["exact"] for each in compared.values())
-    yield "source", f"{exact} of {counted(len(compared), 'tensor')}: byte for byte what the source gives"
+    yield "source", f"{exact} of {counted(len(compared), 'tensor')} are byte-identical to those made from the source"
     types: dict[str, list[float]] = {}
     for each in compared.values():
         types.setdefault(each["type"], []).append(each["error"])

@@ -48,7 +48,7 @@ def plan_split(source: GgufSet, limits: Limits) -> ShardPlan:
 def plan_merge(source: GgufSet) -> ShardPlan:
     """All of a shard set in one file. Usage if it is in one file already."""
     if len(source.files) == 1:
-        raise Usage("the model is in one file already", where=source.path, fix="There is nothing to merge; use it so.")
+        raise Usage("the model is already a single file", where=source.path, fix="There is nothing to merge.")
     layout = _layout(source)
     return plan_shards(layout, (len(layout.tensors),))
 

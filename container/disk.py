@@ -78,7 +78,7 @@ def check_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < size:
         raise NoSpace(
-            f"needs {size} bytes, but {path.parent} has {free} free",
+            f"the output needs {size} bytes, but only {free} are free in {path.parent}",
             where=path,
             fix=f"Free {size - free} bytes, or write to another disk.",
         )
@@ -109,7 +109,11 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Usage(f"cannot be a folder for outputs: {error.strerror}", where=path, fix="Name another.") from error
+        raise Usage(
+            f"cannot be used as the output folder: {error.strerror}",
+            where=path,
+            fix="Choose another folder for the outputs.",
+        ) from error
 
 
 def lock(fd: int) -> bool:

@@ -54,10 +54,10 @@ def read_document(path: Path) -> Document:
     """
     try:
         if path.stat().st_size > MAX_SIZE:
-            raise Malformed(f"such a file has at most {MAX_SIZE} bytes", where=path)
+            raise Malformed(f"the file is larger than the limit of {MAX_SIZE} bytes", where=path)
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise Malformed("is not UTF-8", where=path) from None
+        raise Malformed("the file is not UTF-8", where=path) from None
     except OSError as error:
         raise unreadable(path, error) from error
     return parse_document(text, path)
@@ -72,11 +72,13 @@ def parse_document(text: str, path: Path) -> Document:
     except tomllib.TOMLDecodeError as error:
         what, line = _TOML_PLACE.sub("", str(error)), _TOML_PLACE.search(str(error))
         end = text.count("\n") + 1
-        raise Malformed(f"is not valid TOML: {what}", where=f"{path}:{line[1] if line and line[1] else end}") from None
+        raise Malformed(
+            f"the file is not valid TOML: {what}", where=f"{path}:{line[1] if line and line[1] else end}"
+        ) from None
     except ValueError as error:  # of int(), for a number of thousands of digits
-        raise Malformed(f"is not valid TOML: {error}", where=path) from None
+        raise Malformed(f"the file is not valid TOML: {error}", where=path) from None
     except RecursionError:
-        raise Malformed("is nested too deep", where=path) from None
+        raise Malformed("the document is nested too deeply", where=path) from None
 
 
 def _checked(document: Document) -> Document:
@@ -192,17 +194,17 @@ def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
         seen: set[Keys] = set()
         for keys, line in _yaml_lines(_compose(text)):
             if keys in seen:
-                raise Malformed(f"{keys[-1]!r} is there twice", where=f"{path}:{line}")
+                raise Malformed(f"{keys[-1]!r} occurs twice", where=f"{path}:{line}")
             seen.add(keys)
         data = yaml.load(text, _loader())
     except yaml.MarkedYAMLError as error:
         where = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else path
-        raise Malformed(f"is not valid YAML: {error.problem}", where=where) from None
+        raise Malformed(f"the file is not valid YAML: {error.problem}", where=where) from None
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
         # PyYAML's constructors let through what int(), float() and date() raise for `!!int ""` and the like.
-        raise Malformed(f"is not valid YAML: {str(error).partition(chr(10))[0]}", where=path) from None
+        raise Malformed(f"the file is not valid YAML: {str(error).partition(chr(10))[0]}", where=path) from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise Malformed("is no table of names and values", where=path)
+        raise Malformed("the file must hold a table of names and values at the top", where=path)
     return data
 
 

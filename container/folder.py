@@ -27,7 +27,11 @@ def new_folder(path: Path, size: int) -> Iterator[Path]:
     becomes full, Failure for everything else that the system refuses.
     """
     if path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None):
-        raise OutputConflict("exists and is not an empty folder", where=path, fix="Name another with --outdir.")
+        raise OutputConflict(
+            "the output already exists and is not an empty folder",
+            where=path,
+            fix="Choose another folder with --outdir.",
+        )
     make_folder(path.parent)
     _remove_leftovers(path)
     check_space(path, size)

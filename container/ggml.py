@@ -108,7 +108,7 @@ def open_ggml(path: Path) -> GgmlFile:
     with regular_file(path) as (fd, size):
         cursor = _Cursor(path, fd, size)
         variant = _variant(cursor)
-        sizes = Sizes(*struct.unpack("<7I", cursor.take(28, "the sizes of the model")))
+        sizes = Sizes(*struct.unpack("<7I", cursor.take(28, "the model's sizes")))
         tokens = _tokens(cursor, variant, sizes.vocab)
         return GgmlFile(path, variant, sizes, tokens, _tensors(cursor, variant), size, fd)
 
@@ -122,7 +122,7 @@ class _Cursor:
         self.window, self.start = b"", 0
 
     def refuse(self, what: str) -> Malformed:
-        return Malformed(what, where=self.path, fix="Fetch the file again, or convert the original model.")
+        return Malformed(what, where=self.path, fix="Download the file again, or convert the original model.")
 
     @property
     def left(self) -> int:
@@ -141,7 +141,7 @@ class _Cursor:
             try:
                 got = read_at(self.fd, memoryview(more), begin)
             except OSError as error:
-                raise Failure(f"cannot read: {error.strerror}", where=self.path) from error
+                raise Failure(f"the file cannot be read: {error.strerror}", where=self.path) from error
             self.window, self.start = bytes(more[:got]), begin
         found = self.window[begin - self.start :][:count]
         if len(found) < count:
@@ -166,7 +166,7 @@ def _variant(cursor: _Cursor) -> Variant:
 def _tokens(cursor: _Cursor, variant: Variant, count: int) -> tuple[tuple[bytes, float], ...]:
     least = 8 if variant.scores else 4
     if not 0 < count <= min(MAX_TOKENS, cursor.left // least):
-        raise cursor.refuse(f"{count} tokens cannot be in the {cursor.left} bytes that remain")
+        raise cursor.refuse(f"{count} tokens do not fit in the {cursor.left} bytes that remain")
     tokens = []
     for token in range(count):
         length = cursor.u32("a token")
@@ -193,9 +193,11 @@ def _tensors(cursor: _Cursor, variant: Variant) -> dict[str, TensorInfo]:
 def _tensor(cursor: _Cursor, variant: Variant) -> TensorInfo:
     axes, length, number = struct.unpack("<3I", cursor.take(12, "a tensor"))
     if not 1 <= axes <= MAX_DIMS:
-        raise cursor.refuse(f"a tensor before byte {cursor.at} has {axes} dimensions; 1 or 2 are possible")
+        raise cursor.refuse(
+            f"the tensor header before byte {cursor.at} gives {axes} dimensions; only 1 and 2 are valid"
+        )
     if not 1 <= length <= MAX_NAME:
-        raise cursor.refuse(f"a tensor's name before byte {cursor.at} is {length} bytes long; 1 to {MAX_NAME} are")
+        raise cursor.refuse(f"the tensor name before byte {cursor.at} is {length} bytes long; 1 to {MAX_NAME} are")
     shape = struct.unpack(f"<{axes}I", cursor.take(4 * axes, "a shape"))[::-1]
     raw = cursor.take(length, "a tensor's name")
     try:

@@ -148,7 +148,7 @@ def _name_problem(name: str, limit: int) -> str | None:
     if size == 0:
         return "a name must not be empty"
     if size > limit:
-        return f"{size} bytes; a name here has at most {limit}"
+        return f"{size} bytes; a name may have at most {limit}"
     return "a name must not contain a zero byte" if "\0" in name else None
 
 
@@ -162,7 +162,7 @@ def _typed(key: str, value: Value) -> bytes:
         if value.type is not ValueType.ARRAY:
             return _U32.pack(value.type) + _plain(value)
         if value.element is None or value.element is ValueType.ARRAY:
-            raise Malformed("an array needs an element type, and none of arrays", where=key)
+            raise Malformed("an array needs an element type, which must not be an array itself", where=key)
         count = len(value.data)  # type: ignore[arg-type]
         head = _U32.pack(value.type) + _U32.pack(value.element) + _U64.pack(count)
         return head + _elements(value, value.element)

@@ -107,7 +107,7 @@ def regular_file(path: Path) -> Iterator[tuple[int, int]]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise Failure(f"is {kind}", where=path, fix="Pass a file.")
+            raise Failure(f"the path is {kind}", where=path, fix="Pass a file.")
         yield fd, status.st_size
     except BaseException:
         os.close(fd)

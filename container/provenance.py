@@ -13,6 +13,7 @@ from typing import Any
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.positional import unreadable
 from ggufsmith.container.replace import replace_text
+from ggufsmith.container.untrusted import load_json
 
 PIECE = 2**22  # bytes read at a time
 MAX_RECORD = 2**26  # bytes; 100 000 hashes are 15 MiB
@@ -64,15 +65,12 @@ def write_record(path: Path, content: Mapping[str, Any]) -> None:
 def read_record(path: Path) -> dict[str, Any]:
     """A record that was written here. Malformed if it is none."""
     try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(MAX_RECORD))
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"is no provenance record: {error}", where=path) from None
+        content = load_json(path, limit=MAX_RECORD)
+    except Malformed as error:
+        raise Malformed(f"the file is not a provenance record: {error.what}", where=path) from None
     listed = content.get("outputs") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not all(map(_entry, listed)):
-        raise Malformed("is no provenance record: its outputs have no names and hashes", where=path)
+        raise Malformed("the file is not a provenance record: its outputs have no names and hashes", where=path)
     return dict(content)
 
 
@@ -85,6 +83,6 @@ def record_problems(path: Path, outputs: Sequence[Path], advance: Advance = lamb
     expected = {each["name"]: each["sha256"] for each in read_record(path)["outputs"]}
     for output in outputs:
         if output.name not in expected:
-            yield f"{output.name}: {path.name} does not know it"
+            yield f"{output.name}: it is not listed in {path.name}"
         elif (found := file_sha256(output, advance)) != expected[output.name]:
             yield f"{output.name}: SHA-256 is {found}, the record says {expected[output.name]}"

@@ -93,12 +93,12 @@ class Gguf:
         try:
             got = read_at(self.fd, view, tensor.offset + start)
         except OSError as error:
-            raise Failure(f"cannot read: {error.strerror}", where=f"{self.path}: {tensor.name}") from error
+            raise Failure(f"the file cannot be read: {error.strerror}", where=f"{self.path}: {tensor.name}") from error
         if got < len(view):
             raise Malformed(
                 f"the file ends after {tensor.offset + start + got} bytes, {len(view) - got} too early",
                 where=f"{self.path}: {tensor.name}",
-                fix="The file was changed while it was read; fetch or make it again.",
+                fix="The file was changed while it was read; download or make it again.",
             )
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class _Header:
         try:
             got = read_at(self.fd, memoryview(more), len(self.data))
         except OSError as error:
-            raise Failure(f"cannot read: {error.strerror}", where=self.path) from error
+            raise Failure(f"the file cannot be read: {error.strerror}", where=self.path) from error
         self.data += more[:got]
         if end > len(self.data):
             raise self.refuse(f"{what} needs bytes up to {end}, but the file shrank to {len(self.data)}")
@@ -259,9 +259,12 @@ def _check_single(header: _Header, ends: set[int], metadata: Metadata) -> None:
             value = metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT)
             count = value.data if value is not None and isinstance(value.data, int) else 1
             raise Malformed(
-                f"another GGUF file begins at byte {end}: several files were joined into one, which makes no model",
+                f"another GGUF file begins at byte {end}: several files were joined into one, which does not give a "
+                f"usable model",
                 where=header.path,
-                fix=_way_to_merge(header.path, count) if count > 1 else "Get the files again, each by itself.",
+                fix=_way_to_merge(header.path, count)
+                if count > 1
+                else "Download the files again, each one separately.",
             )
 
 
@@ -280,12 +283,12 @@ def _check_version(version: int, path: Path) -> None:
         raise Malformed("GGUF version 0 does not exist", where=path)
     if version & 0xFFFF == 0:
         raise Unsupported(
-            f"a big-endian GGUF file (version {int.from_bytes(version.to_bytes(4, 'little'), 'big')})",
+            f"this is a big-endian GGUF file (version {int.from_bytes(version.to_bytes(4, 'little'), 'big')})",
             where=path,
             fix="Convert it with gguf-py's gguf-convert-endian first.",
         )
     raise Unsupported(
-        f"GGUF version {version}; this program reads 2 and {GGUF_VERSION}",
+        f"GGUF version {version} is not supported; this program reads 2 and {GGUF_VERSION}",
         where=path,
         fix="Version 1 was only written in August 2023: convert the model again." if version == 1 else None,
     )
@@ -297,7 +300,7 @@ def _value(header: _Header, key: str) -> Value:
         return Value(kind, _scalar(header, kind, key))
     element = _kind(header, key)
     if element is ValueType.ARRAY:
-        raise header.refuse("an array of arrays; llama.cpp reads none", key)
+        raise header.refuse("an array of arrays, which llama.cpp cannot read", key)
     count = header.u64(key)
     if element is ValueType.STRING:
         return Value(kind, header.strings(count, key), element)

@@ -35,7 +35,6 @@ NO, COUNT, TENSORS = Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, 
 SPLIT_KEYS = frozenset((NO, COUNT, TENSORS))
 MAX_SHARDS = 2**16 - 1  # split.count is a UINT16
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")  # at the end of a stem
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _INTEGERS = {kind for kind in ValueType if kind.name.lstrip("U").startswith("INT")}
 
 
@@ -44,15 +43,6 @@ def shard_name(stem: str, number: int, count: int) -> str:
     if not 1 <= number <= count <= MAX_SHARDS:
         raise Usage(f"shard {number} of {count}: shards are numbered from 1, and there are at most {MAX_SHARDS}")
     return f"{stem}-{number:05d}-of-{count:05d}{SUFFIX}"
-
-
-def parse_size(text: str) -> int:
-    """`4G`, `500M`, `1.5G` or plain bytes; units are decimal, as in llama.cpp. Usage for anything else."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE | re.ASCII)
-    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
-    if size < 1:
-        raise Usage(f"{text!r} is no size", fix="Write it as 4G, 500M or a number of bytes.")
-    return size
 
 
 # ---- planning ----
@@ -120,7 +110,10 @@ def plan_shards(layout: Layout, counts: Sequence[int]) -> ShardPlan:
     if len(counts) == 1:
         return ShardPlan(layout, (layout,), (0,))
     if len(counts) > MAX_SHARDS:
-        raise Usage(f"{len(counts)} shards; there are at most {MAX_SHARDS}", fix="Allow larger shards.")
+        raise Usage(
+            f"{len(counts)} shards; there are at most {MAX_SHARDS}",
+            fix="Allow larger shards with --split-max-size or --split-max-tensors.",
+        )
     shards, offsets, start, first = [], [], 0, 0
     for number, count in enumerate(counts):
         keys = {
@@ -227,13 +220,13 @@ def open_gguf_set(path: Path | str) -> GgufSet:
         for file in files:
             for name, tensor in file.tensors.items():
                 if name in home:
-                    raise Malformed(f"tensor {name!r} is in {home[name].path.name} too", where=file.path)
+                    raise Malformed(f"tensor {name!r} is also in {home[name].path.name}", where=file.path)
                 tensors[name], home[name] = tensor, file
         if count > 1 and len(tensors) != total:
             raise Malformed(
-                f"the {count} shards hold {len(tensors)} tensors together, but the model has {total}",
+                f"together the {count} shards hold {len(tensors)} tensors, but their headers say {total}",
                 where=path,
-                fix="They are not of one model; fetch the set again.",
+                fix="The shards belong to different models, or one is damaged. Download the set again.",
             )
         metadata = {key: value for key, value in files[0].metadata.items() if key not in SPLIT_KEYS}
         stack.pop_all()
@@ -254,7 +247,10 @@ def _place(file: Gguf) -> tuple[int, int, int]:
     if count in (0, 1):
         return 0, 1, len(file.tensors)
     if not 0 <= number < count <= MAX_SHARDS:
-        raise Malformed(f"is shard {number} (from 0 on) of {count}, which is impossible", where=f"{file.path}: {NO}")
+        raise Malformed(
+            f"the header says shard {number} (counted from 0) of {count}, which is impossible",
+            where=f"{file.path}: {NO}",
+        )
     return number, count, total
 
 
@@ -266,7 +262,7 @@ def _stem(path: Path, number: int, count: int) -> str:
         raise Malformed(
             f"its header says that it is shard {number + 1} of {count}, its name does not",
             where=path,
-            fix=f"Shards are found by their names: rename it to …-{number + 1:05d}-of-{count:05d}{SUFFIX}.",
+            fix=f"Shards are found by their names. Rename the file to …-{number + 1:05d}-of-{count:05d}{SUFFIX}.",
         )
     return stem[: match.start()]
 
@@ -280,7 +276,7 @@ def _check_there(names: Sequence[Path]) -> None:
             where=names[0].parent,
             fix="A run was killed while it replaced this set: run it again."
             if interrupted
-            else "Fetch the missing files into this folder.",
+            else "Download the missing files into this folder.",
         )
 
 
@@ -291,7 +287,7 @@ def _check_place(file: Gguf, expected: tuple[int, int, int]) -> None:
             f"its header says shard {found[0] + 1} of {found[1]} of a model of {found[2]} tensors, "
             f"where shard {expected[0] + 1} of {expected[1]} of {expected[2]} tensors belongs",
             where=file.path,
-            fix="The shards were swapped, or are not of one set; fetch this one again.",
+            fix="The shards were swapped, or belong to different sets. Download this one again.",
         )
 
 
@@ -374,11 +370,11 @@ class SetWriter:
     def notes(self) -> Iterator[str]:
         """What became of an interrupted run's work."""
         if taken := sum(writer.taken for writer in self.writers):
-            yield f"resumed: {taken} of {self.plan.whole.size} bytes were there already"
+            yield f"resumed: {taken} of {self.plan.whole.size} bytes were already written"
         if any(writer.lost for writer in self.writers):
             yield f"not resumed: what an interrupted run left was removed. {NEEDED}"
         if any(writer.strange for writer in self.writers):
-            yield "not resumed: what was left is of another plan, or its inputs have changed since; begun afresh"
+            yield "not resumed: the partial file was written with other settings or inputs; starting over"
 
     def commit(self) -> None:
         """Verify every file, force it to the disk, then name all. Failure, and no new file, if one is not right."""

@@ -1,6 +1,7 @@
-"""Text for people: what files say, made harmless for a terminal; sizes and counts, by one rule everywhere."""
+"""Text for people: what files say, made harmless for a terminal; sizes, counts and near names, by one rule each."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 # Unit and digits behind the point; a number has at most three before it, but for the last unit.
 BYTES = (("B", 0), ("kB", 1), ("MB", 1), ("GB", 2), ("TB", 2))
@@ -20,6 +21,20 @@ def count(number: float) -> str:
 def counted(number: int, one: str, many: str = "") -> str:
     """A number with its noun: 1 tensor, 2 tensors. many: the plural, if it is not made with an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def nearest(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The known names most like `name`, best first, whatever their case. cutoff: how like, from 0 to 1 (difflib)."""
+    by_key: dict[str, str] = {}
+    for each in known:
+        by_key.setdefault(each.casefold(), each)  # of names that differ in case only, the first
+    return [by_key[key] for key in difflib.get_close_matches(name.casefold(), by_key, n=most, cutoff=cutoff)]
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> str:
+    """`Did you mean X or Y?` for the names that `nearest` finds; empty if it finds none."""
+    near = nearest(name, known, most=most, cutoff=cutoff)
+    return f"Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _scaled(number: float, units: Sequence[tuple[str, int]]) -> str:

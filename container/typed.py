@@ -32,7 +32,7 @@ class TypedKeys:
         """A string. None if the key is not there; Malformed if it holds something else."""
         value = self.optional(key, str)
         if value is None:
-            raise Malformed("is missing", where=f"{self.where}: {key}")
+            raise Malformed("the key is missing", where=f"{self.where}: {key}")
         return str(value)
 
     def number(self, key: str) -> int | float | None:
@@ -70,4 +70,4 @@ class TypedKeys:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Unsupported("holds bytes that are no UTF-8", where=f"{self.where}: {key}") from None
+            raise Unsupported("holds bytes that are not UTF-8", where=f"{self.where}: {key}") from None

@@ -48,7 +48,7 @@ COMPLETE = "{} is complete and verified"
 PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial", re.DOTALL)
 NEEDED = "--resume needs locks that end with their process, which this system does not have"
 UNABLE = f"nothing was kept: {NEEDED}"
-KEPT = "what was written is kept: the same command with --resume goes on from there"
+KEPT = "the finished part is kept; run the same command with --resume to continue"
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # EFBIG: FAT's 4 GiB, or a process limit
 
 
@@ -63,7 +63,7 @@ def check_apart(output: Path, inputs: Iterable[Path]) -> None:
     for file in inputs:
         if os.path.exists(output) and os.path.exists(file) and os.path.samefile(file, output):
             what = f"the output is the input {file}"
-            raise OutputConflict(what, where=os.path.realpath(output), fix="Name another output.")
+            raise OutputConflict(what, where=os.path.realpath(output), fix="Choose another output.")
 
 
 @contextmanager
@@ -242,9 +242,9 @@ class Writer:
         """Where a write of these bytes is noted. Failure if they have no place in this file."""
         end = offset + size
         if offset < len(self.layout.header) or end > self.layout.size:
-            raise Failure(f"a write to bytes {offset}..{end} is outside the tensors", where=self.path)
+            raise Failure(f"internal error: a write to bytes {offset}..{end} is outside the tensors", where=self.path)
         if self._journal is None:
-            raise Failure("a write before the file was opened", where=self.path)
+            raise Failure("internal error: a write before the file was opened", where=self.path)
         return self._journal
 
     def commit(self) -> None:
@@ -307,13 +307,15 @@ class Writer:
         return fingerprint(_version(), self.layout.header, self.layout.size, self.identity, inputs)
 
     def _exists(self) -> OutputConflict:
-        return OutputConflict("the output exists already", where=self.path, fix="Allow overwriting, or name another.")
+        return OutputConflict(
+            "the output already exists", where=self.path, fix="Leave out --no-overwrite, or choose another output."
+        )
 
     def _busy(self, other: Path) -> OutputConflict:
         return OutputConflict(
             "another run is writing this output",
             where=self.path,
-            fix=f"Wait until it ends. If there is none on any machine, remove {other}.",
+            fix=f"Wait until it ends. If no such run exists on any machine, remove {other}.",
         )
 
     @contextmanager
@@ -335,8 +337,10 @@ class Writer:
         folder = self.path.parent
         if not folder.is_dir():
             if folder.exists():
-                raise Usage("the folder of the output is none", where=folder, fix="Name another.")
-            raise Usage("the folder of the output does not exist", where=folder, fix=f"mkdir -p '{folder}'")
+                raise Usage(
+                    "the output's parent is not a folder", where=folder, fix="Choose another folder for the output."
+                )
+            raise Usage("the output folder does not exist", where=folder, fix=f"mkdir -p '{folder}'")
         try:
             mode = self.path.stat().st_mode
         except FileNotFoundError:
@@ -344,9 +348,11 @@ class Writer:
         except OSError as error:
             raise Usage(f"cannot be an output: {error.strerror}", where=self.path) from error
         if stat.S_ISDIR(mode):
-            raise Usage("the output is a folder", where=self.path, fix="Name a file in it.")
+            raise Usage(
+                "the output is a folder, not a file", where=self.path, fix="Give the name of a file in that folder."
+            )
         if not stat.S_ISREG(mode):
-            raise Usage("the output exists and is not a regular file", where=self.path, fix="Name another output.")
+            raise Usage("the output exists and is not a regular file", where=self.path, fix="Choose another output.")
         check_apart(self.path, self.inputs)
         if not self.overwrite:
             raise self._exists()
@@ -389,7 +395,8 @@ class Writer:
             begun, due = np.append(starts[first:last], stop), np.append(offset, ends[first:last])
             if bad := np.flatnonzero(begun != due).tolist():
                 raise Failure(
-                    f"bytes from {int(due[bad[0]]) - offset} on of {tensor.nbytes} were not written exactly once",
+                    f"bytes from {int(due[bad[0]]) - offset} of {tensor.nbytes} were written more than once or not "
+                    f"at all",
                     where=f"{self.path}: {tensor.name}",
                 )
             total -= tensor.nbytes

@@ -57,7 +57,7 @@ def gemma_attention_scale(config: Mapping[str, Any], dims: Dims) -> str | None:
     """A sentence if the config scales attention scores otherwise than llama.cpp does, else None."""
     scalar = config["query_pre_attn_scalar"]
     assumed = gemma_attention_scalar(dims.blocks, dims.embd, dims.heads, dims.head_dim)
-    return None if scalar == assumed else f"query_pre_attn_scalar is {scalar!r}, and llama.cpp assumes {assumed}"
+    return None if scalar == assumed else f"query_pre_attn_scalar is {scalar!r}, but llama.cpp assumes {assumed}"
 
 
 # -- groups of tensors ------------------------------------------------------------------------------------------------

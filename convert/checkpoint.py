@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.config import read_json
+from ggufsmith.container.untrusted import contained, read_object
 from ggufsmith.convert.mistral import to_hugging_face
 from ggufsmith.convert.names import unwrapped
 from ggufsmith.convert.original import join
@@ -51,7 +51,7 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
                 raise Malformed(
                     f"tensor {source.name!r} is in {tensors[source.name].path.name} and again in {path.name}",
                     where=folder,
-                    fix="Move the file that is not of this model out of the folder.",
+                    fix="Move the file that does not belong to this model out of the folder.",
                 )
             tensors[source.name] = source
     if listed is not None:
@@ -72,7 +72,7 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
         del tensors[head.name]
-        notes.append("lm_head.weight is the embedding itself, stored once")
+        notes.append("lm_head.weight equals the token embeddings, so it is stored only once")
     if fnmatchcase(paths[0].name, MISTRAL):
         config, open_questions = params_config(folder / PARAMS)
         return Checkpoint(folder, to_hugging_face(tensors.values(), config), (*notes, *open_questions), open_files)
@@ -96,7 +96,7 @@ def _names(folder: Path) -> list[str]:
 
 def weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file name, as an index has it. Malformed if it is none."""
-    listed = read_json(index).get("weight_map")
+    listed = read_object(index, inside=index.parent).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise Malformed('"weight_map" must map tensor names to file names', where=index)
     return listed
@@ -107,9 +107,9 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     parts = PurePosixPath(name.replace("\\", "/"))
     if len(parts.parts) != 1 or name in ("", ".", "..") or ":" in name or "\0" in name:
         raise Malformed(
-            f"shard name {name!r} leaves the model folder",
+            f"shard name {name!r} points outside the model folder",
             where=index,
-            fix="Shards must be in the folder of their index.",
+            fix="Shards must be in the same folder as the index.",
         )
     path = folder / name
     if not path.is_file():
@@ -117,26 +117,11 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     return contained(folder, path)
 
 
-def contained(folder: Path, path: Path) -> Path:
-    """`path` itself, once its symbolic links are known to stay in the folder or in the hub cache's blobs."""
-    real, home = path.resolve(), folder.resolve()
-    if real.is_relative_to(home):
-        return path
-    model = home.parent.parent
-    blobs = (model / "blobs", model.parent / "blobs")  # of this model; shared by all, since huggingface_hub 2
-    if home.parent.name == "snapshots" and any(real.is_relative_to(place.resolve()) for place in blobs):
-        return path
-    raise Malformed(
-        f"{path.name} is a link to {real}, outside the model folder",
-        where=folder,
-        fix="Pass the folder that holds the files themselves, or copy them here.",
-    )
-
-
 def _no_weights(folder: Path) -> Malformed | Unsupported:
     """Why there is nothing to read."""
     kinds = {
-        MISTRAL: "Mistral's own layout, which lacks its params.json; take the model.safetensors of the same repository",
+        MISTRAL: "in Mistral's own layout, but its params.json is missing; use the model.safetensors of the same "
+        "repository",
         "adapter_*.safetensors": "a LoRA adapter, not a model; merge it into its base model first",
         "*.bin": "no pytorch_model*.bin",
         "*.pth": "no consolidated.*.pth beside a params.json",
@@ -147,5 +132,7 @@ def _no_weights(folder: Path) -> Malformed | Unsupported:
         if other is not None:
             return Unsupported(f"no model.safetensors here, and {other.name} is {what}", where=folder)
     return Malformed(
-        "there are no *.safetensors files here", where=folder, fix="Pass the folder that holds config.json and weights."
+        "there are no *.safetensors files here",
+        where=folder,
+        fix="Pass the folder that holds config.json and the weights.",
     )

@@ -52,9 +52,10 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
     making, limits = resolved(request, *CHECKPOINT)
     if making.quantizes and is_adapter(request.path):
         raise Usage(
-            "an adapter is converted as it is, and not quantized",
+            "an adapter is converted unchanged and cannot be quantized",
             where=request.path,
-            fix="Drop --recipe, or merge it: pass the folder of its base model, and the adapter with --lora.",
+            fix="Leave out --recipe, or merge the adapter: pass the folder of its base model, and the adapter with "
+            "--lora.",
         )
     model = open_folder(request, open_files)
     outtypes = request.make.outtypes or (() if making.quantizes else (model.usual,))

@@ -1,45 +1,11 @@
-"""config.json and its neighbours: untrusted JSON, read with a cap, and an account of which keys were used."""
+"""config.json and its neighbours, with an account of which keys were used."""
 
-import difflib
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import FLOAT32_MAX
-
-MAX_JSON = 64 << 20  # the largest published index files are a few MiB
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The known name most like `name`, for error messages."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return found[0] if found else None
-
-
-def load_json(path: Path) -> Any:
-    """What a JSON file holds. Malformed if it is too large, not UTF-8, or not JSON."""
-    size = path.stat().st_size
-    if size > MAX_JSON:
-        raise Malformed(f"{size} bytes of JSON are more than the limit of {MAX_JSON}", where=path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise Malformed(f"this is not valid JSON: {error}", where=path, fix="Download the file again.") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Malformed as `load_json`, and if it is no object."""
-    data = load_json(path)
-    if not isinstance(data, dict):
-        raise Malformed(f"a JSON object was expected, not {type(data).__name__}", where=path)
-    return data
-
-
-def read_optional_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file. Malformed as `read_json`."""
-    return read_json(path) if path.is_file() else {}
 
 
 class Config(Mapping[str, Any]):

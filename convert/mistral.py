@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.config import Config, read_json
+from ggufsmith.container.untrusted import read_object
+from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.original import HEADS, Joined, check_heads, hf_name
 from ggufsmith.convert.stored import StoredTensor
@@ -45,7 +46,7 @@ def mistral_config(path: Path) -> tuple[Config, tuple[str, ...]]:
     Unsupported: a model that is more than a transformer of text, and a LoRA of mistral-finetune. Malformed: sizes that
     are missing or impossible.
     """
-    params = Config(read_json(path), path)
+    params = Config(read_object(path, inside=path.parent), path)
     _check(params)
     sizes = {key: params.integer(key) or 0 for key in SIZES}
     wrong = [key for key, value in sizes.items() if value <= 0]
@@ -53,7 +54,7 @@ def mistral_config(path: Path) -> tuple[Config, tuple[str, ...]]:
         raise Malformed(f"{', '.join(wrong)} must be positive numbers", where=path)
     windows = params.first("sliding_window", "_sliding_window")
     if isinstance(windows, list):
-        raise Unsupported("its layers have sliding windows of their own", where=path, fix=HF_VERSION)
+        raise Unsupported("its layers have different sliding windows", where=path, fix=HF_VERSION)
     moe = params.mapping("moe")
     theta, notes = params.number("rope_theta"), []
     if theta is None:
@@ -89,7 +90,7 @@ def _check(params: Config) -> None:
     lora = params.first("lora")
     if isinstance(lora, Mapping) and lora.get("enable", True):
         raise Unsupported(
-            "this is a LoRA of mistral-finetune, which is not read here",
+            "this is a LoRA adapter of mistral-finetune, which is not supported",
             where=params.path.parent,
             fix="Merge it with mistral-finetune (python -m utils.merge_lora), put the result beside the params.json of "
             "its base as consolidated.safetensors, and convert that.",
@@ -101,7 +102,7 @@ def _check(params: Config) -> None:
     if params.first("use_biases"):
         why = "its layers have biases"
     if why is not None:
-        raise Unsupported(f"{why}, which is not read from Mistral's own layout", where=params.path, fix=HF_VERSION)
+        raise Unsupported(f"{why}, which is not supported in Mistral's own layout", where=params.path, fix=HF_VERSION)
 
 
 def to_hugging_face(tensors: Iterable[StoredTensor], config: Config) -> dict[str, StoredTensor]:

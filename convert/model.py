@@ -101,7 +101,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     changed: frozenset[str] = frozenset()
     if source.lora:
         if source.vocab_only:
-            raise Usage("a file that holds only the vocabulary has nothing to merge into", fix="Drop --lora.")
+            raise Usage("a file that holds only the vocabulary has nothing to merge into", fix="Leave out --lora.")
         opened = ((open_adapter(Path(os.path.abspath(path))), factor) for path, factor in adapters_of(source))
         adapters = [(without_dropped(adapter, record), factor) for adapter, factor in opened]
         origin = Origin.of_merged(folder, adapters)
@@ -150,7 +150,7 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     source = request.source
     if source.lora or source.vocab_only:
         raise Usage(
-            "this folder holds an adapter, and no model to merge into or to take a vocabulary from",
+            "this folder holds an adapter, not a model",
             where=folder,
             fix="Pass the folder of its base model, and the adapter with --lora.",
         )

@@ -33,7 +33,7 @@ def unwrapped(names: Collection[str], where: object) -> tuple[Mapping[str, str],
     unmerged = [name for name in names if UNMERGED.search(name)]
     if unmerged:
         raise Unsupported(
-            f"{len(unmerged)} tensors, such as {unmerged[0]}, are of an adapter that was not merged into the model",
+            f"{len(unmerged)} tensors, such as {unmerged[0]}, belong to an adapter that was not merged into the model",
             where=where,
             fix="Load the model where it was trained, merge (model.merge_and_unload()), and save it again.",
         )
@@ -43,9 +43,9 @@ def unwrapped(names: Collection[str], where: object) -> tuple[Mapping[str, str],
     own = {name: inner.removeprefix(before) for name, inner in found.items()}
     if len(set(own.values())) < len(own):
         twice = next(name for name in own.values() if list(own.values()).count(name) > 1)
-        raise Malformed(f"{twice} is here twice, under names with and without {', '.join(wrappers)}", where=where)
+        raise Malformed(f"{twice} occurs twice, under names with and without {', '.join(wrappers)}", where=where)
     passed = [*wrappers, *([before] if before else [])]
-    return own, tuple(f"names of tensors are read without {part!r}, a wrapper around the model" for part in passed)
+    return own, tuple(f"tensor names are read without {part!r}, a wrapper around the model" for part in passed)
 
 
 def _before(names: list[str]) -> str:

@@ -49,7 +49,7 @@ def file_of(model: str) -> Path | None:
     if path.is_file():
         if any(path.match(pattern) for pattern in PARTS):
             raise Usage(
-                "this is one file of a checkpoint, which is converted as a whole",
+                "this is one file of a checkpoint; a checkpoint is converted as a whole",
                 where=path,
                 fix=f"gguf-convert '{path.parent}'",
             )

@@ -72,7 +72,7 @@ class RopePermute(Op):
     def shape(self, *sources: Shape) -> Shape:
         (source,) = sources
         if source[0] % (2 * self.heads):
-            raise ValueError(f"{source[0]} rows are not {self.heads} heads of an even size")
+            raise ValueError(f"{source[0]} rows cannot be divided into {self.heads} heads of an even size")
         return source
 
     def granule(self, *sources: Shape) -> int:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.convert.config import Config, read_json
+from ggufsmith.container.untrusted import read_object
+from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape
 from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.ops import RopePermute
@@ -119,7 +120,7 @@ def check_heads(part: StoredTensor, count: int, heads: int) -> None:
 
 def original_config(path: Path) -> Config:
     """Meta's params.json in the words of config.json. Malformed if it is not the release's."""
-    params = Config(read_json(path), path)
+    params = Config(read_object(path, inside=path.parent), path)
     dim, heads = params.integer("dim"), params.integer("n_heads")
     multiple = params.integer("multiple_of", default=256)
     if dim is None or heads is None or min(dim, heads, multiple or 0) <= 0:
@@ -182,7 +183,7 @@ def _joined(name: str, found: list[StoredTensor], count: int, config: Mapping[st
         raise Malformed(
             f"{name} is in {len(found)} of {count} files, or its parts differ in shape",
             where=first.path.parent,
-            fix="Keep the consolidated.*.pth of one model together, all of them.",
+            fix="Keep all consolidated.*.pth files of the model together in one folder.",
         )
     heads = next((config[key] for end, key in HEADS.items() if name.endswith(end)), 0)
     if name.endswith(BY_ROWS) or (name == EMBEDDING and first.shape[-1] == config["hidden_size"]):

@@ -51,7 +51,7 @@ def read_pickle(path: Path) -> Iterator[StoredTensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))  # around it stands how to load it all the same
-        what = f"it holds more than tensors, and is not loaded{f': {named[1]}' if named else ''}"
+        what = f"the file contains objects other than tensors, so it was not loaded{f': {named[1]}' if named else ''}"
         raise Malformed(what, where=path, fix=SAVE_AGAIN) from None
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
         what = str(error).partition("\n")[0]
@@ -69,11 +69,11 @@ def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise Unsupported("this is a pickled checkpoint, and torch is not installed", where=path, fix=INSTALL) from None
+        raise Unsupported("this is a pickled checkpoint, but torch is not installed", where=path, fix=INSTALL) from None
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < OLDEST_TORCH:
         raise Unsupported(
-            f"this is a pickled checkpoint, and torch {torch.__version__} does not read those safely; "
+            f"this is a pickled checkpoint, but torch {torch.__version__} does not read those safely; "
             f"{'.'.join(map(str, OLDEST_TORCH))} does",
             where=path,
             fix=INSTALL,
@@ -102,7 +102,9 @@ def _storages(path: Path) -> dict[int, int]:
                 name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
                 found[entry.header_offset + LOCAL_HEADER.size + name + extra] = entry.file_size
         except (zipfile.BadZipFile, struct.error, OSError) as error:
-            raise Malformed(f"damaged or cut short: {error}", where=path, fix="Download it again.") from None
+            raise Malformed(
+                f"the file is damaged or incomplete: {error}", where=path, fix="Download it again."
+            ) from None
     return found
 
 
@@ -114,5 +116,5 @@ def _source(path: Path, name: str, tensor: Any, storages: Mapping[int, int]) -> 
     shift = tensor.storage_offset() * tensor.element_size()
     nbytes = tensor.numel() * tensor.element_size()
     if start is None or start not in storages or shift + nbytes > storages[start]:
-        raise Malformed(f"{name}: its bytes are not where the file's directory has a storage", where=path)
+        raise Malformed(f"{name}: its bytes do not lie in any storage that the file lists", where=path)
     return StoredTensor(name, tuple(tensor.shape), DTYPES.get(dtype, dtype), path, start + shift, nbytes)

@@ -15,10 +15,11 @@ from gguf.tensor_mapping import TensorNameMap, get_tensor_name_map
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.text import nearest
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
-from ggufsmith.convert.config import Config, nearest
+from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Op, Shape, Stack
@@ -100,7 +101,7 @@ def find_architecture(config: Config) -> Architecture:
     for name in classes:
         if name in BY_CLASS:
             return BY_CLASS[name]
-    near = nearest(classes[0], BY_CLASS)
+    near = next(iter(nearest(classes[0], BY_CLASS)), None)
     raise Unsupported(
         f"architecture {classes[0]} is not supported{f'; the nearest known one is {near}' if near else ''}",
         where=config.path,
@@ -143,13 +144,14 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
                 *problems[:MAX_PROBLEMS],
                 *([f"and {len(problems) - MAX_PROBLEMS} more"][: len(problems) > MAX_PROBLEMS]),
             ],
-            fix="Check that tensors and config.json are of the same model. If they are, this variant is not supported.",
+            fix="Check that the tensors and config.json belong to the same model. If they do, this variant is not "
+            "supported.",
         )
     dropped = Counter(each.reason for each in left_out if each.twin is None)
     notes = [*rope_notes, *_warnings(record, config), *(f"{count} dropped: {why}" for why, count in dropped.items())]
     unknown = [key for key in config.unused if key not in IGNORED]
     if unknown:
-        notes.append(f"config keys without a meaning here: {', '.join(unknown)}")
+        notes.append(f"these keys of config.json are not used: {', '.join(unknown)}")
     return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out))
 
 
@@ -182,7 +184,7 @@ def _assign(
     for source, taken in tied:
         slot = Slot(taken, None, "weight")
         if slot in slots:  # else reported as missing
-            why = f"llama.cpp takes {slot.name} in its place"
+            why = f"llama.cpp uses {slot.name} instead"
             left_out.append(LeftOut(source, why, slots[slot][0].source))
     return slots, left_out
 
@@ -212,9 +214,10 @@ def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) ->
 def _unknown(name: str, names: TensorNameMap) -> str:
     last = name.rpartition(".")[2]
     if last in COMPANIONS:  # what quantization the tensors are, `dequantize.detect` has found before
-        return f"{name}: a companion of a quantized tensor ({last}) that nothing here reads"
-    near = nearest(name, (alias for alias in names.mapping if alias.startswith(("model.", "lm_head"))))
-    return f"{name}: no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"
+        return f"{name}: a companion of a quantized tensor ({last}) that is not used"
+    aliases = (alias for alias in names.mapping if alias.startswith(("model.", "lm_head")))
+    near = next(iter(nearest(name, aliases)), None)
+    return f"{name}: there is no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"
 
 
 # -- dimensions -------------------------------------------------------------------------------------------------------
@@ -289,7 +292,7 @@ def _outputs(
                 problems.append(f"{slot.name}: its source is missing from the checkpoint")
     for slot, pieces in left.items():
         if slot.tensor in {rule.tensor for rule in record.tensors}:  # else reported as unknown
-            problems.append(f"{pieces[0].source.name}: {slot.name} has no place in this model")
+            problems.append(f"{pieces[0].source.name}: {slot.name} does not exist in this model")
 
 
 def _output(
@@ -341,7 +344,7 @@ def _check_config(record: Architecture, config: Config, dims: Dims, problems: li
         value = config.first(key)
         if value is not None and value not in allowed:
             wanted = " or ".join(repr(choice) for choice in allowed) or "nothing"
-            problems.append(f"config.json: {key} is {value!r}, and llama.cpp assumes {wanted}")
+            problems.append(f"config.json: {key} is {value!r}, but llama.cpp assumes {wanted}")
     problem = record.check(config, dims) if record.check else None
     if problem:
         problems.append(f"config.json: {problem}")
@@ -362,7 +365,7 @@ def _metadata(record: Architecture, config: Config, dims: Dims, problems: list[s
         if value is Need.REQUIRED:
             problems.append(f"config.json: {key.names[0]} is missing")
         elif value is not None and not _is_size(value):
-            problems.append(f"config.json: {key.names[0]} must be a number from 0 on, not {value!r:.40}")
+            problems.append(f"config.json: {key.names[0]} must be a number of at least 0, not {value!r:.40}")
         elif value is not None:
             metadata[key.name.format(arch=record.name)] = key.make(value)
     return metadata

@@ -11,10 +11,9 @@ from pathlib import Path
 from gguf.constants import Keys, PoolingType
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.untrusted import contained, load_json, read_object
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.checkpoint import contained
-from ggufsmith.convert.config import load_json, read_json
 
 # Value of "pooling_mode", or suffix of a switch "pooling_mode_..." -> type.
 MODES: Mapping[str, PoolingType] = {
@@ -34,7 +33,7 @@ def pooling_metadata(folder: Path, record: Architecture) -> Metadata:
     listed = folder / "modules.json"
     if not record.pooling or not listed.is_file():
         return {}
-    modules = load_json(listed)
+    modules = load_json(listed, inside=folder)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise Malformed("a list of objects was expected", where=listed)
     path = next((module.get("path") for module in modules if str(module.get("type")).endswith("Pooling")), None)
@@ -42,13 +41,15 @@ def pooling_metadata(folder: Path, record: Architecture) -> Metadata:
         return {}
     file = contained(folder, folder / str(path) / "config.json")
     if not file.is_file():
-        raise Malformed(f"{listed.name} names it, and it is missing", where=file, fix="Download the missing file.")
-    config = read_json(file)
+        raise Malformed(
+            f"{listed.name} names this file, but it is missing", where=file, fix="Download the missing file."
+        )
+    config = read_object(file, inside=folder)
     switched = (mode for mode in MODES if config.get(f"pooling_mode_{mode}"))
     kind = MODES.get(next(switched, str(config.get("pooling_mode"))))
     if kind is None:
         raise Unsupported(
-            "llama.cpp pools by the mean, the first or the last token, and this model does not",
+            "llama.cpp pools by the mean, the first or the last token, but this model does not",
             where=file,
             fix="Move modules.json away to convert the language model alone.",
         )

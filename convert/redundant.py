@@ -45,7 +45,7 @@ def check_left_out(checkpoint: Checkpoint, plan: Plan, changed: Collection[str] 
                     where=checkpoint.folder,
                     fix=_way_out(source, twin, changed),
                 )
-            notes.append(f"{source.name} is left out: it equals {twin.name}, which llama.cpp takes in its place")
+            notes.append(f"{source.name} is left out: it equals {twin.name}, which llama.cpp uses instead")
         return (*notes, *_frequency_notes(store, frequencies, plan))
 
 
@@ -56,7 +56,10 @@ def _way_out(source: StoredTensor, twin: StoredTensor, changed: Collection[str])
             'trained as one, say so in its adapter_config.json: "ensure_weight_tying": true.'
         )
     where = "adapter" if source.name in changed else "checkpoint"
-    return f"Take {source.name} out of the {where} if it was changed by mistake; else llama.cpp cannot run this model."
+    return (
+        f"Take {source.name} out of the {where} if it was changed by mistake; otherwise llama.cpp cannot run this "
+        "model."
+    )
 
 
 def _difference(store: Store, source: StoredTensor, twin: StoredTensor) -> str | None:
@@ -71,7 +74,7 @@ def _difference(store: Store, source: StoredTensor, twin: StoredTensor) -> str |
                 read_f32(store, part, first, first + count, out[:count])
         unequal = (ours[:count].view(np.uint32) != theirs[:count].view(np.uint32)).any(axis=1)
         if unequal.any():
-            return f"from row {first + int(unequal.argmax())} on"
+            return f"starting at row {first + int(unequal.argmax())}"
     return None
 
 
@@ -86,7 +89,7 @@ def _frequency_notes(store: Store, sources: list[StoredTensor], plan: Plan) -> l
     if not odd:
         return []
     which = f"{odd[0]} does" if len(odd) == 1 else f"{len(odd)} tensors such as {odd[0]} do"
-    return [f"{which} not hold the rotary frequencies of rope_theta {theta:g}; transformers takes rope_theta as well"]
+    return [f"{which} not hold the rotary frequencies of rope_theta {theta:g}; transformers also uses rope_theta"]
 
 
 def _of_base(store: Store, source: StoredTensor, theta: float) -> bool:

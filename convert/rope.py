@@ -145,12 +145,12 @@ def rope_metadata(
                 tensors[tensor] = _factors(rotary.fields.get(name), name, dims.rotary // 2, config)
         case "dynamic":
             notes.append(
-                "dynamic NTK rope scaling is not run by llama.cpp: longer contexts need --rope-* options there"
+                "llama.cpp does not support dynamic NTK rope scaling; longer contexts need its --rope-* options"
             )
     if rope.write_theta:
         keys[Keys.Rope.FREQ_BASE] = f32(rotary.theta)
     elif rotary.theta != rope.theta:
-        raise Unsupported(f"rope_theta is {rotary.theta}; llama.cpp has {rope.theta} built in", where=config.path)
+        raise Unsupported(f"rope_theta is {rotary.theta}, but llama.cpp has {rope.theta} built in", where=config.path)
     if rotary.local_theta is not None:
         keys[Keys.Rope.FREQ_BASE_SWA] = f32(rotary.local_theta)
     return keys, tensors, tuple(notes)

@@ -6,14 +6,13 @@ then taken from the same bytes.
 Source: the safetensors format description.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.untrusted import Json, parse_json
 from ggufsmith.convert.stored import StoredTensor
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -30,7 +29,7 @@ def read_header(path: Path) -> Iterator[StoredTensor]:
         length = int.from_bytes(start[:8], "little")
         if size < 8 or length > size - 8:
             raise Malformed(
-                f"truncated: the header needs {8 + length} bytes, the file has {size}",
+                f"the file is truncated: the header needs {8 + length} bytes, the file has {size}",
                 where=path,
                 fix="Download it again.",
             )
@@ -48,8 +47,10 @@ def read_header(path: Path) -> Iterator[StoredTensor]:
             raise Malformed(
                 f"{what}: {expected} bytes expected, {size} found", where=path, fix="Download it again."
             ) from None
-        raise Malformed(f"not a valid safetensors file: {error}", where=path, fix="Download it again.") from None
-    entries = json.loads(header)  # the library has just validated these bytes
+        raise Malformed(
+            f"this is not a valid safetensors file: {error}", where=path, fix="Download it again."
+        ) from None
+    entries = parse_json(header, path)  # the library has just validated these bytes, but for keys that occur twice
     entries.pop("__metadata__", None)
     for name, entry in sorted(entries.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
         begin, end = entry["data_offsets"]
@@ -59,8 +60,8 @@ def read_header(path: Path) -> Iterator[StoredTensor]:
 def _expected_size(header: bytes) -> int | None:
     """The file size a header asks for, if the header can be read at all."""
     try:
-        entries: dict[str, Any] = json.loads(header)
+        entries: Json = parse_json(header, None)
         ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
+    except (Malformed, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
         return None
     return 8 + len(header) + max(ends, default=0)

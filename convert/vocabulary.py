@@ -6,8 +6,8 @@ from gguf.constants import Keys
 
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import Metadata
-from ggufsmith.convert.config import read_optional_json
 from ggufsmith.quantize.source import open_model
+from ggufsmith.tokenizer.files import optional_object
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.stripping import fit_name
 
@@ -22,7 +22,7 @@ def vocabulary_of(file: Path, folder: Path) -> tuple[Metadata, tuple[str, ...]]:
     with open_model(file).files as model:
         embedding = model.tensors.get("token_embd.weight")
         named = {key: value for key, value in model.metadata.items() if key == Keys.General.NAME}
-    config = read_optional_json(folder / "config.json")
+    config = optional_object(folder, "config.json") or {}
     size = embedding.shape[0] if embedding is not None else None
     vocabulary = read_vocabulary(folder, config=config, size=size, architecture="LlamaForCausalLM")
     _, said = fit_name(named, vocabulary, stated=True)

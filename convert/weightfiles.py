@@ -20,7 +20,7 @@ MISTRAL, META = "consolidated*.safetensors", "consolidated.*.pth"
 PARAMS = "params.json"
 ADAPTER, FINETUNED = "adapter_model.*", "lora.safetensors"  # of peft, of mistral-finetune
 NAMED = 5  # files that a note names
-MOVE_ONE = "Move {single} out of the folder, or {index}, whichever is not of the model that you want."
+MOVE_ONE = "Move {single} out of the folder, or {index}, whichever does not belong to the model that you want."
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ def _of_kind(
         return WeightFiles(tuple(shards), index, listed)
     missing = [name for name in shards if name not in names]
     if missing or not shards:
-        why = f"{len(missing)} of the {len(shards)} files that it lists are not here"
+        why = f"{len(missing)} of the {len(shards)} files that it lists are missing"
         return WeightFiles((kind.single,), notes=(f"{index} is not used, because {why}",))
     raise Malformed(
-        f"two saves of a model are here: {kind.single}, and {len(shards)} shards that {index} lists",
+        f"this folder holds two saved copies of a model: {kind.single}, and {len(shards)} shards that {index} lists",
         where=where,
         also=[f"the shards are {_few(shards)}", f"transformers would read {kind.single}, llama.cpp the shards"],
         fix=way_out.format(single=kind.single, index=index),
@@ -157,7 +157,7 @@ def _check_numbers(names: list[str], where: object) -> None:
             raise Malformed(
                 f"shard {stem}-{lost:05d}-of-{count:05d}.{suffix} is missing",
                 where=where,
-                fix="Download the missing file, or move the shards away if they are not of this model.",
+                fix="Download the missing file, or move the shards away if they do not belong to this model.",
             )
 
 

@@ -16,13 +16,13 @@ MAX_FRONT_MATTER = 2**20  # characters; cards that list every benchmark reach 30
 FENCE = "---"
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class FrontMatterLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Either is a safe loader; PyYAML's wheels have the C one. Without booleans: `no` is Norwegian, not False."""
 
 
-Loader.yaml_implicit_resolvers = {
+FrontMatterLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:bool"]
-    for first, rules in Loader.yaml_implicit_resolvers.items()
+    for first, rules in FrontMatterLoader.yaml_implicit_resolvers.items()
 }
 
 
@@ -48,7 +48,7 @@ def read_card(folder: Path, note: Callable[[str], None]) -> Mapping[str, Any]:
     block = block.replace("\t", "  ")  # some cards indent with tabs, which YAML forbids
     try:
         check_depth(block)
-        data = yaml.load(block, Loader)
+        data = yaml.load(block, FrontMatterLoader)
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
         # PyYAML's constructors let through what int(), float() and date() raise for `!!int ""` and the like.
         note(f"{path}: the model card is not used: {str(error).partition(chr(10))[0]}")

@@ -33,10 +33,10 @@ def card_of(files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Pa
 
 
 def check_card(path: Path, fix: str) -> None:
-    """OutputConflict for a file at the card's place that is no card of ours. Failure if it cannot be read."""
+    """OutputConflict for a file at the card's place that is not a card of ours. Failure if it cannot be read."""
     try:
         ours = not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
     if not ours:
-        raise OutputConflict("is there already, and is no card that was written here", where=path, fix=fix)
+        raise OutputConflict("a README.md that ggufsmith did not write already exists", where=path, fix=fix)

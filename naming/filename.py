@@ -57,7 +57,7 @@ class FileName:
         elif not _VERSION.fullmatch(self.version):
             yield f"version {self.version!r} is not v<major>.<minor>"
         if not _WORDS.fullmatch(self.format()):
-            yield "only letters, digits, points, dashes and underscores belong in a name"
+            yield "a name may contain only letters, digits, points, dashes and underscores"
 
 
 def parse(name: str) -> FileName:

@@ -73,7 +73,7 @@ class Identity:
     size_label: str | None = None
 
 
-class Kind(Enum):
+class PartKind(Enum):
     """What a part of a model name means."""
 
     WORD = auto()
@@ -85,19 +85,19 @@ class Kind(Enum):
 
 # The first rule that matches a whole part decides; a part at the front of a name is never a size or a fine-tune.
 _ANYWHERE = (
-    (Kind.VERSION, re.compile(r"(v|iter)?\d+(\.\d+)*", re.IGNORECASE)),
-    (Kind.ENCODING, re.compile(r"i?q\d(_\w)*|b?fp?(16|32)", re.IGNORECASE)),
+    (PartKind.VERSION, re.compile(r"(v|iter)?\d+(\.\d+)*", re.IGNORECASE)),
+    (PartKind.ENCODING, re.compile(r"i?q\d(_\w)*|b?fp?(16|32)", re.IGNORECASE)),
 )
 _INSIDE = (
-    (Kind.SIZE, re.compile(r"(a|\d+x)?\d+([._]\d+)?[kmbt]\d?|small|mini|medium|large|x?xl", re.IGNORECASE)),
-    (Kind.FINETUNE, re.compile(r"chat|instruct|vision|lora", re.IGNORECASE)),
+    (PartKind.SIZE, re.compile(r"(a|\d+x)?\d+([._]\d+)?[kmbt]\d?|small|mini|medium|large|x?xl", re.IGNORECASE)),
+    (PartKind.FINETUNE, re.compile(r"chat|instruct|vision|lora", re.IGNORECASE)),
 )
 
 
 @dataclass(frozen=True)
 class _Part:
     text: str
-    kind: Kind
+    kind: PartKind
 
 
 def identify(model_id: str, total: int = 0) -> Identity:
@@ -111,20 +111,20 @@ def identify(model_id: str, total: int = 0) -> Identity:
     if not slash:
         organization, name = "", model_id
     parts = [_part(text, index, total) for index, text in enumerate(filter(None, name.split("-")))]
-    if any(character.isdecimal() for part in parts if part.kind is Kind.SIZE for character in part.text):
+    if any(character.isdecimal() for part in parts if part.kind is PartKind.SIZE for character in part.text):
         # Beside a size in numbers, "mini" and "large" are words of the name.
-        parts = [_Part(p.text, Kind.WORD) if p.kind is Kind.SIZE and p.text.isalpha() else p for p in parts]
+        parts = [_Part(p.text, PartKind.WORD) if p.kind is PartKind.SIZE and p.text.isalpha() else p for p in parts]
 
     front = 0  # the basename: leading words, and the versions among them
     while front < len(parts) and _continues_basename(parts[front]):
         front += 1
     if front == len(parts):
-        while front and parts[front - 1].kind is Kind.VERSION:
+        while front and parts[front - 1].kind is PartKind.VERSION:
             front -= 1
     basename, rest = parts[:front], parts[front:]
-    size = _joined(rest, Kind.SIZE)
-    finetune = _joined(rest, Kind.FINETUNE, Kind.WORD)
-    version = _joined(rest, Kind.VERSION)
+    size = _joined(rest, PartKind.SIZE)
+    finetune = _joined(rest, PartKind.FINETUNE, PartKind.WORD)
+    version = _joined(rest, PartKind.VERSION)
     certain = size or finetune or version
     return Identity(
         name=name,
@@ -163,19 +163,19 @@ _NUMBERED = re.compile(r"(v\d+(\.\d+)*|\d.*)$")
 
 
 def _continues_basename(part: _Part) -> bool:
-    return part.kind is Kind.VERSION or (part.kind is Kind.WORD and part.text[0].isalpha())
+    return part.kind is PartKind.VERSION or (part.kind is PartKind.WORD and part.text[0].isalpha())
 
 
-def _joined(parts: Sequence[_Part], *kinds: Kind) -> str | None:
+def _joined(parts: Sequence[_Part], *kinds: PartKind) -> str | None:
     return "-".join(part.text for part in parts if part.kind in kinds) or None
 
 
 def _part(text: str, index: int, total: int) -> _Part:
     rules = _ANYWHERE + _INSIDE if index else _ANYWHERE
-    kind = next((kind for kind, pattern in rules if pattern.fullmatch(text)), Kind.WORD)
-    if kind is Kind.ENCODING:
+    kind = next((kind for kind, pattern in rules if pattern.fullmatch(text)), PartKind.WORD)
+    if kind is PartKind.ENCODING:
         return _Part(text.upper(), kind)
-    return _size(text, total) if kind is Kind.SIZE else _Part(text, kind)
+    return _size(text, total) if kind is PartKind.SIZE else _Part(text, kind)
 
 
 def _size(text: str, total: int) -> _Part:
@@ -184,10 +184,10 @@ def _size(text: str, total: int) -> _Part:
     if text[-1].isdecimal():  # bloom-7b1
         text = f"{text[:-2]}.{text[-1]}{text[-2]}"
     if not text[-2].isdecimal():  # a word
-        return _Part(text, Kind.SIZE)
+        return _Part(text, PartKind.SIZE)
     count, letter = text[:-1], text[-1].upper()
     if total and re.fullmatch(r"\d+(\.\d+)?", count):
         weights = float(count) * 1000 ** " KMBT".find(letter)
         if abs(weights - total) > 7 * total // 8:
-            return _Part(count + letter.lower(), Kind.FINETUNE)
-    return _Part(count + letter, Kind.SIZE)
+            return _Part(count + letter.lower(), PartKind.FINETUNE)
+    return _Part(count + letter, PartKind.SIZE)

@@ -6,8 +6,6 @@ prepare_metadata). Of several sources the first that has a value wins: an overri
 a path on somebody's machine (see `local`) is passed over; overrides are so only in base models and data sets.
 """
 
-import difflib
-import json
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,9 @@ from typing import Any
 
 from gguf.constants import GGML_QUANT_VERSION, GGUFType, Keys
 
-from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.errors import Failure, Usage
+from ggufsmith.container.text import nearest
+from ggufsmith.container.untrusted import read_object
 from ggufsmith.container.values import FLOAT32_MAX, Metadata, Value, f32, i32, string, strings, u32
 from ggufsmith.naming.card import read_card
 from ggufsmith.naming.identity import Identity, Parameters, hub_id, identify, model_folder_name, title
@@ -132,7 +132,7 @@ def general_metadata(
     """
     path = Path(abspath(folder))
     card = read_card(path, note)
-    sampling = _read_object(path / "generation_config.json", note)
+    sampling = _optional_object(path / "generation_config.json", note)
     saved_as = config.get("_name_or_path")
     total = parameters.total
     sources = (
@@ -170,35 +170,24 @@ def read_overrides(path: Path) -> Mapping[str, Any]:
     `general.base_models` and `general.datasets` take lists of objects with the keys in ATTRIBUTES. Malformed if it is
     no JSON object; Usage for a key that is not one of these, with the nearest.
     """
-    try:
-        raw = path.read_bytes()
-        data = json.loads(raw)
-    except OSError as error:
-        raise Usage(f"cannot read: {error.strerror}", where=path) from error
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"is not valid JSON: {error}", where=path) from error
-    if not isinstance(data, dict):
-        raise Malformed(f"holds a {type(data).__name__}, not an object of GGUF keys", where=path)
+    if not path.is_file():
+        raise Usage("there is no such file", where=path, fix="Name a JSON file of general.* keys.")
+    data = read_object(path, limit=MAX_JSON)
     for key in sorted(data.keys() - OVERRIDES):
-        nearest = difflib.get_close_matches(key, sorted(OVERRIDES), n=1, cutoff=0)[0]
-        raise Usage(f"{key!r} is no key that can be set here", where=path, fix=f"The nearest that can is {nearest!r}.")
+        near = nearest(key, sorted(OVERRIDES), most=1, cutoff=0)[0]
+        raise Usage(f"{key!r} is not a key that can be set here", where=path, fix=f"The nearest that can is {near!r}.")
     return data
 
 
-def _read_object(path: Path, note: Note) -> Mapping[str, Any]:
+def _optional_object(path: Path, note: Note) -> Mapping[str, Any]:
     """A small JSON object; empty, with a note, if it is none. Not every published generation config is valid."""
     if not path.is_file():
         return {}
     try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(MAX_JSON))
-    except (OSError, ValueError, RecursionError) as error:
-        note(f"{path} is not used: {error}")
+        return read_object(path, inside=path.parent, limit=MAX_JSON)
+    except Failure as error:
+        note(f"{path} is not used: {error.what}")
         return {}
-    if isinstance(data, dict):
-        return data
-    note(f"{path} is not used: it holds a {type(data).__name__}, not an object")
-    return {}
 
 
 def _from_id(model_id: str, total: int) -> Found:
@@ -236,7 +225,7 @@ def _tells(value: Any, name: str, identifies: bool, note: Note) -> bool:
     if not isinstance(value, str):
         return value is not None
     if (is_local if identifies else is_path)(value):
-        note(f"model card: {name} is a path, {_shown.repr(value)}, and is not written")
+        note(f"model card: {name} is a path, {_shown.repr(value)}, so it is not written")
         return False
     return bool(value.strip())
 
@@ -247,7 +236,7 @@ def _listed(value: Any, what: str, note: Note) -> Sequence[Any] | None:
         return value
     if isinstance(value, str):
         return [value]
-    note(f"{what}: {_shown.repr(value)} is no list, and is not written")
+    note(f"{what}: {_shown.repr(value)} is not a list, so it is not written")
     return None
 
 
@@ -260,12 +249,12 @@ def _related(entry: Any, total: int, note: Note) -> Mapping[str, Any] | None:
             if not isinstance(value, str) or _tells(value, str(key), key not in SENTENCES, note)
         }
     if not isinstance(entry, str):
-        note(f"model card: {_shown.repr(entry)} names no model and no data set")
+        note(f"model card: {_shown.repr(entry)} names neither a model nor a data set")
         return {}
     url: str | None
     if is_local(entry) or (not is_id(entry) and not any(mark in entry for mark in "/: ")):
         folder = folder_name(entry)
-        note(f"model card: {_shown.repr(entry)} is a path, of which only the folder's name is written, if it tells any")
+        note(f"model card: {_shown.repr(entry)} is a path; at most the name of its folder is written")
         if (cached := cached_id(entry)) is not None:
             return _related(cached, total, note)
         return None if folder is None else {"name": title(folder)}
@@ -290,7 +279,7 @@ def _values(found: Found, note: Note) -> Metadata:
         if isinstance(value, PLAIN) and str(value):
             out[key] = string(str(value))
         elif value not in (None, ""):
-            note(f"{key}: {_shown.repr(value)} is no text, and is not written")
+            note(f"{key}: {_shown.repr(value)} is not a text, so it is not written")
 
     for key, _, make in SAMPLING:
         value = found.get(key)
@@ -299,7 +288,7 @@ def _values(found: Found, note: Note) -> Metadata:
         elif value is not None and (number := _number(value, whole=make is i32)) is not None:
             out[key] = make(number)
         elif value is not None:
-            note(f"{key}: {_shown.repr(value)} is no number of its type, and is not written")
+            note(f"{key}: {_shown.repr(value)} is not a number of its type, so it is not written")
     for key, _ in TEXTS:
         value = found.get(key)
         if key == General.LICENSE and isinstance(value, list):
@@ -328,7 +317,7 @@ def _plain(items: Sequence[Any], key: str, note: Note) -> list[Any]:
     """Without lists in lists, whose text a few aliases could make endless; a note says which are left out."""
     for item in items:
         if not isinstance(item, PLAIN):
-            note(f"{key}: {_shown.repr(item)} is no text, and is not written")
+            note(f"{key}: {_shown.repr(item)} is not a text, so it is not written")
     return [item for item in items if isinstance(item, PLAIN)]
 
 

@@ -45,7 +45,7 @@ class CardFile:
 class Publisher:
     """What no header knows: where the files will lie, what they were made from, and by whom.
 
-    Usage: a base model that is no name, but a path.
+    Usage: a base model that is a path, not a name.
     """
 
     repo: str | None = None
@@ -117,10 +117,10 @@ USES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"Q4_K_M", "Good balance of size and quality; the usual choice"),
         (r"Q4_K.*|IQ4_.*", "A little smaller than Q4_K_M, quality close to it"),
         (r"Q5_.*|Q4_.*", "Older type; fast on some devices, Q4_K_M is better for its size"),
-        (r"(MX|NV)FP4.*", "Four-bit floats; for models trained for them"),
-        (r"Q3_K.*|IQ3_.*", "Noticeable loss; where memory is short"),
-        (r"Q2_K.*|IQ2_.*|Q2_0", "Strong loss; a large model where it would not fit otherwise"),
-        (r"T?Q1_.*|IQ1_.*|TQ2_.*", "For models trained for it, or as a last resort"),
+        (r"(MX|NV)FP4.*", "Four-bit floats; for models that were trained with them"),
+        (r"Q3_K.*|IQ3_.*", "Noticeable loss; for when memory is short"),
+        (r"Q2_K.*|IQ2_.*|Q2_0", "Strong loss; for large models that would not fit otherwise"),
+        (r"T?Q1_.*|IQ1_.*|TQ2_.*", "For models that were trained for it, or as a last resort"),
     )
 )
 
@@ -288,7 +288,7 @@ def _running(files: Sequence[CardFile], publisher: Publisher) -> Iterator[str]:
     shell = _quoted(name)
     tag = f":{file.encoding}" if file.encoding else ""
     if len(file.names) > 1:
-        yield f"The model is in {len(file.names)} files: keep them in one folder, and name the first."
+        yield f"The model is in {len(file.names)} files: keep them in one folder, and pass the first one."
     yield "With llama.cpp:"
     yield _fenced(f"llama-cli -hf {repo}{tag}" if repo else f"llama-cli -m {shell} --jinja", "sh")
     yield "With Ollama:"

@@ -160,7 +160,7 @@ class WorkerRun(distributed.WorkerPlugin):  # type: ignore[misc]  # its types ar
         """A cancelled task goes on to its end; until then no file is closed under it."""
         with self.lock:
             if self.over:
-                raise Failure("this run is over", where=self.address)
+                raise Failure("this run has ended", where=self.address)
             if self.tensors is None:
                 self._check()
                 with ExitStack() as stack:
@@ -191,8 +191,10 @@ class WorkerRun(distributed.WorkerPlugin):  # type: ignore[misc]  # its types ar
             raise Failure(what, where=self.address, fix="Install the same version everywhere.")
         for path, stamp in self.inputs.items():
             if _stamp(path) != stamp:
-                what = f"this worker has another file at {path} than the client"
-                raise Failure(what, where=self.address, fix="All need one file system, mounted at one place.")
+                what = f"this worker's file {path} differs from the client's"
+                raise Failure(
+                    what, where=self.address, fix="All machines need the same file system, mounted at the same path."
+                )
 
     def flush(self) -> None:
         """Force this worker's writes out, so that the client's machine sees them."""
@@ -221,9 +223,9 @@ def _work(name: str, task: Task) -> Result:
     except OSError as error:
         what = f"worker {worker.address}: {error.strerror or error}"
         if error.errno in FULL:
-            why: Failure = NoSpace(what, where=error.filename, fix="Make room, or take that worker out.")
+            why: Failure = NoSpace(what, where=error.filename, fix="Free some space there, or remove that worker.")
         else:
-            why = Failure(what, where=error.filename, fix="All workers need the client's files, under its paths.")
+            why = Failure(what, where=error.filename, fix="All workers need the client's files, under the same paths.")
         raise WorkerUnable(worker.address, why) from None
     return result
 
@@ -271,7 +273,7 @@ def stream_on(
         with suppress(Exception):  # what is missing in the end, the check of the sums finds
             client.run(_flush, run.name, on_error="ignore")
     for why in unable.values():
-        note(f"{str(why).splitlines()[0]}; the other workers did its part")
+        note(f"{str(why).splitlines()[0]}; the other workers did its share")
     return tally.unweighted
 
 
@@ -305,7 +307,7 @@ def _connected(scheduler: str) -> Iterator[distributed.Client]:
             client = distributed.Client(scheduler, timeout=TIMEOUT, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             what = str(error).partition("\n")[0] or type(error).__name__
-            raise Failure(f"no Dask scheduler answers: {what}", where=scheduler, fix=HOW) from error
+            raise Failure(f"no Dask scheduler answered: {what}", where=scheduler, fix=HOW) from error
         try:
             _wait_for_a_worker(client, scheduler)
             yield client
@@ -407,7 +409,7 @@ def _finished(
             if now - alive > PATIENCE:
                 if unable:
                     raise _nobody(unable)
-                raise Failure(f"no worker was there for {PATIENCE:.0f} seconds", where=address, fix=HOW)
+                raise Failure(f"no worker was connected for {PATIENCE:.0f} seconds", where=address, fix=HOW)
             waiting()
             time.sleep(POLL)
     finally:
@@ -448,4 +450,4 @@ def _explained(future: distributed.Future, scheduler: str) -> Failure | WorkerUn
 
 def _unfit(error: BaseException, scheduler: str) -> Failure:
     what = f"a worker cannot take part: {type(error).__name__}: {error}"
-    return Failure(what, where=scheduler, fix="Install ggufsmith on every worker, in the client's version.")
+    return Failure(what, where=scheduler, fix="Install the client's version of ggufsmith on every worker.")

@@ -1,5 +1,6 @@
 """What the pipeline asks of whoever knows the formats. It streams rows and writes bytes, and knows no format itself."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.formats import Format
 from ggufsmith.pipeline.findings import Report
+
+# Target, source, and whether there is importance.
+Conversion = tuple[Format, Format, bool]
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,17 @@ class RowRange:
 class Encoder(Protocol):
     """Makes the bytes of every format from rows of weights, and weights from bytes. Thread-safe; it can be pickled."""
 
-    def load(self, target: Format, source: Format, weighted: bool) -> None:
-        """Compile what these formats need, or load it from the disk, before the clock of the work starts."""
+    def load(
+        self, conversions: Iterable[Conversion], advance: Callable[[int, int], None] = lambda done, total: None
+    ) -> float:
+        """Compile what these need, or load it from the disk, and see that it works, before the clock starts.
 
-    def decode(self, source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-        """The weights of blocks: (n, bytes per row) to (n, width) float32."""
+        advance: told how many kernels are compiled, of how many that have to be. Returns the seconds that compiling
+        took.
+        """
+
+    def decode(self, source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32], *, place: RowRange) -> None:
+        """The weights of blocks: (n, bytes per row) to (n, width) float32. Failure if they are not what was stored."""
 
     def encode(
         self,

@@ -118,6 +118,7 @@ def write_outputs(
     resume: bool = False,
     cluster: ClusterWork | None = None,
     advance: Callable[[int], None] = lambda weights: None,
+    compiling: Callable[[int, int], None] = lambda done, total: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Written:
     """Make, verify, and give the files their names; tensors in the order of the layouts.
@@ -126,7 +127,8 @@ def write_outputs(
     decide the bytes.
     cluster: None works on this machine.
 
-    advance: told of weights as they are done. loaded: told how long compiling or loading the kernels took.
+    advance:   told of weights as they are done.
+    compiling: told how many kernels are compiled, of how many that have to be. loaded: told how many seconds that took.
     """
     started = time.perf_counter()
     threads = threads or available_cores()
@@ -151,8 +153,7 @@ def write_outputs(
             for output, writer in zip(outputs, writers, strict=True)
         ]
         if cluster is None:
-            load_kernels(tensors, targets)
-            loaded(time.perf_counter() - started)
+            loaded(load_kernels(tensors, targets, compiling))
             found = stream(tensors, targets, threads=threads, advance=advance)
         else:
             found = _stream_on(cluster, tensors, targets, advance, notes.append)
@@ -185,6 +186,7 @@ def _notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:
     for findings in found:
         merged.update(findings)
     return [
-        f"{name}: {finding.count} weights had no usable importance; they were weighted evenly instead of erased"
+        f"{name}: {finding.count} weights had no usable importance and were weighted evenly (ggml would have erased "
+        f"them)"
         for name, finding in merged.items()
     ]

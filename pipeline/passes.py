@@ -83,6 +83,7 @@ class Pass:
         write: WriteOptions,
         *,
         advance: Callable[[int], None] = lambda weights: None,
+        compiling: Callable[[int, int], None] = lambda done, total: None,
         loaded: Callable[[float], None] = lambda seconds: None,
     ) -> Written:
         """Make all outputs, verify them and give the files their names (see `write_outputs`). The pass is open."""
@@ -99,6 +100,7 @@ class Pass:
             resume=write.resume,
             cluster=ClusterWork(write.scheduler, self.opening) if write.scheduler else None,
             advance=advance,
+            compiling=compiling,
             loaded=loaded,
         )
 

@@ -92,17 +92,17 @@ class SourceOptions:
         metavar="KEY=TYPE:VALUE",
         inputs=("file",),
         decides=True,
-        keyed="Metadata keys to set, each KEY=TYPE:VALUE.",
+        keyed="Metadata keys to set, each written as KEY=TYPE:VALUE.",
     )
     prune_layers: tuple[str | int, ...] = option(
         (),
-        "Leave out these layers, by their numbers from 0 on: 3,4,5.",
+        "Remove the layers with these numbers, counted from 0: 3,4,5.",
         "Input",
         metavar="L,L,...",
         inputs=("file",),
         decides=True,
         numbers=True,
-        keyed="The numbers, from 0 on, of layers to leave out.",
+        keyed="The numbers, counted from 0, of the layers to remove.",
     )
     pre: str | None = option(
         None,
@@ -113,7 +113,7 @@ class SourceOptions:
         decides=True,
     )
     model_name: str | None = option(
-        None, "The model's name (general.name), instead of the folder's.", "Input", decides=True
+        None, "The model's name (general.name); by default it is taken from the folder.", "Input", decides=True
     )
     metadata: Path | None = option(
         None,
@@ -135,18 +135,18 @@ class SourceOptions:
         "The branch, tag or commit of a model on a hub.",
         "Input",
         inputs=CHECKPOINT,
-        keyless="`revision` stands beside `source`, for each model",
+        keyless="each model has its own `revision`, next to `source`",
     )
     token: str | None = option(
         None,
-        "The access token for the hub; by default that of the environment or of the stored login.",
+        "The access token for the hub; by default it is taken from the environment or the stored login.",
         "Input",
         inputs=CHECKPOINT,
         keyless="secrets do not belong in files: set HF_TOKEN or MODELSCOPE_API_TOKEN, or log in",
     )
     stream: bool = option(
         False,
-        "Read the weights of a model on a hub by ranges, without storing them.",
+        "Read the weights of a model on a hub in ranges, without storing them.",
         "Input",
         inputs=CHECKPOINT,
     )
@@ -188,7 +188,7 @@ class MakeOptions:
     )
     include_weights: tuple[str, ...] = option(
         (),
-        "Use the importance matrix only for tensors whose names contain this.",
+        "Use the importance matrix only for tensors whose names contain NAME.",
         "Types",
         metavar="NAME",
         inputs=WEIGHTS,
@@ -196,7 +196,7 @@ class MakeOptions:
     )
     exclude_weights: tuple[str, ...] = option(
         (),
-        "Do not use the importance matrix for tensors whose names contain this.",
+        "Do not use the importance matrix for tensors whose names contain NAME.",
         "Types",
         metavar="NAME",
         inputs=WEIGHTS,
@@ -214,13 +214,13 @@ class MakeOptions:
     )
     tensor_types: tuple[str, ...] = option(
         (),
-        "The type of the tensors whose names match; may be given several times.",
+        "The type of the tensors whose names match REGEX; may be given several times.",
         "Types",
         flag="--tensor-type",
         metavar="REGEX=TYPE",
         inputs=WEIGHTS,
         decides=True,
-        keyed="Types for tensors whose names match, each REGEX=TYPE.",
+        keyed="Types for tensors whose names match a pattern, each written as REGEX=TYPE.",
     )
     tensor_type_file: Path | None = option(
         None,
@@ -228,7 +228,7 @@ class MakeOptions:
         "Types",
         metavar="FILE",
         inputs=WEIGHTS,
-        keyless="`tensor_types` is the list itself",
+        keyless="the key `tensor_types` holds the list itself",
     )
     target_size: tuple[str, ...] = option(
         (),
@@ -252,9 +252,9 @@ class MakeOptions:
         "Types",
         metavar="FILE.toml",
         inputs=WEIGHTS,
-        keyless="a job chooses anew; a recipe that was saved goes into `recipes`",
+        keyless="a job chooses the types every time; use a saved recipe through `recipes`",
     )
-    strict: bool = option(False, "Fail if a tensor cannot have the type of its rule.", "Types")
+    strict: bool = option(False, "Fail if a tensor's shape does not allow the type that the recipe gives it.", "Types")
     allow_requantize: bool = option(
         False, "Quantize tensors that are already quantized, although the errors add up.", "Types", inputs=("file",)
     )
@@ -275,7 +275,7 @@ class WriteOptions:
         keyless="`folder` and `file` name the outputs",
     )
     keep_split: bool = option(
-        False, "Write as many shards as the source has.", "Output", inputs=("file",), decides=True
+        False, "Split the output at the same places as the source.", "Output", inputs=("file",), decides=True
     )
     split_max_size: str | None = option(
         None,
@@ -294,17 +294,17 @@ class WriteOptions:
         key="shard_tensors",
     )
     no_tensor_first_split: bool = option(
-        False, "Of several files, the first one holds only the metadata.", "Output", decides=True
+        False, "When the output is split, write only metadata to the first file.", "Output", decides=True
     )
     strict_name: bool = option(
         False,
-        "Name outputs exactly by the GGUF naming convention, with a size and a version.",
+        "Name outputs exactly by the GGUF naming convention, which requires a size and a version.",
         "Output",
         keyless="`folder` and `file` name the outputs",
     )
     overwrite: bool = option(
         True,
-        "Refuse to replace an output that exists.",
+        "Fail if an output already exists.",
         "Output",
         flag="--no-overwrite",
         keyless="a job replaces what is out of date",
@@ -325,14 +325,14 @@ class WriteOptions:
     )
     sync: bool = option(
         True,
-        "Do not force the output to the disk; for scratch disks.",
+        "Do not flush the output to the disk; the operating system does that later. For scratch disks.",
         "Work",
         flag="--no-sync",
         keyless="it is an option of the command",
     )
     resume: bool = option(
         False,
-        "Continue what an interrupted run left, and keep the work if this one is interrupted.",
+        "Continue from the finished part of an interrupted run, and keep it if this run is interrupted.",
         "Work",
         keyless="a job always resumes",
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import Layout, rows_of
 from ggufsmith.container.parallel import parallel_for
-from ggufsmith.pipeline.encoder import Encoder, RowRange
+from ggufsmith.pipeline.encoder import Conversion, Encoder, RowRange
 from ggufsmith.pipeline.findings import Finding, Report, Tally
 
 CHUNK = 1 << 20  # weights per chunk: so many that Python between the kernels, and one write at a time, do not count
@@ -147,13 +147,22 @@ class SharedTarget(StreamTarget):
     writer: SharedSink
 
 
-def load_kernels(tensors: Sequence[RowSource], targets: Sequence[StreamTarget]) -> None:
-    """Compile the kernels that `stream` will need, or load them from the disk, before the clock of the work starts."""
+def load_kernels(
+    tensors: Sequence[RowSource],
+    targets: Sequence[StreamTarget],
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
+    """Compile the kernels that `stream` will need, or load them from the disk, and see that they work.
+
+    advance: told how many are compiled, of how many that have to be. Returns the seconds that compiling took.
+    """
+    wanted: dict[Encoder, list[Conversion]] = {target.encoder: [] for target in targets}
     for target in targets:
         importance = target.importance or [None] * len(tensors)
         for spec, tensor, weights in zip(target.layout.tensors, tensors, importance, strict=True):
             if spec.format is not tensor.held or tensor.held.name in FLOATS:
-                target.encoder.load(spec.format, tensor.held, weights is not None)
+                wanted[target.encoder].append((spec.format, tensor.held, weights is not None))
+    return sum(encoder.load(conversions, advance) for encoder, conversions in wanted.items())
 
 
 def stream(
@@ -226,6 +235,7 @@ def _chunk(
     if not wanted:
         return reports
     rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
+    place = RowRange(tensor.origin, first, count)
     wide: Array | None = rows if held.plain else None
     made: dict[
         tuple[str, int, Encoder], tuple[Array, Report]
@@ -240,7 +250,7 @@ def _chunk(
         elif kind not in made:
             if wide is None:
                 wide = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
-                target.encoder.decode(held, rows, wide)
+                target.encoder.decode(held, rows, wide, place=place)
             encoded = scratch.take(size).reshape(last - first, -1)
             report = target.encoder.encode(
                 format,
@@ -248,7 +258,7 @@ def _chunk(
                 encoded,
                 source=held if held.plain else F32,
                 importance=importance,
-                place=RowRange(tensor.origin, first, count),
+                place=place,
             )
             made[kind] = encoded, report
         encoded, reports[k] = made[kind]

@@ -8,7 +8,6 @@ rounding leaves is spent afterwards. Everything is deterministic: same input, sa
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import padded, rows_of
 from ggufsmith.container.parallel import parallel_for
+from ggufsmith.container.units import parse_size
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.stream import Array, RowSource, Scratch
 from ggufsmith.quantize.outputs import QuantizedFile
@@ -73,18 +73,17 @@ PLACEHOLDER = Recipe("Q8_0", FILE_TYPES["Q8_0"])  # any recipe will do for the p
 def budget_of(size: str | None, bits_per_weight: float | None) -> Budget | None:
     """From the options' texts: 4.5GiB, 500M (decimal), bytes; or bits. None if neither is given."""
     if size is not None and bits_per_weight is not None:
-        raise Usage("--target-size and --target-bpw cannot be used together", fix="Drop one of them.")
+        raise Usage("--target-size and --target-bpw cannot be used together", fix="Leave out one of the two.")
     if bits_per_weight is not None:
         if not 0 < bits_per_weight <= 32:
-            raise Usage(f"{bits_per_weight} bits per weight is no target", fix="For example --target-bpw 4.25.")
+            raise Usage(
+                f"{bits_per_weight} is not a valid number of bits per weight",
+                fix="Pass a positive number, for example --target-bpw 4.25.",
+            )
         return Budget(bits_per_weight=bits_per_weight)
     if size is None:
         return None
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(I?)B?", size.strip(), re.IGNORECASE | re.ASCII)
-    if match is None or (match[3] and not match[2]):
-        raise Usage(f"{size!r} is no size", fix="Write it as 4.5GiB, 4.8G, 500M or a number of bytes.")
-    power = " KMGT".index(match[2].upper() or " ")
-    return Budget(int(float(match[1]) * (1024 if match[3] else 1000) ** power))
+    return Budget(parse_size(size))
 
 
 def fit_budget(
@@ -302,7 +301,7 @@ def _wide(tensor: RowSource, start: int, stop: int) -> NDArray[np.float32]:
         raise Malformed(
             f"weights are NaN or infinite, among rows {start} to {stop - 1}",
             where=tensor.origin,
-            fix="The model is damaged; get it again.",
+            fix="The model is damaged. Download it again.",
         )
     return wide
 

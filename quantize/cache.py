@@ -17,7 +17,8 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
@@ -95,31 +96,38 @@ def stamp_of(file: str) -> str:
     return hashlib.sha256(STAMP.encode() + own).hexdigest()
 
 
-class Locator:
-    """Tells Numba where the files of a function lie and what makes them stale."""
+class CacheLocator:
+    """Tells Numba where the files of a function lie and what makes them stale (numba.core.caching._CacheLocator)."""
 
     def __init__(self, function: Any, file: str) -> None:
         self._py_file, self._lineno = file, function.__code__.co_firstlineno
 
     @classmethod
-    def from_function(cls, function: Any, file: str) -> "Locator | None":
+    def from_function(cls, function: Any, file: str) -> "CacheLocator | None":
+        """None if nothing can be kept."""
         return cls(function, file) if folder() else None
 
     def get_cache_path(self) -> str:
+        """The folder of all kernels."""
         return str(folder())
 
     def ensure_cache_path(self) -> None:
+        """Make the folder again, if someone removed it."""
         os.makedirs(self.get_cache_path(), exist_ok=True)
 
     def get_source_stamp(self) -> str:
+        """What an index must have been written with to count."""
         return stamp_of(self._py_file)
 
     def get_disambiguator(self) -> str:
-        return "kernel"  # names are unique in a module; Numba's own locators put the line number here
+        """A constant: names are unique in a module. Numba's own locators give the line number."""
+        return "kernel"
 
 
-class Files(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (Locator,)
+class CacheFiles(CompileResultCacheImpl):  # type: ignore[misc]
+    """The files of one kernel, where `CacheLocator` says."""
+
+    _locator_classes = (CacheLocator,)
 
 
 @cache
@@ -130,13 +138,22 @@ def link_runtime() -> None:
 
 
 class KernelCache(FunctionCache):  # type: ignore[misc]
-    _impl_class = Files
+    """One kernel on the disk. What cannot be read or written there is as if it were not there."""
+
+    _impl_class = CacheFiles
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """As the original, without what only a compilation needs."""
         link_runtime()
         with self._guard_against_spurious_io_errors():
             return self._load_overload(signature, context)
+
+    def holds(self, signature: Any, context: Any) -> bool:
+        """Whether there is code for this CPU, of these sources."""
+        index: Mapping[Any, str] = {}
+        with self._guard_against_spurious_io_errors():
+            index = self._cache_file._load_index()
+        return self._index_key(signature, context.codegen()) in index
 
     @contextmanager
     def _guard_against_spurious_io_errors(self) -> Iterator[None]:
@@ -174,6 +191,7 @@ class KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
 
 
 def is_defined(value: ir.GlobalValue) -> bool:
+    """Whether a module has the contents of this function or variable."""
     return not value.is_declaration if isinstance(value, ir.Function) else value.initializer is not None
 
 
@@ -181,6 +199,7 @@ class KernelCompiler(Compiler):  # type: ignore[misc]
     """Compiles a kernel into a `KernelLibrary`, under a name that is the same in every process."""
 
     def define_pipelines(self) -> Any:
+        """Numba's own passes, which take up a library that is there and number functions by `unique_id`."""
         function = self.state.func_id
         function.unique_id = stamp_of(function.filename)[:16]
         self.state.library = KernelLibrary(self.state.targetctx.codegen(), function.func_qualname)
@@ -215,6 +234,12 @@ class Kernel:
                 self.compiled = True
 
     @property
+    def stored(self) -> bool:
+        """Whether the cache has the code, so that `compile` will only load it."""
+        kept = self.dispatcher._cache
+        return isinstance(kept, KernelCache) and kept.holds(self.signature, self.dispatcher.targetctx)
+
+    @property
     def cached(self) -> bool:
         """Whether the code of this process came from the disk."""
         return bool(self.dispatcher.stats.cache_hits)
@@ -235,3 +260,26 @@ class Kernel:
 def kernel(*signature: types.Type) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorate a kernel with the types of its arguments."""
     return lambda function: Kernel(function, signature)
+
+
+def compile_all(kernels: Iterable[Kernel], advance: Callable[[int, int], None] = lambda done, total: None) -> float:
+    """Make kernels ready: load those that the cache has, then compile the others one by one.
+
+    advance: told how many are compiled, of how many that have to be: (0, total) before the first, (total, total) after
+             the last. It is not called if there are none.
+
+    Returns the seconds that compiling took: 0 if there was nothing to compile.
+    """
+    waiting = [kernel for kernel in dict.fromkeys(kernels) if not kernel.compiled]
+    missing = [kernel for kernel in waiting if not kernel.stored]
+    for kernel in waiting:
+        if kernel not in missing:
+            kernel.compile()
+    if not missing:
+        return 0.0
+    started = time.perf_counter()
+    for done, kernel in enumerate(missing):
+        advance(done, len(missing))
+        kernel.compile()
+    advance(len(missing), len(missing))
+    return time.perf_counter() - started

@@ -1,33 +1,38 @@
-"""Checks of bytes just made, cheap enough to be done always: nothing infinite, and rows near what they were made from.
+"""Checks of what was just made, cheap enough to be done always: nothing infinite, and rows near their source.
 
-A row of ordinary weights loses no more in a type than LARGEST says; a kernel that is miscompiled, or memory that fails,
-loses about all of it. One row of every tensor, and more of a large one, is looked at. Extraordinary ones (a few weights
-or a few importances that count for all others, weights near nothing) can lose everything and be right: they are passed
-over.
+They do not trust the kernels: blocks are read by plain NumPy (reference.py). A row of ordinary weights loses no more in
+a type than LARGEST says, and resembles its source; a kernel that is miscompiled, or memory that fails, loses about all
+of it. One row of every tensor, and more of a large one, is looked at. Extraordinary ones (a few weights or a few
+importances that count for all others, weights near nothing) can lose everything and be right: they are passed over.
+Before all that, every kernel has given known answers (selftest.py).
 """
 
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.formats import Format
+from ggufsmith.quantize.reference import dequantize, widen
 from ggufsmith.quantize.rows import MODULES, decode
+from ggufsmith.quantize.selftest import agree
 
 # Bits of the smallest pattern that is infinite or NaN, sign aside.
 LIMITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
 E8M0_NAN = 0xFF  # the scale of MXFP4 that stands for no number
 SCALES = ("d", "dmin", "m", "s")  # fields of half precision; the codes beside them are bounded
-EVERY = 2  # chunks of a tensor: from the first on, one of so many is looked at
-SAMPLE = 4096  # weights of a plain format that are looked at
+EVERY = 16  # chunks of a tensor: from the first on, one of so many is looked at
+SAMPLE = 4096  # weights of a row that are looked at; a multiple of every block
 EVEN = 64.0  # of so many equal weights a row must have the evenness: (sum of x)**2 / (sum of x**2), x their powers
 FAINTEST = 1e-3  # root mean square: below it scales get coarse, they are of half precision
 SLACK = 1.5
+ALIKE = 0.2  # cosine of the angle to the source, which even the coarsest types keep; wrong bytes are near 0
 # Type -> the largest error among 10**5 such rows of 256 to 4096 weights, of sixteen distributions, without importance
 # and with five kinds of it: root of the mean square, relative to the weights, importance counted.
 LARGEST: Mapping[str, float] = MappingProxyType(
@@ -103,30 +108,60 @@ def check_row(
     if format.plain:  # where rows may be as short as one weight
         encoded, rows = encoded.reshape(1, -1)[:, : SAMPLE * format.size], rows.reshape(1, -1)[:, :SAMPLE]
     last = len(rows) - 1
+    part, blocks = _window(format, rows.shape[1], where)
     weights = None if format.plain else importance(last)
-    error = row_error(format, encoded[last:], _wide(rows[last], source), weights)
-    if error is not None and not error <= SLACK * LARGEST[format.name]:
-        raise _damaged(f"a row as {format.name} has an error of {error:.2g} of its weights", where)
+    row = widen(rows[last, part], source)
+    fit = row_fit(format, encoded[last:, blocks], row, None if weights is None else weights[part])
+    if fit is None:
+        return
+    if not fit.error <= SLACK * LARGEST[format.name]:
+        raise _damaged(f"a row as {format.name} has an error of {fit.error:.2g} of its weights", where)
+    if not fit.alike >= ALIKE:
+        raise _damaged(f"a row as {format.name} does not resemble its source", where)
 
 
-def row_error(
+def check_decoded(format: Format, blocks: NDArray[np.uint8], wide: NDArray[np.float32], where: str) -> None:
+    """Failure if the last of the rows just decoded, (n, width) from (n, bytes per row), is not what its blocks say."""
+    if len(wide) == 0:
+        return
+    part, bytes_of_part = _window(format, wide.shape[1], where)
+    if not agree(wide[-1:, part], dequantize(format, blocks[-1:, bytes_of_part])):
+        raise _damaged(f"a row of {format.name} was read as other numbers than it holds", where)
+
+
+class RowFit(NamedTuple):
+    """How near a row is to its source: the root of the mean squared error, relative to the weights; and the cosine of
+    the angle between the two. Importance counts in both.
+    """
+
+    error: float
+    alike: float
+
+
+def row_fit(
     format: Format, encoded: NDArray[np.uint8], row: NDArray[np.float32], importance: NDArray[np.float32] | None
-) -> float | None:
-    """Root mean squared error of (1, bytes), relative to the (width,) weights. None for a row that is not ordinary."""
+) -> RowFit | None:
+    """Of (1, bytes) beside the (width,) weights. None for a row that is not ordinary."""
     powers = np.square(row)
     counted = [powers] if importance is None else [powers, importance, powers * importance]
     if float(powers.mean()) < FAINTEST**2 or not all(map(_even, counted)):
         return None
-    back = np.empty((1, row.size), np.float32)
-    if format.plain:
-        back[0] = _wide(encoded[0].view(format.dtype["x"]), format)
-    else:
-        decode(format, encoded, back)
-    back -= row
-    errors = np.square(back[0])
-    if importance is not None:
-        errors *= importance
-    return math.sqrt(float(errors.sum()) / float(counted[-1].sum()))
+    back = widen(encoded[0].view(format.dtype["x"]), format) if format.plain else dequantize(format, encoded)[0]
+    weigh = 1 if importance is None else importance
+    with np.errstate(over="ignore", invalid="ignore"):  # then NaN or infinity is the answer
+        power, other = float(counted[-1].sum()), float((np.square(back) * weigh).sum())
+        error = math.sqrt(float((np.square(back - row) * weigh).sum()) / power)
+        return RowFit(error, float((back * row * weigh).sum()) / math.sqrt(power * other) if other else 0.0)
+
+
+def _window(format: Format, width: int, where: str) -> tuple[slice, slice]:
+    """Which weights of a row are looked at, and their bytes: SAMPLE of a long one, elsewhere in every tensor."""
+    if width <= SAMPLE:
+        return slice(None), slice(None)
+    first = min(zlib.crc32(where.encode("utf-8", "surrogatepass")) % (width // SAMPLE + 1) * SAMPLE, width - SAMPLE)
+    first -= first % format.weights
+    blocks = first // format.weights * format.size
+    return slice(first, first + SAMPLE), slice(blocks, blocks + SAMPLE // format.weights * format.size)
 
 
 def _even(values: NDArray[np.float32]) -> bool:
@@ -134,18 +169,9 @@ def _even(values: NDArray[np.float32]) -> bool:
     return EVEN * float(np.vdot(values, values)) <= float(values.sum()) ** 2 < math.inf
 
 
-def _wide(values: NDArray[Any], format: Format) -> NDArray[np.float32]:
-    """float32 of a plain format by NumPy, and not by the kernels that are being checked."""
-    if format.name == "F32":
-        return values.view(np.float32)
-    if format.name == "F16":
-        return values.view(np.float16).astype(np.float32)
-    return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-
-
 def _damaged(what: str, where: str) -> Failure:
     return Failure(
-        f"{what}, which cannot be",
+        f"{what}; this should be impossible",
         where=where,
         fix="Check the memory of this machine, and remove ggufsmith's folder in the user's cache; then report it.",
     )

@@ -1,7 +1,8 @@
 """ggml's formats for the pipeline: rows are encoded, refused where weights would not survive, and checked."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,24 +10,28 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import Format
-from ggufsmith.pipeline.encoder import RowRange
+from ggufsmith.pipeline.encoder import Conversion, RowRange
 from ggufsmith.pipeline.findings import Report
 from ggufsmith.pipeline.stream import CHUNK
-from ggufsmith.quantize.checks import EVERY, check_row, check_scales
-from ggufsmith.quantize.rows import decode, encode, warm_up
+from ggufsmith.quantize.checks import EVERY, check_decoded, check_row, check_scales
+from ggufsmith.quantize.rows import decode, encode, prepare
 
 
 @dataclass(frozen=True)
 class GgmlEncoder:
     """A `pipeline.encoder.Encoder` that writes the bytes of `ggml_quantize_chunk`."""
 
-    def load(self, target: Format, source: Format, weighted: bool) -> None:
+    def load(
+        self, conversions: Iterable[Conversion], advance: Callable[[int, int], None] = lambda done, total: None
+    ) -> float:
         """See `Encoder.load`."""
-        _load_once(target, source, weighted)
+        return prepare(conversions, advance)
 
-    def decode(self, source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def decode(self, source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32], *, place: RowRange) -> None:
         """See `Encoder.decode`."""
         decode(source, blocks, out)
+        if _looked_at(place, out.shape[1]):
+            check_decoded(source, blocks, out, place.origin)
 
     def encode(
         self,
@@ -42,7 +47,7 @@ class GgmlEncoder:
         report = _encode_slices(target, rows, out, source, importance, place)
         _refuse(report, target, place)
         check_scales(target, out, place.origin)
-        if place.first * rows.shape[1] // CHUNK % EVERY == 0:
+        if _looked_at(place, rows.shape[1]):
             check_row(target, out, rows, source, partial(_importance_of, importance, place), place.origin)
         return report
 
@@ -50,9 +55,9 @@ class GgmlEncoder:
 GGML = GgmlEncoder()
 
 
-@cache
-def _load_once(target: Format, source: Format, weighted: bool) -> None:
-    warm_up(target, source, weighted)
+def _looked_at(place: RowRange, width: int) -> bool:
+    """Whether a row of the chunk that begins here is checked."""
+    return place.first * width // CHUNK % EVERY == 0
 
 
 def _encode_slices(

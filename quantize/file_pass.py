@@ -114,8 +114,8 @@ def _unquantized(make: MakeOptions) -> tuple[Recipe, ...]:
     """The recipes of unquantized files, which may be made of quantized ones."""
     if "auto" in map(str.lower, make.outtypes):
         raise Usage(
-            "--outtype auto is the type that most weights of a checkpoint have, and this is a file",
-            fix="Name the type, f32, f16 or bf16; --recipe copy keeps those that the file has.",
+            "--outtype auto means the type that most weights of a checkpoint have, but this is a file",
+            fix="Choose f32, f16 or bf16, or keep the file's types with --recipe copy.",
         )
     return tuple(map(recipe_of, make.outtypes))
 
@@ -127,9 +127,9 @@ def _recipes(request: Request, making: Making, source: GgufSet) -> tuple[Recipe,
     if is_ggml(request.path):
         return (_as_it_is(source),)
     raise Usage(
-        "this is a GGUF file already",
+        "this is already a GGUF file",
         where=request.path,
-        fix="Say what to make of it, with --recipe or --outtype. `ggufsmith recipes` prints all recipes, and "
+        fix="Choose the new type with --recipe or --outtype. `ggufsmith recipes` prints all recipes, and "
         "`ggufsmith to-hf` turns the file back into a checkpoint.",
     )
 

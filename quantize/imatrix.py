@@ -91,7 +91,7 @@ class Coverage:
         if self.missing:
             yield f"no importance for {_some(self.missing)}"
         for name, count in self.partial.items():
-            yield f"{name}: {count} experts never ran, so their importance is even"
+            yield f"{name}: {count} experts were never used, so their weights count equally"
         yield from self.ignored
 
 
@@ -105,7 +105,7 @@ def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str]
     values than can be kept in memory. Of entries that are not kept, only the sizes are looked at.
     """
     if include and exclude:
-        raise Usage("--include-weights and --exclude-weights cannot be used together", fix="Drop one of them.")
+        raise Usage("--include-weights and --exclude-weights cannot be used together", fix="Leave out one of the two.")
     with regular_file(path) as (fd, size):
         pass
     try:
@@ -120,18 +120,24 @@ def _imatrix(path: Path, fd: int, size: int, include: Sequence[str], exclude: Se
     index, dataset, chunks = (_gguf_index if start == MAGIC else _legacy_index)(path, fd, size)
     for part in (*include, *exclude):
         if not any(part in name for name in index):
-            raise Usage(f"no entry's name contains {part!r}", where=path, fix=f"It has {_some(sorted(index))}.")
+            raise Usage(
+                f"the importance matrix has no entry whose name contains {part!r}",
+                where=path,
+                fix=f"It has {_some(sorted(index))}.",
+            )
     chosen = {
         name: place
         for name, place in index.items()
         if (not include or any(part in name for part in include)) and not any(part in name for part in exclude)
     }
     if not chosen:
-        raise Usage("--exclude-weights leaves nothing of this importance matrix", where=path, fix="Drop --imatrix.")
+        raise Usage(
+            "--exclude-weights excludes every entry of this importance matrix", where=path, fix="Leave out --imatrix."
+        )
     needed = sum(place.size for place in chosen.values())
     if needed > MAX_BYTES:
         raise Unsupported(
-            f"{needed} bytes of values are more than the limit of {MAX_BYTES}",
+            f"{needed} bytes of values exceed the limit of {MAX_BYTES}",
             where=path,
             fix="Choose entries with --include-weights or --exclude-weights.",
         )
@@ -177,7 +183,7 @@ def match(
     wrong += [f"{name}: the model has {blocks} layers" for name in strangers if (block_of(name) or 0) >= blocks]
     if wrong or not covered:
         raise Malformed(
-            "this importance matrix is of another model",
+            "this importance matrix belongs to another model",
             where=imatrix.path,
             also=wrong[:MAX_NAMES] or ["none of its entries has the name of a matrix of this model"],
             fix="Make one with llama-imatrix for this model.",
@@ -198,13 +204,13 @@ def _entry(path: Path, name: str, sums: NDArray[np.float32], counts: NDArray[np.
     if not np.isfinite(sums).all():
         raise Malformed(f"{np.count_nonzero(~np.isfinite(sums))} values are NaN or infinite", where=where)
     if sums.min() < 0:
-        raise Malformed(f"{np.count_nonzero(sums < 0)} values are negative; sums of squares cannot be", where=where)
+        raise Malformed(f"{np.count_nonzero(sums < 0)} values are negative, but sums of squares cannot be", where=where)
     if not np.isfinite(counts).all() or counts.min() < 0:
         raise Malformed("a count is negative, NaN or infinite", where=where)
     whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32)
     if not whole.any():
         raise Malformed(
-            "nothing was counted for this entry: its matrix never ran",
+            "this entry has no counts: its matrix was never used",
             where=where,
             fix=f"Compute it over more text, or leave it out with --exclude-weights {name}.",
         )
@@ -248,7 +254,7 @@ def _read(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
     try:
         return read_at(fd, buffer, offset)
     except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
 
 
 Index = tuple[Mapping[str, EntryPlace], str | None, int]  # by the names of matrices; the data set; the chunks, or 0
@@ -259,7 +265,7 @@ def _gguf_index(path: Path, fd: int, size: int) -> Index:
         names = [name.removesuffix(SUMS) for name in gguf.tensors if name.endswith(SUMS)]
         if not names:
             raise Usage(
-                "this GGUF file is not an importance matrix: it has no tensor *.in_sum2",
+                "this GGUF file is not an importance matrix: it has no tensors named *.in_sum2",
                 where=path,
                 fix="--imatrix takes the file that llama-imatrix writes.",
             )
@@ -283,7 +289,7 @@ def _gguf_index(path: Path, fd: int, size: int) -> Index:
 def _extent(gguf: Gguf, name: str) -> tuple[int, int]:
     tensor = gguf.tensors[name]
     if tensor.format is not F32:
-        raise Malformed(f"is {tensor.format.name}, not F32", where=f"{gguf.path}: {name}")
+        raise Malformed(f"the tensor is {tensor.format.name}, not F32", where=f"{gguf.path}: {name}")
     return tensor.offset, tensor.nbytes // 4
 
 

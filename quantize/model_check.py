@@ -39,15 +39,16 @@ EXACT: Mapping[MODEL_ARCH, tuple[MODEL_TENSOR, ...]] = {
 OTHER_KINDS: Mapping[str, tuple[str, str]] = {
     GGUFType.ADAPTER: (
         "a LoRA adapter",
-        "llama.cpp takes it as it is, with --lora FILE beside the quantized model. To merge the adapter into its base: "
+        "llama.cpp takes it unchanged, with --lora FILE beside the quantized model. To merge the adapter into its "
+        "base: "
         "gguf-convert BASE --lora FOLDER, with the folder of the PEFT adapter that it was made from.",
     ),
     GGUFType.IMATRIX: ("an importance matrix", "Pass the model here, and this file with --imatrix FILE."),
     GGUFType.MMPROJ: (
         "a multimodal projector",
-        "llama.cpp takes it as it is, with --mmproj FILE beside the quantized text model.",
+        "llama.cpp takes it unchanged, with --mmproj FILE beside the quantized text model.",
     ),
-    "controlvector": ("a control vector", "llama.cpp takes it as it is, with --control-vector FILE."),
+    "controlvector": ("a control vector", "llama.cpp takes it unchanged, with --control-vector FILE."),
 }
 BY_ARCHITECTURE = {"clip": GGUFType.MMPROJ, "imatrix": GGUFType.IMATRIX, "controlvector": "controlvector"}
 BY_ENDING = {".lora_a": GGUFType.ADAPTER, ".lora_b": GGUFType.ADAPTER, ".in_sum2": GGUFType.IMATRIX}
@@ -78,7 +79,7 @@ def _other_kind(metadata: Metadata, names: Iterable[str], where: object) -> Fail
     if kind is None:
         return None
     what, fix = OTHER_KINDS.get(kind, (f"a GGUF file of the type {kind[:40]!r}", "Pass a model."))
-    return Unsupported(f"this is {what}, and not a model", where=where, fix=fix)
+    return Unsupported(f"this is {what}, not a model", where=where, fix=fix)
 
 
 def _unknown(metadata: Metadata, names: Sequence[str], where: object) -> Failure | None:
@@ -88,7 +89,7 @@ def _unknown(metadata: Metadata, names: Sequence[str], where: object) -> Failure
     if not unknown:
         return None
     return Unsupported(
-        f"llama.cpp does not know {_count(unknown)} in {architecture} models, and would not load the file",
+        f"llama.cpp does not know {_count(unknown)} in {architecture} models and would not load the file",
         where=where,
         also=_listed(unknown),
         fix="Convert the original model again. If the model is newer than this program: pip install --upgrade gguf.",
@@ -123,10 +124,10 @@ def _beyond(metadata: Metadata, names: Sequence[str], where: object) -> Failure 
     if not beyond:
         return None
     return Malformed(
-        f"the model has {count.data} blocks by its keys, and {_count(beyond)} beyond them",
+        f"the keys say that the model has {count.data} blocks, but it has {_count(beyond)} beyond them",
         where=where,
         also=_listed(beyond),
-        fix="Get the file again, or convert the original model again.",
+        fix="Download the file again, or convert the original model again.",
     )
 
 

@@ -58,12 +58,12 @@ def _old_model(file: GgmlFile, gguf: Gguf) -> OpenedModel:
         general[Keys.General.FILE_TYPE] = u32(file.sizes.file_type)
     opened = replace(gguf, metadata={**general, **keys, **_vocabulary(file)}, tensors=MappingProxyType(tensors))
     notes = [
-        f"{file.variant.name}: the file stores no token types; only unk, bos, eos and byte tokens are known. To have "
-        "added tokens right as well, take the vocabulary from the original model: --tokenizer FOLDER"
+        f"{file.variant.name}: the file stores no token types; only unk, bos, eos and byte tokens are known. To get "
+        f"added tokens right as well, take the vocabulary from the original model with --tokenizer FOLDER"
     ]
     if not file.variant.scores:
-        notes.append("ggml files store no token scores, so text will be tokenized badly: pass --tokenizer FOLDER")
-    grouped = (f"{heads} query heads share a key-value head, by the shape of attn_k",) if heads > 1 else ()
+        notes.append("ggml files store no token scores, so text will be tokenized badly; pass --tokenizer FOLDER")
+    grouped = (f"{heads} query heads share a key-value head, according to the shape of attn_k",) if heads > 1 else ()
     return OpenedModel(GgufSet.of(opened), name, _assumed(), tuple(notes), grouped)
 
 
@@ -80,7 +80,7 @@ def _renamed(file: GgmlFile) -> dict[str, TensorInfo]:
     layers = file.sizes.layers
     if not 0 < layers <= min(MAX_LAYERS, len(file.tensors)):
         raise Malformed(
-            f"the header says {layers} layers, and the file has {len(file.tensors)} tensors", where=file.path
+            f"the header says {layers} layers, but the file has {len(file.tensors)} tensors", where=file.path
         )
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, layers)
     found: dict[str, TensorInfo] = {}
@@ -97,7 +97,8 @@ def _renamed(file: GgmlFile) -> dict[str, TensorInfo]:
             f"{len(missing)} tensors are missing, {len(extra)} do not belong to a Llama model",
             where=file.path,
             also=[*missing[:10], *extra[:10]],
-            fix="The file is cut short, or one of several parts, which a llama.cpp of that time has to join first.",
+            fix="The file is incomplete, or one of several parts. Parts must be joined first, with a llama.cpp of "
+            "that time.",
         )
     return found
 
@@ -145,7 +146,7 @@ def _sizes(file: GgmlFile, tensors: Mapping[str, TensorInfo]) -> tuple[int, Meta
             f"{sizes.vocab} tokens",
             where=file.path,
             also=wrong[:10],
-            fix="The parts of a model (FILE, FILE.1, ...) have to be joined by a llama.cpp of that time first.",
+            fix="The parts of a model (FILE, FILE.1, ...) must be joined first, with a llama.cpp of that time.",
         )
     values = {
         Keys.LLM.CONTEXT_LENGTH: u32(CONTEXT),

@@ -72,16 +72,17 @@ class FilePlan:
         if fallbacks := self.fallbacks:
             pairs = sorted({f"{each.wanted.name} to {each.format.name}" for each in fallbacks})
             yield (
-                f"{len(fallbacks)} of {len(self.assignments)} tensors fall back ({', '.join(pairs)}): their rows are "
-                f"no multiple of the block; {self.bits_per_weight:.2f} bits per weight in all"
+                f"{len(fallbacks)} of {len(self.assignments)} tensors have another type than the recipe gives "
+                f"({', '.join(pairs)}): their rows are "
+                f"not a multiple of the block size; {self.bits_per_weight:.2f} bits per weight in total"
             )
         for option in self.unused:
-            yield f"{option} changes nothing: there is no output.weight, and token embeddings serve in its place"
+            yield f"{option} has no effect: there is no output.weight, because the token embeddings are used instead"
         if requantized := self.requantized:
             froms = sorted({each.tensor.format.name for each in requantized})
             yield (
-                f"{len(requantized)} tensors are quantized a second time, from {', '.join(froms)}: their error adds to "
-                "the new one; quantizing the 16-bit model is better"
+                f"{len(requantized)} tensors are quantized a second time, from {', '.join(froms)}, so the errors add "
+                f"up; it is better to quantize the 16-bit model"
             )
 
 
@@ -117,7 +118,7 @@ def plan_file(
     if plan.requantized and not allow_requantize:
         formats = sorted({each.tensor.format.name for each in plan.requantized})
         raise Usage(
-            f"{len(plan.requantized)} tensors are quantized already ({', '.join(formats)})",
+            f"{len(plan.requantized)} tensors are already quantized ({', '.join(formats)})",
             where=plan.requantized[0].tensor.name,
             fix="Quantize from the F16, BF16 or F32 model, or accept the added error with --allow-requantize.",
         )
@@ -125,7 +126,7 @@ def plan_file(
         raise Usage(
             f"{len(plan.fallbacks)} tensors cannot have the type that {recipe.name} gives them, and --strict is set",
             also=_listed([f"{each.tensor.name}: {each.reason}" for each in plan.fallbacks]),
-            fix="Name a type that fits them with --tensor-type, or leave out --strict.",
+            fix="Give them a type that fits with --tensor-type, or leave out --strict.",
         )
     return plan
 
@@ -177,7 +178,7 @@ def _check_effect(recipe: Recipe, assignments: Sequence[Assignment], facts: Fact
     reasons = Counter(kept(tensor.name, tensor.shape, facts.architecture) for tensor in tensors)
     if None not in reasons:
         raise Unsupported(
-            f"no tensor of this file can be given the type {base.name}",
+            f"none of this file's tensors can have the type {base.name}",
             also=[f"{count} tensors: {reason}" for reason, count in reasons.most_common()],
             fix="Pass a model.",
         )
@@ -187,9 +188,9 @@ def _check_types(assignments: Sequence[Assignment]) -> None:
     for each in assignments:
         if not each.copied and not (each.tensor.format.name in READABLE and each.format.name in MAKEABLE):
             raise Unsupported(
-                f"cannot be made {each.format.name} from {each.tensor.format.name}",
+                f"the tensor cannot be converted to {each.format.name} from {each.tensor.format.name}",
                 where=each.tensor.name,
-                fix=f"Types that can be made: {', '.join(MAKEABLE)}.",
+                fix=f"Types that can be written: {', '.join(MAKEABLE)}.",
             )
 
 
@@ -206,14 +207,14 @@ def _check_importance(
     ]
     if needy and importance is None:
         raise Usage(
-            f"{recipe.file_type.shown} needs an importance matrix for {len(needy)} tensors: at so few bits they are "
-            "garbage without",
+            f"{recipe.file_type.shown} needs an importance matrix for {len(needy)} tensors: with so few bits they "
+            f"would be unusable without one",
             also=_listed(needy),
             fix="Pass one with --imatrix; llama-imatrix computes it.",
         )
     if needy:
         raise Usage(
-            f"the importance matrix has nothing for {len(needy)} tensors that cannot do without",
+            f"the importance matrix has no entries for {len(needy)} tensors that need one",
             also=_listed(needy),
             fix="Compute it over more text, or give these tensors another type with --tensor-type.",
         )

@@ -36,7 +36,7 @@ def prune_layers(names: Mapping[str, object], layers: Sequence[int], blocks: int
         bad = next(layer for layer in gone if not 0 <= layer < blocks)
         raise Usage(f"--prune-layers {bad}: there is no such layer", fix=f"The model has layers 0 to {blocks - 1}.")
     if len(gone) == blocks and gone:
-        raise Usage("--prune-layers leaves no layer of the model", fix="Name fewer layers.")
+        raise Usage("--prune-layers would remove every layer of the model", fix="List fewer layers.")
     renamed = {}
     for name in names:
         block = block_of(name)

@@ -27,9 +27,9 @@ def same_files(outputs: Sequence[OutputFile]) -> Iterator[str]:
         if not first.tensors or first.tensors != second.tensors or not _same_importance(one, other):
             continue
         if first.header == second.header:
-            what = "will be the same file, byte for byte: one of them is enough"
+            what = "will be byte-identical: one of them is enough"
         else:
-            what = "will hold the same tensors, byte for byte, and differ in their metadata only"
+            what = "will hold byte-identical tensors and differ only in their metadata"
         yield f"{one.path.name} and {other.path.name} {what}"
 
 
@@ -52,8 +52,8 @@ def recent_types(outputs: Sequence[OutputFile]) -> Iterator[str]:
         if found:
             types = " and ".join(found)
             yield (
-                f"{output.path.name} has tensors of type {types}, which needs a recent llama.cpp: older runtimes, and "
-                "programs built on them, refuse the file"
+                f"{output.path.name} has tensors of type {types}, which needs a recent llama.cpp; older versions, "
+                f"and programs built on them, refuse the file"
             )
 
 
@@ -63,7 +63,7 @@ def other_endings(outputs: Sequence[OutputFile]) -> Iterator[str]:
         if not output.path.name.lower().endswith(SUFFIX):
             yield (
                 f"the name {output.path.name} does not end in {SUFFIX}: llama.cpp loads the file, but many programs "
-                "look for models by that ending"
+                "find models only by that ending"
             )
 
 
@@ -72,8 +72,8 @@ def no_template(outputs: Sequence[OutputFile]) -> Iterator[str]:
     for output in outputs[:1]:
         if not _chats(output.shards.whole.metadata):
             yield (
-                "the model has no chat template, as is usual for base models: programs for chats will guess the form "
-                "of the prompt"
+                "the model has no chat template, as is usual for base models: chat programs will guess the prompt "
+                "format"
             )
 
 
@@ -83,6 +83,7 @@ def _chats(metadata: Metadata) -> bool:
     causal = metadata.get(Keys.Attention.CAUSAL.format(arch=architecture.data if architecture else ""))
     return (
         Keys.Tokenizer.CHAT_TEMPLATE in metadata
+        or Keys.Tokenizer.CHAT_TEMPLATES in metadata
         or Keys.Tokenizer.MODEL not in metadata
         or (kind is not None and kind.data == "adapter")
         or (causal is not None and not causal.data)

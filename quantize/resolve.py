@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS, Format, format_of
-from ggufsmith.container.shards import Limits, parse_size
+from ggufsmith.container.shards import Limits
+from ggufsmith.container.units import parse_size
 from ggufsmith.pipeline.request import INPUTS, Input, MakeOptions, Request, WriteOptions, unfit
 from ggufsmith.quantize.budget import Budget, budget_of
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
@@ -37,11 +38,11 @@ def resolved(request: Request, *kinds: Input) -> tuple[Making, Limits]:
     making, limits = making_of(request.make), limits_of(request.write)
     if request.write.outfile is not None and len((*request.make.outtypes, *making.recipes, *making.budgets)) > 1:
         raise Usage(
-            "--outfile names one file, and several recipes or types each make one",
-            fix="Leave it out, or name a folder with --outdir.",
+            "--outfile names one file, but several recipes or types would each write one",
+            fix="Leave out --outfile, or choose a folder with --outdir.",
         )
     if request.source.vocab_only and making.quantizes:
-        raise Usage("a file that holds only the vocabulary has nothing to quantize", fix="Drop --recipe.")
+        raise Usage("a file that holds only the vocabulary has nothing to quantize", fix="Leave out --recipe.")
     return making, limits
 
 
@@ -56,14 +57,14 @@ def making_of(make: MakeOptions) -> Making:
     budgets = budgets_of(make)
     if budgets and (recipes or make.outtypes or types != TypeOptions()):
         raise Usage(
-            "--target-size and --target-bpw choose every type; recipes and types cannot be given as well",
-            fix="Leave one of the two out. The recipe that is chosen can be edited and used again with --recipe.",
+            "--target-size and --target-bpw choose all types, so recipes and types cannot be given as well",
+            fix="Leave out one of the two. The recipe that is chosen can be edited and used again with --recipe.",
         )
     if make.save_recipe is not None and make.save_recipe.suffix != ".toml":
         raise Usage(
-            "the name of a recipe file has to end in .toml",
+            "the name of a recipe file must end in .toml",
             where=make.save_recipe,
-            fix=f"Write --save-recipe {make.save_recipe}.toml.",
+            fix=f"Use --save-recipe {make.save_recipe}.toml.",
         )
     if make.save_recipe is not None and len(budgets) != 1:
         raise Usage(
@@ -71,7 +72,8 @@ def making_of(make: MakeOptions) -> Making:
         )
     if (make.include_weights or make.exclude_weights) and make.imatrix is None:
         raise Usage(
-            "--include-weights and --exclude-weights choose entries of an importance matrix", fix="Add --imatrix FILE."
+            "--include-weights and --exclude-weights choose entries of an importance matrix, but none was given",
+            fix="Add --imatrix FILE.",
         )
     if not (recipes or budgets) and (make.imatrix or make.strict or types != TypeOptions()):
         raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
@@ -105,7 +107,7 @@ def _format(name: str | None) -> Format | None:
 def budgets_of(make: MakeOptions) -> tuple[Budget, ...]:
     """The budgets that choose types. Usage for one of each kind, and for what is not a size or a number of bits."""
     if make.target_size and make.target_bpw:
-        raise Usage("--target-size and --target-bpw cannot be used together", fix="Drop one of them.")
+        raise Usage("--target-size and --target-bpw cannot be used together", fix="Leave out one of the two.")
     sizes = [budget_of(text, None) for text in make.target_size]
     bits = [budget_of(None, bits) for bits in make.target_bpw]
     return tuple(each for each in (*sizes, *bits) if each is not None)
@@ -122,7 +124,7 @@ def refuse_unfit(request: Request, *kinds: Input) -> None:
 def limits_of(write: WriteOptions) -> Limits:
     """Where a new shard begins. Usage for a text that is not a size, and for options that do not fit together."""
     if write.outfile is not None and write.outdir is not None:
-        raise Usage("--outfile and --outdir both say where the output goes", fix="Leave one of the two out.")
+        raise Usage("--outfile and --outdir both say where the output goes", fix="Leave out one of the two.")
     splits = write.split_max_size is not None or write.split_max_tensors is not None
     if write.no_tensor_first_split and not splits:
         raise Usage(
@@ -130,6 +132,10 @@ def limits_of(write: WriteOptions) -> Limits:
             fix="Add --split-max-size or --split-max-tensors.",
         )
     if write.keep_split and splits:
-        raise Usage("--keep-split takes the shards of the source", fix="Drop it, or the other options for splitting.")
+        raise Usage(
+            "--keep-split splits at the same places as the source and cannot be combined with other options "
+            "for splitting",
+            fix="Leave it out, or leave out the other options for splitting.",
+        )
     size = parse_size(write.split_max_size) if write.split_max_size is not None else None
     return Limits(size, write.split_max_tensors, write.no_tensor_first_split)

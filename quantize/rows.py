@@ -23,7 +23,7 @@ This module does not import Numba; the first use of a format does.
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.pipeline.findings import Finding, Report
+from ggufsmith.quantize.kernels import Call, Codec, Steering
 
 if TYPE_CHECKING:
-    from ggufsmith.quantize.kernels import Codec
+    from ggufsmith.quantize.cache import Kernel
 
 F32 = BY_NAME["F32"]
 
@@ -55,7 +56,6 @@ INFINITE = 0x7F800000  # float32 bits of infinity; NaN lies above
 LARGEST_HALF = 0x477FE000  # float32 bits of 65504, the largest float16
 ROUNDS_TO_INFINITY = 65520.0  # the smallest magnitude that float16 cannot hold
 LOCAL = threading.local()  # per thread: `room`, a float32 chunk
-Steer = tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[()]  # the repeated importance and the mean squares
 FAINTEST = np.float32(2.0**-100)  # importance below this vanishes in the float32 sums of the searches
 
 
@@ -88,21 +88,20 @@ def encode(
             unweighted = Finding(len(rows) * columns.size, (0, int(columns[0])))
     elif codec.encode is None:
         raise ValueError(f"{target.name} cannot be encoded without an importance matrix")
+    steering = None if weights is None else steer(target, weights)
     parts = []
-    if weights is not None:
-        weights = np.resize(weights, width + vector_lanes() * target.weights)
-    power = np.empty(0, np.float32)
     for start, stop in chunks(len(rows), width):
         x, peak = as_f32(rows[start:stop], source)
-        if codec.by_row and weights is not None:
-            power, peak = floats().mean_squares(x)
+        if codec.by_row and steering is not None:
+            squares, peak = floats().mean_squares(x)
+            steering = steering._replace(row_squares=squares)
         elif peak is None:
             peak = floats().peak(flat(x))
         if peak >= INFINITE:
             out[start:stop] = 0
             parts.append((start, Report(nonfinite=find(~np.isfinite(x)))))
             continue
-        encode_chunk(codec, target, x, out[start:stop], () if weights is None else (weights, power))
+        encode_chunk(codec, target, x, out[start:stop], steering)
         if peak > LARGEST_HALF:
             parts.append((start, Report(overflow=find(lost(target, x, out[start:stop])))))
     return Report.merge([*parts, (0, Report(unweighted=unweighted))])
@@ -129,23 +128,58 @@ def decode(source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32]) 
             y[whole * source.weights :] = room[: rest * source.weights]
 
 
-def warm_up(target: Format, source: Format = F32, weighted: bool = False) -> None:
-    """Compile, or load from the cache, what `encode` needs, and `decode` where `source` has blocks."""
-    width = target.weights
-    if source.name not in FLOATS:
-        width = max(width, source.weights)
-        decode(source, np.zeros((1, source.nbytes((width,))), np.uint8), np.empty((1, width), np.float32))
+def needed(target: Format, source: Format = F32, weighted: bool = False) -> list["Kernel"]:
+    """The kernels that `encode` runs on ordinary rows, and `decode` before it where `source` has blocks.
+
+    weighted: with importance. A format that cannot be encoded without it is taken to have it.
+    """
+    calls: list[Call | None] = []
+    found: list[Kernel] = []
+    if not source.plain:
+        calls.append(codec_of(source).decode)
         source = F32
-    rows = np.zeros((1, width), source.dtype["x"])
-    ones = np.ones(width, np.float32)
-    wanted = not target.plain and (weighted or codec_of(target).encode is None)
-    encode(
-        target,
-        rows,
-        np.empty((1, target.nbytes((width,))), np.uint8),
-        source=source,
-        importance=ones if wanted else None,
-    )
+    if target.plain or source is not F32:
+        found.append(floats().kernel_for(source.name, target.name if target.plain else "F32")[0])
+    if not target.plain:
+        codec = codec_of(target)
+        search = codec.weighted if weighted or codec.encode is None else None
+        calls.append(search or codec.encode)
+        if search is not None and codec.by_row:
+            found.append(floats().square_sums)
+        elif source is F32:
+            found.append(floats().peak_of)
+    return [*found, *(call.kernel for call in calls if isinstance(call, Call))]
+
+
+def prepare(
+    conversions: Iterable[tuple[Format, Format, bool]],
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> float:
+    """Compile, or load from the cache, what these conversions need, and have each kernel show that it works.
+
+    conversions: the arguments of `needed`.
+    advance:     told of kernels as they are compiled; see `cache.compile_all`.
+
+    Returns the seconds that compiling took. Failure if a kernel gives other bytes or numbers than it must.
+    """
+    listed = list(dict.fromkeys(conversions))
+    cache = import_module("ggufsmith.quantize.cache")
+    kernels = [kernel for conversion in listed for kernel in needed(*conversion)]
+    seconds: float = cache.compile_all(kernels, advance)
+    selftest = import_module("ggufsmith.quantize.selftest")
+    for target, source, weighted in listed:
+        if not source.plain:
+            selftest.check_decoder(source)
+        if not target.plain:
+            selftest.check_encoder(target, weighted)
+        if target.plain or source.name in FLOATS:
+            selftest.check_conversion(source if source.plain else F32, target if target.plain else F32)
+    return seconds
+
+
+def warm_up(target: Format, source: Format = F32, weighted: bool = False) -> None:
+    """`prepare` for one conversion."""
+    prepare([(target, source, weighted)])
 
 
 # ---- arguments ----
@@ -191,34 +225,41 @@ def usable(
 # ---- the work on one chunk ----
 
 
+def steer(target: Format, importance: NDArray[np.float32]) -> Steering:
+    """The importance of a row, (width,), as kernels take it, from the first block of the first row on."""
+    repeated = np.resize(importance, importance.size + vector_lanes() * target.weights)
+    return Steering(repeated, 0, importance.size // target.weights, np.empty(0, np.float32))
+
+
 def encode_chunk(
-    codec: "Codec",
+    codec: Codec,
     target: Format,
     x: NDArray[np.float32],
     out: NDArray[np.uint8],
-    steer: Steer,
+    steering: Steering | None,
 ) -> None:
     """Whole groups of blocks straight from `x` into `out`, the rest through padded copies.
 
-    steer: for `Codec.weighted`; empty for `Codec.encode`.
+    steering: for `Codec.weighted`, from the first block of x on; None for `Codec.encode`.
     """
     lanes = vector_lanes()
     x, out = flat(x), flat(out)
     whole, rest = divide(x.size // target.weights, lanes)
     if whole:
-        run(codec, x[: whole * target.weights], out[: whole * target.size], steer, 0)
+        run(codec, x[: whole * target.weights], out[: whole * target.size], steering)
     if rest:
         room = np.empty(lanes * target.size, np.uint8)
-        run(codec, padded(x[whole * target.weights :], lanes * target.weights), room, steer, whole)
+        following = None if steering is None else steering._replace(first=whole)
+        run(codec, padded(x[whole * target.weights :], lanes * target.weights), room, following)
         out[whole * target.size :] = room[: rest * target.size]
 
 
-def run(codec: "Codec", x: NDArray[np.float32], out: NDArray[np.uint8], steer: Steer, first: int) -> None:
-    """One call of a kernel; `first`: the number of its first block in the chunk."""
-    if steer:
-        codec.weighted(x, out, steer[0], first, steer[1])  # type: ignore[misc]
-    else:
+def run(codec: Codec, x: NDArray[np.float32], out: NDArray[np.uint8], steering: Steering | None) -> None:
+    """One call of a kernel."""
+    if steering is None:
         codec.encode(x, out)  # type: ignore[misc]
+    else:
+        codec.weighted(x, out, *steering)  # type: ignore[misc]
 
 
 def convert_rows(target: Format, rows: NDArray[Any], source: Format, out: NDArray[np.uint8]) -> Report:
@@ -264,10 +305,12 @@ def find(mask: NDArray[np.bool_]) -> Finding:
 
 
 def flat(array: NDArray[Any]) -> NDArray[Any]:
+    """The same elements in one dimension, not copied."""
     return array.reshape(-1)
 
 
 def padded(array: NDArray[Any], size: int) -> NDArray[Any]:
+    """`size` elements: those of `array`, then zeros."""
     room = np.zeros(size, array.dtype)
     room[: array.size] = array
     return room
@@ -282,7 +325,7 @@ def divide(blocks: int, lanes: int) -> tuple[int, int]:
 
 
 @cache
-def codec_of(form: Format) -> "Codec":
+def codec_of(form: Format) -> Codec:
     """The kernels of a block format. ValueError if there are none."""
     module = MODULES.get(form.name)
     if module is None:
@@ -293,10 +336,12 @@ def codec_of(form: Format) -> "Codec":
 
 @cache
 def floats() -> Any:
+    """The module of conversions between plain formats."""
     return import_module("ggufsmith.quantize.kernels.floats")
 
 
 @cache
 def vector_lanes() -> int:
+    """W of simd.py, without importing it before it is needed."""
     lanes: int = import_module("ggufsmith.quantize.simd").W
     return lanes

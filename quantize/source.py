@@ -29,7 +29,7 @@ def open_model(path: Path, vocabulary: Metadata | None = None) -> OpenedModel:
 
 def _open(path: Path) -> OpenedModel:
     if path.is_dir():
-        raise Usage("is a folder", where=path, fix="Pass a GGUF file; gguf-convert takes model folders.")
+        raise Usage("this is a folder", where=path, fix="Pass a GGUF file; gguf-convert takes model folders.")
     if is_ggml(path):
         return open_old_llama(path)
     # Stores that name files by their hash leave out the ending.

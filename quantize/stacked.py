@@ -21,7 +21,7 @@ from ggufsmith.container.shards import GgufSet
 
 EXPERT = re.compile(r"(blk\.\d{1,6}\.ffn_(?:gate|down|up))\.(\d{1,6})\.weight")
 Part = tuple[Gguf, TensorInfo]
-AGAIN = "Get the file again, or convert the original model again."
+AGAIN = "Download the file again, or convert the original model again."
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def stack_experts(files: GgufSet) -> tuple[GgufSet, tuple[str, ...]]:
     home = {name: file for file in opened for name in file.tensors}
     tensors = {name: info for file in opened for name, info in file.tensors.items()}
     note = (
-        f"{count * len(found)} matrices of single experts are stacked into {len(found)}, as llama.cpp reads them today"
+        f"{count * len(found)} matrices of single experts are stacked into {len(found)}, as llama.cpp now expects them"
     )
     stacked = StackedSet(files.path, tuple(opened), files.metadata, MappingProxyType(tensors), home, stacks)
     return stacked, (note,)
@@ -83,7 +83,9 @@ def _count(files: GgufSet) -> int:
     key = Keys.LLM.EXPERT_COUNT.format(arch=architecture.data if architecture is not None else "")
     count = files.metadata.get(key)
     if count is None or not isinstance(count.data, int) or count.data <= 0:
-        raise Malformed(f"matrices of experts are here, and {key} does not say how many", where=files.path, fix=AGAIN)
+        raise Malformed(
+            f"the file has matrices of experts, but {key} does not say how many", where=files.path, fix=AGAIN
+        )
     return count.data
 
 
@@ -92,14 +94,14 @@ def _stacked(files: GgufSet, name: str, experts: Mapping[int, TensorInfo], count
     where = f"{files.path}: {name}"
     missing = sorted(set(range(count)) - experts.keys())
     if missing or len(experts) != count or name in files.tensors:
-        what = "the stack is here as well" if name in files.tensors else f"{len(experts)} experts of {count}"
+        what = "the stack exists as well" if name in files.tensors else f"{len(experts)} experts of {count}"
         raise Malformed(f"{what}, in tensors of single experts", where=where, fix=AGAIN)
     formats = {info.format.name for info in experts.values()}
     if len({info.shape for info in experts.values()}) > 1:
-        raise Malformed("its experts are of different shapes", where=where, fix=AGAIN)
+        raise Malformed("its experts have different shapes", where=where, fix=AGAIN)
     if len(formats) > 1:
         raise Unsupported(
-            f"its experts are of different types ({', '.join(sorted(formats))}), which one tensor cannot hold",
+            f"its experts have different types ({', '.join(sorted(formats))}), which one tensor cannot hold",
             where=where,
             fix="Convert the original model again.",
         )

@@ -59,11 +59,14 @@ VEC_OF_SCALAR = {scalar: VECS[element] for element, (_, scalar) in SCALARS.items
 
 
 def vector_of(element: str, lanes: int = W) -> ir.VectorType:
+    """The LLVM type of a vector of this element."""
     return ir.VectorType(SCALARS[element][0], lanes)
 
 
 @register_model(Vec)
 class VecModel(models.PrimitiveModel):  # type: ignore[misc]
+    """A vector is one LLVM vector."""
+
     def __init__(self, manager: Any, vec: Vec) -> None:
         super().__init__(manager, vec, vector_of(vec.element))
 
@@ -106,6 +109,7 @@ def splat(builder: Any, scalar: Any) -> Any:
 
 @lower_cast(types.Number, Vec)  # type: ignore[untyped-decorator]
 def spread(context: Any, builder: Any, source: Any, target: Vec, value: Any) -> Any:
+    """The cast of a number to a vector: it is converted to the element type first."""
     return splat(builder, context.cast(builder, value, source, SCALARS[target.element][1]))
 
 
@@ -138,6 +142,8 @@ def by_kind(floats: str, signed: str, unsigned: str = "") -> Callable[[Any, Vec,
 
 
 def comparison(symbol: str) -> Callable[[Any, Vec, Any, Any], Any]:
+    """Emit an ordered comparison, as IEEE 754 and Python have it; masks result."""
+
     def emit(builder: Any, vec: Vec, x: Any, y: Any) -> Any:
         if vec.element == "f32":  # only != is true of a NaN
             return (builder.fcmp_unordered if symbol == "!=" else builder.fcmp_ordered)(symbol, x, y)
@@ -171,6 +177,8 @@ for _op, _symbol in (
 
 
 def unary(op: Any, emit: Callable[[Any, Vec, Any], Any], accepts: str) -> None:
+    """Teach a function or operator of one vector. `accepts`: the letters f, i, u, m of its element types."""
+
     def typer(x: Any) -> Any:
         return x if isinstance(x, Vec) and x.element[0] in accepts else None
 
@@ -182,6 +190,8 @@ unary(operator.invert, lambda builder, vec, x: builder.not_(x), "ium")
 
 
 def llvm_unary(name: str) -> Callable[[Any, Vec, Any], Any]:
+    """Emit the LLVM intrinsic of this name on f32 vectors."""
+
     def emit(builder: Any, vec: Vec, x: Any) -> Any:
         kind = ir.FunctionType(x.type, [x.type])
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{W}f32"), [x])
@@ -193,6 +203,7 @@ def llvm_unary(name: str) -> Callable[[Any, Vec, Any], Any]:
 
 
 def of_array(array: Any, *indices: Any) -> Vec | None:
+    """The vector type of a C-contiguous 1-D array that is indexed by integers; None for other arguments."""
     plain = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
     integers = all(isinstance(i, types.Integer) for i in indices)
     return VEC_OF_SCALAR.get(array.dtype) if plain and integers and array.dtype != types.boolean else None
@@ -212,6 +223,7 @@ def unaligned(value: Any) -> Any:
 
 
 def type_scratch(n: Any, dtype: Any) -> Any:
+    """The type of `scratch`: an aligned array of this dtype."""
     plain = isinstance(n, types.Integer) and isinstance(dtype, types.NumberClass)
     return types.Array(dtype.dtype, 1, "C") if plain else None
 
@@ -230,11 +242,13 @@ def emit_scratch(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 
 def emit_load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See simd.load."""
     vec = sig.return_type
     return unaligned(builder.load(pointer(context, builder, sig, args, 0, 1, vector_of(vec.element))))
 
 
 def emit_store(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See simd.store."""
     vec = sig.args[2]
     unaligned(builder.store(args[2], pointer(context, builder, sig, args, 0, 1, vector_of(vec.element))))
     return context.get_dummy_value()
@@ -292,6 +306,7 @@ def emit_transpose(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 
 def type_broadcast(x: Any) -> Any:
+    """See simd.broadcast; None for what is not a number."""
     if isinstance(x, types.Float):
         return signature(F32, types.float32)
     if isinstance(x, types.Integer):
@@ -300,28 +315,34 @@ def type_broadcast(x: Any) -> Any:
 
 
 def type_store(array: Any, at: Any, v: Any) -> Any:
+    """See simd.store; None if array and vector differ in their elements."""
     vec = of_array(array, at)
     return signature(types.void, array, at, vec) if vec is not None and same(vec, v) else None
 
 
 def type_gather(array: Any, index: Any) -> Any:
+    """See simd.gather."""
     return of_array(array) if index in (I32, U32) else None
 
 
 def type_transpose(source: Any, at: Any, stride: Any, target: Any, to: Any, step: Any) -> Any:
+    """See simd.transpose; None if the arrays differ in their elements."""
     return types.void if of_array(source, at, stride) and of_array(source) == of_array(target, to, step) else None
 
 
 def emit_lanes(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See simd.lanes."""
     return ir.Constant(vector_of("i32"), list(range(W)))
 
 
 def type_select(mask: Any, x: Any, y: Any) -> Any:
+    """See simd.select; None if neither choice is a vector, or they differ."""
     vec = same(x, y)
     return signature(vec, MASK, vec, vec) if mask == MASK and vec is not None else None
 
 
 def emit_any(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See simd.any_lane: the mask as one integer, compared with 0."""
     whole = builder.bitcast(args[0], ir.IntType(W))
     return builder.icmp_unsigned("!=", whole, ir.Constant(whole.type, 0))
 
@@ -334,6 +355,8 @@ INTEGERS = ("i8", "u8", "i16", "u16", "i32", "u32")
 def define_cast(
     function: Any, sources: tuple[str, ...], target: str, emit: Callable[[Any, Vec, Any, Any], Any]
 ) -> None:
+    """Teach a conversion from each of the element types `sources` to `target`."""
+
     def typer(x: Any) -> Any:
         return VECS[target] if isinstance(x, Vec) and x.element in sources else None
 
@@ -354,6 +377,7 @@ def resize(builder: Any, vec: Vec, x: Any, kind: Any) -> Any:
 
 
 def emit_truncate(builder: Any, vec: Vec, x: Any, kind: Any) -> Any:
+    """See simd.truncate: what does not fit is replaced before the instruction, which is undefined for it."""
     magnitude = llvm_unary("fabs")(builder, vec, x)
     limit, zero = (ir.Constant(x.type, [value] * W) for value in (2147483648.0, 0.0))
     lowest = ir.Constant(kind, [-2147483648] * W)

@@ -24,8 +24,8 @@ from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.reader import Gguf, TensorInfo
 from ggufsmith.container.shards import GgufSet
 from ggufsmith.pipeline.stream import RowSource, Scratch, chunks
-from ggufsmith.quantize.checks import nonfinite
-from ggufsmith.quantize.rows import MODULES, codec_of, decode, encode, warm_up
+from ggufsmith.quantize.checks import check_decoded, check_row, nonfinite
+from ggufsmith.quantize.rows import MODULES, codec_of, decode, encode, prepare
 
 PIECE = 2**20  # bytes read at a time: they stay in the cache of a core
 TOLERANCE = 2.0  # importance of real models raises the plain error of the lowest types by up to a half
@@ -147,10 +147,9 @@ def compare(
     """Each tensor of `sources` that the model has, in the same shape, made again and compared."""
     pairs = [(source, model.tensors[source.name]) for source in sources if source.name in model.tensors]
     pairs = [(source, info) for source, info in pairs if _fit(source, info)]
-    for held, made in {(source.held, info.format) for source, info in pairs}:
-        if {held.name, made.name} <= COMPARABLE:  # compiled here, not by every thread at once
-            warm_up(made, held)
-            warm_up(F32, made)
+    kinds = {(source.held, info.format) for source, info in pairs}
+    kinds = {(held, made) for held, made in kinds if {held.name, made.name} <= COMPARABLE}
+    prepare([(made, held, False) for held, made in kinds] + [(F32, made, False) for _, made in kinds])
     results = [Compared(info.name, info.format) for _, info in pairs]
 
     def worker(stop: threading.Event) -> Callable[[tuple[int, int, int]], None]:
@@ -183,14 +182,20 @@ def _compare_rows(
         return
     wide = scratch.take(count * width * 4).view(np.float32).reshape(count, width)
     _widen(source.held, given, wide)
+    if not source.held.plain:
+        check_decoded(source.held, given.reshape(count, -1), wide, source.origin)
     ours = scratch.take(count * size).reshape(count, size)
     needs = not info.format.plain and codec_of(info.format).encode is None
     encode(info.format, wide, ours, importance=np.ones(width, np.float32) if needs else None)
     same = not needs and bool(np.array_equal(ours, found))
+    if same:  # or both were made wrongly
+        check_row(info.format, found, wide, F32, lambda row: None, info.name)
     back = scratch.take(count * width * 4).view(np.float32).reshape(count, width)
     errors = []
     for data in (found,) if same else (found, ours):
         decode(info.format, data, back)
+        if not info.format.plain:
+            check_decoded(info.format, data, back, info.name)
         np.subtract(back, wide, out=back)
         errors.append(_squares(back))
     result.add(same, _squares(wide), errors[0], errors[-1])
@@ -216,11 +221,11 @@ def _fit(source: RowSource, info: TensorInfo) -> bool:
 def unpaired(model: GgufSet, sources: Sequence[RowSource]) -> Mapping[str, str]:
     """Tensors that only one side has, or with another shape, and what is wrong with them."""
     wanted = {source.name: source for source in sources}
-    problems = {name: "is not in the source" for name in model.tensors if name not in wanted}
+    problems = {name: "the tensor is not in the source" for name in model.tensors if name not in wanted}
     for name, source in wanted.items():
         info = model.tensors.get(name)
         if info is None:
-            problems[name] = "is in the source, but not in the file"
+            problems[name] = "the tensor is in the source but not in the file"
         elif not _fit(source, info):
             problems[name] = f"has shape {info.shape}, the source gives {source.shape}"
     return problems

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.untrusted import Json, child, expect, shown
 from ggufsmith.tokenizer.files import TokenizerFiles
-from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, shown, token_text
+from ggufsmith.tokenizer.source import MAX_TOKENS, token_text
 
 SPACE = "▁"  # SentencePiece's visible space
 ROLES = ("bos", "eos", "unk", "sep", "pad", "mask")
@@ -101,7 +102,7 @@ def read_added(
     for text, said in by_text.items():
         own = vocabulary.get(text, said[0].id)
         for other in dict.fromkeys(each.id for each in said if each.id != own):
-            notes.append(f"added token {other} {shown(text)} is token {own} already: its own id is unused")
+            notes.append(f"added token {other} {shown(text)} is already token {own}; its other id is unused")
         by_source = {each.source: each for each in reversed(said)}
         chosen = next(by_source[source] for source in (DECODER, JSON, ADDED) if source in by_source)
         if JSON in by_source and (flags := _differences(chosen, by_source[JSON])):
@@ -113,7 +114,7 @@ def read_added(
         flags_named = " and ".join(flag for flag in WEIGHTY if any(flag in found for found in disputed.values()))
         notes.append(
             f"tokenizer.json and tokenizer_config.json disagree on {flags_named} of {listing(disputed)}: "
-            "tokenizer_config.json was followed, as in transformers"
+            "tokenizer_config.json was used, as in transformers"
         )
     notes += _renumbered(tokens, vocabulary, renames)
     further, more = _named(files, names, by_text, vocabulary, tokens, rows)
@@ -242,7 +243,7 @@ def _conflict(what: str, one: AddedToken, other: AddedToken, files: TokenizerFil
     if one.source == other.source:
         return Malformed(what, where=files.path(one.source))
     return Malformed(
-        f"{what}: {one.source} says the former, {other.source} the latter",
+        f"{what}: according to {one.source} and {other.source}, respectively",
         where=files.folder,
         fix="Delete the file that does not belong to these weights, or correct it.",
     )
@@ -259,7 +260,10 @@ def _renumbered(tokens: list[AddedToken], vocabulary: Mapping[str, int], renames
         new = [token for token in new if token.id >= len(vocabulary)]
     gap = next((token for number, token in enumerate(new, len(vocabulary)) if token.id != number), None)
     if gap is not None:
-        yield f"added token {gap.id} {shown(gap.text)} does not follow the one before: transformers renumbers it"
+        yield (
+            f"the id of added token {gap.id} {shown(gap.text)} does not follow the previous one, so transformers "
+            f"renumbers it"
+        )
 
 
 def _named(
@@ -290,7 +294,7 @@ def _named(
         notes.append(_implied(list(implied), following))
     roles = set(role_names(files).values())  # reported where their ids are looked for
     if listed := {text: token for text, token in missing.items() if text not in roles}:
-        notes.append(f"{listing(listed)}: listed as special, but not in the vocabulary, and left out")
+        notes.append(f"{listing(listed)}: listed as special but not in the vocabulary, so left out")
     return found, notes
 
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.tokenizer.source import Json, child, expect, shown
+from ggufsmith.container.untrusted import Json, child, expect, shown
 
 BERT_LIKE = {"RobertaProcessing": 2, "BertProcessing": 1}  # separators between two texts
 
 
 @dataclass(frozen=True)
 class TextFrame:
-    """The special tokens before one text, behind it, and between two; None stands for what is no special token."""
+    """The special tokens before one text, behind it, and between two; None stands for anything but a special token."""
 
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
@@ -82,7 +82,8 @@ def _token(value: Any, where: Path, key: str) -> str:
 def beyond_one(frame: TextFrame) -> list[str]:
     """Notes on tokens of the frame that llama.cpp has no place for."""
     return [
-        f"tokenizer.json puts {', '.join(map(shown, tokens))} {place} every text; llama.cpp can add one token there"
+        f"tokenizer.json puts {', '.join(map(shown, tokens))} {place} every text; llama.cpp can add only one token "
+        f"there"
         for tokens, place in ((frame.before, "before"), (frame.after, "behind"))
         if len(tokens) > 1
     ]

@@ -10,8 +10,9 @@ import numpy as np
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.untrusted import Json, child, expect, shown
 from ggufsmith.tokenizer.added import NAMED, AddedTokens
-from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, shown
+from ggufsmith.tokenizer.source import MAX_TOKENS
 from ggufsmith.tokenizer.table import TokenTable
 
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -29,18 +30,20 @@ class BpeModel:
 
 
 def read_bpe(tokenizer: Json, where: Path) -> BpeModel:
-    """The BPE model, checked. Unsupported: WordPiece, Unigram, and subword prefixes, which llama.cpp's BPE has not."""
+    """The BPE model, checked. Unsupported: WordPiece, Unigram, and subword prefixes, which llama.cpp lacks."""
     model = expect(tokenizer.get("model"), dict, where=where, key="model")
     kind = model.get("type", "BPE")
     if kind != "BPE":
         raise Unsupported(
-            f"model.type is {shown(kind)}, only BPE can be converted from tokenizer.json",
+            f"model.type is {shown(kind)}, but only BPE can be converted from tokenizer.json",
             where=where,
-            fix="A SentencePiece vocabulary converts from its tokenizer.model; put that file into the folder.",
+            fix="A SentencePiece vocabulary is converted from its tokenizer.model. Put that file into the folder.",
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise Unsupported(f"model.{key} is {shown(model[key])}; llama.cpp's BPE has none", where=where)
+            raise Unsupported(
+                f"model.{key} is {shown(model[key])}, which llama.cpp's BPE does not support", where=where
+            )
     vocab = expect(model.get("vocab"), dict, where=where, key="model.vocab")
     check_vocab(vocab, where, "model.vocab")
     return BpeModel(

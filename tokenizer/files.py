@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.tokenizer.source import Json, child, read_object
+from ggufsmith.container.untrusted import MAX_BYTES, Json, child, read_bytes, read_object, read_text
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class TokenizerFiles:
     def read(
         cls, folder: Path, config: Mapping[str, Any], *, model: Path | None = None, base: Path | None = None
     ) -> "TokenizerFiles":
-        """All of them. model: the folder of generation_config.json, if it is another one. Malformed: see `source`."""
+        """All of them. model: the folder of generation_config.json, if it is another. Malformed: see `read_object`."""
 
         def whole(name: str) -> Json | None:
-            return read_object(home_of(name, folder, base), name)
+            return optional_object(home_of(name, folder, base), name)
 
         return cls(
             folder,
             base,
             config,
-            read_object(model or folder, "generation_config.json") or {},
+            optional_object(model or folder, "generation_config.json") or {},
             whole("tokenizer_config.json") or {},
             whole("special_tokens_map.json") or {},
             whole("added_tokens.json") or {},
@@ -70,6 +70,24 @@ class TokenizerFiles:
     def text_config(self) -> Json:
         """The language model's part of the config.json of a multimodal model. Malformed if it is not an object."""
         return child(self.config, "text_config", dict, where=self.folder / "config.json") or {}
+
+
+def optional_bytes(folder: Path, name: str, limit: int = MAX_BYTES) -> bytes | None:
+    """The bytes of folder/name, None if there is no such file. Malformed: see `untrusted.read_bytes`."""
+    path = folder / name
+    return read_bytes(path, inside=folder, limit=limit) if path.is_file() else None
+
+
+def optional_text(folder: Path, name: str) -> str | None:
+    """The text of folder/name, None if there is no such file. Malformed: see `untrusted.read_text`."""
+    path = folder / name
+    return read_text(path, inside=folder) if path.is_file() else None
+
+
+def optional_object(folder: Path, name: str) -> Json | None:
+    """The JSON object in folder/name, None if there is no such file. Malformed: see `untrusted.read_object`."""
+    path = folder / name
+    return read_object(path, inside=folder) if path.is_file() else None
 
 
 def home_of(name: str, folder: Path, base: Path | None) -> Path:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Unsupported, Usage
-from ggufsmith.tokenizer.source import Json, child, expect, shown
+from ggufsmith.container.text import did_you_mean
+from ggufsmith.container.untrusted import Json, child, expect, shown
 
 Stages = tuple[str, ...]
 
@@ -211,11 +212,9 @@ def named(name: str) -> Pretokenizer:
     """The row with that name or alias. Usage if llama.cpp knows none."""
     row = BY_NAME.get(name)
     if row is None:
-        near = difflib.get_close_matches(name, BY_NAME, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise Usage(
-            f"unknown pre-tokenizer {shown(name)}", where="--pre", fix=f"{hint}Known: {', '.join(sorted(BY_NAME))}."
-        )
+        hint = did_you_mean(name, BY_NAME, cutoff=0.4)
+        known = f"Known: {', '.join(sorted(BY_NAME))}."
+        raise Usage(f"unknown pre-tokenizer {shown(name)}", where="--pre", fix=f"{hint} {known}".lstrip())
     return row
 
 
@@ -299,10 +298,10 @@ def match(stages: Stages, ignore_merges: bool, vocabulary: Container[str], where
     found = _cut(" → ".join(stages)) or "none"
     near = max(TABLE, key=lambda row: max((_likeness(stages, known) for known in row.stages), default=0.0))
     raise Unsupported(
-        f"no pre-tokenizer of llama.cpp splits like this one: {found}",
+        f"llama.cpp has no pre-tokenizer that splits text like this one: {found}",
         where=f"{where}: pre_tokenizer",
-        fix=f"The nearest is {near.name} ({' → '.join(near.stages[0])}). If it, or another of llama.cpp's, splits your "
-        f"texts alike, pass --pre {near.name} (or --pre NAME).",
+        fix=f"The nearest is {near.name} ({' → '.join(near.stages[0])}). If it splits your text the same way, pass "
+        f"--pre {near.name} (or --pre NAME for another).",
     )
 
 

@@ -38,7 +38,7 @@ def model_proto(
 
 
 def piece_types(raw: bytes) -> list[int]:
-    """The SentencePiece.Type of every piece, in order. ValueError for what is no ModelProto."""
+    """The SentencePiece.Type of every piece, in order. ValueError for anything but a ModelProto."""
     return [
         next((kind for field, kind in _fields(piece) if field == 3 and isinstance(kind, int)), NORMAL)
         for field, piece in _fields(raw)

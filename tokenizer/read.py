@@ -13,11 +13,12 @@ from typing import Any
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.container.untrusted import Json, child, expect, shown
 from ggufsmith.tokenizer import bpe, pretokenizers, spm
 from ggufsmith.tokenizer.added import ADDED, DECODER, JSON, AddedToken, listing, read_added
 from ggufsmith.tokenizer.around import TextFrame, read_frame
-from ggufsmith.tokenizer.files import TokenizerFiles
-from ggufsmith.tokenizer.source import MAX_TOKENS, Json, child, expect, read_bytes, read_object, read_text, shown
+from ggufsmith.tokenizer.files import TokenizerFiles, optional_bytes, optional_object, optional_text
+from ggufsmith.tokenizer.source import MAX_TOKENS
 from ggufsmith.tokenizer.special import find_special
 from ggufsmith.tokenizer.table import TokenTable
 from ggufsmith.tokenizer.templates import read_templates
@@ -88,13 +89,16 @@ def read_vocabulary(
     special = find_special(files, parts.frame, parts.added, parts.tokens, index)
     if parts.adds_bos and parts.frame is not None and "bos" not in special.add:
         special.add["bos"] = False
-        special.notes.append("tokenizer.json adds no BOS: written so, as llama.cpp would add it to such a vocabulary")
+        special.notes.append(
+            "tokenizer.json does not add BOS, so add_bos_token = false is written; llama.cpp would "
+            "add it to such a vocabulary"
+        )
     template, named, more = read_templates(files)
     further = [token for token in parts.further if token.id < len(parts.tokens)]
     notes += _flag_notes(further, files)
     if parts.model == "llama" and parts.space_prefix is not False and _once(files.tokenizer):
         notes.append(
-            "this tokenizer puts a space before a text only; llama.cpp puts one behind every special token as well"
+            "this tokenizer puts a space only before a text; llama.cpp also puts one after every special token"
         )
     vocabulary = Vocabulary(
         model=parts.model,
@@ -128,13 +132,15 @@ def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list
     if size is None:
         return stated
     if stated is not None and stated != size:
-        notes.append(f"config.json says vocab_size {stated}, the embedding has {size} rows: {size} tokens written")
+        notes.append(
+            f"config.json says vocab_size {stated}, but the embedding matrix has {size} rows; {size} tokens are written"
+        )
     return size
 
 
 def _parts(files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
     """Choose the file that holds the vocabulary and read it."""
-    raw = read_bytes(files.home(files.sentencepiece), files.sentencepiece, spm.MAX_MODEL)
+    raw = optional_bytes(files.home(files.sentencepiece), files.sentencepiece, spm.MAX_MODEL)
     if raw is not None and not spm.is_tiktoken(raw):
         return _from_sentencepiece(raw, files, rows, pre, notes)
     if files.tokenizer is not None:
@@ -185,16 +191,16 @@ def _from_sentencepiece(
     where = files.path(files.sentencepiece)
     pieces = spm.parse_pieces(raw, where)
     if pieces.unigram:
-        notes.append(
-            "tokenizer.model is a unigram model: llama.cpp merges it by score, which may split words otherwise"
-        )
+        notes.append("tokenizer.model is a unigram model; llama.cpp merges by score, which may split words differently")
     if pieces.normalizes:
-        notes.append("tokenizer.model normalizes characters or runs of spaces: llama.cpp does not")
+        notes.append("tokenizer.model normalizes characters or runs of spaces, but llama.cpp does not")
     words = spm.words_of(files.tokenizer)
     differ = spm.differences(pieces, words)
     alike = 2 * len(differ) <= min(len(words), len(pieces.tokens))
     if not alike:
-        notes.append("tokenizer.json holds another vocabulary than tokenizer.model, and is not used")
+        notes.append(
+            "the vocabulary in tokenizer.json differs from that in tokenizer.model, so tokenizer.json is not used"
+        )
     vocabulary = {text: token for token, text in enumerate(pieces.tokens)}
     added = read_added(files, vocabulary, rows, renames=True, json_counts=alike)
     if alike:
@@ -211,13 +217,16 @@ def _from_sentencepiece(
 def _flag_notes(added: Sequence[AddedToken], files: TokenizerFiles) -> Iterator[str]:
     """Flags that llama.cpp does not know, apart from those of `stripping`, which depend on the model's name."""
     if whole := {token.text: token for token in added if token.single_word}:
-        yield f"llama.cpp finds {listing(whole)} inside words too, which this tokenizer does not (single_word)"
+        yield f"llama.cpp finds {listing(whole)} inside words too, but this tokenizer does not (single_word)"
     where = files.path("tokenizer.json")
     steps = _steps(child(files.tokenizer or {}, "normalizer", dict, where=where), where)
     normalized = [token.text for token in added if token.normalized]
     if changed := [text for text in normalized if any(_changes(step, text) for step in steps)]:
         texts = listing(dict.fromkeys(changed))
-        yield f"llama.cpp finds {texts} in the text as it is, this tokenizer in normalized text (normalized)"
+        yield (
+            f"llama.cpp finds {texts} in the original text, but this tokenizer finds them in normalized text "
+            "(normalized)"
+        )
 
 
 def _once(tokenizer: Json | None) -> bool:
@@ -239,34 +248,34 @@ def _changes(normalizer: Json, text: str) -> bool:
 def _refuse_pre(pre: str | None) -> None:
     if pre not in (None, "default"):
         raise Usage(
-            f"--pre {pre} is for byte-level BPE, but this vocabulary is a SentencePiece one", fix="Leave it out."
+            f"--pre {pre} applies to byte-level BPE, but this vocabulary is a SentencePiece one", fix="Leave out --pre."
         )
 
 
 def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
     """vocab.json and merges.txt in the shape of a tokenizer.json. UTF-8, whatever the platform's default is."""
-    vocab = read_object(files.home("vocab.json"), "vocab.json")
-    lines = read_text(files.home("merges.txt"), "merges.txt")
+    vocab = optional_object(files.home("vocab.json"), "vocab.json")
+    lines = optional_text(files.home("merges.txt"), "merges.txt")
     if (vocab is None or lines is None) and files.path("tekken.json").is_file():
         raise Unsupported(
-            "its vocabulary is a tekken.json, which is not read",
+            "its vocabulary is a tekken.json, which is not supported",
             where=files.folder,
             fix="Put the tokenizer.json of the same model's Hugging Face repository into the folder.",
         )
     if vocab is None or lines is None:
         raise Unsupported(
-            "no vocabulary: neither tokenizer.model, nor tokenizer.json, nor vocab.json with merges.txt",
+            "there is no vocabulary: no tokenizer.model, no tokenizer.json, and no vocab.json with merges.txt",
             where=files.folder,
             fix="Copy the tokenizer files of the base model into the folder. Rank lists (tiktoken, tekken.json) are "
-            "not read; transformers turns them into a tokenizer.json.",
+            "not supported, but transformers can turn them into a tokenizer.json.",
         )
     kind = child(files.tokenizer_config, "tokenizer_class", str, where=files.path("tokenizer_config.json"))
     stages = pretokenizers.BY_CLASS.get(kind or "")
     if stages is None:
         raise Unsupported(
-            f"vocab.json and merges.txt do not say how text is split, and tokenizer_class is {shown(kind)}",
+            f"vocab.json and merges.txt do not say how text is split, and the tokenizer_class is {shown(kind)}",
             where=files.folder,
-            fix="That class is not known here: save the tokenizer with transformers, which writes a tokenizer.json.",
+            fix="This class is not supported. Save the tokenizer with transformers, which writes a tokenizer.json.",
         )
     merges = [line for line in lines.replace("\r\n", "\n").split("\n") if line and not line.startswith("#version")]
     return {"model": {"type": "BPE", "vocab": vocab, "merges": merges}}, stages

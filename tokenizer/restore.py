@@ -5,8 +5,8 @@ from gguf.constants import Keys, TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.typed import TypedKeys
+from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Metadata
-from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.special import EOG_TEXTS
 from ggufsmith.tokenizer.vocabulary import ADD_KEYS, ID_KEYS, Vocabulary
 
@@ -35,7 +35,7 @@ def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
         types = np.full(count, TokenType.NORMAL, np.int32)
     types[types == 0] = TokenType.NORMAL  # "undefined", which llama.cpp takes for an ordinary token
     if count and not (types.min() >= TokenType.NORMAL and types.max() <= TokenType.BYTE):
-        raise Malformed("holds a number that is no token type", where=f"{where}: {KEY.TOKEN_TYPE}")
+        raise Malformed("contains a number that is not a token type", where=f"{where}: {KEY.TOKEN_TYPE}")
     scores = keys.numbers(KEY.SCORES, np.float32, count) if model == "llama" else None
     if model == "llama" and scores is None:
         raise Malformed("there are no scores, which a SentencePiece vocabulary needs", where=f"{where}: {KEY.SCORES}")

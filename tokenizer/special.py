@@ -16,10 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ggufsmith.container.untrusted import child, shown
 from ggufsmith.tokenizer.added import INFILL, ROLES, role_names
 from ggufsmith.tokenizer.around import TextFrame, beyond_one
 from ggufsmith.tokenizer.files import TokenizerFiles
-from ggufsmith.tokenizer.source import child, shown, token_ids, token_text
+from ggufsmith.tokenizer.source import token_ids, token_text
 
 # Texts that llama.cpp takes for the end of generation whatever the keys say (src/llama-vocab.cpp, special_eog_ids).
 EOG_TEXTS = frozenset(
@@ -56,7 +57,7 @@ def find_special(
     names = role_names(files)
     for role, text in names.items():
         if text not in index:
-            found.notes.append(f"{role}_token is {shown(text)}, which is not in the vocabulary: ignored")
+            found.notes.append(f"{role}_token is {shown(text)}, which is not in the vocabulary, so it is ignored")
     _apply_frame(frame or TextFrame(), names, found, with_config=bool(files.tokenizer_config))
     _read_flags(files, frame, found)
 
@@ -67,7 +68,9 @@ def find_special(
             if token < len(tokens):
                 found.ids[role] = token
             else:
-                found.notes.append(f"{origin} gives {role} the id {token}, outside the {len(tokens)} tokens: ignored")
+                found.notes.append(
+                    f"{origin} gives {role} the id {token}, outside the {len(tokens)} tokens, so it is ignored"
+                )
 
     direct = added if files.tokenizer_config else index
     for role, text in names.items():
@@ -97,8 +100,8 @@ def _apply_frame(frame: TextFrame, names: dict[str, str], found: SpecialTokens, 
         found.add["bos"] = frame.first == names["bos"]
         if not found.add["bos"]:
             found.notes.append(
-                f"tokenizer.json puts {shown(frame.first)} before a text, but BOS is {shown(names['bos'])}: "
-                "llama.cpp adds none of them"
+                f"tokenizer.json puts {shown(frame.first)} before a text, but BOS is {shown(names['bos'])}, so "
+                f"llama.cpp adds neither"
             )
     if frame.last:
         spoken = names.get("eos")
@@ -127,8 +130,8 @@ def _read_flags(files: TokenizerFiles, frame: TextFrame | None, found: SpecialTo
         does = value if frame is None else found.add.get(role, value if role == "sep" else False)
         if does != value:
             found.notes.append(
-                f"tokenizer_config.json says {key}: {str(value).lower()}, tokenizer.json does the opposite, and was "
-                "followed, as in transformers"
+                f"tokenizer_config.json says {key}: {str(value).lower()}, but tokenizer.json does the opposite and "
+                f"was used, as in transformers"
             )
         named = files.tokenizer_config.get(f"{role}_token", "") is not None
         if does and frame is None and not named:
@@ -166,7 +169,8 @@ def _collect_eog(found: SpecialTokens, stated: Mapping[str, Iterable[int]], toke
         free = next((role for role in ("eom", "eot") if role not in found.ids), None)
         if "reserved" in tokens[token]:
             found.notes.append(
-                f"{shown(tokens[token])} is said to end a generation, but has no meaning: no key written"
+                f"{shown(tokens[token])} is listed as an end of generation but is a reserved token, so no key is "
+                f"written for it"
             )
         elif free:
             found.ids[free] = token

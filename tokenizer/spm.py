@@ -9,9 +9,9 @@ import numpy as np
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.untrusted import Json, shown
 from ggufsmith.tokenizer.added import DECODER, JSON, SPACE, AddedToken, AddedTokens, listing
 from ggufsmith.tokenizer.proto import USER_DEFINED, piece_types
-from ggufsmith.tokenizer.source import Json, shown
 from ggufsmith.tokenizer.table import TokenTable
 
 MAX_MODEL = 64 * 2**20
@@ -50,14 +50,14 @@ def parse_pieces(raw: bytes, where: Path) -> SentencePieces:
         ids = list(range(model.vocab_size()))
         tokens, scores = model.id_to_piece(ids), model.get_score(ids)
     except (RuntimeError, OSError, ValueError) as error:
-        fix = "Download it again; a clone without Git LFS holds only where it can be found."
-        raise Malformed(f"not a SentencePiece model: {error}", where=where, fix=fix) from None
+        fix = "Download it again. A clone without Git LFS contains only a pointer to the file."
+        raise Malformed(f"this is not a SentencePiece model: {error}", where=where, fix=fix) from None
     if not np.isfinite(scores).all():
         raise Malformed("a score is not finite", where=where)
     # The library does not tell user-defined pieces, which it never splits, from ordinary ones.
     types = [TokenType.USER_DEFINED if kind == USER_DEFINED else TokenType.NORMAL for kind in piece_types(raw)]
     if len(types) != len(ids):
-        raise Malformed(f"{len(types)} pieces are stored, the library finds {len(ids)}", where=where)
+        raise Malformed(f"{len(types)} pieces are stored, but the library finds {len(ids)}", where=where)
     kinds = (
         (model.is_byte, TokenType.BYTE),
         (model.is_unused, TokenType.UNUSED),
@@ -91,7 +91,8 @@ def table_of(pieces: SentencePieces, more: Mapping[int, str], added: AddedTokens
     kept = min(count, len(table.tokens))
     if kept < count:
         table.notes.append(
-            f"tokenizer.model has {count} pieces, the embedding {kept} rows: the last {count - kept} left out"
+            f"tokenizer.model has {count} pieces, but the embedding matrix has {kept} rows; the last {count - kept} "
+            f"are left out"
         )
     table.tokens[:kept] = pieces.tokens[:kept]
     table.types[:kept] = pieces.types[:kept]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from gguf.constants import Keys, TokenType
 
+from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Metadata, string
 from ggufsmith.tokenizer.added import listing
-from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 General = Keys.General
@@ -66,11 +66,11 @@ def name_notes(vocabulary: Vocabulary, name: str, *, stated: bool) -> Iterator[s
     if better == name:
         return
     if PHI3.search(better):
-        why = "llama.cpp then takes the white space behind special tokens, as this tokenizer does"
+        why = "llama.cpp then removes the white space after special tokens, as this tokenizer does"
     elif phi3_rstrip(vocabulary) is None:
         why = f'llama.cpp cannot load a "phi-3" without the tokens {", ".join(map(shown, (PHI3_STRIPS, *PHI3_KEEPS)))}'
     else:
-        why = 'llama.cpp takes the white space behind every special token of a "phi-3", which this tokenizer does not'
+        why = 'llama.cpp removes the white space after every special token of a "phi-3", but this tokenizer does not'
     yield (
         f"general.name is {shown(name)}; {shown(better)} would be better: {why}"
         if stated
@@ -84,15 +84,17 @@ def strip_notes(vocabulary: Vocabulary, name: str) -> Iterator[str]:
     taken = (phi3_rstrip(vocabulary) if PHI3.search(name) else None) or frozenset()
     for where, wanted, done in (
         ("before", set(vocabulary.lstrip), {vocabulary.tokens.index(mask)} if mask in vocabulary.tokens else set()),
-        ("behind", set(vocabulary.rstrip), taken),
+        ("after", set(vocabulary.rstrip), taken),
     ):
         if missed := sorted(wanted - done):
             yield (
-                f"this tokenizer takes the white space {where} {_texts(vocabulary, missed)}; llama.cpp does not, and "
+                f"this tokenizer removes the white space {where} {_texts(vocabulary, missed)}; llama.cpp does not, and "
                 "prompts with spaces or line breaks there get extra tokens"
             )
         if extra := sorted(done - wanted):
-            yield f"llama.cpp takes the white space {where} {_texts(vocabulary, extra)}, which this tokenizer does not"
+            yield (
+                f"llama.cpp removes the white space {where} {_texts(vocabulary, extra)}, but this tokenizer does not"
+            )
 
 
 def _texts(vocabulary: Vocabulary, ids: list[int]) -> str:

@@ -8,8 +8,8 @@ from gguf.constants import TokenType
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.untrusted import shown
 from ggufsmith.tokenizer.added import AddedToken, listing
-from ggufsmith.tokenizer.source import shown
 
 NO_SCORE = -1000.0  # score of added tokens: llama.cpp looks them up before it merges
 PAD_SCORE = -10000.0
@@ -51,7 +51,7 @@ class TokenTable:
         before = self.tokens[added.id]
         if before is not None and before != added.text:
             self.notes.append(
-                f"token {added.id} is {shown(added.text)} as an added token, {shown(before)} in the vocabulary"
+                f"token {added.id} is {shown(added.text)} as an added token, but {shown(before)} in the vocabulary"
             )
         elif not settles and self.types[added.id] in SETTLED:
             return
@@ -68,7 +68,7 @@ class TokenTable:
             )
         holes = [i for i, text in enumerate(self.tokens) if text is None]
         if holes:
-            self.notes.append(f"{len(holes)} of {len(self.tokens)} ids have no token: written as unused [PADn]")
+            self.notes.append(f"{len(holes)} of {len(self.tokens)} ids have no token and are written as unused [PADn]")
         tokens = tuple(f"[PAD{i}]" if text is None else text for i, text in enumerate(self.tokens))
         try:
             "".join(tokens).encode()

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.tokenizer.files import TokenizerFiles
-from ggufsmith.tokenizer.source import expect, inside, read_object, read_text, shown
+from ggufsmith.container.untrusted import expect, is_inside, shown
+from ggufsmith.tokenizer.files import TokenizerFiles, optional_object, optional_text
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 Templates = tuple[str | None, dict[str, str]]  # the default, and name -> template for the others
@@ -24,7 +24,7 @@ def read_templates(files: TokenizerFiles) -> tuple[str | None, dict[str, str], l
     """The default template (None if there is none), the named ones, and notes."""
     stated = _parse(files.tokenizer_config.get("chat_template"), files.path("tokenizer_config.json"))
     jinja = _from_jinja(files)
-    lonely = read_object(files.home("chat_template.json"), "chat_template.json") or {}
+    lonely = optional_object(files.home("chat_template.json"), "chat_template.json") or {}
     other = jinja if jinja != (None, {}) else _parse(lonely.get("chat_template"), files.path("chat_template.json"))
     if stated == (None, {}):
         return *other, []
@@ -48,12 +48,12 @@ def _parse(value: Any, where: Path) -> Templates:
 
 def _from_jinja(files: TokenizerFiles) -> Templates:
     folder = files.home("chat_template.jinja")
-    default = _unix(read_text(folder, "chat_template.jinja"))
+    default = _unix(optional_text(folder, "chat_template.jinja"))
     named: dict[str, str] = {}
     more = folder / "additional_chat_templates"
-    if more.is_dir() and inside(folder, more):
+    if more.is_dir() and is_inside(folder, more):
         for path in sorted(more.glob("*.jinja")):
-            text = _unix(read_text(folder, f"{more.name}/{path.name}"))
+            text = _unix(optional_text(folder, f"{more.name}/{path.name}"))
             if text is not None:
                 _add(named, path.stem, text, path)
     return (named.pop("default", None) if default is None else default), named
@@ -64,14 +64,10 @@ def _unix(text: str | None) -> str | None:
 
 
 def template_notes(vocabulary: Vocabulary) -> Iterator[str]:
-    """What is to be said of a vocabulary without a chat template."""
-    if vocabulary.chat_template is not None:
-        return
-    if vocabulary.chat_templates:
+    """What is to be said of a vocabulary whose chat templates all have names."""
+    if vocabulary.chat_template is None and vocabulary.chat_templates:
         names = ", ".join(map(shown, sorted(vocabulary.chat_templates)))
         yield f"there is no default chat template, only {names}: programs that chat will use a format of their own"
-    else:
-        yield "there is no chat template: programs that chat with the model will use a format of their own"
 
 
 def _add(named: dict[str, str], name: str, template: str, where: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Failure, Unsupported
+from ggufsmith.container.untrusted import Json, shown
 from ggufsmith.tokenizer import pretokenizers
 from ggufsmith.tokenizer.added import INFILL, ROLES, SPACE
 from ggufsmith.tokenizer.proto import model_proto
-from ggufsmith.tokenizer.source import Json, shown
 from ggufsmith.tokenizer.table import NO_SCORE
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
@@ -92,8 +92,8 @@ def _byte_level(vocabulary: Vocabulary, core: int) -> Json:
     row = pretokenizers.BY_NAME.get(vocabulary.pre)
     if row is None or not row.stages:
         raise Unsupported(
-            f"the pre-tokenizer {shown(vocabulary.pre)} has no form that a tokenizer.json could take",
-            fix="Only the checkpoint that this file was made from has it.",
+            f"the pre-tokenizer {shown(vocabulary.pre)} cannot be written to a tokenizer.json",
+            fix="Use the tokenizer of the checkpoint that this file was made from.",
         )
     padding = _padding(vocabulary)
     # An added token behind a hole would get the number of the hole, unless the vocabulary says otherwise.
@@ -135,7 +135,7 @@ def _check_ids(tokenizer: Json, added: list[Json]) -> None:
     try:
         read = Tokenizer.from_str(json.dumps(tokenizer))
     except Exception as error:  # the library raises nothing more specific
-        raise Failure(f"the tokenizers library does not take this vocabulary: {error}") from error
+        raise Failure(f"the tokenizers library does not accept this vocabulary: {error}") from error
     for entry in added:
         found = read.token_to_id(entry["content"])
         if found != entry["id"]:
@@ -186,7 +186,7 @@ def _unknown(vocabulary: Vocabulary, core: int) -> int:
     called = [token for token, text in enumerate(vocabulary.tokens[:core]) if text == "<unk>"]
     found = [*named, *typed, *called]
     if not found:
-        raise Unsupported("the vocabulary has no unknown token, and SentencePiece cannot do without")
+        raise Unsupported("the vocabulary has no unknown token, which SentencePiece requires")
     return int(found[0])
 
 

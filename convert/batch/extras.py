@@ -13,7 +13,7 @@ def check_extras(model: JobModel) -> None:
     """OutputConflict for a file at the card's place that is no card of ours. Usage: see `Publisher`."""
     if path := model.beside("card"):
         _publisher(model)
-        check_card(path, fix='Move it away, or name another file with card = "…".')
+        check_card(path, fix='Move it away, or choose another file with card = "…".')
 
 
 def write_extras(model: JobModel, outputs: Sequence[FinishedOutput]) -> None:

@@ -32,7 +32,8 @@ from ggufsmith.container.documents import read_document
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.formats import format_of
 from ggufsmith.container.ggml import is_ggml
-from ggufsmith.container.shards import SUFFIX, parse_size
+from ggufsmith.container.shards import SUFFIX
+from ggufsmith.container.units import parse_size
 from ggufsmith.convert.batch.schema import ENCODING, MODELS, OUTPUT, SETTINGS, TABLES, meant
 from ggufsmith.convert.batch.settings import Result, Said, Tables, unknown
 from ggufsmith.convert.hub.names import ID, HubModel, hub_model
@@ -163,7 +164,7 @@ class _Reader(Tables):
         self.check_circles(named, defaults)
         entries = data.get("model")
         if not isinstance(entries, list) or not entries:
-            self.wrong(place("model"), "there is no model: write one or more")
+            self.wrong(place("model"), "the job has no model: add at least one")
             return None
         output = self.beside(root.value) if root else self.document.path.parent
         mine, others = [], []
@@ -185,7 +186,7 @@ class _Reader(Tables):
     def model(self, place: str, said: Mapping[str, Said], output: Path) -> JobModel | None:
         """One model; None if there is no source to speak of."""
         if "source" not in said:
-            self.wrong(place, "source is missing: the model")
+            self.wrong(place, "the key source is missing; it names the model")
             return None
         hub = self.hub(said)
         source = Path(hub.id) if hub else self.source(said["source"])
@@ -239,7 +240,7 @@ class _Reader(Tables):
         if "://" in source.value:
             return self.tried(source.place, lambda: hub_model(source.value, revision.value if revision else None))
         if revision:
-            self.wrong(revision.place, "revision is for models on a hub")
+            self.wrong(revision.place, "revision applies only to models on a hub")
         return None
 
     def source(self, said: Said) -> Path | None:
@@ -251,16 +252,18 @@ class _Reader(Tables):
             fix = f"If the hub is meant, write hf://{said.value}." if ID.fullmatch(said.value) else None
             self.wrong(said.place, f"there is no such folder or file: {source}", fix)
         elif source.is_dir() and not any((source / name).is_file() for name in CONFIGS):
-            self.wrong(said.place, f"{source} has no {CONFIGS[0]}: it is no model folder")
+            self.wrong(said.place, f"{source} has no {CONFIGS[0]}: so it is not a model folder")
         elif source.is_file() and source.suffix != SUFFIX and not is_ggml(source):
-            self.wrong(said.place, f"{source} is no folder and no GGML file, and its name does not end in {SUFFIX}")
+            self.wrong(
+                said.place, f"{source} is neither a folder nor a GGML file, and its name does not end in {SUFFIX}"
+            )
         return source
 
     def check_settings(self, source: Path | None, said: Mapping[str, Said], output: Path) -> None:
         """What does not fit together. source: None if it is on a hub."""
         folder = said["folder"]
         if not _is_inside(output, folder.value):
-            self.wrong(folder.place, f"folder {folder.value!r} leads out of the output folder {output}")
+            self.wrong(folder.place, f"folder {folder.value!r} is outside the output folder {output}")
         for key in ("card", "checksums"):
             if said[key].value and not _is_component(said[key].value):
                 self.wrong(said[key].place, f"{key} names a file in the model's folder, not {said[key].value!r}")
@@ -269,10 +272,10 @@ class _Reader(Tables):
             value, place = said[key].value, said[key].place
             if value and not set(kinds) & set(record.inputs) and (source is None or source.exists()):
                 nothing = {str: '""', tuple: "[]", bool: "false"}[type(value)]
-                what = f"{key} is for {meant(record.inputs)}, and this source is {meant(kinds)}"
-                self.wrong(place, what, f"Give it {key} = {nothing}.")
+                what = f"{key} applies to {meant(record.inputs)}, but this source is {meant(kinds)}"
+                self.wrong(place, what, f"Set {key} = {nothing} for it.")
         if not any(said[key].value for key in MAKING):
-            self.wrong(said["recipes"].place, f"none of {', '.join(MAKING)}: there is nothing to make")
+            self.wrong(said["recipes"].place, f"there is nothing to make: set at least one of {', '.join(MAKING)}")
         for key in ("include_weights", "exclude_weights"):
             if said[key].value and not said["imatrix"].value:
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
@@ -313,7 +316,10 @@ class _Reader(Tables):
         options = TypeOptions(pure, leave, output, embedding, tuple(overrides))
         if options != TypeOptions() and any(each.budget for each in wanted):
             key = "target_size" if said["target_size"].value else "target_bpw"
-            self.wrong(said[key].place, f"{key} chooses every type, and so do pure, tensor_types and their like")
+            self.wrong(
+                said[key].place,
+                f"{key} chooses all types itself and cannot be combined with pure, tensor_types and similar keys",
+            )
         recipes = [each.recipe for each in wanted if each.recipe]
         self.tried(said["recipes"].place, lambda: check_options(options, recipes))
 
@@ -324,11 +330,11 @@ class _Reader(Tables):
             self.tried(size.place, lambda: parse_size(size.value))
         alone, keep = said["no_tensor_first_split"], said["keep_split"]
         if alone.value and not (size.value or count):
-            self.wrong(alone.place, "no_tensor_first_split is for several files, by shard_size or shard_tensors")
-        if keep.value and (size.value or count):
             self.wrong(
-                keep.place, "keep_split takes the shards of the source, which shard_size and shard_tensors do not"
+                alone.place, "no_tensor_first_split applies only to split outputs, with shard_size or shard_tensors"
             )
+        if keep.value and (size.value or count):
+            self.wrong(keep.place, "keep_split cannot be combined with shard_size or shard_tensors")
 
     def pairs(self, said: Said, make: Callable[[Any], Result | None]) -> Iterator[tuple[Any, Result]]:
         """Each of several values, with what it stands for; those that stand for nothing are noted."""
@@ -366,7 +372,7 @@ class _Reader(Tables):
     def adapters(self, said: Said) -> Iterator[tuple[Path, float]]:
         for folder, factor in self.each(said, lambda text: parse_adapter(str(self.beside(text)))):
             if not is_adapter(folder):
-                self.wrong(said.place, f"{folder} is no folder of an adapter")
+                self.wrong(said.place, f"{folder} is not the folder of an adapter")
             yield folder, factor
 
     # ---- models together ----
@@ -387,7 +393,9 @@ class _Reader(Tables):
                     writers[key] = model.place
                 elif path == state_path(model):
                     fix = "Give one of them another `name`."
-                    self.wrong(model.place, f"{writers[key]} is called {model.name!r} too, in the same folder", fix)
+                    self.wrong(
+                        model.place, f"{writers[key]} is also called {model.name!r} and is in the same folder", fix
+                    )
                 else:
                     other = "twice" if writers[key] == model.place else f"as does {writers[key]}"
                     self.wrong(model.place, f"writes {path}, {other}")

@@ -59,7 +59,7 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
     left = sum(outcome.status in ("interrupted", "not begun") for outcome in outcomes)
     new = sum(len(outcome.new) for outcome in outcomes)
     there = sum(len(outcome.made) for outcome in outcomes) - new
-    parts = [f"{_counted(len(outcomes), 'model')}: {_counted(new, 'file')} made, {there} already there"]
+    parts = [f"{_counted(len(outcomes), 'model')}: {_counted(new, 'file')} made, {there} already existed"]
     if left:
         parts.append(f"{_counted(left, 'model')} not done")
     if failed:

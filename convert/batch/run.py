@@ -166,11 +166,14 @@ def run_job(job: JobFile, options: BatchOptions, watch: Watcher, outcomes: list[
 def _what_is_there(drafts: Sequence[Draft], published: Sequence[Draft], outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Sentences for a job that ends early."""
     if made := sum(outcome.status == "done" for outcome in outcomes):
-        yield f"what was made of {made} models is complete and verified"
+        yield f"the outputs of {made} models are complete and verified"
     for draft in published:
-        yield f"the outputs of {draft.model.name} are complete and verified: the same job adds what belongs beside them"
+        yield (
+            f"the outputs of {draft.model.name} are complete and verified; run the same job again to add the files "
+            "beside them"
+        )
     if any(True for draft in drafts for _ in _partials(draft)):
-        yield "what was written is kept: the same job goes on from there"
+        yield "the finished part is kept; run the same job again to continue"
 
 
 def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPass], None]) -> Draft:
@@ -197,14 +200,14 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
             look(draft, planned)
     _check_memory(model, needed, options)
     if options.disk is not None and draft.size > options.disk:
-        what = f"the outputs need {draft.size} bytes, the budget is {options.disk}"
+        what = f"the outputs need {draft.size} bytes, but the budget is {options.disk}"
         raise NoSpace(what, where=model.folder, fix="Raise --max-disk.")
     return draft
 
 
 def _check_memory(model: JobModel, needed: int, options: BatchOptions) -> None:
     if options.memory is not None and PROCESS + needed > options.memory:
-        what = f"needs about {PROCESS + needed} bytes of memory, the budget is {options.memory}"
+        what = f"the model needs about {PROCESS + needed} bytes of memory, but the budget is {options.memory}"
         raise Failure(what, where=model.source, fix="Raise --max-memory.")
 
 

@@ -71,16 +71,20 @@ def _keys(record: type) -> Iterator[tuple[str, JobKey]]:
 
 # Keys that stand for options of the commands, and those that only jobs have.
 SETTINGS: Mapping[str, JobKey] = {
-    "extends": JobKey("Settings of this name, [sets.NAME], come before the defaults."),
+    "extends": JobKey("The name of a set, [sets.NAME], whose settings take precedence over the defaults."),
     **dict(_keys(MakeOptions)),
     **dict(_keys(SourceOptions)),
-    "folder": JobKey("The folder of the outputs, in the output folder.", default="{model}", fields=(MODEL,)),
-    "file": JobKey("The name of an output.", default="{model}-{encoding}.gguf", fields=(MODEL, ENCODING)),
+    "folder": JobKey(
+        "The folder for the model's outputs, within the output folder.", default="{model}", fields=(MODEL,)
+    ),
+    "file": JobKey("The name of each output file.", default="{model}-{encoding}.gguf", fields=(MODEL, ENCODING)),
     **dict(_keys(WriteOptions)),
-    "checksums": JobKey("The file of SHA-256 sums; empty for none.", default="SHA256SUMS", fields=(MODEL,)),
+    "checksums": JobKey(
+        "The name of the file with SHA-256 sums; empty for none.", default="SHA256SUMS", fields=(MODEL,)
+    ),
     "card": JobKey("The name of the model card, such as README.md; empty for none.", fields=(MODEL,)),
-    "repo": JobKey("For the card: where the files will be published, org/name-GGUF.", fields=(MODEL,)),
-    "base_model": JobKey("For the card: what the files were made from, org/name.", fields=(MODEL,)),
+    "repo": JobKey("For the card: the repository where the files will be published, org/name-GGUF.", fields=(MODEL,)),
+    "base_model": JobKey("For the card: the original model, org/name.", fields=(MODEL,)),
     "author": JobKey("For the card: who quantized the model."),
 }
 MODELS: Mapping[str, JobKey] = {
@@ -100,8 +104,8 @@ KEYLESS: Mapping[str, str] = {
 }
 OUTPUT = JobKey("The folder that everything is written into, relative to the job file.")
 TABLES = {
-    "defaults": "Settings of every model that does not say otherwise.",
-    "sets": "Named settings, to extend.",
+    "defaults": "Settings for all models, unless a model or a set says otherwise.",
+    "sets": "Named sets of settings, for use with `extends`.",
     "model": "The models.",
 }
 

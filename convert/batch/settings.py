@@ -1,6 +1,5 @@
 """What a job file says, table by table: values with their lines, environment variables put in, what extends what."""
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 
 from ggufsmith.container.documents import Document, Keys
 from ggufsmith.container.errors import Failure
+from ggufsmith.container.text import did_you_mean
 from ggufsmith.convert.batch.schema import FITTING, JobKey, Kind
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}", re.ASCII)
@@ -91,14 +91,14 @@ class Tables:
             return found or ""
 
         if "\0" in text:
-            self.wrong(place, "no text here can hold a zero character")
+            self.wrong(place, "a text must not contain a zero character")
         return _VARIABLE.sub(value, text.replace("\0", ""))
 
     def check_fields(self, text: str, key: JobKey, place: str) -> None:
         """Braces hold what the key knows; in a key without fields they are text."""
         for name in _FIELD.findall(text) if key.fields else ():
             if name not in key.fields:
-                self.wrong(place, f"{{{name}}} means nothing here", f"Known: {', '.join(key.fields)}.")
+                self.wrong(place, f"{{{name}}} is not a known field here", f"Known: {', '.join(key.fields)}.")
 
     # ---- what extends what ----
 
@@ -136,9 +136,8 @@ class Tables:
 def unknown(kind: str, name: object, known: Iterable[object]) -> tuple[str, str]:
     """What to say of a name that means nothing: the problem, and the way out. In YAML not all names are texts."""
     names = list(map(str, known))
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
-    fix = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(names) or 'none'}."
-    return f"{kind} {name!r} means nothing", fix
+    fix = did_you_mean(str(name), names, cutoff=0.5) or f"Known: {', '.join(names) or 'none'}."
+    return f"unknown {kind} {name!r}", fix
 
 
 def _fits(value: Any, kind: Kind) -> bool:

@@ -19,6 +19,7 @@ from ggufsmith.container.errors import Failure
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import SHARD, SUFFIX
+from ggufsmith.container.untrusted import read_object
 from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput, state_path
 from ggufsmith.convert.batch.schema import SETTINGS
 from ggufsmith.convert.model import adapters_of
@@ -99,9 +100,9 @@ def _read(path: Path) -> tuple[Record, int]:
     """The record and its time in ns; an empty one if it is missing or damaged: then everything is made again."""
     try:
         written = path.stat().st_mtime_ns
-        content = json.loads(path.read_bytes())
+        content = read_object(path)
         return Record(tuple(map(_made, content["outputs"])), str(content["extras"])), written
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, Failure, KeyError, TypeError):
         return Record(), 0
 
 

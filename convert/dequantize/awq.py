@@ -106,7 +106,7 @@ def build_gemm(asked: SchemeInputs) -> Gemm:
     groups = asked.part("scales").shape[0]
     size = width if claimed == -1 else claimed or width // max(groups, 1)
     if size <= 0 or groups * size != width:
-        raise asked.wrong(f"{groups} groups for {width} inputs do not fit a group_size of {size}")
+        raise asked.wrong(f"{groups} groups for {width} inputs do not match a group_size of {size}")
     zeros = asked.expect("qzeros", "I32", (groups, out // PER_WORD))
     scales = asked.expect("scales", "F16 BF16 F32", (groups, out))
     return Gemm((out, width), size, asked.main, zeros, scales)

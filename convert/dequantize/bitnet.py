@@ -54,7 +54,7 @@ def build_ternary(asked: SchemeInputs) -> Ternary:
     """Malformed or Unsupported if the tensors are not those of one such weight."""
     packed, scale = asked.main, asked.part("scale")
     if asked.settings.first("quant_method") != "bitnet":  # a scale that divides looks like one that multiplies
-        raise asked.wrong("it looks like BitNet's weights, and no quantization_config says how they are scaled")
+        raise asked.wrong("its weights look like BitNet's, but no quantization_config says how they are scaled")
     asked.matrix("main")
     kind = asked.settings.first("linear_class") or "bitlinear"
     if kind not in ("bitlinear", "autobitlinear"):

@@ -8,7 +8,6 @@ Eight bits: weight (out, in) int8, SCB (out,): weight = value * SCB / 127.
 Source: bitsandbytes 0.50, functional.py (QuantState, dequantize_4bit, int8_vectorwise_dequant), nn/modules.py.
 """
 
-import json
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.container.errors import Malformed
+from ggufsmith.container.untrusted import parse_json
 from ggufsmith.convert.dequantize.scheme import Scheme, SchemeInputs, Shape
 from ggufsmith.convert.dequantize.store import Store, to_f32
 from ggufsmith.convert.stored import StoredTensor
@@ -115,12 +116,12 @@ def _state(asked: SchemeInputs) -> dict[str, Any]:
     try:
         if source.nbytes > MAX_STATE or source.dtype != "U8":
             raise ValueError(f"{source.nbytes} bytes of {source.dtype}")
-        state = json.loads(asked.store.whole(source).tobytes())
+        state = parse_json(asked.store.whole(source).tobytes(), source.name)
         shape, block = state["shape"], state["blocksize"]
         numbers = [*shape, block]
         if len(shape) != 2 or not all(type(n) is int and 0 < n < 1 << 40 for n in numbers):
             raise ValueError(f"shape {shape}, blocksize {block}")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (Malformed, ValueError, TypeError, KeyError) as error:
         raise asked.wrong(f"its quantization state cannot be used: {error}") from None
     return dict(state)
 

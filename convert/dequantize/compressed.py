@@ -106,7 +106,7 @@ def build(asked: SchemeInputs) -> Packed:
     shape = tuple(int(n) for n in asked.store.whole(stated))
     out, width = shape
     if width <= 0 or packed.shape[:1] != (out,) or len(packed.shape) != 2:
-        raise asked.wrong(f"weight_shape says {list(shape)}, the packed weights are {list(packed.shape)}")
+        raise asked.wrong(f"weight_shape says {list(shape)}, but the packed weights are {list(packed.shape)}")
     weights = weight_settings(asked.settings)
     claimed = {bits for bits in (group.get("num_bits") for group in weights) if isinstance(bits, int)}
     possible = [bits for bits in range(1, 9) if words_for(width, bits) == packed.shape[1]]
@@ -126,7 +126,7 @@ def build(asked: SchemeInputs) -> Packed:
     elif zero is not None:
         asked.expect("zero", "I32", (words_for(out, bits[0]), groups))
     elif weights and not any(group.get("symmetric", True) for group in weights):
-        raise asked.wrong("its weight_zero_point is missing, and the config says that the weights are not symmetric")
+        raise asked.wrong("its weight_zero_point is missing, but the config says that the weights are not symmetric")
     if g_idx is not None:
         index = asked.store.whole(asked.expect("g_idx", "I32 I64", (width,)))
         if index.min() == index.max() == -1:  # how groups in turn are spelled
@@ -136,7 +136,7 @@ def build(asked: SchemeInputs) -> Packed:
     elif any(group.get("actorder") in ("group", "dynamic") for group in weights) and all(
         group.get("actorder") for group in weights
     ):
-        raise asked.wrong("its weight_g_idx is missing, and the config says that groups do not lie in turn")
+        raise asked.wrong("its weight_g_idx is missing, but the config says that the groups are not in order")
     return Packed(shape, bits[0], groups, size, packed, scale, zero, g_idx)
 
 
@@ -159,7 +159,7 @@ def exact(weights: Packed) -> Exact | None:
 PACK_QUANTIZED = Scheme(
     "pack-quantized",
     "compressed-tensors; 1 to 8 bits (int4, int8); per tensor, per row or any group size; symmetric or not; act-order; "
-    "symmetric 4 bits without act-order map exactly to Q4_0",
+    "symmetric 4-bit without act-order maps exactly to Q4_0",
     methods=("compressed-tensors",),
     main=(".weight_packed",),
     dense=".weight",

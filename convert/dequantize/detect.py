@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.config import Config, nearest, read_json
+from ggufsmith.container.text import nearest
+from ggufsmith.container.untrusted import read_object
+from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.awq import AWQ_GEMM, AWQ_GEMV
 from ggufsmith.convert.dequantize.bitnet import BITNET
 from ggufsmith.convert.dequantize.bitsandbytes import BNB_4BIT, BNB_8BIT
@@ -86,7 +88,7 @@ def _made(checkpoint: Checkpoint, scheme: Scheme, asked: SchemeInputs) -> Dequan
     weights, stored = scheme.build(asked), tuple(asked.parts.values())
     dense = scheme.dense_name(asked.main)
     if dense in checkpoint.tensors and dense != asked.name:
-        raise asked.wrong(f"{dense} is there as well, and would be given twice")
+        raise asked.wrong(f"{dense} exists as well, so the weight is stored twice")
     size = sum(part.nbytes for part in stored)
     return DequantizedTensor(
         dense, weights.shape, "F32", asked.main.path, 0, size, weights, stored, scheme.exact(weights)
@@ -102,7 +104,7 @@ def _settings(folder: Path, config: Config) -> tuple[Config, str | None]:
             return settings, _known(settings, settings.first("quant_method"))
     for name, method in FILES.items():
         if (folder / name).is_file():
-            settings = Config(read_json(folder / name), folder / name)
+            settings = Config(read_object(folder / name, inside=folder), folder / name)
             return settings, _known(settings, settings.first("quant_method") or method)
     return Config({}, config.path), None
 
@@ -110,7 +112,7 @@ def _settings(folder: Path, config: Config) -> tuple[Config, str | None]:
 def _known(settings: Config, method: object) -> str | None:
     if method is None or method in METHODS:
         return method
-    near = nearest(str(method), METHODS)
+    near = next(iter(nearest(str(method), METHODS)), None)
     raise Unsupported(
         f"quant_method {method!r} is not supported{f'; the nearest known one is {near}' if near else ''}",
         where=settings.path,
@@ -166,7 +168,7 @@ def _one_method(marked: Mapping[str, tuple[Scheme, Parts]], method: str | None, 
     else:
         wrong = [(scheme, name) for scheme, name in schemes.values() if method not in scheme.methods]
     if wrong:
-        says = f"the config says {method!r}" if method else "no config says which counts"
+        says = f"the config says {method!r}" if method else "no config says which one applies"
         raise Malformed(
             f"quantization methods are mixed or contradict the config: {says}",
             where=settings.path,
@@ -192,7 +194,7 @@ def offers(sources: Iterable[StoredTensor]) -> list[str]:
     made = (source.exact for source in sources if isinstance(source, DequantizedTensor))
     kept = Counter(exact.format.name for exact in made if exact is not None)
     return [
-        f"{count} weights are equivalent to {name}: --recipe copy keeps them exactly" for name, count in kept.items()
+        f"{count} weights are equivalent to {name}; --recipe copy keeps them exactly" for name, count in kept.items()
     ]
 
 

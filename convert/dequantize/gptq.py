@@ -117,7 +117,7 @@ def _group_size(asked: SchemeInputs, width: int, groups: int) -> int:
     if groups and width % groups == 0 and (size is None or asked.settings.first("dynamic")):
         size = width // groups  # GPTQModel's "dynamic": some modules have other bits and groups
     if not groups or not size or size < 0 or -(-width // size) != groups:
-        raise asked.wrong(f"{groups} groups for {width} inputs do not fit a group_size of {size}")
+        raise asked.wrong(f"{groups} groups for {width} inputs do not match a group_size of {size}")
     return size
 
 
@@ -126,7 +126,7 @@ def _order(asked: SchemeInputs, width: int, groups: int) -> StoredTensor | None:
     if "g_idx" not in asked.parts:
         name = asked.main.path.stem.lower()
         if asked.settings.first("desc_act") or ("act-order" in name and "no-act-order" not in name):
-            raise asked.wrong("act-order (desc_act) without its g_idx", "Get the complete checkpoint again.")
+            raise asked.wrong("act-order (desc_act) without its g_idx", "Download the complete checkpoint again.")
         return None
     g_idx = asked.expect("g_idx", "I32 I64", (width,))
     index = asked.store.whole(g_idx)
@@ -139,7 +139,7 @@ def _order(asked: SchemeInputs, width: int, groups: int) -> StoredTensor | None:
 GPTQ = Scheme(
     "GPTQ",
     "AutoGPTQ, GPTQModel (v1, v2), GPTQ-for-LLaMa; 2, 3, 4, 8 bits; any group size; act-order; symmetric or not; "
-    "symmetric 4 bits without act-order map exactly to Q4_0",
+    "symmetric 4-bit without act-order maps exactly to Q4_0",
     methods=("gptq",),
     main=(".qweight",),
     dense=".weight",

@@ -50,7 +50,7 @@ def build(asked: SchemeInputs) -> Nvfp4:
         raise asked.wrong(f"{list(packed.shape)} bytes do not divide into blocks of {BLOCK}")
     whole = asked.part("global_scale")
     if whole.dtype != "F32" or whole.nbytes != 4:
-        raise asked.wrong(f"the scale of the tensor is {whole.dtype} {list(whole.shape)}, and one F32 belongs here")
+        raise asked.wrong(f"the scale of the tensor is {whole.dtype} {list(whole.shape)}; one F32 is expected")
     if "pre_quant_scale" in asked.parts:
         raise asked.unsupported("inputs scaled before the weights (AWQ)", "NVFP4 without it")
     scale = asked.expect("scale", "F8_E4M3", (rows, width // BLOCK))

@@ -21,7 +21,7 @@ from ggufsmith.convert.stored import StoredTensor
 
 Shape = tuple[int, ...]
 Parts = Mapping[str, StoredTensor]
-ORIGINAL = "Convert the original 16-bit checkpoint it was made from."
+ORIGINAL = "Convert the 16-bit checkpoint that it was made from."
 
 
 class Weights(Protocol):
@@ -105,14 +105,14 @@ class SchemeInputs:
         """A companion that has to be there. Malformed names what is missing."""
         found = self.parts.get(role)
         if found is None:
-            raise self.wrong(f"its {role} is missing", "Get the complete checkpoint again.")
+            raise self.wrong(f"its {role} is missing", "Download the complete checkpoint again.")
         return found
 
     def matrix(self, role: str) -> StoredTensor:
         """A companion, or the main tensor, that has to be a matrix with something in it."""
         found = self.part(role)
         if len(found.shape) != 2 or 0 in found.shape:
-            raise self.wrong(f"{role} has the shape {list(found.shape)}, and a matrix belongs here")
+            raise self.wrong(f"{role} has the shape {list(found.shape)}, but a matrix is expected")
         return found
 
     def wrong(self, what: str, fix: str | None = None) -> Malformed:
@@ -128,7 +128,7 @@ class SchemeInputs:
         found = self.part(role)
         if found.dtype not in dtypes.split() or found.shape != shape:
             wanted = f"{' or '.join(dtypes.split())} {list(shape)}"
-            raise self.wrong(f"{role} is {found.dtype} {list(found.shape)}, but {wanted} belongs to it")
+            raise self.wrong(f"{role} is {found.dtype} {list(found.shape)}, but {wanted} is expected")
         return found
 
 

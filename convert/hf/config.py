@@ -11,6 +11,7 @@ from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGUFType, Keys
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.typed import TypedKeys
+from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import string
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import SIZES, gemma_attention_scalar
@@ -18,7 +19,6 @@ from ggufsmith.convert.hf.classes import CLASSES, HfClass
 from ggufsmith.naming.metadata import SAMPLING
 from ggufsmith.tokenizer.added import ROLES
 from ggufsmith.tokenizer.restore import ends_of_generation
-from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 Tensors = Mapping[str, TensorInfo]
@@ -81,7 +81,7 @@ def _keys(record: Architecture, keys: TypedKeys) -> dict[str, Any]:
         if value is not None:
             found[key.names[0]] = value
         elif key in SIZES and key.name != Keys.Attention.HEAD_COUNT_KV:
-            raise Malformed("is missing", where=f"{keys.where}: {name}")
+            raise Malformed("the key is missing", where=f"{keys.where}: {name}")
     return found
 
 
@@ -102,7 +102,7 @@ def _biases(known: HfClass, tensors: Tensors, where: object) -> dict[str, bool]:
             raise Unsupported(f"{known.name} has biases that this file lacks", where=where)
     if present:
         names = ", ".join(sorted(f"{TENSOR_NAMES[tensor].format(bid=0)}.bias" for tensor in present))
-        raise Unsupported(f"{known.name} has no place for {names} alone", where=where)
+        raise Unsupported(f"{known.name} cannot hold {names} alone", where=where)
     return config
 
 

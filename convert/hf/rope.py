@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.typed import TypedKeys
+from ggufsmith.container.untrusted import shown
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.rope import YARN, llama3_factors
-from ggufsmith.tokenizer.source import shown
 
 LOW, HIGH = 1.0, 4.0  # of every published Llama 3 scaling
 CONTEXTS = tuple(2**n for n in range(8, 24))
@@ -88,7 +88,7 @@ def _llama3(factors: NDArray[np.float32], theta: float, where: object) -> dict[s
                 "high_freq_factor": HIGH,
                 "original_max_position_embeddings": context,
             }
-    raise Unsupported(f"{FREQS} follows no known scaling of Llama 3", where=where)
+    raise Unsupported(f"{FREQS} does not follow any known scaling of Llama 3", where=where)
 
 
 def _numbers(values: NDArray[np.float32]) -> list[float]:

@@ -20,6 +20,7 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.shards import SUFFIX, GgufSet, SetWriter
 from ggufsmith.container.typed import TypedKeys
+from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Data, Metadata
 from ggufsmith.convert.hf.card import model_card
 from ggufsmith.convert.hf.classes import HfClass
@@ -35,7 +36,6 @@ from ggufsmith.quantize.opened import OpenedModel
 from ggufsmith.quantize.source import open_model
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.restore import vocabulary_of
-from ggufsmith.tokenizer.source import shown
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 from ggufsmith.tokenizer.write import tokenizer_files
 
@@ -169,7 +169,7 @@ def _main_dtype(tensors: tuple[Restored, ...]) -> str:
 def _check_keys(made: Metadata, stated: Metadata, source: GgufSet) -> None:
     """Converting the folder must not give a key another value than it has."""
     wrong = [
-        f"{key} is {shown(stated[key].data)}, and would become {shown(value.data)}"
+        f"{key} is {shown(stated[key].data)}, but would become {shown(value.data)}"
         for key, value in made.items()
         if key in stated and not _same(stated[key].data, value.data)
     ]
@@ -192,7 +192,10 @@ def _notes(known: HfClass, source: GgufSet, made: Metadata) -> Iterator[str]:
     prefix = f"{known.record.name}."
     lost = [key for key in source.metadata if key.startswith(prefix) and key not in made]
     if lost:
-        yield f"keys that a config.json has no place for, or that follow from others: {', '.join(lost)}"
+        yield (
+            "these keys are not written to config.json, because it cannot express them or they follow from "
+            f"others: {', '.join(lost)}"
+        )
 
 
 def _folder(job: ToHfJob, model: OpenedModel) -> Path:
@@ -205,6 +208,7 @@ def _folder(job: ToHfJob, model: OpenedModel) -> Path:
 def run(
     prepared: PreparedFolder,
     advance: Callable[[int], None] = lambda weights: None,
+    compiling: Callable[[int, int], None] = lambda done, total: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Done:
     """Write the folder beside its place, check it, and give it its name. See `Pass.run` for the callbacks."""
@@ -219,8 +223,7 @@ def run(
         notes = tuple(_check_vocabulary(prepared, folder))
         with SetWriter(folder, plan, inputs=prepared.source.paths, sync=job.sync, reader=stored_tensors) as writer:
             targets = [StreamTarget(plan.whole, writer, GGML)]
-            load_kernels(prepared.tensors, targets)
-            loaded(time.perf_counter() - started)
+            loaded(load_kernels(prepared.tensors, targets, compiling))
             stream(prepared.tensors, targets, threads=job.threads or available_cores(), advance=advance)
             writer.commit()
     if job.sync:

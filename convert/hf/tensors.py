@@ -98,14 +98,16 @@ def restore(
         info = model.tensors.get(output.name)
         if info is None or _shape(info.shape) != _shape(output.shape):
             found = "is missing" if info is None else f"has the shape {list(info.shape)}"
-            raise Malformed(f"{found}; the model's keys ask for {list(output.shape)}", where=f"{where}: {output.name}")
+            raise Malformed(
+                f"the tensor {found}; the model's keys require {list(output.shape)}", where=f"{where}: {output.name}"
+            )
         info = replace(info, shape=output.shape)
         for k, source in enumerate(output.sources):
             op = output.op.inverse(k)
             if op is None:
                 raise Unsupported(f"{type(output.op).__name__} cannot be undone", where=f"{where}: {info.name}")
             if (op.computes and info.format is not F32) or (len(info.shape) == 1 and not info.format.plain):
-                raise Unsupported(f"a vector in {info.format.name} is not read here", where=f"{where}: {info.name}")
+                raise Unsupported(f"a vector in {info.format.name} cannot be read", where=f"{where}: {info.name}")
             held = GgufTensor(model, info, info.name)
             restored.append(Restored(source.name, source.shape, SOURCE_FORMATS[source.dtype], held, op))
     return plan, tuple(restored)
@@ -129,7 +131,7 @@ def _sources(known: HfClass, model: GgufSet, format: Format | None) -> Iterator[
         yield from _of(known, rule, info, match[1] or "", match[3], format)
     if unknown:
         raise Unsupported(
-            f"{len(unknown)} tensors have no place in {known.name}", where=model.path, also=sorted(unknown)[:20]
+            f"{len(unknown)} tensors do not belong to {known.name}", where=model.path, also=sorted(unknown)[:20]
         )
     fullest = max(blocks.values(), key=len, default=set())
     uneven = [f"blk.{number}.{name}" for number, names in blocks.items() for name in sorted(fullest ^ names)]

@@ -81,7 +81,7 @@ def streamed(model: HubModel, hub: Hub, progress: Progress = no_progress) -> Ite
     pickled = next((file for file in weights if not file.name.endswith(".safetensors")), None)
     if pickled:
         raise Unsupported(
-            f"{pickled.name} is a pickled checkpoint, which has to be downloaded",
+            f"{pickled.name} is a pickled checkpoint, which must be downloaded",
             where=model,
             fix="Convert without --stream and --dry-run.",
         )
@@ -165,7 +165,7 @@ def _bring(hub: Hub, listing: Listing, file: HubFile, advance: Advance) -> None:
             return
         hub.discard(listing, file)
     raise Malformed(
-        "its bytes are not those that the hub's hash and size stand for, twice in a row",
+        "the downloaded file did not match the hub's size and hash, twice in a row",
         where=f"{listing.model}: {file.name}",
         fix="A proxy or a mirror may have damaged it; try again later or elsewhere.",
     )
@@ -180,9 +180,9 @@ def _check_space(folder: Path, size: int, model: HubModel) -> None:
     free = shutil.disk_usage(place).free
     if free < size:
         raise NoSpace(
-            f"the download needs {size} bytes, but {place} has {free} free",
+            f"the download needs {size} bytes, but only {free} are free in {place}",
             where=model,
-            fix="Free some, point HF_HOME to another disk, or convert with --stream.",
+            fix="Free some space, point HF_HOME to another disk, or convert with --stream.",
         )
 
 
@@ -190,7 +190,7 @@ def _choose(listing: Listing, folder: Path) -> WeightFiles:
     """The files with the weights, as `checkpoint.open_checkpoint` will choose them. folder: with the indexes."""
     names, model = [name for name in listing.files if "/" not in name], listing.model
     get = GET[model.hub].format(id=model.id)
-    way_out = f"Get one of the two, and convert FOLDER: {get} --exclude {{single}} (or {{index}})."
+    way_out = f"Download one of the two, and convert FOLDER: {get} --exclude {{single}} (or {{index}})."
     return choose_weights(names, lambda name: weight_map(folder / name), where=model, way_out=way_out)
 
 

@@ -73,7 +73,7 @@ class Ranges:
     def read(self, remote: Remote, start: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `start` of the file on. What was cut short goes on where it stopped.
 
-        Malformed: the file is not what it was, or not as long as it was said to be. Unsupported: the server has no
+        Malformed: the file has changed, or not as long as it was said to be. Unsupported: the server has no
         ranges. Failure: it refuses, or cannot be reached.
         """
         done, failed, renewed = 0, 0, False
@@ -85,10 +85,10 @@ class Ranges:
                     _check(remote, response, start + done, start + len(buffer))
                     more = _receive(response, buffer[done:])
                     done, failed = done + more, 0 if more else failed
-                    problem = "the connection ends too early"
+                    problem = "the connection ended too early"
                 else:
                     self._drain(response)
-                    problem = f"the server answers {response.status} {response.reason}"
+                    problem = f"the server answered {response.status} {response.reason}"
                     if response.status in REFUSED and remote.location and not renewed:
                         remote.location, renewed = None, True  # signed addresses expire: have a new one made
                         continue
@@ -99,7 +99,7 @@ class Ranges:
                 self.close()
                 problem = f"{str(error) or type(error).__name__:.200}"
                 if not isinstance(error, OSError) and isinstance(error, ValueError | http.client.InvalidURL):
-                    what = f"redirected to what is not a usable address: {problem}"
+                    what = f"the server redirects to an address that cannot be used: {problem}"
                     raise Failure(what, where=_shown(remote.url), fix="Try again later.") from error
             if done == len(buffer):
                 return
@@ -134,7 +134,7 @@ class Ranges:
             self._drain(response)
             target = urljoin(url, response.headers.get("Location", ""))
             if urlsplit(target).scheme not in ("https", home.scheme):
-                what = f"redirected to {_shown(target):.200}, which is not a safe address"
+                what = f"the server redirects to {_shown(target):.200}, which is not a safe address"
                 raise Failure(what, where=_shown(remote.url))
             url = target
         raise Failure(f"more than {REDIRECTS} redirects", where=_shown(remote.url))
@@ -181,9 +181,11 @@ def _check(remote: Remote, response: http.client.HTTPResponse, first: int, end: 
     header, where = response.headers.get("Content-Range", ""), _shown(remote.url)
     found = CONTENT_RANGE.fullmatch(header)
     if not found or (int(found[1]), int(found[2])) != (first, end - 1):
-        raise Malformed(f"asked for bytes {first}-{end - 1}, the server sends {header!r:.80}", where=where)
+        raise Malformed(f"bytes {first}-{end - 1} were requested, but the server sent {header!r:.80}", where=where)
     if int(found[3]) != remote.size:
-        raise Malformed(f"{remote.size} bytes expected, the server has {found[3]}", where=where, fix="Try again.")
+        raise Malformed(
+            f"{remote.size} bytes were expected, but the server has {found[3]}", where=where, fix="Try again."
+        )
     etag = response.headers.get("ETag")
     with remote.lock:
         remote.etag = remote.etag or etag
@@ -196,7 +198,7 @@ def _refusal(remote: Remote, status: int, problem: str) -> Failure:
     if status == 200:
         return Unsupported("the server does not send ranges", where=where, fix="Convert without --stream.")
     if status in (412, 416):
-        return Malformed(f"{problem}: the file is not what it was", where=where, fix="Try again.")
+        return Malformed(f"{problem}: the file has changed", where=where, fix="Try again.")
     fix = "Log in, or pass --token." if status in (401, 403) else "Try again later."
     return Failure(problem, where=where, fix=fix)
 

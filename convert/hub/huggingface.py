@@ -175,17 +175,19 @@ def _explained(error: BaseException, model: HubModel) -> Failure:
     if status in (401, 403):
         return Failure(f"the hub refuses the access ({status})", where=model, fix=f"Check the token: {login}.")
     if status == 429:
-        return Failure("the hub's limit of requests is reached (429)", where=model, fix=f"Try later, or {login}.")
+        return Failure("the hub's request limit is reached (429)", where=model, fix=f"Try later, or {login}.")
     if status is not None:
-        return Failure(f"the hub answers with an error ({status})", where=model, fix="Try again later.")
+        return Failure(f"the hub answered with an error ({status})", where=model, fix="Try again later.")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        fix = "Unset it, or download the model where there is a network."
+        fix = "Unset it, or download the model on a machine with network access."
         return Unreachable("HF_HUB_OFFLINE is set, and the cache does not have this model", where=model, fix=fix)
     if isinstance(error, HttpError):
         what = f"the hub cannot be reached: {str(error) or type(error).__name__}"
         return Unreachable(what, where=model, fix="Check the network, and HF_ENDPOINT if it is set.")
     if isinstance(error, OSError) and error.errno in FULL:
-        return NoSpace(f"the cache has no space left: {error.strerror}", where=model, fix="Free some, or set HF_HOME.")
+        return NoSpace(
+            f"the cache has no space left: {error.strerror}", where=model, fix="Free some space, or set HF_HOME."
+        )
     return Failure(f"the download failed: {str(error).partition(chr(10))[0]}", where=model, fix="Try again.")
 
 

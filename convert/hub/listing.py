@@ -15,7 +15,7 @@ from ggufsmith.convert.inputs import is_companion
 PIECE = 1 << 22  # bytes read at a time
 MAX_SIZE = 2**63  # bytes of a file
 SHA256 = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
-WRONG_ANSWER = "Try again later. If it stays so, something between here and the hub may answer in its place."
+WRONG_ANSWER = "Try again later. If the error persists, a proxy or firewall may be answering instead of the hub."
 Advance = Callable[[int], None]
 
 
@@ -70,9 +70,9 @@ class Listing:
             raise self._wrong(f"{self.commit!r:.80} is not the name of a commit")
         for name, file in self.files.items():
             if not stays_inside(name):
-                raise self._wrong(f"the hub lists a file {name!r:.80}, which leaves the model's folder")
+                raise self._wrong(f"the hub lists a file {name!r:.80}, which points outside the model's folder")
             if type(file.size) is not int or not 0 <= file.size < MAX_SIZE:
-                raise self._wrong(f"the hub says nothing that could be the size of {name}")
+                raise self._wrong(f"the hub does not give a valid size for {name}")
             if file.sha256 is not None and not (isinstance(file.sha256, str) and SHA256.fullmatch(file.sha256)):
                 raise self._wrong(f"what the hub calls the SHA-256 of {name} is none")
 

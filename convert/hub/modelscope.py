@@ -62,7 +62,7 @@ class ModelScope:
             )
         except self._errors.FileIntegrityError as error:
             raise Malformed(
-                "its bytes are not those that the hub's hash and size stand for, several times in a row",
+                "the downloaded file did not match the hub's size and hash, several times in a row",
                 where=f"{listing.model}: {file.name}",
                 fix="Try again later.",
             ) from error
@@ -88,7 +88,7 @@ class ModelScope:
             fix = "Set MODELSCOPE_API_TOKEN, or pass --token."
             return Failure("the hub refuses the access", where=model, fix=fix)
         if isinstance(error, self._errors.RateLimitError):
-            return Failure("the hub's limit of requests is reached", where=model, fix="Try again later.")
+            return Failure("the hub's request limit is reached", where=model, fix="Try again later.")
         what = str(error).partition("\n")[0] or type(error).__name__
         return Failure(f"the hub cannot be read: {what}", where=model, fix="Check the network; try again later.")
 

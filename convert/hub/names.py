@@ -62,13 +62,15 @@ def hub_model(text: str, revision: str | None = None) -> HubModel | None:
     if separator:
         if scheme not in PAGES:
             known = " and ".join(f"{hub}://" for hub in PAGES)
-            raise Usage(f"{scheme}:// is no hub that is known; {known} are", where=text)
+            raise Usage(f"{scheme}:// is not a known hub; known are {known}", where=text)
         if not ID.fullmatch(rest):
-            raise Usage(f"{rest!r} is no name of a model", where=text, fix=f"Write {scheme}://ORGANIZATION/NAME.")
+            raise Usage(f"{rest!r} is not the name of a model", where=text, fix=f"Write {scheme}://ORGANIZATION/NAME.")
         return HubModel(scheme, rest, revision)
     if Path(text).exists():
         if revision is not None:
-            raise Usage("--revision is for models on a hub", where=text, fix=f"Write hf://{text} if that was meant.")
+            raise Usage(
+                "--revision applies only to models on a hub", where=text, fix=f"Write hf://{text} if that was meant."
+            )
         return None
     if ID.fullmatch(text):
         return HubModel(HUGGING_FACE, text, revision)

@@ -29,7 +29,7 @@ from ggufsmith.convert.ops import Array, Copy, Op, Read, Shape, Stack
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 from ggufsmith.convert.stored import StoredTensor
 
-ONE = 'If embedding and head were trained as one, say so in adapter_config.json: "ensure_weight_tying": true.'
+ONE = 'If the embedding and the head were trained as one, say so in adapter_config.json: "ensure_weight_tying": true.'
 WAY_OUT = "Merge it into the base instead: gguf-convert BASE --lora {folder}."
 
 
@@ -102,7 +102,7 @@ def plan_adapter(adapter: Adapter, base: Path, config: Config) -> Plan:
     tokens = adapter.config.first("alora_invocation_tokens")
     if tokens:
         if not isinstance(tokens, list) or not all(isinstance(token, int) and 0 <= token < 1 << 32 for token in tokens):
-            raise Malformed(f"alora_invocation_tokens are {tokens!r}, not token ids", where=adapter.config.path)
+            raise Malformed(f"alora_invocation_tokens is {tokens!r}, not token ids", where=adapter.config.path)
         metadata[Keys.Adapter.ALORA_INVOCATION_TOKENS] = array(np.array(tokens, np.uint32))
     return replace(plan, outputs=tuple(outputs), metadata=metadata, notes=adapter.notes)
 
@@ -118,7 +118,7 @@ def _check_expressible(adapter: Adapter, config: Config, record: Architecture, s
     parted = _parted(adapter) if record.tied else None
     if parted is not None:
         raise Unsupported(
-            f"it trains {parted}, and llama.cpp reads one tensor for embedding and head in {record.name} models",
+            f"it trains {parted}, but llama.cpp reads one tensor for embedding and head in {record.name} models",
             where=adapter.folder,
             fix=f"Merging it is refused for the same reason: train it without {parted}."
             + (f" {ONE}" if parted == EMBEDDING else ""),
@@ -134,11 +134,11 @@ def _check_expressible(adapter: Adapter, config: Config, record: Architecture, s
         (dora, "an update by DoRA"),
         (biased, "an update with a bias"),
         (sorted(adapter.tokens), "single trained rows"),
-        (shared if shares_head else [], "an update of an embedding that is the head as well"),
+        (shared if shares_head else [], "an update of an embedding that is also the head"),
     ):
         if names:
             raise Unsupported(
-                f"a GGUF adapter cannot hold {what}, which {names[0]} is here",
+                f"a GGUF adapter cannot hold {what}, and {names[0]} is one",
                 where=adapter.folder,
                 fix=WAY_OUT.format(folder=adapter.folder),
             )
@@ -160,7 +160,7 @@ def _alpha(adapter: Adapter) -> float:
     found = Counter(update.scale * update.rank for update in adapter.updates)
     alpha = found.most_common(1)[0][0]
     if not math.isfinite(alpha) or np.float32(alpha) == 0:
-        raise Unsupported(f"llama.cpp would take an alpha of {alpha} for a factor of one", where=adapter.config.path)
+        raise Unsupported(f"llama.cpp would apply an alpha of {alpha} as a factor of one", where=adapter.config.path)
     return alpha
 
 

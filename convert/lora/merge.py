@@ -227,7 +227,7 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
     for adapter, factor in adapters:
         if adapter.config.first("alora_invocation_tokens"):
             raise Unsupported(
-                "an activated LoRA works from its invocation tokens on, and cannot be merged",
+                "an activated LoRA takes effect only after its invocation tokens, so it cannot be merged",
                 where=adapter.folder,
                 fix="Convert the adapter alone: llama.cpp turns it on where they appear.",
             )
@@ -237,13 +237,16 @@ def merge(checkpoint: Checkpoint, adapters: Sequence[tuple[Adapter, float]]) -> 
                 f"this adapter does not fit the base {checkpoint.folder.name}",
                 where=adapter.folder,
                 also=problems[:MAX_PROBLEMS],
-                fix=f"The base that it names is {adapter.base}." if adapter.base else None,
+                fix=f"Its configuration names the base {adapter.base}." if adapter.base else None,
             )
         notes += [_note(adapter, factor), *adapter.notes]
     tensors = {**changes.base, **changes.trained}
     if changes.parts_from_head() and not any(adapter.config.first("ensure_weight_tying") for adapter, _ in adapters):
         tensors[HEAD] = replace(changes.base[changes.embedding], name=HEAD)
-        notes.append(f"{HEAD} keeps the embedding of the base, which the adapter changes: they are two tensors now")
+        notes.append(
+            f"{HEAD} keeps the base's embeddings, but the adapter changes the embeddings themselves; they "
+            f"are now two different tensors"
+        )
     stacks = {EXPERT.sub(".experts.", name) for name in changes.touched if EXPERT.search(name)}
     for name in {**tensors, **changes.steps}:
         if name in changes.steps or EXPERT.sub(".experts.", name) in stacks:  # a stack is of one dtype
@@ -274,7 +277,7 @@ def _note(adapter: Adapter, factor: float) -> str:
     if adapter.tokens:
         parts.append(f"{sum(len(tokens.ids) for tokens in adapter.tokens.values())} rows of an embedding")
     if adapter.trained:
-        parts.append(f"{len(adapter.trained)} tensors trained whole{'' if factor == 1 else ', as they are'}")
+        parts.append(f"{len(adapter.trained)} tensors trained whole{'' if factor == 1 else ', unchanged'}")
     return f"merged {adapter.folder.name}: {', '.join(parts)}"
 
 

@@ -23,9 +23,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.untrusted import contained, read_object
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.checkpoint import contained, read_tensors
-from ggufsmith.convert.config import Config, as_number, read_json
+from ggufsmith.convert.checkpoint import read_tensors
+from ggufsmith.convert.config import Config, as_number
 from ggufsmith.convert.names import without_wrappers
 from ggufsmith.convert.stored import StoredTensor
 
@@ -143,7 +144,7 @@ def open_adapter(folder: Path) -> Adapter:
         raise Malformed("there is no such folder", where=folder, fix="Pass the folder of a PEFT adapter.")
     if not (folder / CONFIG).is_file():
         raise Malformed(f"there is no {CONFIG}, so this is not a PEFT adapter", where=folder)
-    config = Config(read_json(folder / CONFIG), folder / CONFIG)
+    config = Config(read_object(folder / CONFIG, inside=folder), folder / CONFIG)
     _check_config(config)
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
@@ -173,7 +174,7 @@ def open_adapter(folder: Path) -> Adapter:
     if not updates and not trained and not tokens:
         raise Malformed("it holds no tensors", where=path, fix="Download the adapter again.")
     if config.first("trainable_token_indices") and not tokens:
-        raise Malformed("trainable_token_indices is set, and it holds no trained rows", where=path)
+        raise Malformed("trainable_token_indices is set, but the adapter holds no trained rows", where=path)
     rows = {f"{module}.weight": Tokens(source, _ids(module, source, config)) for module, source in tokens.items()}
     return Adapter(folder, path, config, updates, trained, copies, rows)
 
@@ -182,7 +183,7 @@ def _check_config(config: Config) -> None:
     method = config.first("peft_type")
     if method != "LORA":
         raise Unsupported(
-            f"peft_type {method!r} is not supported; LORA is",
+            f"peft_type {method!r} is not supported; only LORA is",
             where=config.path,
             fix=BY_PEFT,
         )
@@ -198,7 +199,7 @@ def _check_config(config: Config) -> None:
         raise Unsupported(
             f"init_lora_weights is {start!r}: this adapter belongs to a base whose weights were changed with it",
             where=config.path,
-            fix=f"Save it anew with save_pretrained(..., path_initial_model_for_weight_conversion=...). Or: {BY_PEFT}",
+            fix=f"Save it again with save_pretrained(..., path_initial_model_for_weight_conversion=...). Or: {BY_PEFT}",
         )
 
 
@@ -218,7 +219,7 @@ def without_dropped(adapter: Adapter, record: Architecture) -> Adapter:
     dropped = Counter(why for name in before if (why := record.why_dropped(name)) is not None)
     if dropped and not updates and not trained and not tokens:
         raise Unsupported(
-            f"all that it trains is left out of the model: {', '.join(dropped)}",
+            f"everything that it trains is left out of the model: {', '.join(dropped)}",
             where=adapter.folder,
             fix="Convert the base without it.",
         )
@@ -240,12 +241,12 @@ def _update(module: str, parts: Mapping[str, StoredTensor], config: Config, path
         raise Malformed(f"{module}: A {list(down.shape)} and B {list(up.shape)} do not fit together", where=path)
     magnitude = parts.get("lora_magnitude_vector")
     if magnitude is None and config.first("use_dora"):
-        raise Malformed(f"{module} has no lora_magnitude_vector, and use_dora is set", where=path)
+        raise Malformed(f"{module} has no lora_magnitude_vector, but use_dora is set", where=path)
     if magnitude is not None and math.prod(magnitude.shape) != up.shape[0]:
         raise Malformed(f"{module}: {list(magnitude.shape)} lengths for {up.shape[0]}", where=path)
     bias = parts.get("bias")
     if bias is None and config.first("lora_bias"):
-        raise Malformed(f"{module} has no lora_B.bias, and lora_bias is set", where=path)
+        raise Malformed(f"{module} has no lora_B.bias, but lora_bias is set", where=path)
     if bias is not None and bias.shape != up.shape[:1]:
         raise Malformed(f"{module}: a bias of {list(bias.shape)} for {up.shape[0]} rows", where=path)
     rank = down.shape[0]
@@ -266,7 +267,7 @@ def _ids(module: str, rows: StoredTensor, config: Config) -> tuple[int, ...]:
     if not ids or not all(type(n) is int and n >= 0 for n in ids) or len(set(ids)) != len(ids):
         raise Malformed(f"trainable_token_indices does not say which rows of {module} are trained", where=config.path)
     if rows.dtype not in DTYPES or len(rows.shape) != 2 or rows.shape[0] != len(ids):
-        raise Malformed(f"{rows.name} is {rows.dtype} {list(rows.shape)}, and {len(ids)} rows belong here")
+        raise Malformed(f"{rows.name} is {rows.dtype} {list(rows.shape)}, but {len(ids)} rows are expected")
     return ids
 
 
@@ -283,7 +284,7 @@ def _matches(pattern: str, module: str, path: Path) -> bool:
     """Whether the pattern, a regular expression, is the name or the end of it, from a point on."""
     if len(pattern) > MAX_PATTERN or len(module) > MAX_NAME or len(re.findall(r"[*+{]", pattern)) > MAX_REPEATS:
         raise Unsupported(
-            f"alpha_pattern {pattern!r} is too intricate", where=path, fix="Write out the names it means."
+            f"alpha_pattern {pattern!r} is too complex", where=path, fix="Write out the names that it should match."
         )
     try:
         return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None

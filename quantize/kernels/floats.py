@@ -35,16 +35,19 @@ LAYOUT = {"F16": HALF, "BF16": BRAIN}
 
 @jitable
 def widen(v: Any, layout: int) -> Any:
+    """float16 or bfloat16 bits (u16), as `layout` says, to f32."""
     return half_to_f32(v) if layout == HALF else bf16_to_f32(v)
 
 
 @jitable
 def narrow(v: Any, layout: int) -> Any:
+    """f32 to float16 or bfloat16 bits (u16), as `layout` says."""
     return f32_to_half(v) if layout == HALF else f32_to_bf16(v)
 
 
 @jitable
 def magnitude(v: Any) -> Any:
+    """The bits of |v| as u32, whose order is that of the magnitudes."""
     return bits(v) & 0x7FFFFFFF
 
 
@@ -61,6 +64,7 @@ def highest(peak: Any) -> Any:
 
 @kernel(READ_F32)
 def peak_of(x: Any) -> Any:
+    """The largest magnitude of x, as float32 bits; x: at least W float32."""
     peak = broadcast(np.uint32(0))
     for start in range(0, x.size, W):
         peak = maximum(peak, magnitude(load(x, min(start, x.size - W))))
@@ -69,6 +73,7 @@ def peak_of(x: Any) -> Any:
 
 @kernel(READ_F32, WRITE_F32)
 def copied(x: Any, y: Any) -> Any:
+    """y = x, and the largest magnitude; x, y: at least W float32."""
     peak = broadcast(np.uint32(0))
     for start in range(0, x.size, W):
         i = min(start, x.size - W)
@@ -80,6 +85,7 @@ def copied(x: Any, y: Any) -> Any:
 
 @kernel(READ_U16, INT, WRITE_F32)
 def widened(x: Any, source: int, y: Any) -> Any:
+    """y = x in float32, and the largest magnitude; x: at least W u16, of the layout `source`."""
     peak = broadcast(np.uint32(0))
     for start in range(0, x.size, W):
         i = min(start, x.size - W)
@@ -91,6 +97,7 @@ def widened(x: Any, source: int, y: Any) -> Any:
 
 @kernel(READ_F32, INT, WRITE_U16)
 def narrowed(x: Any, target: int, y: Any) -> Any:
+    """y = x rounded to the layout `target`, and the largest magnitude of x; x: at least W float32."""
     peak = broadcast(np.uint32(0))
     for start in range(0, x.size, W):
         i = min(start, x.size - W)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.quantize.cache import READ_F32, READ_U8, WRITE_F32, WRITE_U8, kernel
+from ggufsmith.container.formats import BY_NAME
 from ggufsmith.quantize.grids import FP4_VALUES
-from ggufsmith.quantize.kernels import Codec
-from ggufsmith.quantize.kernels.blocks import from_lanes, to_lanes
-from ggufsmith.quantize.kernels.iq_common import decode_nibbles
+from ggufsmith.quantize.kernels import Call, Codec
+from ggufsmith.quantize.kernels.blocks import from_lanes, get, offsets, put, room, to_lanes
+from ggufsmith.quantize.kernels.common import decoding, encoding, largest, pack_nibbles
+from ggufsmith.quantize.kernels.tables import decode_nibbles
 from ggufsmith.quantize.simd import (
     W,
     absolute,
@@ -22,20 +23,20 @@ from ggufsmith.quantize.simd import (
     f32,
     gather,
     jitable,
-    load,
     maximum,
     minimum,
-    scratch,
     select,
-    store,
     to_f32,
     to_i32,
     to_u8,
     truncate,
 )
 
-MX, NV, SUB = 32, 64, 16  # weights per block, and per scale of NVFP4
-MX_SIZE, NV_SIZE = 17, 36
+MX, NV = BY_NAME["MXFP4"].weights, BY_NAME["NVFP4"].weights
+MX_SCALE, MX_CODES, MX_SIZE = offsets("MXFP4")
+NV_SCALES, NV_CODES, NV_SIZE = offsets("NVFP4")
+SUBS = NV_CODES - NV_SCALES  # scales in a block of NVFP4
+SUB = NV // SUBS
 LOWEST = -149  # the exponent of the smallest float32
 
 
@@ -70,14 +71,6 @@ VALUES = np.resize(FP4_VALUES, 32)
 
 
 @jitable
-def largest(x: Any, at: int, n: int) -> Any:
-    top = broadcast(f32(0))
-    for i in range(n):
-        top = maximum(absolute(load(x, at + i * W)), top)
-    return top
-
-
-@jitable
 def code_of(v: Any, scale: Any) -> Any:
     """The code of the value times scale that is nearest to v; of equally near ones the first, as float32 sees them."""
     size = absolute(v)
@@ -89,11 +82,11 @@ def code_of(v: Any, scale: Any) -> Any:
 
 
 @jitable
-def store_codes(x: Any, at: int, n: int, scale: Any, block: Any, byte: int) -> None:
+def pack_codes(x: Any, at: int, n: int, scale: Any, codes: Any, block: Any, byte: int) -> None:
     """n weights as n / 2 bytes; weight i in the low half, weight i + n / 2 in the high half of byte i."""
-    for i in range(n // 2):
-        low, high = code_of(load(x, at + i * W), scale), code_of(load(x, at + (i + n // 2) * W), scale)
-        store(block, (byte + i) * W, to_u8(low | (high << 4)))
+    for i in range(n):
+        put(codes, i, code_of(get(x, at + i), scale))
+    pack_nibbles(codes, n, block, byte)
 
 
 @jitable
@@ -118,49 +111,55 @@ def to_ue4m3(v: Any) -> Any:
     return select((b >> 23) <= 120, small, code)
 
 
-@kernel(READ_F32, WRITE_U8)
-def mxfp4(x: Any, out: Any) -> None:
-    v, block = scratch(MX * W, np.float32), scratch(MX_SIZE * W, np.uint8)
+@encoding
+def encode_mxfp4(x: Any, out: Any) -> None:
+    """The scale takes the largest weight to between 4 and 8 (6 is the largest value)."""
+    s, codes, block = room(MX, f32), room(MX, np.int32), room(MX_SIZE, np.uint8)
     for k in range(0, x.size // MX, W):
-        to_lanes(x, k * MX, MX, v, 0)
-        e = exponent(largest(v, 0, MX))
-        store(block, 0, to_u8(e))
-        store_codes(v, 0, MX, gather(E8M0, e), block, 1)
+        to_lanes(x, k * MX, MX, s)
+        e = exponent(largest(s, 0, MX))
+        put(block, MX_SCALE, to_u8(e))
+        pack_codes(s, 0, MX, gather(E8M0, e), codes, block, MX_CODES)
         from_lanes(block, MX_SIZE, out, k * MX_SIZE)
 
 
-@kernel(READ_F32, WRITE_U8)
-def nvfp4(x: Any, out: Any) -> None:
-    v, block = scratch(NV * W, np.float32), scratch(NV_SIZE * W, np.uint8)
+@encoding
+def encode_nvfp4(x: Any, out: Any) -> None:
+    """The scale takes the largest weight to 6."""
+    s, codes, block = room(NV, f32), room(SUB, np.int32), room(NV_SIZE, np.uint8)
     for k in range(0, x.size // NV, W):
-        to_lanes(x, k * NV, NV, v, 0)
-        for sub in range(4):
-            at = sub * SUB * W
-            scale = to_ue4m3(largest(v, at, SUB) / f32(6))
-            store(block, sub * W, to_u8(scale))
-            store_codes(v, at, SUB, gather(UE4M3, scale), block, 4 + sub * SUB // 2)
+        to_lanes(x, k * NV, NV, s)
+        for sub in range(SUBS):
+            scale = to_ue4m3(largest(s, sub * SUB, SUB) / f32(6))
+            put(block, NV_SCALES + sub, to_u8(scale))
+            pack_codes(s, sub * SUB, SUB, gather(UE4M3, scale), codes, block, NV_CODES + sub * SUB // 2)
         from_lanes(block, NV_SIZE, out, k * NV_SIZE)
 
 
-@kernel(READ_U8, WRITE_F32)
-def mxfp4_decode(blocks: Any, out: Any) -> None:
-    block, lanes = scratch(MX_SIZE * W, np.uint8), scratch(MX * W, np.float32)
+@decoding
+def decode_mxfp4(blocks: Any, out: Any) -> None:
+    """dequantize_row_mxfp4."""
+    s, block = room(MX, f32), room(MX_SIZE, np.uint8)
     for k in range(0, out.size // MX, W):
-        to_lanes(blocks, k * MX_SIZE, MX_SIZE, block, 0)
-        scale = gather(E8M0, to_i32(load(block, 0)))
-        decode_nibbles(block, 1, MX, VALUES, scale, lanes, 0)
-        from_lanes(lanes, MX, out, k * MX)
+        to_lanes(blocks, k * MX_SIZE, MX_SIZE, block)
+        scale = gather(E8M0, to_i32(get(block, MX_SCALE)))
+        decode_nibbles(block, MX_CODES, MX, VALUES, scale, s, 0)
+        from_lanes(s, MX, out, k * MX)
 
 
-@kernel(READ_U8, WRITE_F32)
-def nvfp4_decode(blocks: Any, out: Any) -> None:
-    block, lanes = scratch(NV_SIZE * W, np.uint8), scratch(NV * W, np.float32)
+@decoding
+def decode_nvfp4(blocks: Any, out: Any) -> None:
+    """dequantize_row_nvfp4."""
+    s, block = room(NV, f32), room(NV_SIZE, np.uint8)
     for k in range(0, out.size // NV, W):
-        to_lanes(blocks, k * NV_SIZE, NV_SIZE, block, 0)
-        for sub in range(4):
-            scale = gather(UE4M3, to_i32(load(block, sub * W)))
-            decode_nibbles(block, 4 + sub * SUB // 2, SUB, VALUES, scale, lanes, sub * SUB)
-        from_lanes(lanes, NV, out, k * NV)
+        to_lanes(blocks, k * NV_SIZE, NV_SIZE, block)
+        for sub in range(SUBS):
+            scale = gather(UE4M3, to_i32(get(block, NV_SCALES + sub)))
+            decode_nibbles(block, NV_CODES + sub * SUB // 2, SUB, VALUES, scale, s, sub * SUB)
+        from_lanes(s, NV, out, k * NV)
 
 
-KERNELS = {"MXFP4": Codec(mxfp4, None, mxfp4_decode), "NVFP4": Codec(nvfp4, None, nvfp4_decode)}
+KERNELS = {
+    "MXFP4": Codec(Call(encode_mxfp4), None, Call(decode_mxfp4)),
+    "NVFP4": Codec(Call(encode_nvfp4), None, Call(decode_nvfp4)),
+}

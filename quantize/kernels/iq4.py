@@ -11,12 +11,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, Kernel, kernel
+from ggufsmith.container.formats import BY_NAME
 from ggufsmith.quantize.grids import IQ4_VALUES
-from ggufsmith.quantize.kernels import Codec
-from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, store_half, to_lanes
-from ggufsmith.quantize.kernels.iq_common import decode_nibbles, entry, nearest_integer, reciprocal
+from ggufsmith.quantize.kernels import UNSTEERED, Call, Codec, Steering
+from ggufsmith.quantize.kernels.blocks import (
+    QK_K,
+    from_lanes,
+    get,
+    get_half,
+    offsets,
+    put,
+    put_half,
+    put_u16,
+    room,
+    to_lanes,
+)
+from ggufsmith.quantize.kernels.common import (
+    decoding,
+    nearest_integer,
+    pack_nibbles,
+    place_of,
+    reciprocal,
+    searching,
+    square_sum,
+    weigh,
+)
 from ggufsmith.quantize.kernels.search import ALL_ZERO, extreme
+from ggufsmith.quantize.kernels.tables import decode_nibbles, entry
 from ggufsmith.quantize.simd import (
     MAGIC,
     W,
@@ -24,21 +45,19 @@ from ggufsmith.quantize.simd import (
     broadcast,
     clamp,
     f32,
-    f32_to_half,
     jitable,
-    load,
     maximum,
     minimum,
-    scratch,
     select,
-    sqrt,
-    store,
     to_f32,
     to_i32,
     to_u8,
 )
 
-SUB = 32  # weights that share a scale
+SUB = BY_NAME["IQ4_NL"].weights  # weights that share a scale, in both types: 32
+NL_D, NL_CODES, NL_SIZE = offsets("IQ4_NL")
+XS_D, XS_HIGH, XS_LOW, XS_CODES, XS_SIZE = offsets("IQ4_XS")
+SUBS = QK_K // SUB
 TRIES = 7  # tried on both sides of the scale that takes the largest weight to -127
 CELL = 10.25
 FARTHEST = f32(16 * CELL - CELL)  # all cells beyond are alike
@@ -77,11 +96,11 @@ def sums(x: Any, at: int, weight: Any, inverse: Any) -> Any:
     """sum(w * q * x) and sum(w * q * q) for the values q nearest to inverse * x, which are within FARTHEST."""
     qx, q2 = broadcast(f32(0)), broadcast(f32(0))
     for i in range(SUB):
-        v = load(x, at + i * W)
+        v = get(x, at + i)
         scaled = inverse * v
         cell = cell_of(scaled)
         q = select(scaled < entry(THRESHOLD, cell), entry(BELOW, cell), entry(ABOVE, cell))
-        wq = load(weight, i * W) * q
+        wq = get(weight, i) * q
         qx = qx + wq * v
         q2 = q2 + wq * q
     return qx, q2
@@ -89,7 +108,7 @@ def sums(x: Any, at: int, weight: Any, inverse: Any) -> Any:
 
 @jitable
 def best_scale(x: Any, at: int, weight: Any) -> Any:
-    """The scale of 32 weights from `at` that fits best, of fifteen tried and refined."""
+    """The scale of 32 weights that fits best, of fifteen tried and refined."""
     top, size = extreme(x, at, SUB)
     qx, q2 = sums(x, at, weight, f32(1) / (-top / f32(-127)))
     scale = select(q2 > f32(0), qx / q2, f32(0))
@@ -103,120 +122,93 @@ def best_scale(x: Any, at: int, weight: Any) -> Any:
 
 
 @jitable
-def weigh(x: Any, at: int, importance: Any, mean: Any, weight: Any) -> None:
-    """weight[0 : 32 * W] of 32 weights at `at` in lanes. importance: in lanes as x is, or empty."""
-    for i in range(SUB):
-        v = load(x, at + i * W)
-        w = load(importance, at + i * W) * sqrt(mean + v * v) if importance.size > 0 else v * v
-        store(weight, i * W, w)
-
-
-@jitable
-def mean_square(x: Any, n: int) -> Any:
-    """Twice the mean square of n weights in lanes."""
-    total = broadcast(f32(0))
-    for i in range(n):
-        v = load(x, i * W)
-        total = total + v * v
-    return total * f32(2 / n)
-
-
-@jitable
-def store_codes(x: Any, at: int, inverse: Any, block: Any, byte: int) -> None:
+def pack_codes(x: Any, at: int, inverse: Any, codes: Any, block: Any, byte: int) -> None:
     """Sixteen bytes of codes: weight i in the low half, weight i + 16 in the high half of byte i."""
-    for i in range(16):
-        low, high = nearest_code(inverse * load(x, at + i * W)), nearest_code(inverse * load(x, at + (i + 16) * W))
-        store(block, (byte + i) * W, to_u8(low | (high << 4)))
+    for i in range(SUB):
+        put(codes, i, nearest_code(inverse * get(x, at + i)))
+    pack_nibbles(codes, SUB, block, byte)
 
 
-@jitable
-def encode_nl(x: Any, out: Any, importance: Any, first: int) -> None:
-    v, weight, block = scratch(SUB * W, np.float32), scratch(SUB * W, np.float32), scratch(18 * W, np.uint8)
-    steer = scratch(SUB * W if importance.size > 0 else 0, np.float32)
-    per_row = max(importance.size // SUB - W, 1)
+@searching
+def encode_iq4_nl(x: Any, out: Any, weights: Any, first: int, blocks_per_row: int, row_squares: Any) -> None:
+    """With importance or without."""
+    steer = Steering(weights, first, blocks_per_row, row_squares)
+    s, weight, importance = room(SUB, f32), room(SUB, f32), room(SUB if weights.size > 0 else 0, f32)
+    codes, block = room(SUB, np.int32), room(NL_SIZE, np.uint8)
     for k in range(0, x.size // SUB, W):
-        to_lanes(x, k * SUB, SUB, v, 0)
-        if steer.size > 0:
-            to_lanes(importance, (first + k) % per_row * SUB, SUB, steer, 0)
-        weigh(v, 0, steer, mean_square(v, SUB), weight)
-        scale = best_scale(v, 0, weight)
-        store_half(block, 0, f32_to_half(scale))
-        store_codes(v, 0, reciprocal(scale), block, 2)
-        from_lanes(block, 18, out, k * 18)
+        to_lanes(x, k * SUB, SUB, s)
+        if weights.size > 0:
+            to_lanes(weights, place_of(steer, k, SUB), SUB, importance)
+        mean = square_sum(s, 0, SUB) * f32(2 / SUB)
+        weigh(s, 0, SUB, importance, mean, weight)
+        scale = best_scale(s, 0, weight)
+        put_half(block, NL_D, scale)
+        pack_codes(s, 0, reciprocal(scale), codes, block, NL_CODES)
+        from_lanes(block, NL_SIZE, out, k * NL_SIZE)
 
 
-@jitable
-def encode_xs(x: Any, out: Any, importance: Any, first: int) -> None:
-    v, weight, block = scratch(256 * W, np.float32), scratch(SUB * W, np.float32), scratch(136 * W, np.uint8)
-    steer = scratch(256 * W if importance.size > 0 else 0, np.float32)
-    scales = scratch(8 * W, np.float32)
-    per_row = max(importance.size // 256 - W, 1)
-    for k in range(0, x.size // 256, W):
-        to_lanes(x, k * 256, 256, v, 0)
-        if steer.size > 0:
-            to_lanes(importance, (first + k) % per_row * 256, 256, steer, 0)
-        mean = mean_square(v, 256)
-        for sub in range(8):
-            weigh(v, sub * SUB * W, steer, mean, weight)
-            store(scales, sub * W, best_scale(v, sub * SUB * W, weight))
-        top, _ = extreme(scales, 0, 8)
+@searching
+def encode_iq4_xs(x: Any, out: Any, weights: Any, first: int, blocks_per_row: int, row_squares: Any) -> None:
+    """With importance or without. The scale of largest magnitude of a super-block gets code -32."""
+    steer = Steering(weights, first, blocks_per_row, row_squares)
+    s, weight, importance = room(QK_K, f32), room(SUB, f32), room(QK_K if weights.size > 0 else 0, f32)
+    codes, scales, block = room(SUB, np.int32), room(SUBS, f32), room(XS_SIZE, np.uint8)
+    for k in range(0, x.size // QK_K, W):
+        to_lanes(x, k * QK_K, QK_K, s)
+        if weights.size > 0:
+            to_lanes(weights, place_of(steer, k, QK_K), QK_K, importance)
+        mean = square_sum(s, 0, QK_K) * f32(2 / QK_K)
+        for sub in range(SUBS):
+            weigh(s, sub * SUB, SUB, importance, mean, weight)
+            put(scales, sub, best_scale(s, sub * SUB, weight))
+        top, _ = extreme(scales, 0, SUBS)
         unit = -top / f32(32)
         inverse = reciprocal(unit)
-        store_half(block, 0, f32_to_half(unit))
+        put_half(block, XS_D, unit)
         high, low = broadcast(0), broadcast(0)
-        for sub in range(8):
-            code = clamp(nearest_integer(inverse * load(scales, sub * W)), -32, 31)
-            store_codes(v, sub * SUB * W, reciprocal(unit * to_f32(code)), block, 8 + 16 * sub)
+        for sub in range(SUBS):
+            code = clamp(nearest_integer(inverse * get(scales, sub)), -32, 31)
+            pack_codes(s, sub * SUB, reciprocal(unit * to_f32(code)), codes, block, XS_CODES + sub * SUB // 2)
             code = code + 32
             low = low | ((code & 15) << (4 * sub))
             high = high | ((code >> 4) << (2 * sub))
-        for byte in range(2):
-            store(block, (2 + byte) * W, to_u8(high >> (8 * byte)))
+        put_u16(block, XS_HIGH, high)
         for byte in range(4):
-            store(block, (4 + byte) * W, to_u8(low >> (8 * byte)))
-        from_lanes(block, 136, out, k * 136)
+            put(block, XS_LOW + byte, to_u8(low >> (8 * byte)))
+        from_lanes(block, XS_SIZE, out, k * XS_SIZE)
 
 
-@kernel(READ_F32, WRITE_U8, READ_F32, INT)
-def iq4_nl(x: Any, out: Any, importance: Any, first: int) -> None:
-    encode_nl(x, out, importance, first)
-
-
-@kernel(READ_F32, WRITE_U8, READ_F32, INT)
-def iq4_xs(x: Any, out: Any, importance: Any, first: int) -> None:
-    encode_xs(x, out, importance, first)
-
-
-@kernel(READ_U8, WRITE_F32)
-def iq4_nl_decode(blocks: Any, out: Any) -> None:
-    block, lanes = scratch(18 * W, np.uint8), scratch(SUB * W, np.float32)
+@decoding
+def decode_iq4_nl(blocks: Any, out: Any) -> None:
+    """dequantize_row_iq4_nl."""
+    s, block = room(SUB, f32), room(NL_SIZE, np.uint8)
     for k in range(0, out.size // SUB, W):
-        to_lanes(blocks, k * 18, 18, block, 0)
-        decode_nibbles(block, 2, SUB, VALUES, load_half(block, 0), lanes, 0)
-        from_lanes(lanes, SUB, out, k * SUB)
+        to_lanes(blocks, k * NL_SIZE, NL_SIZE, block)
+        decode_nibbles(block, NL_CODES, SUB, VALUES, get_half(block, NL_D), s, 0)
+        from_lanes(s, SUB, out, k * SUB)
 
 
-@kernel(READ_U8, WRITE_F32)
-def iq4_xs_decode(blocks: Any, out: Any) -> None:
-    block, lanes = scratch(136 * W, np.uint8), scratch(256 * W, np.float32)
-    for k in range(0, out.size // 256, W):
-        to_lanes(blocks, k * 136, 136, block, 0)
-        unit = load_half(block, 0)
-        for sub in range(8):
-            low = to_i32(load(block, (4 + sub // 2) * W)) >> (4 * (sub % 2))
-            high = to_i32(load(block, (2 + sub // 4) * W)) >> (2 * (sub % 4))
+@decoding
+def decode_iq4_xs(blocks: Any, out: Any) -> None:
+    """dequantize_row_iq4_xs."""
+    s, block = room(QK_K, f32), room(XS_SIZE, np.uint8)
+    for k in range(0, out.size // QK_K, W):
+        to_lanes(blocks, k * XS_SIZE, XS_SIZE, block)
+        unit = get_half(block, XS_D)
+        for sub in range(SUBS):
+            low = to_i32(get(block, XS_LOW + sub // 2)) >> (4 * (sub % 2))
+            high = to_i32(get(block, XS_HIGH + sub // 4)) >> (2 * (sub % 4))
             scale = unit * to_f32(((low & 15) | ((high & 3) << 4)) - 32)
-            decode_nibbles(block, 8 + 16 * sub, SUB, VALUES, scale, lanes, sub * SUB)
-        from_lanes(lanes, 256, out, k * 256)
+            decode_nibbles(block, XS_CODES + sub * SUB // 2, SUB, VALUES, scale, s, sub * SUB)
+        from_lanes(s, QK_K, out, k * QK_K)
 
 
-def codec(encoder: Kernel, decoder: Kernel) -> Codec:
-    return Codec(
-        encode=lambda x, out: encoder(x, out, np.empty(0, np.float32), 0),
-        weighted=lambda x, out, importance, first, power: encoder(x, out, importance, first),
-        decode=decoder,
-        alive=SUB,
-    )
+def unsteered() -> Steering:
+    """The last arguments of a search without importance."""
+    return UNSTEERED
 
 
-KERNELS = {"IQ4_NL": codec(iq4_nl, iq4_nl_decode), "IQ4_XS": codec(iq4_xs, iq4_xs_decode)}
+KERNELS = {
+    "IQ4_NL": Codec(Call(encode_iq4_nl, unsteered), Call(encode_iq4_nl), Call(decode_iq4_nl), alive=SUB),
+    "IQ4_XS": Codec(Call(encode_iq4_xs, unsteered), Call(encode_iq4_xs), Call(decode_iq4_xs), alive=SUB),
+}

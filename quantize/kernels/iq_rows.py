@@ -35,6 +35,8 @@ OF_SCALAR = {types.float32: FLOATS, types.int32: INTS}
 
 @register_model(Row)
 class RowModel(models.PrimitiveModel):  # type: ignore[misc]
+    """A row is one LLVM vector."""
+
     def __init__(self, manager: Any, row: Row) -> None:
         super().__init__(manager, row, KINDS[row])
 
@@ -94,11 +96,13 @@ def least(distance: Any, slot: int) -> int:
 
 
 def call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:
+    """Call an LLVM intrinsic."""
     kind = ir.FunctionType(result, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
 def constant(value: int, like: ir.Type) -> ir.Constant:
+    """The integer as a constant of this type, in every lane of a vector."""
     return ir.Constant(like, [value] * CHUNK if isinstance(like, ir.VectorType) else value)
 
 
@@ -119,54 +123,65 @@ def permute(builder: Any, table: Any, index: Any) -> Any:
 
 
 def emit_row(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See `row`; at the alignment of one number."""
     value = builder.load(vectors.pointer(context, builder, sig, args, 0, 1, KINDS[sig.return_type]))
     value.align = 4
     return value
 
 
 def spread(builder: Any, scalar: Any) -> Any:
+    """A scalar LLVM value in every lane."""
     kind = ir.VectorType(scalar.type, CHUNK)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, first, constant(0, KINDS[INTS]))
 
 
 def word(builder: Any, value: Any) -> Any:
+    """The low 32 bits of an integer."""
     return builder.trunc(value, ir.IntType(32))
 
 
 def emit_put(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See `put_row`."""
     builder.store(args[2], vectors.pointer(context, builder, sig, args, 0, 1, KINDS[sig.args[2]])).align = 4
     return context.get_dummy_value()
 
 
 def emit_fill(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See `fill`."""
     return spread(builder, word(builder, args[0]) if sig.return_type == INTS else args[0])
 
 
 def as_bits(builder: Any, mask: Any) -> Any:
+    """A mask as an integer, lane 0 in the lowest bit."""
     return builder.zext(builder.bitcast(mask, ir.IntType(CHUNK)), ir.IntType(64))
 
 
 def emit_lanes_less(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See `lanes_less`."""
     return as_bits(builder, builder.fcmp_ordered("<", *args))
 
 
 def emit_lanes_equal(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See `lanes_equal`."""
     return as_bits(builder, builder.icmp_signed("==", args[0], spread(builder, word(builder, args[1]))))
 
 
 def emit_choose_lanes(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See `choose_lanes`."""
     mask = builder.trunc(args[0], ir.IntType(CHUNK))
     return builder.select(builder.bitcast(mask, ir.VectorType(ir.IntType(1), CHUNK)), args[1], args[2])
 
 
 def emit_pick(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See `pick`."""
     table, packed, i = args
     shift = builder.mul(word(builder, i), ir.Constant(ir.IntType(32), 4))
     return permute(builder, table, builder.lshr(packed, spread(builder, shift)))
 
 
 def emit_least(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See `least`."""
     long = ir.IntType(64)
     pattern = builder.bitcast(args[0], KINDS[INTS])
     pattern = builder.and_(pattern, constant(0x7FFFFFFF, pattern.type))
@@ -178,18 +193,22 @@ def emit_least(context: Any, builder: Any, sig: Any, args: Any) -> Any:
 
 
 def type_row(array: Any, at: Any) -> Any:
+    """The type of `row` for an array; None if it has none."""
     return OF_SCALAR.get(array.dtype) if isinstance(array, types.Array) and array.layout == "C" else None
 
 
 def type_pick(table: Any, packed: Any, i: Any) -> Any:
+    """The signature of `pick`; None for other types."""
     return signature(FLOATS, FLOATS, INTS, long) if (table, packed) == (FLOATS, INTS) else None
 
 
 def type_fill(x: Any) -> Any:
+    """The signature of `fill`."""
     return signature(FLOATS, types.float32) if isinstance(x, types.Float) else signature(INTS, types.int64)
 
 
 def type_choose(a: Any, b: Any) -> Any:
+    """The type of `choose_lanes`; None for rows of two types."""
     return a if a == b and isinstance(a, Row) else None
 
 

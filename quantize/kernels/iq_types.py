@@ -4,7 +4,6 @@ Decoding, which needs nothing else, is here too; the search is in iq_lattice.py.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,14 +11,16 @@ import numpy as np
 from numba import typeof, types
 from numpy.typing import NDArray
 
+from ggufsmith.container.formats import BY_NAME
 from ggufsmith.quantize import grids
-from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, Kernel
-from ggufsmith.quantize.kernels import Codec
-from ggufsmith.quantize.kernels.iq_common import load_scales
+from ggufsmith.quantize.cache import Kernel
+from ggufsmith.quantize.kernels import UNSTEERED, Call, Codec
+from ggufsmith.quantize.kernels.blocks import QK_K, byte_at, load_halves, offsets, room
+from ggufsmith.quantize.kernels.common import DECODE, SEARCH
 from ggufsmith.quantize.kernels.iq_nearest import table_entries
-from ggufsmith.quantize.simd import W, f32, jitable, scratch
+from ggufsmith.quantize.simd import W, f32, jitable
 
-BLOCK = 256
+D_SIZE = 2  # bytes of the scale
 OFF_GRID, ALL_IF_ANY, ALWAYS = 0, 1, 2
 
 
@@ -52,8 +53,8 @@ class Lattice(NamedTuple):
     clear: bool
 
 
-class Layout(NamedTuple):
-    """Where the bits of a super-block lie, counted from behind its scale d.
+class BitLayout(NamedTuple):
+    """Where the bits of a super-block lie, counted from behind its scale d, which comes first.
 
     low, high: int32, of the number of each group's point: its low `width` bits, and the `above` bits above. sign: of
     each eight weights. scale: of each sub-block, four bits. words: the length, in units of four bytes.
@@ -68,6 +69,13 @@ class Layout(NamedTuple):
     above: int
     words: int
     factor: np.float32
+
+
+def behind_scale(name: str) -> dict[str, int]:
+    """Field -> the byte at which it begins, counted from behind the scale; and "words", the length in units of four."""
+    names, places = BY_NAME[name].dtype.names or (), offsets(name)
+    first = places[1]
+    return {**{field: at - first for field, at in zip(names, places, strict=False)}, "words": (places[-1] - first) // 4}
 
 
 def positions(n: int, at: int, each: int, run: int = 1, skip: int = 0) -> NDArray[np.int32]:
@@ -101,22 +109,23 @@ def sign_table(even: bool) -> NDArray[np.float32]:
 def field(blocks: Any, at: int, bit: int, width: int) -> int:
     """`width` bits at a bit of the words that begin at byte `at`."""
     at += bit >> 5 << 2
-    word = blocks[at] | (blocks[at + 1] << 8) | (blocks[at + 2] << 16) | (blocks[at + 3] << 24)
-    return int((word >> (bit & 31)) & ((1 << width) - 1))
+    low = byte_at(blocks, at) | byte_at(blocks, at + 1) << 8
+    high = byte_at(blocks, at + 2) | byte_at(blocks, at + 3) << 8
+    return (low | high << 16) >> (bit & 31) & ((1 << width) - 1)
 
 
 def decoder(dims: int) -> Callable[..., None]:
     """Super-blocks to weights: decode(blocks, out, spec, layout, values float32 [points, dims], sign_table)."""
 
     @jitable
-    def decode(blocks: Any, out: Any, spec: Lattice, layout: Layout, values: Any, signs: Any) -> None:
+    def decode(blocks: Any, out: Any, spec: Lattice, layout: BitLayout, values: Any, signs: Any) -> None:
         low_at, high_at, sign_at, scale_at = layout.low, layout.high, layout.sign, layout.scale
-        scales = scratch(W, np.float32)
-        size, sign_width = 2 + 4 * layout.words, 7 if spec.even else 8
-        for first in range(0, out.size // BLOCK, W):
-            load_scales(blocks, first * size, size, scales)
+        bits, scales = room(1, np.uint16), room(1, f32)
+        size, sign_width = D_SIZE + 4 * layout.words, 7 if spec.even else 8
+        for first in range(0, out.size // QK_K, W):
+            load_halves(blocks, first * size, size, bits, scales)
             for lane in range(W):
-                at, to, group, eight = (first + lane) * size + 2, (first + lane) * BLOCK, 0, 0
+                at, to, group, eight = (first + lane) * size + D_SIZE, (first + lane) * QK_K, 0, 0
                 for sub in range(scale_at.size):
                     scale = scales[lane] * (f32(0.5) + f32(field(blocks, at, scale_at[sub], 4))) * layout.factor
                     for _ in range(spec.size // 8):
@@ -146,42 +155,32 @@ def grid_of(name: str) -> Grid:
     return Grid(*lists, len(values), *tables)
 
 
-def signatures(spec: Lattice, layout: Layout) -> tuple[tuple[types.Type, ...], tuple[types.Type, ...]]:
+def signatures(spec: Lattice, layout: BitLayout) -> tuple[tuple[types.Type, ...], tuple[types.Type, ...]]:
     """The types of the arguments of the encoder and of `decode`."""
     data = (typeof(spec), typeof(layout))
-    return (READ_F32, WRITE_U8, READ_F32, INT, *data, typeof(EMPTY_GRID)), (READ_U8, WRITE_F32, *data, TABLE, TABLE)
+    return (*SEARCH, *data, typeof(EMPTY_GRID)), (*DECODE, *data, TABLE, TABLE)
 
 
-@dataclass(frozen=True, eq=False)
 class LatticeType:
-    """One type: its data, and the two kernels of its family."""
+    """One type: its data, its tables, which are made when they are first used, and the two kernels of its family."""
 
-    name: str
-    spec: Lattice
-    layout: Layout
-    encoder: Kernel
-    decoder: Kernel
+    def __init__(self, name: str, spec: Lattice, layout: BitLayout, encoder: Kernel, decoder: Kernel) -> None:
+        self.name, self.spec, self.layout = name, spec, layout
+        self.encoder, self.decoder = encoder, decoder
 
     @cached_property
     def grid(self) -> Grid:
+        """The search table."""
         return grid_of(self.name)
 
     @cached_property
-    def values(self) -> NDArray[np.float32]:
-        return grids.values(self.name).astype(np.float32)
-
-    @cached_property
-    def signs(self) -> NDArray[np.float32]:
-        return sign_table(self.spec.even)
-
-    def weighted(self, x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
-        self.encoder(x, out, importance, first, self.spec, self.layout, self.grid)
-
-    def encode(self, x: Any, out: Any) -> None:
-        self.weighted(x, out, np.empty(0, np.float32), 0, None)
-
-    def decode(self, blocks: Any, out: Any) -> None:
-        self.decoder(blocks, out, self.spec, self.layout, self.values, self.signs)
+    def tables(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The points' values, and the signs, as `decoder` takes them."""
+        return grids.values(self.name).astype(np.float32), sign_table(self.spec.even)
 
     def codec(self, needs_importance: bool = False) -> Codec:
-        return Codec(None if needs_importance else self.encode, self.weighted, self.decode, alive=self.spec.size)
+        """The kernels with what sets this type apart."""
+        search = Call(self.encoder, lambda: (self.spec, self.layout, self.grid))
+        alone = Call(self.encoder, lambda: (*UNSTEERED, self.spec, self.layout, self.grid))
+        decode = Call(self.decoder, lambda: (self.spec, self.layout, *self.tables))
+        return Codec(None if needs_importance else alone, search, decode, alive=self.spec.size)

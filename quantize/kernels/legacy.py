@@ -1,25 +1,35 @@
 """Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q1_0, Q2_0: one scale (and one minimum) per block of 32 to 128 weights.
 
 Layouts: container/formats.py. The unweighted encodings are quantize_row_q*_ref of ggml-quants.c, the weighted ones
-quantize_row_q*_impl; Q8_0, Q1_0 and Q2_0 have no weighted one.
+quantize_row_q*_impl; Q8_0, Q1_0 and Q2_0 have no weighted one. docs/kernels.md walks through Q4_0.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, kernel
-from ggufsmith.quantize.kernels import Codec
-from ggufsmith.quantize.kernels.blocks import from_lanes, load_half, load_halves, store_half, to_lanes
+from ggufsmith.container.formats import BY_NAME
+from ggufsmith.quantize.kernels import Call, Codec, Steering
+from ggufsmith.quantize.kernels.blocks import (
+    from_lanes,
+    get,
+    get_half,
+    load_halves,
+    offsets,
+    put,
+    put_half,
+    room,
+    to_lanes,
+)
+from ggufsmith.quantize.kernels.common import decoding, encoding, largest, pack_nibbles, searching, weigh
 from ggufsmith.quantize.kernels.search import extreme, symmetric_scale
-from ggufsmith.quantize.kernels.search_min import scale_and_min
+from ggufsmith.quantize.kernels.search_min import Steps, scale_and_min
 from ggufsmith.quantize.simd import (
     W,
     absolute,
     broadcast,
     clamp,
     f32,
-    f32_to_half,
     jitable,
     load,
     maximum,
@@ -27,9 +37,7 @@ from ggufsmith.quantize.simd import (
     nearest,
     nearest_small,
     round_away,
-    scratch,
     select,
-    sqrt,
     store,
     to_f32,
     to_i8,
@@ -38,11 +46,34 @@ from ggufsmith.quantize.simd import (
     to_u32,
 )
 
-N = 32
+QK = BY_NAME["Q4_0"].weights  # of the blocks of four, five and eight bits: 32
 FLT_MAX = f32(3.4028234663852886e38)
 
 
 # ---- codes of 4 and 5 bits ----
+
+
+class Fields(NamedTuple):
+    """At which bytes of a block its fields begin: scale, minimum, fifth bits, nibbles; NONE: it has no such field."""
+
+    d: int
+    m: int
+    qh: int
+    qs: int
+    size: int
+
+
+NONE = -1
+
+
+def fields_of(name: str) -> Fields:
+    """Those of a format of this family."""
+    form = BY_NAME[name]
+    at = dict(zip(form.dtype.names or (), offsets(name), strict=False))
+    return Fields(at["d"], at.get("m", NONE), at.get("qh", NONE), at["qs"], form.size)
+
+
+Q4_0, Q4_1, Q5_0, Q5_1 = fields_of("Q4_0"), fields_of("Q4_1"), fields_of("Q5_0"), fields_of("Q5_1")
 
 
 @jitable
@@ -57,323 +88,333 @@ def inverse_of(d: Any) -> Any:
 
 
 @jitable
-def pack(codes: Any, five_bits: bool, block: Any, byte: int) -> None:
-    """Codes (i32) of the blocks in lanes into their bytes from `byte` on: the fifth bits, if any, then the low nibbles.
+def pack(codes: Any, fields: Fields, block: Any) -> None:
+    """Codes (i32) of the blocks in lanes into their bytes.
 
-    Byte j of the nibbles holds weights j and j + 16; bit i of the 32 fifth bits belongs to weight i.
+    Byte j of the nibbles holds weights j and j + 16; bit i of the 32 fifth bits, if any, belongs to weight i.
     """
-    nibbles = byte
-    if five_bits:
-        nibbles = byte + 4
-    fifth = broadcast(np.int32(0))
-    for j in range(N // 2):
-        low, high = load(codes, j * W), load(codes, (j + N // 2) * W)
-        store(block, (nibbles + j) * W, to_u8((low & 15) | (high << 4)))
-        fifth = fifth | ((low >> 4) << np.int32(j)) | ((high >> 4) << np.int32(j + N // 2))
-    if five_bits:
-        for k in range(4):
-            store(block, (byte + k) * W, to_u8(fifth >> np.int32(8 * k)))
+    pack_nibbles(codes, QK, block, fields.qs)
+    if fields.qh != NONE:
+        fifth = broadcast(np.int32(0))
+        for i in range(QK):
+            fifth = fifth | ((get(codes, i) >> 4) << np.int32(i))
+        for byte in range(4):
+            put(block, fields.qh + byte, to_u8(fifth >> np.int32(8 * byte)))
 
 
 @jitable
-def unpack(block: Any, byte: int, five_bits: bool, i: int) -> Any:
+def unpack(block: Any, fields: Fields, i: int) -> Any:
     """Code i of the blocks in lanes, as i32."""
-    nibbles = byte
-    if five_bits:
-        nibbles = byte + 4
-    pair = to_i32(load(block, (nibbles + i % (N // 2)) * W))
-    code = (pair >> np.int32(4 * (i // (N // 2)))) & 15
-    if five_bits:
-        code = code | (((to_i32(load(block, (byte + i // 8) * W)) >> np.int32(i % 8)) & 1) << 4)
+    pair = to_i32(get(block, fields.qs + i % (QK // 2)))
+    code = (pair >> np.int32(4 * (i // (QK // 2)))) & 15
+    if fields.qh != NONE:
+        code = code | (((to_i32(get(block, fields.qh + i // 8)) >> np.int32(i % 8)) & 1) << 4)
     return code
 
 
 @jitable
-def encode_symmetric(x: Any, out: Any, levels: Any, five_bits: bool, size: int) -> None:
+def encode_symmetric(x: Any, out: Any, levels: Any, fields: Fields) -> None:
     """Q4_0, Q5_0: the weight of largest magnitude gets code 0, that is -levels."""
-    s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
-    for k in range(0, x.size // N, W):
-        to_lanes(x, k * N, N, s, 0)
-        top, _ = extreme(s, 0, N)
+    s, codes, block = room(QK, f32), room(QK, np.int32), room(fields.size, np.uint8)
+    for k in range(0, x.size // QK, W):
+        to_lanes(x, k * QK, QK, s)
+        top, _ = extreme(s, 0, QK)
         d = top / -levels
         inverse, infinite = inverse_of(d)
         middle = select(infinite, f32(0), broadcast(levels + f32(0.5)))
         last = levels + levels - f32(1)
-        for i in range(N):
-            store(codes, i * W, to_i32(minimum(load(s, i * W) * inverse + middle, last)))
-        store_half(block, 0, f32_to_half(d))
-        pack(codes, five_bits, block, 2)
-        from_lanes(block, size, out, k * size)
+        for i in range(QK):
+            put(codes, i, to_i32(minimum(get(s, i) * inverse + middle, last)))
+        put_half(block, fields.d, d)
+        pack(codes, fields, block)
+        from_lanes(block, fields.size, out, k * fields.size)
 
 
 @jitable
-def encode_with_min(x: Any, out: Any, top: Any, five_bits: bool, size: int) -> None:
+def encode_with_min(x: Any, out: Any, top: Any, fields: Fields) -> None:
     """Q4_1, Q5_1: codes from 0 for the least weight to `top` for the greatest."""
-    s, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
-    for k in range(0, x.size // N, W):
-        to_lanes(x, k * N, N, s, 0)
+    s, codes, block = room(QK, f32), room(QK, np.int32), room(fields.size, np.uint8)
+    for k in range(0, x.size // QK, W):
+        to_lanes(x, k * QK, QK, s)
         low, high = broadcast(FLT_MAX), broadcast(-FLT_MAX)
-        for i in range(N):
-            v = load(s, i * W)
+        for i in range(QK):
+            v = get(s, i)
             low, high = minimum(v, low), maximum(v, high)
         d = (high - low) / top
         inverse, _ = inverse_of(d)
-        for i in range(N):  # a range above FLT_MAX gives NaN, and code 0
-            code = maximum((load(s, i * W) - low) * inverse + f32(0.5), f32(0))
-            store(codes, i * W, to_i32(minimum(code, top)))
-        store_half(block, 0, f32_to_half(d))
-        store_half(block, 2, f32_to_half(low))
-        pack(codes, five_bits, block, 4)
-        from_lanes(block, size, out, k * size)
+        for i in range(QK):  # a range above FLT_MAX gives NaN, and code 0
+            code = maximum((get(s, i) - low) * inverse + f32(0.5), f32(0))
+            put(codes, i, to_i32(minimum(code, top)))
+        put_half(block, fields.d, d)
+        put_half(block, fields.m, low)
+        pack(codes, fields, block)
+        from_lanes(block, fields.size, out, k * fields.size)
 
 
 # ---- their weighted searches ----
 
 
 @jitable
-def load_importance(importance: Any, first: int, power: Any, w: Any, room: Any) -> Any:
-    """The importance of the group of blocks from `first` on, into w; returns the mean squares of their rows."""
-    per_row = importance.size // N - W
-    row, column = first // per_row, first % per_row
-    to_lanes(importance, column * N, N, w, 0)
+def importance_to_lanes(steer: Steering, k: int, w: Any, squares: Any) -> Any:
+    """The importance of the W blocks from k on, into w; returns their rows' mean squares. squares: room for one."""
+    row, block = (steer.first + k) // steer.blocks_per_row, (steer.first + k) % steer.blocks_per_row
+    to_lanes(steer.weights, block * QK, QK, w)
     for lane in range(W):
-        room[lane] = power[min(row, power.size - 1)]
-        column += 1
-        if column == per_row:
-            row, column = row + 1, 0
-    return load(room, 0)
+        squares[lane] = steer.row_squares[min(row, steer.row_squares.size - 1)]
+        block += 1
+        if block == steer.blocks_per_row:
+            row, block = row + 1, 0
+    return get(squares, 0)
 
 
 @jitable
-def search_symmetric(
-    x: Any, out: Any, importance: Any, first: int, power: Any, levels: Any, five_bits: bool, size: int
-) -> None:
-    s, w, room = scratch(N * W, np.float32), scratch(N * W, np.float32), scratch(W, np.float32)
-    wx, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
-    for k in range(0, x.size // N, W):
-        to_lanes(x, k * N, N, s, 0)
-        square = load_importance(importance, first + k, power, w, room)
-        d, inverse, zero = symmetric_scale(s, 0, w, wx, N, levels, True, square)
-        for i in range(N):
-            code = clamp(nearest_small(inverse * load(s, i * W)), -levels, levels - f32(1)) + levels
-            store(codes, i * W, to_i32(select(zero, f32(0), code)))
-        store_half(block, 0, f32_to_half(d))
-        pack(codes, five_bits, block, 2)
-        from_lanes(block, size, out, k * size)
+def search_symmetric(x: Any, out: Any, steer: Steering, levels: Any, fields: Fields) -> None:
+    """Q4_0, Q5_0: the best of 19 scales (quantize_row_q4_0_impl, quantize_row_q5_0_impl)."""
+    s, w, wx, squares = room(QK, f32), room(QK, f32), room(QK, f32), room(1, f32)
+    codes, block = room(QK, np.int32), room(fields.size, np.uint8)
+    for k in range(0, x.size // QK, W):
+        to_lanes(x, k * QK, QK, s)
+        square = importance_to_lanes(steer, k, w, squares)
+        d, inverse, zero = symmetric_scale(s, 0, w, wx, QK, levels, True, square)
+        for i in range(QK):
+            code = clamp(nearest_small(inverse * get(s, i)), -levels, levels - f32(1)) + levels
+            put(codes, i, to_i32(select(zero, f32(0), code)))
+        put_half(block, fields.d, d)
+        pack(codes, fields, block)
+        from_lanes(block, fields.size, out, k * fields.size)
 
 
 @jitable
-def search_with_min(
-    x: Any, out: Any, importance: Any, first: int, power: Any, top: Any, five_bits: bool, size: int
-) -> None:
-    s, w, room = scratch(N * W, np.float32), scratch(N * W, np.float32), scratch(W, np.float32)
-    tried, codes, block = scratch(N * W, np.float32), scratch(N * W, np.int32), scratch(size * W, np.uint8)
-    for k in range(0, x.size // N, W):
-        to_lanes(x, k * N, N, s, 0)
-        square = load_importance(importance, first + k, power, w, room)
-        for i in range(N):
-            v = load(s, i * W)
-            store(w, i * W, load(w, i * W) * sqrt(square + v * v))
-        d, low, inverse, offset = scale_and_min(s, 0, w, tried, N, top, f32(-0.9), f32(0.05), 36, False)
-        for i in range(N):
-            code = clamp(nearest(inverse * (load(s, i * W) - offset)), f32(0), top)
-            store(codes, i * W, to_i32(code))
-        store_half(block, 0, f32_to_half(d))
-        store_half(block, 2, f32_to_half(-low))
-        pack(codes, five_bits, block, 4)
-        from_lanes(block, size, out, k * size)
+def search_with_min(x: Any, out: Any, steer: Steering, steps: Steps, fields: Fields) -> None:
+    """Q4_1, Q5_1: the best of 37 scales, each with its minimum (quantize_row_q4_1_impl, quantize_row_q5_1_impl)."""
+    s, w, tried, squares = room(QK, f32), room(QK, f32), room(QK, f32), room(1, f32)
+    codes, block = room(QK, np.int32), room(fields.size, np.uint8)
+    for k in range(0, x.size // QK, W):
+        to_lanes(x, k * QK, QK, s)
+        square = importance_to_lanes(steer, k, w, squares)
+        weigh(s, 0, QK, w, square, w)
+        d, low, inverse, offset = scale_and_min(s, 0, w, tried, QK, steps)
+        for i in range(QK):
+            code = clamp(nearest(inverse * (get(s, i) - offset)), f32(0), steps.top)
+            put(codes, i, to_i32(code))
+        put_half(block, fields.d, d)
+        put_half(block, fields.m, -low)
+        pack(codes, fields, block)
+        from_lanes(block, fields.size, out, k * fields.size)
 
 
 @jitable
-def decode_symmetric(blocks: Any, out: Any, levels: int, five_bits: bool, size: int) -> None:
-    s, block = scratch(N * W, np.float32), scratch(size * W, np.uint8)
-    for k in range(0, blocks.size // size, W):
-        to_lanes(blocks, k * size, size, block, 0)
-        d = load_half(block, 0)
-        for i in range(N):
-            store(s, i * W, to_f32(unpack(block, 2, five_bits, i) - levels) * d)
-        from_lanes(s, N, out, k * N)
+def decode_symmetric(blocks: Any, out: Any, levels: int, fields: Fields) -> None:
+    """Q4_0, Q5_0: (code - levels) * d."""
+    s, block = room(QK, f32), room(fields.size, np.uint8)
+    for k in range(0, out.size // QK, W):
+        to_lanes(blocks, k * fields.size, fields.size, block)
+        d = get_half(block, fields.d)
+        for i in range(QK):
+            put(s, i, to_f32(unpack(block, fields, i) - levels) * d)
+        from_lanes(s, QK, out, k * QK)
 
 
 @jitable
-def decode_with_min(blocks: Any, out: Any, five_bits: bool, size: int) -> None:
-    s, block = scratch(N * W, np.float32), scratch(size * W, np.uint8)
-    for k in range(0, blocks.size // size, W):
-        to_lanes(blocks, k * size, size, block, 0)
-        d, low = load_half(block, 0), load_half(block, 2)
-        for i in range(N):
-            store(s, i * W, to_f32(unpack(block, 4, five_bits, i)) * d + low)
-        from_lanes(s, N, out, k * N)
+def decode_with_min(blocks: Any, out: Any, fields: Fields) -> None:
+    """Q4_1, Q5_1: code * d + m."""
+    s, block = room(QK, f32), room(fields.size, np.uint8)
+    for k in range(0, out.size // QK, W):
+        to_lanes(blocks, k * fields.size, fields.size, block)
+        d, low = get_half(block, fields.d), get_half(block, fields.m)
+        for i in range(QK):
+            put(s, i, to_f32(unpack(block, fields, i)) * d + low)
+        from_lanes(s, QK, out, k * QK)
 
 
-ENCODE, DECODE = kernel(READ_F32, WRITE_U8), kernel(READ_U8, WRITE_F32)
-WEIGHTED = kernel(READ_F32, WRITE_U8, READ_F32, INT, READ_F32)
+STEPS_4 = Steps(top=f32(15), start=f32(-0.9), step=f32(0.05), last=36, mad=False)
+STEPS_5 = STEPS_4._replace(top=f32(31))
 
 
-@ENCODE
+@encoding
 def encode_q4_0(x: Any, out: Any) -> None:
-    encode_symmetric(x, out, f32(8), False, 18)
+    """quantize_row_q4_0_ref."""
+    encode_symmetric(x, out, f32(8), Q4_0)
 
 
-@ENCODE
+@encoding
 def encode_q5_0(x: Any, out: Any) -> None:
-    encode_symmetric(x, out, f32(16), True, 22)
+    """quantize_row_q5_0_ref."""
+    encode_symmetric(x, out, f32(16), Q5_0)
 
 
-@ENCODE
+@encoding
 def encode_q4_1(x: Any, out: Any) -> None:
-    encode_with_min(x, out, f32(15), False, 20)
+    """quantize_row_q4_1_ref."""
+    encode_with_min(x, out, f32(15), Q4_1)
 
 
-@ENCODE
+@encoding
 def encode_q5_1(x: Any, out: Any) -> None:
-    encode_with_min(x, out, f32(31), True, 24)
+    """quantize_row_q5_1_ref."""
+    encode_with_min(x, out, f32(31), Q5_1)
 
 
-@WEIGHTED
-def search_q4_0(x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
-    search_symmetric(x, out, importance, first, power, f32(8), False, 18)
+@searching
+def search_q4_0(x: Any, out: Any, weights: Any, first: int, blocks_per_row: int, row_squares: Any) -> None:
+    """quantize_row_q4_0_impl."""
+    search_symmetric(x, out, Steering(weights, first, blocks_per_row, row_squares), f32(8), Q4_0)
 
 
-@WEIGHTED
-def search_q5_0(x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
-    search_symmetric(x, out, importance, first, power, f32(16), True, 22)
+@searching
+def search_q5_0(x: Any, out: Any, weights: Any, first: int, blocks_per_row: int, row_squares: Any) -> None:
+    """quantize_row_q5_0_impl."""
+    search_symmetric(x, out, Steering(weights, first, blocks_per_row, row_squares), f32(16), Q5_0)
 
 
-@WEIGHTED
-def search_q4_1(x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
-    search_with_min(x, out, importance, first, power, f32(15), False, 20)
+@searching
+def search_q4_1(x: Any, out: Any, weights: Any, first: int, blocks_per_row: int, row_squares: Any) -> None:
+    """quantize_row_q4_1_impl."""
+    search_with_min(x, out, Steering(weights, first, blocks_per_row, row_squares), STEPS_4, Q4_1)
 
 
-@WEIGHTED
-def search_q5_1(x: Any, out: Any, importance: Any, first: int, power: Any) -> None:
-    search_with_min(x, out, importance, first, power, f32(31), True, 24)
+@searching
+def search_q5_1(x: Any, out: Any, weights: Any, first: int, blocks_per_row: int, row_squares: Any) -> None:
+    """quantize_row_q5_1_impl."""
+    search_with_min(x, out, Steering(weights, first, blocks_per_row, row_squares), STEPS_5, Q5_1)
 
 
-@DECODE
+@decoding
 def decode_q4_0(blocks: Any, out: Any) -> None:
-    decode_symmetric(blocks, out, 8, False, 18)
+    """dequantize_row_q4_0."""
+    decode_symmetric(blocks, out, 8, Q4_0)
 
 
-@DECODE
+@decoding
 def decode_q5_0(blocks: Any, out: Any) -> None:
-    decode_symmetric(blocks, out, 16, True, 22)
+    """dequantize_row_q5_0."""
+    decode_symmetric(blocks, out, 16, Q5_0)
 
 
-@DECODE
+@decoding
 def decode_q4_1(blocks: Any, out: Any) -> None:
-    decode_with_min(blocks, out, False, 20)
+    """dequantize_row_q4_1."""
+    decode_with_min(blocks, out, Q4_1)
 
 
-@DECODE
+@decoding
 def decode_q5_1(blocks: Any, out: Any) -> None:
-    decode_with_min(blocks, out, True, 24)
+    """dequantize_row_q5_1."""
+    decode_with_min(blocks, out, Q5_1)
 
 
-# ---- codes of 8, 1 and 2 bits ----
+# ---- Q8_0: codes of 8 bits ----
+
+Q8_D, Q8_CODES, Q8_SIZE = offsets("Q8_0")
 
 
-@jitable
-def largest(s: Any, n: int) -> Any:
-    """The largest magnitude of n values."""
-    size = broadcast(f32(0))
-    for i in range(n):
-        size = maximum(absolute(load(s, i * W)), size)
-    return size
-
-
-@ENCODE
+@encoding
 def encode_q8_0(x: Any, out: Any) -> None:
-    s, block = scratch(N * W, np.float32), scratch(34 * W, np.uint8)
-    for k in range(0, x.size // N, W):
-        to_lanes(x, k * N, N, s, 0)
-        d = largest(s, N) / f32(127)
+    """The weight of largest magnitude gets code 127 or -127."""
+    s, block = room(QK, f32), room(Q8_SIZE, np.uint8)
+    for k in range(0, x.size // QK, W):
+        to_lanes(x, k * QK, QK, s)
+        d = largest(s, 0, QK) / f32(127)
         inverse, _ = inverse_of(d)
-        store_half(block, 0, f32_to_half(d))
-        for i in range(N):
-            store(block, (2 + i) * W, to_u8(round_away(load(s, i * W) * inverse)))
-        from_lanes(block, 34, out, k * 34)
+        put_half(block, Q8_D, d)
+        for i in range(QK):
+            put(block, Q8_CODES + i, to_u8(round_away(get(s, i) * inverse)))
+        from_lanes(block, Q8_SIZE, out, k * Q8_SIZE)
 
 
-@DECODE
+@decoding
 def decode_q8_0(blocks: Any, out: Any) -> None:
     """One weight per lane: the codes lie in the order of the weights."""
-    room, d = scratch(W, np.uint16), scratch(W, np.float32)
-    for k in range(0, blocks.size // 34, W):
-        load_halves(blocks, k * 34, 34, room, d)
+    bits, d = room(1, np.uint16), room(1, f32)
+    for k in range(0, out.size // QK, W):
+        load_halves(blocks, k * Q8_SIZE + Q8_D, Q8_SIZE, bits, d)
         for lane in range(W):
-            for i in range(0, N, W):
-                codes = to_i8(load(blocks, (k + lane) * 34 + 2 + i))
-                store(out, (k + lane) * N + i, to_f32(codes) * d[lane])
+            for i in range(0, QK, W):
+                codes = to_i8(load(blocks, (k + lane) * Q8_SIZE + Q8_CODES + i))
+                store(out, (k + lane) * QK + i, to_f32(codes) * d[lane])
 
 
-@ENCODE
+# ---- Q1_0: signs ----
+
+QK1 = BY_NAME["Q1_0"].weights
+Q1_D, Q1_SIGNS, Q1_SIZE = offsets("Q1_0")
+
+
+@encoding
 def encode_q1_0(x: Any, out: Any) -> None:
     """The sign of each weight, and the mean magnitude."""
-    s, block = scratch(128 * W, np.float32), scratch(18 * W, np.uint8)
-    for k in range(0, x.size // 128, W):
-        to_lanes(x, k * 128, 128, s, 0)
+    s, block = room(QK1, f32), room(Q1_SIZE, np.uint8)
+    for k in range(0, x.size // QK1, W):
+        to_lanes(x, k * QK1, QK1, s)
         total = broadcast(f32(0))
-        for byte in range(16):
+        for byte in range(QK1 // 8):
             signs = broadcast(np.uint32(0))
             for i in range(8):
-                v = load(s, (byte * 8 + i) * W)
+                v = get(s, byte * 8 + i)
                 total = total + absolute(v)
                 signs = signs | (to_u32(v >= 0) << np.uint32(i))
-            store(block, (2 + byte) * W, to_u8(signs))
-        store_half(block, 0, f32_to_half(total / f32(128)))
-        from_lanes(block, 18, out, k * 18)
+            put(block, Q1_SIGNS + byte, to_u8(signs))
+        put_half(block, Q1_D, total / f32(QK1))
+        from_lanes(block, Q1_SIZE, out, k * Q1_SIZE)
 
 
-@DECODE
+@decoding
 def decode_q1_0(blocks: Any, out: Any) -> None:
-    s, block = scratch(128 * W, np.float32), scratch(18 * W, np.uint8)
-    for k in range(0, blocks.size // 18, W):
-        to_lanes(blocks, k * 18, 18, block, 0)
-        d = load_half(block, 0)
-        for i in range(128):
-            positive = (load(block, (2 + i // 8) * W) >> np.uint8(i % 8)) & 1
-            store(s, i * W, select(positive != 0, d, -d))
-        from_lanes(s, 128, out, k * 128)
+    """dequantize_row_q1_0."""
+    s, block = room(QK1, f32), room(Q1_SIZE, np.uint8)
+    for k in range(0, out.size // QK1, W):
+        to_lanes(blocks, k * Q1_SIZE, Q1_SIZE, block)
+        d = get_half(block, Q1_D)
+        for i in range(QK1):
+            positive = (get(block, Q1_SIGNS + i // 8) >> np.uint8(i % 8)) & 1
+            put(s, i, select(positive != 0, d, -d))
+        from_lanes(s, QK1, out, k * QK1)
 
 
-@ENCODE
+# ---- Q2_0: codes of 2 bits ----
+
+QK2 = BY_NAME["Q2_0"].weights
+Q2_D, Q2_CODES, Q2_SIZE = offsets("Q2_0")
+
+
+@encoding
 def encode_q2_0(x: Any, out: Any) -> None:
     """Codes 0 to 3 for -1, 0, 1 and 2 times the largest magnitude (so 3 is never written)."""
-    s, block = scratch(64 * W, np.float32), scratch(18 * W, np.uint8)
-    for k in range(0, x.size // 64, W):
-        to_lanes(x, k * 64, 64, s, 0)
-        d = largest(s, 64)
+    s, block = room(QK2, f32), room(Q2_SIZE, np.uint8)
+    for k in range(0, x.size // QK2, W):
+        to_lanes(x, k * QK2, QK2, s)
+        d = largest(s, 0, QK2)
         inverse, infinite = inverse_of(d)
         zero = select(infinite, 0, broadcast(np.int32(1)))
-        store_half(block, 0, f32_to_half(d))
-        for byte in range(16):
+        put_half(block, Q2_D, d)
+        for byte in range(QK2 // 4):
             four = broadcast(np.uint32(0))
             for i in range(4):
-                code = clamp(round_away(load(s, (byte * 4 + i) * W) * inverse) + zero, 0, 3)
+                code = clamp(round_away(get(s, byte * 4 + i) * inverse) + zero, 0, 3)
                 four = four | (to_u32(code) << np.uint32(2 * i))
-            store(block, (2 + byte) * W, to_u8(four))
-        from_lanes(block, 18, out, k * 18)
+            put(block, Q2_CODES + byte, to_u8(four))
+        from_lanes(block, Q2_SIZE, out, k * Q2_SIZE)
 
 
-@DECODE
+@decoding
 def decode_q2_0(blocks: Any, out: Any) -> None:
-    s, block = scratch(64 * W, np.float32), scratch(18 * W, np.uint8)
-    for k in range(0, blocks.size // 18, W):
-        to_lanes(blocks, k * 18, 18, block, 0)
-        d = load_half(block, 0)
-        for i in range(64):
-            code = (load(block, (2 + i // 4) * W) >> np.uint8(2 * (i % 4))) & 3
-            store(s, i * W, to_f32(to_i32(code) - 1) * d)
-        from_lanes(s, 64, out, k * 64)
+    """dequantize_row_q2_0."""
+    s, block = room(QK2, f32), room(Q2_SIZE, np.uint8)
+    for k in range(0, out.size // QK2, W):
+        to_lanes(blocks, k * Q2_SIZE, Q2_SIZE, block)
+        d = get_half(block, Q2_D)
+        for i in range(QK2):
+            code = (get(block, Q2_CODES + i // 4) >> np.uint8(2 * (i % 4))) & 3
+            put(s, i, to_f32(to_i32(code) - 1) * d)
+        from_lanes(s, QK2, out, k * QK2)
 
 
 KERNELS = {
-    "Q4_0": Codec(encode_q4_0, search_q4_0, decode_q4_0, alive=32, by_row=True),
-    "Q4_1": Codec(encode_q4_1, search_q4_1, decode_q4_1, by_row=True),
-    "Q5_0": Codec(encode_q5_0, search_q5_0, decode_q5_0, alive=32, by_row=True),
-    "Q5_1": Codec(encode_q5_1, search_q5_1, decode_q5_1, by_row=True),
-    "Q8_0": Codec(encode_q8_0, None, decode_q8_0),
-    "Q1_0": Codec(encode_q1_0, None, decode_q1_0),
-    "Q2_0": Codec(encode_q2_0, None, decode_q2_0),
+    "Q4_0": Codec(Call(encode_q4_0), Call(search_q4_0), Call(decode_q4_0), alive=QK, by_row=True),
+    "Q4_1": Codec(Call(encode_q4_1), Call(search_q4_1), Call(decode_q4_1), by_row=True),
+    "Q5_0": Codec(Call(encode_q5_0), Call(search_q5_0), Call(decode_q5_0), alive=QK, by_row=True),
+    "Q5_1": Codec(Call(encode_q5_1), Call(search_q5_1), Call(decode_q5_1), by_row=True),
+    "Q8_0": Codec(Call(encode_q8_0), None, Call(decode_q8_0)),
+    "Q1_0": Codec(Call(encode_q1_0), None, Call(decode_q1_0)),
+    "Q2_0": Codec(Call(encode_q2_0), None, Call(decode_q2_0)),
 }

@@ -158,7 +158,7 @@ def facts_of(metadata: Metadata, *, importance: bool = False) -> Facts:
         if isinstance(data, str):
             return default
         if not math.isfinite(data):
-            raise Malformed(f"is {data}, not a number of something", where=f"{architecture}.{key}")
+            raise Malformed(f"is {data}, which is not a valid count", where=f"{architecture}.{key}")
         return int(data)
 
     name = metadata.get("general.architecture")
@@ -239,7 +239,7 @@ class _Walk:
         wanted, reason = self._wanted(tensor)
         format = fit(wanted, tensor)
         if format is not wanted:
-            reason = f"fallback: rows of {tensor.shape[-1]} are no multiple of {wanted.weights} ({wanted.name})"
+            reason = f"fallback: rows of {tensor.shape[-1]} are not a multiple of {wanted.weights} ({wanted.name})"
         needed = needs_importance(tensor.name, format.name, self.recipe.file_type.name)
         return Assignment(tensor, format, wanted, reason, needed)
 
@@ -298,7 +298,7 @@ def fit(wanted: Format, tensor: Stored) -> Format:
     name = SMALLER_BLOCKS.get(wanted.name)
     if name is None and wanted.weights > 32:
         raise Unsupported(
-            f"rows of {width} are no multiple of {wanted.weights}, and {wanted.name} has no fallback",
+            f"rows of {width} are not a multiple of {wanted.weights}, and {wanted.name} has no fallback",
             where=tensor.name,
             fix="Choose another recipe, or another type for this tensor with --tensor-type.",
         )

@@ -91,7 +91,10 @@ def _recipe(name: str, document: Document, depth: int) -> Recipe:
     source = _Source(document)
     source.expect(table, {"name": str, "description": str, "extends": str, "rule": list}, ())
     if not NAME.fullmatch(table.get("name", "name")):
-        raise Malformed("a name has letters, digits and _ only: files are named after it", where=document.place("name"))
+        raise Malformed(
+            "a name may contain only letters, digits and _, because files are named after it",
+            where=document.place("name"),
+        )
     if "extends" not in table:
         raise Malformed('a recipe must say what it extends, for example extends = "q4_K_M"', where=path)
     try:
@@ -116,7 +119,7 @@ class _Source:
         for key, value in table.items():
             where = self.document.place(*at, key)
             if key not in types:
-                raise Malformed(f"key {key!r} means nothing", where=where, fix=f"Known here: {', '.join(types)}.")
+                raise Malformed(f"unknown key {key!r}", where=where, fix=f"Known: {', '.join(types)}.")
             if not isinstance(value, types[key]):
                 raise Malformed(f"{key} cannot be {value!r}", where=where)
 
@@ -126,7 +129,7 @@ class _Source:
         known = {"type": str, "match": str, "role": (str, list), "tensors": list, "layers": (list, dict)}
         self.expect(table, known, ("rule", index))
         if "type" not in table:
-            raise Malformed("a rule must say its type", where=self.document.place("rule", index))
+            raise Malformed("a rule must have a type", where=self.document.place("rule", index))
         try:
             format = format_of(table["type"])
             match = re.compile(table["match"], re.IGNORECASE) if "match" in table else None
@@ -134,7 +137,8 @@ class _Source:
             raise Malformed(error.what, where=self.document.place("rule", index, "type"), fix=error.fix) from None
         except re.error as error:
             raise Malformed(
-                f"no regular expression: {error}", where=self.document.place("rule", index, "match")
+                f"the pattern is not a valid regular expression: {error}",
+                where=self.document.place("rule", index, "match"),
             ) from None
         roles = self._strings(table, "role", index)
         if strange := sorted(roles - set(ROLES)):
@@ -148,20 +152,20 @@ class _Source:
         value = table.get(key, [])
         values = [value] if isinstance(value, str) else value
         if not all(isinstance(each, str) for each in values) or (key in table and not values):
-            raise Malformed(f"{key} must name at least one", where=self.document.place("rule", index, key))
+            raise Malformed(f"{key} must list at least one", where=self.document.place("rule", index, key))
         return frozenset(values)
 
     def _layers(self, value: list[Any] | dict[str, Any], index: int) -> Layers:
         where = self.document.place("rule", index, "layers")
         if isinstance(value, list):
             if not value or not all(type(each) is int and each >= 0 for each in value):
-                raise Malformed("layers must be numbers from 0 on", where=where)
+                raise Malformed("layers must be numbers of at least 0", where=where)
             return Layers(frozenset(value))
         fractions = {key: value.get(key, 0.0) for key in ("first", "last")}
         if value.keys() - fractions.keys() or not value:
             raise Malformed("layers = {first = F, last = F}, or one of them, or a list", where=where)
         if not all(type(each) in (int, float) and 0 <= each <= 1 for each in fractions.values()):
-            raise Malformed("a fraction of the layers is from 0 to 1", where=where)
+            raise Malformed("a fraction of the layers must be from 0 to 1", where=where)
         return Layers(first=float(fractions["first"]), last=float(fractions["last"]))
 
 

@@ -5,7 +5,6 @@ Numbers: enum llama_ftype (include/llama.h), from the `gguf` package. Names and 
 its format; a mixture (`_S`, `_M`, `_L`) starts from the format in `MIXTURES`.
 """
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from gguf.constants import LlamaFileType
 
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.text import did_you_mean
 
 NAMES = (
     "F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS MXFP4_MOE NVFP4 "
@@ -75,7 +75,5 @@ def file_type_of(name: str) -> FileType | None:
 
 def unknown(name: str, known: Iterable[str]) -> Usage:
     """The error for a recipe that does not exist, with the nearest names."""
-    names = {candidate.upper(): candidate for candidate in known}
-    near = [names[key] for key in difflib.get_close_matches(name.upper(), names, n=3, cutoff=0.5)]
-    fix = f"Did you mean {' or '.join(shown(key) for key in near)}? " if near else ""
-    return Usage(f"there is no recipe {name!r}", fix=f"{fix}`ggufsmith recipes` prints them all.")
+    fix = f"{did_you_mean(name, map(shown, known), cutoff=0.5)} `ggufsmith recipes` prints them all."
+    return Usage(f"there is no recipe {name!r}", fix=fix.lstrip())

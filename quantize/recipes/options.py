@@ -14,12 +14,12 @@ def override_of(text: str, origin: str | None = None) -> Override:
     """REGEX=TYPE; the expression is searched anywhere in a tensor's name, in any case. Usage if it is not that."""
     pattern, separator, name = text.rpartition("=")
     if not separator or not pattern:
-        what = f"{text!r} names no type for tensors"
+        what = f"{text!r} does not have the form REGEX=TYPE"
         raise Usage(what, where=origin, fix="Write REGEX=TYPE, for example ffn_down=q6_K.")
     try:
         return Override(format_of(name), re.compile(pattern, re.IGNORECASE), origin=origin or f"--tensor-type {text}")
     except re.error as error:
-        raise Usage(f"{pattern!r} is no regular expression: {error}", where=origin) from None
+        raise Usage(f"{pattern!r} is not a valid regular expression: {error}", where=origin) from None
     except Failure as error:
         raise Usage(error.what, where=origin, fix=error.fix) from None
 
@@ -28,17 +28,17 @@ def overrides_of_file(path: Path) -> list[Override]:
     """As many REGEX=TYPE as the file holds, separated by spaces or lines."""
     try:
         if path.stat().st_size > MAX_SIZE:
-            raise Malformed(f"a file of types has at most {MAX_SIZE} bytes", where=path)
+            raise Malformed(f"the file is larger than the limit of {MAX_SIZE} bytes", where=path)
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise Malformed("is not UTF-8", where=path) from None
+        raise Malformed("the file is not UTF-8", where=path) from None
     except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
     found = [
         override_of(text, f"{path}:{number}: {text}") for number, line in enumerate(lines, 1) for text in line.split()
     ]
     if not found:
-        raise Usage("this file of types is empty", where=path, fix="Write REGEX=TYPE, one a line.")
+        raise Usage("this file of tensor types is empty", where=path, fix="Write one REGEX=TYPE on each line.")
     return found
 
 
@@ -46,7 +46,7 @@ def layers_of(text: str) -> tuple[int, ...]:
     """Layer numbers from `0,1,30`. Usage for anything else."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
-        raise Usage(f"{text!r} is no list of layers", fix="Write their numbers with commas: 0,1,30.")
+        raise Usage(f"{text!r} is not a list of layer numbers", fix="Separate the numbers with commas: 0,1,30.")
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -59,10 +59,14 @@ def check_options(options: TypeOptions, recipes: list[Recipe]) -> None:
         "--tensor-type": bool(options.overrides),
     }
     if options.leave_output and options.output_type is not None:
-        raise Usage("--leave-output-tensor and --output-tensor-type contradict each other", fix="Drop one of them.")
+        raise Usage(
+            "--leave-output-tensor and --output-tensor-type contradict each other", fix="Leave out one of the two."
+        )
     if any(recipe.file_type.base is None for recipe in recipes):
         named = [option for option, given in chosen.items() if given]
         if named:
-            raise Usage(f"copy changes no type, but {named[0]} is set", fix="Choose another recipe.")
+            raise Usage(
+                f"copy does not change types, so {named[0]} cannot be used with it", fix="Choose another recipe."
+            )
     if options.pure and any(recipe.overrides for recipe in recipes):
-        raise Usage("--pure gives all tensors one type, but the recipe has rules", fix="Name its base recipe instead.")
+        raise Usage("--pure gives all tensors one type, but the recipe has rules", fix="Use its base recipe instead.")

@@ -214,7 +214,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 def test_a_place_that_is_none(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"kept")
-    assert "cannot be a folder" in fails(2, model, "--outdir", file)
+    assert "cannot be used as the output folder" in fails(2, model, "--outdir", file)
     assert "is none" in fails(2, model, "--outfile", file / "x.gguf")
     assert "both say" in fails(2, model, "--outfile", tmp_path / "x.gguf", "--outdir", tmp_path)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"kept"]
@@ -282,7 +282,7 @@ def test_an_output_that_is_an_input(model: Path, tmp_path: Path) -> None:
 
 def test_an_existing_output_is_kept_on_request(model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"old")
-    assert "exists already" in fails(6, model, "-o", tmp_path / "a.gguf", "--no-overwrite")
+    assert "already exists" in fails(6, model, "-o", tmp_path / "a.gguf", "--no-overwrite")
     assert run(model, "-o", tmp_path / "a.gguf").returncode == 0
     assert open_gguf(tmp_path / "a.gguf").tensors
 

@@ -138,7 +138,7 @@ def test_no_difference(model: Path) -> None:
     report = json.loads(run(inspect, model, model, "--json").output)
     assert not any(report["keys"].values())
     assert not any(report["tensors"].values())
-    assert "no difference" in run(inspect, model, model).output
+    assert "no differences" in run(inspect, model, model).output
 
 
 def test_errors(model: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_report_says_what_was_merged(base: Path, adapter: Path) -> None:
         (["--outtype", "f16"], 2, "no model was given"),
         (["{base}", "--base", "{base}"], 2, "--base cannot be used with a model folder"),
         (["{base}", "--lora", "{adapter}:half"], 2, "'half' is not a number"),
-        (["{adapter}", "--recipe", "q4_K_M"], 2, "not quantized"),
+        (["{adapter}", "--recipe", "q4_K_M"], 2, "cannot be quantized"),
         (["{adapter}", "--base", "{adapter}"], 4, "not a base model"),
         (["{base}", "--lora", "{base}"], 4, "no adapter_config.json"),
     ],

@@ -108,7 +108,7 @@ def test_nothing_is_overwritten_if_that_was_said(model: Path, converted: Path, t
         budget = ("--target-bpw", 6, "-o", tmp_path / "y.gguf")
         done = run(command, source, *budget, "--no-overwrite")
         assert done.exit_code == 6, done.output
-        assert "recipe exists" in done.output
+        assert "recipe file already exists" in done.output
         assert recipe.read_text(encoding="utf-8") == "mine"
         assert names(tmp_path) == [record.name, recipe.name]
     assert run(quant, converted, *budget).exit_code == 0

@@ -79,7 +79,7 @@ def test_gguf_split_takes_128_tensors_by_default(model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--split-max-size", "4X"], 2, "no size"),
+        (["--split-max-size", "4X"], 2, "not a size"),
         (["--split-max-size", "1K"], 2, "Allow 1824 bytes or more"),
         (["--split-max-tensors", "0"], 2, "--split-max-tensors"),
     ],
@@ -148,7 +148,7 @@ def test_shards_written_directly(tmp_path: Path, how: str, options: tuple[object
     [
         (("--keep-split", "--split-max-size", "4G"), "--keep-split"),
         (("--no-tensor-first-split",), "several files"),
-        (("--split-max-size", "much"), "no size"),
+        (("--split-max-size", "much"), "not a size"),
         (("--split-max-size", "1K"), "do not fit"),
     ],
 )

@@ -128,7 +128,7 @@ def test_byte_for_byte_from_the_checkpoint(converted: Path, model: Path) -> None
     assert report["other_keys"] == []
     assert len(report["compared"]) == report["tensor_count"]
     assert all(tensor["exact"] for tensor in report["compared"].values())
-    assert "23 of 23 tensors: byte for byte" in run(verify, converted, "--source", model).output
+    assert "23 of 23 tensors are byte-identical" in run(verify, converted, "--source", model).output
 
 
 def test_shards_beside_their_source(converted: Path) -> None:
@@ -136,7 +136,7 @@ def test_shards_beside_their_source(converted: Path) -> None:
     shard = converted.with_name("m-00003-of-00005.gguf")
     done = run(verify, shard, "--source", converted)
     assert done.exit_code == 0, done.output
-    assert "23 of 23 tensors: byte for byte" in done.output
+    assert "23 of 23 tensors are byte-identical" in done.output
 
 
 def test_one_changed_weight(converted: Path, model: Path) -> None:
@@ -150,9 +150,9 @@ def test_another_model(converted: Path, tmp_path: Path) -> None:
     other = checkpoints.write("llama", tmp_path / "Other", num_hidden_layers=1, head_dim=32)
     done = run(verify, converted, "--source", other)
     assert done.exit_code == 4
-    assert "blk.0.ffn_gate_exps.weight: is not in the source" in done.output
+    assert "blk.0.ffn_gate_exps.weight: the tensor is not in the source" in done.output
     assert "blk.0.attn_q.weight: has shape (256, 256), the source gives (128, 256)" in done.output
-    assert "blk.0.ffn_gate.weight: is in the source, but not in the file" in done.output
+    assert "blk.0.ffn_gate.weight: the tensor is in the source but not in the file" in done.output
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "IQ4_XS", "F16", "Q2_K"])
@@ -210,7 +210,7 @@ def test_tensors_that_are_copied(tmp_path: Path) -> None:
     assert run(verify, tmp_path / "a.gguf", "--source", tmp_path / "b.gguf").exit_code == 0
     done = run(verify, tmp_path / "a.gguf", "--source", tmp_path / "c.gguf")
     assert done.exit_code == 4
-    assert "i: its bytes, of type I32, are not those of the source" in done.output
+    assert "i: its bytes, of type I32, differ from those made from the source" in done.output
 
 
 # ---- the record of what it was made from ----
@@ -233,7 +233,7 @@ def test_a_record(converted: Path, model: Path) -> None:
     assert done.exit_code == 4
     assert "SHA-256 is" in done.output
     converted.rename(converted.with_name("renamed.gguf"))
-    assert "does not know it" in run(verify, converted.with_name("renamed.gguf"), "--record", path).output
+    assert "is not listed in" in run(verify, converted.with_name("renamed.gguf"), "--record", path).output
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_record(converted: Path, model: Path) -> None:
 )
 def test_what_is_no_record(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.json").write_text(content, encoding="utf-8")
-    with pytest.raises(Malformed, match="no provenance record"):
+    with pytest.raises(Malformed, match="not a provenance record"):
         read_record(tmp_path / "r.json")
 
 

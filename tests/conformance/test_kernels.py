@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
 
+import golden_make
 import oracle
 import strategies
 from twins import slip
 
 from ggufsmith.container.formats import BY_NAME, format_of
-from ggufsmith.quantize import rows
+from ggufsmith.quantize import rows, selftest
 
 pytestmark = pytest.mark.conformance
 
@@ -180,6 +181,10 @@ def test_huge_weights(name: str) -> None:
                 assert report.overflow.count, "ggml dies here"
             else:
                 assert_same(name, out, ggml)
+
+
+def test_known_answers_are_those_of_ggml() -> None:
+    assert dict(selftest.ANSWERS) == golden_make.known_answers()
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the features named here are those of x86-64")

@@ -59,7 +59,7 @@ def test_tied_and_sliced_tensors(tmp_path: Path) -> None:
     torch.save(parameters, tmp_path / "pytorch_model.bin")
     with open_checkpoint(tmp_path) as checkpoint:
         assert set(checkpoint.tensors) == {"model.embed_tokens.weight", "part"}
-        assert "lm_head.weight is the embedding itself, stored once" in checkpoint.notes
+        assert "lm_head.weight equals the token embeddings, so it is stored only once" in checkpoint.notes
         source = checkpoint.tensors["part"]
         buffer = bytearray(source.nbytes)
         checkpoint.read_into(source, 0, memoryview(buffer))
@@ -74,8 +74,8 @@ class Bomb:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ({"a": Bomb()}, r"holds more than tensors, and is not loaded: (posix|nt)\.mkdir\n"),
-        (Bomb(), "holds more than tensors"),
+        ({"a": Bomb()}, r"contains objects other than tensors, so it was not loaded: (posix|nt)\.mkdir\n"),
+        (Bomb(), "objects other than tensors"),
         ({"a": argparse.Namespace()}, r"is not loaded: argparse\.Namespace\n"),
         ({"a": "text"}, "'a' is a str, not a tensor"),
         ({"state_dict": {}}, "'state_dict' is a dict, not a tensor"),

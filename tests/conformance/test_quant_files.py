@@ -203,7 +203,7 @@ def test_options(llama: Path, tmp_path: Path, title: str, threads: int) -> None:
 def test_requantizing(llama: Path, tmp_path: Path) -> None:
     """From Q8_0: refused unless allowed, and tensors that have their type already are copied."""
     first = ours(request(llama, recipe("Q8_0"), outdir=tmp_path))[0].path
-    with pytest.raises(Usage, match="quantized already"):
+    with pytest.raises(Usage, match="already quantized"):
         plan(request(first, recipe("Q4_K_M"), outdir=tmp_path))
     for name in ("Q4_K_M", "IQ4_XS", "Q8_0", "F16", "Q6_K"):
         theirs = quantizer.quantize(first, tmp_path / "theirs.gguf", Settings(number(name)))

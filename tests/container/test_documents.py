@@ -114,15 +114,15 @@ def test_every_value_has_a_line() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("j.toml", "a = 1\nb = ?", r"j.toml:2: is not valid TOML: Invalid value$"),
-        ("j.toml", "a = 1\nb = [", r"j.toml:2: is not valid TOML"),
+        ("j.toml", "a = 1\nb = ?", r"j.toml:2: the file is not valid TOML: Invalid value$"),
+        ("j.toml", "a = 1\nb = [", r"j.toml:2: the file is not valid TOML"),
         ("j.toml", "a = 1\na = 2", "not valid TOML"),
         ("j.toml", "a = " + "[" * 10_000, "TOML|deep"),
         ("j.yaml", "a: [", r"j.yaml:\d"),
-        ("j.yaml", "a: 1\nb: 2\na: 3", "j.yaml:3.*'a' is there twice"),
-        ("j.yaml", "- a", "no table"),
-        ("j.yaml", "1: a", "no table"),
-        ("j.yaml", "", "no table"),
+        ("j.yaml", "a: 1\nb: 2\na: 3", "j.yaml:3.*'a' occurs twice"),
+        ("j.yaml", "- a", "must hold a table"),
+        ("j.yaml", "1: a", "must hold a table"),
+        ("j.yaml", "", "must hold a table"),
         ("j.yaml", "a: " + "[" * 100 + "]" * 100, "nested deeper"),
         ("j.yaml", "a: &x [1]\nb: *x", "aliases"),
         ("j.yaml", "a: &x [*x]", "aliases"),
@@ -138,7 +138,7 @@ def test_damaged(name: str, text: str, message: str) -> None:
 
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "j.toml"
-    with pytest.raises(Failure, match="cannot read"):
+    with pytest.raises(Failure, match="cannot be read"):
         read_document(path)
     path.write_bytes(b"a = '\xff'")
     with pytest.raises(Malformed, match="UTF-8"):

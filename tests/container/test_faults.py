@@ -247,7 +247,7 @@ INTERRUPTED: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {  # plac
 @pytest.mark.parametrize("fault", ["SIGINT", "SIGTERM", "fail"])
 @pytest.mark.parametrize("where", INTERRUPTED)
 def test_it_says_what_is_there(tmp_path: Path, where: str, fault: str) -> None:
-    """Neither "nothing was left behind" beside a complete file, nor a word of one that is not there."""
+    """Neither "no partial files were left" beside a complete file, nor a word of one that is not there."""
     place, options, there = INTERRUPTED[where]
     if fault == "fail" and place.startswith("after:"):
         fault = "SIGINT"  # the name is given
@@ -259,5 +259,5 @@ def test_it_says_what_is_there(tmp_path: Path, where: str, fault: str) -> None:
     said = done.stderr.replace("\n", "")
     for name in there:
         assert f"{name} is complete and verified" in said
-    assert ("nothing was left behind" in said) == (fault != "fail" and not there)
+    assert ("no partial files were left" in said) == (fault != "fail" and not there)
     assert said.count("complete and verified") == len(there)

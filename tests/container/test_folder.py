@@ -51,7 +51,7 @@ def test_a_full_disk_is_no_other_failure(tmp_path: Path, number: int, kind: type
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(Usage, match="cannot be a folder"), new_folder(tmp_path / "file" / "a", 0):
+    with pytest.raises(Usage, match="cannot be used as the output folder"), new_folder(tmp_path / "file" / "a", 0):
         pass
     with pytest.raises(OutputConflict, match="not an empty folder"), new_folder(tmp_path / "file", 0):
         pass

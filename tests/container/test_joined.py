@@ -44,7 +44,7 @@ def test_two_models_in_one_file(tmp_path: Path) -> None:
         fill(writer, LAYOUT)
         writer.commit()
     path = joined(tmp_path, tmp_path / "one.gguf", tmp_path / "one.gguf")
-    with pytest.raises(Malformed, match="each by itself"):
+    with pytest.raises(Malformed, match="each one separately"):
         open_gguf(path)
     with path.open("r+b") as file:
         file.truncate((tmp_path / "one.gguf").stat().st_size + 3)

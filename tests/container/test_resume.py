@@ -182,7 +182,7 @@ def test_a_set(tmp_path: Path) -> None:
     with SetWriter(tmp_path / "x.gguf", plan, resume=True) as writer:
         assert writer.holds(offset, PIECE)
         assert not writer.holds(plan.whole.offsets[1], len(DATA[1]))
-        assert list(writer.notes()) == [f"resumed: {PIECE} of {plan.whole.size} bytes were there already"]
+        assert list(writer.notes()) == [f"resumed: {PIECE} of {plan.whole.size} bytes were already written"]
         writer.write(offset + PIECE, DATA[0][PIECE:])
         writer.write(plan.whole.offsets[1], DATA[1])
         writer.commit()
@@ -265,7 +265,7 @@ def test_interrupted(model: Path, expected: dict[str, dict[str, bytes]], tmp_pat
     """What was written is kept, and said to be; a run that does not resume removes it."""
     done = run(f"{fault} pwrite 15", model, tmp_path, "plain", "--resume")
     assert done.returncode == code
-    assert "--resume goes on from there" in done.stderr + done.stdout
+    assert "with --resume to continue" in done.stderr + done.stdout
     assert [name.endswith(".partial") for name in contents(tmp_path)] == [True]
     report(run("none getpid 0", model, tmp_path, "plain"))
     assert contents(tmp_path) == expected["plain"]

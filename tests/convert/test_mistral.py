@@ -97,13 +97,13 @@ def refused(folder: Path) -> Failure:
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"lora": {"enable": True, "rank": 4, "scaling": 2.0}}, Unsupported, "LoRA of mistral-finetune"),
+        ({"lora": {"enable": True, "rank": 4, "scaling": 2.0}}, Unsupported, "LoRA adapter of mistral-finetune"),
         ({"quantization": {"qformat_weight": "fp8_e4m3"}}, Unsupported, "quantized in Mistral's own way"),
         ({"vision_encoder": {"hidden_size": 8}}, Unsupported, "vision encoder"),
         ({"yarn": {"factor": 4}}, Unsupported, "yarn"),
         ({"model_type": "mamba"}, Unsupported, "'mamba'"),
         ({"use_biases": True}, Unsupported, "biases"),
-        ({"sliding_window": [4096, None]}, Unsupported, "sliding windows of their own"),
+        ({"sliding_window": [4096, None]}, Unsupported, "different sliding windows"),
         ({"dim": None, "n_heads": 0}, Malformed, "dim, n_heads must be positive"),
         ({"dim": "many"}, Malformed, "whole number"),
         ({"moe": 3}, Malformed, "must be an object"),
@@ -128,11 +128,11 @@ def test_a_tekken_vocabulary(tmp_path: Path, models: dict[str, Path]) -> None:
     folder = own(models, tmp_path / "own")
     (folder / "tokenizer.model").unlink()
     (folder / "tekken.json").write_text("{}", encoding="utf-8")
-    assert "tekken.json, which is not read" in str(refused(folder))
+    assert "tekken.json, which is not supported" in str(refused(folder))
 
 
 def test_weights_without_params(tmp_path: Path, models: dict[str, Path]) -> None:
     folder = own(models, tmp_path / "own")
     (folder / "params.json").unlink()
     (folder / "config.json").write_text(json.dumps({"architectures": ["MistralForCausalLM"]}), encoding="utf-8")
-    assert "lacks its params.json" in str(refused(folder))
+    assert "its params.json is missing" in str(refused(folder))

@@ -36,7 +36,7 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
 def test_a_truncated_archive(tmp_path: Path) -> None:
     path = archive(tmp_path / "pytorch_model.bin")
     path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(Malformed, match="damaged or cut short"):
+    with pytest.raises(Malformed, match="damaged or incomplete"):
         open_checkpoint(tmp_path)
 
 

@@ -159,8 +159,8 @@ def test_all_problems_come_at_once() -> None:
     assert len(found) == 4
     assert "output_norm.weight: its source is missing from the checkpoint" in found
     assert "blk.1.ffn_up.weight: its source is missing from the checkpoint" in found
-    assert any(line.startswith("model.layers.0.mlp.wrong: no GGUF tensor for it") for line in found)
-    assert "config.json: hidden_act is 'gelu', and llama.cpp assumes 'silu'" in found
+    assert any(line.startswith("model.layers.0.mlp.wrong: there is no GGUF tensor for it") for line in found)
+    assert "config.json: hidden_act is 'gelu', but llama.cpp assumes 'silu'" in found
 
 
 def test_an_unknown_tensor_names_the_nearest_known_one() -> None:
@@ -239,13 +239,13 @@ def test_impossible_config_values_name_the_key(key: str, value: object) -> None:
 
 def test_norm_topk_prob_must_be_what_the_graph_does() -> None:
     assert problems(config_of("qwen3-moe", norm_topk_prob=False)) == (
-        "config.json: norm_topk_prob is False, and llama.cpp assumes True",
+        "config.json: norm_topk_prob is False, but llama.cpp assumes True",
     )
 
 
 def test_gemma_attention_scale_must_be_what_the_graph_does() -> None:
     assert problems(config_of("gemma2", query_pre_attn_scalar=224)) == (
-        "config.json: query_pre_attn_scalar is 224, and llama.cpp assumes 128",
+        "config.json: query_pre_attn_scalar is 224, but llama.cpp assumes 128",
     )
 
 
@@ -258,14 +258,16 @@ def test_notes_say_what_is_left_out() -> None:
     notes = plan_of(config, without(config, **inverse)).notes
     assert "1 dropped: recomputed from rope_theta" in notes
     assert any(note.startswith("1 dropped: the multi-token prediction head") for note in notes)
-    assert "config keys without a meaning here: surprising_key" in notes
+    assert "these keys of config.json are not used: surprising_key" in notes
     assert any(note.startswith("use_sliding_window is True") for note in notes)
 
 
 @pytest.mark.parametrize("kind", checkpoints.KINDS)
 def test_ordinary_configs_raise_no_notes_about_keys(kind: str) -> None:
     assert not [
-        note for note in plan_of(config_of(kind, torch_dtype="bfloat16")).notes if note.startswith("config keys")
+        note
+        for note in plan_of(config_of(kind, torch_dtype="bfloat16")).notes
+        if note.startswith("these keys of config.json")
     ]
 
 

@@ -95,7 +95,7 @@ def test_other_names_stay(names: list[str]) -> None:
 
 
 def test_a_name_with_and_without_its_wrapper() -> None:
-    with pytest.raises(Malformed, match="here twice"):
+    with pytest.raises(Malformed, match="occurs twice"):
         unwrapped(["model.layers.0.a", "_orig_mod.model.layers.0.a"], "x")
 
 

@@ -122,7 +122,7 @@ def test_from_a_card(tmp_path: Path) -> None:
     }
     assert {key: found[key] for key in expected} == expected
     assert {key for key in found if key.startswith((base, "general.dataset."))} <= expected.keys()
-    assert notes == ["model card: 7 names no model and no data set"]
+    assert notes == ["model card: 7 names neither a model nor a data set"]
 
 
 def test_sampling(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_override_files(tmp_path: Path) -> None:
     assert found[General.NAME] == string("é")
     assert found["general.dataset.0.repo_url"] == string("https://huggingface.co/a/b-7B")
     path.write_text('{"general.nam": "x"}', encoding="utf-8")
-    with pytest.raises(Usage, match=r"nearest that can is 'general\.name'"):
+    with pytest.raises(Usage, match=r"nearest such key is 'general\.name'"):
         read_overrides(path)
     for text in ("[]", "{", "\x80"):
         path.write_bytes(text.encode("latin-1"))

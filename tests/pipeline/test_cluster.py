@@ -264,7 +264,7 @@ def test_when_all_workers_die_nothing_is_published(
     (tmp_path / "a.gguf").write_bytes(b"the old one")
     with (
         dask_processes.cluster(tmp_path / "dask", workers=1) as found,
-        pytest.raises(Failure, match="no worker was there"),
+        pytest.raises(Failure, match="no worker was connected"),
     ):
         convert(large, tmp_path / "a.gguf", found, after(1_000_000, found.workers[0].kill))
     assert (tmp_path / "a.gguf").read_bytes() == b"the old one"
@@ -328,7 +328,7 @@ def test_what_some_workers_cannot_write_is_done_by_another(large: Path, expected
     assert (tmp_path / "a.gguf").read_bytes() == expected
     assert left(tmp_path) == ["a.gguf", "dask"]
     said = sorted(note for note in done.notes if "worker tcp://" in note)
-    assert len(said) == 2 and all(note.endswith("the other workers did its part") for note in said), said
+    assert len(said) == 2 and all(note.endswith("the other workers did its share") for note in said), said
     assert "Read-only file system" in said[0] and "File too large" in said[1]
 
 
@@ -384,7 +384,7 @@ def test_an_interrupted_or_killed_client(shared: Cluster, large: Path, expected:
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "http://["])
 def test_no_scheduler(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(cluster, "TIMEOUT", 1)
-    with pytest.raises(Failure, match="no Dask scheduler answers") as error:
+    with pytest.raises(Failure, match="no Dask scheduler answered") as error:
         run(request(large, outfile=tmp_path / "a.gguf", scheduler=address))
     assert "dask scheduler" in str(error.value)
     assert left(tmp_path) == []
@@ -402,7 +402,7 @@ def test_a_worker_without_ggufsmith(large: Path, tmp_path: Path) -> None:
         found.add(without="ggufsmith.quantize")
         with pytest.raises(Failure, match=r"cannot take part: .*ggufsmith") as error:
             run(request(large, outfile=tmp_path / "a.gguf", scheduler=found.address))
-    assert "Install ggufsmith" in str(error.value)
+    assert "Install the client's version of ggufsmith" in str(error.value)
 
 
 def test_dask_is_not_installed(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Writes golden.json: blocks as ggml itself makes and reads them, for tests that run without it.
+"""Writes golden.json: blocks as ggml itself makes and reads them, for tests that run without it. Prints the known
+answers of quantize/selftest.py.
 
 python tests/quantize/golden_make.py            needs the extra `conformance`
 """
@@ -12,7 +13,7 @@ import oracle
 import strategies
 
 from ggufsmith.container.formats import BY_NAME
-from ggufsmith.quantize import rows
+from ggufsmith.quantize import rows, selftest
 
 HERE = Path(__file__).parent
 WIDTH = 256
@@ -42,6 +43,20 @@ def main() -> None:
         "blocks": blocks,
     }
     (HERE / "golden.json").write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
+    for name, answer in known_answers().items():
+        print(f'        "{name}": {answer},'.replace("'", '"'))
+
+
+def known_answers() -> dict[str, tuple[str | None, str | None]]:
+    """What `selftest.ANSWERS` must be, from ggml."""
+    x, importance = selftest.known_rows(), selftest.known_importance()
+    found = {}
+    for name in (name for name in BY_NAME if name in rows.MODULES):
+        codec = rows.codec_of(BY_NAME[name])
+        plain = selftest.digest(oracle.quantize(name, x)) if codec.encode else None
+        weighted = selftest.digest(oracle.quantize(name, x, importance)) if codec.weighted else None
+        found[name] = plain, weighted
+    return found
 
 
 if __name__ == "__main__":

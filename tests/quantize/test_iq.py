@@ -1,56 +1,17 @@
 """IQ types: readable twins, weights that the formats hold exactly, and what ggml does with sub-blocks of zeros."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize import grids, rows
-from ggufsmith.quantize.cache import Kernel
-from ggufsmith.quantize.kernels import fp4, iq1, iq2, iq3, iq4, ternary
-from ggufsmith.quantize.kernels.iq_common import nearest_integer
+from ggufsmith.quantize.kernels import Steering
+from ggufsmith.quantize.kernels.common import nearest_integer
 from ggufsmith.quantize.kernels.iq_nearest import least, nearest_point, table_entries
 from ggufsmith.quantize.simd import W
 
-NO_WEIGHTS = np.empty(0, np.float32)
-
-
-def lattice(kind: Any, x: Any, out: Any, importance: Any) -> tuple[Any, ...]:
-    return (x, out, importance, 0, kind.spec, kind.layout, kind.grid)
-
-
-# Name -> the kernel, and its arguments from rows, room for bytes and importance.
-ENCODERS: dict[str, tuple[Kernel, Callable[[Any, Any, Any], tuple[Any, ...]]]] = {
-    **{
-        name: (kind.encoder, lambda x, out, w, kind=kind: lattice(kind, x, out, w))
-        for name, kind in {**iq2.TYPES, **iq3.TYPES}.items()
-    },
-    "IQ1_S": (iq1.iq1_s, lambda x, out, w: (x, out, w, 0, iq1.grid())),
-    "IQ1_M": (iq1.iq1_m, lambda x, out, w: (x, out, w, 0, iq1.grid())),
-    "IQ4_NL": (iq4.iq4_nl, lambda x, out, w: (x, out, w, 0)),
-    "IQ4_XS": (iq4.iq4_xs, lambda x, out, w: (x, out, w, 0)),
-    "TQ1_0": (ternary.tq1_0, lambda x, out, w: (x, out)),
-    "TQ2_0": (ternary.tq2_0, lambda x, out, w: (x, out)),
-    "MXFP4": (fp4.mxfp4, lambda x, out, w: (x, out)),
-    "NVFP4": (fp4.nvfp4, lambda x, out, w: (x, out)),
-}
-DECODERS: dict[str, tuple[Kernel, tuple[Any, ...]]] = {
-    **{
-        name: (kind.decoder, (kind.spec, kind.layout, kind.values, kind.signs))
-        for name, kind in {**iq2.TYPES, **iq3.TYPES}.items()
-    },
-    "IQ1_S": (iq1.iq1_s_decode, (iq1.values(),)),
-    "IQ1_M": (iq1.iq1_m_decode, (iq1.values(),)),
-    "IQ4_NL": (iq4.iq4_nl_decode, ()),
-    "IQ4_XS": (iq4.iq4_xs_decode, ()),
-    "TQ1_0": (ternary.tq1_0_decode, ()),
-    "TQ2_0": (ternary.tq2_0_decode, ()),
-    "MXFP4": (fp4.mxfp4_decode, ()),
-    "NVFP4": (fp4.nvfp4_decode, ()),
-}
+NAMES = [name for name in rows.MODULES if name.startswith(("IQ", "TQ", "MX", "NV"))]
 
 
 def sparse_blocks(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -64,30 +25,31 @@ def sparse_blocks(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_twin(name: str, weighted: bool) -> None:
     """The kernel's source, run by Python on NumPy lanes, gives the bytes of the compiled kernel."""
-    run, arguments = ENCODERS[name]
-    if not weighted and rows.codec_of(format_of(name)).encode is None:
-        weighted = True
+    codec = rows.codec_of(format_of(name))
     x, importance = sparse_blocks(name)
+    steered = codec.encode is None or (weighted and codec.weighted is not None)
+    run = codec.weighted if steered else codec.encode
+    steering = Steering(importance, 0, 1, np.empty(0, np.float32)) if steered else ()
     compiled, plain = (np.zeros(W * format_of(name).size, np.uint8) for _ in range(2))
-    run(*arguments(x, compiled, importance if weighted else NO_WEIGHTS))
+    assert run is not None
+    run(x, compiled, *steering)
     with np.errstate(all="ignore"):
-        run.py_func(*arguments(x, plain, importance if weighted else NO_WEIGHTS))
+        run.py_func(x, plain, *steering)
     assert np.array_equal(compiled, plain)
     assert compiled.any()
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_decoder_twin(name: str) -> None:
-    run, tables = DECODERS[name]
-    form = format_of(name)
+    form, decode = format_of(name), rows.codec_of(format_of(name)).decode
     blocks = np.random.default_rng(3).integers(0, 128, W * form.size, dtype=np.uint8)
     compiled, plain = (np.zeros(W * form.weights, np.float32) for _ in range(2))
-    run(blocks, compiled, *tables)
+    decode(blocks, compiled)
     with np.errstate(all="ignore"):
-        run.py_func(blocks.astype(np.int64), plain, *tables)
+        decode.py_func(blocks, plain)
     assert np.array_equal(compiled, plain, equal_nan=True)
 
 

@@ -16,15 +16,15 @@ def test_six_bit_scales_come_back() -> None:
     """As the data table of the format has them: which bits of 12 bytes hold scale and minimum j."""
     rng = np.random.default_rng(0)
     scales, mins = rng.integers(0, 64, (2, 8, W)).astype(np.float32)
-    block = np.zeros(kquants_min.Q4_SIZE * W, np.uint8)
-    kquants_min.pack_scales(scales.reshape(-1), mins.reshape(-1), block)
+    block, at = np.zeros(kquants_min.Q4_K.size * W, np.uint8), kquants_min.Q4_K.scales
+    kquants_min.pack_scales(scales.reshape(-1), mins.reshape(-1), block, at)
     packed = block.reshape(-1, W)[4:16].astype(int)
     for j in range(4):
         assert np.array_equal(packed[j] & 63, scales[j]) and np.array_equal(packed[4 + j] & 63, mins[j])
         assert np.array_equal(packed[8 + j] & 15 | packed[j] >> 6 << 4, scales[4 + j])
         assert np.array_equal(packed[8 + j] >> 4 | packed[4 + j] >> 6 << 4, mins[4 + j])
     for j in range(8):
-        scale, low = kquants_min.unpack_scales(block, j)
+        scale, low = kquants_min.unpack_scales(block, at, j)
         assert np.array_equal(scale, scales[j]) and np.array_equal(low, mins[j])
 
 

@@ -60,7 +60,7 @@ def test_kernels_share_no_symbol(apart: Path) -> None:
     assert len(functions) == 2 * len(cached), "of each kernel, itself and its wrapper for Python"
 
 
-SAMPLE = ("kquants_min.decode_q4_k", "iq2.iq2_decode", "codes.scale_groups", "legacy.encode_q4_0", "iq3.iq3_decode")
+SAMPLE = ("kquants_min.decode_q4_k", "iq2.decode_iq2", "codes.scale_groups", "legacy.encode_q4_0", "iq3.decode_iq3")
 COMPILED_HERE = """
 import json, sys
 import objects

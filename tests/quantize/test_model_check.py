@@ -95,7 +95,7 @@ def test_tensors_that_belong(architecture: str, names: list[str]) -> None:
 
 
 def test_blocks_beyond_the_last() -> None:
-    with pytest.raises(Malformed, match=r"2 blocks by its keys, and its tensor blk\.2\.attn_q\.weight"):
+    with pytest.raises(Malformed, match=r"2 blocks, but it has its tensor blk\.2\.attn_q\.weight"):
         check_model(keys("llama"), ["blk.1.attn_q.weight", "blk.2.attn_q.weight"], "x")
 
 

@@ -101,5 +101,5 @@ def test_the_pass_says_it(narrow: Path, tmp_path: Path) -> None:
     """Of folders and of files."""
     for source in (narrow, tmp_path / "Narrow-F16.gguf"):
         made = planned(source, "q4_K_M", "q4_K_L", outdir=tmp_path)
-        assert any("will be the same file" in note for note in made.notes)
+        assert any("will be byte-identical" in note for note in made.notes)
         run(request(narrow, outdir=tmp_path))

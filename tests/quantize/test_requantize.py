@@ -250,12 +250,12 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
     empty = models.write_gguf(tmp_path / "vocab.gguf", models.metadata(), {})
     before = untouched(tmp_path)
     for wrong, kind, message in (
-        (request(model), Usage, "this is a GGUF file already"),
+        (request(model), Usage, "this is already a GGUF file"),
         (request(model, "q8_0", "q4_0", outfile=tmp_path / "o.gguf"), Usage, "several recipes"),
         (request(model, "q4_K", "q4_K_M"), Usage, "two of the recipes"),
         (request(wide, "iq1_s"), Usage, "importance matrix"),
         (request(model, "q8_0", tensor_types=("attn_w=q8_0",)), Usage, "attn_w"),
-        (request(quantized.path, "q4_0"), Usage, "quantized already"),
+        (request(quantized.path, "q4_0"), Usage, "already quantized"),
         (request(narrow, "q8_0", strict=True), Usage, "--strict"),
         (request(model, "q4_0", imatrix=imatrix), Malformed, "another model"),
         (request(model, "q4_0", include_weights=("attn",)), Usage, "--imatrix"),
@@ -265,7 +265,7 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
         (request(empty, "q8_0"), Malformed, "no tensors"),
         (request(tmp_path / "absent.gguf", "q8_0"), Failure, "cannot open"),
         (request(model, "f16"), OutputConflict, "is the input"),
-        (request(model, "q8_0", overwrite=False), OutputConflict, "exists already"),
+        (request(model, "q8_0", overwrite=False), OutputConflict, "already exists"),
     ):
         with pytest.raises(kind, match=message):
             work(wrong)
@@ -291,7 +291,7 @@ def test_fallbacks_and_costs_are_told(tmp_path: Path) -> None:
     with opened(request(narrow, "q8_0")) as made:
         (output,) = made.outputs
         (note,) = output.notes
-    assert note.startswith("9 of 12 tensors fall back (Q8_0 to F16)")
+    assert note.startswith("9 of 12 tensors have another type than the recipe gives (Q8_0 to F16)")
     assert f"{output.bits_per_weight:.2f} bits per weight" in note
     model = models.write_model(tmp_path / "m-F16.gguf")
     rules = 'extends = "q8_0"\n[[rule]]\ntype = "q4_0"\nmatch = "ffn_dwn"\n'

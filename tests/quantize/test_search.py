@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ggufsmith.quantize.kernels import search_min
-from ggufsmith.quantize.kernels.search_min import ANYWHERE, NEAR, SMALL, WITHIN, code_sums
+from ggufsmith.quantize.kernels.search_min import ANYWHERE, NEAR, SMALL, WITHIN, Best, Steps, SubBlocks, code_sums
 from ggufsmith.quantize.simd import W, f32
 
 N = 32
@@ -54,14 +54,14 @@ def test_codes_of_values_within_their_limits_need_none(seed: int, beyond: float,
 @given(SEEDS, st.sampled_from([3, 15]), st.booleans())
 def test_two_searches_in_turn_give_what_each_gives_alone(seed: int, top: int, mad: bool) -> None:
     rng, x, w = weights_of(seed)
-    half, settings = N // 2, (f32(top), f32(-0.9), f32(0.2), 9, mad)
+    half, steps = N // 2, Steps(f32(top), f32(-0.9), f32(0.2), 9, mad)
     x[rng.integers(0, x.size, 9)] *= f32(1e7)  # lanes that need all limits
     room = np.empty_like(x)
     found = np.empty((4, 2, W), np.float32)
-    search_min.two_scales_and_mins(x, 0, w, room, half, *settings, found.reshape(-1))
+    search_min.two_scales_and_mins(x, 0, w, room, half, steps, SubBlocks(*found.reshape(4, -1)))
     for i in range(2):
         part = slice(i * half * W, (i + 1) * half * W)
-        same(found[:, i], search_min.scale_and_min(x[part], 0, w[part], room, half, *settings))
+        same(found[:, i], search_min.scale_and_min(x[part], 0, w[part], room, half, steps))
 
 
 @given(SEEDS, st.floats(0.875, 1.25, width=32), st.sampled_from([0.0, 0.0625, 1.0]), st.sampled_from([3, 15, 31]))
@@ -69,13 +69,13 @@ def test_a_step_keeps_codes_within_their_limits(seed: int, reach: float, raised:
     """Whatever way a step takes: few values beyond the limits, none, or all of them."""
     _, x, w = weights_of(seed)
     whole = search_min.whole_sums(x, 0, w, 0, N)
-    low = (whole[0] * f32(1 - raised)).astype(np.float32)
-    inverse = (f32(top * reach) / (whole[1] - low)).astype(np.float32)
-    state = (low, low, low, inverse, low, inverse)
+    low = (whole.low * f32(1 - raised)).astype(np.float32)
+    inverse = (f32(top * reach) / (whole.high - low)).astype(np.float32)
+    state = Best(low, low, low, inverse, low, inverse)
     codes, expected = np.empty_like(x), np.empty_like(x)
     fit = search_min.next_fit(x, 0, w, codes, 0, N, f32(top), whole, state)
     same(
         fit[:2],
-        search_min.fitted(whole[2], whole[3], code_sums(x, 0, w, expected, 0, N, f32(top), inverse, low, ANYWHERE))[:2],
+        search_min.fitted(whole, code_sums(x, 0, w, expected, 0, N, f32(top), inverse, low, ANYWHERE))[:2],
     )
     same([codes], [expected])

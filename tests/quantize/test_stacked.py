@@ -87,7 +87,7 @@ def test_parts_of_a_stack(tmp_path: Path) -> None:
             buffer = bytearray(stop - start)
             files.read_into(info, start, buffer)
             assert bytes(buffer) == expected[start:stop]
-    assert model.told() == ("6 matrices of single experts are stacked into 2, as llama.cpp reads them today",)
+    assert model.told() == ("6 matrices of single experts are stacked into 2, as llama.cpp now expects them",)
 
 
 def refused(path: Path) -> Failure:
@@ -108,7 +108,7 @@ def test_what_cannot_be_stacked(tmp_path: Path) -> None:
         (whole, 2, Malformed, "3 experts of 2"),
         (whole, None, Malformed, "does not say how many"),
         (whole, 0, Malformed, "does not say how many"),
-        (both, EXPERTS, Malformed, "the stack is here as well"),
+        (both, EXPERTS, Malformed, "the stack exists as well"),
         (small, EXPERTS, Malformed, "different shapes"),
         (mixed, EXPERTS, Unsupported, "different types"),
     ):

@@ -1,14 +1,12 @@
 """Kernels against their twins: the same source run on NumPy arrays. And ours as ggml would have it."""
 
-from typing import Any
-
 import numpy as np
 import strategies
 from numpy.typing import NDArray
 
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize import rows
-from ggufsmith.quantize.kernels import floats
+from ggufsmith.quantize.kernels import Steering, floats
 from ggufsmith.quantize.simd import W
 
 SCALES = [-30, -12, -5, -2, 0, 3]
@@ -31,13 +29,13 @@ def group(name: str, seed: int) -> NDArray[np.float32]:
     return strategies.mosaic(seed, W, weights, sorted(strategies.KINDS), SCALES).reshape(-1)
 
 
-def steering(name: str, x: NDArray[np.float32], seed: int) -> tuple[Any, ...]:
-    """The arguments of a weighted kernel: rows of three blocks, of which the group starts in the second."""
+def steering(name: str, x: NDArray[np.float32], seed: int) -> Steering:
+    """The last arguments of a weighted kernel: rows of three blocks, of which the group starts in the second."""
     weights = format_of(name).weights
     importance = strategies.squares(np.random.default_rng(seed), 3 * weights)
     importance[::7] = 0
-    power, _ = floats.mean_squares(np.resize(x, (W // 3 + 2, 3 * weights)))
-    return np.resize(importance, (3 + W) * weights), 1, power
+    squares, _ = floats.mean_squares(np.resize(x, (W // 3 + 2, 3 * weights)))
+    return Steering(np.resize(importance, (3 + W) * weights), 1, 3, squares)
 
 
 def assert_encodes_as_twin(name: str, weighted: bool, seed: int = 0) -> None:
@@ -45,9 +43,10 @@ def assert_encodes_as_twin(name: str, weighted: bool, seed: int = 0) -> None:
     x = group(name, seed)
     run, extra = (codec.weighted, steering(name, x, seed)) if weighted else (codec.encode, ())
     compiled, plain = np.zeros(W * form.size, np.uint8), np.zeros(W * form.size, np.uint8)
-    run(x, compiled, *extra)  # type: ignore[misc]
+    assert run is not None
+    run(x, compiled, *extra)
     with np.errstate(all="ignore"):
-        run.py_func(x, plain, *extra)  # type: ignore[union-attr]
+        run.py_func(x, plain, *extra)
     assert np.array_equal(compiled, plain)
     assert len(np.unique(compiled)) > 16  # something was encoded
 
@@ -59,6 +58,6 @@ def assert_decodes_as_twin(name: str, seed: int = 0) -> None:
     compiled, plain = np.zeros(W * form.weights, np.float32), np.zeros(W * form.weights, np.float32)
     codec.decode(blocks, compiled)
     with np.errstate(all="ignore"):
-        codec.decode.py_func(blocks, plain)  # type: ignore[attr-defined]
+        codec.decode.py_func(blocks, plain)
     same = compiled.view(np.uint32) == plain.view(np.uint32)
     assert np.all(same | (np.isnan(compiled) & np.isnan(plain)))

@@ -72,7 +72,7 @@ def test_a_space_that_llama_cpp_puts_more_often_is_said(kind: str, scheme: str, 
     put(tmp_path, "tokenizer.json", {**whole, "normalizer": None, "pre_tokenizer": metaspace})
     vocabulary = read(tmp_path)
     assert vocabulary.add_space_prefix is None
-    assert any("behind every special token" in note for note in vocabulary.notes) == (scheme == "first")
+    assert any("after every special token" in note for note in vocabulary.notes) == (scheme == "first")
 
 
 @pytest.mark.parametrize("kind", ["llama-spm", "llama-bpe-fallback"])

@@ -118,7 +118,7 @@ def test_an_unknown_split_is_shown_with_its_nearest(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_without_a_pretokenizer(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="splits like this one: none"):
+    with pytest.raises(Unsupported, match="splits text like this one: none"):
         read(folder_of("qwen2-bpe", tmp_path, tokenizer=lambda t: t.update(pre_tokenizer=None)))
 
 

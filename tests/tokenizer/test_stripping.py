@@ -21,7 +21,7 @@ PHI3: dict[str, Json] = {
 }
 
 
-FLAGS = [("lstrip", "before"), ("rstrip", "behind"), ("single_word", "inside words")]
+FLAGS = [("lstrip", "before"), ("rstrip", "after"), ("single_word", "inside words")]
 NORMALIZERS = [("Prepend", True), ("Lowercase", True), ("NFC", False), (None, False)]
 
 
@@ -46,7 +46,7 @@ def test_a_name_makes_llama_cpp_take_white_space(source: str, name: str, expecte
     vocabulary = phi3(tmp_path, (source,))
     assert name_for(vocabulary, name) == expected
     assert any(strip_notes(vocabulary, expected)) is False
-    assert any("behind" in note for note in strip_notes(vocabulary, "My Support Bot"))
+    assert any("after" in note for note in strip_notes(vocabulary, "My Support Bot"))
     notes = list(name_notes(vocabulary, name, stated=False))
     assert [expected in note for note in notes] == ([True] if name != expected else [])
     assert [repr(name) in note for note in name_notes(vocabulary, name, stated=True)] == [True] * len(notes)

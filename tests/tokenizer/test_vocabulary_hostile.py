@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vocabulary_folders import Json, added, folder_of, made, read
 
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
-from ggufsmith.tokenizer import source
+from ggufsmith.tokenizer.files import optional_bytes
 
 JSON_FILES = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
 
@@ -23,15 +23,15 @@ JSON_FILES = ["tokenizer.json", "tokenizer_config.json", "generation_config.json
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not JSON"),
-        (b"{", "not JSON"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
         (b"[]", "is an array, expected an object"),
         (b"null", "is null, expected an object"),
         (b'"text"', "is a string, expected an object"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b'{"a": 1, "a": 2}', "'a' occurs twice"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
 )
 def test_files_that_are_no_objects(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_damaged_added_tokens_json(tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     folder = folder_of("qwen2-bpe", tmp_path)
     with pytest.raises(Malformed, match="more than the 100 read at most"):
-        source.read_bytes(folder, "tokenizer.json", limit=100)
+        optional_bytes(folder, "tokenizer.json", limit=100)
 
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:

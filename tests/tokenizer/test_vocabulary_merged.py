@@ -187,7 +187,7 @@ def test_a_token_of_the_vocabulary_keeps_its_id(kind: str, source: str, tmp_path
     vocabulary = read(tmp_path, size=count + 1)
     assert vocabulary.types[count - 1] == (TokenType.USER_DEFINED if source == ADDED else TokenType.CONTROL)
     assert vocabulary.tokens[count] == f"[PAD{count}]"
-    assert noted(vocabulary, f"added token {count} {text!r} is token {count - 1} already")
+    assert noted(vocabulary, f"added token {count} {text!r} is already token {count - 1}")
 
 
 def test_a_renamed_piece_is_said(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_tokenizer_json_of_another_vocabulary_names_no_ids(tmp_path: Path) -> 
     put(tmp_path, "tokenizer_config.json", {})
     vocabulary = read(tmp_path, size=len(pieces) + 2)
     assert set(vocabulary.types[len(pieces) :].tolist()) == {TokenType.UNUSED}
-    assert noted(vocabulary, "tokenizer.json", "another vocabulary")
+    assert noted(vocabulary, "tokenizer.json", "the vocabulary in tokenizer.json differs")
 
 
 def test_a_few_pieces_that_differ_are_refused(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_vocab_json_needs_a_class_that_says_how_text_is_split(tmp_path: Path) ->
 
 
 def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match=r"neither tokenizer\.model, nor tokenizer\.json"):
+    with pytest.raises(Unsupported, match=r"no tokenizer\.model, no tokenizer\.json"):
         read(tmp_path)
 
 

@@ -150,18 +150,18 @@ def test_pre_tokenizers_are_written_as_they_are_recognised(row: Any) -> None:
 
 
 def test_what_no_tokenizer_json_can_say_is_refused() -> None:
-    with pytest.raises(Unsupported, match="'kimi-k2' has no form"):
+    with pytest.raises(Unsupported, match="'kimi-k2' cannot be written"):
         tokenizer_files(replace(GPT2, pre="kimi-k2"), "", 1)
-    with pytest.raises(Failure, match="does not take this vocabulary"):
+    with pytest.raises(Failure, match="does not accept this vocabulary"):
         tokenizer_files(replace(GPT2, merges=("a x",)), "", 1)
 
 
 KEYS = GPT2.metadata()
 BAD: dict[str, tuple[Metadata, type[Failure], str]] = {
     "no tokens": ({"tokenizer.ggml.tokens": u32(1)}, Malformed, "array of strings"),
-    "bytes": ({"tokenizer.ggml.tokens": strings(["\udcff"] * 5)}, Unsupported, "no UTF-8"),
+    "bytes": ({"tokenizer.ggml.tokens": strings(["\udcff"] * 5)}, Unsupported, "not UTF-8"),
     "types too short": ({"tokenizer.ggml.token_type": array(np.ones(4, np.int32))}, Malformed, "array of 5 numbers"),
-    "no such type": ({"tokenizer.ggml.token_type": array(np.full(5, 9, np.int32))}, Malformed, "no token type"),
+    "no such type": ({"tokenizer.ggml.token_type": array(np.full(5, 9, np.int32))}, Malformed, "not a token type"),
     "id of another type": ({"tokenizer.ggml.eos_token_id": string("x")}, Malformed, "holds STRING"),
     "no merges": ({"tokenizer.ggml.merges": i32(1)}, Malformed, "array of strings"),
     "model": ({"tokenizer.ggml.model": string("bert")}, Unsupported, "only llama and gpt2"),

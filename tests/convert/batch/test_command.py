@@ -35,7 +35,7 @@ def test_a_night(home: Path, tmp_path: Path) -> None:
     done = jobs.command(path, "--report", tmp_path / "r.json", "--junit", tmp_path / "r.xml")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "2 models: 4 files made, 0 already there"
+    assert done.stdout.splitlines()[-1] == "2 models: 4 files made, 0 already existed"
     files = list((tmp_path / "out").rglob("*.gguf"))
     assert {file.name for file in files} == {f"{model}-{kind}.gguf" for model in "AB" for kind in ("Q4_K_M", "Q8_0")}
     assert priced["bytes"] == sum(file.stat().st_size for file in files), "a dry run knows the exact bytes"
@@ -54,7 +54,7 @@ def test_a_night(home: Path, tmp_path: Path) -> None:
     again = jobs.cli(path, "--json")
     assert [model["status"] for model in json.loads(again.stdout)["models"]] == ["finished", "finished"]
     shown = jobs.cli(path, "--dry-run").stdout
-    assert "0 outputs of 0 models; 4 are there already" in shown
+    assert "0 outputs of 0 models; 4 already exist" in shown
 
 
 def test_the_exit_code_says_how_many_failed_and_the_last_line_why(
@@ -66,7 +66,7 @@ def test_the_exit_code_says_how_many_failed_and_the_last_line_why(
     done = jobs.cli(path, "--report", tmp_path / "r.json")
     assert done.exit_code == 101
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("2 models: 2 files made, 0 already there, 1 failed (bad: ")
+    assert last.startswith("2 models: 2 files made, 0 already existed, 1 failed (bad: ")
     (annotation,) = [line for line in done.stdout.splitlines() if line.startswith("::error ")]
     assert annotation.startswith("::error file=jobs.toml,line=4,title=bad::")
     assert json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["exit_code"] == 101
@@ -76,10 +76,10 @@ def test_the_exit_code_says_how_many_failed_and_the_last_line_why(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--shard", "0/2"], 2, "write I/N"),
-        (["--shard", "3/2"], 2, "write I/N"),
-        (["--shard", "x"], 2, "write I/N"),
-        (["--max-memory", "lots"], 2, "is no size"),
+        (["--shard", "0/2"], 2, "of the form I/N"),
+        (["--shard", "3/2"], 2, "of the form I/N"),
+        (["--shard", "x"], 2, "of the form I/N"),
+        (["--max-memory", "lots"], 2, "is not a size"),
         (["--report", "."], 2, "is a folder"),
         (["--junit", "none/r.xml"], 2, "the report's folder does not exist: none"),
     ],
@@ -115,7 +115,7 @@ def test_runners_share_a_job(home: Path, tmp_path: Path) -> None:
     for k in (1, 2):
         assert jobs.cli(path, "--shard", f"{k}/2", "--no-sync").exit_code == 0
         assert {each.name for each in (tmp_path / "out").iterdir()} == ({"A", "C"} if k == 1 else {"A", "B", "C"})
-    assert jobs.cli(path).stdout.endswith("0 files made, 6 already there\n")
+    assert jobs.cli(path).stdout.endswith("0 files made, 6 already existed\n")
 
 
 # A batch whose work never ends by itself: in `stream`, where it can stop between two chunks, or in one that it cannot.
@@ -170,7 +170,7 @@ def test_signals_end_it_soon(home: Path, tmp_path: Path, kind: str, number: int,
     assert process.returncode == code
     assert time.monotonic() - begun < 10
     kept = bool(list((tmp_path / "out").rglob("*.partial")))
-    assert ("the same job goes on from there" if kept else "nothing was left behind") in error
+    assert ("run the same job again to continue" if kept else "no partial files were left") in error
     report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert {model["status"] for model in report["models"]} == {"interrupted"}
     assert not list((tmp_path / "out").rglob("*.gguf"))
@@ -190,7 +190,7 @@ def test_interrupted_between_the_files_and_what_belongs_beside_them(home: Path, 
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "the outputs of A are complete and verified" in error.replace("\n", " ")
-    assert "nothing was left behind" not in error
+    assert "no partial files were left" not in error
     there = {file.name for file in (tmp_path / "out" / "A").iterdir()}
     assert there == {"A-Q8_0.gguf", ".A.batch.json"}
     assert "1 files made" not in jobs.cli(path).stdout, "they are not made again"

@@ -91,10 +91,10 @@ def test_an_adapter_on_a_hub(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("source = 'hf://nonsense'", "no name of a model"),
-        ("source = 'ftp://org/name'", "no hub that is known"),
+        ("source = 'hf://nonsense'", "not the name of a model"),
+        ("source = 'ftp://org/name'", "not a known hub"),
         ("source = 'org/name'", "write hf://org/name"),
-        ("source = '.'\nrevision = 'main'", "revision is for models on a hub"),
+        ("source = '.'\nrevision = 'main'", "revision applies only to models on a hub"),
     ],
 )
 def test_names_that_are_none(tmp_path: Path, entry: str, message: str) -> None:

@@ -162,17 +162,17 @@ card = "a/b.md"
         ("9", "circle: b -> a -> b"),
         ("12", "Did you mean q4_K_M"),
         ("12", "no.toml"),
-        ("13", "leads out of the output folder"),
+        ("13", "is outside the output folder"),
         ("14", "no such file"),
         ("16", "no such folder or file"),
         ("19", "strict cannot be 'yes': it is true or false"),
         ("20", "Did you mean recipes"),
         ("21", "Did you mean f16"),
-        ("22", "'many' is no size"),
-        ("25", "set 'c' means nothing"),
+        ("22", "'many' is not a size"),
+        ("25", "unknown set 'c'"),
         ("26", "no imatrix"),
         ("27", "source is missing"),
-        ("32", "{modle} means nothing"),
+        ("32", "{modle} is not a known field"),
         ("32", "ends in .gguf"),
         ("33", "card names a file"),
     ]
@@ -184,8 +184,8 @@ card = "a/b.md"
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        (['source = "Tiny-A"', 'source = "Tiny-A"'], "is called 'Tiny-A' too"),
-        (['source = "Tiny-A"\nname = "x"', 'source = "Tiny B"\nname = "X"\nfolder = "x"'], "is called 'X' too"),
+        (['source = "Tiny-A"', 'source = "Tiny-A"'], "is also called 'Tiny-A'"),
+        (['source = "Tiny-A"\nname = "x"', 'source = "Tiny B"\nname = "X"\nfolder = "x"'], "is also called 'X'"),
         (
             [
                 'source = "Tiny-A"\nfolder = "f"\nfile = "{encoding}.gguf"',
@@ -205,10 +205,10 @@ card = "a/b.md"
         (['source = "Tiny-A"\nrecipes = ["q8_0", "q6_K"]\nfile = "x.gguf"'], "x.gguf, twice"),
         (['source = "Tiny-A"\ncard = "SHA256SUMS"'], "SHA256SUMS, twice"),
         (['source = "Tiny-C-F16.gguf"\nrecipes = "f16"\nfolder = "."'], "over the input"),
-        (['source = "Tiny-A"\nfolder = "/tmp"'], "leads out"),
-        (['source = "Tiny-A"\nfolder = "link"'], "leads out"),
+        (['source = "Tiny-A"\nfolder = "/tmp"'], "is outside"),
+        (['source = "Tiny-A"\nfolder = "link"'], "is outside"),
         (['source = "Tiny-A"\nname = "a/b"'], "cannot be part of a file name"),
-        (['source = "Tiny-A"\nlora = "Tiny B"'], "no folder of an adapter"),
+        (['source = "Tiny-A"\nlora = "Tiny B"'], "not the folder of an adapter"),
         (['source = "Tiny-A"\nlora = "Tiny B:much"'], "is not a number"),
         (['source = "Tiny-A"\nfolder = "a\\u0000b"'], "zero character"),
         (['source = "Tiny-A"\nname = ".."'], "cannot be part of a file name"),
@@ -216,25 +216,25 @@ card = "a/b.md"
         (['source = "."'], "no config.json"),
         (['source = "~nobody-here/Tiny-A"'], "no such folder or file"),
         (['source = "Tiny-A"\nrecipes = []'], "nothing to make"),
-        (['source = "Tiny-A"\nbase = "Tiny B"'], "base is for an adapter, and this source is a model folder"),
-        (['source = "Tiny-A"\nkeep_split = true'], "Give it keep_split = false"),
-        (['source = "Tiny-A"\nprune_layers = 1'], "prune_layers is for a GGUF file"),
-        (['source = "Tiny-C-F16.gguf"\nprune_layers = [0, 1.5]'], "'1.5' is no list of layers"),
+        (['source = "Tiny-A"\nbase = "Tiny B"'], "base applies to an adapter, but this source is a model folder"),
+        (['source = "Tiny-A"\nkeep_split = true'], "Set keep_split = false"),
+        (['source = "Tiny-A"\nprune_layers = 1'], "prune_layers applies to a GGUF file"),
+        (['source = "Tiny-C-F16.gguf"\nprune_layers = [0, 1.5]'], "'1.5' is not a list of layer numbers"),
         (['source = "Tiny-C-F16.gguf"\nprune_layers = [true]'], "prune_layers cannot be"),
         (['source = "Tiny-C-F16.gguf"\noverride_kv = "a=b"'], "does not set a key"),
         (['source = "Tiny-C-F16.gguf"\ntokenizer = "nowhere"'], "no such folder"),
-        (['source = "Tiny-C-F16.gguf"\nkeep_split = true\nshard_size = "1G"'], "keep_split takes"),
-        (['source = "Tiny-A"\nno_tensor_first_split = true'], "is for several files"),
+        (['source = "Tiny-C-F16.gguf"\nkeep_split = true\nshard_size = "1G"'], "keep_split cannot be combined"),
+        (['source = "Tiny-A"\nno_tensor_first_split = true'], "applies only to split outputs"),
         (['source = "Tiny-A"\nshard_tensors = 0'], "shard_tensors cannot be 0"),
-        (['source = "Tiny-A"\ntensor_types = "attn_v"'], "names no type"),
+        (['source = "Tiny-A"\ntensor_types = "attn_v"'], "does not have the form REGEX=TYPE"),
         (['source = "Tiny-A"\ntensor_types = "attn_v=q9"'], "unknown type 'q9'"),
-        (['source = "Tiny-A"\ntensor_types = "(=q8_0"'], "no regular expression"),
+        (['source = "Tiny-A"\ntensor_types = "(=q8_0"'], "not a valid regular expression"),
         (['source = "Tiny-A"\noutput_tensor_type = "q9"'], "unknown type 'q9'"),
-        (['source = "Tiny-A"\npure = true\ntarget_bpw = 4.5'], "chooses every type"),
-        (['source = "Tiny-A"\ntarget_bpw = 400'], "no target"),
-        (['source = "Tiny-A"\ntarget_size = "4.5 things"'], "no size"),
+        (['source = "Tiny-A"\npure = true\ntarget_bpw = 4.5'], "chooses all types itself"),
+        (['source = "Tiny-A"\ntarget_bpw = 400'], "not a valid number of bits"),
+        (['source = "Tiny-A"\ntarget_size = "4.5 things"'], "not a size"),
         (['source = "Tiny-A"\ntarget_bpw = [4.5, 4.5]'], "Q4_5BPW.gguf, twice"),
-        (['source = "Tuned"'], "recipes is for a model folder or a GGUF file"),
+        (['source = "Tuned"'], "recipes applies to a model folder or a GGUF file"),
         (['source = "Tuned"\nrecipes = []\nouttypes = "f32"'], "is not on this machine"),
         (['source = "Tuned"\nrecipes = []\nouttypes = "f32"\nbase = "Tuned"'], "not a base model"),
         (['source = ["Tiny-A"]'], "source cannot be"),
@@ -256,9 +256,9 @@ def test_what_does_not_fit_together(home: Path, models: list[str], message: str)
     [
         ("output = 1\n[[model]]\nsource = 'Tiny-A'\nrecipes = 'q8_0'", "1: output cannot be 1"),
         ("[[model]]\nsource = 'Tiny-A'\nrecipes = 'q8_0'", "1: output is missing"),
-        ("output = 'o'", "1: there is no model"),
-        ("output = 'o'\nmodel = []", "2: there is no model"),
-        ("output = 'o'\nmodel = 3", "2: there is no model"),
+        ("output = 'o'", "1: the job has no model"),
+        ("output = 'o'\nmodel = []", "2: the job has no model"),
+        ("output = 'o'\nmodel = 3", "2: the job has no model"),
         ("output = 'o'\nmodel = [3]", "2: 0 is a table"),
         ("output = 'o'\ndefaults = 3\n[[model]]\nsource = 'Tiny-A'\nrecipes = 'q8_0'", "2: defaults is a table"),
         ("output = 'o'\nsets = 3\n[[model]]\nsource = 'Tiny-A'\nrecipes = 'q8_0'", "2: sets are tables"),
@@ -272,8 +272,8 @@ def test_names_that_are_no_texts(home: Path) -> None:
     text = "output: o\nsets: {1: {recipes: q8_0}}\nmodel:\n- {source: Tiny-A, extends: x, recipes: q8_0, 2: 3}\n"
     found = problems(home, text, "jobs.yml")
     assert [each.partition(".")[0] for each in found] == [
-        "4: key 2 means nothing",
-        "4: set 'x' means nothing",
+        "4: unknown key 2",
+        "4: unknown set 'x'",
     ]
 
 
@@ -298,7 +298,7 @@ def test_runners_share_the_models(home: Path) -> None:
     assert [model.name for model in read(home, mixed, shard=(2, 2)).models] == ["Tiny-A"], "it needs only its own"
     with pytest.raises(Malformed, match="elsewhere"):
         read(home, mixed, shard=(1, 2))
-    with pytest.raises(Malformed, match="called 'x' too"):
+    with pytest.raises(Malformed, match="also called 'x'"):
         read(home, mixed + 'name = "x"\n[[model]]\nsource = "other/Tiny-A"\nname = "x"\n', shard=(2, 2))
 
 

@@ -29,7 +29,7 @@ def test_exit_code_and_last_line() -> None:
     bad = Malformed("is damaged", where="x")
     some = [outcome("a", "done"), outcome("b", "failed", bad), outcome("c", "finished"), outcome("d", "not begun")]
     assert exit_code(some) == 102
-    assert verdict(some) == "4 models: 1 file made, 0 already there, 1 model not done, 1 failed (b: is damaged)"
+    assert verdict(some) == "4 models: 1 file made, 0 already existed, 1 model not done, 1 failed (b: is damaged)"
     assert exit_code(some[:1]) == 0
     assert exit_code([outcome("b", "failed", bad)] * 400) == 125, "126 and more mean something else to a shell"
 

@@ -394,7 +394,7 @@ def test_compressed_tensors_that_are_more_than_scales(tmp_path: Path, settings: 
     error = refused(folder_of(tmp_path, layer(parts), {**ct(num_bits=4), **settings}))
     assert isinstance(error, Unsupported)
     assert "supported: " in str(error)
-    assert "Convert the original 16-bit checkpoint" in str(error)
+    assert "Convert the 16-bit checkpoint" in str(error)
 
 
 # -- small formats ----------------------------------------------------------------------------------------------------
@@ -464,14 +464,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any], str]] = 
     "other bits": (lambda p: None, {"bits": 8}, "it holds 4 bits, but the config says 8"),
     "impossible bits": (lambda p: p.update(qzeros=np.zeros((2, 20), np.int32)), {}, "do not give a number of bits"),
     "bits that are no number": (lambda p: None, {"bits": "4"}, "must be a whole number"),
-    "another group size": (lambda p: p.pop("g_idx"), {"group_size": 32}, "do not fit a group_size of 32"),
+    "another group size": (lambda p: p.pop("g_idx"), {"group_size": 32}, "do not match a group_size of 32"),
     "scales of other rows": (lambda p: p.update(scales=np.ones((2, 65), np.float16)), {}, "GPTQ is read as"),
     "narrower words": (lambda p: p.update(qweight=p["qweight"].astype(np.int8)), {}, "GPTQ is read as"),
     "whole-number scales": (lambda p: p.update(scales=np.ones((2, 64), np.int32)), {}, "scales is I32"),
     "groups beyond the scales": (lambda p: p.update(g_idx=p["g_idx"] + 1), {}, "g_idx names groups 1 to 2, of 2"),
     "a short order": (lambda p: p.update(g_idx=p["g_idx"][:-1]), {}, "g_idx is I32 [127]"),
     "a GPU kernel's layout": (lambda p: None, {"checkpoint_format": "marlin"}, "gptq and gptq_v2"),
-    "the dense weight as well": (lambda p: p.update(weight=np.ones((64, 128), np.float16)), {}, "would be given twice"),
+    "the dense weight as well": (lambda p: p.update(weight=np.ones((64, 128), np.float16)), {}, "is stored twice"),
 }
 
 

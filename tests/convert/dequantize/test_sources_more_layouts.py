@@ -80,8 +80,8 @@ def test_settings_of_modelopt_in_a_file_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight_scale": ("F8_E4M3", np.zeros((48, 5), np.uint8))}, "F8_E4M3 [48, 6] belongs to it"),
-        ({"weight_scale_2": np.ones(48, np.float32)}, "one F32 belongs here"),
+        ({"weight_scale": ("F8_E4M3", np.zeros((48, 5), np.uint8))}, "F8_E4M3 [48, 6] is expected"),
+        ({"weight_scale_2": np.ones(48, np.float32)}, "one F32 is expected"),
         ({"pre_quant_scale": np.ones(96, np.float32)}, "inputs scaled before the weights"),
         ({"weight": np.zeros((48, 50), np.uint8)}, "not divide into blocks of 16"),
         ({"weight_scale_2": None}, "global_scale is missing"),

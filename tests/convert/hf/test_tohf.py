@@ -232,7 +232,7 @@ def adding(name: str, values: NDArray[np.float32] = ONES) -> Callable[[Metadata,
 
 
 REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]] = {
-    "no architecture": (without("general.architecture"), Malformed, "general.architecture: is missing"),
+    "no architecture": (without("general.architecture"), Malformed, "general.architecture: the key is missing"),
     "adapter": (setting(general__type=string("adapter")), Unsupported, "only models"),
     "unknown architecture": (setting(general__architecture=string("gptneox")), Unsupported, "Known: gemma2, gemma3"),
     "experts without a class": (
@@ -240,23 +240,23 @@ REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]
         Unsupported,
         "with experts",
     ),
-    "missing size": (without("llama.embedding_length"), Malformed, "llama.embedding_length: is missing"),
+    "missing size": (without("llama.embedding_length"), Malformed, "llama.embedding_length: the key is missing"),
     "size of another type": (setting(llama__embedding_length=string("x")), Unsupported, "one number is expected"),
     "contradicting shape": (setting(llama__feed_forward_length=u32(512)), Unsupported, "the config says"),
-    "contradicting key": (setting(llama__vocab_size=u32(9)), Malformed, "llama.vocab_size is 9, and would become 904"),
+    "contradicting key": (setting(llama__vocab_size=u32(9)), Malformed, "llama.vocab_size is 9, but would become 904"),
     "no vocabulary": (without("tokenizer.ggml.model"), Malformed, "no vocabulary"),
     "another tokenizer": (setting(tokenizer__ggml__model=string("t5")), Unsupported, "only llama and gpt2"),
     "no scores": (without("tokenizer.ggml.scores"), Malformed, "no scores"),
     "no embedding": (without("token_embd.weight"), Malformed, "no weights"),
     "missing tensor": (without("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"), Unsupported, "source is missing"),
     "uneven blocks": (without("blk.1.ffn_up.weight"), Malformed, "blk.1.ffn_up.weight"),
-    "tensor without a place": (adding("blk.0.attn_q_norm.weight"), Unsupported, "no place in LlamaForCausalLM"),
-    "block of a tensor that has none": (adding("blk.0.token_embd.weight"), Unsupported, "no place"),
-    "bias alone": (adding("blk.0.attn_q.bias"), Unsupported, "no place for blk.0.attn_q.bias alone"),
+    "tensor without a place": (adding("blk.0.attn_q_norm.weight"), Unsupported, "do not belong to LlamaForCausalLM"),
+    "block of a tensor that has none": (adding("blk.0.token_embd.weight"), Unsupported, "do not belong to"),
+    "bias alone": (adding("blk.0.attn_q.bias"), Unsupported, "cannot hold blk.0.attn_q.bias alone"),
     "strange rope factors": (
         adding("rope_freqs.weight", np.linspace(1, 3, 32, dtype=np.float32)),
         Unsupported,
-        "no known scaling",
+        "not follow any known scaling",
     ),
     "scaling without a name": (setting(llama__rope__scaling__type=string("longrope")), Unsupported, "rope scaling"),
 }

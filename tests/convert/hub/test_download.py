@@ -116,8 +116,8 @@ def test_what_passes_is_waited_for(hub: hub_server.Hub, tmp_path: Path, fault: F
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault("api/models", status=429, times=None, headers={"Retry-After": "0"}), "limit of requests"),
-        (Fault("api/models", status=429, times=None, headers={"Retry-After": "9999"}), "limit of requests"),
+        (Fault("api/models", status=429, times=None, headers={"Retry-After": "0"}), "request limit"),
+        (Fault("api/models", status=429, times=None, headers={"Retry-After": "9999"}), "request limit"),
         (Fault("api/models", status=500, times=None), r"error \(500\)"),
         (Fault("api/models", status=403, times=None), r"refuses the access \(403\)"),
         (Fault("api/models", times=None, drop=True), "cannot be reached"),

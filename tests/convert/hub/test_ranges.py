@@ -82,40 +82,48 @@ def test_an_expired_address_is_made_anew(hub: hub_server.Hub) -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [
-        (Fault("cdn", status=500, times=None), Failure, "answers 500 .* after 6 attempts"),
+        (Fault("cdn", status=500, times=None), Failure, "answered 500 .* after 6 attempts"),
         (Fault("cdn", status=503, times=None, headers={"Retry-After": "9999"}), Failure, "after 1 attempts"),
         (Fault("cdn", drop=True, times=None), Failure, "after 6 attempts"),
-        (Fault("cdn", cut=0, times=None), Failure, "ends too early"),
+        (Fault("cdn", cut=0, times=None), Failure, "ended too early"),
         (Fault("cdn", status=403, times=None), Failure, "403"),
         (Fault("cdn", status=404, times=None), Failure, "404"),
-        (Fault("cdn", status=416), Malformed, "not what it was"),
+        (Fault("cdn", status=416), Malformed, "has changed"),
         (Fault("cdn", plain=True), Unsupported, "does not send ranges"),
-        (Fault("cdn", status=206, headers={"Content-Range": "bytes 0-99/1000"}), Malformed, "asked for bytes 1000"),
-        (Fault("cdn", status=206), Malformed, "asked for bytes 1000"),
-        (Fault("cdn", status=206, headers={"Content-Range": f"bytes {'1' * 5000}-2/3"}), Malformed, "asked for bytes"),
+        (
+            Fault("cdn", status=206, headers={"Content-Range": "bytes 0-99/1000"}),
+            Malformed,
+            "bytes 1000-100999 were requested",
+        ),
+        (Fault("cdn", status=206), Malformed, "bytes 1000-100999 were requested"),
+        (Fault("cdn", status=206, headers={"Content-Range": f"bytes {'1' * 5000}-2/3"}), Malformed, "were requested"),
         (
             Fault("cdn", status=206, headers={"Content-Range": f"bytes 1000-100999/{'9' * 5000}"}),
             Malformed,
-            "asked for",
+            "were requested",
         ),
-        (Fault("cdn", status=206, headers={"Content-Range": "bytes 1000-100999/²"}), Malformed, "asked for"),
+        (Fault("cdn", status=206, headers={"Content-Range": "bytes 1000-100999/²"}), Malformed, "were requested"),
         (Fault("cdn", status=503, times=None, headers={"Retry-After": "9" * 5000}), Failure, "after 1 attempts"),
         (
             Fault("resolve", status=302, headers={"Location": "http://[::1"}, times=None),
             Failure,
-            "not a usable address",
+            "an address that cannot be used",
         ),
         (
             Fault("resolve", status=302, headers={"Location": "http://h:99999/x"}, times=None),
             Failure,
-            "not a usable address",
+            "an address that cannot be used",
         ),
         (
             Fault("resolve", status=302, headers={"Location": "http://h:\xb2/x"}, times=None),
             Failure,
-            "not a usable address",
+            "an address that cannot be used",
         ),
-        (Fault("resolve", status=302, headers={"Location": "/\xfc \xb2"}, times=None), Failure, "usable address"),
+        (
+            Fault("resolve", status=302, headers={"Location": "/\xfc \xb2"}, times=None),
+            Failure,
+            "an address that cannot be used",
+        ),
         (Fault("resolve", status=302, headers={"Location": "http:///x"}, times=None), Failure, "404|address"),
         (
             Fault("resolve", status=302, headers={"Location": "file:///etc/passwd"}, times=None),
@@ -145,7 +153,7 @@ def test_a_file_that_changes_while_it_is_read(hub: hub_server.Hub) -> None:
 def test_a_file_of_another_size_than_listed(hub: hub_server.Hub) -> None:
     file = remote(hub)
     file.size += 1
-    with pytest.raises(Malformed, match="bytes expected"):
+    with pytest.raises(Malformed, match="bytes were expected"):
         read(file)
 
 

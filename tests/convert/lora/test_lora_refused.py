@@ -40,7 +40,7 @@ def test_an_adapter_of_another_base(tmp_path: Path, bases: dict[str, Path]) -> N
 @pytest.mark.parametrize(
     ("config", "kind", "message"),
     [
-        ({"peft_type": "LOKR"}, Unsupported, "'LOKR' is not supported; LORA is"),
+        ({"peft_type": "LOKR"}, Unsupported, "'LOKR' is not supported; only LORA is"),
         ({"peft_type": None}, Unsupported, "None is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, Unsupported, "weights were changed with it"),
         ({"layer_replication": [[0, 2]]}, Unsupported, "layers of the base are repeated"),
@@ -50,7 +50,7 @@ def test_an_adapter_of_another_base(tmp_path: Path, bases: dict[str, Path]) -> N
         ({"alora_invocation_tokens": [3]}, Unsupported, "cannot be merged"),
         ({"lora_alpha": "16"}, Malformed, "lora_alpha must be a number"),
         ({"alpha_pattern": {"(a": 1}}, Malformed, "not a valid regular expression"),
-        ({"alpha_pattern": {"(a+)+(b+)+": 1}}, Unsupported, "too intricate"),
+        ({"alpha_pattern": {"(a+)+(b+)+": 1}}, Unsupported, "too complex"),
     ],
 )
 def test_other_methods_and_variants_are_named(
@@ -177,7 +177,7 @@ def test_options_that_an_adapter_alone_has_no_use_for(tmp_path: Path, bases: dic
     for asked in (request(tmp_path, vocab_only=True), request(tmp_path, lora=((tmp_path, 1.0),))):
         with pytest.raises(Usage, match="holds an adapter"):
             plan(asked)
-    with pytest.raises(Usage, match="not quantized"):
+    with pytest.raises(Usage, match="cannot be quantized"):
         plan(request(tmp_path, "q4_K_M"))
     with pytest.raises(Usage, match="only the vocabulary"):
         plan(request(bases["llama"], vocab_only=True, lora=((tmp_path, 1.0),)))

@@ -96,7 +96,7 @@ def test_the_vision_part_is_left_out_and_said(
 def test_an_adapter_of_the_vision_part_alone(tmp_path: Path, text: Path, multimodal: Path) -> None:
     adapters.write(text, tmp_path, targets=(), whole=vision())
     for job in (request(tmp_path, base=multimodal), request(multimodal, lora=((tmp_path, 1.0),))):
-        with pytest.raises(Unsupported, match="all that it trains is left out of the model: the vision encoder"):
+        with pytest.raises(Unsupported, match="everything that it trains is left out of the model: the vision encoder"):
             plan(job)
 
 

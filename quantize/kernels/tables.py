@@ -1,40 +1,15 @@
-"""What the IQ kernels share: integers from floats, look-ups in a small table, the scales of blocks."""
+"""Look-ups in a table of 32 numbers, one for each lane, and the decoding of four-bit codes by it."""
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
 from ggufsmith.quantize import vectors
-from ggufsmith.quantize.simd import (
-    MAGIC,
-    W,
-    bits,
-    f32,
-    gather,
-    half_to_f32,
-    jitable,
-    load,
-    scratch,
-    select,
-    store,
-    to_i32,
-)
+from ggufsmith.quantize.kernels.blocks import get, put
+from ggufsmith.quantize.simd import W, gather, jitable, to_i32
 
 ENTRIES = 32
-
-
-@jitable
-def nearest_integer(x: Any) -> Any:
-    """simd.nearest as i32."""
-    return to_i32(bits(x + MAGIC) & 0x007FFFFF) - 0x00400000
-
-
-@jitable
-def reciprocal(d: Any) -> Any:
-    """1 / d, and 0 for 0."""
-    return select(d != f32(0), f32(1) / d, f32(0))
 
 
 def entry(table: Any, index: Any) -> Any:
@@ -43,6 +18,7 @@ def entry(table: Any, index: Any) -> Any:
 
 
 def type_entry(table: Any, index: Any) -> Any:
+    """The Numba type of `entry` for these types of arguments; None if they do not fit."""
     return vectors.F32 if vectors.of_array(table) == vectors.F32 and index in (vectors.I32, vectors.U32) else None
 
 
@@ -72,19 +48,11 @@ vectors.define(entry, type_entry, emit_entry, 2)
 
 
 @jitable
-def load_scales(blocks: Any, at: int, size: int, scales: Any) -> None:
-    """The float16 scales at the start of W blocks of `size` bytes from `at` on, as float32."""
-    halves = scratch(W, np.uint16)
-    for lane in range(W):
-        here = at + lane * size
-        halves[lane] = blocks[here] | (blocks[here + 1] << 8)
-    store(scales, 0, half_to_f32(load(halves, 0)))
-
-
-@jitable
-def decode_nibbles(block: Any, byte: int, n: int, table: Any, scale: Any, lanes: Any, to: int) -> None:
-    """n / 2 bytes of blocks in lanes -> n weights in lanes, the table's entries times `scale`, low halves first."""
+def decode_nibbles(block: Any, byte: int, n: int, table: Any, scale: Any, s: Any, to: int) -> None:
+    """The n / 2 bytes of each block from `byte` on -> numbers `to` to `to + n - 1` of s: the table's entries times
+    `scale`, low halves first.
+    """
     for i in range(n // 2):
-        codes = to_i32(load(block, (byte + i) * W))
-        store(lanes, (to + i) * W, entry(table, codes & 15) * scale)
-        store(lanes, (to + i + n // 2) * W, entry(table, codes >> 4) * scale)
+        codes = to_i32(get(block, byte + i))
+        put(s, to + i, entry(table, codes & 15) * scale)
+        put(s, to + i + n // 2, entry(table, codes >> 4) * scale)
