@@ -50,8 +50,6 @@ def test_all_packages_are_installed() -> None:
         )
 
 
-# Names of public classes that more than one module has. This list only gets shorter, until it is empty.
-KNOWN_HOMONYMS = frozenset(["Layout"])
 MAX_LINES = 500
 
 
@@ -95,10 +93,7 @@ def test_public_classes_have_names_of_their_own() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(f"{module.path}:{node.lineno}")
     twice = {name: where for name, where in places.items() if len(where) > 1}
-    new = {name: where for name, where in twice.items() if name not in KNOWN_HOMONYMS}
-    assert not new, f"one name, several classes; name each after what it is: {new}"
-    gone = sorted(KNOWN_HOMONYMS - twice.keys())
-    assert not gone, f"these names are unique now: take them out of KNOWN_HOMONYMS: {gone}"
+    assert not twice, f"one name, several classes; name each after what it is: {twice}"
 
 
 def test_files_are_small() -> None:

@@ -45,7 +45,7 @@ def peak(folder: Path, chunks: int, outputs: int) -> int:
     folder.mkdir()
     tensors = [Rows(f"t{k}", (chunks // 4, WIDTH)) for k in range(4)]
     layout = lay_out({}, [TensorSpec(tensor.name, tensor.shape, Q4_0) for tensor in tensors])
-    files = [OutputFile(plan_shards(layout, (4,)), folder / f"{k}.gguf") for k in range(outputs)]
+    files = [OutputFile(plan_shards(layout, (4,)), folder / f"{k}.gguf", "Q4_0") for k in range(outputs)]
     tracemalloc.start()
     try:
         write_outputs(tensors, files, encoder=GGML, inputs=[], threads=2, sync=False)
