@@ -175,7 +175,7 @@ def read_overrides(path: Path) -> Mapping[str, Any]:
     data = read_object(path, limit=MAX_JSON)
     for key in sorted(data.keys() - OVERRIDES):
         near = nearest(key, sorted(OVERRIDES), most=1, cutoff=0)[0]
-        raise Usage(f"{key!r} is not a key that can be set here", where=path, fix=f"The nearest that can is {near!r}.")
+        raise Usage(f"{key!r} is not a key that can be set here", where=path, fix=f"The nearest such key is {near!r}.")
     return data
 
 

@@ -96,7 +96,7 @@ def test_the_first_merge_of_a_token_gives_its_score(tmp_path: Path) -> None:
 def test_pieces_beyond_the_embedding_are_left_out(tmp_path: Path) -> None:
     vocabulary = read(folder_of("llama-spm", tmp_path), size=880)
     assert len(vocabulary.tokens) == len(vocabulary.types) == 880
-    assert any("the last 20 left out" in note for note in vocabulary.notes)
+    assert any("the last 20 are left out" in note for note in vocabulary.notes)
 
 
 def test_an_unused_piece(tmp_path: Path) -> None:
