@@ -43,6 +43,9 @@ NAMES = [*published.FOLDERS, *vocabularies.KINDS]
 DIFFERENT: dict[str, dict[str, str]] = {
     "phi-3": {KEY.EOM_ID: "<|assistant|>, stated as an end of generation, which llama.cpp does not know by its text"},
     "deepseek-v4": {KEY.PRE: "the reference's hash gives another name, joyai-llm, for the split of deepseek-v3"},
+    "mistral-v0.3": dict.fromkeys(
+        (KEY.TOKEN_TYPE, KEY.SCORES), "user-defined pieces that no other file lists are ordinary ones in the reference"
+    ),
     "qwen3.5": {KEY.PRE: "it is Qwen 2's vocabulary with the split of Qwen 3.5; its hash is that of Qwen 2"},
 }
 # Vocabularies of llama.cpp, and the keys that are not the same after the way through a folder, and why.
