@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.container.errors import Failure, Malformed
+from ggufsmith.container.errors import Malformed
+from ggufsmith.container.positional import unreadable
 
 MAX_BYTES = 256 * 2**20  # the largest tokenizer.json known (Gemma 3) has 33 MiB
 
@@ -56,7 +57,7 @@ def read_bytes(path: Path, *, inside: Path | None = None, limit: int = MAX_BYTES
             raw = file.read(limit + 1)
             size = path.stat().st_size
     except OSError as error:
-        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
+        raise unreadable(path, error) from error
     if len(raw) > limit:
         raise Malformed(f"{max(size, len(raw))} bytes, more than the {limit} read at most", where=path)
     return raw

@@ -215,7 +215,7 @@ def test_a_place_that_is_none(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"kept")
     assert "cannot be used as the output folder" in fails(2, model, "--outdir", file)
-    assert "is none" in fails(2, model, "--outfile", file / "x.gguf")
+    assert "is not a folder" in fails(2, model, "--outfile", file / "x.gguf")
     assert "both say" in fails(2, model, "--outfile", tmp_path / "x.gguf", "--outdir", tmp_path)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"kept"]
 

@@ -97,7 +97,7 @@ def test_an_unknown_or_impossible_type_is_an_error(record: Any, kind: str) -> No
 
 def test_a_base_that_llama_cpp_has_built_in() -> None:
     assert keys({"rope_theta": 10000.0}, GEMMA2) == {}
-    with pytest.raises(Unsupported, match=r"rope_theta is 20000.0; llama.cpp has 10000.0 built in"):
+    with pytest.raises(Unsupported, match=r"rope_theta is 20000.0, but llama.cpp has 10000.0 built in"):
         keys({"rope_theta": 20000.0}, GEMMA2)
 
 
