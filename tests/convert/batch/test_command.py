@@ -94,7 +94,7 @@ def test_a_wrong_job_file(home: Path, tmp_path: Path) -> None:
     path = job(home, tmp_path, "A", "nowhere", head=HEAD + "colour = 1\n")
     done = jobs.cli(path)
     assert done.exit_code == 4
-    assert f"{path}:4: key 'colour'" in done.stderr and f"{path}:8: there is no such folder" in done.stderr
+    assert f"{path}:4: unknown key 'colour'" in done.stderr and f"{path}:8: there is no such folder" in done.stderr
     assert not (tmp_path / "out").exists()
     assert jobs.cli(tmp_path / "none.toml").exit_code == 1
 

@@ -66,7 +66,7 @@ def symmetric_gptq(folder: Path, *, truly: bool = True, **layout: Any) -> dict[s
 def test_symmetric_gptq_is_q4_0(tmp_path: Path, group: int) -> None:
     dense = symmetric_gptq(tmp_path / "m", group=group)
     prepared, gguf = converted(tmp_path / "m", tmp_path / "out.gguf", "copy")
-    assert "14 weights are equivalent to Q4_0: --recipe copy keeps them exactly" in prepared.notes
+    assert "14 weights are equivalent to Q4_0; --recipe copy keeps them exactly" in prepared.notes
     with gguf:
         check_kept(gguf, "Q4_0", dense)
         assert gguf.tensors["token_embd.weight"].format.name == "F16"
