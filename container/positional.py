@@ -84,7 +84,7 @@ def _write(fd: int, buffer: memoryview, offset: int) -> int:
         return os.write(fd, buffer)
 
 
-def unreadable(path: Path, error: OSError, what: str = "cannot read") -> Failure:
+def unreadable(path: Path, error: OSError, what: str = "the file cannot be read") -> Failure:
     """What the system said of a file that should be read, as one of ours. Of a folder Windows says that access to it
     was denied.
     """

@@ -56,7 +56,7 @@ def read_bytes(path: Path, *, inside: Path | None = None, limit: int = MAX_BYTES
             raw = file.read(limit + 1)
             size = path.stat().st_size
     except OSError as error:
-        raise Failure(f"cannot read: {error.strerror}", where=path) from error
+        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
     if len(raw) > limit:
         raise Malformed(f"{max(size, len(raw))} bytes, more than the {limit} read at most", where=path)
     return raw

@@ -47,7 +47,7 @@ def test_a_file_that_is_too_large_or_missing(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 101)
     with pytest.raises(Malformed, match="101 bytes, more than the 100 read at most"):
         read_bytes(path, limit=100)
-    with pytest.raises(Failure, match="cannot read"):
+    with pytest.raises(Failure, match="cannot be read"):
         read_bytes(tmp_path / "absent")
 
 
