@@ -89,7 +89,7 @@ def unreadable(path: Path, error: OSError, what: str = "the file cannot be read"
     was denied.
     """
     if os.path.isdir(path):
-        return Failure("is a folder", where=path, fix="Pass a file.")
+        return Failure("this is a folder", where=path, fix="Pass a file.")
     return Failure(f"{what}: {error.strerror or error}", where=path)
 
 
@@ -102,7 +102,7 @@ def regular_file(path: Path) -> Iterator[tuple[int, int]]:
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
-        raise unreadable(path, error, "cannot open") from error
+        raise unreadable(path, error, "the file cannot be opened") from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

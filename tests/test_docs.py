@@ -191,3 +191,14 @@ def bare():
     monkeypatch.setattr(docstrings, "modules", lambda: [module])
     names = [line.rpartition(" ")[2] for line in docstrings.missing()]
     assert names == ["Base.stop", "Derived.stop", "bare"]
+
+
+DEVELOPERS = ("docs/architecture.md", "docs/kernels.md", "CONTRIBUTING.md")
+
+
+@pytest.mark.parametrize("name", DEVELOPERS)
+def test_the_files_that_developers_are_sent_to_exist(name: str) -> None:
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|toml|json))`", read(name))
+    places = [path for path in named if path.split("/")[0] not in ("src", "conversion", "ggml") and "NAME" not in path]
+    missing = [path for path in places if not (ROOT / path).exists() and not (ROOT / "docs" / path).exists()]
+    assert places and not missing

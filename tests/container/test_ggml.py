@@ -161,5 +161,5 @@ def test_what_is_no_file_is_no_old_file(tmp_path: Path) -> None:
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         assert not is_ggml(tmp_path / "pipe")
-    with pytest.raises(Failure, match="cannot open"):
+    with pytest.raises(Failure, match="cannot be opened"):
         open_ggml(tmp_path / "nothing")

@@ -111,7 +111,7 @@ def test_sums_without_counts(tmp_path: Path) -> None:
         open_imatrix(path)
     with pytest.raises(Usage, match="not an importance matrix"):
         open_imatrix(models.write_model(tmp_path / "model.gguf"))
-    with pytest.raises(Failure, match="cannot open"):
+    with pytest.raises(Failure, match="cannot be opened"):
         open_imatrix(tmp_path / "absent")
 
 

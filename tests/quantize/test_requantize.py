@@ -263,7 +263,7 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
         (request(odd, "q8_0"), Unsupported, "F64"),
         (request(wide, "q8_0", tensor_types=("attn_v=q8_K",)), Unsupported, "Q8_K"),
         (request(empty, "q8_0"), Malformed, "no tensors"),
-        (request(tmp_path / "absent.gguf", "q8_0"), Failure, "cannot open"),
+        (request(tmp_path / "absent.gguf", "q8_0"), Failure, "cannot be opened"),
         (request(model, "f16"), OutputConflict, "is the input"),
         (request(model, "q8_0", overwrite=False), OutputConflict, "already exists"),
     ):
