@@ -236,7 +236,7 @@ def test_disk_preflight_before_any_byte(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     free = shutil.disk_usage(tmp_path).free
     huge = lay_out({}, [TensorSpec("a", (free // 4 + 2**28,), format_of("F32"))])
-    with pytest.raises(NoSpace, match=rf"needs {huge.size} bytes, but only \d+ are free in "):
+    with pytest.raises(NoSpace, match=f"needs {huge.size} bytes, but only .* are free in "):
         Writer(tmp_path / "x.gguf", huge).__enter__()
     assert names(tmp_path) == []
 

@@ -56,7 +56,7 @@ def test_the_last_row_counts(tmp_path: Path) -> None:
     tensors[HEAD] = tensors[EMBEDDING].copy()
     tensors[HEAD][-1, -1] = np.nextafter(tensors[HEAD][-1, -1], np.float32(1))
     checkpoints.save(tensors, folder / "model.safetensors", "float32")
-    with pytest.raises(Unsupported, match=rf"starting at row 899"):
+    with pytest.raises(Unsupported, match=r"starting at row 899"):
         plan(request(folder))
 
 
