@@ -38,7 +38,7 @@ def test_twins_are_named_and_nothing_else_is(narrow: Path, tmp_path: Path) -> No
     content = {output.path.name: output.path.read_bytes() for output in outputs}
     tensors = {output.path.name: content[output.path.name][len(output.shards.whole.header) :] for output in outputs}
     wanted = {
-        (a, b): "the same file" if content[a] == content[b] else "the same tensors"
+        (a, b): "be byte-identical" if content[a] == content[b] else "byte-identical tensors"
         for a, b in combinations(content, 2)
         if tensors[a] == tensors[b]
     }
