@@ -109,7 +109,7 @@ def test_the_vocabulary_of_a_folder(model: Path, home: Path, tmp_path: Path) -> 
 
 USAGE: dict[str, tuple[list[str], str]] = {
     "nothing to make": ([], "this is already a GGUF file"),
-    "no such type": (["--outtype", "auto"], "--recipe copy keeps"),
+    "no such type": (["--outtype", "auto"], "keep the file's types with --recipe copy"),
     "a type and a budget": (["--outtype", "f16", "--target-bpw", "6"], "choose all types"),
     "an adapter": (["-r", "q8_0", "--lora", "x"], "--lora cannot be used"),
     "a pre-tokenizer": (["-r", "q8_0", "--pre", "qwen2"], "--pre cannot be used"),
