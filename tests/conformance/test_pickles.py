@@ -76,7 +76,7 @@ class Bomb:
     [
         ({"a": Bomb()}, r"contains objects other than tensors, so it was not loaded: (posix|nt)\.mkdir\n"),
         (Bomb(), "objects other than tensors"),
-        ({"a": argparse.Namespace()}, r"is not loaded: argparse\.Namespace\n"),
+        ({"a": argparse.Namespace()}, r"was not loaded: argparse\.Namespace\n"),
         ({"a": "text"}, "'a' is a str, not a tensor"),
         ({"state_dict": {}}, "'state_dict' is a dict, not a tensor"),
         ([1, 2], "it holds a list, not tensors by name"),

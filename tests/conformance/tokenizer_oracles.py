@@ -16,7 +16,7 @@ from llama_models import logged
 import reference
 from ggufsmith.container.layout import lay_out
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.container.values import Metadata, string
+from ggufsmith.container.values import Metadata, string, strings
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 KEY = Keys.Tokenizer
@@ -32,7 +32,11 @@ def reference_metadata(folder: Path, config: Mapping[str, Any], scratch: Path) -
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     out = reference.convert(model, scratch / "reference.gguf", "--vocab-only")
     with open_gguf(out) as file:
-        return {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
+        keys = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
+    if names := keys.get("tokenizer.chat_templates"):
+        # gguf-py collects them in a set, so that their order changes from process to process; readers look names up.
+        keys["tokenizer.chat_templates"] = strings(sorted(names.data))
+    return keys
 
 
 class LlamaVocabulary:
