@@ -28,7 +28,7 @@ from ggufsmith.pipeline.outputs import OutputFile
 from ggufsmith.pipeline.passes import Pass, SourceInfo, in_order
 from ggufsmith.pipeline.request import CHECKPOINT, Request
 from ggufsmith.quantize.encoder import GGML
-from ggufsmith.quantize.imatrix import open_imatrix
+from ggufsmith.quantize.imatrix.read import open_imatrix
 from ggufsmith.quantize.outputs import (
     Quantizable,
     QuantizedFile,

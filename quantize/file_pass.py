@@ -11,7 +11,7 @@ from ggufsmith.naming.suggest import name_of
 from ggufsmith.pipeline.passes import Pass, SourceInfo
 from ggufsmith.pipeline.request import MakeOptions, Request
 from ggufsmith.quantize.encoder import GGML
-from ggufsmith.quantize.imatrix import open_imatrix
+from ggufsmith.quantize.imatrix.read import open_imatrix
 from ggufsmith.quantize.model_check import check_model
 from ggufsmith.quantize.opened import OpenedModel
 from ggufsmith.quantize.outputs import Quantizable, check_names, fit_importance, output_paths, plan_outputs
