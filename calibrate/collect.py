@@ -23,15 +23,15 @@ OUTPUT = "output.weight"
 class Collector:
     """Sums the squares of inputs, column by column. An `evaluate.forward.Observer`.
 
-    matrices:       GGUF tensor name -> how many matrices are stacked in it, for those that are stacks.
+    shapes:         of the model's GGUF tensors, by name, slowest axis first: a stack of experts has three axes.
     process_output: sum for `output.weight` too.
 
     The squares of one call are summed in float32 as a tree, whose order depends on nothing but their number: not on
     threads, and not on the width of vectors. The calls are summed in float64, in their order.
     """
 
-    def __init__(self, matrices: Mapping[str, int], *, process_output: bool = False) -> None:
-        self.matrices = matrices
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, process_output: bool = False) -> None:
+        self.shapes = shapes
         self.process_output = process_output
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._counts: dict[str, NDArray[np.int64]] = {}
@@ -40,9 +40,9 @@ class Collector:
     def __call__(self, tensor: str, inputs: "torch.Tensor", expert: int | None) -> None:
         """Take the inputs of a linear layer: float32, (tokens, n_in). expert: which one, of a stack."""
         wanted = tensor.startswith("blk.") or (self.process_output and tensor == OUTPUT)
-        if not wanted or not len(inputs):
+        if not wanted or not len(inputs) or not self._fits(tensor, inputs.shape[-1], expert):
             return
-        many = self.matrices.get(tensor, 1) if expert is not None else 1
+        many = self.shapes[tensor][0] if expert is not None else 1
         if tensor not in self._sums:
             self._sums[tensor] = np.zeros((many, inputs.shape[-1]), np.float64)
             self._counts[tensor] = np.zeros(many, np.int64)
@@ -50,10 +50,17 @@ class Collector:
         self._sums[tensor][index] += self._squares(inputs)
         self._counts[tensor][index] += len(inputs)
 
+    def _fits(self, tensor: str, width: int, expert: int | None) -> bool:
+        """Whether these are the inputs of that tensor. They are not where a model is written in another way than in
+        llama.cpp, as multi-head latent attention is, whose matrices for keys and values are one in transformers.
+        """
+        *stack, _, columns = self.shapes.get(tensor, (0, 0))
+        return columns == width and len(stack) == (expert is not None)
+
     def _squares(self, inputs: "torch.Tensor") -> NDArray[np.float64]:
         """Queries, keys and values have the same inputs, which are squared once."""
-        if self._last is None or self._last[0] is not inputs:
-            self._last = inputs, squares(inputs)
+        if self._last is None or not _same(self._last[0], inputs):
+            self._last = inputs, squares(inputs)  # as long as it is kept, nothing else is in its memory
         return self._last[1]
 
     def imatrix(self, datasets: Sequence[str], chunks: int, chunk_size: int) -> Imatrix:
@@ -69,6 +76,11 @@ class Collector:
                 fix="The weights may be damaged: check the model with `ggufsmith verify`.",
             )
         return Imatrix(entries, tuple(datasets), chunks, chunk_size)
+
+
+def _same(one: "torch.Tensor", other: "torch.Tensor") -> bool:
+    """Whether two tensors are the same memory, seen in the same way."""
+    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
 
 
 def squares(inputs: "torch.Tensor") -> NDArray[np.float64]:

@@ -210,7 +210,7 @@ def _check_importance(
             f"{recipe.file_type.shown} needs an importance matrix for {len(needy)} tensors: with so few bits they "
             f"would be unusable without one",
             also=_listed(needy),
-            fix="Pass one with --imatrix; llama-imatrix computes it.",
+            fix="Pass one with --imatrix FILE, or have one made with --imatrix auto.",
         )
     if needy:
         raise Usage(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import Metadata, string, u32
 
 CHUNK = 512  # tokens; llama-imatrix's default
@@ -80,20 +80,16 @@ class Imatrix:
         return keys
 
 
-def merged(parts: Sequence[Imatrix], chunk_size: int | None = None) -> Imatrix:
+def merged(parts: Sequence[Imatrix], chunk_size: int = CHUNK) -> Imatrix:
     """All of these as if their texts had been run one after the other, as `llama-imatrix --in-file` does.
 
-    chunk_size: tokens of a chunk; by default what the parts say, or 512. Legacy parts count in such chunks.
+    chunk_size: tokens of a chunk, if the parts do not say the same. The counts of legacy parts are taken for such
+    chunks.
 
-    Malformed for parts that belong to different models; Usage for parts with different chunk sizes and none given.
+    Malformed for parts that belong to different models.
     """
-    said = sorted({part.chunk_size for part in parts if part.chunk_size})
-    if chunk_size is None and len(said) > 1:
-        raise Usage(
-            f"these importance matrices have chunks of {' and '.join(map(str, said))} tokens",
-            fix="Say with --context in which chunks the result counts.",
-        )
-    size = chunk_size or next(iter(said), CHUNK)
+    said = {part.chunk_size for part in parts if part.chunk_size}
+    size = said.pop() if len(said) == 1 else chunk_size
     entries: dict[str, Entry] = {}
     for part in parts:
         scale = 1 if part.chunk_size else size
