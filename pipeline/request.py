@@ -380,8 +380,8 @@ class TextOptions:
 
     text: tuple[Path, ...] = option(
         (),
-        "A text file (.txt, .md, .jsonl, .parquet), or a folder of them; may be given several times. By default the text "
-        "that ships with ggufsmith.",
+        "A text file (.txt, .md, .jsonl, .parquet), or a folder of them; may be given several times (default: the text "
+        "that comes with ggufsmith).",
         "Input",
         metavar="FILE",
         keyless="a job does not run the model",
