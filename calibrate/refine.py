@@ -13,18 +13,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.calibrate.factor import Factor, factor_of
 from ggufsmith.calibrate.hessian import Hessian
+from ggufsmith.calibrate.lanes import Lanes, add_products, from_lanes, to_lanes
 from ggufsmith.container.formats import Format
 from ggufsmith.quantize import fields, rows
 from ggufsmith.quantize.kernels import descent
 from ggufsmith.quantize.simd import W
 
 Effort = Literal["fast", "normal", "best"]
-# How often a row is gone through, and how often a tile each time.
-SWEEPS: Mapping[Effort, tuple[int, int]] = {"fast": (1, 2), "normal": (2, 2), "best": (6, 2)}
-TILE = 256  # columns
-BLOCK = 128  # rows that one thread works on at a time
-Lanes = NDArray[np.float32]
+TILE, BLOCK = 256, 128  # columns, and rows that one thread works on at a time
+# Of each effort: how often a row is gone through, and how often each tile of it. A row is gone through again only if
+# the last time took more than this part off the loss.
+SWEEPS: Mapping[Effort, tuple[int, int]] = {"fast": (1, 2), "normal": (2, 2), "best": (8, 2)}
+WORTH = 0.002
+# Formats that start from error feedback.
+FED = frozenset("Q2_K Q4_K Q5_K Q6_K".split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,35 +57,40 @@ def refine(
         raise ValueError(f"weights of shape {w.shape} and H of {hessian.h.shape}")
     data = np.empty((len(w), target.nbytes((w.shape[1],))), np.uint8)
     start, end = np.empty(len(w)), np.empty(len(w))
-
-    def work(at: int) -> None:
-        part = slice(at, at + BLOCK)
-        data[part], start[part], end[part] = refine_block(target, np.ascontiguousarray(w[part]), hessian, effort)
-
     with ThreadPoolExecutor(threads) as pool:
+        factor = factor_of(hessian, pool.map) if target.name in FED else None
+
+        def work(at: int) -> None:
+            part = slice(at, at + BLOCK)
+            block = np.ascontiguousarray(w[part], np.float32)
+            data[part], start[part], end[part] = refine_block(target, block, hessian, factor, effort)
+
         list(pool.map(work, range(0, len(w), BLOCK)))
     return Refined(data, start, end)
 
 
 def refine_block(
-    target: Format, w: NDArray[np.float32], hessian: Hessian, effort: Effort
+    target: Format, w: NDArray[np.float32], hessian: Hessian, factor: Factor | None, effort: Effort
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
     """Data, start and end of a few rows."""
-    n = w.shape[1]
     layout = fields.layout_of(target.name)
-    plain = np.empty((len(w), target.nbytes((n,))), np.uint8)
+    coding = descent.coding_of(layout)
+    plain = np.empty((len(w), target.nbytes((w.shape[1],))), np.uint8)
     rows.encode(target, w, plain, importance=hessian.diagonal)
     first = fields.unpack(layout, plain)
-    state = to_state(first)
     x = to_lanes(w)
     e = x - to_lanes(fields.values(layout, first))
-    start = losses(e, hessian)
-    coding = descent.coding_of(layout)
+    state = to_state(first)
+    start = end = np.zeros(0)
+    if factor is not None:
+        start = losses(e, hessian)
+        state, e = feed_back(layout, x, factor)
     sweeps, passes = SWEEPS[effort]
-    for _ in range(sweeps):
-        if not sweep(x, e, state, hessian, coding, passes):
+    for k in range(sweeps):
+        before, end = sweep(x, e, state, hessian, coding, passes)
+        start = start if start.size else before
+        if not before.sum() - end.sum() > WORTH * before.sum():
             break
-    end = losses(e, hessian)
     data = fields.pack(layout, to_fields(state, len(w)))
     start, end = (loss.reshape(-1)[: len(w)] for loss in (start, end))
     worse = ~(end < start)
@@ -89,17 +98,28 @@ def refine_block(
     return data, start, end
 
 
-def sweep(x: Lanes, e: Lanes, state: descent.State, hessian: Hessian, coding: descent.Coding, passes: int) -> int:
-    """Go through all tiles once; returns how many steps were of use."""
-    n, steps = len(hessian.h), 0
+def sweep(
+    x: Lanes, e: Lanes, state: descent.State, hessian: Hessian, coding: descent.Coding, passes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Go through all tiles once. Returns the losses of the rows before and after it, [groups, W].
+
+    A tile's share of the loss before is what it has in common with itself and with the tiles behind, which have not
+    changed yet; of that after, with the tiles in front, which will not change any more.
+    """
+    n = len(hessian.h)
+    before, after = np.zeros((len(x), W)), np.zeros((len(x), W))
     for at in range(0, n, TILE):
-        tile = slice(at, min(at + TILE, n))
-        g = hessian.damping[tile][:, None] * e[:, tile]
-        columns = g.shape[1]
-        descent.project(e.reshape(-1), hessian.h.reshape(-1), n, at, columns, 0, n, g.reshape(-1))
+        stop = min(at + TILE, n)
+        tile = slice(at, stop)
+        own, front, behind = (np.zeros_like(e[:, tile]) for _ in range(3))
+        add_products(e, hessian.h, at, 0, at, front)
+        add_products(e, hessian.h, at, at, stop, own)
+        add_products(e, hessian.h, at, stop, n, behind)
+        before += dot(e[:, tile], own + 2 * behind)
+        g = front + behind + own + hessian.damping[tile, None] * e[:, tile]
         h = hessian.h[tile, tile].copy()
-        h[np.arange(columns), np.arange(columns)] += hessian.damping[tile]
-        steps += descent.descend(
+        h[np.arange(len(h)), np.arange(len(h))] += hessian.damping[tile]
+        descent.descend(
             x.reshape(-1),
             e.reshape(-1),
             state,
@@ -108,41 +128,66 @@ def sweep(x: Lanes, e: Lanes, state: descent.State, hessian: Hessian, coding: de
             g.reshape(-1),
             n,
             at,
-            columns,
+            len(h),
             passes,
             coding,
         )
-    return steps
+        own[:] = 0
+        add_products(e, hessian.h, at, at, stop, own)
+        after += dot(e[:, tile], own + 2 * front)
+    return before, after
+
+
+def feed_back(layout: fields.Layout, x: Lanes, factor: Factor) -> tuple[descent.State, Lanes]:
+    """Rows quantized with error feedback, and their errors; scales are those of ggml's search for a tile."""
+    coding, form = descent.coding_of(layout), layout.format
+    groups, n, _ = x.shape
+    state = empty_state(layout, groups, n)
+    e = np.zeros_like(x)
+    for at in range(0, n, TILE):
+        tile = slice(at, min(at + TILE, n))
+        fed = x[:, tile].copy()
+        add_products(e, factor.t, at, 0, at, fed)
+        wanted = from_lanes(fed, groups * W)
+        data = np.empty((len(wanted), form.nbytes((wanted.shape[1],))), np.uint8)
+        rows.encode(form, wanted, data, importance=factor.d[tile])
+        for part, whole in zip(to_state(fields.unpack(layout, data)), state, strict=True):
+            share, wide = part.reshape(groups, -1, W), whole.reshape(groups, -1, W)
+            first = at * wide.shape[1] // n
+            wide[:, first : first + share.shape[1]] = share
+        corner = factor.t[tile, tile].copy()
+        descent.feed(
+            fed.reshape(-1), x.reshape(-1), e.reshape(-1), state, corner.reshape(-1), n, at, len(corner), coding
+        )
+    return state, e
 
 
 def losses(e: Lanes, hessian: Hessian) -> NDArray[np.float64]:
-    """e H e^T of each row, [groups, W]; the half of H below the tiles on its diagonal stands for the other half."""
+    """e H e^T of each row, [groups, W]; one half of H stands for both."""
     n = len(hessian.h)
     total = np.zeros((len(e), W))
     for at in range(0, n, TILE):
-        tile = slice(at, min(at + TILE, n))
-        g = np.zeros_like(e[:, tile])
-        descent.project(e.reshape(-1), hessian.h.reshape(-1), n, at, g.shape[1], 0, at, g.reshape(-1))
-        g *= 2
-        descent.project(e.reshape(-1), hessian.h.reshape(-1), n, at, g.shape[1], at, tile.stop, g.reshape(-1))
-        total += np.einsum("gnw,gnw->gw", e[:, tile], g, dtype=np.float64)
+        stop = min(at + TILE, n)
+        own, front = np.zeros_like(e[:, at:stop]), np.zeros_like(e[:, at:stop])
+        add_products(e, hessian.h, at, 0, at, front)
+        add_products(e, hessian.h, at, at, stop, own)
+        total += dot(e[:, at:stop], own + 2 * front)
     return total
 
 
-# ---- rows and lanes ----
+def dot(a: Lanes, b: Lanes) -> NDArray[np.float64]:
+    """The sums of products of each row, [groups, W]."""
+    return (a.astype(np.float64) * b).sum(1)
 
 
-def to_lanes(a: NDArray[np.generic]) -> NDArray[np.generic]:
-    """[rows, n] as [groups, n, W], filled up with rows of zeros."""
-    groups = -(-len(a) // W)
-    room = np.zeros((groups * W, a.shape[1]), a.dtype)
-    room[: len(a)] = a
-    return np.ascontiguousarray(room.reshape(groups, W, -1).transpose(0, 2, 1))
+# ---- fields in lanes ----
 
 
-def from_lanes(a: NDArray[np.generic], n: int, rows: int) -> NDArray[np.generic]:
-    """The inverse of `to_lanes`, from one dimension: n numbers of each row."""
-    return a.reshape(-1, n, W).transpose(0, 2, 1).reshape(-1, n)[:rows]
+def empty_state(layout: fields.Layout, groups: int, n: int) -> descent.State:
+    """Room for rows of n weights."""
+    blocks, subs = n // layout.format.weights, n // layout.sub
+    sizes = (subs, subs, blocks, blocks)
+    return descent.State(np.zeros(groups * n * W, np.int8), *(np.zeros(groups * s * W, np.float32) for s in sizes))
 
 
 def to_state(found: fields.Fields) -> descent.State:
@@ -154,5 +199,5 @@ def to_state(found: fields.Fields) -> descent.State:
 def to_fields(state: descent.State, count: int) -> fields.Fields:
     """The inverse for `count` rows."""
     groups = -(-count // W)
-    levels, scales, minima, d, dmin = (from_lanes(a, len(a) // (groups * W), count) for a in state)
+    levels, scales, minima, d, dmin = (from_lanes(a.reshape(groups, -1, W), count) for a in state)
     return fields.Fields(levels, scales.astype(np.int16), minima.astype(np.int16), d, dmin)

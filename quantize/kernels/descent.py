@@ -286,6 +286,34 @@ def move_sub_block(
     return close_sub_block(state, first, n, work.x, work.level, work, h, at, columns, g, to)
 
 
+@kernel(WRITE_F32, READ_F32, WRITE_F32, typeof(NOTHING), READ_F32, INT, INT, INT, typeof(CODING))
+def feed(x: Any, w: Any, e: Any, state: Any, factor: Any, n: int, at: int, columns: int, coding: Any) -> None:
+    """Give the columns of a tile levels in turn, each nearest to its weight and what the errors before it make of it.
+
+    x: in lanes, `columns` numbers of each row: the weights with what the errors of earlier tiles add to them; used up.
+    w, e: as in `descend`. factor: float32 [columns * columns]: row k has what the error of each column adds to column k.
+    """
+    groups, sub = x.size // (columns * W), coding.sub
+    for group in range(groups):
+        column, to = group * n + at, group * columns
+        for o in range(0, columns, sub):
+            sub_at, block_at = (column + o) // sub, (column + o) // coding.block
+            scale = get(state.d, block_at) * get(state.scale, sub_at)
+            low = get(state.dmin, block_at) * get(state.low, sub_at)
+            fits = scale != f32(0)
+            reciprocal = select(fits, f32(1) / scale, f32(0))
+            for j in range(o, o + sub):
+                wanted = (get(x, to + j) + low) * reciprocal
+                q = nearest_level(select(fits, wanted, f32(0)), coding)
+                put(state.level, column + j, to_i8(to_i32(q)))
+                error = get(w, column + j) - (scale * q - low)
+                put(e, column + j, error)
+                for k in range(j + 1, o + sub):
+                    put(x, to + k, get(x, to + k) + error * factor[k * columns + j])
+            for k in range(o + sub, columns, PANEL):
+                add_products(e, column, factor, k * columns, columns, o, o + sub, x, to + k)
+
+
 # ---- d and dmin of a block ----
 
 
