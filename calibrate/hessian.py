@@ -1,0 +1,75 @@
+"""What a layer's inputs say of the errors of its weights: H = mean x x^T, checked once and shared by all matrices that
+have these inputs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Added to the diagonal for the descent, as a part of itself: what H says is known from a sample.
+DAMPING = np.float32(0.003)
+# And as a part of its mean, so that a column without inputs is rounded to the nearest level.
+FLOOR = np.float32(1e-9)
+# What rounding may do to |h_ij| <= sqrt(h_ii h_jj), which holds for every H that is a mean of x x^T.
+SLACK = 1e-3
+ROWS = 256  # rows of H that are checked at once
+
+
+@dataclass(frozen=True, eq=False)
+class Hessian:
+    """H of one layer.
+
+    h:        float32 [n, n], symmetric, C-contiguous.
+    diagonal: float32 [n]: the importance of the columns.
+    damping:  float32 [n], what a descent adds to the diagonal.
+    trouble:  why H cannot be used, as the end of a sentence; None if it can.
+    """
+
+    h: NDArray[np.float32]
+    diagonal: NDArray[np.float32]
+    damping: NDArray[np.float32]
+    trouble: str | None = None
+
+
+def prepare(h: NDArray[np.float32]) -> Hessian:
+    """Check H, float32 [n, n], and say what is wrong with it in `Hessian.trouble`.
+
+    An H is refused if a number is not finite, if it is not symmetric or a diagonal entry is negative, if two columns
+    have more in common than each with itself, or if it is zero: no mean of x x^T is like that. Columns of zeros are
+    fine. ValueError if it is no square matrix.
+    """
+    if h.ndim != 2 or h.shape[0] != h.shape[1]:
+        raise ValueError(f"H of shape {h.shape}; wanted a square matrix")
+    h = np.ascontiguousarray(h, np.float32)
+    diagonal = h.diagonal().copy()
+    trouble = trouble_with(h, diagonal)
+    damping = np.zeros_like(diagonal)
+    if trouble is None:
+        exponent = int(np.frexp(diagonal.max())[1])
+        if abs(exponent) > 40:  # squares and products of sums stay in the range of float32
+            h = np.ldexp(h, -exponent)
+            diagonal = h.diagonal().copy()
+        damping = DAMPING * diagonal + FLOOR * np.float32(diagonal.mean(dtype=np.float64))
+    return Hessian(h, diagonal, damping, trouble)
+
+
+def trouble_with(h: NDArray[np.float32], diagonal: NDArray[np.float32]) -> str | None:
+    """Why H is no mean of x x^T; None if it can be one."""
+    if not np.isfinite(diagonal).all():
+        return "the inputs of the layer are not all finite"
+    if diagonal.min() < 0:
+        return f"the mean square of input {int(diagonal.argmin())} is negative"
+    if diagonal.max() == 0:
+        return "the layer had no inputs, or they were all zero"
+    root = np.sqrt(diagonal, dtype=np.float64)
+    for at in range(0, len(h), ROWS):
+        part = h[at : at + ROWS]
+        limit = np.outer(root[at : at + ROWS], root)
+        if not np.isfinite(part).all():
+            return "the inputs of the layer are not all finite"
+        if (np.abs(part - h[:, at : at + ROWS].T) > SLACK * limit).any():
+            return "H is not symmetric"
+        if (np.abs(part) > (1 + SLACK) * limit).any():
+            return "H is not positive semidefinite"
+    return None

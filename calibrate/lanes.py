@@ -1,0 +1,34 @@
+"""Rows of numbers side by side, as the kernels of quantize/kernels/descent.py take them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.quantize.kernels import descent
+from ggufsmith.quantize.simd import W
+
+Lanes = NDArray[np.float32]  # [groups, n, W]: number i of row W g + l is [g, i, l]
+
+
+def to_lanes(a: NDArray[Any]) -> NDArray[Any]:
+    """[rows, n] as [groups, n, W], filled up with rows of zeros."""
+    groups = -(-len(a) // W)
+    if len(a) != groups * W:
+        a = np.concatenate([a, np.zeros((groups * W - len(a), a.shape[1]), a.dtype)])
+    return np.ascontiguousarray(a.reshape(groups, W, -1).transpose(0, 2, 1))
+
+
+def from_lanes(a: NDArray[Any], rows: int) -> NDArray[Any]:
+    """The inverse of `to_lanes`."""
+    return np.ascontiguousarray(a.transpose(0, 2, 1)).reshape(-1, a.shape[1])[:rows]
+
+
+def add_products(e: Lanes, h: NDArray[np.float32], at: int, first: int, last: int, g: Lanes) -> None:
+    """Add e[:, first:last] h[first:last, tile] to g, the tile of as many columns as g has from column `at` on.
+
+    h: symmetric, of which only rows `at` to the end of the tile are read, from column `first` to `last`.
+    """
+    if first < last:
+        n, columns = h.shape[1], g.shape[1]
+        descent.project(e.reshape(-1), h.reshape(-1), n, at, columns, first, last, g.reshape(-1))

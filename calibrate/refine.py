@@ -1,0 +1,203 @@
+"""One matrix quantized under a whole Hessian: ggml's bytes first, then a descent that keeps their format and size.
+
+ggml's quantizer looks at one weight at a time, with an importance of its column. What a layer's outputs lose is
+tr((W - W') H (W - W')^T), in which errors of different columns make up for each other or add up; this module lowers it.
+The result is read by any llama.cpp, and no row of it loses more than the row of ggml's bytes under the same H.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.calibrate.factor import Factor, factor_of
+from ggufsmith.calibrate.hessian import Hessian
+from ggufsmith.calibrate.lanes import Lanes, add_products, from_lanes, to_lanes
+from ggufsmith.container.formats import Format
+from ggufsmith.quantize import fields, rows
+from ggufsmith.quantize.kernels import descent
+from ggufsmith.quantize.simd import W
+
+Effort = Literal["fast", "normal", "best"]
+TILE, BLOCK = 256, 128  # columns, and rows that one thread works on at a time
+# Of each effort: how often a row is gone through, and how often each tile of it. A row is gone through again only if
+# the last time took more than this part off the loss.
+SWEEPS: Mapping[Effort, tuple[int, int]] = {"fast": (1, 2), "normal": (2, 2), "best": (8, 2)}
+WORTH = 0.002
+# Formats that start from error feedback.
+FED = frozenset("Q2_K Q4_K Q5_K Q6_K".split())
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """Quantized rows.
+
+    data:       uint8 [n, bytes per row].
+    start, end: float64 [n], the loss of each row with ggml's bytes and with these: (w - w') H (w - w')^T.
+    trouble:    why `data` is ggml's; see Hessian.trouble.
+    """
+
+    data: NDArray[np.uint8]
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
+    trouble: str | None = None
+
+
+def refine(
+    target: Format, w: NDArray[np.float32], hessian: Hessian, *, effort: Effort = "normal", threads: int = 1
+) -> Refined:
+    """Quantize w, float32 [n, width], as `target`. The result does not depend on `threads`.
+
+    ValueError if the shapes do not fit each other or the format.
+    """
+    if w.ndim != 2 or w.shape[1] != len(hessian.h):
+        raise ValueError(f"weights of shape {w.shape} and H of {hessian.h.shape}")
+    data = np.empty((len(w), target.nbytes((w.shape[1],))), np.uint8)
+    start, end = np.empty(len(w)), np.empty(len(w))
+    with ThreadPoolExecutor(threads) as pool:
+        factor = factor_of(hessian, pool.map) if target.name in FED else None
+
+        def work(at: int) -> None:
+            part = slice(at, at + BLOCK)
+            block = np.ascontiguousarray(w[part], np.float32)
+            data[part], start[part], end[part] = refine_block(target, block, hessian, factor, effort)
+
+        list(pool.map(work, range(0, len(w), BLOCK)))
+    return Refined(data, start, end)
+
+
+def refine_block(
+    target: Format, w: NDArray[np.float32], hessian: Hessian, factor: Factor | None, effort: Effort
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
+    """Data, start and end of a few rows."""
+    layout = fields.layout_of(target.name)
+    coding = descent.coding_of(layout)
+    plain = np.empty((len(w), target.nbytes((w.shape[1],))), np.uint8)
+    rows.encode(target, w, plain, importance=hessian.diagonal)
+    first = fields.unpack(layout, plain)
+    x = to_lanes(w)
+    e = x - to_lanes(fields.values(layout, first))
+    state = to_state(first)
+    start = end = np.zeros(0)
+    if factor is not None:
+        start = losses(e, hessian)
+        state, e = feed_back(layout, x, factor)
+    sweeps, passes = SWEEPS[effort]
+    for k in range(sweeps):
+        before, end = sweep(x, e, state, hessian, coding, passes)
+        start = start if start.size else before
+        if not before.sum() - end.sum() > WORTH * before.sum():
+            break
+    data = fields.pack(layout, to_fields(state, len(w)))
+    start, end = (loss.reshape(-1)[: len(w)] for loss in (start, end))
+    worse = ~(end < start)
+    data[worse], end[worse] = plain[worse], start[worse]
+    return data, start, end
+
+
+def sweep(
+    x: Lanes, e: Lanes, state: descent.State, hessian: Hessian, coding: descent.Coding, passes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Go through all tiles once. Returns the losses of the rows before and after it, [groups, W].
+
+    A tile's share of the loss before is what it has in common with itself and with the tiles behind, which have not
+    changed yet; of that after, with the tiles in front, which will not change any more.
+    """
+    n = len(hessian.h)
+    before, after = np.zeros((len(x), W)), np.zeros((len(x), W))
+    for at in range(0, n, TILE):
+        stop = min(at + TILE, n)
+        tile = slice(at, stop)
+        own, front, behind = (np.zeros_like(e[:, tile]) for _ in range(3))
+        add_products(e, hessian.h, at, 0, at, front)
+        add_products(e, hessian.h, at, at, stop, own)
+        add_products(e, hessian.h, at, stop, n, behind)
+        before += dot(e[:, tile], own + 2 * behind)
+        g = front + behind + own + hessian.damping[tile, None] * e[:, tile]
+        h = hessian.h[tile, tile].copy()
+        h[np.arange(len(h)), np.arange(len(h))] += hessian.damping[tile]
+        descent.descend(
+            x.reshape(-1),
+            e.reshape(-1),
+            state,
+            h.reshape(-1),
+            1 / h.diagonal(),
+            g.reshape(-1),
+            n,
+            at,
+            len(h),
+            passes,
+            coding,
+        )
+        own[:] = 0
+        add_products(e, hessian.h, at, at, stop, own)
+        after += dot(e[:, tile], own + 2 * front)
+    return before, after
+
+
+def feed_back(layout: fields.Layout, x: Lanes, factor: Factor) -> tuple[descent.State, Lanes]:
+    """Rows quantized with error feedback, and their errors; scales are those of ggml's search for a tile."""
+    coding, form = descent.coding_of(layout), layout.format
+    groups, n, _ = x.shape
+    state = empty_state(layout, groups, n)
+    e = np.zeros_like(x)
+    for at in range(0, n, TILE):
+        tile = slice(at, min(at + TILE, n))
+        fed = x[:, tile].copy()
+        add_products(e, factor.t, at, 0, at, fed)
+        wanted = from_lanes(fed, groups * W)
+        data = np.empty((len(wanted), form.nbytes((wanted.shape[1],))), np.uint8)
+        rows.encode(form, wanted, data, importance=factor.d[tile])
+        for part, whole in zip(to_state(fields.unpack(layout, data)), state, strict=True):
+            share, wide = part.reshape(groups, -1, W), whole.reshape(groups, -1, W)
+            first = at * wide.shape[1] // n
+            wide[:, first : first + share.shape[1]] = share
+        corner = factor.t[tile, tile].copy()
+        descent.feed(
+            fed.reshape(-1), x.reshape(-1), e.reshape(-1), state, corner.reshape(-1), n, at, len(corner), coding
+        )
+    return state, e
+
+
+def losses(e: Lanes, hessian: Hessian) -> NDArray[np.float64]:
+    """e H e^T of each row, [groups, W]; one half of H stands for both."""
+    n = len(hessian.h)
+    total = np.zeros((len(e), W))
+    for at in range(0, n, TILE):
+        stop = min(at + TILE, n)
+        own, front = np.zeros_like(e[:, at:stop]), np.zeros_like(e[:, at:stop])
+        add_products(e, hessian.h, at, 0, at, front)
+        add_products(e, hessian.h, at, at, stop, own)
+        total += dot(e[:, at:stop], own + 2 * front)
+    return total
+
+
+def dot(a: Lanes, b: Lanes) -> NDArray[np.float64]:
+    """The sums of products of each row, [groups, W]."""
+    return (a.astype(np.float64) * b).sum(1)
+
+
+# ---- fields in lanes ----
+
+
+def empty_state(layout: fields.Layout, groups: int, n: int) -> descent.State:
+    """Room for rows of n weights."""
+    blocks, subs = n // layout.format.weights, n // layout.sub
+    sizes = (subs, subs, blocks, blocks)
+    return descent.State(np.zeros(groups * n * W, np.int8), *(np.zeros(groups * s * W, np.float32) for s in sizes))
+
+
+def to_state(found: fields.Fields) -> descent.State:
+    """Fields in lanes."""
+    numbers = (found.levels, *(a.astype(np.float32) for a in (found.scales, found.minima, found.d, found.dmin)))
+    return descent.State(*(to_lanes(a).reshape(-1) for a in numbers))
+
+
+def to_fields(state: descent.State, count: int) -> fields.Fields:
+    """The inverse for `count` rows."""
+    groups = -(-count // W)
+    levels, scales, minima, d, dmin = (from_lanes(a.reshape(groups, -1, W), count) for a in state)
+    return fields.Fields(levels, scales.astype(np.int16), minima.astype(np.int16), d, dmin)

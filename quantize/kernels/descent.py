@@ -1,0 +1,427 @@
+"""Quantized rows made better under a whole Hessian: what the columns of a tile do, one row per lane.
+
+Rows W lose tr(E H E^T), where E = W - W' is the error of the quantized rows W' and H = mean x x^T over the inputs of
+the layer. H ties the columns of a row to each other and no row to another, so that each lane descends for itself. A tile
+is up to 256 neighbouring columns: inside it the gradient G = E H is kept up to date after every step, and between tiles
+it is computed anew (`project`), so that the cost of a weight's steps does not grow with the width of the matrix. The
+method is coordinate descent, as in "Least squares binary quantization" and QuantEase (arXiv:2309.01885), with the scales
+of ggml's formats among the coordinates. All sums are in a fixed order.
+
+Arrays in lanes (see blocks.py) here are of several groups of W rows, one group after the other.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import typeof, types
+
+from ggufsmith.quantize.cache import INT, READ_F32, WRITE_F32, kernel, write
+from ggufsmith.quantize.fields import Layout
+from ggufsmith.quantize.kernels.blocks import get, half_bits, put, room
+from ggufsmith.quantize.kernels.iq4 import VALUES, nearest_code
+from ggufsmith.quantize.kernels.tables import entry
+from ggufsmith.quantize.simd import (
+    W,
+    absolute,
+    any_lane,
+    broadcast,
+    clamp,
+    f32,
+    half_to_f32,
+    jitable,
+    maximum,
+    minimum,
+    nearest_small,
+    select,
+    to_f32,
+    to_i8,
+    to_i32,
+)
+
+WRITE_I8 = write(types.int8)
+PANEL = 4  # sums that `add_products` keeps in registers
+DEPTH = 1024  # columns of the errors that are used again while they are in the cache
+LARGEST_HALF = f32(65504)
+LEAST_HALF = f32(2.0**-24)
+# Steps of a sub-block's scale and minimum, in units of their codes.
+MOVES = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0))
+# Where no scale is stored in codes: the same in parts of d, and for the minimum in parts of a level.
+PART_OF_SCALE, PART_OF_LEVEL = f32(1 / 32), f32(1 / 4)
+
+
+class Coding(NamedTuple):
+    """A format of fields.Layout, as the kernels take it.
+
+    block, sub: weights per d, and per scale. lowest, highest: levels; even: whether all integers between them are.
+    least, most: codes of scales; equal where scales are not stored. most_low: of minima; 0 where none is stored.
+    dmin: whether there is one. positive: whether it has to be.
+    """
+
+    block: int
+    sub: int
+    lowest: np.float32
+    highest: np.float32
+    even: bool
+    least: np.float32
+    most: np.float32
+    most_low: np.float32
+    dmin: bool
+    positive: bool
+
+
+def coding_of(layout: Layout) -> Coding:
+    """The record of a format."""
+    scales, minima = layout.scales, layout.minima
+    least = scales.lowest if scales else 1
+    most = least + 2 ** scales.bits.shape[1] - 1 if scales else 1
+    most_low = 2 ** minima.bits.shape[1] - 1 if minima else 0
+    ends = f32(layout.levels[0]), f32(layout.levels[-1])
+    has_dmin = layout.dmin is not None
+    return Coding(
+        layout.format.weights,
+        layout.sub,
+        *ends,
+        layout.even,
+        f32(least),
+        f32(most),
+        f32(most_low),
+        has_dmin,
+        minima is not None,
+    )
+
+
+class State(NamedTuple):
+    """Quantized rows in lanes: x = d * scale * level - dmin * low; per group of rows as many as fields.Fields has."""
+
+    level: Any  # int8
+    scale: Any  # float32, as the others
+    low: Any
+    d: Any
+    dmin: Any
+
+
+NOTHING = State(np.empty(0, np.int8), *(np.empty(0, np.float32) for _ in range(4)))
+CODING = Coding(256, 32, f32(0), f32(15), True, f32(0), f32(63), f32(63), True, True)
+
+
+# ---- sums over columns ----
+
+
+@jitable
+def add_products(e: Any, at: int, h: Any, row: int, stride: int, first: int, last: int, g: Any, to: int) -> None:
+    """g[to + i] += sum of e[at + k] * h[row + i * stride + k] over k from `first` to `last - 1`, for four i."""
+    a, b, c, d = get(g, to), get(g, to + 1), get(g, to + 2), get(g, to + 3)
+    second, third, fourth = row + stride, row + 2 * stride, row + 3 * stride
+    for k in range(first, last):
+        x = get(e, at + k)
+        a = a + x * h[row + k]
+        b = b + x * h[second + k]
+        c = c + x * h[third + k]
+        d = d + x * h[fourth + k]
+    put(g, to, a)
+    put(g, to + 1, b)
+    put(g, to + 2, c)
+    put(g, to + 3, d)
+
+
+@kernel(READ_F32, READ_F32, INT, INT, INT, INT, INT, WRITE_F32)
+def project(e: Any, h: Any, n: int, at: int, columns: int, first: int, last: int, g: Any) -> None:
+    """Add to g the products of the errors with columns `at` to `at + columns - 1` of H, from rows `first` to `last - 1`.
+
+    e: in lanes, n numbers of each row. h: float32 [n * n], symmetric. g: in lanes, `columns` numbers of each row.
+    """
+    groups = g.size // (columns * W)
+    for begin in range(first, last, DEPTH):
+        end = min(begin + DEPTH, last)
+        for group in range(groups):
+            for j in range(0, columns, PANEL):
+                add_products(e, group * n, h, (at + j) * n, n, begin, end, g, group * columns + j)
+
+
+@jitable
+def spread(change: Any, at: int, n: int, h: Any, columns: int, g: Any, to: int) -> None:
+    """The gradient of a tile after the errors of its columns `at` to `at + n - 1` have changed."""
+    for k in range(0, columns, PANEL):
+        add_products(change, 0, h, k * columns + at, columns, 0, n, g, to + k)
+
+
+# ---- one sub-block ----
+
+
+@jitable
+def as_half(x: Any) -> Any:
+    """The nearest float16, as f32."""
+    return half_to_f32(half_bits(x))
+
+
+@jitable
+def nearest_level(v: Any, coding: Coding) -> Any:
+    """The level nearest to v."""
+    if coding.even:
+        return nearest_small(clamp(v, coding.lowest, coding.highest))
+    return entry(VALUES, nearest_code(v))
+
+
+@jitable
+def recode(
+    lg: Any, x: Any, level: Any, n: int, h: Any, inverse: Any, at: int, columns: int, scale: Any, low: Any, coding: Any
+) -> None:
+    """Give the columns of a sub-block in turn the level that is best while the others stay.
+
+    lg, x, level: in lanes, n numbers: the gradient, the weights and the levels, which follow. inverse: 1 / h of the
+    diagonal. scale, low: x = scale * level - low from now on, whatever it was.
+    """
+    fits = scale != f32(0)
+    reciprocal = select(fits, f32(1) / scale, f32(0))
+    for j in range(n):
+        old = get(x, j)
+        wanted = old + get(lg, j) * inverse[at + j]
+        q = select(fits, nearest_level((wanted + low) * reciprocal, coding), get(level, j))
+        new = scale * q - low
+        change = old - new
+        put(level, j, q)
+        if any_lane(change != f32(0)):
+            put(x, j, new)
+            row = (at + j) * columns + at
+            for i in range(n):
+                put(lg, i, get(lg, i) + change * h[row + i])
+
+
+class Room(NamedTuple):
+    """Numbers of a sub-block in lanes, f32: what it is, what is tried, and the best of it."""
+
+    old: Any
+    gradient: Any
+    x: Any
+    level: Any
+    best_x: Any
+    best_level: Any
+
+
+@jitable
+def open_sub_block(state: State, first: int, n: int, scale: Any, low: Any, g: Any, at: int, work: Room) -> None:
+    """The weights, levels and gradient of a sub-block into `work`."""
+    for j in range(n):
+        q = to_f32(get(state.level, first + j))
+        v = scale * q - low
+        put(work.level, j, q)
+        put(work.old, j, v)
+        put(work.x, j, v)
+        put(work.gradient, j, get(g, at + j))
+
+
+@jitable
+def close_sub_block(
+    state: State, first: int, n: int, x: Any, level: Any, work: Room, h: Any, at: int, columns: int, g: Any, to: int
+) -> bool:
+    """The new levels into the state, and the change of x into the gradient of the tile. Whether there was one."""
+    moved = broadcast(f32(0)) != f32(0)
+    for j in range(n):
+        change = get(work.old, j) - get(x, j)
+        moved = moved | (change != f32(0))
+        put(work.old, j, change)
+        put(state.level, first + j, to_i8(to_i32(get(level, j))))
+    if any_lane(moved):
+        spread(work.old, at, n, h, columns, g, to)
+        return True
+    return False
+
+
+@jitable
+def stepped(scale: Any, low: Any, s: Any, m: Any, d: Any, dmin: Any, move: Any, coding: Coding) -> Any:
+    """The codes s, m of scale and minimum after a move, and what they stand for; what cannot be done is not."""
+    if coding.least < coding.most:
+        s2, m2 = s + f32(move[0]), m + f32(move[1])
+        s2 = clamp(s2, coding.least, coding.most)
+        m2 = clamp(m2, f32(0), coding.most_low)
+        return s2, m2, d * s2, dmin * m2
+    scale2 = as_half(scale + scale * (f32(move[0]) * PART_OF_SCALE))
+    low2 = as_half(low + scale * (f32(move[1]) * PART_OF_LEVEL))
+    fits = (absolute(scale2) <= LARGEST_HALF) & (absolute(scale2) >= LEAST_HALF) & (absolute(low2) <= LARGEST_HALF)
+    return s, m, select(fits, scale2, scale), select(fits, low2, low)
+
+
+@jitable
+def move_sub_block(
+    state: State, first: int, sub: int, block: int, h: Any, inverse: Any, at: int, columns: int, g: Any, to: int,
+    work: Room, coding: Coding,
+) -> bool:  # fmt: skip
+    """Try the neighbours of a sub-block's scale and minimum, with levels chosen anew, and keep the best."""
+    n = coding.sub
+    d, dmin, s, m = get(state.d, block), get(state.dmin, block), get(state.scale, sub), get(state.low, sub)
+    scale, low = d * s, dmin * m
+    open_sub_block(state, first, n, scale, low, g, to + at, work)
+    best = broadcast(f32(0))
+    best_s, best_m, best_scale, best_low = s, m, scale, low
+    for c in range(6 if coding.dmin else 2):
+        s2, m2, scale2, low2 = stepped(scale, low, s, m, d, dmin, MOVES[c], coding)
+        for j in range(n):
+            put(work.x, j, get(work.old, j))
+            put(work.gradient, j, get(g, to + at + j))
+        for _ in range(2):
+            recode(work.gradient, work.x, work.level, n, h, inverse, at, columns, scale2, low2, coding)
+        change = broadcast(f32(0))
+        for j in range(n):
+            change = change + (get(work.old, j) - get(work.x, j)) * (get(g, to + at + j) + get(work.gradient, j))
+        better = change < best
+        if any_lane(better):
+            best = select(better, change, best)
+            best_s, best_m = select(better, s2, best_s), select(better, m2, best_m)
+            best_scale, best_low = select(better, scale2, best_scale), select(better, low2, best_low)
+            for j in range(n):
+                put(work.best_x, j, select(better, get(work.x, j), get(work.best_x, j)))
+                put(work.best_level, j, select(better, get(work.level, j), get(work.best_level, j)))
+    found = best < f32(0)
+    if not any_lane(found):
+        return False
+    for j in range(n):
+        put(work.x, j, select(found, get(work.best_x, j), get(work.old, j)))
+        put(work.level, j, select(found, get(work.best_level, j), to_f32(get(state.level, first + j))))
+    put(state.scale, sub, best_s)
+    put(state.low, sub, best_m)
+    if coding.least == coding.most:
+        put(state.d, block, best_scale)
+        if coding.dmin:
+            put(state.dmin, block, -best_low)
+    return close_sub_block(state, first, n, work.x, work.level, work, h, at, columns, g, to)
+
+
+@kernel(WRITE_F32, READ_F32, WRITE_F32, typeof(NOTHING), READ_F32, INT, INT, INT, typeof(CODING))
+def feed(x: Any, w: Any, e: Any, state: Any, factor: Any, n: int, at: int, columns: int, coding: Any) -> None:
+    """Give the columns of a tile levels in turn, each nearest to its weight and what the errors before it make of it.
+
+    x: in lanes, `columns` numbers of each row: the weights with what the errors of earlier tiles add to them; used up.
+    w, e: as in `descend`. factor: float32 [columns * columns]: row k has what the error of each column adds to column k.
+    """
+    groups, sub = x.size // (columns * W), coding.sub
+    for group in range(groups):
+        column, to = group * n + at, group * columns
+        for o in range(0, columns, sub):
+            sub_at, block_at = (column + o) // sub, (column + o) // coding.block
+            scale = get(state.d, block_at) * get(state.scale, sub_at)
+            low = get(state.dmin, block_at) * get(state.low, sub_at)
+            fits = scale != f32(0)
+            reciprocal = select(fits, f32(1) / scale, f32(0))
+            for j in range(o, o + sub):
+                wanted = (get(x, to + j) + low) * reciprocal
+                q = nearest_level(select(fits, wanted, f32(0)), coding)
+                put(state.level, column + j, to_i8(to_i32(q)))
+                error = get(w, column + j) - (scale * q - low)
+                put(e, column + j, error)
+                for k in range(j + 1, o + sub):
+                    put(x, to + k, get(x, to + k) + error * factor[k * columns + j])
+            for k in range(o + sub, columns, PANEL):
+                add_products(e, column, factor, k * columns, columns, o, o + sub, x, to + k)
+
+
+# ---- d and dmin of a block ----
+
+
+@jitable
+def refit(
+    state: State, first: int, sub: int, block: int, h: Any, at: int, columns: int, g: Any, to: int,
+    a: Any, b: Any, ha: Any, hb: Any, coding: Coding,
+) -> bool:  # fmt: skip
+    """The d and dmin that are best for the levels, by least squares, if as float16 they are better than the old."""
+    n = coding.block
+    for j in range(n):
+        s, m = get(state.scale, sub + j // coding.sub), get(state.low, sub + j // coding.sub)
+        put(a, j, s * to_f32(get(state.level, first + j)))
+        put(b, j, -m)
+    for k in range(columns):
+        put(ha, k, broadcast(f32(0)))
+        put(hb, k, broadcast(f32(0)))
+    spread(a, at, n, h, columns, ha, 0)
+    if coding.dmin:
+        spread(b, at, n, h, columns, hb, 0)
+    zero = broadcast(f32(0))
+    aa, ab, bb, ga, gb = zero, zero, zero, zero, zero
+    for j in range(n):
+        u, v, grad = get(a, j), get(b, j), get(g, to + at + j)
+        aa = aa + u * get(ha, at + j)
+        ab = ab + v * get(ha, at + j)
+        bb = bb + v * get(hb, at + j)
+        ga = ga + u * grad
+        gb = gb + v * grad
+    d, dmin = get(state.d, block), get(state.dmin, block)
+    det = aa * bb - ab * ab
+    both = det > f32(1e-5) * aa * bb
+    x = select(both, (ga * bb - gb * ab) / select(both, det, f32(1)), select(aa > zero, ga / aa, zero))
+    d2 = as_half(d + x)
+    fits = (absolute(d2) <= LARGEST_HALF) & (d2 * d > zero)
+    x = select(fits, d2, d) - d
+    y = select(bb > zero, (gb - x * ab) / bb, zero)
+    dmin2 = as_half(dmin + y)
+    if coding.positive:
+        dmin2 = maximum(dmin2, zero)
+    y = select(absolute(dmin2) <= LARGEST_HALF, dmin2, dmin) - dmin
+    change = x * (x * aa - (ga + ga)) + y * (y * bb - (gb + gb)) + (x * y) * (ab + ab)
+    better = change < zero
+    if not any_lane(better):
+        return False
+    x, y = select(better, x, zero), select(better, y, zero)
+    put(state.d, block, d + x)
+    put(state.dmin, block, dmin + y)
+    for k in range(columns):
+        put(g, to + k, get(g, to + k) - (x * get(ha, k) + y * get(hb, k)))
+    return True
+
+
+# ---- one tile ----
+
+
+@kernel(
+    READ_F32, WRITE_F32, typeof(NOTHING), READ_F32, READ_F32, WRITE_F32, INT, INT, INT, INT, typeof(CODING)
+)  # fmt: skip
+def descend(
+    w: Any, e: Any, state: Any, h: Any, inverse: Any, g: Any, n: int, at: int, columns: int, passes: int, coding: Any
+) -> int:
+    """Refine columns `at` to `at + columns - 1` of all groups of rows; returns how many steps were of use.
+
+    w, e: in lanes, n numbers of each row: the weights and the errors, which follow. h: float32 [columns * columns], the
+    tile of H, and the reciprocals of its diagonal in `inverse`. g: in lanes, the gradient of the tile; used up.
+    """
+    groups = g.size // (columns * W)
+    sub, block = coding.sub, coding.block
+    work = Room(room(sub, f32), room(sub, f32), room(sub, f32), room(sub, f32), room(sub, f32), room(sub, f32))
+    a, b, ha, hb = room(block, f32), room(block, f32), room(columns, f32), room(columns, f32)
+    steps = 0
+    for group in range(groups):
+        column, to = group * n + at, group * columns
+        sub_at, block_at = column // sub, column // block
+        for round in range(passes + 1):
+            here = 0
+            for k in range(columns // block):
+                if refit(
+                    state, column + k * block, sub_at + k * (block // sub), block_at + k, h, k * block, columns, g, to,
+                    a, b, ha, hb, coding,
+                ):  # fmt: skip
+                    here += 1
+            if round == passes:
+                steps += here
+                break
+            for k in range(columns // sub):
+                scale = get(state.d, block_at + k * sub // block) * get(state.scale, sub_at + k)
+                low = get(state.dmin, block_at + k * sub // block) * get(state.low, sub_at + k)
+                open_sub_block(state, column + k * sub, sub, scale, low, g, to + k * sub, work)
+                recode(
+                    work.gradient, work.x, work.level, sub, h, inverse, k * sub, columns, scale, low, coding
+                )  # fmt: skip
+                if close_sub_block(
+                    state, column + k * sub, sub, work.x, work.level, work, h, k * sub, columns, g, to
+                ):  # fmt: skip
+                    here += 1
+            for k in range(columns // sub):
+                if move_sub_block(
+                    state, column + k * sub, sub_at + k, block_at + k * sub // block, h, inverse, k * sub, columns, g,
+                    to, work, coding,
+                ):  # fmt: skip
+                    here += 1
+            steps += here
+            if here == 0:
+                break
+        for j in range(columns):
+            scale = get(state.d, block_at + j // block) * get(state.scale, sub_at + j // sub)
+            low = get(state.dmin, block_at + j // block) * get(state.low, sub_at + j // sub)
+            put(e, column + j, get(w, column + j) - (scale * to_f32(get(state.level, column + j)) - low))
+    return steps
