@@ -252,7 +252,7 @@ def _read(
     """Rows first..last into `out`. base: the same rows before a recipe, if they are there."""
     scratch.reset()
     tensor = variant.tensors[name]
-    held, place = tensor.held, RowRange(tensor.origin, first, rows_of(tensor.shape)[0])
+    held, place = tensor.held, RowRange(tensor.name, tensor.origin, first, rows_of(tensor.shape)[0])
     if base is None:
         rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
         if held.plain:

@@ -16,8 +16,12 @@ Conversion = tuple[Format, Format, bool]
 
 @dataclass(frozen=True)
 class RowRange:
-    """Which rows of a tensor: from `first` on, of `count` in all. origin: what to call the tensor in an error."""
+    """Which rows of a tensor: from `first` on, of `count` in all.
 
+    tensor: its name in the output. origin: what to call it in an error.
+    """
+
+    tensor: str
     origin: str
     first: int
     count: int

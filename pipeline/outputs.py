@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,11 @@ from ggufsmith.pipeline.encoder import Encoder
 from ggufsmith.pipeline.findings import Finding
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.stream import Opening, RowSource, SharedTarget, load_kernels, stream
+
+
+# Decides when tensors are made: it calls the function that it is given with the names of some of them, until all are
+# made. By default they are all made at once; an encoder that has to learn about them first is given them in turn.
+Conductor = Callable[[Callable[[Collection[str]], None]], None]
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ def write_outputs(
     overwrite: bool = True,
     resume: bool = False,
     cluster: ClusterWork | None = None,
+    conduct: Conductor | None = None,
     advance: Callable[[int], None] = lambda weights: None,
     compiling: Callable[[int, int], None] = lambda done, total: None,
     loaded: Callable[[float], None] = lambda seconds: None,
@@ -125,7 +131,7 @@ def write_outputs(
 
     resume: see `container.writer.Writer`; layouts, inputs, importance, the encoder and the fingerprints of the tensors
     decide the bytes.
-    cluster: None works on this machine.
+    cluster: None works on this machine. conduct: None makes all tensors at once.
 
     advance:   told of weights as they are done.
     compiling: told how many kernels are compiled, of how many that have to be. loaded: told how many seconds that took.
@@ -154,13 +160,36 @@ def write_outputs(
         ]
         if cluster is None:
             loaded(load_kernels(tensors, targets, compiling))
-            found = stream(tensors, targets, threads=threads, advance=advance)
+            found = _stream_here(tensors, targets, threads, conduct, advance)
         else:
             found = _stream_on(cluster, tensors, targets, advance, notes.append)
         for writer in writers:
             writer.commit()
     notes += [*_notes(found), *(note for writer in writers for note in writer.notes())]
     return Written(time.perf_counter() - started, tuple(notes))
+
+
+def _stream_here(
+    tensors: Sequence[RowSource],
+    targets: Sequence[SharedTarget],
+    threads: int,
+    conduct: Conductor | None,
+    advance: Callable[[int], None],
+) -> list[dict[str, Finding]]:
+    """See `stream.stream`. ValueError if the conductor leaves out a tensor."""
+    if conduct is None:
+        return stream(tensors, targets, threads=threads, advance=advance)
+    found, left = list[dict[str, Finding]](), {tensor.name for tensor in tensors}
+
+    def make(names: Collection[str]) -> None:
+        now = left & set(names)
+        left.difference_update(now)
+        found.extend(stream(tensors, targets, threads=threads, only=now, advance=advance))
+
+    conduct(make)
+    if left:
+        raise ValueError(f"tensors were not made: {sorted(left)}")
+    return found
 
 
 def _stream_on(

@@ -15,7 +15,7 @@ from typing import Any, Self
 from ggufsmith.container.disk import make_folder
 from ggufsmith.container.values import Metadata
 from ggufsmith.pipeline.encoder import Encoder
-from ggufsmith.pipeline.outputs import ClusterWork, OutputFile, Written, write_outputs
+from ggufsmith.pipeline.outputs import ClusterWork, Conductor, OutputFile, Written, write_outputs
 from ggufsmith.pipeline.request import WriteOptions
 from ggufsmith.pipeline.stream import Opening, RowSource
 
@@ -43,6 +43,7 @@ class Pass:
     tensors: in the order of every output's layout. opening: the same tensors, for workers of a cluster.
     inputs:  the files that decide the outputs' bytes, by the names that records give them. No output may replace one.
     notes:   what the user should know of the model; those of an output are its own.
+    conduct: when the tensors are made, if not all at once (see `outputs.Conductor`).
     importance: how far an importance matrix covers the model, for the report; None without one.
     """
 
@@ -54,6 +55,7 @@ class Pass:
     notes: tuple[str, ...]
     opening: Opening
     encoder: Encoder
+    conduct: Conductor | None = field(default=None, repr=False)
     importance: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __enter__(self) -> Self:
@@ -101,6 +103,7 @@ class Pass:
             overwrite=write.overwrite,
             resume=write.resume,
             cluster=ClusterWork(write.scheduler, self.opening) if write.scheduler else None,
+            conduct=self.conduct,
             advance=advance,
             compiling=compiling,
             loaded=loaded,

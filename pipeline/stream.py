@@ -6,7 +6,7 @@ on the number of threads or on their timing.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,11 +170,12 @@ def stream(
     targets: Sequence[StreamTarget],
     *,
     threads: int,
+    only: Collection[str] | None = None,
     advance: Callable[[int], None] = lambda weights: None,
 ) -> list[dict[str, Finding]]:
     """Write every tensor into every target. The first error, or an interrupt, stops all threads and is raised.
 
-    Returns for each target the tensors some of whose weights had no usable importance (see `rows.Report`).
+    only: the names of the tensors to write now, if not all. Returns for each target the tensors some of whose weights had no usable importance (see `rows.Report`).
 
     Malformed: a weight is NaN or infinite. Unsupported: a finite weight that the target type cannot hold.
     """
@@ -190,7 +191,8 @@ def stream(
 
         return work
 
-    parallel_for(worker, chunks(tensors), threads)
+    wanted = chunks(tensors) if only is None else (chunk for chunk in chunks(tensors) if tensors[chunk[0]].name in only)
+    parallel_for(worker, wanted, threads)
     return tally.unweighted
 
 
@@ -235,7 +237,7 @@ def _chunk(
     if not wanted:
         return reports
     rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
-    place = RowRange(tensor.origin, first, count)
+    place = RowRange(tensor.name, tensor.origin, first, count)
     wide: Array | None = rows if held.plain else None
     made: dict[
         tuple[str, int, Encoder], tuple[Array, Report]
