@@ -48,9 +48,9 @@ def make_imatrix(
     documents = documents_of(reading)
     from ggufsmith.evaluate.forward import run_model, work
     from ggufsmith.evaluate.skeleton import build_skeleton
-    from ggufsmith.evaluate.variants import opened_model
+    from ggufsmith.evaluate.variants import opened_by
 
-    with opened_model(request, open_pass) as model:
+    with opened_by(open_pass, request) as model:
         metadata = model.source.metadata
         name = metadata.get(Keys.General.NAME)
         tokenize = tokenizer_of(vocabulary_of(metadata, request.path), str(name.data) if name else "")
