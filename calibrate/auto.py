@@ -22,22 +22,22 @@ from ggufsmith.pipeline.request import MakeOptions, Request, WriteOptions
 from ggufsmith.quantize.imatrix.read import open_imatrix
 from ggufsmith.quantize.imatrix.record import CHUNK, Entry, Imatrix
 from ggufsmith.quantize.imatrix.write import ImatrixFormat, write_imatrix
+from ggufsmith.quantize.measured import Progress, silently
 from ggufsmith.quantize.recipes.rules import kept
 
 Opener = Callable[[Request], Pass]
-Told = Callable[[int, int], None]
 ENCODING = "imatrix"  # what stands for it in a file's name
 
 
 class AutoImatrix:
     """Makes each importance matrix once, in a temporary folder; for use in a `with`, whose end removes them.
 
-    make:  the importance matrix of the model of a request for nothing quantized, with what opens that, and what is told
-           how much is done, of how much. Called by one thread at a time.
+    make:  the importance matrix of the model of a request for nothing quantized, with what opens that, and what shows
+           how far it is. Called by one thread at a time.
     texts: the names of the texts that it is made of.
     """
 
-    def __init__(self, make: Callable[[Request, Opener, Told], Imatrix], texts: tuple[str, ...]) -> None:
+    def __init__(self, make: Callable[[Request, Opener, Progress], Imatrix], texts: tuple[str, ...]) -> None:
         self.make = make
         self.texts = texts
         self._made: dict[bytes, Path] = {}
@@ -58,7 +58,7 @@ class AutoImatrix:
         open_pass: Opener,
         *,
         keep: Path | None = None,
-        progress: Told = lambda done, total: None,
+        progress: Progress = silently,
     ) -> Request:
         """The request with its importance matrix, which is kept beside the outputs if the request says so.
 

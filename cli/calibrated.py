@@ -6,29 +6,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ggufsmith.calibrate.auto import Told
     from ggufsmith.pipeline.passes import Pass
     from ggufsmith.pipeline.request import Request
+    from ggufsmith.quantize.measured import Progress
 
 PROMISED = (
     "an importance matrix would first be made of the calibration text; the sizes here are exact, and the types too"
 )
 
 
-@contextmanager
-def running(silent: bool) -> "Iterator[Told]":
-    """A bar of percents for a run of the model; is told how much is done, of how much."""
+def running(silent: bool) -> "Progress":
+    """A bar for the run of the model."""
     from ggufsmith.cli import render
 
-    with render.progress("running the model", 100, silent, rate=lambda rate: "") as shown:
-        last = 0
-
-        def told(done: int, total: int) -> None:
-            nonlocal last
-            shown.advance(100 * done // total - last)
-            last = 100 * done // total
-
-        yield told
+    return lambda weights: render.progress("running the model", weights, silent)
 
 
 @contextmanager
@@ -58,6 +49,4 @@ def with_imatrix(
                 return
             with open_pass(promised) as planned:
                 planned.check_apart()
-        with running(silent) as told:
-            made = auto.made(request, open_pass, progress=told)
-        yield made, ()
+        yield auto.made(request, open_pass, progress=running(silent)), ()

@@ -278,8 +278,7 @@ def _of_model(
             inputs = tuple(planned.inputs.values())
         if not write.overwrite and path.exists():
             raise OutputConflict("the output already exists", where=path, fix="Choose another with -o.")
-        with running(silent) as told:
-            made = make_imatrix(
-                request, opener, reading, process_output=process_output, threads=write.threads, progress=told
-            )
+        made = make_imatrix(
+            request, opener, reading, process_output=process_output, threads=write.threads, progress=running(silent)
+        )
     return _Made(made.imatrix, path, inputs, (f"the model ran on {made.device}", *made.notes))

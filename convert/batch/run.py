@@ -7,6 +7,7 @@ model lacks is made in one pass over its weights; one that fails does not stop t
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
@@ -32,6 +33,7 @@ from ggufsmith.convert.batch.state import (
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import AUTO, Request
+from ggufsmith.quantize.measured import Progress, silently
 
 PATIENCE = 8.0  # seconds that an interrupted job waits for its threads; a flush to a slow disk can take longer
 THREAD = "ggufsmith batch"
@@ -50,7 +52,7 @@ class Imatrices(Protocol):
         open_pass: Callable[[Request], Pass],
         *,
         keep: Path | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Progress = silently,
     ) -> Request:
         """The request with its own, which is also kept at `keep`."""
 
@@ -379,7 +381,7 @@ class _Runner:
         with located(model, plan=False, told=lambda size: self.check()) as (there, opener):
             if there.request.make.imatrix == AUTO and self.options.imatrices:
                 request = self.options.imatrices.made(
-                    there.request, opener, keep=model.kept_imatrix, progress=lambda done, total: self.check()
+                    there.request, opener, keep=model.kept_imatrix, progress=lambda weights: self.stoppable()
                 )
                 there = replace(there, request=request)
             planned = plan_model(there, draft.wanted, opener)
@@ -398,6 +400,11 @@ class _Runner:
         finished_outputs = _finish(model, outputs, self.check)
         self.published.remove(draft)
         return finished_outputs, notes
+
+    @contextmanager
+    def stoppable(self) -> Iterator[Callable[[int], None]]:
+        """A `Progress` that only looks whether the job ends."""
+        yield lambda weights: self.check()
 
     def check(self) -> None:
         if self.stop.is_set():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import small_models as models
 
-from ggufsmith.calibrate.auto import AutoImatrix, Told, imatrix_path, unquantized
+from ggufsmith.calibrate.auto import AutoImatrix, imatrix_path, unquantized
 from ggufsmith.container.errors import OutputConflict, Usage
 from ggufsmith.container.fingerprint import file_mark
 from ggufsmith.pipeline.passes import Pass
@@ -15,6 +15,7 @@ from ggufsmith.pipeline.request import AUTO, Request
 from ggufsmith.quantize.file_pass import open_file_pass
 from ggufsmith.quantize.imatrix.read import open_imatrix
 from ggufsmith.quantize.imatrix.record import CHUNK, Imatrix
+from ggufsmith.quantize.measured import Progress
 from ggufsmith.quantize.resolve import making_of
 from requesting import request
 
@@ -28,10 +29,11 @@ class Making:
         self.asked = 0
         self.source = models.write_imatrix(folder / "known", models.importance(models.arrays(width=256)))
 
-    def __call__(self, plain: Request, open_pass: Callable[[Request], Pass], progress: Told) -> Imatrix:
+    def __call__(self, plain: Request, open_pass: Callable[[Request], Pass], progress: Progress) -> Imatrix:
         self.asked += 1
         assert plain == unquantized(plain)
-        progress(1, 1)
+        with progress(1) as advance:
+            advance(1)
         known = open_imatrix(self.source)
         return Imatrix(known.entries, ("a text",), 9, CHUNK)
 
