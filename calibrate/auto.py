@@ -34,12 +34,18 @@ class AutoImatrix:
 
     make:  the importance matrix of the model of a request for nothing quantized, with what opens that, and what shows
            how far it is. Called by one thread at a time.
-    texts: the names of the texts that it is made of.
+    texts: the names of the texts that it is made of. chunks, context: windows of them, and the tokens of each.
     """
 
-    def __init__(self, make: Callable[[Request, Opener, Progress], Imatrix], texts: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        make: Callable[[Request, Opener, Progress], Imatrix],
+        texts: tuple[str, ...],
+        chunks: int = 1,
+        context: int = CHUNK,
+    ) -> None:
         self.make = make
-        self.texts = texts
+        self.texts, self.chunks, self.context = texts, chunks, context
         self._made: dict[bytes, Path] = {}
         self._lock = Lock()
         self._stack = ExitStack()
@@ -86,7 +92,7 @@ class AutoImatrix:
         with open_pass(unquantized(request)) as planned:
             whole = planned.outputs[0].shards.whole
             matrices = [spec for spec in whole.tensors if is_weighted(spec, planned.info.architecture)]
-            imatrix = Imatrix({spec.name: _ones(spec) for spec in matrices}, self.texts, 1, CHUNK)
+            imatrix = Imatrix({spec.name: _ones(spec) for spec in matrices}, self.texts, self.chunks, self.context)
             name = imatrix_path(planned, request.write).name
         return _with(request, self._written(imatrix, name))
 

@@ -88,7 +88,7 @@ class GramCollector:
         if len(keys) == 1:
             return Inputs((_mean(self._sums[keys[0]].cpu().numpy(), counts[0]),), counts)
         whole = sum(self._sums[key] for key in keys if key in self._sums)
-        of_all = _mean(whole.cpu().numpy(), sum(counts))  # type: ignore[union-attr]
+        of_all = _mean(whole.cpu().numpy(), sum(counts))
         lean = LEAN * shape[-1]
         means = []
         for key, count in zip(keys, counts, strict=True):

@@ -147,7 +147,8 @@ def _imatrices(job: "JobFile", threads: int | None) -> "Iterator[Imatrices | Non
         yield None
         return
     from ggufsmith.calibrate.auto import AutoImatrix
-    from ggufsmith.calibrate.make import shipped_imatrix, text_names
+    from ggufsmith.calibrate.make import shipped_imatrix
+    from ggufsmith.calibrate.ready import text_names
 
     with AutoImatrix(partial(shipped_imatrix, threads=threads), text_names()) as imatrices:
         yield imatrices

@@ -1,7 +1,8 @@
-"""Importance matrices that a run makes on the way: `--imatrix auto`."""
+"""What a run learns of the activations on the way: `--imatrix auto` and `--calibrate`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,10 @@ def running(silent: bool) -> "Progress":
 
 
 @contextmanager
-def with_imatrix(
+def with_calibration(
     request: "Request", open_pass: "Callable[[Request], Pass]", *, dry_run: bool, silent: bool
-) -> Iterator[tuple["Request", tuple[str, ...]]]:
-    """The request with the importance matrix that it leaves to us, and what is to be noted; any other as it is.
+) -> Iterator[tuple["Request", "Callable[[Request], Pass]"]]:
+    """The request with what it leaves to us to calibrate, and what opens it; any other as it is.
 
     A dry run makes none, unless a budget needs it to choose types. Otherwise the whole request is planned before the
     model is run, which can take long.
@@ -34,19 +35,31 @@ def with_imatrix(
     from ggufsmith.pipeline.request import AUTO, INPUTS
     from ggufsmith.quantize.resolve import resolved
 
+    if request.make.calibrate:
+        from ggufsmith.calibrate.run import calibrated
+
+        with calibrated(request, open_pass, progress=running(silent)) as run:
+            yield run.request, run.open_pass
+        return
     if request.make.imatrix != AUTO:
-        yield request, ()
+        yield request, open_pass
         return
     from ggufsmith.calibrate.auto import AutoImatrix
-    from ggufsmith.calibrate.make import shipped_imatrix, text_names
+    from ggufsmith.calibrate.make import shipped_imatrix
+    from ggufsmith.calibrate.ready import text_names
 
     budgets = resolved(request, *INPUTS)[0].budgets
     with AutoImatrix(partial(shipped_imatrix, threads=request.write.threads), text_names()) as auto:
         if not budgets:
             promised = auto.promised(request, open_pass)
             if dry_run:
-                yield promised, (PROMISED,)
+                yield promised, lambda wanted: noting(open_pass(wanted), PROMISED)
                 return
             with open_pass(promised) as planned:
                 planned.check_apart()
-        yield auto.made(request, open_pass, progress=running(silent)), ()
+        yield auto.made(request, open_pass, progress=running(silent)), open_pass
+
+
+def noting(planned: "Pass", note: str) -> "Pass":
+    """The pass with a note more."""
+    return replace(planned, notes=(note, *planned.notes))

@@ -13,6 +13,8 @@ ADAPTER = "adapter_config.json"  # in the folder of an adapter, which is never q
 # Of click, which some releases of typer carry themselves.
 UsageError = cast(type[Exception], BadParameter.__mro__[1])
 
+# Options that may be given without a value -> what that means.
+ALONE = {"--calibrate": "auto"}
 EXIT_CODES = (
     "0 done and verified, 1 failed while working, 2 usage, 3 input not supported, 4 input malformed or unsafe, "
     "5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted"
@@ -156,9 +158,9 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words after the command. Ends the program with code 2 if they are another program's."""
-        words = list(args)
+        words = args = spelled_out(args)
         try:
-            rest: list[str] = super().parse_args(ctx, args)
+            rest: list[str] = super().parse_args(ctx, list(args))
         except UsageError:
             self._advise(ctx, words)
             raise
@@ -177,6 +179,16 @@ class Command(TyperCommand):
         if found and not ("--recipe" in found.words and Path(found.words[0], ADAPTER).is_file()):
             render.failure(Usage(found.why, fix=found.sentence(ctx.command_path)), "--json" in words)
             raise Exit(Usage.code)
+
+
+def spelled_out(words: list[str]) -> list[str]:
+    """The words with the values of options that can stand alone."""
+    found = []
+    for k, word in enumerate(words):
+        found.append(word)
+        if word in ALONE and (k + 1 == len(words) or words[k + 1].startswith("-")):
+            found.append(ALONE[word])
+    return found
 
 
 class Group(TyperGroup):

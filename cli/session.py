@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufsmith.cli import render
-from ggufsmith.cli.calibrated import with_imatrix
+from ggufsmith.cli.calibrated import with_calibration
 from ggufsmith.cli.publish import Beside
 from ggufsmith.cli.report import as_dict, output_report, run_report, tensor_reports
 
@@ -30,13 +29,8 @@ def run_request(
     quiet: bool,
 ) -> None:
     """Do what a request asks for. open_pass: plans it. machine: report as JSON, and nothing else."""
-    with with_imatrix(request, open_pass, dry_run=dry_run, silent=quiet or machine) as (weighed, notes):
-
-        def noting(request: "Request") -> "Pass":
-            planned = open_pass(request)
-            return replace(planned, notes=(*notes, *planned.notes))
-
-        _run(weighed, noting, publish, dry_run=dry_run, machine=machine, quiet=quiet)
+    with with_calibration(request, open_pass, dry_run=dry_run, silent=quiet or machine) as (ready, opener):
+        _run(ready, opener, publish, dry_run=dry_run, machine=machine, quiet=quiet)
 
 
 def _run(

@@ -18,7 +18,7 @@ CHECKPOINT: tuple[Input, ...] = ("model", "adapter")
 WEIGHTS: tuple[Input, ...] = ("model", "file")
 MODEL = "model"  # what may stand in braces in some keys of job files
 AUTO = Path("auto")  # instead of a file: make the importance matrix on the way
-GROUPS = ("Input", "Types", "Output", "Work")
+GROUPS = ("Input", "Types", "Calibration", "Output", "Work")
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ class MakeOptions:
     """What is made of the model: unquantized files, files by recipes, or files whose types a budget chooses.
 
     recipes: names, or `quantize.recipes.assign.Recipe` objects.
+    method:  keys for the header that say how the bytes were chosen.
     """
 
     outtypes: tuple[str, ...] = option(
@@ -194,6 +195,40 @@ class MakeOptions:
         "Types",
         inputs=WEIGHTS,
         keyed='Keep the importance matrix of `imatrix = "auto"` beside the outputs, as MODEL-imatrix.gguf.',
+    )
+    calibrate: tuple[Path, ...] = option(
+        (),
+        "Run the model on a text and choose the bytes that lose least of what its layers compute: about half the loss "
+        "of a plain file of the same size, in types that every llama.cpp loads. Without a FILE, the text that ships "
+        "with ggufsmith; may be given several times.",
+        "Calibration",
+        metavar="[FILE]",
+        inputs=WEIGHTS,
+        keyed='Texts to calibrate the outputs on, or "auto" for the text that ships with ggufsmith.',
+    )
+    calibrate_chunks: int | None = option(
+        None,
+        "Calibrate on so many windows of 512 tokens at most (default: all that the text has).",
+        "Calibration",
+        metavar="NUMBER",
+        inputs=WEIGHTS,
+        decides=True,
+    )
+    effort: str | None = option(
+        None,
+        "How long to search: fast, normal (the default) or best.",
+        "Calibration",
+        metavar="NAME",
+        inputs=WEIGHTS,
+        decides=True,
+    )
+    device: str | None = option(
+        None,
+        "Where the model runs: cpu, cuda or mps (default: the best there is).",
+        "Calibration",
+        metavar="NAME",
+        inputs=WEIGHTS,
+        keyless="it depends on the machine",
     )
     include_weights: tuple[str, ...] = option(
         (),
@@ -267,6 +302,7 @@ class MakeOptions:
     allow_requantize: bool = option(
         False, "Quantize tensors that are already quantized, although the errors add up.", "Types", inputs=("file",)
     )
+    method: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

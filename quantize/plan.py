@@ -20,6 +20,7 @@ from ggufsmith.quantize.rows import MODULES
 
 MAX_LISTED = 8  # tensors that a message names
 IMATRIX = "quantize.imatrix."
+METHOD = ("quantize.method", "quantize.calibration.")  # see calibrate/run.py
 READABLE = (*FLOATS, *MODULES)
 MAKEABLE = tuple(name for name in READABLE if name != "Q8_K")  # that is for activations, and no file has it
 VERSION, FILE_TYPE = Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE
@@ -110,6 +111,8 @@ def plan_file(
     _check_effect(recipe, assignments, facts)
     _check_types(assignments)
     _check_importance(recipe, assignments, weights, importance)
+    if recipe.file_type.base is not None:  # how the source was quantized does not hold for what is quantized anew
+        metadata = {key: value for key, value in metadata.items() if not key.startswith(METHOD)}
     if importance:
         metadata = {key: value for key, value in metadata.items() if not key.startswith(IMATRIX)}
         overrides = {**importance.keys, **(overrides or {})}

@@ -1,6 +1,6 @@
 """From the texts of a request to recipes, types, budgets and limits. Usage for what does not exist or does not fit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS, Format, format_of
@@ -14,6 +14,7 @@ from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, override_of, overrides_of_file
 
+EFFORTS = ("fast", "normal", "best")  # see calibrate/refine.py
 OUTTYPES = (*(name.lower() for name in FLOATS), "auto")
 
 
@@ -77,12 +78,22 @@ def making_of(make: MakeOptions) -> Making:
             "--include-weights and --exclude-weights choose entries of an importance matrix, but none was given",
             fix="Add --imatrix FILE.",
         )
+    if make.effort is not None and make.effort not in EFFORTS:
+        raise Usage(f"unknown effort {make.effort!r}", where="--effort", fix=f"Choose one of {', '.join(EFFORTS)}.")
+    if not make.calibrate:
+        for flag, value in (
+            ("--effort", make.effort),
+            ("--calibrate-chunks", make.calibrate_chunks),
+            ("--device", make.device),
+        ):
+            if value is not None:
+                raise Usage(f"{flag} is about calibrating, but --calibrate was not given", fix="Add --calibrate.")
     if make.keep_imatrix and make.imatrix != AUTO:
         raise Usage(
             "--keep-imatrix keeps what --imatrix auto makes, but that was not given",
             fix="Add --imatrix auto, or leave out --keep-imatrix.",
         )
-    if not (recipes or budgets) and (make.imatrix or make.strict or types != TypeOptions()):
+    if not (recipes or budgets) and (make.imatrix or make.calibrate or make.strict or types != TypeOptions()):
         raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
     return Making(recipes, types, budgets)
 
@@ -95,7 +106,7 @@ def imatrix_of(make: MakeOptions) -> Imatrix | None:
         raise Usage(
             "an importance matrix has to be made before the plan", fix="Use `calibrate.auto`, as the commands do."
         )
-    return open_imatrix(make.imatrix, make.include_weights, make.exclude_weights)
+    return replace(open_imatrix(make.imatrix, make.include_weights, make.exclude_weights), method=dict(make.method))
 
 
 def type_options(make: MakeOptions) -> TypeOptions:

@@ -6,7 +6,7 @@ count equally (llama.cpp, tools/quantize). llama.cpp: tools/imatrix/imatrix.cpp,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,7 @@ class Imatrix:
     chunks:     pieces of text that were summed; 0 if not said.
     chunk_size: tokens of each; 0 if not said, as in legacy files, whose counts are then those of chunks.
     path:       where it was read from.
+    method:     keys that say what else is done with it.
     """
 
     entries: Mapping[str, Entry]
@@ -62,6 +63,7 @@ class Imatrix:
     chunks: int = 0
     chunk_size: int = 0
     path: Path | None = None
+    method: Metadata = field(default_factory=dict)
 
     @property
     def dataset(self) -> str | None:
@@ -77,7 +79,7 @@ class Imatrix:
         keys["quantize.imatrix.entries_count"] = u32(len(self.entries))
         if self.chunks > 0:
             keys["quantize.imatrix.chunks_count"] = u32(self.chunks)
-        return keys
+        return {**keys, **self.method}
 
 
 def merged(parts: Sequence[Imatrix], chunk_size: int = CHUNK) -> Imatrix:

@@ -1,0 +1,182 @@
+"""`--calibrate`: one pass over the blocks, in which the model runs and every block is quantized as soon as it is known.
+
+The source model goes through the text block by block. When all windows are through a block, the inputs of its layers
+have been summed to Hessians; its tensors are encoded under them, and both are forgotten before the next block comes.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args
+
+from ggufsmith.calibrate.auto import AutoImatrix, unquantized
+from ggufsmith.calibrate.encoder import CalibratedEncoder, Gain
+from ggufsmith.calibrate.gram import GramCollector
+from ggufsmith.calibrate.make import shipped_imatrix
+from ggufsmith.calibrate.ready import Readied, readied
+from ggufsmith.calibrate.refine import Effort
+from ggufsmith.container.errors import Usage
+from ggufsmith.container.formats import FLOATS
+from ggufsmith.container.values import Metadata, string, u32
+from ggufsmith.pipeline.parallel import available_cores
+from ggufsmith.pipeline.passes import Pass
+from ggufsmith.pipeline.request import AUTO, INPUTS, MakeOptions, Request, TextOptions
+from ggufsmith.quantize.imatrix.record import Imatrix
+from ggufsmith.quantize.measured import Progress, silently
+from ggufsmith.quantize.resolve import resolved
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Opener = Callable[[Request], Pass]
+METHOD = "ggufsmith-calibrated"
+HEAD = "output.weight"
+
+
+@dataclass(frozen=True)
+class CalibratedRun:
+    """A request that leaves nothing to be made any more, and what opens it as a pass with the calibrated encoder.
+
+    gains: what the refinement took off the losses so far, by tensor and type.
+    """
+
+    request: Request
+    open_pass: Opener
+    gains: dict[tuple[str, str], Gain]
+
+
+@contextmanager
+def calibrated(
+    request: Request,
+    open_pass: Opener,
+    *,
+    progress: Progress = silently,
+) -> Iterator[CalibratedRun]:
+    """Ready the model for a request with `make.calibrate`, and keep it open.
+
+    progress: shows a run of the model that weighs the types for a budget.
+
+    Usage for options that do not go together, and what `readied` raises.
+    """
+    make = request.make
+    check(request)
+    reading = reading_of(make)
+    with (
+        readied(unquantized(request), open_pass, reading) as ready,
+        AutoImatrix(
+            lambda plain, opener, told: shipped_imatrix(
+                plain, opener, told, threads=request.write.threads, reading=reading
+            ),
+            ready.windows.names,
+            len(ready.windows.tokens),
+            reading.context,
+        ) as auto,
+    ):
+        effort = effort_of(make)
+        encoder = CalibratedEncoder(effort, ready.windows.digest)
+        plain = replace(request, make=replace(settled(make), method=method_of(ready, effort)))
+        if resolved(plain, *INPUTS)[0].budgets:  # which weigh by the importance matrix
+            weighed = auto.made(plain, open_pass, progress=progress)
+        else:
+            weighed = auto.promised(plain, open_pass)
+
+        def opened(wanted: Request) -> Pass:
+            planned = open_pass(wanted)
+            conduct = conductor(planned, ready, encoder, threads=wanted.write.threads)
+            return replace(planned, encoder=encoder, conduct=conduct, notes=(*planned.notes, *ready.windows.notes))
+
+        yield CalibratedRun(weighed, opened, encoder.shelf.gains)
+
+
+def check(request: Request) -> None:
+    """Usage for options that do not go together with `--calibrate`."""
+    make = request.make
+    for given, flag, why in (
+        (make.imatrix is not None, "--imatrix", "which makes an importance matrix of its own"),
+        (bool(request.source.prune_layers), "--prune-layers", "which runs the whole model"),
+        (request.write.scheduler is not None, "--scheduler", "which runs the model on this machine"),
+    ):
+        if given:
+            raise Usage(f"{flag} cannot be combined with --calibrate, {why}", fix=f"Leave out {flag}.")
+    if not resolved(request, *INPUTS)[0].quantizes:
+        raise Usage(
+            "--calibrate improves quantized files, but no recipe was given", fix="Add --recipe, such as q4_K_M."
+        )
+
+
+def settled(make: MakeOptions) -> MakeOptions:
+    """The same without what is about calibrating."""
+    return replace(make, calibrate=(), calibrate_chunks=None, effort=None, device=None)
+
+
+def effort_of(make: MakeOptions) -> Effort:
+    """How long a request wants to search."""
+    return next((each for each in get_args(Effort) if each == make.effort), "normal")
+
+
+def reading_of(make: MakeOptions) -> TextOptions:
+    """The texts that a request calibrates on."""
+    text = tuple(path for path in make.calibrate if path != AUTO)
+    return TextOptions(text=text, chunks=make.calibrate_chunks, device=make.device)
+
+
+def method_of(ready: Readied, effort: Effort) -> Metadata:
+    """The keys that say that the bytes are not those of ggml's quantizer, and what decided them."""
+    windows, context = ready.windows.tokens.shape
+    return {
+        "quantize.method": string(METHOD),
+        "quantize.calibration.effort": string(effort),
+        "quantize.calibration.tokens": u32(windows * context),
+        "quantize.calibration.sha256": string(ready.windows.digest),
+    }
+
+
+def conductor(
+    planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, threads: int | None
+) -> Callable[[Callable[[Collection[str]], None]], None]:
+    """Makes the tensors of a pass in the order in which their Hessians become known (see `pipeline.outputs`)."""
+    threads = threads or available_cores()
+    types = types_of(planned)
+    shapes = {tensor.name: tensor.shape for tensor in planned.tensors if tensor.name in types}
+    collector = GramCollector(shapes)
+    skeleton, shelf = ready.skeleton, encoder.shelf
+    blocks = [[each.name for each in skeleton.outputs(block)] for block in range(len(skeleton.blocks))]
+
+    def conduct(make: Callable[[Collection[str]], None]) -> None:
+        from ggufsmith.evaluate.forward import run_model
+
+        def finish(names: Collection[str]) -> None:
+            shelf.put(collector.take(names), types, threads)
+            make(names)
+            shelf.layers = {}
+
+        def entering(block: int, variant: int, states: "NDArray[np.float32]") -> None:
+            if block:
+                finish(blocks[block - 1])
+
+        inside = {name for names in blocks for name in names} | {HEAD}
+        make([tensor.name for tensor in planned.tensors if tensor.name not in inside])
+        run_model(
+            skeleton,
+            ready.model.variants[:1],
+            ready.windows.tokens,
+            device=ready.device,
+            observe=collector,
+            entering=entering,
+            threads=threads,
+        )
+        finish([HEAD])
+
+    return conduct
+
+
+def types_of(planned: Pass) -> dict[str, set[str]]:
+    """The quantized types that outputs give to each tensor with importance."""
+    found: dict[str, set[str]] = {}
+    for output in planned.outputs:
+        for k, spec in enumerate(output.shards.whole.tensors):
+            weighed: Any = output.importance is not None and output.importance[k] is not None
+            if weighed and spec.format.name not in FLOATS:
+                found.setdefault(spec.name, set()).add(spec.format.name)
+    return found
