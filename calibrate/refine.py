@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.calibrate.factor import Factor, factor_of
+from ggufsmith.calibrate.factor import Factor
 from ggufsmith.calibrate.hessian import Hessian
-from ggufsmith.calibrate.lanes import Lanes, add_products, from_lanes, to_lanes
+from ggufsmith.calibrate.lanes import Lanes, add_products, from_lanes, inner, to_lanes
 from ggufsmith.container.formats import Format
 from ggufsmith.quantize import fields, rows
 from ggufsmith.quantize.kernels import descent
@@ -47,9 +47,17 @@ class Refined:
 
 
 def refine(
-    target: Format, w: NDArray[np.float32], hessian: Hessian, *, effort: Effort = "normal", threads: int = 1
+    target: Format,
+    w: NDArray[np.float32],
+    hessian: Hessian,
+    factor: Factor | None = None,
+    *,
+    effort: Effort = "normal",
+    threads: int = 1,
 ) -> Refined:
     """Quantize w, float32 [n, width], as `target`. The result does not depend on `threads`.
+
+    factor: that of `hessian`, to start from error feedback; formats outside FED do better without.
 
     ValueError if the shapes do not fit each other or the format.
     """
@@ -58,7 +66,6 @@ def refine(
     data = np.empty((len(w), target.nbytes((w.shape[1],))), np.uint8)
     start, end = np.empty(len(w)), np.empty(len(w))
     with ThreadPoolExecutor(threads) as pool:
-        factor = factor_of(hessian, pool.map) if target.name in FED else None
 
         def work(at: int) -> None:
             part = slice(at, at + BLOCK)
@@ -92,7 +99,7 @@ def refine_block(
         if not before.sum() - end.sum() > WORTH * before.sum():
             break
     data = fields.pack(layout, to_fields(state, len(w)))
-    start, end = (loss.reshape(-1)[: len(w)] for loss in (start, end))
+    start, end = (loss[: len(w)] for loss in (start, end))
     worse = ~(end < start)
     data[worse], end[worse] = plain[worse], start[worse]
     return data, start, end
@@ -101,22 +108,24 @@ def refine_block(
 def sweep(
     x: Lanes, e: Lanes, state: descent.State, hessian: Hessian, coding: descent.Coding, passes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Go through all tiles once. Returns the losses of the rows before and after it, [groups, W].
+    """Go through all tiles once. Returns the losses of the rows before and after it, [groups * W].
 
     A tile's share of the loss before is what it has in common with itself and with the tiles behind, which have not
     changed yet; of that after, with the tiles in front, which will not change any more.
     """
     n = len(hessian.h)
-    before, after = np.zeros((len(x), W)), np.zeros((len(x), W))
+    before, after = np.zeros(len(x) * W), np.zeros(len(x) * W)
     for at in range(0, n, TILE):
         stop = min(at + TILE, n)
         tile = slice(at, stop)
-        own, front, behind = (np.zeros_like(e[:, tile]) for _ in range(3))
+        front, g = np.zeros_like(e[:, tile]), np.zeros_like(e[:, tile])
         add_products(e, hessian.h, at, 0, at, front)
-        add_products(e, hessian.h, at, at, stop, own)
-        add_products(e, hessian.h, at, stop, n, behind)
-        before += dot(e[:, tile], own + 2 * behind)
-        g = front + behind + own + hessian.damping[tile, None] * e[:, tile]
+        add_products(e, hessian.h, at, stop, n, g)
+        before += inner(e, at, g)
+        add_products(e, hessian.h, at, at, stop, g)
+        before += inner(e, at, g)
+        g += front
+        g += hessian.damping[tile, None] * e[:, tile]
         h = hessian.h[tile, tile].copy()
         h[np.arange(len(h)), np.arange(len(h))] += hessian.damping[tile]
         descent.descend(
@@ -124,6 +133,7 @@ def sweep(
             e.reshape(-1),
             state,
             h.reshape(-1),
+            h.reshape(-1, coding.sub).sum(1),
             1 / h.diagonal(),
             g.reshape(-1),
             n,
@@ -132,9 +142,9 @@ def sweep(
             passes,
             coding,
         )
-        own[:] = 0
-        add_products(e, hessian.h, at, at, stop, own)
-        after += dot(e[:, tile], own + 2 * front)
+        front *= 2
+        add_products(e, hessian.h, at, at, stop, front)
+        after += inner(e, at, front)
     return before, after
 
 
@@ -163,21 +173,17 @@ def feed_back(layout: fields.Layout, x: Lanes, factor: Factor) -> tuple[descent.
 
 
 def losses(e: Lanes, hessian: Hessian) -> NDArray[np.float64]:
-    """e H e^T of each row, [groups, W]; one half of H stands for both."""
+    """e H e^T of each row, [groups * W]; one half of H stands for both."""
     n = len(hessian.h)
-    total = np.zeros((len(e), W))
+    total = np.zeros(len(e) * W)
     for at in range(0, n, TILE):
         stop = min(at + TILE, n)
-        own, front = np.zeros_like(e[:, at:stop]), np.zeros_like(e[:, at:stop])
-        add_products(e, hessian.h, at, 0, at, front)
-        add_products(e, hessian.h, at, at, stop, own)
-        total += dot(e[:, at:stop], own + 2 * front)
+        g = np.zeros_like(e[:, at:stop])
+        add_products(e, hessian.h, at, 0, at, g)
+        g *= 2
+        add_products(e, hessian.h, at, at, stop, g)
+        total += inner(e, at, g)
     return total
-
-
-def dot(a: Lanes, b: Lanes) -> NDArray[np.float64]:
-    """The sums of products of each row, [groups, W]."""
-    return (a.astype(np.float64) * b).sum(1)
 
 
 # ---- fields in lanes ----

@@ -43,6 +43,7 @@ PANEL = 4  # sums that `add_products` keeps in registers
 DEPTH = 1024  # columns of the errors that are used again while they are in the cache
 LARGEST_HALF = f32(65504)
 LEAST_HALF = f32(2.0**-24)
+REPEATS = 2  # how often a sub-block's columns are gone through for each step of its scale
 # Steps of a sub-block's scale and minimum, in units of their codes.
 MOVES = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0))
 # Where no scale is stored in codes: the same in parts of d, and for the minimum in parts of a level.
@@ -138,11 +139,21 @@ def project(e: Any, h: Any, n: int, at: int, columns: int, first: int, last: int
                 add_products(e, group * n, h, (at + j) * n, n, begin, end, g, group * columns + j)
 
 
+@kernel(READ_F32, READ_F32, INT, INT, INT, WRITE_F32)
+def inner(e: Any, g: Any, n: int, at: int, columns: int, out: Any) -> None:
+    """out, one number of each row: the sum of products of columns `at` to `at + columns - 1` of e and the tile g."""
+    for group in range(out.size // W):
+        total = broadcast(f32(0))
+        for j in range(columns):
+            total = total + get(e, group * n + at + j) * get(g, group * columns + j)
+        put(out, group, total)
+
+
 @jitable
-def spread(change: Any, at: int, n: int, h: Any, columns: int, g: Any, to: int) -> None:
-    """The gradient of a tile after the errors of its columns `at` to `at + n - 1` have changed."""
+def spread(change: Any, at: int, n: int, h: Any, columns: int, g: Any, to: int, stride: int) -> None:
+    """The gradient of a tile after the errors of its columns `at` to `at + n - 1` have changed. h: rows of `stride`."""
     for k in range(0, columns, PANEL):
-        add_products(change, 0, h, k * columns + at, columns, 0, n, g, to + k)
+        add_products(change, 0, h, k * stride + at, stride, 0, n, g, to + k)
 
 
 # ---- one sub-block ----
@@ -162,29 +173,65 @@ def nearest_level(v: Any, coding: Coding) -> Any:
     return entry(VALUES, nearest_code(v))
 
 
+class Trial(NamedTuple):
+    """A scale and minimum of a sub-block, x = scale * level - low, and what levels follow from."""
+
+    scale: Any
+    low: Any
+    reciprocal: Any
+    fits: Any
+
+
+@jitable
+def trial(scale: Any, low: Any) -> Trial:
+    """The record; where the scale is zero, levels stay."""
+    fits = scale != f32(0)
+    return Trial(scale, low, select(fits, f32(1) / scale, f32(0)), fits)
+
+
+@jitable
+def settle(gradient: Any, inverse: Any, j: int, x: Any, level: Any, to: Trial, coding: Coding) -> Any:
+    """Give number j of x and its level the value that is best while the others stay; returns old - new."""
+    old = get(x, j)
+    wanted = (old + gradient * inverse + to.low) * to.reciprocal
+    q = select(to.fits, nearest_level(wanted, coding), get(level, j))
+    new = to.scale * q - to.low
+    put(level, j, q)
+    put(x, j, new)
+    return old - new
+
+
 @jitable
 def recode(
-    lg: Any, x: Any, level: Any, n: int, h: Any, inverse: Any, at: int, columns: int, scale: Any, low: Any, coding: Any
-) -> None:
-    """Give the columns of a sub-block in turn the level that is best while the others stay.
+    lg: Any, x: Any, level: Any, n: int, h: Any, inverse: Any, at: int, columns: int, to: Trial, coding: Coding,
+    last: bool,
+) -> Any:  # fmt: skip
+    """Settle the columns of a sub-block in turn; returns what this adds to the loss.
 
     lg, x, level: in lanes, n numbers: the gradient, the weights and the levels, which follow. inverse: 1 / h of the
-    diagonal. scale, low: x = scale * level - low from now on, whatever it was.
+    diagonal. last: the gradient is not needed afterwards. Four columns at a time go into the gradient of the others.
     """
-    fits = scale != f32(0)
-    reciprocal = select(fits, f32(1) / scale, f32(0))
-    for j in range(n):
-        old = get(x, j)
-        wanted = old + get(lg, j) * inverse[at + j]
-        q = select(fits, nearest_level((wanted + low) * reciprocal, coding), get(level, j))
-        new = scale * q - low
-        change = old - new
-        put(level, j, q)
-        if any_lane(change != f32(0)):
-            put(x, j, new)
-            row = (at + j) * columns + at
-            for i in range(n):
-                put(lg, i, get(lg, i) + change * h[row + i])
+    total = broadcast(f32(0))
+    for j in range(0, n, 4):
+        r0 = (at + j) * columns + at
+        r1, r2, r3 = r0 + columns, r0 + 2 * columns, r0 + 3 * columns
+        k = at + j
+        ga = get(lg, j)
+        a = settle(ga, inverse[k], j, x, level, to, coding)
+        gb = get(lg, j + 1) + a * h[r1 + j]
+        b = settle(gb, inverse[k + 1], j + 1, x, level, to, coding)
+        gc = get(lg, j + 2) + a * h[r2 + j] + b * h[r2 + j + 1]
+        c = settle(gc, inverse[k + 2], j + 2, x, level, to, coding)
+        gd = get(lg, j + 3) + a * h[r3 + j] + b * h[r3 + j + 1] + c * h[r3 + j + 2]
+        d = settle(gd, inverse[k + 3], j + 3, x, level, to, coding)
+        total = total + a * (ga + ga + a * h[r0 + j])
+        total = total + b * (gb + gb + b * h[r1 + j + 1])
+        total = total + c * (gc + gc + c * h[r2 + j + 2])
+        total = total + d * (gd + gd + d * h[r3 + j + 3])
+        if any_lane((a != f32(0)) | (b != f32(0)) | (c != f32(0)) | (d != f32(0))):
+            for i in range(j + 4 if last else 0, n):
+                put(lg, i, get(lg, i) + a * h[r0 + i] + b * h[r1 + i] + c * h[r2 + i] + d * h[r3 + i])
+    return total
 
 
 class Room(NamedTuple):
@@ -222,7 +269,7 @@ def close_sub_block(
         put(work.old, j, change)
         put(state.level, first + j, to_i8(to_i32(get(level, j))))
     if any_lane(moved):
-        spread(work.old, at, n, h, columns, g, to)
+        spread(work.old, at, n, h, columns, g, to, columns)
         return True
     return False
 
@@ -258,11 +305,12 @@ def move_sub_block(
         for j in range(n):
             put(work.x, j, get(work.old, j))
             put(work.gradient, j, get(g, to + at + j))
-        for _ in range(2):
-            recode(work.gradient, work.x, work.level, n, h, inverse, at, columns, scale2, low2, coding)
+        tried = trial(scale2, low2)
         change = broadcast(f32(0))
-        for j in range(n):
-            change = change + (get(work.old, j) - get(work.x, j)) * (get(g, to + at + j) + get(work.gradient, j))
+        for r in range(REPEATS):
+            change = change + recode(
+                work.gradient, work.x, work.level, n, h, inverse, at, columns, tried, coding, r == REPEATS - 1
+            )
         better = change < best
         if any_lane(better):
             best = select(better, change, best)
@@ -319,25 +367,25 @@ def feed(x: Any, w: Any, e: Any, state: Any, factor: Any, n: int, at: int, colum
 
 @jitable
 def refit(
-    state: State, first: int, sub: int, block: int, h: Any, at: int, columns: int, g: Any, to: int,
+    state: State, first: int, sub: int, block: int, h: Any, sums: Any, at: int, columns: int, g: Any, to: int,
     a: Any, b: Any, ha: Any, hb: Any, coding: Coding,
 ) -> bool:  # fmt: skip
     """The d and dmin that are best for the levels, by least squares, if as float16 they are better than the old."""
-    n = coding.block
+    n, subs = coding.block, coding.block // coding.sub
     for j in range(n):
-        s, m = get(state.scale, sub + j // coding.sub), get(state.low, sub + j // coding.sub)
-        put(a, j, s * to_f32(get(state.level, first + j)))
-        put(b, j, -m)
+        put(a, j, get(state.scale, sub + j // coding.sub) * to_f32(get(state.level, first + j)))
+    for k in range(subs):
+        put(b, k, -get(state.low, sub + k))
     for k in range(columns):
         put(ha, k, broadcast(f32(0)))
         put(hb, k, broadcast(f32(0)))
-    spread(a, at, n, h, columns, ha, 0)
+    spread(a, at, n, h, columns, ha, 0, columns)
     if coding.dmin:
-        spread(b, at, n, h, columns, hb, 0)
+        spread(b, at // coding.sub, subs, sums, columns, hb, 0, columns // coding.sub)
     zero = broadcast(f32(0))
     aa, ab, bb, ga, gb = zero, zero, zero, zero, zero
     for j in range(n):
-        u, v, grad = get(a, j), get(b, j), get(g, to + at + j)
+        u, v, grad = get(a, j), get(b, j // coding.sub), get(g, to + at + j)
         aa = aa + u * get(ha, at + j)
         ab = ab + v * get(ha, at + j)
         bb = bb + v * get(hb, at + j)
@@ -371,20 +419,20 @@ def refit(
 
 
 @kernel(
-    READ_F32, WRITE_F32, typeof(NOTHING), READ_F32, READ_F32, WRITE_F32, INT, INT, INT, INT, typeof(CODING)
+    READ_F32, WRITE_F32, typeof(NOTHING), READ_F32, READ_F32, READ_F32, WRITE_F32, INT, INT, INT, INT, typeof(CODING)
 )  # fmt: skip
 def descend(
-    w: Any, e: Any, state: Any, h: Any, inverse: Any, g: Any, n: int, at: int, columns: int, passes: int, coding: Any
+    w: Any, e: Any, state: Any, h: Any, sums: Any, inverse: Any, g: Any, n: int, at: int, columns: int, passes: int, coding: Any
 ) -> int:
     """Refine columns `at` to `at + columns - 1` of all groups of rows; returns how many steps were of use.
 
     w, e: in lanes, n numbers of each row: the weights and the errors, which follow. h: float32 [columns * columns], the
-    tile of H, and the reciprocals of its diagonal in `inverse`. g: in lanes, the gradient of the tile; used up.
+    tile of H; `sums` those of each of its rows over each sub-block, and `inverse` the reciprocals of its diagonal. g: in lanes, the gradient of the tile; used up.
     """
     groups = g.size // (columns * W)
     sub, block = coding.sub, coding.block
     work = Room(room(sub, f32), room(sub, f32), room(sub, f32), room(sub, f32), room(sub, f32), room(sub, f32))
-    a, b, ha, hb = room(block, f32), room(block, f32), room(columns, f32), room(columns, f32)
+    a, b, ha, hb = room(block, f32), room(block // sub, f32), room(columns, f32), room(columns, f32)
     steps = 0
     for group in range(groups):
         column, to = group * n + at, group * columns
@@ -393,7 +441,7 @@ def descend(
             here = 0
             for k in range(columns // block):
                 if refit(
-                    state, column + k * block, sub_at + k * (block // sub), block_at + k, h, k * block, columns, g, to,
+                    state, column + k * block, sub_at + k * (block // sub), block_at + k, h, sums, k * block, columns, g, to,
                     a, b, ha, hb, coding,
                 ):  # fmt: skip
                     here += 1
@@ -405,7 +453,7 @@ def descend(
                 low = get(state.dmin, block_at + k * sub // block) * get(state.low, sub_at + k)
                 open_sub_block(state, column + k * sub, sub, scale, low, g, to + k * sub, work)
                 recode(
-                    work.gradient, work.x, work.level, sub, h, inverse, k * sub, columns, scale, low, coding
+                    work.gradient, work.x, work.level, sub, h, inverse, k * sub, columns, trial(scale, low), coding, True
                 )  # fmt: skip
                 if close_sub_block(
                     state, column + k * sub, sub, work.x, work.level, work, h, k * sub, columns, g, to
