@@ -12,6 +12,7 @@ from ggufsmith.evaluate.judged import Judged
 KINDS = (".svg", ".png", ".html")
 GIB = 2**30
 MIB = 2**20
+NONE = 1e-6  # nats: less is no loss, and has no place on a logarithmic scale
 SETTINGS = {
     "svg.hashsalt": "ggufsmith",  # ids that do not change from run to run
     "svg.fonttype": "path",
@@ -68,36 +69,39 @@ def page(rows: Sequence[Judged], title: str) -> str:
 def _figure(rows: Sequence[Judged], title: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     unit, name = (GIB, "GiB") if max(row.bytes for row in rows) >= GIB else (MIB, "MiB")
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    floor = min((row.whole.divergence for row in rows if row.whole.divergence > NONE), default=2 * NONE) / 2
+
+    def height(row: Judged) -> float:
+        return max(row.whole.divergence, floor)
+
     groups = list(dict.fromkeys(row.group for row in rows))
     for number, group in enumerate(groups):
         of_group = [row for row in rows if row.group == group]
         color = f"C{number}"
         sizes = [row.bytes / unit for row in of_group]
-        losses = [_shown(row) for row in of_group]
+        losses = [height(row) for row in of_group]
         errors = [min(row.whole.divergence_error, 0.99 * loss) for row, loss in zip(of_group, losses, strict=True)]
         axes.errorbar(sizes, losses, yerr=errors, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.6)
         axes.plot(sizes, losses, "o", color=color, markersize=4, label=group)
         for row, x, y in zip(of_group, sizes, losses, strict=True):
-            axes.annotate(row.label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=color)
-    front = [row for row in rows if row.pareto]
-    axes.plot([row.bytes / unit for row in front], [_shown(row) for row in front], color="0.7", linewidth=0.8, zorder=0)
+            label = row.label if row.whole.divergence > NONE else f"{row.label} (no loss)"
+            axes.annotate(label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=color)
+    front = sorted((row.bytes / unit, height(row)) for row in rows if row.pareto)
+    axes.plot(*zip(*front, strict=True), color="0.7", linewidth=0.8, zorder=0)
     axes.set_yscale("log")
     axes.set_xlabel(f"size, {name}")
     axes.set_ylabel("mean KL divergence from the source, nats per token")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axis in (axes.xaxis, axes.yaxis):  # matplotlib writes its own powers as formulas
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", linewidth=0.3)
     if len(groups) > 1:
         axes.legend(frameon=False)
     return figure
-
-
-def _shown(row: Judged) -> float:
-    """Its divergence; that of the source itself, which is none, has a place on a logarithmic scale too."""
-    return max(row.whole.divergence, 1e-8)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.evaluate.scores import TokenScores
+from ggufsmith.evaluate.token_scores import TokenScores
 
 ALL = "all"  # the name of the row over all domains
 RESAMPLES = 10_000

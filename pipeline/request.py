@@ -1,6 +1,6 @@
 """One request: where a model comes from, what is made of it, and how it is written.
 
-Four frozen records hold what a user can say, as plain texts, paths and numbers. Everything else follows from their
+Frozen records hold what a user can say, as plain texts, paths and numbers. Everything else follows from their
 fields: the options of the command line with their help, the keys of job files, and both references in docs/. To add an
 option, add a field here and use it where it matters. This module is light, because `--help` imports it.
 """
@@ -362,6 +362,41 @@ class PublishOptions:
     )
 
 
+@dataclass(frozen=True)
+class TextOptions:
+    """Which text the model is run on, in which windows, and where. Of the commands that run it.
+
+    context: tokens of a window. chunks: windows at most; None means all. device: "cpu", "cuda", "mps", or None.
+    """
+
+    text: tuple[Path, ...] = option(
+        (),
+        "A text file (.txt, .md, .jsonl, .parquet), or a folder of them; may be given several times (default: the text "
+        "that comes with ggufsmith).",
+        "Input",
+        metavar="FILE",
+        keyless="a job does not run the model",
+    )
+    context: int = option(
+        512, "The number of tokens in a window.", "Input", metavar="NUMBER", keyless="a job does not run the model"
+    )
+    chunks: int | None = option(
+        None,
+        "The number of windows at most (default: all that the text has).",
+        "Input",
+        metavar="NUMBER",
+        keyless="a job does not run the model",
+    )
+    device: str | None = option(
+        None,
+        "Where the model runs: cpu, cuda or mps (default: the best there is).",
+        "Work",
+        metavar="NAME",
+        keyless="a job does not run the model",
+    )
+
+
+# The records of a request. The options of the commands that run a model, TextOptions, are no part of it.
 RECORDS: tuple[type, ...] = (SourceOptions, MakeOptions, WriteOptions, PublishOptions)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from ggufsmith.evaluate.judged import Candidate, Judged, Speed, csv_of, judged, labels_of, markdown
 from ggufsmith.evaluate.quality import Quality, qualities
-from ggufsmith.evaluate.scores import TokenScores
+from ggufsmith.evaluate.token_scores import TokenScores
 
 
 def rows(divergence: float, domains: int = 2) -> list[Quality]:

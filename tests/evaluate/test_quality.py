@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ggufsmith.evaluate.quality import ALL, compare, pareto, qualities, quality
-from ggufsmith.evaluate.scores import TokenScores, scored_positions
+from ggufsmith.evaluate.token_scores import TokenScores, scored_positions
 
 
 def scores(seed: int, windows: int = 8, positions: int = 40, shift: float = 0.0) -> TokenScores:
