@@ -1,8 +1,8 @@
 """The second engine: finished files in llama.cpp, as users run them, through llama-cpp-python.
 
-Activations are quantized there, caches are of 16 bits, and the CPU's or GPU's own kernels run, so the divergence is that
-of what a user meets, and includes what the engine itself adds: both sides run in it. How fast a prompt is read and an
-answer is written is measured in the way of llama.cpp's tools/llama-bench.
+Activations are quantized there, caches are of 16 bits, and the CPU's or GPU's own kernels run, so the divergence is
+that of what a user meets, and includes what the engine itself adds: both sides run in it. How fast a prompt is read and
+an answer is written is measured in the way of llama.cpp's tools/llama-bench.
 """
 
 import ctypes
