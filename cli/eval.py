@@ -1,6 +1,6 @@
 """`ggufsmith eval`: what files, or recipes, have lost against the model that they were made from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -193,11 +193,11 @@ def _losses(quality: "Quality") -> tuple[str, str, str, str]:
 
 
 def _with_error(value: float, error: float) -> str:
-    """As many places as the error has two digits of, but no more than six."""
+    """As many places as the error has two digits of; very small numbers by their exponent."""
     from math import floor, log10
 
-    places = min(max(1 - floor(log10(error)), 0), 6) if error > 0 else 4
-    return f"{value:.{places}f} ±{error:.{places}f}"
+    places = max(1 - floor(log10(error)), 0) if error > 0 else 0
+    return f"{value:.{places}f} ±{error:.{places}f}" if places <= 6 else f"{value:.2e} ±{error:.0e}"
 
 
 def _summary(found: "Evaluation", written: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -208,19 +208,18 @@ def _summary(found: "Evaluation", written: Sequence[tuple[str, str]]) -> Iterato
     windows = f"{counted(found.windows, 'window')} of {found.context}"
     yield "text", f"{', '.join(found.texts)}: {windows}, {found.scored_tokens} tokens scored"
     for pair in found.comparisons:
-        yield "compared", _compared(pair)
+        yield "compared", _compared(pair, {row.name: row.label for row in found.files})
     yield from written
     yield "done", f"in {found.seconds:.1f} s, {found.engine} on {found.device}"
 
 
-def _compared(pair: "Comparison") -> str:
-    ratio = pair.divergence_ratio
-    said = (
-        f"the divergence of {pair.second} is {ratio.value:.3g} times that of {pair.first} "
-        f"({ratio.low:.3g} to {ratio.high:.3g})"
+def _compared(pair: "Comparison", labels: Mapping[str, str]) -> str:
+    first, second, ratio = labels[pair.first], labels[pair.second], pair.divergence_ratio
+    better = f"{labels[pair.better]} is closer to the source" if pair.better else "no difference can be told"
+    return (
+        f"{second} diverges {ratio.value:.3g} times as much as {first} ({ratio.low:.3g} to {ratio.high:.3g}, from "
+        f"{pair.windows} windows): {better}"
     )
-    other = f"{pair.better} is closer to the source" if pair.better else "no difference can be told"
-    return f"{said}, in pairs of {pair.windows} windows: {other}"
 
 
 # ---- the card ----

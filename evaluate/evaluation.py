@@ -168,8 +168,7 @@ def _windows(model: SourceModel, documents: Sequence[TextDocument], reading: Tex
 def _check_vocabulary(source: Variant, variant: Variant) -> None:
     """Malformed if the tokens of the windows mean something else to the file. The other engine checks more."""
     for key in (Keys.General.ARCHITECTURE, Keys.Tokenizer.LIST):
-        ours, theirs = source.metadata.get(key), variant.metadata.get(key)
-        if ours is not None and theirs is not None and list(ours.data) != list(theirs.data):
+        if source.metadata.get(key) != variant.metadata.get(key):
             raise Malformed(
                 f"this is not the same model as {source.label}: {key} differs",
                 where=variant.paths[0],

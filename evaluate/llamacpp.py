@@ -166,10 +166,7 @@ def _logged(api: Any) -> Iterator[list[bytes]]:
     """What llama.cpp says meanwhile, instead of printing it. Who heard it before hears it again afterwards."""
     said: list[bytes] = []
 
-    @api.llama_log_callback
-    def hear(level: int, text: bytes, data: object) -> None:
-        said.append(text)
-
+    hear = api.llama_log_callback(lambda level, text, data: said.append(text))
     before, argument = api.llama_log_callback(), ctypes.c_void_p()
     api.llama_log_get(ctypes.byref(before), ctypes.byref(argument))
     api.llama_log_set(hear, ctypes.c_void_p())
