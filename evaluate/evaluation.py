@@ -20,7 +20,7 @@ from ggufsmith.evaluate.quality import compare, qualities
 from ggufsmith.evaluate.texts import TextDocument, read_texts, shipped
 from ggufsmith.evaluate.token_scores import TokenScores, scored_positions
 from ggufsmith.evaluate.tokenize import tokenizer_of
-from ggufsmith.evaluate.variants import SourceModel, Variant, opened_file, opened_model
+from ggufsmith.evaluate.variants import SourceModel, ModelVariant, opened_file, opened_model
 from ggufsmith.evaluate.windows import Windows, make_windows
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.request import MakeOptions, Request, TextOptions
@@ -153,7 +153,7 @@ def find_place(candidates: Sequence[Candidate], files: Sequence[Path], wanted: s
     )
 
 
-def _candidate(variant: Variant) -> Candidate:
+def _candidate(variant: ModelVariant) -> Candidate:
     group = variant.paths[0].resolve().parent.name if variant.paths else RECIPES
     return Candidate(variant.label, group, variant.size, variant.bits_per_weight)
 
@@ -165,7 +165,7 @@ def _windows(model: SourceModel, documents: Sequence[TextDocument], reading: Tex
     return make_windows(documents, tokenize, context=reading.context, chunks=reading.chunks)
 
 
-def _check_vocabulary(source: Variant, variant: Variant) -> None:
+def _check_vocabulary(source: ModelVariant, variant: ModelVariant) -> None:
     """Malformed if the tokens of the windows mean something else to the file. The other engine checks more."""
     for key in (Keys.General.ARCHITECTURE, Keys.Tokenizer.LIST):
         if source.metadata.get(key) != variant.metadata.get(key):
@@ -177,7 +177,7 @@ def _check_vocabulary(source: Variant, variant: Variant) -> None:
 
 
 def _run_torch(
-    model: SourceModel, variants: Sequence[Variant], windows: Windows, device: str, progress: Progress
+    model: SourceModel, variants: Sequence[ModelVariant], windows: Windows, device: str, progress: Progress
 ) -> list[TokenScores]:
     from ggufsmith.evaluate.forward import run_model, work
     from ggufsmith.evaluate.skeleton import build_skeleton, check_variants

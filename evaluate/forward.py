@@ -27,7 +27,7 @@ from ggufsmith.evaluate.observe import Observer, Watching
 from ggufsmith.evaluate.scores import replaced, score
 from ggufsmith.evaluate.skeleton import EMBEDDING, NORM, Skeleton, check_variants, head_of, parameters_of
 from ggufsmith.evaluate.token_scores import TokenScores
-from ggufsmith.evaluate.variants import Variant, Weights, load_kernels, pick_rows, read_tensors
+from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pick_rows, read_tensors
 from ggufsmith.pipeline.parallel import available_cores
 
 MEMORY = 1 << 30  # bytes of hidden states in memory; more are in a mapped file
@@ -47,7 +47,7 @@ class Batch:
 
 def run_model(
     skeleton: Skeleton,
-    variants: Sequence[Variant],
+    variants: Sequence[ModelVariant],
     tokens: NDArray[np.int32],
     *,
     device: str | None = None,
@@ -118,7 +118,7 @@ def run_model(
         return score(skeleton, variants, taken, following, device=where, threads=threads, advance=progress)
 
 
-def work(skeleton: Skeleton, variants: Sequence[Variant], *, scored: bool) -> int:
+def work(skeleton: Skeleton, variants: Sequence[ModelVariant], *, scored: bool) -> int:
     """How many weights `run_model` tells `progress` of."""
     blocks = sum(weights_in(skeleton.outputs(block)) for block in range(len(skeleton.blocks)))
     dims = skeleton.plan.dims
@@ -131,7 +131,12 @@ def weights_in(outputs: Sequence[TensorPlan]) -> int:
 
 
 def embed(
-    skeleton: Skeleton, variant: Variant, tokens: NDArray[np.int32], hidden: States, device: torch.device, threads: int
+    skeleton: Skeleton,
+    variant: ModelVariant,
+    tokens: NDArray[np.int32],
+    hidden: States,
+    device: torch.device,
+    threads: int,
 ) -> list[Batch]:
     """Fill `hidden` with what goes into the first block, and record what every block is given.
 
@@ -164,7 +169,7 @@ def through(module: Any, block: int, batches: Sequence[Batch], hidden: States, d
 
 def normalize(
     skeleton: Skeleton,
-    variant: Variant,
+    variant: ModelVariant,
     hidden: States,
     device: torch.device,
     threads: int,

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ggufsmith.evaluate.skeleton import Skeleton, head_of
 from ggufsmith.evaluate.token_scores import TokenScores
-from ggufsmith.evaluate.variants import Variant, read_rows
+from ggufsmith.evaluate.variants import ModelVariant, read_rows
 
 ROWS = 512  # of hidden states in one product
 PIECE = 8192  # rows of the vocabulary at once, fewer if
@@ -58,7 +58,7 @@ class Online:
 
 def score(
     skeleton: Skeleton,
-    variants: Sequence[Variant],
+    variants: Sequence[ModelVariant],
     hidden: Sequence[NDArray[np.float32]],
     targets: NDArray[np.int64],
     *,

@@ -21,7 +21,7 @@ from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Array, Constant, Part
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 from ggufsmith.convert.stored import StoredTensor
-from ggufsmith.evaluate.variants import SourceModel, Variant, Weights
+from ggufsmith.evaluate.variants import SourceModel, ModelVariant, Weights
 
 EMBEDDING, NORM, HEAD = "token_embd.weight", "output_norm.weight", "output.weight"
 TOKENS = "tokenizer.ggml.tokens"
@@ -188,12 +188,12 @@ def parameters_of(outputs: Sequence[TensorPlan], rows: Mapping[str, Weights]) ->
     return found
 
 
-def head_of(variant: Variant) -> str:
+def head_of(variant: ModelVariant) -> str:
     """The tensor that makes the logits: llama.cpp takes the embedding where there is no other."""
     return HEAD if HEAD in variant.tensors else EMBEDDING
 
 
-def check_variants(skeleton: Skeleton, source: Variant, variants: Sequence[Variant]) -> None:
+def check_variants(skeleton: Skeleton, source: ModelVariant, variants: Sequence[ModelVariant]) -> None:
     """Malformed if a variant is not this model with other weights: other tensors, shapes, or vocabulary."""
     for variant in variants:
         problems = list(_differences(skeleton, source, variant))
@@ -208,7 +208,7 @@ def check_variants(skeleton: Skeleton, source: Variant, variants: Sequence[Varia
             )
 
 
-def _differences(skeleton: Skeleton, source: Variant, variant: Variant) -> Any:
+def _differences(skeleton: Skeleton, source: ModelVariant, variant: ModelVariant) -> Any:
     for key in (Keys.General.ARCHITECTURE, TOKENS):
         ours, theirs = source.metadata.get(key), variant.metadata.get(key)
         if ours is not None and theirs is not None and not _equal(ours.data, theirs.data):

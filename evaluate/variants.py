@@ -6,8 +6,9 @@ All of them are seen as GGUF tensors by name, of which any rows can be had in fl
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ class Encoding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Variant:
+class ModelVariant:
     """One set of weights.
 
     label:     what reports call it. tensors: by GGUF name. metadata: the keys of its file, or of the file it would be.
@@ -76,23 +77,28 @@ class SourceModel:
 
     config: Mapping[str, Any]
     where: Path
-    variants: tuple[Variant, ...]
+    variants: tuple[ModelVariant, ...]
     notes: tuple[str, ...] = ()
 
     @property
-    def source(self) -> Variant:
+    def source(self) -> ModelVariant:
         """The weights as they are."""
         return self.variants[0]
 
 
+def opened_model(request: Request, open_files: Opener = LocalFiles) -> AbstractContextManager[SourceModel]:
+    """`opened_by` with `open_pass`. open_files: see `convert.stored.Checkpoint`."""
+    return opened_by(partial(open_pass, open_files=open_files), request)
+
+
 @contextmanager
-def opened_model(request: Request, open_files: Opener = LocalFiles) -> Iterator[SourceModel]:
+def opened_by(opener: Callable[[Request], Pass], request: Request) -> Iterator[SourceModel]:
     """Open whatever a request names: a folder with adapters to merge, a GGUF file, an old GGML file.
 
     Its recipes are planned as if they were to be written, with its importance matrix; nothing is written.
-    open_files: see `convert.stored.Checkpoint`.
+    opener: opens a request; of a model on a hub, one that knows how its files are read.
 
-    Raises what `open_pass` raises; Unsupported for what is not a whole model, or has no class in transformers.
+    Raises what the opener raises; Unsupported for what is not a whole model, or has no class in transformers.
     """
     make = replace(
         request.make,
@@ -100,7 +106,7 @@ def opened_model(request: Request, open_files: Opener = LocalFiles) -> Iterator[
         outtypes=(),
         allow_requantize=request.path.is_file(),  # a file that is quantized already is the source all the same
     )
-    with open_pass(replace(request, make=make), open_files) as planned:
+    with opener(replace(request, make=make)) as planned:
         kind = planned.info.metadata.get(Keys.General.TYPE)
         if kind is not None and kind.data != GGUFType.MODEL:
             raise Unsupported(
@@ -115,13 +121,13 @@ def opened_model(request: Request, open_files: Opener = LocalFiles) -> Iterator[
 
 
 @contextmanager
-def opened_file(path: Path) -> Iterator[Variant]:
+def opened_file(path: Path) -> Iterator[ModelVariant]:
     """Open a GGUF file, any of its shards, or an old GGML file. Raises what `open_model` raises."""
     with open_model(path).files as files:
         tensors = {info.name: GgufTensor(files, info, info.name) for info in files.tensors.values()}
         nbytes = sum(info.nbytes for info in files.tensors.values())
         count = sum(int(np.prod(info.shape)) for info in files.tensors.values())
-        yield Variant(
+        yield ModelVariant(
             path.name, tensors, files.metadata, files.size, 8 * nbytes / max(count, 1), paths=tuple(files.paths)
         )
 
@@ -136,7 +142,7 @@ def _config(path: Path, planned: Pass) -> Mapping[str, Any]:
     return {**values, **(text if isinstance(text, Mapping) else {}), "architectures": values["architectures"]}
 
 
-def _variant(planned: Pass, output: OutputFile) -> Variant:
+def _variant(planned: Pass, output: OutputFile) -> ModelVariant:
     tensors = {tensor.name: tensor for tensor in planned.tensors}
     specs = output.shards.whole.tensors
     weights = output.importance or [None] * len(specs)
@@ -146,13 +152,15 @@ def _variant(planned: Pass, output: OutputFile) -> Variant:
         if spec.format is not tensors[spec.name].held
     }
     metadata = output.shards.whole.metadata
-    return Variant(output.label, tensors, metadata, output.size, output.bits_per_weight, encodings)
+    return ModelVariant(output.label, tensors, metadata, output.size, output.bits_per_weight, encodings)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def load_kernels(variants: Sequence[Variant], advance: Callable[[int, int], None] = lambda done, total: None) -> float:
+def load_kernels(
+    variants: Sequence[ModelVariant], advance: Callable[[int, int], None] = lambda done, total: None
+) -> float:
     """Compile the kernels that reading these variants takes; returns the seconds that it took."""
     wanted = set()
     for variant in variants:
@@ -165,7 +173,7 @@ def load_kernels(variants: Sequence[Variant], advance: Callable[[int, int], None
 
 
 def read_tensors(
-    variant: Variant, names: Sequence[str], threads: int, shelf: Mapping[str, Weights] | None = None
+    variant: ModelVariant, names: Sequence[str], threads: int, shelf: Mapping[str, Weights] | None = None
 ) -> dict[str, Weights]:
     """Whole tensors as rows, (rows, width) float32. shelf: tensors of the source that have been read already.
 
@@ -198,7 +206,7 @@ def read_tensors(
     return found
 
 
-def read_rows(variant: Variant, name: str, first: int, last: int, threads: int) -> Weights:
+def read_rows(variant: ModelVariant, name: str, first: int, last: int, threads: int) -> Weights:
     """Rows first..last (exclusive) of a tensor, (rows, width) float32. Raises what `read_tensors` raises."""
     width = rows_of(variant.tensors[name].shape)[1]
     out = np.empty((last - first, width), np.float32)
@@ -217,7 +225,7 @@ def read_rows(variant: Variant, name: str, first: int, last: int, threads: int) 
     return out
 
 
-def pick_rows(variant: Variant, name: str, wanted: NDArray[np.int64], threads: int) -> Weights:
+def pick_rows(variant: ModelVariant, name: str, wanted: NDArray[np.int64], threads: int) -> Weights:
     """The rows of these numbers, ascending, as (rows, width) float32; the whole tensor is never in memory."""
     rows, width = rows_of(variant.tensors[name].shape)
     out = np.empty((len(wanted), width), np.float32)
@@ -245,7 +253,7 @@ def pick_rows(variant: Variant, name: str, wanted: NDArray[np.int64], threads: i
 
 
 def _read(
-    variant: Variant, name: str, first: int, last: int, out: Weights, scratch: Scratch, base: Weights | None = None
+    variant: ModelVariant, name: str, first: int, last: int, out: Weights, scratch: Scratch, base: Weights | None = None
 ) -> None:
     """Rows first..last into `out`. base: the same rows before a recipe, if they are there."""
     scratch.reset()
