@@ -20,7 +20,7 @@ from ggufsmith.evaluate.quality import compare, qualities
 from ggufsmith.evaluate.texts import TextDocument, read_texts, shipped
 from ggufsmith.evaluate.token_scores import TokenScores, scored_positions
 from ggufsmith.evaluate.tokenize import tokenizer_of
-from ggufsmith.evaluate.variants import SourceModel, ModelVariant, opened_file, opened_model
+from ggufsmith.evaluate.variants import ModelVariant, SourceModel, opened_file, opened_model
 from ggufsmith.evaluate.windows import Windows, make_windows
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.request import MakeOptions, Request, TextOptions
