@@ -4,9 +4,11 @@ The source model goes through the text block by block. When all windows are thro
 have been summed to Hessians; its tensors are encoded under them, and both are forgotten before the next block comes.
 """
 
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from ggufsmith.calibrate.auto import AutoImatrix, unquantized
@@ -17,6 +19,7 @@ from ggufsmith.calibrate.ready import Readied, readied
 from ggufsmith.calibrate.refine import Effort
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import FLOATS
+from ggufsmith.container.text import some
 from ggufsmith.container.values import Metadata, string, u32
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
@@ -34,26 +37,16 @@ METHOD = "ggufsmith-calibrated"
 HEAD = "output.weight"
 
 
-@dataclass(frozen=True)
-class CalibratedRun:
-    """A request that leaves nothing to be made any more, and what opens it as a pass with the calibrated encoder.
-
-    gains: what the refinement took off the losses so far, by tensor and type.
-    """
-
-    request: Request
-    open_pass: Opener
-    gains: dict[tuple[str, str], Gain]
-
-
 @contextmanager
 def calibrated(
     request: Request,
     open_pass: Opener,
     *,
     progress: Progress = silently,
-) -> Iterator[CalibratedRun]:
+) -> Iterator[tuple[Request, Opener]]:
     """Ready the model for a request with `make.calibrate`, and keep it open.
+
+    Yields a request that leaves nothing to be made any more, and what opens it as a pass with the calibrated encoder.
 
     progress: shows a run of the model that weighs the types for a budget.
 
@@ -84,9 +77,15 @@ def calibrated(
         def opened(wanted: Request) -> Pass:
             planned = open_pass(wanted)
             conduct = conductor(planned, ready, encoder, threads=wanted.write.threads)
-            return replace(planned, encoder=encoder, conduct=conduct, notes=(*planned.notes, *ready.windows.notes))
+            return replace(
+                planned,
+                encoder=encoder,
+                conduct=conduct,
+                learned=partial(learned, encoder.shelf.gains),
+                notes=(*planned.notes, *ready.windows.notes),
+            )
 
-        yield CalibratedRun(weighed, opened, encoder.shelf.gains)
+        yield weighed, opened
 
 
 def check(request: Request) -> None:
@@ -107,7 +106,7 @@ def check(request: Request) -> None:
 
 def settled(make: MakeOptions) -> MakeOptions:
     """The same without what is about calibrating."""
-    return replace(make, calibrate=(), calibrate_chunks=None, effort=None, device=None)
+    return replace(make, calibrate=(), calibrate_chunks=None, effort=None, calibrate_device=None)
 
 
 def effort_of(make: MakeOptions) -> Effort:
@@ -118,7 +117,7 @@ def effort_of(make: MakeOptions) -> Effort:
 def reading_of(make: MakeOptions) -> TextOptions:
     """The texts that a request calibrates on."""
     text = tuple(path for path in make.calibrate if path != AUTO)
-    return TextOptions(text=text, chunks=make.calibrate_chunks, device=make.device)
+    return TextOptions(text=text, chunks=make.calibrate_chunks, device=make.calibrate_device)
 
 
 def method_of(ready: Readied, effort: Effort) -> Metadata:
@@ -169,6 +168,23 @@ def conductor(
         finish([HEAD])
 
     return conduct
+
+
+def learned(gains: Mapping[tuple[str, str], Gain]) -> Iterator[str]:
+    """What the refinement gained in every type, and where it could not be done."""
+    for type in sorted({type for _, type in gains}):
+        found = [gain for (_, each), gain in gains.items() if each == type]
+        better = [gain.end / gain.start for gain in found if gain.start > 0]
+        if better:
+            mean = 100 * (1 - math.exp(sum(math.log(max(ratio, 1e-9)) for ratio in better) / len(better)))
+            yield (
+                f"{type}: calibration took {mean:.0f} % off what the outputs of {len(better)} matrices lose "
+                f"(geometric mean)"
+            )
+        if unchanged := [name for (name, each), gain in gains.items() if each == type and gain.end >= gain.start > 0]:
+            yield f"{type}: nothing was gained for {some(unchanged)}"
+    for why in sorted({gain.trouble for gain in gains.values() if gain.trouble}):
+        yield f"{some([name for (name, _), gain in gains.items() if gain.trouble == why])} were not refined: {why}"
 
 
 def types_of(planned: Pass) -> dict[str, set[str]]:

@@ -38,8 +38,8 @@ def with_calibration(
     if request.make.calibrate:
         from ggufsmith.calibrate.run import calibrated
 
-        with calibrated(request, open_pass, progress=running(silent)) as run:
-            yield run.request, run.open_pass
+        with calibrated(request, open_pass, progress=running(silent)) as (ready, opener):
+            yield ready, opener
         return
     if request.make.imatrix != AUTO:
         yield request, open_pass

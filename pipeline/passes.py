@@ -5,7 +5,7 @@ quantizes, runs batches, measures for a budget or verifies works with it, and do
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +43,8 @@ class Pass:
     tensors: in the order of every output's layout. opening: the same tensors, for workers of a cluster.
     inputs:  the files that decide the outputs' bytes, by the names that records give them. No output may replace one.
     notes:   what the user should know of the model; those of an output are its own.
-    conduct: when the tensors are made, if not all at once (see `outputs.Conductor`).
+    conduct: when the tensors are made, if not all at once (see `outputs.Conductor`). learned: what there is to say of
+    that when it is done.
     importance: how far an importance matrix covers the model, for the report; None without one.
     """
 
@@ -56,6 +57,7 @@ class Pass:
     opening: Opening
     encoder: Encoder
     conduct: Conductor | None = field(default=None, repr=False)
+    learned: Callable[[], Iterable[str]] = field(default=tuple, repr=False)
     importance: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __enter__(self) -> Self:
@@ -93,7 +95,7 @@ class Pass:
         """Make all outputs, verify them and give the files their names (see `write_outputs`). The pass is open."""
         if write.outdir is not None and write.outfile is None:
             make_folder(write.outdir)
-        return write_outputs(
+        written = write_outputs(
             self.tensors,
             self.outputs,
             encoder=self.encoder,
@@ -108,6 +110,7 @@ class Pass:
             compiling=compiling,
             loaded=loaded,
         )
+        return replace(written, notes=(*written.notes, *self.learned()))
 
 
 def in_order(output: OutputFile, names: Sequence[str]) -> OutputFile:

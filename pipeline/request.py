@@ -222,10 +222,11 @@ class MakeOptions:
         inputs=WEIGHTS,
         decides=True,
     )
-    device: str | None = option(
+    calibrate_device: str | None = option(
         None,
         "Where the model runs: cpu, cuda or mps (default: the best there is).",
         "Calibration",
+        flag="--device",
         metavar="NAME",
         inputs=WEIGHTS,
         keyless="it depends on the machine",

@@ -84,7 +84,7 @@ def making_of(make: MakeOptions) -> Making:
         for flag, value in (
             ("--effort", make.effort),
             ("--calibrate-chunks", make.calibrate_chunks),
-            ("--device", make.device),
+            ("--device", make.calibrate_device),
         ):
             if value is not None:
                 raise Usage(f"{flag} is about calibrating, but --calibrate was not given", fix="Add --calibrate.")

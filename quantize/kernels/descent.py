@@ -422,7 +422,18 @@ def refit(
     READ_F32, WRITE_F32, typeof(NOTHING), READ_F32, READ_F32, READ_F32, WRITE_F32, INT, INT, INT, INT, typeof(CODING)
 )  # fmt: skip
 def descend(
-    w: Any, e: Any, state: Any, h: Any, sums: Any, inverse: Any, g: Any, n: int, at: int, columns: int, passes: int, coding: Any
+    w: Any,
+    e: Any,
+    state: Any,
+    h: Any,
+    sums: Any,
+    inverse: Any,
+    g: Any,
+    n: int,
+    at: int,
+    columns: int,
+    passes: int,
+    coding: Any,
 ) -> int:
     """Refine columns `at` to `at + columns - 1` of all groups of rows; returns how many steps were of use.
 
