@@ -1,9 +1,9 @@
 """The triangular factor of a Hessian, for error feedback.
 
 H + damping = (I + T)^T D (I + T) with T strictly lower triangular. If the columns of W are quantized in turn, column k
-as what is nearest to w_k + sum over i < k of T[k, i] e_i, then it adds D_k times the square of its rounding error to the
-loss, whatever came before. This is LDLQ of QuIP (arXiv:2307.13304), which equals GPTQ (arXiv:2210.17323) and needs no
-inverse. All sums are in a fixed order.
+as what is nearest to w_k + sum over i < k of T[k, i] e_i, then it adds D_k times the square of its rounding error to
+the loss, whatever came before. This is LDLQ of QuIP (arXiv:2307.13304), which equals GPTQ (arXiv:2210.17323) and needs
+no inverse. All sums are in a fixed order.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.calibrate.hessian import Hessian
 from ggufsmith.calibrate.lanes import add_products, from_lanes, to_lanes
 
 # Added to the diagonal, as a part of each entry and of their median. A part of their mean would drown all columns but
@@ -33,16 +32,16 @@ class Factor:
     d: NDArray[np.float32]
 
 
-def factor_of(hessian: Hessian, spread: Map = map) -> Factor | None:
-    """The factor; None if H is not positive definite even with its damping.
+def factor_of(h: NDArray[np.float32], spread: Map = map) -> Factor | None:
+    """The factor of h, float32 [n, n]; None if it is not positive definite even with its damping.
 
     spread: calls a function for each number of an iterable, on as many threads as it likes.
     """
-    diagonal = hessian.diagonal
+    diagonal = h.diagonal()
     n, median = len(diagonal), np.median(diagonal)
     damping = OF_ITSELF * diagonal + np.maximum(OF_MEDIAN * median, LEAST * diagonal.max())
     # From the last row and column on, the factor is that of Cholesky: H = L L^T.
-    a = hessian.h[::-1, ::-1].copy()
+    a = h[::-1, ::-1].copy()
     a[np.arange(n), np.arange(n)] += damping[::-1]
     for at in range(0, n, TILE):
         if not factor_tile(a, slice(at, min(at + TILE, n)), spread):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.calibrate.factor import Factor, Map, factor_of
+
 # Added to the diagonal for the descent, as a part of itself: what H says is known from a sample.
 DAMPING = np.float32(0.003)
 # And as a part of its mean, so that a column without inputs is rounded to the nearest level.
@@ -23,35 +25,39 @@ class Hessian:
     h:        float32 [n, n], symmetric, C-contiguous.
     diagonal: float32 [n]: the importance of the columns.
     damping:  float32 [n], what a descent adds to the diagonal.
+    factor:   for error feedback; None if there is trouble.
     trouble:  why H cannot be used, as the end of a sentence; None if it can.
     """
 
     h: NDArray[np.float32]
     diagonal: NDArray[np.float32]
     damping: NDArray[np.float32]
+    factor: Factor | None = None
     trouble: str | None = None
 
 
-def prepare(h: NDArray[np.float32]) -> Hessian:
-    """Check H, float32 [n, n], and say what is wrong with it in `Hessian.trouble`.
+def prepare(h: NDArray[np.float32], spread: Map = map) -> Hessian:
+    """Check and factor H, float32 [n, n], and say what is wrong with it in `Hessian.trouble`.
 
-    An H is refused if a number is not finite, if it is not symmetric or a diagonal entry is negative, if two columns
-    have more in common than each with itself, or if it is zero: no mean of x x^T is like that. Columns of zeros are
-    fine. ValueError if it is no square matrix.
+    An H is refused if a number is not finite, if it is not symmetric, if a diagonal entry is negative or all are zero,
+    or if it is not positive definite after damping. Columns of zeros are fine. `spread`: see factor.factor_of.
+    ValueError if it is not a square matrix.
     """
     if h.ndim != 2 or h.shape[0] != h.shape[1]:
         raise ValueError(f"H of shape {h.shape}; wanted a square matrix")
     h = np.ascontiguousarray(h, np.float32)
     diagonal = h.diagonal().copy()
     trouble = trouble_with(h, diagonal)
-    damping = np.zeros_like(diagonal)
+    damping, factor = np.zeros_like(diagonal), None
     if trouble is None:
         exponent = int(np.frexp(diagonal.max())[1])
         if abs(exponent) > 40:  # squares and products of sums stay in the range of float32
             h = np.ldexp(h, -exponent)
             diagonal = h.diagonal().copy()
         damping = DAMPING * diagonal + FLOOR * np.float32(diagonal.mean(dtype=np.float64))
-    return Hessian(h, diagonal, damping, trouble)
+        factor = factor_of(h, spread)
+        trouble = None if factor else "H is not positive semidefinite"
+    return Hessian(h, diagonal, damping, factor, trouble)
 
 
 def trouble_with(h: NDArray[np.float32], diagonal: NDArray[np.float32]) -> str | None:

@@ -17,6 +17,7 @@ from ggufsmith.calibrate.factor import Factor
 from ggufsmith.calibrate.hessian import Hessian
 from ggufsmith.calibrate.lanes import Lanes, add_products, from_lanes, inner, to_lanes
 from ggufsmith.container.formats import Format
+from ggufsmith.pipeline.findings import Report
 from ggufsmith.quantize import fields, rows
 from ggufsmith.quantize.kernels import descent
 from ggufsmith.quantize.simd import W
@@ -25,7 +26,7 @@ Effort = Literal["fast", "normal", "best"]
 TILE, BLOCK = 256, 128  # columns, and rows that one thread works on at a time
 # Of each effort: how often a row is gone through, and how often each tile of it. A row is gone through again only if
 # the last time took more than this part off the loss.
-SWEEPS: Mapping[Effort, tuple[int, int]] = {"fast": (1, 2), "normal": (2, 2), "best": (8, 2)}
+SWEEPS: Mapping[Effort, tuple[int, int]] = {"fast": (1, 2), "normal": (2, 3), "best": (8, 3)}
 WORTH = 0.002
 # Formats that start from error feedback.
 FED = frozenset("Q2_K Q4_K Q5_K Q6_K".split())
@@ -37,12 +38,14 @@ class Refined:
 
     data:       uint8 [n, bytes per row].
     start, end: float64 [n], the loss of each row with ggml's bytes and with these: (w - w') H (w - w')^T.
-    trouble:    why `data` is ggml's; see Hessian.trouble.
+    report:     what rows.encode says of ggml's bytes.
+    trouble:    why `data` is ggml's, and the losses NaN; see Hessian.trouble.
     """
 
     data: NDArray[np.uint8]
     start: NDArray[np.float64]
     end: NDArray[np.float64]
+    report: Report
     trouble: str | None = None
 
 
@@ -50,56 +53,54 @@ def refine(
     target: Format,
     w: NDArray[np.float32],
     hessian: Hessian,
-    factor: Factor | None = None,
     *,
     effort: Effort = "normal",
     threads: int = 1,
 ) -> Refined:
     """Quantize w, float32 [n, width], as `target`. The result does not depend on `threads`.
 
-    factor: that of `hessian`, to start from error feedback; formats outside FED do better without.
-
     ValueError if the shapes do not fit each other or the format.
     """
     if w.ndim != 2 or w.shape[1] != len(hessian.h):
         raise ValueError(f"weights of shape {w.shape} and H of {hessian.h.shape}")
     data = np.empty((len(w), target.nbytes((w.shape[1],))), np.uint8)
-    start, end = np.empty(len(w)), np.empty(len(w))
+    start, end = np.full(len(w), np.nan), np.full(len(w), np.nan)
+
+    def work(at: int) -> tuple[int, Report]:
+        part = slice(at, at + BLOCK)
+        block = np.ascontiguousarray(w[part], np.float32)
+        report = rows.encode(target, block, data[part], importance=hessian.diagonal)
+        if hessian.trouble is None:
+            data[part], start[part], end[part] = refine_block(target, block, data[part], hessian, effort)
+        return at, report
+
     with ThreadPoolExecutor(threads) as pool:
-
-        def work(at: int) -> None:
-            part = slice(at, at + BLOCK)
-            block = np.ascontiguousarray(w[part], np.float32)
-            data[part], start[part], end[part] = refine_block(target, block, hessian, factor, effort)
-
-        list(pool.map(work, range(0, len(w), BLOCK)))
-    return Refined(data, start, end)
+        report = Report.merge(pool.map(work, range(0, len(w), BLOCK)))
+    return Refined(data, start, end, report, hessian.trouble)
 
 
 def refine_block(
-    target: Format, w: NDArray[np.float32], hessian: Hessian, factor: Factor | None, effort: Effort
+    target: Format, w: NDArray[np.float32], plain: NDArray[np.uint8], hessian: Hessian, effort: Effort
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
-    """Data, start and end of a few rows."""
+    """Data, start and end of a few rows; `plain` is what ggml makes of them."""
     layout = fields.layout_of(target.name)
     coding = descent.coding_of(layout)
-    plain = np.empty((len(w), target.nbytes((w.shape[1],))), np.uint8)
-    rows.encode(target, w, plain, importance=hessian.diagonal)
     first = fields.unpack(layout, plain)
     x = to_lanes(w)
     e = x - to_lanes(fields.values(layout, first))
     state = to_state(first)
     start = end = np.zeros(0)
-    if factor is not None:
+    if target.name in FED and hessian.factor:
         start = losses(e, hessian)
-        state, e = feed_back(layout, x, factor)
+        state, e = feed_back(layout, x, hessian.factor)
     sweeps, passes = SWEEPS[effort]
-    for k in range(sweeps):
+    for _ in range(sweeps):
         before, end = sweep(x, e, state, hessian, coding, passes)
         start = start if start.size else before
         if not before.sum() - end.sum() > WORTH * before.sum():
             break
     data = fields.pack(layout, to_fields(state, len(w)))
-    start, end = (loss[: len(w)] for loss in (start, end))
+    start, end = start[: len(w)], end[: len(w)]
     worse = ~(end < start)
     data[worse], end[worse] = plain[worse], start[worse]
     return data, start, end
@@ -198,8 +199,8 @@ def empty_state(layout: fields.Layout, groups: int, n: int) -> descent.State:
 
 def to_state(found: fields.Fields) -> descent.State:
     """Fields in lanes."""
-    numbers = (found.levels, *(a.astype(np.float32) for a in (found.scales, found.minima, found.d, found.dmin)))
-    return descent.State(*(to_lanes(a).reshape(-1) for a in numbers))
+    wide = (a.astype(np.float32) for a in (found.scales, found.minima, found.d, found.dmin))
+    return descent.State(to_lanes(found.levels).reshape(-1), *(to_lanes(a).reshape(-1) for a in wide))
 
 
 def to_fields(state: descent.State, count: int) -> fields.Fields:

@@ -8,7 +8,7 @@ bytes that ggml writes, `pack(unpack(b))` is b.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,7 +205,8 @@ def unpack(layout: Layout, data: NDArray[np.uint8]) -> Fields:
     minima = read_numbers(bits, layout.minima) if layout.minima else np.full(subs, layout.minimum, np.int16)
     d = halves(records["d"])
     dmin = halves(records[layout.dmin]) if layout.dmin else np.zeros_like(d)
-    return Fields(*(a.reshape(n, -1) for a in (levels.astype(np.int8), scales, minima, d, dmin)))
+    narrow = levels.astype(np.int8)
+    return Fields(*(cast(Any, a.reshape(n, -1)) for a in (narrow, scales, minima, d, dmin)))
 
 
 def pack(layout: Layout, fields: Fields) -> NDArray[np.uint8]:

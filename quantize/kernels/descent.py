@@ -1,11 +1,10 @@
-"""Quantized rows made better under a whole Hessian: what the columns of a tile do, one row per lane.
+"""Quantized rows made better under a whole Hessian: the steps inside a tile of columns, one row per lane.
 
 Rows W lose tr(E H E^T), where E = W - W' is the error of the quantized rows W' and H = mean x x^T over the inputs of
-the layer. H ties the columns of a row to each other and no row to another, so that each lane descends for itself. A tile
-is up to 256 neighbouring columns: inside it the gradient G = E H is kept up to date after every step, and between tiles
-it is computed anew (`project`), so that the cost of a weight's steps does not grow with the width of the matrix. The
-method is coordinate descent, as in "Least squares binary quantization" and QuantEase (arXiv:2309.01885), with the scales
-of ggml's formats among the coordinates. All sums are in a fixed order.
+the layer. H ties the columns of a row to each other and no row to another, so that each lane descends for itself. A
+tile is up to 256 neighbouring columns. Inside it the gradient G = E H follows every step; between tiles it is computed
+anew (`project`), so that the cost of a step does not grow with the width of the matrix. This is coordinate descent, as
+in QuantEase (arXiv:2309.01885), with the scales of ggml's formats among the coordinates. All sums are in a fixed order.
 
 Arrays in lanes (see blocks.py) here are of several groups of W rows, one group after the other.
 """
@@ -30,7 +29,6 @@ from ggufsmith.quantize.simd import (
     half_to_f32,
     jitable,
     maximum,
-    minimum,
     nearest_small,
     select,
     to_f32,
@@ -127,7 +125,7 @@ def add_products(e: Any, at: int, h: Any, row: int, stride: int, first: int, las
 
 @kernel(READ_F32, READ_F32, INT, INT, INT, INT, INT, WRITE_F32)
 def project(e: Any, h: Any, n: int, at: int, columns: int, first: int, last: int, g: Any) -> None:
-    """Add to g the products of the errors with columns `at` to `at + columns - 1` of H, from rows `first` to `last - 1`.
+    """Add to g the products of errors `first` to `last - 1` with columns `at` to `at + columns - 1` of H.
 
     e: in lanes, n numbers of each row. h: float32 [n * n], symmetric. g: in lanes, `columns` numbers of each row.
     """
@@ -150,10 +148,36 @@ def inner(e: Any, g: Any, n: int, at: int, columns: int, out: Any) -> None:
 
 
 @jitable
-def spread(change: Any, at: int, n: int, h: Any, columns: int, g: Any, to: int, stride: int) -> None:
-    """The gradient of a tile after the errors of its columns `at` to `at + n - 1` have changed. h: rows of `stride`."""
+def spread(x: Any, at: int, n: int, h: Any, stride: int, columns: int, g: Any, to: int) -> None:
+    """Add to the tile g the products of n numbers x with what rows of h, `stride` apart, have from `at` on."""
     for k in range(0, columns, PANEL):
-        add_products(change, 0, h, k * stride + at, stride, 0, n, g, to + k)
+        add_products(x, 0, h, k * stride + at, stride, 0, n, g, to + k)
+
+
+class Tile(NamedTuple):
+    """The columns at hand.
+
+    h: float32 [columns * columns], their part of H. sums: float32 [columns * sub-blocks], those of each of its rows
+    over each sub-block. inverse: the reciprocals of its diagonal.
+    """
+
+    h: Any
+    sums: Any
+    inverse: Any
+    columns: int
+
+
+class Place(NamedTuple):
+    """Where the numbers of a sub-block or block begin.
+
+    at: in the tile. to: where those of the tile begin in its gradient. column, sub, block: in the arrays of State.
+    """
+
+    at: int
+    to: int
+    column: int
+    sub: int
+    block: int
 
 
 # ---- one sub-block ----
@@ -201,29 +225,55 @@ def settle(gradient: Any, inverse: Any, j: int, x: Any, level: Any, to: Trial, c
     return old - new
 
 
+class Room(NamedTuple):
+    """Numbers of a sub-block in lanes, f32: what it was, what is tried, where trials start, and the best of them."""
+
+    old: Any
+    x: Any
+    level: Any
+    gradient: Any
+    first_x: Any
+    first_gradient: Any
+    best_x: Any
+    best_level: Any
+
+
 @jitable
-def recode(
-    lg: Any, x: Any, level: Any, n: int, h: Any, inverse: Any, at: int, columns: int, to: Trial, coding: Coding,
-    last: bool,
-) -> Any:  # fmt: skip
+def room_of(n: int) -> Room:
+    """For sub-blocks of n weights."""
+    return Room(
+        room(n, f32),
+        room(n, f32),
+        room(n, f32),
+        room(n, f32),
+        room(n, f32),
+        room(n, f32),
+        room(n, f32),
+        room(n, f32),
+    )
+
+
+@jitable
+def recode(work: Room, at: int, tile: Tile, to: Trial, coding: Coding, last: bool) -> Any:
     """Settle the columns of a sub-block in turn; returns what this adds to the loss.
 
-    lg, x, level: in lanes, n numbers: the gradient, the weights and the levels, which follow. inverse: 1 / h of the
-    diagonal. last: the gradient is not needed afterwards. Four columns at a time go into the gradient of the others.
+    x, level and gradient of `work` follow, the gradient only if this is not the last time. Four columns at a time go
+    into the gradient of the others.
     """
+    h, inverse, lg, n = tile.h, tile.inverse, work.gradient, coding.sub
     total = broadcast(f32(0))
     for j in range(0, n, 4):
-        r0 = (at + j) * columns + at
-        r1, r2, r3 = r0 + columns, r0 + 2 * columns, r0 + 3 * columns
         k = at + j
+        r0 = k * tile.columns + at
+        r1, r2, r3 = r0 + tile.columns, r0 + 2 * tile.columns, r0 + 3 * tile.columns
         ga = get(lg, j)
-        a = settle(ga, inverse[k], j, x, level, to, coding)
+        a = settle(ga, inverse[k], j, work.x, work.level, to, coding)
         gb = get(lg, j + 1) + a * h[r1 + j]
-        b = settle(gb, inverse[k + 1], j + 1, x, level, to, coding)
+        b = settle(gb, inverse[k + 1], j + 1, work.x, work.level, to, coding)
         gc = get(lg, j + 2) + a * h[r2 + j] + b * h[r2 + j + 1]
-        c = settle(gc, inverse[k + 2], j + 2, x, level, to, coding)
+        c = settle(gc, inverse[k + 2], j + 2, work.x, work.level, to, coding)
         gd = get(lg, j + 3) + a * h[r3 + j] + b * h[r3 + j + 1] + c * h[r3 + j + 2]
-        d = settle(gd, inverse[k + 3], j + 3, x, level, to, coding)
+        d = settle(gd, inverse[k + 3], j + 3, work.x, work.level, to, coding)
         total = total + a * (ga + ga + a * h[r0 + j])
         total = total + b * (gb + gb + b * h[r1 + j + 1])
         total = total + c * (gc + gc + c * h[r2 + j + 2])
@@ -232,46 +282,6 @@ def recode(
             for i in range(j + 4 if last else 0, n):
                 put(lg, i, get(lg, i) + a * h[r0 + i] + b * h[r1 + i] + c * h[r2 + i] + d * h[r3 + i])
     return total
-
-
-class Room(NamedTuple):
-    """Numbers of a sub-block in lanes, f32: what it is, what is tried, and the best of it."""
-
-    old: Any
-    gradient: Any
-    x: Any
-    level: Any
-    best_x: Any
-    best_level: Any
-
-
-@jitable
-def open_sub_block(state: State, first: int, n: int, scale: Any, low: Any, g: Any, at: int, work: Room) -> None:
-    """The weights, levels and gradient of a sub-block into `work`."""
-    for j in range(n):
-        q = to_f32(get(state.level, first + j))
-        v = scale * q - low
-        put(work.level, j, q)
-        put(work.old, j, v)
-        put(work.x, j, v)
-        put(work.gradient, j, get(g, at + j))
-
-
-@jitable
-def close_sub_block(
-    state: State, first: int, n: int, x: Any, level: Any, work: Room, h: Any, at: int, columns: int, g: Any, to: int
-) -> bool:
-    """The new levels into the state, and the change of x into the gradient of the tile. Whether there was one."""
-    moved = broadcast(f32(0)) != f32(0)
-    for j in range(n):
-        change = get(work.old, j) - get(x, j)
-        moved = moved | (change != f32(0))
-        put(work.old, j, change)
-        put(state.level, first + j, to_i8(to_i32(get(level, j))))
-    if any_lane(moved):
-        spread(work.old, at, n, h, columns, g, to, columns)
-        return True
-    return False
 
 
 @jitable
@@ -289,28 +299,41 @@ def stepped(scale: Any, low: Any, s: Any, m: Any, d: Any, dmin: Any, move: Any, 
 
 
 @jitable
-def move_sub_block(
-    state: State, first: int, sub: int, block: int, h: Any, inverse: Any, at: int, columns: int, g: Any, to: int,
-    work: Room, coding: Coding,
-) -> bool:  # fmt: skip
-    """Try the neighbours of a sub-block's scale and minimum, with levels chosen anew, and keep the best."""
+def visit(state: State, place: Place, tile: Tile, g: Any, work: Room, coding: Coding) -> bool:
+    """Settle the columns of a sub-block, try the neighbours of its scale and minimum with levels chosen anew, and keep
+    the best. Whether anything changed.
+    """
     n = coding.sub
-    d, dmin, s, m = get(state.d, block), get(state.dmin, block), get(state.scale, sub), get(state.low, sub)
+    d, dmin, s, m = (
+        get(state.d, place.block),
+        get(state.dmin, place.block),
+        get(state.scale, place.sub),
+        get(state.low, place.sub),
+    )
     scale, low = d * s, dmin * m
-    open_sub_block(state, first, n, scale, low, g, to + at, work)
+    for j in range(n):
+        q = to_f32(get(state.level, place.column + j))
+        x = scale * q - low
+        put(work.level, j, q)
+        put(work.old, j, x)
+        put(work.x, j, x)
+        put(work.gradient, j, get(g, place.to + place.at + j))
+    recode(work, place.at, tile, trial(scale, low), coding, False)
+    for j in range(n):
+        put(work.first_x, j, get(work.x, j))
+        put(work.first_gradient, j, get(work.gradient, j))
+        put(work.best_x, j, get(work.x, j))
+        put(work.best_level, j, get(work.level, j))
     best = broadcast(f32(0))
     best_s, best_m, best_scale, best_low = s, m, scale, low
-    for c in range(6 if coding.dmin else 2):
+    for c in range(len(MOVES) if coding.dmin else 2):
         s2, m2, scale2, low2 = stepped(scale, low, s, m, d, dmin, MOVES[c], coding)
         for j in range(n):
-            put(work.x, j, get(work.old, j))
-            put(work.gradient, j, get(g, to + at + j))
-        tried = trial(scale2, low2)
+            put(work.x, j, get(work.first_x, j))
+            put(work.gradient, j, get(work.first_gradient, j))
         change = broadcast(f32(0))
-        for r in range(REPEATS):
-            change = change + recode(
-                work.gradient, work.x, work.level, n, h, inverse, at, columns, tried, coding, r == REPEATS - 1
-            )
+        for repeat in range(REPEATS):
+            change = change + recode(work, place.at, tile, trial(scale2, low2), coding, repeat == REPEATS - 1)
         better = change < best
         if any_lane(better):
             best = select(better, change, best)
@@ -319,19 +342,22 @@ def move_sub_block(
             for j in range(n):
                 put(work.best_x, j, select(better, get(work.x, j), get(work.best_x, j)))
                 put(work.best_level, j, select(better, get(work.level, j), get(work.best_level, j)))
-    found = best < f32(0)
-    if not any_lane(found):
-        return False
-    for j in range(n):
-        put(work.x, j, select(found, get(work.best_x, j), get(work.old, j)))
-        put(work.level, j, select(found, get(work.best_level, j), to_f32(get(state.level, first + j))))
-    put(state.scale, sub, best_s)
-    put(state.low, sub, best_m)
+    put(state.scale, place.sub, best_s)
+    put(state.low, place.sub, best_m)
     if coding.least == coding.most:
-        put(state.d, block, best_scale)
+        put(state.d, place.block, best_scale)
         if coding.dmin:
-            put(state.dmin, block, -best_low)
-    return close_sub_block(state, first, n, work.x, work.level, work, h, at, columns, g, to)
+            put(state.dmin, place.block, -best_low)
+    moved = best < f32(0)
+    for j in range(n):
+        change = get(work.old, j) - get(work.best_x, j)
+        moved = moved | (change != f32(0))
+        put(work.old, j, change)
+        put(state.level, place.column + j, to_i8(to_i32(get(work.best_level, j))))
+    if any_lane(moved):
+        spread(work.old, place.at, n, tile.h, tile.columns, tile.columns, g, place.to)
+        return True
+    return False
 
 
 @kernel(WRITE_F32, READ_F32, WRITE_F32, typeof(NOTHING), READ_F32, INT, INT, INT, typeof(CODING))
@@ -339,7 +365,7 @@ def feed(x: Any, w: Any, e: Any, state: Any, factor: Any, n: int, at: int, colum
     """Give the columns of a tile levels in turn, each nearest to its weight and what the errors before it make of it.
 
     x: in lanes, `columns` numbers of each row: the weights with what the errors of earlier tiles add to them; used up.
-    w, e: as in `descend`. factor: float32 [columns * columns]: row k has what the error of each column adds to column k.
+    w, e: as in `descend`. factor: float32 [columns * columns]; row k has what the errors add to column k.
     """
     groups, sub = x.size // (columns * W), coding.sub
     for group in range(groups):
@@ -365,39 +391,48 @@ def feed(x: Any, w: Any, e: Any, state: Any, factor: Any, n: int, at: int, colum
 # ---- d and dmin of a block ----
 
 
+class Fit(NamedTuple):
+    """Numbers of a block in lanes, f32: a and b, of which x is d * a + dmin * b, and their products with H."""
+
+    a: Any
+    b: Any
+    ha: Any
+    hb: Any
+
+
 @jitable
-def refit(
-    state: State, first: int, sub: int, block: int, h: Any, sums: Any, at: int, columns: int, g: Any, to: int,
-    a: Any, b: Any, ha: Any, hb: Any, coding: Coding,
-) -> bool:  # fmt: skip
-    """The d and dmin that are best for the levels, by least squares, if as float16 they are better than the old."""
-    n, subs = coding.block, coding.block // coding.sub
-    for j in range(n):
-        put(a, j, get(state.scale, sub + j // coding.sub) * to_f32(get(state.level, first + j)))
-    for k in range(subs):
-        put(b, k, -get(state.low, sub + k))
-    for k in range(columns):
-        put(ha, k, broadcast(f32(0)))
-        put(hb, k, broadcast(f32(0)))
-    spread(a, at, n, h, columns, ha, 0, columns)
-    if coding.dmin:
-        spread(b, at // coding.sub, subs, sums, columns, hb, 0, columns // coding.sub)
+def refit(state: State, place: Place, tile: Tile, g: Any, fit: Fit, coding: Coding) -> bool:
+    """The d and dmin that are best for the levels, by least squares, if as float16 they are better than the old.
+
+    b is the same in all of a sub-block, so that its products are with sums of H. Whether anything changed.
+    """
+    n, sub = coding.block, coding.sub
     zero = broadcast(f32(0))
+    for j in range(n):
+        put(fit.a, j, get(state.scale, place.sub + j // sub) * to_f32(get(state.level, place.column + j)))
+    for k in range(n // sub):
+        put(fit.b, k, -get(state.low, place.sub + k))
+    for k in range(tile.columns):
+        put(fit.ha, k, zero)
+        put(fit.hb, k, zero)
+    spread(fit.a, place.at, n, tile.h, tile.columns, tile.columns, fit.ha, 0)
+    if coding.dmin:
+        subs = tile.columns // sub
+        spread(fit.b, place.at // sub, n // sub, tile.sums, subs, tile.columns, fit.hb, 0)
     aa, ab, bb, ga, gb = zero, zero, zero, zero, zero
     for j in range(n):
-        u, v, grad = get(a, j), get(b, j // coding.sub), get(g, to + at + j)
-        aa = aa + u * get(ha, at + j)
-        ab = ab + v * get(ha, at + j)
-        bb = bb + v * get(hb, at + j)
-        ga = ga + u * grad
-        gb = gb + v * grad
-    d, dmin = get(state.d, block), get(state.dmin, block)
+        a, b, grad = get(fit.a, j), get(fit.b, j // sub), get(g, place.to + place.at + j)
+        aa = aa + a * get(fit.ha, place.at + j)
+        ab = ab + b * get(fit.ha, place.at + j)
+        bb = bb + b * get(fit.hb, place.at + j)
+        ga = ga + a * grad
+        gb = gb + b * grad
+    d, dmin = get(state.d, place.block), get(state.dmin, place.block)
     det = aa * bb - ab * ab
     both = det > f32(1e-5) * aa * bb
     x = select(both, (ga * bb - gb * ab) / select(both, det, f32(1)), select(aa > zero, ga / aa, zero))
     d2 = as_half(d + x)
-    fits = (absolute(d2) <= LARGEST_HALF) & (d2 * d > zero)
-    x = select(fits, d2, d) - d
+    x = select((absolute(d2) <= LARGEST_HALF) & (d2 * d > zero), d2, d) - d
     y = select(bb > zero, (gb - x * ab) / bb, zero)
     dmin2 = as_half(dmin + y)
     if coding.positive:
@@ -408,10 +443,10 @@ def refit(
     if not any_lane(better):
         return False
     x, y = select(better, x, zero), select(better, y, zero)
-    put(state.d, block, d + x)
-    put(state.dmin, block, dmin + y)
-    for k in range(columns):
-        put(g, to + k, get(g, to + k) - (x * get(ha, k) + y * get(hb, k)))
+    put(state.d, place.block, d + x)
+    put(state.dmin, place.block, dmin + y)
+    for k in range(tile.columns):
+        put(g, place.to + k, get(g, place.to + k) - (x * get(fit.ha, k) + y * get(fit.hb, k)))
     return True
 
 
@@ -422,65 +457,32 @@ def refit(
     READ_F32, WRITE_F32, typeof(NOTHING), READ_F32, READ_F32, READ_F32, WRITE_F32, INT, INT, INT, INT, typeof(CODING)
 )  # fmt: skip
 def descend(
-    w: Any,
-    e: Any,
-    state: Any,
-    h: Any,
-    sums: Any,
-    inverse: Any,
-    g: Any,
-    n: int,
-    at: int,
-    columns: int,
-    passes: int,
-    coding: Any,
-) -> int:
-    """Refine columns `at` to `at + columns - 1` of all groups of rows; returns how many steps were of use.
+    w: Any, e: Any, state: Any, h: Any, sums: Any, inverse: Any, g: Any,
+    n: int, at: int, columns: int, passes: int, coding: Any,
+) -> None:  # fmt: skip
+    """Refine columns `at` to `at + columns - 1` of all groups of rows, `passes` times or until nothing changes.
 
-    w, e: in lanes, n numbers of each row: the weights and the errors, which follow. h: float32 [columns * columns], the
-    tile of H; `sums` those of each of its rows over each sub-block, and `inverse` the reciprocals of its diagonal. g: in lanes, the gradient of the tile; used up.
+    w, e: in lanes, n numbers of each row: the weights and the errors, which follow. h, sums, inverse: see Tile. g: in
+    lanes, the gradient of the tile, which is used up.
     """
-    groups = g.size // (columns * W)
-    sub, block = coding.sub, coding.block
-    work = Room(room(sub, f32), room(sub, f32), room(sub, f32), room(sub, f32), room(sub, f32), room(sub, f32))
-    a, b, ha, hb = room(block, f32), room(block // sub, f32), room(columns, f32), room(columns, f32)
-    steps = 0
-    for group in range(groups):
+    sub, block, tile = coding.sub, coding.block, Tile(h, sums, inverse, columns)
+    work, fit = room_of(sub), Fit(room(block, f32), room(block // sub, f32), room(columns, f32), room(columns, f32))
+    for group in range(g.size // (columns * W)):
         column, to = group * n + at, group * columns
-        sub_at, block_at = column // sub, column // block
-        for round in range(passes + 1):
-            here = 0
-            for k in range(columns // block):
-                if refit(
-                    state, column + k * block, sub_at + k * (block // sub), block_at + k, h, sums, k * block, columns, g, to,
-                    a, b, ha, hb, coding,
-                ):  # fmt: skip
-                    here += 1
-            if round == passes:
-                steps += here
-                break
-            for k in range(columns // sub):
-                scale = get(state.d, block_at + k * sub // block) * get(state.scale, sub_at + k)
-                low = get(state.dmin, block_at + k * sub // block) * get(state.low, sub_at + k)
-                open_sub_block(state, column + k * sub, sub, scale, low, g, to + k * sub, work)
-                recode(
-                    work.gradient, work.x, work.level, sub, h, inverse, k * sub, columns, trial(scale, low), coding, True
-                )  # fmt: skip
-                if close_sub_block(
-                    state, column + k * sub, sub, work.x, work.level, work, h, k * sub, columns, g, to
-                ):  # fmt: skip
-                    here += 1
-            for k in range(columns // sub):
-                if move_sub_block(
-                    state, column + k * sub, sub_at + k, block_at + k * sub // block, h, inverse, k * sub, columns, g,
-                    to, work, coding,
-                ):  # fmt: skip
-                    here += 1
-            steps += here
-            if here == 0:
+        for _ in range(passes):
+            changed = False
+            for k in range(0, columns, sub):
+                here = column + k
+                place = Place(k, to, here, here // sub, here // block)
+                changed |= visit(state, place, tile, g, work, coding)
+            for k in range(0, columns, block):
+                here = column + k
+                place = Place(k, to, here, here // sub, here // block)
+                changed |= refit(state, place, tile, g, fit, coding)
+            if not changed:
                 break
         for j in range(columns):
-            scale = get(state.d, block_at + j // block) * get(state.scale, sub_at + j // sub)
-            low = get(state.dmin, block_at + j // block) * get(state.low, sub_at + j // sub)
-            put(e, column + j, get(w, column + j) - (scale * to_f32(get(state.level, column + j)) - low))
-    return steps
+            here = column + j
+            scale = get(state.d, here // block) * get(state.scale, here // sub)
+            low = get(state.dmin, here // block) * get(state.low, here // sub)
+            put(e, here, get(w, here) - (scale * to_f32(get(state.level, here)) - low))
