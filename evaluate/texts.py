@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from ggufsmith.container.untrusted import parse_json, read_bytes, shown
 
 ROLES = ("system", "user", "assistant")
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")  # what is read of a folder; a file that is named may have any other
+PAGE = "\n\f\n"  # between the documents of a file that ships with the package
 MAX_SIZE = 4 << 30  # bytes of a file; all of it is held in memory
 FIX = 'Each row needs a "text", or "messages" with a "role" and a "content" each.'
 
@@ -55,28 +55,23 @@ def read_texts(paths: Sequence[Path]) -> list[TextDocument]:
 
 
 def shipped(which: Literal["calibration", "test"]) -> list[TextDocument]:
-    """The texts that ship with the package; see evaluate/text/SOURCES.md. Each file is a domain.
+    """The texts that ship with the package. evaluate/text/SOURCES.md says what they are, and where they come from.
 
-    The documents take turns, so that any first part of them is a mixture of all domains.
+    The domains take turns, so that any first part of the documents is a mixture of all.
     """
     folder = files("ggufsmith.evaluate").joinpath("text", which)
     name = f"ggufsmith {which} text"
-    domains = [
-        [TextDocument(domain, name=name, **row) for row in _shipped_rows(file)]
-        for file in sorted(folder.iterdir(), key=lambda file: file.name)
-        for domain in [file.name.partition(".")[0]]
-    ]
-    return [document for turn in zip_longest(*domains) for document in turn if document is not None]
-
-
-def _shipped_rows(file: Traversable) -> Iterator[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8")
-    if not file.name.endswith(".jsonl"):
-        yield {"text": text}
-        return
-    for line in text.splitlines():
-        row = json.loads(line)
-        yield {"messages": tuple(row["messages"])} if "messages" in row else {"text": row["text"]}
+    domains: dict[str, list[TextDocument]] = {}
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        domain = file.name.partition(".")[0]
+        text = file.read_text(encoding="utf-8").removesuffix("\n")
+        domains.setdefault(domain, []).extend(
+            TextDocument(domain, messages=tuple(json.loads(part)["messages"]), name=name)
+            if file.name.endswith(".jsonl")
+            else TextDocument(domain, part, name=name)
+            for part in text.split("\n" if file.name.endswith(".jsonl") else PAGE)
+        )
+    return [document for turn in zip_longest(*domains.values()) for document in turn if document is not None]
 
 
 def _files(path: Path) -> Iterator[tuple[Path, str]]:
