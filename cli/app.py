@@ -11,6 +11,7 @@ from ggufsmith.cli.batch import EXAMPLES as BATCH_EXAMPLES
 from ggufsmith.cli.batch import batch
 from ggufsmith.cli.card import card
 from ggufsmith.cli.convert import convert
+from ggufsmith.cli.eval import evaluate
 from ggufsmith.cli.guard import start
 from ggufsmith.cli.help import Command, Group, epilog
 from ggufsmith.cli.imatrix import imatrix
@@ -41,6 +42,8 @@ app.command(cls=Command, epilog=BATCH_EXAMPLES, no_args_is_help=True)(batch)
 for command in (imatrix, recipes, inspect, verify, name, split, merge, card, to_hf):
     title = command.__name__.replace("_", "-")
     app.command(title, cls=Command, epilog=epilog(title), no_args_is_help=command is not recipes)(command)
+
+app.command("eval", cls=Command, epilog=epilog("eval"), no_args_is_help=True)(evaluate)
 
 
 def main() -> None:

@@ -61,6 +61,24 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
             "mine.toml",
         ),
     ),
+    "eval": (
+        (
+            "ggufsmith eval Model-7B-*.gguf --against ./Model-7B",
+            "shows perplexity and divergence of every file over the text that comes with ggufsmith",
+        ),
+        (
+            "ggufsmith eval --against ./Model-7B --recipe q4_K_M --recipe iq4_xs --imatrix imatrix.gguf",
+            "judges recipes before anything is written",
+        ),
+        (
+            "ggufsmith eval *.gguf --against org/Model-7B --text wiki.test.txt --plot quality.svg --card",
+            "draws a picture and puts the table into README.md",
+        ),
+        (
+            "ggufsmith eval A.gguf B.gguf --against Model-7B-F16.gguf --engine llama.cpp --compare A.gguf B.gguf",
+            "runs the files in llama.cpp, shows their speed, and says whether one is better",
+        ),
+    ),
     "imatrix": (
         ("ggufsmith imatrix ./Qwen3-0.6B", "writes Qwen3-0.6B-imatrix.gguf into that folder"),
         (
