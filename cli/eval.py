@@ -115,10 +115,12 @@ def evaluate(
 
 def _evaluated(task: "Task", against: str, *, quiet: bool) -> "Evaluation":
     from dataclasses import replace
+    from functools import partial
 
     from ggufsmith.cli import render
+    from ggufsmith.cli.calibrated import with_imatrix
     from ggufsmith.cli.hub import HubRequest, located
-    from ggufsmith.convert.open import file_of
+    from ggufsmith.convert.open import file_of, open_pass
     from ggufsmith.evaluate.evaluation import evaluate
 
     unit = "weights/s" if task.engine == "torch" else "windows/s"
@@ -132,12 +134,12 @@ def _evaluated(task: "Task", against: str, *, quiet: bool) -> "Evaluation":
             yield advance
 
     file, options = file_of(against), task.request.source
-    if file is not None:
-        return evaluate(replace(task, request=replace(task.request, path=file)), progress=progress)
     wanted = HubRequest(against, options.revision, options.token, stream=options.stream, weights=True)
     with located(wanted, quiet=quiet) as place:
-        found = replace(task, request=replace(task.request, path=place.folder))
-        return evaluate(found, open_files=place.open_files, progress=progress)
+        request = replace(task.request, path=file or place.folder)
+        opener = partial(open_pass, open_files=place.open_files, notes=place.notes)
+        with with_imatrix(request, opener, dry_run=False, silent=quiet) as (made, _):
+            return evaluate(replace(task, request=made), opener=opener, progress=progress)
 
 
 def _check_folder(path: Path | None) -> None:

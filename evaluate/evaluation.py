@@ -12,7 +12,6 @@ from gguf.constants import Keys
 
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.convert.open import open_pass
-from ggufsmith.convert.stored import LocalFiles, Opener
 from ggufsmith.evaluate.judged import Candidate, Evaluation, Speed, judged
 from ggufsmith.evaluate.llamacpp import check_llama_cpp, run_files
 from ggufsmith.evaluate.needed import find_device
@@ -20,9 +19,10 @@ from ggufsmith.evaluate.quality import compare, qualities
 from ggufsmith.evaluate.texts import TextDocument, read_texts, shipped
 from ggufsmith.evaluate.token_scores import TokenScores, scored_positions
 from ggufsmith.evaluate.tokenize import tokenizer_of
-from ggufsmith.evaluate.variants import ModelVariant, SourceModel, opened_file, opened_model
+from ggufsmith.evaluate.variants import ModelVariant, SourceModel, opened_by, opened_file
 from ggufsmith.evaluate.windows import Windows, make_windows
 from ggufsmith.pipeline.parallel import available_cores
+from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import MakeOptions, Request, TextOptions
 from ggufsmith.tokenizer.restore import vocabulary_of
 
@@ -30,6 +30,7 @@ Engine = Literal["torch", "llama.cpp"]
 ENGINES: tuple[Engine, ...] = ("torch", "llama.cpp")
 SCHEMA = 1
 RECIPES = "recipes"  # the group of what has no file yet
+Opener = Callable[[Request], Pass]
 # What the work is, and how much of it there is -> within, how much of it has been done.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -54,8 +55,10 @@ def silent(what: str, total: int) -> AbstractContextManager[Callable[[int], None
     return nullcontext(lambda done: None)
 
 
-def evaluate(task: Task, *, open_files: Opener = LocalFiles, progress: Progress = silent) -> Evaluation:
-    """Run the task. What is wrong with it is raised before the first block is run:
+def evaluate(task: Task, *, opener: Opener = open_pass, progress: Progress = silent) -> Evaluation:
+    """Run the task. opener: opens requests; of a model on a hub, one that knows how its files are read.
+
+    What is wrong with it is raised before the first block is run:
 
     Usage for nothing to judge, a text shorter than a window, an unknown device, a comparison of what is not judged;
     Unsupported where the engine is not installed or cannot run the model; Malformed for a file of another model.
@@ -65,7 +68,7 @@ def evaluate(task: Task, *, open_files: Opener = LocalFiles, progress: Progress 
     device = find_device(task.reading.device) if task.engine == "torch" else None
     documents = documents_of(task.reading)
     with ExitStack() as stack:
-        model = stack.enter_context(opened_model(task.request, open_files))
+        model = stack.enter_context(opened_by(opener, task.request))
         files = [stack.enter_context(opened_file(path)) for path in task.files]
         variants = [*files, *model.variants[1:]]
         candidates = [_candidate(each) for each in variants]
@@ -78,7 +81,7 @@ def evaluate(task: Task, *, open_files: Opener = LocalFiles, progress: Progress 
         else:
             for variant in files:
                 _check_vocabulary(model.source, variant)
-            source, note = stack.enter_context(_source_file(task.request, model, open_files))
+            source, note = stack.enter_context(_source_file(task.request, model, opener))
             notes += note
             cpu = task.reading.device == "cpu"
             with progress("evaluating in llama.cpp", len(files) * len(windows.tokens)) as advance:
@@ -198,7 +201,7 @@ def _run_torch(
 
 
 @contextmanager
-def _source_file(request: Request, model: SourceModel, open_files: Opener) -> Iterator[tuple[Path, list[str]]]:
+def _source_file(request: Request, model: SourceModel, opener: Opener) -> Iterator[tuple[Path, list[str]]]:
     """The source as a file that llama.cpp can open: its own, or a temporary one in the checkpoint's type."""
     if request.path.is_file():
         yield model.source.paths[0], []
@@ -206,9 +209,7 @@ def _source_file(request: Request, model: SourceModel, open_files: Opener) -> It
     with tempfile.TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "source.gguf"
         write = replace(request.write, outfile=file, outdir=None)
-        with open_pass(
-            Request(request.path, request.source, MakeOptions(outtypes=("auto",)), write), open_files
-        ) as made:
+        with opener(Request(request.path, request.source, MakeOptions(outtypes=("auto",)), write)) as made:
             made.run(write)
             label = made.outputs[0].label
         yield file, [f"the source ran as a temporary GGUF file in {label}, into which it was converted"]
