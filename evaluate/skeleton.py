@@ -21,7 +21,7 @@ from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Array, Constant, Part
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 from ggufsmith.convert.stored import StoredTensor
-from ggufsmith.evaluate.variants import SourceModel, ModelVariant, Weights
+from ggufsmith.evaluate.variants import ModelVariant, SourceModel, Weights
 
 EMBEDDING, NORM, HEAD = "token_embd.weight", "output_norm.weight", "output.weight"
 TOKENS = "tokenizer.ggml.tokens"
