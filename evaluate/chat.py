@@ -10,7 +10,7 @@ and tools, which some templates add by themselves, are not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BOS, EOS = "{bos}", "{eos}"
 Message = Mapping[str, str]
@@ -213,12 +213,16 @@ PLAIN = ChatFormat(
 
 
 def recognised(template: str | None) -> ChatFormat:
-    """The format of a chat template, found by its text; PLAIN if there is no template, or it is not recognised."""
+    """The format of a chat template, found by its text; PLAIN if there is no template, or it is not recognised.
+
+    A template that names `bos_token` begins with BOS, whatever its format does.
+    """
     if template is None:
         return PLAIN
     for each in FORMATS:
         if all(marker in template for marker in each.markers) and not any(text in template for text in each.absent):
-            return each
+            placed = each.begin + "".join(before for before, _ in each.turns.values())
+            return replace(each, begin=BOS + each.begin) if "bos_token" in template and BOS not in placed else each
     return PLAIN
 
 

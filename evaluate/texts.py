@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.positional import unreadable
 from ggufsmith.container.untrusted import parse_json, read_bytes, shown
 
 ROLES = ("system", "user", "assistant")
@@ -137,14 +138,19 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
             for batch in table.iter_batches(columns=columns):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{file}, row {number}", {key: value for key, value in row.items() if value is not None}
-    except ArrowException as error:
+                    if found := {key: value for key, value in row.items() if value is not None}:
+                        yield f"{file}, row {number}", found
+    except (ArrowException, OSError, ValueError) as error:  # pyarrow reports damaged bytes by all of them
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(file, error) from error
         raise Malformed(f"the file is not Parquet, or is damaged: {shown(str(error))}", where=file) from None
 
 
 def _document(row: Any, where: str, domain: str, name: str) -> TextDocument:
-    if not isinstance(row, dict) or not {"text", "messages"} & row.keys():
-        found = f"has {', '.join(map(shown, list(row)[:20])) or 'nothing'}" if isinstance(row, dict) else "is no object"
+    if not isinstance(row, dict):
+        raise Malformed("the row is not an object", where=where, fix=FIX)
+    if not {"text", "messages"} & row.keys():
+        found = f"has {', '.join(map(shown, list(row)[:20]))}" if row else "is empty"
         raise Malformed(f"the row {found}", where=where, fix=FIX)
     if "messages" not in row:
         return TextDocument(domain, _text(row["text"], "text", where), name=name)

@@ -57,6 +57,7 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 _OWN: Mapping[str, tuple[str, ...]] = {
     "gpt-4o": (_CASED % (_ENDING, _ENDING, r"\p{N}{1,3}"),),
     "tekken": (_CASED % ("", "", r"\p{N}"),),
+    "tiny_aya": (rf"\p{{N}}{{1,3}}(?=(?:\p{{N}}{{3}})*(?!\p{{N}}))|{pretokenizers.GPT4O}",),
     "falcon3": (pretokenizers.LLAMA3,),
     "roberta-bpe": (_GPT2,),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
@@ -101,6 +102,7 @@ class TextTokenizer:
     cut:          the tokens that are cut out of any text: the user-defined ones, longest first.
     special:      all that are cut out of what a chat format puts around messages, longest first.
     format:       the chat format.
+    chat_notes:   sentences for the report on how chats are laid out.
     roles:        the texts BOS and EOS -> what they stand for.
     spaced:       a space is put before a text and behind special tokens (SentencePiece's dummy prefix).
     encode_plain: the ids of a text without special tokens.
@@ -111,6 +113,7 @@ class TextTokenizer:
     cut: tuple[_Special, ...]
     special: tuple[_Special, ...]
     format: ChatFormat
+    chat_notes: tuple[str, ...]
     roles: Mapping[str, Piece]
     spaced: bool
     encode_plain: Callable[[str], list[int]]
@@ -134,12 +137,6 @@ class TextTokenizer:
         """A text of the format with its special tokens as ids."""
         pieces = [self.roles.get(part, part) for part in re.split(f"({re.escape(BOS)}|{re.escape(EOS)})", text)]
         return _partition(self.special, pieces)
-
-    @property
-    def chat_notes(self) -> tuple[str, ...]:
-        if self.format is not PLAIN:
-            return (f"chats are laid out as {self.format.name}",)
-        return ("the model's chat template is not one of the known formats, so chats are laid out as plain text",)
 
     def encode(self, pieces: Sequence[Piece]) -> Ids:
         """The ids of texts and tokens in this order. Only user-defined tokens are recognised within the texts."""
@@ -199,16 +196,25 @@ def tokenizer_of(vocabulary: Vocabulary, name: str = "") -> TextTokenizer:
     bos = vocabulary.special.get("bos", _DEFAULT_BOS[vocabulary.model])
     eos = vocabulary.special.get("eos")
     specials = _special(vocabulary, name)
+    chat = recognised(vocabulary.chat_template)
     return TextTokenizer(
         bos=bos if vocabulary.add.get("bos", row.adds_bos if row else True) else None,
         eos=eos if vocabulary.add.get("eos", False) else None,
         cut=tuple(special for special, plain in specials if plain),
         special=tuple(special for special, _ in specials),
-        format=recognised(vocabulary.chat_template),
+        format=chat,
+        chat_notes=(_chat_note(chat, vocabulary.chat_template),),
         roles={BOS: vocabulary.special.get("bos", ""), EOS: "" if eos is None else eos},
         spaced=spm and vocabulary.add_space_prefix is not False,
         encode_plain=_byte_level(vocabulary, row) if row else _sentencepiece(vocabulary),
     )
+
+
+def _chat_note(chat: ChatFormat, template: str | None) -> str:
+    if chat is not PLAIN:
+        return f"chats are laid out in the format {chat.name}"
+    why = "has no chat template" if template is None else "has a chat template that is not one of the known formats"
+    return f"the model {why}, so chats are laid out as plain text"
 
 
 def _special(vocabulary: Vocabulary, name: str) -> list[tuple[_Special, bool]]:

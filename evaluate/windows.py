@@ -102,7 +102,7 @@ def _shares(counts: dict[str, int], chunks: int | None) -> dict[str, int]:
         return counts
     if chunks < len(counts):
         raise Usage(
-            f"{chunks} windows are fewer than the {len(counts)} texts that are measured separately",
+            f"{chunks} is fewer than the {len(counts)} texts that are measured separately",
             where="--chunks",
             fix=f"Pass --chunks {len(counts)} or more.",
         )
