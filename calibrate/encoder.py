@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.calibrate.factor import Factor, factor_of
 from ggufsmith.calibrate.gram import Inputs
 from ggufsmith.calibrate.hessian import Hessian, prepare
-from ggufsmith.calibrate.refine import FED, Effort, refine
+from ggufsmith.calibrate.refine import BLOCK, Effort, refine_block
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.formats import Format
 from ggufsmith.pipeline.encoder import Conversion, Encoder, RowRange
@@ -28,14 +27,6 @@ from ggufsmith.quantize.reference import dequantize, widen
 
 KERNELS = (descent.project, descent.descend, descent.feed)
 TOLERANCE = 1e-2  # of a loss that is computed in another way and order; a wrong byte is far more
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """The Hessian of one matrix, and its factor, if any type that is made of the matrix starts from error feedback."""
-
-    hessian: Hessian
-    factor: Factor | None
 
 
 @dataclass
@@ -51,29 +42,22 @@ class Gain:
 class Shelf:
     """What the encoder knows at the moment. Threads read it while nobody writes, but for the gains.
 
-    layers: by the names of the tensors of a block; one for all matrices of a stack, or one for each.
+    hessians: by the names of the tensors of a block; one for all matrices of a stack, or one for each.
     gains:  by tensor and type, of all blocks so far.
     """
 
-    layers: Mapping[str, Sequence[Layer]] = field(default_factory=dict)
+    hessians: Mapping[str, Sequence[Hessian]] = field(default_factory=dict)
     gains: dict[tuple[str, str], Gain] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def put(self, inputs: Mapping[str, Inputs], types: Mapping[str, set[str]], threads: int) -> None:
-        """Make the layers of a block from what its linears were given. types: that will be made of each tensor."""
-        shared: dict[tuple[int, bool], list[Layer]] = {}
+    def put(self, inputs: Mapping[str, Inputs], threads: int) -> None:
+        """Make the Hessians of a block from what its linears were given; matrices with the same inputs share them."""
+        made: dict[int, list[Hessian]] = {}
         with ThreadPoolExecutor(threads) as pool:
-            found = {}
-            for name, given in inputs.items():
-                fed = bool(types.get(name, set()) & FED)
-                key = id(given), fed
-                if key not in shared:
-                    hessians = [prepare(h) for h in given.h]
-                    shared[key] = [
-                        Layer(each, factor_of(each, pool.map) if _feeds(each, fed) else None) for each in hessians
-                    ]
-                found[name] = shared[key]
-        self.layers = found
+            for given in inputs.values():
+                if id(given) not in made:
+                    made[id(given)] = [prepare(h, pool.map) for h in given.h]
+        self.hessians = {name: made[id(given)] for name, given in inputs.items()}
 
     def add(self, tensor: str, type: str, start: float, end: float, trouble: str | None) -> None:
         """Note a gain."""
@@ -82,10 +66,6 @@ class Shelf:
             gain.start += start
             gain.end += end
             gain.trouble = gain.trouble or trouble
-
-
-def _feeds(hessian: Hessian, fed: bool) -> bool:
-    return fed and hessian.trouble is None
 
 
 @dataclass(frozen=True)
@@ -125,29 +105,29 @@ class CalibratedEncoder:
         place: RowRange,
     ) -> Report:
         """See `Encoder.encode`. importance: is not used; the diagonals of the Hessians are better known."""
-        layers = self.shelf.layers.get(place.tensor)
-        if layers is None or importance is None:
+        hessians = self.shelf.hessians.get(place.tensor)
+        if hessians is None or importance is None:
             return self.plain.encode(target, rows, out, source=source, importance=None, place=place)
-        diagonals = np.stack([_importance(layer.hessian) for layer in layers])
-        weights = diagonals if len(layers) > 1 else diagonals[0]
+        diagonals = np.stack([_importance(each) for each in hessians])
+        weights = diagonals if len(hessians) > 1 else diagonals[0]
         report = self.plain.encode(target, rows, out, source=source, importance=weights, place=place)
         if target.name in LAYOUTS:
-            for layer, part in _slices(layers, place, len(rows)):
-                self._refine(target, widen(rows[part], source), out[part], layer, place)
+            for hessian, part in _slices(hessians, place, len(rows)):
+                self._refine(target, np.ascontiguousarray(widen(rows[part], source)), out[part], hessian, place)
         return report
 
     def _refine(
-        self, target: Format, w: NDArray[np.float32], out: NDArray[np.uint8], layer: Layer, place: RowRange
+        self, target: Format, w: NDArray[np.float32], out: NDArray[np.uint8], hessian: Hessian, place: RowRange
     ) -> None:
-        hessian = layer.hessian
+        """Make ggml's bytes in `out` better."""
         if hessian.trouble is not None:
             self.shelf.add(place.tensor, target.name, 0.0, 0.0, hessian.trouble)
             return
-        factor = layer.factor if target.name in FED else None
-        refined = refine(target, np.ascontiguousarray(w), hessian, factor, effort=self.effort)
-        _check_loss(target, w[-1], refined.data[-1:], hessian, float(refined.end[-1]), place)
-        out[...] = refined.data
-        self.shelf.add(place.tensor, target.name, float(refined.start.sum()), float(refined.end.sum()), refined.trouble)
+        for at in range(0, len(w), BLOCK):
+            part = slice(at, at + BLOCK)
+            out[part], start, end = refine_block(target, w[part], out[part], hessian, self.effort)
+            _check_loss(target, w[part][-1], out[part][-1:], hessian, float(end[-1]), place)
+            self.shelf.add(place.tensor, target.name, float(start.sum()), float(end.sum()), None)
 
 
 def _importance(hessian: Hessian) -> NDArray[np.float32]:
@@ -155,13 +135,13 @@ def _importance(hessian: Hessian) -> NDArray[np.float32]:
     return np.ones_like(hessian.diagonal) if hessian.trouble is not None else hessian.diagonal
 
 
-def _slices(layers: Sequence[Layer], place: RowRange, count: int) -> Iterator[tuple[Layer, slice]]:
+def _slices(hessians: Sequence[Hessian], place: RowRange, count: int) -> Iterator[tuple[Hessian, slice]]:
     """Which rows of a chunk belong to which matrix of a stack."""
-    each, start = place.count // len(layers), 0
+    each, start = place.count // len(hessians), 0
     while start < count:
         number = (place.first + start) // each
         stop = min(count, (number + 1) * each - place.first)
-        yield layers[number], slice(start, stop)
+        yield hessians[number], slice(start, stop)
         start = stop
 
 

@@ -10,7 +10,6 @@ from ggufsmith.pipeline.request import Request, TextOptions
 from ggufsmith.quantize.imatrix.record import Imatrix
 from ggufsmith.quantize.measured import Progress, silently
 
-
 SHIPPED = TextOptions()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from ggufsmith.calibrate.auto import AutoImatrix, unquantized
 from ggufsmith.calibrate.encoder import CalibratedEncoder, Gain
@@ -24,7 +24,6 @@ from ggufsmith.container.values import Metadata, string, u32
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import AUTO, INPUTS, MakeOptions, Request, TextOptions
-from ggufsmith.quantize.imatrix.record import Imatrix
 from ggufsmith.quantize.measured import Progress, silently
 from ggufsmith.quantize.resolve import resolved
 
@@ -136,9 +135,7 @@ def conductor(
 ) -> Callable[[Callable[[Collection[str]], None]], None]:
     """Makes the tensors of a pass in the order in which their Hessians become known (see `pipeline.outputs`)."""
     threads = threads or available_cores()
-    types = types_of(planned)
-    shapes = {tensor.name: tensor.shape for tensor in planned.tensors if tensor.name in types}
-    collector = GramCollector(shapes)
+    collector = GramCollector(refined_shapes(planned))
     skeleton, shelf = ready.skeleton, encoder.shelf
     blocks = [[each.name for each in skeleton.outputs(block)] for block in range(len(skeleton.blocks))]
 
@@ -146,9 +143,9 @@ def conductor(
         from ggufsmith.evaluate.forward import run_model
 
         def finish(names: Collection[str]) -> None:
-            shelf.put(collector.take(names), types, threads)
+            shelf.put(collector.take(names), threads)
             make(names)
-            shelf.layers = {}
+            shelf.hessians = {}
 
         def entering(block: int, variant: int, states: "NDArray[np.float32]") -> None:
             if block:
@@ -187,12 +184,12 @@ def learned(gains: Mapping[tuple[str, str], Gain]) -> Iterator[str]:
         yield f"{some([name for (name, _), gain in gains.items() if gain.trouble == why])} were not refined: {why}"
 
 
-def types_of(planned: Pass) -> dict[str, set[str]]:
-    """The quantized types that outputs give to each tensor with importance."""
-    found: dict[str, set[str]] = {}
-    for output in planned.outputs:
-        for k, spec in enumerate(output.shards.whole.tensors):
-            weighed: Any = output.importance is not None and output.importance[k] is not None
-            if weighed and spec.format.name not in FLOATS:
-                found.setdefault(spec.name, set()).add(spec.format.name)
-    return found
+def refined_shapes(planned: Pass) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that an output quantizes with importance, by name."""
+    return {
+        spec.name: tensor.shape
+        for output in planned.outputs
+        if output.importance is not None
+        for tensor, spec, weights in zip(planned.tensors, output.shards.whole.tensors, output.importance, strict=True)
+        if weights is not None and spec.format.name not in FLOATS
+    }

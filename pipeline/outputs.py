@@ -22,7 +22,6 @@ from ggufsmith.pipeline.findings import Finding
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.stream import Opening, RowSource, SharedTarget, load_kernels, stream
 
-
 # Decides when tensors are made: it calls the function that it is given with the names of some of them, until all are
 # made. By default they are all made at once; an encoder that has to learn about them first is given them in turn.
 Conductor = Callable[[Callable[[Collection[str]], None]], None]
