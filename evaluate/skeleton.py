@@ -17,6 +17,7 @@ import transformers
 from gguf.constants import Keys
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Array, Constant, Part
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
@@ -170,20 +171,21 @@ def parameters_of(outputs: Sequence[TensorPlan], rows: Mapping[str, Weights]) ->
     """
     found: dict[str, Weights] = {}
     for output in outputs:
+        made = rows[output.name].reshape(rows_of(output.shape))  # files do not keep a leading axis of one
         for k, source in enumerate(output.sources):
             if isinstance(output.op, Part):  # one of several that are fused in the model
                 whole = found.setdefault(source.name, np.empty(source.shape, np.float32))
                 part = whole.reshape(-1, *source.shape[-2:])[:, output.op.begin : output.op.end]
-                part[...] = rows[output.name].reshape(part.shape)
+                part[...] = made.reshape(part.shape)
                 continue
             undo = output.op.inverse(k)
             if undo is None:
                 raise Unsupported(f"{type(output.op).__name__} cannot be undone", where=output.name)
 
-            def read(_: int, first: int, last: int, name: str = output.name) -> Array:
-                return rows[name][first:last]
+            def read(_: int, first: int, last: int, made: Weights = made) -> Array:
+                return made[first:last]
 
-            count = int(np.prod(source.shape[:-1])) if len(source.shape) > 1 else source.shape[0]
+            count = rows_of(source.shape)[0]
             found[source.name] = undo.rows(read, (output.shape,), 0, count).reshape(source.shape)
     return found
 

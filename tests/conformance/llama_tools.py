@@ -8,7 +8,7 @@ from pathlib import Path
 from needed import need
 
 # What makes the tools compute in float32 with unquantized caches; weights are not repacked for other kernels.
-PLAIN = "--threads 1 --flash-attn off --cache-type-k f32 --cache-type-v f32 --no-repack --no-warmup".split()
+PLAIN = "--threads 1 --flash-attn off --cache-type-k f32 --cache-type-v f32 --no-repack".split()
 TRIES = 10  # the thread that writes the tools' log may be outrun by the end of the process
 NUMBER = r"([-+]?(?:nan|inf|[0-9.e+-]+))"
 
@@ -58,7 +58,7 @@ def divergence(model: Path, text: Path, *, context: int, chunks: int, base: Path
 
 
 def _windows(model: Path, text: Path, context: int, chunks: int) -> Sequence[object]:
-    return ["-m", model, "-f", text, "-c", context, "-b", context, "--chunks", chunks, *PLAIN]
+    return ["-m", model, "-f", text, "-c", context, "-b", context, "--chunks", chunks, "--no-warmup", *PLAIN]
 
 
 def _pair(said: str, words: str) -> tuple[float, float]:
