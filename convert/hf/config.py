@@ -6,22 +6,27 @@ The keys of the architecture's record, read backwards; rope parameters by `hf.ro
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGUFType, Keys
+from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.reader import TensorInfo
+from ggufsmith.container.shards import GgufSet
 from ggufsmith.container.typed import TypedKeys
 from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import string
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import SIZES, gemma_attention_scalar
 from ggufsmith.convert.hf.classes import CLASSES, HfClass
+from ggufsmith.convert.hf.rope import rope_config
 from ggufsmith.naming.metadata import SAMPLING
 from ggufsmith.tokenizer.added import ROLES
 from ggufsmith.tokenizer.restore import ends_of_generation
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 Tensors = Mapping[str, TensorInfo]
+MAX_FACTORS = 1 << 16  # numbers in a tensor of rope factors
 GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -41,6 +46,31 @@ def find_class(keys: TypedKeys) -> HfClass:
         where=keys.where,
         fix=f"Known: {', '.join(known)}.",
     )
+
+
+def model_config(source: GgufSet) -> tuple[HfClass, dict[str, Any]]:
+    """The class of a model file, and its config.json without the token ids and the dtype.
+
+    Raises what `find_class`, `config_of` and `hf.rope.rope_config` raise.
+    """
+    keys = TypedKeys(source.metadata, source.path)
+    known = find_class(keys)
+    rope = rope_config(known.record, keys, lambda name: _vector(source, name))
+    return known, config_of(known, keys, source.tensors, rope)
+
+
+def _vector(source: GgufSet, name: str) -> NDArray[np.float32] | None:
+    """A small float32 tensor, None if there is none."""
+    info = source.tensors.get(name)
+    if info is None:
+        return None
+    if info.format.name != "F32" or len(info.shape) != 1 or info.shape[0] > MAX_FACTORS:
+        raise Malformed(
+            f"is {info.format.name} {list(info.shape)}, not a vector in F32", where=f"{source.path}: {name}"
+        )
+    values = np.empty(info.shape, np.float32)
+    source.read_into(info, 0, values)
+    return values
 
 
 def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[str, Any]) -> dict[str, Any]:

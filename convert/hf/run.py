@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ggufsmith.container.disk import force_folder
 from ggufsmith.container.errors import Malformed, Usage
@@ -24,8 +23,7 @@ from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Data, Metadata
 from ggufsmith.convert.hf.card import model_card
 from ggufsmith.convert.hf.classes import HfClass
-from ggufsmith.convert.hf.config import config_of, find_class, generation_config, token_ids
-from ggufsmith.convert.hf.rope import rope_config
+from ggufsmith.convert.hf.config import generation_config, model_config, token_ids
 from ggufsmith.convert.hf.safetensors import INDEX, SHARD_SIZE, WeightsPlan, plan_weights, stored_tensors
 from ggufsmith.convert.hf.tensors import Restored, restore
 from ggufsmith.convert.plan import SOURCE_FORMATS
@@ -40,7 +38,6 @@ from ggufsmith.tokenizer.vocabulary import Vocabulary
 from ggufsmith.tokenizer.write import tokenizer_files
 
 DTYPES: Mapping[str, Format] = {"float32": BY_NAME["F32"], "float16": BY_NAME["F16"], "bfloat16": BY_NAME["BF16"]}
-MAX_FACTORS = 1 << 16  # numbers in a tensor of rope factors
 
 
 @dataclass(frozen=True)
@@ -121,18 +118,16 @@ def prepare(job: ToHfJob) -> PreparedFolder:
 def _prepare(job: ToHfJob, model: OpenedModel) -> PreparedFolder:
     source = model.files
     where, metadata = source.path, source.metadata
-    keys = TypedKeys(metadata, where)
-    known = find_class(keys)
+    known, config = model_config(source)
     vocabulary = vocabulary_of(metadata, where)
-    rope = rope_config(known.record, keys, lambda name: _vector(source, name))
-    config = {**config_of(known, keys, source.tensors, rope), **token_ids(vocabulary)}
+    config |= token_ids(vocabulary)
     format = DTYPES[job.dtype] if job.dtype is not None else None
     plan, tensors = restore(known, config, source, format, where)
     config["torch_dtype"] = _main_dtype(tensors)
     weights = plan_weights([TensorSpec(t.name, t.shape, t.format) for t in tensors], job.shard_size)
     files = {
         "config.json": _json(config),
-        "generation_config.json": _json(generation_config(keys, vocabulary)),
+        "generation_config.json": _json(generation_config(TypedKeys(metadata, where), vocabulary)),
         **tokenizer_files(vocabulary, known.tokenizer, config["max_position_embeddings"]),
     }
     for name, content in ((INDEX, weights.index()), ("README.md", model_card(metadata))):
@@ -141,20 +136,6 @@ def _prepare(job: ToHfJob, model: OpenedModel) -> PreparedFolder:
     _check_keys(plan.metadata, metadata, source)
     notes = (*model.told(), *plan.notes, *_notes(known, source, plan.metadata))
     return PreparedFolder(job, source, known, _folder(job, model), files, tensors, weights, vocabulary, notes)
-
-
-def _vector(source: GgufSet, name: str) -> NDArray[np.float32] | None:
-    """A small float32 tensor, None if there is none."""
-    info = source.tensors.get(name)
-    if info is None:
-        return None
-    if info.format.name != "F32" or len(info.shape) != 1 or info.shape[0] > MAX_FACTORS:
-        raise Malformed(
-            f"is {info.format.name} {list(info.shape)}, not a vector in F32", where=f"{source.path}: {name}"
-        )
-    values = np.empty(info.shape, np.float32)
-    source.read_into(info, 0, values)
-    return values
 
 
 def _main_dtype(tensors: tuple[Restored, ...]) -> str:

@@ -1,0 +1,261 @@
+"""Runs a model one block at a time: layers outside, windows inside.
+
+The weights of a block come in through the readers that conversion uses, all windows go through it, the weights go, the
+next block comes. In memory are the weights of one block, and the hidden states of all windows, which go to a mapped
+file if there are many. Variants of the weights run side by side, and a block is read once for all that share it.
+
+What a block is given besides the hidden states (position embeddings, masks, windows, one kind for each kind of layer)
+is what transformers itself gives it: the model's own forward runs once with blocks that only record their arguments.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Malformed
+from ggufsmith.convert.plan import TensorPlan
+from ggufsmith.evaluate.needed import find_device
+from ggufsmith.evaluate.observe import Observer, Watching
+from ggufsmith.evaluate.scores import TokenScores, replaced, score
+from ggufsmith.evaluate.skeleton import EMBEDDING, NORM, Skeleton, check_variants, head_of, parameters_of
+from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pick_rows, read_tensors
+from ggufsmith.pipeline.parallel import available_cores
+
+MEMORY = 1 << 30  # bytes of hidden states in memory; more are in a mapped file
+ACTIVATIONS = 1 << 24  # numbers in the widest activation of a batch of windows
+
+States = NDArray[np.float32]  # (windows, context, width)
+Entering = Callable[[int, int, States], None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows that go through a block at once. arguments: what every block is given besides the hidden states."""
+
+    windows: slice
+    arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+
+
+def run_model(
+    skeleton: Skeleton,
+    variants: Sequence[ModelVariant],
+    tokens: NDArray[np.int32],
+    *,
+    device: str | None = None,
+    observe: Observer | None = None,
+    scored: slice | None = None,
+    entering: Entering | None = None,
+    threads: int | None = None,
+    memory: int = MEMORY,
+    progress: Callable[[int], None] = lambda weights: None,
+) -> list[TokenScores] | None:
+    """Run every window through all variants in one pass over the blocks. Everything is float32.
+
+    variants: the source first; only its linears are observed.
+    tokens:   (windows, context).
+    device:   see `needed.find_device`.
+    scored:   which positions of a window are scored by how they predict the next: all but the last may be. None scores
+              nothing, and nothing is returned.
+    entering: told, before each block and at the end, (block, variant, hidden states); they are overwritten afterwards.
+    memory:   bytes of hidden states that may be in memory.
+    progress: told of weights that all windows have gone through; `work` says how many there will be.
+
+    Usage: no torch, or no such device. Malformed: tokens that the model does not have, weights that are not those of
+    the model (`check_variants`), or are not finite. Unsupported: weights that a recipe's type cannot hold.
+    """
+    where = torch.device(find_device(device))
+    if tokens.size == 0 or tokens.min() < 0 or tokens.max() >= skeleton.vocabulary:
+        raise Malformed(
+            f"the text has token {tokens.max(initial=-1)}, but the model has {skeleton.vocabulary}",
+            fix="Use the tokenizer of the model itself.",
+        )
+    check_variants(skeleton, variants[0], variants)
+    threads = threads or available_cores()
+    with torch.inference_mode(), torch_threads(threads), ExitStack() as stack:
+        load_kernels(variants)
+        shape = (*tokens.shape, skeleton.plan.dims.embd)
+        states = [stack.enter_context(room(shape, memory // len(variants))) for _ in variants]
+        batches = [
+            embed(skeleton, variant, tokens, hidden, where, threads)
+            for variant, hidden in zip(variants, states, strict=True)
+        ]
+        for block, module in enumerate(skeleton.blocks):
+            shelf: Mapping[str, Weights] = {}
+            for k, (variant, hidden) in enumerate(zip(variants, states, strict=True)):
+                if entering is not None:
+                    entering(block, k, hidden)
+                outputs = skeleton.outputs(block)
+                names = [each.name for each in outputs]
+                rows = read_tensors(variant, names, threads, shelf if variant.tensors is variants[0].tensors else {})
+                if k == 0 and any(each.encodings and each.tensors is variant.tensors for each in variants):
+                    shelf = rows
+                parameters = parameters_of(outputs, rows)
+                del rows
+                with loaded(module, skeleton.prefix(block), parameters, where) as weights:
+                    seen = observe if k == 0 else None
+                    with Watching(seen, weights, skeleton.names(block)) if seen else nullcontext():
+                        through(module, block, batches[k], hidden, where)
+                del parameters, weights
+                progress(weights_in(outputs))
+        for k, (variant, hidden) in enumerate(zip(variants, states, strict=True)):
+            if entering is not None:
+                entering(len(skeleton.blocks), k, hidden)
+            normalize(skeleton, variant, hidden, where, threads, observe if k == 0 else None)
+        if scored is None:
+            return None
+        positions = range(tokens.shape[1] - 1)[scored]
+        following = tokens[:, positions.start + 1 : positions.stop + 1].astype(np.int64)
+        taken = [hidden[:, positions.start : positions.stop] for hidden in states]
+        return score(skeleton, variants, taken, following, device=where, threads=threads, advance=progress)
+
+
+def work(skeleton: Skeleton, variants: Sequence[ModelVariant], *, scored: bool) -> int:
+    """How many weights `run_model` tells `progress` of."""
+    blocks = sum(weights_in(skeleton.outputs(block)) for block in range(len(skeleton.blocks)))
+    dims = skeleton.plan.dims
+    return (blocks + dims.vocab * dims.embd * scored) * len(variants)
+
+
+def weights_in(outputs: Sequence[TensorPlan]) -> int:
+    """How many weights these tensors have."""
+    return sum(math.prod(each.shape) for each in outputs)
+
+
+def embed(
+    skeleton: Skeleton,
+    variant: ModelVariant,
+    tokens: NDArray[np.int32],
+    hidden: States,
+    device: torch.device,
+    threads: int,
+) -> list[Batch]:
+    """Fill `hidden` with what goes into the first block, and record what every block is given.
+
+    Only the rows of the tokens that occur are read; the model's own embedding and forward do the rest.
+    """
+    occurring, ids = np.unique(tokens, return_inverse=True)
+    rows = pick_rows(variant, EMBEDDING, occurring.astype(np.int64), threads)
+    numbers = torch.from_numpy(ids.reshape(tokens.shape).astype(np.int64))
+    embedding, norm = skeleton.base.get_input_embeddings(), _norm(skeleton)
+    size, recorded, batches = windows_at_once(skeleton, tokens.shape[1]), dict[int, Any](), list[Batch]()
+    with loaded(embedding, "", {"weight": rows}, device), replaced(norm, lambda states: states):
+        for first in range(0, len(tokens), size):
+            windows = slice(first, min(first + size, len(tokens)))
+            count = windows.stop - windows.start
+            with recording(skeleton.blocks) as calls:
+                skeleton.base(input_ids=numbers[windows].to(device), use_cache=False)
+            hidden[windows] = calls[0][0][0].cpu().numpy()
+            arguments = recorded.setdefault(count, tuple((args[1:], kwargs) for args, kwargs in calls))
+            batches.append(Batch(windows, arguments))
+    return batches
+
+
+def through(module: Any, block: int, batches: Sequence[Batch], hidden: States, device: torch.device) -> None:
+    """All windows through one block, in place."""
+    for batch in batches:
+        args, kwargs = batch.arguments[block]
+        made = module(torch.from_numpy(hidden[batch.windows]).to(device), *args, **kwargs)
+        hidden[batch.windows] = (made[0] if isinstance(made, tuple) else made).cpu().numpy()
+
+
+def normalize(
+    skeleton: Skeleton,
+    variant: ModelVariant,
+    hidden: States,
+    device: torch.device,
+    threads: int,
+    observe: Observer | None = None,
+) -> None:
+    """The final norm, in place. observe: told of what the head is given."""
+    outputs = [each for each in skeleton.plan.outputs if each.name == NORM]
+    parameters = parameters_of(outputs, read_tensors(variant, [NORM], threads))
+    name = outputs[0].sources[0].name.removesuffix("weight")
+    module = _norm(skeleton)
+    with loaded(module, name, parameters, device):
+        for window in hidden:
+            made = module(torch.from_numpy(window).to(device))
+            if observe is not None:
+                observe(head_of(variant), made, None)
+            window[...] = made.cpu().numpy()
+
+
+def _norm(skeleton: Skeleton) -> Any:
+    name = next(each.sources[0].name for each in skeleton.plan.outputs if each.name == NORM)
+    return skeleton.model.get_submodule(name.removesuffix(".weight"))
+
+
+def windows_at_once(skeleton: Skeleton, context: int) -> int:
+    """How many windows make one batch."""
+    dims = skeleton.plan.dims
+    widest = max(dims.ff, dims.qkv, dims.embd)
+    if skeleton.implementation == "eager":  # the scores of all heads are whole
+        widest = max(widest, dims.heads * context)
+    return max(ACTIVATIONS // (widest * context), 1)
+
+
+@contextmanager
+def loaded(
+    module: Any, prefix: str, parameters: Mapping[str, Weights], device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Within, the module has these weights, which share memory with the arrays on the CPU; they are yielded by name.
+
+    prefix: what the names have that the module's own do not.
+    """
+    empty = dict(module.named_parameters())
+    weights = {name.removeprefix(prefix): torch.from_numpy(value).to(device) for name, value in parameters.items()}
+    if weights.keys() != empty.keys():
+        raise KeyError(f"{sorted(weights.keys() ^ empty.keys())} of {type(module).__name__}")
+    _install(module, {name: torch.nn.Parameter(value, requires_grad=False) for name, value in weights.items()})
+    module.to(device)
+    try:
+        yield weights
+    finally:
+        _install(module, empty)
+
+
+def _install(module: Any, parameters: Mapping[str, Any]) -> None:
+    for name, value in parameters.items():
+        owner, _, own = name.rpartition(".")
+        setattr(module.get_submodule(owner), own, value)
+
+
+@contextmanager
+def recording(blocks: Sequence[Any]) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Within, blocks give back the hidden states as they are; yields the arguments of every call."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        calls.append((args, kwargs))
+        return args[0]
+
+    with replaced(*blocks, record):
+        yield calls
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Within, torch computes on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def room(shape: tuple[int, ...], memory: int) -> Iterator[States]:
+    """Memory for hidden states; a mapped temporary file if they have more bytes than `memory`."""
+    if 4 * math.prod(shape) <= memory:
+        yield np.empty(shape, np.float32)
+        return
+    with tempfile.TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True) as folder:
+        yield np.memmap(Path(folder) / "hidden", np.float32, "w+", shape=shape)

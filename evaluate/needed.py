@@ -1,0 +1,45 @@
+"""What running a model needs and a plain installation does not have: torch, transformers, a device."""
+
+from importlib.util import find_spec
+
+from ggufsmith.container.errors import Usage
+
+LIBRARIES = ("torch", "transformers")
+DEVICES = ("cuda", "mps", "cpu")
+
+
+def need_libraries() -> None:
+    """Usage, with the command that installs them, if torch or transformers is not there."""
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise Usage(
+            f"running a model needs {' and '.join(missing)}, which cannot be imported",
+            fix="pip install 'ggufsmith[eval]'",
+        )
+
+
+def find_device(wanted: str | None = None) -> str:
+    """The device to compute on. wanted: one of DEVICES, cuda with a number such as cuda:1; None takes the best.
+
+    Usage for another name, and for a device that this machine, or this build of torch, does not have.
+    """
+    need_libraries()
+    import torch
+
+    counts = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    there = [name for name in DEVICES if counts[name]]
+    if wanted is None:
+        return there[0]
+    kind, colon, number = wanted.partition(":")
+    if kind not in DEVICES or (colon and not number.isdecimal()):
+        raise Usage(f"unknown device {wanted!r}", fix=f"Choose one of {', '.join(DEVICES)}.")
+    if int(number or 0) >= counts[kind]:
+        raise Usage(
+            f"there is no device {wanted} here, or this build of torch cannot use it",
+            fix=f"Choose one of {', '.join(there)}, or leave --device out to take the best there is.",
+        )
+    return wanted

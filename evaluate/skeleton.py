@@ -1,0 +1,238 @@
+"""The model without its weights: transformers' own class on torch's meta device, and which GGUF tensor goes where.
+
+Nothing is downloaded and nothing that a checkpoint brings is executed: the class is the one that transformers itself
+has for the architecture's record. Which parameter is which GGUF tensor is not written down a second time either: the
+skeleton's parameters go through `make_plan`, as if they were to be converted, and the ops are used backwards.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from gguf.constants import Keys
+
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.layout import rows_of
+from ggufsmith.convert.config import Config
+from ggufsmith.convert.ops import Array, Constant, Part
+from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
+from ggufsmith.convert.stored import StoredTensor
+from ggufsmith.evaluate.variants import ModelVariant, SourceModel, Weights
+
+EMBEDDING, NORM, HEAD = "token_embd.weight", "output_norm.weight", "output.weight"
+TOKENS = "tokenizer.ggml.tokens"
+# Keys of config.json that say how weights are stored or loaded, not what is computed. Any pad_token_id would do: only
+# training looks at it.
+NOT_PASSED = frozenset(
+    """architectures attn_implementation auto_map compression_config dtype model_type pad_token_id quantization
+    quantization_config text_config torch_dtype transformers_version vision_config _attn_implementation""".split()
+)
+MAX_LISTED = 12
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model whose parameters are on the meta device.
+
+    model:    transformers' causal language model, in eval mode; its buffers are there.
+    base:     the part of it before the head. blocks: its decoder blocks.
+    plan:     how GGUF tensors would be made from its parameters, but for the head.
+    implementation: of the attention, as transformers calls it.
+    """
+
+    model: Any
+    base: Any
+    blocks: Sequence[Any]
+    plan: Plan
+    implementation: str
+
+    @property
+    def vocabulary(self) -> int:
+        """The rows of embedding and head."""
+        return self.plan.dims.vocab
+
+    def outputs(self, block: int) -> list[TensorPlan]:
+        """The GGUF tensors of a block."""
+        return [each for each in self.plan.outputs if each.name.startswith(f"blk.{block}.")]
+
+    def names(self, block: int) -> dict[str, tuple[str, ...]]:
+        """The parameters of a block, by the names they have in it, and the GGUF tensors that are made of each."""
+        prefix, found = self.prefix(block), dict[str, tuple[str, ...]]()
+        for output in self.outputs(block):
+            for source in output.sources:
+                name = source.name.removeprefix(prefix)
+                found[name] = (*found.get(name, ()), output.name)
+        return found
+
+    def prefix(self, block: int) -> str:
+        """What the names of a block's parameters begin with."""
+        return next(f"{name}." for name, module in self.model.named_modules() if module is self.blocks[block])
+
+
+def build_skeleton(source: SourceModel) -> Skeleton:
+    """The skeleton of a model. Unsupported: transformers lacks the class, or cannot make it from this config."""
+    transformers.logging.set_verbosity_error()
+    model = _model(source)
+    base = model.base_model
+    blocks = next(
+        (
+            module
+            for module in base.modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.num_hidden_layers
+        ),
+        None,
+    )
+    if blocks is None:
+        raise Unsupported(
+            f"the blocks of transformers' {type(model).__name__} were not found",
+            where=source.where,
+            fix="Install another release of transformers, at least 5.0.",
+        )
+    head = model.get_output_embeddings()
+    parameters = {
+        name: StoredTensor(name, tuple(value.shape), "F32", Path(), 0, 4 * value.numel())
+        for name, value in model.named_parameters()
+        if value is not head.weight
+    }
+    config = Config({**source.config, "vocab_size": _rows(source)}, source.where)
+    plan = make_plan(config, parameters)
+    return Skeleton(model, base, blocks, plan, model.config._attn_implementation)
+
+
+def _rows(source: SourceModel) -> int:
+    embedding = source.source.tensors.get(EMBEDDING)
+    if embedding is None or len(embedding.shape) != 2:
+        raise Malformed(f"{EMBEDDING} is missing, so this is not a model that can be run", where=source.where)
+    return embedding.shape[0]
+
+
+def _model(source: SourceModel) -> Any:
+    """The causal language model on the meta device, with its buffers computed."""
+    name = find_architecture(Config(source.config, source.where)).classes[0]
+    known = getattr(transformers, name, None)
+    if known is None or getattr(known, "config_class", None) is None:
+        raise Unsupported(
+            f"transformers {transformers.__version__} does not have the class {name}",
+            where=source.where,
+            fix="Install a release of transformers that has it: pip install --upgrade transformers",
+        )
+    values = {key: value for key, value in source.config.items() if key not in NOT_PASSED}
+    values |= {"vocab_size": _rows(source), "pad_token_id": None, "tie_word_embeddings": False, "use_cache": False}
+    try:
+        config = known.config_class(**values)
+        config._experts_implementation = "eager"
+        with torch.device("meta"):
+            model = known._from_config(
+                config,
+                dtype=torch.float32,
+                attn_implementation="sdpa" if known._supports_sdpa else "eager",
+            )
+    except Exception as error:
+        raise Unsupported(
+            f"transformers {transformers.__version__} cannot make a {name} from this config: "
+            f"{type(error).__name__}: {str(error)[:300]}",
+            where=source.where,
+        ) from error
+    _compute_buffers(model, source.where)
+    return model.eval().requires_grad_(False)
+
+
+def _compute_buffers(model: Any, where: Path) -> None:
+    """Buffers are no weights: transformers computes them from the config, by what it calls initializing a module."""
+    for module in model.modules():
+        buffers = dict(module.named_buffers(recurse=False))
+        if not buffers:
+            continue
+        for name, value in buffers.items():
+            fill = float("nan") if value.is_floating_point() else 0
+            setattr(module, name, torch.full(tuple(value.shape), fill, dtype=value.dtype))
+        model._init_weights(module)
+        if any(bool(value.isnan().any()) for value in module.buffers(recurse=False)):
+            raise Unsupported(
+                f"transformers {transformers.__version__} does not compute {', '.join(buffers)} of "
+                f"{type(module).__name__}",
+                where=where,
+                fix="Install another release of transformers, at least 5.0.",
+            )
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def parameters_of(outputs: Sequence[TensorPlan], rows: Mapping[str, Weights]) -> dict[str, Weights]:
+    """The parameters that these GGUF tensors are made of, by their names in the model.
+
+    rows: of every output by name, (rows, width) float32. Where nothing has to move, a parameter shares their memory.
+    """
+    found: dict[str, Weights] = {}
+    for output in outputs:
+        made = rows[output.name].reshape(rows_of(output.shape))  # files do not keep a leading axis of one
+        for k, source in enumerate(output.sources):
+            if isinstance(output.op, Part):  # one of several that are fused in the model
+                whole = found.setdefault(source.name, np.empty(source.shape, np.float32))
+                part = whole.reshape(-1, *source.shape[-2:])[:, output.op.begin : output.op.end]
+                part[...] = made.reshape(part.shape)
+                continue
+            undo = output.op.inverse(k)
+            if undo is None:
+                raise Unsupported(f"{type(output.op).__name__} cannot be undone", where=output.name)
+
+            def read(_: int, first: int, last: int, made: Weights = made) -> Array:
+                return made[first:last]
+
+            count = rows_of(source.shape)[0]
+            found[source.name] = undo.rows(read, (output.shape,), 0, count).reshape(source.shape)
+    return found
+
+
+def head_of(variant: ModelVariant) -> str:
+    """The tensor that makes the logits: llama.cpp takes the embedding where there is no other."""
+    return HEAD if HEAD in variant.tensors else EMBEDDING
+
+
+def check_variants(skeleton: Skeleton, source: ModelVariant, variants: Sequence[ModelVariant]) -> None:
+    """Malformed if a variant is not this model with other weights: other tensors, shapes, or vocabulary."""
+    for variant in variants:
+        problems = list(_differences(skeleton, source, variant))
+        if problems:
+            where = variant.paths[0] if variant.paths else variant.label
+            more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+            raise Malformed(
+                f"this is not the same model as {source.label}",
+                where=where,
+                also=[*problems[:MAX_LISTED], *more],
+                fix="Compare files with the model that they were made from.",
+            )
+
+
+def _differences(skeleton: Skeleton, source: ModelVariant, variant: ModelVariant) -> Any:
+    for key in (Keys.General.ARCHITECTURE, TOKENS):
+        ours, theirs = source.metadata.get(key), variant.metadata.get(key)
+        if ours is not None and theirs is not None and not _equal(ours.data, theirs.data):
+            short = len(str(theirs.data)) < 80
+            yield f"{key} is {theirs.data!r}, not {ours.data!r}" if short else f"{key} differs: another vocabulary"
+    expected = {each.name: each.shape for each in skeleton.plan.outputs if not isinstance(each.op, Constant)}
+    expected[HEAD] = expected[EMBEDDING]
+    for name, shape in expected.items():
+        tensor = variant.tensors.get(name)
+        if tensor is None:
+            if name != HEAD:
+                yield f"{name} is missing"
+        elif _squeezed(tensor.shape) != _squeezed(shape):
+            yield f"{name} has the shape {list(tensor.shape)}, not {list(shape)}"
+    for name in variant.tensors:
+        if name not in expected and not re.match(r"rope_", name):
+            yield f"{name} is not a tensor of {type(skeleton.model).__name__}"
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    return ours == theirs if isinstance(ours, str) else list(ours) == list(theirs)
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(length for length in shape if length != 1)

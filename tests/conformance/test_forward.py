@@ -1,0 +1,238 @@
+"""The model run one block at a time, against transformers' own forward of the whole model: logits, inputs, scores."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+import adapters
+import checkpoints
+import original
+import quantized
+from ggufsmith.convert.architectures import ARCHITECTURES
+from ggufsmith.convert.hf.run import ToHfJob, prepare
+from ggufsmith.convert.hf.run import run as write_folder
+from ggufsmith.evaluate.forward import run_model, work
+from ggufsmith.evaluate.scores import TokenScores, logits_of
+from ggufsmith.evaluate.skeleton import build_skeleton, head_of
+from ggufsmith.evaluate.variants import opened_file, opened_model, read_rows
+from merging import merged
+from requesting import request, run
+
+pytestmark = pytest.mark.conformance
+
+WINDOWS, CONTEXT = 3, 96  # longer than the sliding window of the gemma fixtures
+PIECE = 300  # of the vocabulary
+
+
+@pytest.fixture(scope="module", params=checkpoints.KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    home = tmp_path_factory.mktemp("models")
+    yield checkpoints.write(request.param, home / "Tiny-Fixture")
+    shutil.rmtree(home)
+
+
+def transformers_model(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def tokens_for(model: Any) -> NDArray[np.int32]:
+    rows = min(model.config.vocab_size, 30000)
+    return np.random.default_rng(5).integers(3, rows, (WINDOWS, CONTEXT)).astype(np.int32)
+
+
+@torch.inference_mode()
+def plain_logits(model: Any, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+    return model(torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()
+
+
+@torch.inference_mode()
+def streamed_logits(path: Path, tokens: NDArray[np.int32], **options: Any) -> NDArray[np.float32]:
+    """The whole logits, piece by piece."""
+    found: list[torch.Tensor] = []
+
+    def keep_head(tensor: str, inputs: torch.Tensor, expert: int | None) -> None:
+        if not tensor.startswith("blk."):
+            found.append(inputs.clone())
+
+    with opened_model(request(path, **options)) as model:
+        skeleton = build_skeleton(model)
+        assert run_model(skeleton, model.variants, tokens, device="cpu", observe=keep_head) is None
+        hidden, rows = torch.cat(found), skeleton.vocabulary
+        pieces = [(first, min(first + PIECE, rows)) for first in range(0, rows, PIECE)]
+        heads = [read_rows(model.source, head_of(model.source), *piece, threads=2) for piece in pieces]
+        logits = torch.cat([logits_of(skeleton, hidden, torch.from_numpy(head)) for head in heads], dim=1)
+    return logits.numpy().reshape(*tokens.shape, rows)
+
+
+def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Normalised mean square error."""
+    assert found.shape == expected.shape
+    return float(((found - expected) ** 2).mean() / (expected**2).mean())
+
+
+def test_every_architecture_is_here() -> None:
+    classes = {kind.model_class for kind in checkpoints.KINDS.values()}
+    assert [record.name for record in ARCHITECTURES if not classes & set(record.classes)] == []
+
+
+def test_logits_from_the_folder_and_from_its_gguf_file(folder: Path, tmp_path: Path) -> None:
+    model = transformers_model(folder)
+    tokens = tokens_for(model)
+    expected = plain_logits(model, tokens)
+    run(request(folder, outtype="f32", outfile=tmp_path / "model.gguf"))
+    assert error(streamed_logits(folder, tokens), expected) < 1e-10
+    assert error(streamed_logits(tmp_path / "model.gguf", tokens), expected) < 1e-10
+
+
+def test_scores_as_log_softmax_of_whole_logits(folder: Path, tmp_path: Path) -> None:
+    """Of the source, a recipe on the way, and the file that the same recipe writes."""
+    run(request(folder, "q4_K_M", outfile=tmp_path / "q4.gguf"))
+    with prepare(ToHfJob(tmp_path / "q4.gguf", tmp_path / "q4", "float32", sync=False)) as prepared:
+        write_folder(prepared)
+    tokens = tokens_for(transformers_model(folder))
+    told: list[int] = []
+    with ExitStack() as stack:
+        model = stack.enter_context(opened_model(request(folder, "q4_K_M")))
+        file = stack.enter_context(opened_file(tmp_path / "q4.gguf"))
+        skeleton, variants = build_skeleton(model), (*model.variants, file)
+        scores = run_model(
+            skeleton, variants, tokens, device="cpu", scored=slice(CONTEXT // 2, CONTEXT - 1), progress=told.append
+        )
+        assert sum(told) == work(skeleton, variants, scored=True)
+    assert scores is not None
+    expected = [
+        plain_scores(plain_logits(transformers_model(each), tokens), tokens) for each in (folder, tmp_path / "q4")
+    ]
+    source = expected[0]
+    for found, (logs, likelihood) in zip(scores, (source, expected[1], expected[1]), strict=True):
+        assert found.nll.shape == (WINDOWS, CONTEXT - 1 - CONTEXT // 2)
+        np.testing.assert_allclose(found.nll, -likelihood, rtol=2e-6)
+        np.testing.assert_allclose(found.probability, np.exp(likelihood), rtol=2e-5)
+        divergence = (np.exp(source[0]) * (source[0] - logs)).sum(axis=-1)
+        np.testing.assert_allclose(found.divergence, divergence, rtol=2e-3, atol=2e-7)
+        assert (found.same_top == (logs.argmax(-1) == source[0].argmax(-1))).mean() > 0.99  # ties in rounding
+    assert equal(scores[1], scores[2])
+    assert scores[0].divergence.max() == 0 and scores[0].same_top.all()
+    assert scores[1].divergence.mean() > 1e-5
+
+
+def plain_scores(logits: NDArray[np.float32], tokens: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Log-softmax in float64 of the second half of every window, and that of the token that follows."""
+    scored = torch.from_numpy(logits[:, CONTEXT // 2 : -1]).double().log_softmax(-1)
+    following = torch.from_numpy(tokens[:, CONTEXT // 2 + 1 :, None]).long()
+    return scored.numpy(), scored.gather(-1, following)[..., 0].numpy()
+
+
+def equal(one: TokenScores, other: TokenScores) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
+
+
+def test_inputs_of_every_linear_as_hooks_see_them(folder: Path) -> None:
+    model = transformers_model(folder)
+    tokens = tokens_for(model)
+    expected = hooked(model, tokens)
+    found: dict[tuple[str, int | None], list[torch.Tensor]] = {}
+
+    def keep(tensor: str, inputs: torch.Tensor, expert: int | None) -> None:
+        assert inputs.dtype is torch.float32 and inputs.ndim == 2
+        found.setdefault((tensor, expert), []).append(inputs.clone())
+
+    with opened_model(request(folder)) as opened:
+        run_model(build_skeleton(opened), opened.variants, tokens, device="cpu", observe=keep)
+        matrices = {name for name, tensor in opened.source.tensors.items() if len(tensor.shape) > 1}
+    assert found.keys() == expected.keys()
+    assert {name for name, _ in found} | {"token_embd.weight"} == matrices | {"token_embd.weight"}
+    for key, inputs in found.items():
+        assert error(torch.cat(inputs).numpy(), expected[key].numpy()) < 1e-10, key
+
+
+# The end of a module's name in transformers -> that of the GGUF tensor.
+GGUF = {
+    "self_attn.q_proj": ("attn_q",),
+    "self_attn.k_proj": ("attn_k",),
+    "self_attn.v_proj": ("attn_v",),
+    "self_attn.qkv_proj": ("attn_qkv",),
+    "self_attn.o_proj": ("attn_output",),
+    "mlp.gate_proj": ("ffn_gate",),
+    "mlp.up_proj": ("ffn_up",),
+    "mlp.gate_up_proj": ("ffn_up",),
+    "mlp.down_proj": ("ffn_down",),
+    "mlp.gate": ("ffn_gate_inp",),
+    "mlp.shared_expert_gate": ("ffn_gate_inp_shexp",),
+    "mlp.shared_expert.gate_proj": ("ffn_gate_shexp",),
+    "mlp.shared_expert.up_proj": ("ffn_up_shexp",),
+    "mlp.shared_expert.down_proj": ("ffn_down_shexp",),
+}
+
+
+@torch.inference_mode()
+def hooked(model: Any, tokens: NDArray[np.int32]) -> dict[tuple[str, int | None], torch.Tensor]:
+    """Inputs of all linears, caught by hooks on the modules of the whole model; those of experts worked out here."""
+    found: dict[tuple[str, int | None], torch.Tensor] = {}
+
+    def flat(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.reshape(-1, tensor.shape[-1]).clone()
+
+    def catch(names: list[str]) -> Any:
+        return lambda module, args: found.update({(name, None): flat(args[0]) for name in names})
+
+    def catch_experts(block: str) -> Any:
+        def work_out(module: Any, args: Any) -> None:
+            states, chosen, _ = args
+            for expert in range(module.num_experts):
+                inputs = flat(states)[torch.where((chosen == expert).T)[1]]  # the first choices first
+                gate, up = (inputs @ module.gate_up_proj[expert].T).chunk(2, dim=1)
+                if len(inputs):
+                    found[f"blk.{block}.ffn_gate_exps.weight", expert] = inputs
+                    found[f"blk.{block}.ffn_up_exps.weight", expert] = inputs
+                    found[f"blk.{block}.ffn_down_exps.weight", expert] = module.act_fn(gate) * up
+
+        return work_out
+
+    for name, module in model.named_modules():
+        block, _, end = name.removeprefix("model.layers.").partition(".")
+        if end in GGUF and hasattr(module, "weight"):
+            module.register_forward_pre_hook(catch([f"blk.{block}.{each}.weight" for each in GGUF[end]]))
+        elif end == "mlp.experts":
+            module.register_forward_pre_hook(catch_experts(block))
+    tied = model.config.tie_word_embeddings
+    model.lm_head.register_forward_pre_hook(catch(["token_embd.weight" if tied else "output.weight"]))
+    plain_logits(model, tokens)
+    return found
+
+
+def test_quantized_weights_and_adapters_as_merged_by_hand(tmp_path: Path) -> None:
+    """A GPTQ checkpoint, with a LoRA on top of it as well: the dense weights put into transformers' model."""
+    folder, adapter = tmp_path / "gptq", tmp_path / "adapter"
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": False}
+    dense = quantized.write_gptq("llama", folder, config=config)
+    adapters.write(folder, adapter)
+    plain = checkpoints.write("llama", tmp_path / "plain", dtype="float16")
+    model = transformers_model(plain)
+    tokens = tokens_for(model)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in dense.items()}, strict=False)
+    assert error(streamed_logits(folder, tokens), plain_logits(model, tokens)) < 1e-10
+    with_adapter = merged(folder, (adapter, 1.0))
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in with_adapter.items()}, strict=True)
+    assert error(streamed_logits(folder, tokens, lora=(str(adapter),)), plain_logits(model, tokens)) < 1e-10
+
+
+def test_an_original_release_as_the_checkpoint_made_of_it(tmp_path: Path) -> None:
+    """Its config.json is made of params.json, and its tensors are in pickles under other names."""
+    folder = checkpoints.write("llama", tmp_path / "Tiny-Fixture", max_position_embeddings=4096)
+    model = transformers_model(folder)
+    tokens = tokens_for(model)
+    expected = plain_logits(model, tokens)
+    params = {"dim": 256, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 256, "norm_eps": 1e-05}
+    original.write(folder, model.state_dict(), 2, **params)
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").unlink()
+    assert error(streamed_logits(folder, tokens), expected) < 1e-10
