@@ -24,8 +24,9 @@ from ggufsmith.container.errors import Malformed
 from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.observe import Observer, Watching
-from ggufsmith.evaluate.scores import TokenScores, replaced, score
+from ggufsmith.evaluate.scores import replaced, score
 from ggufsmith.evaluate.skeleton import EMBEDDING, NORM, Skeleton, check_variants, head_of, parameters_of
+from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pick_rows, read_tensors
 from ggufsmith.pipeline.parallel import available_cores
 

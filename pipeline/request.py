@@ -17,6 +17,7 @@ INPUTS: Mapping[Input, str] = {"model": "a model folder", "adapter": "an adapter
 CHECKPOINT: tuple[Input, ...] = ("model", "adapter")
 WEIGHTS: tuple[Input, ...] = ("model", "file")
 MODEL = "model"  # what may stand in braces in some keys of job files
+AUTO = Path("auto")  # instead of a file: make the importance matrix on the way
 GROUPS = ("Input", "Types", "Output", "Work")
 
 
@@ -180,11 +181,19 @@ class MakeOptions:
     )
     imatrix: Path | None = option(
         None,
-        "An importance matrix made by llama-imatrix, as GGUF or .dat.",
+        "An importance matrix made by `ggufsmith imatrix` or llama-imatrix, as GGUF or .dat; or auto: make one on the "
+        "way, of the text that ships with ggufsmith.",
         "Types",
-        metavar="FILE",
+        metavar="FILE|auto",
         inputs=WEIGHTS,
         fields=(MODEL,),
+    )
+    keep_imatrix: bool = option(
+        False,
+        "Keep what --imatrix auto makes beside the outputs, as MODEL-imatrix.gguf.",
+        "Types",
+        inputs=WEIGHTS,
+        keyed='Keep the importance matrix of `imatrix = "auto"` beside the outputs, as MODEL-imatrix.gguf.',
     )
     include_weights: tuple[str, ...] = option(
         (),
