@@ -19,8 +19,8 @@ from schemas import faults
 from ggufsmith.cli import eval as command
 from ggufsmith.cli import render
 from ggufsmith.cli.report import as_dict, json_schema
-from ggufsmith.evaluate.evaluation import Task
-from ggufsmith.evaluate.judged import Candidate, Evaluation, Speed, judged
+from ggufsmith.evaluate.evaluation import EvalTask
+from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged
 from ggufsmith.evaluate.quality import compare, qualities
 from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.naming.modelcard import MEASURED, with_measurements
@@ -37,7 +37,7 @@ def scores(scale: float) -> TokenScores:
     return TokenScores(nll + divergence, divergence, divergence < 0.5, np.exp(-nll - divergence))
 
 
-def evaluation(speed: Speed | None = None, domains: int = 2) -> Evaluation:
+def evaluation(speed: TokenSpeed | None = None, domains: int = 2) -> Evaluation:
     of_window = [f"domain {k % domains}" for k in range(6)]
     source, found = scores(0), [scores(scale) for scale in (0.9, 0.03, 1e-5)]
     candidates = [Candidate(name, "out", size * 10**8, 8.5) for name, size in zip(NAMES, (1, 20, 400), strict=True)]
@@ -87,8 +87,8 @@ def test_errors_are_json_where_that_was_asked_for(model: Path) -> None:
     assert json.loads(done.output)["error"]["code"] == 2
 
 
-@pytest.mark.parametrize("speed", [None, Speed(1234.5, 98.7)])
-def test_tables_fit_80_columns(speed: Speed | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("speed", [None, TokenSpeed(1234.5, 98.7)])
+def test_tables_fit_80_columns(speed: TokenSpeed | None, monkeypatch: pytest.MonkeyPatch) -> None:
     out = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None, soft_wrap=True, highlight=False)
     monkeypatch.setattr(render, "out", out)
     command._show(evaluation(speed), [("csv", "a.csv")])
@@ -111,14 +111,14 @@ def test_tables_fit_80_columns(speed: Speed | None, monkeypatch: pytest.MonkeyPa
 def test_the_report_is_as_its_schema_says() -> None:
     schema = json.loads(DOCUMENT.read_text(encoding="utf-8"))
     assert schema == json_schema(Evaluation, schema["title"])
-    for report in (evaluation(), evaluation(Speed(1.0, 2.0), domains=1)):
+    for report in (evaluation(), evaluation(TokenSpeed(1.0, 2.0), domains=1)):
         plain = json.loads(json.dumps(as_dict(report)))
         assert list(faults(plain, schema)) == []
         assert len(plain["files"][0]["quality"]) in (1, 3)
 
 
-def task(model: Path, **reading: Any) -> Task:
-    return Task(Request(model, make=MakeOptions()), (model,), TextOptions(**reading))
+def task(model: Path, **reading: Any) -> EvalTask:
+    return EvalTask(Request(model, make=MakeOptions()), (model,), TextOptions(**reading))
 
 
 def test_a_card_is_made_kept_and_measured_again(model: Path) -> None:
