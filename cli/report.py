@@ -1,4 +1,7 @@
-"""The JSON report of a run. docs/report.schema.json is generated from these records."""
+"""The JSON report of a run. docs/report.schema.json is generated from these records.
+
+`batch_report` has that of a job.
+"""
 
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -152,8 +155,8 @@ def as_dict(report: Any) -> Any:
     return report
 
 
-def json_schema(record: type = RunReport) -> "dict[str, Any]":
-    """The JSON schema (draft 2020-12) of the report."""
+def json_schema(record: type = RunReport, title: str = "report") -> "dict[str, Any]":
+    """The JSON schema (draft 2020-12) of a report."""
     from typing import get_type_hints
 
     def schema_of(kind: Any) -> dict[str, Any]:
@@ -188,6 +191,6 @@ def json_schema(record: type = RunReport) -> "dict[str, Any]":
 
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"ggufsmith report, schema {SCHEMA}",
+        "title": f"ggufsmith {title}, schema {SCHEMA}",
         **table(record),
     }

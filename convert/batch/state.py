@@ -45,7 +45,7 @@ class FinishedOutput:
 
     label:  as the job file has it. plan: the fingerprint.
     types:  format -> tensors that have it.
-    fallbacks: tensors that could not have the type of their rule.
+    fallbacks: tensors that could not have the type of their rule. requantized: those that were quantized before.
     """
 
     label: str
@@ -54,6 +54,7 @@ class FinishedOutput:
     bits_per_weight: float
     types: Mapping[str, int]
     fallbacks: tuple[str, ...] = ()
+    requantized: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -107,7 +108,7 @@ def _read(path: Path) -> tuple[Record, int]:
 
 
 def _made(entry: Mapping[str, Any]) -> FinishedOutput:
-    lists = {key: tuple(entry[key]) for key in ("fallbacks", "notes")}
+    lists = {key: tuple(entry.get(key, ())) for key in ("fallbacks", "requantized", "notes")}
     return FinishedOutput(**{**entry, **lists, "files": tuple(FinishedFile(**file) for file in entry["files"])})
 
 
@@ -144,7 +145,7 @@ def fingerprints(model: JobModel, *, by_content: bool = False) -> dict[str, str]
         "name": model_folder_name(model.source) if model.is_checkpoint and not model.hub else "",
         "inputs": list(_inputs(model, by_content)),
         "base": [hub_id(options.base), model_folder_name(options.base)] if options.base else [],
-        "lora": [[model_folder_name(folder), factor] for folder, factor in adapters_of(options)],
+        "lora": [[model_folder_name(folder), factor] for folder, factor in adapters_of(options).values()],
         "settings": {key: model.settings[key] for key, record in SETTINGS.items() if record.decides},
     }
     return {wanted.label: _digest({**common, **_wanted(wanted)}) for wanted in model.wanted}
@@ -186,7 +187,10 @@ def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
     else:
         sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
     options = model.request.source
-    folders = [*(folder for folder, _ in adapters_of(options)), *([options.tokenizer] if options.tokenizer else [])]
+    folders = [
+        *(folder for folder, _ in adapters_of(options).values()),
+        *([options.tokenizer] if options.tokenizer else []),
+    ]
     others = (each for folder in folders for each in _model_files(folder))
     for root, path in [
         *sources,
