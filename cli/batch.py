@@ -3,12 +3,12 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -184,10 +184,12 @@ def _run(
 ) -> int:
     """Returns the exit code."""
     from ggufsmith.cli import render
+    from ggufsmith.cli.batch_report import job_report
     from ggufsmith.cli.board import board
+    from ggufsmith.cli.report import as_dict
     from ggufsmith.container.replace import replace_bytes, replace_text
     from ggufsmith.container.summary import shown
-    from ggufsmith.convert.batch.report import annotations, as_json, as_junit, exit_code, verdict
+    from ggufsmith.convert.batch.report import annotations, as_junit, exit_code, verdict
     from ggufsmith.convert.batch.run import run_job
 
     started = time.perf_counter()
@@ -197,7 +199,7 @@ def _run(
             run_job(job, options, watch, outcomes)
     finally:  # an interrupted job reports too
         seconds = time.perf_counter() - started
-        body = as_json(outcomes, seconds)
+        body = as_dict(job_report(outcomes, seconds))
         if report:
             replace_text(report, json.dumps(body, ensure_ascii=False, indent=2) + "\n")
         if junit:
@@ -223,7 +225,9 @@ def _annotate(lines: Iterator[str], machine: bool) -> None:
 def _price(job: "JobFile", options: "BatchOptions", machine: bool) -> int:
     """Show what the job would make and take. Returns the exit code."""
     from ggufsmith.cli import render
+    from ggufsmith.cli.batch_report import dry_report
     from ggufsmith.cli.board import described
+    from ggufsmith.cli.report import as_dict
     from ggufsmith.container.summary import shown
     from ggufsmith.convert.batch.price import calibrate, work_of
     from ggufsmith.convert.batch.report import exit_code, verdict
@@ -237,7 +241,7 @@ def _price(job: "JobFile", options: "BatchOptions", machine: bool) -> int:
     seconds = {key: speed.seconds(work, options.cores) for key, work in works.items()}
     code = exit_code(outcomes)
     if machine:
-        render.as_json(_priced(drafts, outcomes, seconds))
+        render.as_json(as_dict(dry_report(drafts, outcomes, seconds)))
         return code
     _show(_rows(drafts))
     for outcome in outcomes:
@@ -296,28 +300,3 @@ def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
-
-
-def _priced(drafts: Sequence["Draft"], outcomes: Sequence["Outcome"], seconds: Mapping[Path, float]) -> dict[str, Any]:
-    """What a dry run found."""
-    from dataclasses import asdict
-
-    from ggufsmith.convert.batch.report import as_json
-
-    return {
-        "bytes": sum(draft.size for draft in drafts),
-        "estimated_seconds": sum(seconds.values()),
-        "to_make": [
-            {
-                "name": draft.model.name,
-                "folder": str(draft.model.folder),
-                "bytes": draft.size,
-                "estimated_memory": draft.memory,
-                "estimated_seconds": seconds[draft.model.key],
-                "notes": list(draft.notes),
-                "outputs": [{**asdict(made), "bytes": made.size} for made in draft.made],
-            }
-            for draft in drafts
-        ],
-        "others": as_json(outcomes, 0.0)["models"],
-    }

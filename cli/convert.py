@@ -68,7 +68,7 @@ def convert(
             raise Usage(
                 "--provenance hashes the input files, but --stream does not store them", fix="Leave out one of the two."
             )
-        adapters = adapters_of(source)
+        adapters = [*adapters_of(source).values()]
         name = model if model is not None else _base_of(adapters, source)
         here = source if model is not None else replace(source, base=None)
         request = Request(Path(name), here, make, write)

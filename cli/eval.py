@@ -14,7 +14,7 @@ from ggufsmith.pipeline.request import MakeOptions, Request, SourceOptions, Text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ggufsmith.evaluate.evaluation import Task
+    from ggufsmith.evaluate.evaluation import EvalTask
     from ggufsmith.evaluate.judged import Evaluation, Judged
     from ggufsmith.evaluate.quality import Comparison, Quality
 
@@ -80,11 +80,11 @@ def evaluate(
         from ggufsmith.cli import render
         from ggufsmith.cli.report import as_dict
         from ggufsmith.container.replace import replace_bytes, replace_text
-        from ggufsmith.evaluate.evaluation import Task, check_task
+        from ggufsmith.evaluate.evaluation import EvalTask, check_task
         from ggufsmith.evaluate.judged import csv_of
         from ggufsmith.evaluate.plot import check_plot, picture
 
-        task = Task(
+        task = EvalTask(
             Request(Path(against), source, make),
             tuple(files or ()),
             reading,
@@ -113,7 +113,7 @@ def evaluate(
     guarded(work, as_json)
 
 
-def _evaluated(task: "Task", against: str, *, quiet: bool) -> "Evaluation":
+def _evaluated(task: "EvalTask", against: str, *, quiet: bool) -> "Evaluation":
     from dataclasses import replace
     from functools import partial
 
@@ -227,11 +227,11 @@ def _compared(pair: "Comparison", labels: Mapping[str, str]) -> str:
 # ---- the card ----
 
 
-def _card_path(task: "Task") -> Path:
+def _card_path(task: "EvalTask") -> Path:
     return task.files[0].parent / "README.md"
 
 
-def _check_card(task: "Task") -> None:
+def _check_card(task: "EvalTask") -> None:
     """Before the work: Usage without a file that has a card, OutputConflict for a README.md that is not ours."""
     from ggufsmith.container.errors import Usage
     from ggufsmith.naming.filecard import check_card
@@ -241,7 +241,7 @@ def _check_card(task: "Task") -> None:
     check_card(_card_path(task), fix="Leave out --card, and take the table from --csv.")
 
 
-def _write_card(task: "Task", found: "Evaluation", against: str) -> Path:
+def _write_card(task: "EvalTask", found: "Evaluation", against: str) -> Path:
     from ggufsmith.cli.card import write_card
     from ggufsmith.container.provenance import file_sha256
     from ggufsmith.evaluate.judged import markdown
@@ -267,7 +267,7 @@ def _plain(text: str) -> str:
     return f"`{text.replace('`', '')}`"
 
 
-def _command(task: "Task", against: str) -> str:
+def _command(task: "EvalTask", against: str) -> str:
     """The command, without folders of this machine and without secrets."""
     import shlex
 

@@ -1,4 +1,7 @@
-"""The JSON report of a run. docs/report.schema.json is generated from these records."""
+"""The JSON report of a run. docs/report.schema.json is generated from these records.
+
+`batch_report` has that of a job.
+"""
 
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any

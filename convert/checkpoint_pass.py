@@ -73,7 +73,7 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
             sum(source.nbytes for source in model.checkpoint.tensors.values()),
             model.plan.architecture.name,
             outputs[0].shards.whole.metadata,
-            {f"lora-{number}": factor for number, (_, factor) in enumerate(adapters_of(request.source), 1)},
+            {name: factor for name, (_, factor) in adapters_of(request.source).items()},
         ),
         source=OpenCheckpoint(model.checkpoint, tensors),
         tensors=tensors,

@@ -48,7 +48,7 @@ class FolderModel:
     """A folder, opened and planned; no tensor byte has been read.
 
     usual:     the outtype of an output that was given none.
-    metadata:  the keys of an output whose matrices have this type. adapter: whether it is one.
+    metadata:  the keys of an output whose matrices have this type.
     name:      the file name of an output with this encoding.
     folders:   whose small files were read, by what they are (see `inputs.input_files`).
     """
@@ -62,7 +62,6 @@ class FolderModel:
     metadata: Callable[[Format], Metadata]
     name: Callable[[str], str]
     folders: Mapping[str, Path]
-    adapter: bool = False
 
     def format(self, outtype: str) -> Format:
         """The type of the matrices."""
@@ -99,10 +98,11 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     record = find_architecture(config)
     checkpoint = Checkpoint(folder, {}) if source.vocab_only else detect(open_checkpoint(folder, open_files), config)
     changed: frozenset[str] = frozenset()
-    if source.lora:
+    merged = adapters_of(source)
+    if merged:
         if source.vocab_only:
             raise Usage("a file that holds only the vocabulary has nothing to merge into", fix="Leave out --lora.")
-        opened = ((open_adapter(Path(os.path.abspath(path))), factor) for path, factor in adapters_of(source))
+        opened = ((open_adapter(Path(os.path.abspath(path))), factor) for path, factor in merged.values())
         adapters = [(without_dropped(adapter, record), factor) for adapter, factor in opened]
         origin = Origin.of_merged(folder, adapters)
         checkpoint, changed = merge(checkpoint, adapters)
@@ -126,14 +126,13 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         *vocabulary.notes,
     ]
     parameters = Parameters.of((output.name, output.shape) for output in plan.outputs)
-    general = _general(source, folder, config, parameters, record.name, origin, notes)
-    stated = _is_named(source)
+    overrides = _overrides(source)
+    general = _general(source, folder, config, parameters, record.name, {**origin.general, **overrides}, notes)
+    stated = bool(source.model_name) or Keys.General.NAME in overrides
     notes += fit_name(general(BY_NAME["F16"]), vocabulary, stated=stated)[1]
     pooling = pooling_metadata(folder, record)
     notes += () if pooling else template_notes(vocabulary)  # embedding models do not chat
-
-    merged = {f"lora-{number}": path for number, (path, _) in enumerate(adapters_of(source), 1)}
-    folders = {"": folder, **merged, "tokenizer": origin.tokenizer}
+    folders = {"": folder, **{name: path for name, (path, _) in merged.items()}, "tokenizer": origin.tokenizer}
 
     def name(encoding: str) -> str:
         return FileName(origin.name, type="vocab").format() if source.vocab_only else output_name(origin.name, encoding)
@@ -162,7 +161,8 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     checkpoint = Checkpoint(folder, sources, open_files=open_files)
     origin = Origin(model_folder_name(folder), folder, folder, {BASE_MODELS: base_models(adapter, base)})
     notes = list(plan.notes)
-    general = _general(source, folder, {}, Parameters(), plan.architecture.name, origin, notes)
+    overrides = {**origin.general, **_overrides(source)}
+    general = _general(source, folder, {}, Parameters(), plan.architecture.name, overrides, notes)
 
     def name(encoding: str) -> str:
         return FileName(origin.name.strip().replace(" ", "-"), encoding=encoding, type="LoRA").format()
@@ -171,20 +171,19 @@ def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         return {**general(format), **plan.metadata}
 
     return FolderModel(
-        folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, {"": folder, "base": base}, adapter=True
+        folder, origin, checkpoint, plan, tuple(notes), "f32", metadata, name, {"": folder, "base": base}
     )
 
 
-def _is_named(source: SourceOptions) -> bool:
-    """Whether the user says what general.name is."""
-    return bool(source.model_name) or (
-        source.metadata is not None and Keys.General.NAME in read_overrides(source.metadata)
-    )
+def adapters_of(source: SourceOptions) -> dict[str, tuple[Path, float]]:
+    """The folders of the adapters to merge, and their factors; by the names that records of a run give them."""
+    adapters = (parse_adapter(each) if isinstance(each, str) else each for each in source.lora)
+    return {f"lora-{number}": adapter for number, adapter in enumerate(adapters, 1)}
 
 
-def adapters_of(source: SourceOptions) -> list[tuple[Path, float]]:
-    """The folders of the adapters to merge, and their factors."""
-    return [parse_adapter(each) if isinstance(each, str) else each for each in source.lora]
+def _overrides(source: SourceOptions) -> Mapping[str, Any]:
+    """What the file of --metadata says."""
+    return read_overrides(source.metadata) if source.metadata else {}
 
 
 def _general(
@@ -193,11 +192,10 @@ def _general(
     config: Mapping[str, Any],
     parameters: Parameters,
     architecture: str,
-    origin: Origin,
+    overrides: Mapping[str, Any],
     notes: list[str],
 ) -> Callable[[Format], Metadata]:
     """The general.* keys of an output whose matrices have a type; what is noted is the same for all of them."""
-    overrides = {**origin.general, **(read_overrides(source.metadata) if source.metadata else {})}
 
     def general(format: Format, note: Callable[[str], None] = lambda text: None) -> Metadata:
         return general_metadata(

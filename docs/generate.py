@@ -2,7 +2,8 @@
 
 docs/cli.md comes from the commands' --help, docs/formats.md from container/formats.py, docs/inputs.md from
 convert/dequantize and container/ggml.py, docs/batch.md and docs/batch.schema.json from convert/batch/schema.py,
-docs/report.schema.json from cli/report.py.
+docs/report.schema.json, docs/eval.schema.json and docs/batch-report.schema.json from cli/report.py,
+evaluate/judged.py and cli/batch_report.py.
 README.md is written by hand, but for its table of quantized checkpoints.
 """
 
@@ -16,11 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from ggufsmith.cli import report
+from ggufsmith.cli.batch_report import JobReport
 from ggufsmith.container.formats import FORMATS, Format
 from ggufsmith.container.ggml import VARIANTS
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
 from ggufsmith.convert.dequantize.detect import table
 from ggufsmith.convert.lora.peft import OTHER_MEANINGS, REWRITES_BASE
+from ggufsmith.evaluate.judged import Evaluation
 
 DOCS = Path(__file__).resolve().parent
 # Title -> arguments of `ggufsmith`.
@@ -143,11 +146,23 @@ def report_schema() -> str:
     return json.dumps(report.json_schema(), indent=2) + "\n"
 
 
+def eval_schema() -> str:
+    """The same for `ggufsmith eval`."""
+    return json.dumps(report.json_schema(Evaluation, "report of ggufsmith eval, schema 1"), indent=2) + "\n"
+
+
+def batch_report_schema() -> str:
+    """The same for the report of a job."""
+    return json.dumps(report.json_schema(JobReport, f"ggufsmith batch report, schema {report.SCHEMA}"), indent=2) + "\n"
+
+
 DOCUMENTS: Mapping[str, Callable[[], str]] = {
     "cli.md": cli,
     "formats.md": formats,
     "batch.schema.json": batch_schema,
     "report.schema.json": report_schema,
+    "eval.schema.json": eval_schema,
+    "batch-report.schema.json": batch_report_schema,
 }
 
 

@@ -12,7 +12,7 @@ from gguf.constants import Keys
 
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.convert.open import open_pass
-from ggufsmith.evaluate.judged import Candidate, Evaluation, Speed, judged
+from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged
 from ggufsmith.evaluate.llamacpp import check_llama_cpp, run_files
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.quality import compare, qualities
@@ -36,7 +36,7 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
-class Task:
+class EvalTask:
     """What to evaluate.
 
     request: the source, and the recipes that are judged without a file. files: of which the first shard of each counts.
@@ -55,7 +55,7 @@ def silent(what: str, total: int) -> AbstractContextManager[Callable[[int], None
     return nullcontext(lambda done: None)
 
 
-def evaluate(task: Task, *, opener: Opener = open_pass, progress: Progress = silent) -> Evaluation:
+def evaluate(task: EvalTask, *, opener: Opener = open_pass, progress: Progress = silent) -> Evaluation:
     """Run the task. opener: opens requests; of a model on a hub, one that knows how its files are read.
 
     What is wrong with it is raised before the first block is run:
@@ -75,7 +75,7 @@ def evaluate(task: Task, *, opener: Opener = open_pass, progress: Progress = sil
         places = [tuple(find_place(candidates, task.files, name) for name in pair) for pair in task.pairs]
         windows = _windows(model, documents, task.reading)
         notes = [*model.notes, *windows.notes]
-        speeds: Sequence[Speed | None] = [None] * len(variants)
+        speeds: Sequence[TokenSpeed | None] = [None] * len(variants)
         if task.engine == "torch":
             scores = _run_torch(model, variants, windows, str(device), progress)
         else:
@@ -110,7 +110,7 @@ def evaluate(task: Task, *, opener: Opener = open_pass, progress: Progress = sil
     )
 
 
-def check_task(task: Task) -> None:
+def check_task(task: EvalTask) -> None:
     """What can be known to be wrong without opening anything."""
     recipes = task.request.make.recipes
     if not task.files and not recipes:

@@ -14,7 +14,7 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True)
-class Speed:
+class TokenSpeed:
     """What one machine needed, in llama.cpp: tokens per second of a prompt, and of an answer."""
 
     prompt: float
@@ -37,7 +37,7 @@ class Judged:
     bits_per_weight: float
     pareto: bool
     quality: list[Quality]
-    speed: Speed | None = None
+    speed: TokenSpeed | None = None
 
     @property
     def whole(self) -> Quality:
@@ -56,7 +56,7 @@ class Candidate:
 
 
 def judged(
-    candidates: Sequence[Candidate], found: Sequence[list[Quality]], speeds: Sequence[Speed | None] = ()
+    candidates: Sequence[Candidate], found: Sequence[list[Quality]], speeds: Sequence[TokenSpeed | None] = ()
 ) -> list[Judged]:
     """The candidates with what was found of each, the smallest first, Pareto-optimal ones marked."""
     best = pareto(
@@ -109,7 +109,7 @@ class Evaluation:
 def csv_of(rows: Sequence[Judged]) -> str:
     """One line for every file and domain, with a header; all numbers in full."""
     names = [each.name for each in fields(Quality)]
-    speeds = [each.name for each in fields(Speed)] if any(row.speed for row in rows) else []
+    speeds = [each.name for each in fields(TokenSpeed)] if any(row.speed for row in rows) else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Failure, Unsupported
 from ggufsmith.evaluate.compared import score_logits
-from ggufsmith.evaluate.judged import Speed
+from ggufsmith.evaluate.judged import TokenSpeed
 from ggufsmith.evaluate.token_scores import TokenScores, scored_positions
 
 MICRO = 512  # tokens that llama.cpp computes at once
@@ -45,7 +45,7 @@ def run_files(
     cpu: bool = False,
     threads: int,
     advance: Callable[[int], None] = lambda windows: None,
-) -> tuple[list[TokenScores], list[Speed]]:
+) -> tuple[list[TokenScores], list[TokenSpeed]]:
     """Scores of the source, then of each file, and the speed of each file.
 
     The source runs beside every file, so that no logits are stored: memory is that of two models. tokens: (windows,
@@ -54,7 +54,7 @@ def run_files(
     """
     context = tokens.shape[1]
     found: list[TokenScores] = []
-    speeds: list[Speed] = []
+    speeds: list[TokenSpeed] = []
     for number, file in enumerate(files):
         with _opened(source, context, cpu, threads) as base, _opened(file, context, cpu, threads) as model:
             if base.vocabulary != model.vocabulary:
@@ -96,10 +96,12 @@ class _Model:
         pointer = self.api.llama_get_logits(self.state)
         return np.array(np.ctypeslib.as_array(pointer, (count, self.vocabulary)), np.float32)
 
-    def speed(self, window: NDArray[np.int32]) -> Speed:
+    def speed(self, window: NDArray[np.int32]) -> TokenSpeed:
         """Tokens per second: reading this prompt, then writing an answer from an empty context. Medians."""
         answer = window[:ANSWER]
-        return Speed(len(window) / self._seconds([window]), len(answer) / self._seconds(np.split(answer, len(answer))))
+        return TokenSpeed(
+            len(window) / self._seconds([window]), len(answer) / self._seconds(np.split(answer, len(answer)))
+        )
 
     def _seconds(self, pieces: Sequence[NDArray[np.int32]]) -> float:
         """That these pieces take, one after the other. The first time does not count, if there is time for a second."""

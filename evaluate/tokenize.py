@@ -119,9 +119,7 @@ class TextTokenizer:
     encode_plain: Callable[[str], list[int]]
 
     def __call__(self, text: str) -> Ids:
-        around = ([] if each is None else [each] for each in (self.bos, self.eos))
-        first, last = around
-        return self.encode([*first, text, *last])
+        return self.encode([piece for piece in (self.bos, text, self.eos) if piece is not None])
 
     def chat(self, messages: Sequence[Message]) -> Ids:
         """The ids of a chat, int32, with BOS before it if the vocabulary or the format puts it there."""

@@ -244,13 +244,6 @@ class Kernel:
         """Whether the code of this process came from the disk."""
         return bool(self.dispatcher.stats.cache_hits)
 
-    def assembly(self) -> str:
-        """The machine code that runs, as text. RuntimeError if it came from the disk, where there is no text."""
-        self.compile()
-        if self.cached:
-            raise RuntimeError(f"{self.py_func.__qualname__} was loaded from {folder()}, without its text")
-        return "\n".join(self.dispatcher.inspect_asm().values())
-
     def __call__(self, *args: Any) -> Any:
         if not self.compiled:
             self.compile()

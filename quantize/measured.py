@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from ggufsmith.pipeline.passes import Pass
-from ggufsmith.pipeline.request import INPUTS, Request, WriteOptions
+from ggufsmith.pipeline.request import INPUTS, Request
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.outputs import QuantizedFile
 from ggufsmith.quantize.resolve import resolved
@@ -36,7 +36,7 @@ def with_budgets(
     probe = replace(
         request,
         make=replace(plain, recipes=(PLACEHOLDER,), strict=False),
-        write=_anywhere(request.write),
+        write=replace(request.write, outfile=None),  # which one budget of several cannot have
     )
     solved = []
     with open_pass(probe) as planned:
@@ -49,8 +49,3 @@ def with_budgets(
                     fit_budget(planned.tensors, output, budget, threads=request.write.threads, advance=advance)
                 )
     return replace(request, make=replace(plain, recipes=tuple(each.recipe for each in solved))), tuple(solved)
-
-
-def _anywhere(write: WriteOptions) -> WriteOptions:
-    """The same without a name for the output, which one budget of several cannot have."""
-    return replace(write, outfile=None)

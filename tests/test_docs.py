@@ -128,10 +128,10 @@ def test_the_examples_of_files_are_read(tmp_path: Path) -> None:
 def test_every_benchmark_has_its_place() -> None:
     text = (ROOT / "tests" / "bench" / "all.py").read_text(encoding="utf-8")
     (names,) = re.findall(r"^NAMES = \((.*)\)$", text, re.MULTILINE)
-    page = read("docs/benchmarks.md")
+    pages = read("docs/benchmarks.md") + read("docs/quality.md")
     assert re.findall(r'"(\w+)"', names)
     for name in re.findall(r'"(\w+)"', names):
-        assert page.count(f"<!-- bench:{name} -->") == page.count(f"<!-- /bench:{name} -->") == 1, name
+        assert pages.count(f"<!-- bench:{name} -->") == pages.count(f"<!-- /bench:{name} -->") == 1, name
         assert (ROOT / "tests" / "bench" / f"{name}.py").is_file()
 
 

@@ -1,10 +1,10 @@
-"""What became of a job, for machines: JSON, JUnit XML, GitHub's annotations, and the exit code."""
+"""What became of a job: the exit code, the last line, and for machines JUnit XML and GitHub's annotations."""
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from xml.etree import ElementTree
 
 from ggufsmith.container.errors import Failure
@@ -70,37 +70,6 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def as_json(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
-    """The report. seconds: wall time of the whole job."""
-    return {
-        "seconds": seconds,
-        "exit_code": exit_code(outcomes),
-        "verdict": verdict(outcomes),
-        "models": [_model(outcome) for outcome in outcomes],
-    }
-
-
-def _model(outcome: Outcome) -> dict[str, Any]:
-    error = outcome.error
-    return {
-        "name": outcome.model.name,
-        "place": outcome.model.place,
-        "source": str(outcome.model.hub or outcome.model.source),
-        "folder": str(outcome.model.folder),
-        "status": outcome.status,
-        "seconds": outcome.seconds,
-        "parameters": outcome.weights or None,
-        "weights_per_second": outcome.rate or None,
-        "notes": list(outcome.notes),
-        "error": error
-        and {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix, "also": error.also},
-        "outputs": [
-            {**asdict(made), "bytes": made.size, "status": "done" if made.label in outcome.new else "finished"}
-            for made in outcome.made
-        ],
-    }
 
 
 def as_junit(outcomes: Sequence[Outcome], name: str, seconds: float) -> bytes:

@@ -46,7 +46,7 @@ class FinishedOutput:
 
     label:  as the job file has it. plan: the fingerprint.
     types:  format -> tensors that have it.
-    fallbacks: tensors that could not have the type of their rule.
+    fallbacks: tensors that could not have the type of their rule. requantized: those that were quantized before.
     """
 
     label: str
@@ -55,6 +55,7 @@ class FinishedOutput:
     bits_per_weight: float
     types: Mapping[str, int]
     fallbacks: tuple[str, ...] = ()
+    requantized: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -108,7 +109,7 @@ def _read(path: Path) -> tuple[Record, int]:
 
 
 def _made(entry: Mapping[str, Any]) -> FinishedOutput:
-    lists = {key: tuple(entry[key]) for key in ("fallbacks", "notes")}
+    lists = {key: tuple(entry.get(key, ())) for key in ("fallbacks", "requantized", "notes")}
     return FinishedOutput(**{**entry, **lists, "files": tuple(FinishedFile(**file) for file in entry["files"])})
 
 
@@ -145,7 +146,7 @@ def fingerprints(model: JobModel, *, by_content: bool = False) -> dict[str, str]
         "name": model_folder_name(model.source) if model.is_checkpoint and not model.hub else "",
         "inputs": list(_inputs(model, by_content)),
         "base": [hub_id(options.base), model_folder_name(options.base)] if options.base else [],
-        "lora": [[model_folder_name(folder), factor] for folder, factor in adapters_of(options)],
+        "lora": [[model_folder_name(folder), factor] for folder, factor in adapters_of(options).values()],
         "settings": {key: model.settings[key] for key, record in SETTINGS.items() if record.decides},
     }
     return {wanted.label: _digest({**common, **_wanted(wanted)}) for wanted in model.wanted}
@@ -189,7 +190,10 @@ def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
     options, imatrix = model.request.source, model.request.make.imatrix
     if imatrix == AUTO:
         yield [str(AUTO)]  # what it is follows from the model and from our version
-    folders = [*(folder for folder, _ in adapters_of(options)), *([options.tokenizer] if options.tokenizer else [])]
+    folders = [
+        *(folder for folder, _ in adapters_of(options).values()),
+        *([options.tokenizer] if options.tokenizer else []),
+    ]
     others = (each for folder in folders for each in _model_files(folder))
     for root, path in [
         *sources,

@@ -1,6 +1,6 @@
-"""Runs the benchmarks, and puts the tables that they print between their marks in docs/benchmarks.md.
+"""Runs the benchmarks, and puts what they print between their marks in docs/benchmarks.md or docs/quality.md.
 
-usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster]
+usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [quality]
 
 default: all of them
 """
@@ -10,19 +10,21 @@ import sys
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
-PAGE = BENCH.parents[1] / "docs" / "benchmarks.md"
-NAMES = ("convert", "quant", "sources", "kernels", "container", "resume", "batch", "hub", "cluster")
+DOCS = BENCH.parents[1] / "docs"
+PAGES = {"quality": "quality.md"}  # of benchmarks that have a page of their own
+NAMES = ("convert", "quant", "sources", "kernels", "container", "resume", "batch", "hub", "cluster", "quality")
 
 
 def insert(name: str, text: str) -> None:
     """Replace what is between <!-- bench:NAME --> and its end mark. ValueError if the page has no such mark."""
     begin, end = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
-    whole = PAGE.read_text(encoding="utf-8")
+    page = DOCS / PAGES.get(name, "benchmarks.md")
+    whole = page.read_text(encoding="utf-8")
     head, found, rest = whole.partition(begin)
     if not found:
-        raise ValueError(f"{PAGE} has no mark for the benchmark {name}")
+        raise ValueError(f"{page} has no mark for the benchmark {name}")
     _, _, tail = rest.partition(end)
-    PAGE.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8", newline="\n")
+    page.write_text(f"{head}{begin}{text.strip()}\n{end}{tail}", encoding="utf-8", newline="\n")
 
 
 def main() -> None:

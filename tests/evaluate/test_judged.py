@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from ggufsmith.evaluate.judged import Candidate, Judged, Speed, csv_of, judged, labels_of, markdown
+from ggufsmith.evaluate.judged import Candidate, Judged, TokenSpeed, csv_of, judged, labels_of, markdown
 from ggufsmith.evaluate.quality import Quality, qualities
 from ggufsmith.evaluate.token_scores import TokenScores
 
@@ -22,7 +22,7 @@ def rows(divergence: float, domains: int = 2) -> list[Quality]:
     return qualities(full, full, [f"d{k % domains}" for k in range(4)])
 
 
-def files(*given: tuple[str, int, float], speed: Speed | None = None, group: str = "out") -> list[Judged]:
+def files(*given: tuple[str, int, float], speed: TokenSpeed | None = None, group: str = "out") -> list[Judged]:
     candidates = [Candidate(name, group, size, 8.0) for name, size, _ in given]
     return judged(candidates, [rows(loss) for *_, loss in given], [speed] * len(given))
 
@@ -49,7 +49,7 @@ def test_labels_are_what_distinguishes_the_names(names: list[str], labels: list[
 
 
 def test_csv_has_a_line_for_every_file_and_domain_in_full() -> None:
-    found = files(("a,b.gguf", 10, 0.1), ("c.gguf", 20, 1 / 3), speed=Speed(100.0, 10.5))
+    found = files(("a,b.gguf", 10, 0.1), ("c.gguf", 20, 1 / 3), speed=TokenSpeed(100.0, 10.5))
     read = list(csv.DictReader(io.StringIO(csv_of(found))))
     assert [(each["name"], each["domain"]) for each in read] == [
         (name, domain) for name in ("a,b.gguf", "c.gguf") for domain in ("all", "d0", "d1")
@@ -63,4 +63,4 @@ def test_the_table_of_a_card_cannot_be_ended_by_a_name() -> None:
     lines = markdown(files(("a`|b.gguf", 10, 0.1), ("c.gguf", 20, 0.01))).splitlines()
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
-    assert "Prompt tokens/s" in markdown(files(("a.gguf", 10, 0.1), speed=Speed(1, 2)))
+    assert "Prompt tokens/s" in markdown(files(("a.gguf", 10, 0.1), speed=TokenSpeed(1, 2)))

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -135,7 +134,6 @@ def test_a_folder_where_a_file_cannot_be_read_is_an_error(tmp_path: Path) -> Non
         read_texts([tmp_path / "a.txt"])
 
 
-@pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed; it is not a dependency")
 def test_parquet(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet

@@ -1,15 +1,36 @@
-"""What the object files in a cache of kernels define for others to see."""
+"""The object files in a cache of kernels: what they define for others to see, and their text."""
 
 import pickle
 import struct
 from pathlib import Path
 
+from every_kernel import all_kernels
 from llvmlite import binding
+from numba.core.registry import cpu_target
+
+Object = tuple[bytes, bytes]  # the object file of a kernel, and the LLVM module that it was made from
 
 
-def cached_objects(folder: Path) -> dict[str, tuple[bytes, bytes]]:
-    """Of every file that Numba keeps there: the object file, and the LLVM module that it was compiled from."""
-    return {path.name: pickle.loads(path.read_bytes())[0][2] for path in sorted(folder.rglob("*.nbc"))}
+def cached_objects() -> dict[str, Object]:
+    """What the user's cache has of every kernel, by file name. What else lies there is left out."""
+    found = {}
+    for kernel in all_kernels().values():
+        if kernel.stored:
+            files = kernel.dispatcher._cache._cache_file
+            (name,) = files._load_index().values()
+            found[name] = files._load_data(name)[0][2]
+    return found
+
+
+def objects_in(folder: Path) -> dict[str, Object]:
+    """Every file that Numba keeps in a folder."""
+    return {path.name: pickle.loads(path.read_bytes())[0][2] for path in folder.rglob("*.nbc")}
+
+
+def assembly(module: bytes) -> str:
+    """The text of a kernel's machine code, as Numba makes it (numba.core.codegen.CPUCodeLibrary.get_asm_str)."""
+    text: str = cpu_target.target_context.codegen()._tm.emit_assembly(binding.parse_bitcode(module))
+    return text
 
 
 def visible_symbols(code: bytes, module: bytes) -> set[str]:

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.batch.jobfile import JobModel
-from ggufsmith.convert.batch.report import Outcome, Status, annotations, as_json, as_junit, exit_code, verdict
+from ggufsmith.convert.batch.report import Outcome, Status, annotations, as_junit, exit_code, verdict
 from ggufsmith.convert.batch.state import FinishedFile, FinishedOutput
 from ggufsmith.pipeline.request import Request
 
 FOLDER = Path.cwd()
 MADE = FinishedOutput(
-    "q8_0", "plan", (FinishedFile("a.gguf", 7, "ab"),), 8.5, {"Q8_0": 1}, ("blk.0.x",), ("one falls back",)
+    "q8_0", "plan", (FinishedFile("a.gguf", 7, "ab"),), 8.5, {"Q8_0": 1}, ("blk.0.x",), notes=("one falls back",)
 )
 
 
@@ -42,15 +42,6 @@ def test_annotations() -> None:
         "::warning file=sub/jobs.toml,line=7,title=d::a note",
         "::warning file=sub/jobs.toml,line=7,title=d::q8_0: one falls back",
     ]
-
-
-def test_json() -> None:
-    report = as_json([outcome("a", "done")], 3.0)
-    (model,) = report["models"]
-    assert (model["weights_per_second"], model["notes"]) == (50.0, ["a note"])
-    (made,) = model["outputs"]
-    assert (made["bytes"], made["status"], made["fallbacks"]) == (7, "done", ("blk.0.x",))
-    assert made["files"] == ({"name": "a.gguf", "bytes": 7, "sha256": "ab"},)
 
 
 @given(st.text(), st.text())

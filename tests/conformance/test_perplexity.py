@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import checkpoints
-from ggufsmith.evaluate.evaluation import Task, evaluate
+from ggufsmith.evaluate.evaluation import EvalTask, evaluate
 from ggufsmith.evaluate.judged import Evaluation
 from ggufsmith.evaluate.quality import Quality
 from ggufsmith.pipeline.request import Request, TextOptions
@@ -34,7 +34,7 @@ WITHIN = {"F32": 1e-3, "Q8_0": 5e-3, "Q4_0": 5e-3}
 
 def judged(source: Path, files: list[Path], **options: object) -> Evaluation:
     reading = TextOptions(text=(text(source.parent),), context=CONTEXT, chunks=CHUNKS, device="cpu")
-    return evaluate(Task(Request(source), tuple(files), reading, **options))  # type: ignore[arg-type]
+    return evaluate(EvalTask(Request(source), tuple(files), reading, **options))  # type: ignore[arg-type]
 
 
 def text(folder: Path) -> Path:
@@ -96,7 +96,7 @@ def test_a_recipe_is_judged_as_the_file_that_it_writes(tmp_path: Path) -> None:
     folder = checkpoints.write("llama", tmp_path / "Tiny-2M-v1.0")
     convert(request(folder, "q4_0", outdir=tmp_path))
     reading = TextOptions(text=(text(tmp_path),), context=CONTEXT, chunks=CHUNKS, device="cpu")
-    task = Task(request(folder, "q4_0"), (tmp_path / "Tiny-2M-v1.0-Q4_0.gguf",), reading)
+    task = EvalTask(request(folder, "q4_0"), (tmp_path / "Tiny-2M-v1.0-Q4_0.gguf",), reading)
     file, recipe = evaluate(task).files
     assert file.whole == recipe.whole
     assert (file.bytes, file.bits_per_weight) == (recipe.bytes, recipe.bits_per_weight)

@@ -1,0 +1,141 @@
+"""`ggufsmith eval`, as far as it goes without running a model: what it refuses, and what it shows, writes and keeps."""
+
+import io
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_models as models
+from commands import run
+from rich.cells import cell_len
+from rich.console import Console
+from schemas import faults
+
+from ggufsmith.cli import eval as command
+from ggufsmith.cli import render
+from ggufsmith.cli.report import as_dict, json_schema
+from ggufsmith.evaluate.evaluation import EvalTask
+from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged
+from ggufsmith.evaluate.quality import compare, qualities
+from ggufsmith.evaluate.token_scores import TokenScores
+from ggufsmith.naming.modelcard import MEASURED, with_measurements
+from ggufsmith.pipeline.request import MakeOptions, Request, TextOptions
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "eval.schema.json"
+NAMES = ("Tiny-2M-IQ2_XXS.gguf", "Tiny-2M-Q4_K_M.gguf", "Tiny-2M-Q8_0.gguf")
+
+
+def scores(scale: float) -> TokenScores:
+    generator = np.random.default_rng(1)
+    nll = generator.gamma(2, 1, (6, 31)).astype(np.float32)
+    divergence = (scale * generator.gamma(0.5, 1, nll.shape)).astype(np.float32)
+    return TokenScores(nll + divergence, divergence, divergence < 0.5, np.exp(-nll - divergence))
+
+
+def evaluation(speed: TokenSpeed | None = None, domains: int = 2) -> Evaluation:
+    of_window = [f"domain {k % domains}" for k in range(6)]
+    source, found = scores(0), [scores(scale) for scale in (0.9, 0.03, 1e-5)]
+    candidates = [Candidate(name, "out", size * 10**8, 8.5) for name, size in zip(NAMES, (1, 20, 400), strict=True)]
+    rows = judged(candidates, [qualities(each, source, of_window) for each in found], [speed] * 3)
+    own = qualities(source, source, of_window)
+    pairs = [compare((NAMES[1], NAMES[2]), found[1], found[2])]
+    return Evaluation(
+        *(1, "Tiny-2M", own, "torch", "cpu", "float32", ["prose.txt"], "0" * 64, 64, 6, 186, rows, pairs, [], 1.5)
+    )
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "Tiny-2M-F16.gguf"
+    models.write_model(path)
+    return path
+
+
+def refused(code: int, words: str, *arguments: object) -> None:
+    done = run(command.evaluate, *arguments)
+    assert done.exit_code == code, done.output
+    assert re.search(words, " ".join(done.output.split())), done.output
+
+
+def test_what_is_refused_before_anything_is_opened(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    against = ("--against", model)
+    refused(2, "nothing to judge", *against)
+    refused(2, "no engine", model, *against, "--engine", "onnx")
+    refused(2, "has none yet", *against, "-r", "q8_0", "--engine", "llama.cpp")
+    refused(2, "recipes only", model, *against, "--imatrix", model)
+    refused(2, "too few", model, *against, "--context", "3")
+    refused(2, r"\.svg", model, *against, "--plot", tmp_path / "a.pdf")
+    refused(2, "folder does not exist", model, *against, "--csv", tmp_path / "absent" / "a.csv")
+    refused(2, "recipe has none", *against, "-r", "q8_0", "--card")
+    (tmp_path / "README.md").write_text("# Mine\n", encoding="utf-8")
+    refused(6, "did not write", model, *against, "--card")
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    refused(3, "pip install llama-cpp-python", model, *against, "--engine", "llama.cpp")
+    monkeypatch.setattr("ggufsmith.evaluate.needed.LIBRARIES", ("torch_that_nobody_has",))
+    refused(2, r"pip install 'ggufsmith\[eval\]'", model, *against)
+
+
+def test_errors_are_json_where_that_was_asked_for(model: Path) -> None:
+    done = run(command.evaluate, "--against", model, "--json")
+    assert json.loads(done.output)["error"]["code"] == 2
+
+
+@pytest.mark.parametrize("speed", [None, TokenSpeed(1234.5, 98.7)])
+def test_tables_fit_80_columns(speed: TokenSpeed | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None, soft_wrap=True, highlight=False)
+    monkeypatch.setattr(render, "out", out)
+    command._show(evaluation(speed), [("csv", "a.csv")])
+    said = out.file.getvalue()  # type: ignore[attr-defined]
+    assert all(cell_len(line) <= 80 for line in said.splitlines())
+    for words in (
+        "IQ2_XXS *",
+        "Q4_K_M *",
+        "Q8_0 *",
+        "domain 1",
+        "6 windows of 64, 186 tokens",
+        "is closer to the source",
+    ):
+        assert words in said, words
+    assert ("1234" in said or "1235" in said) == (speed is not None)
+    row = next(line for line in said.splitlines() if "IQ2_XXS" in line)
+    assert "±" in row and "%" in row
+
+
+def test_the_report_is_as_its_schema_says() -> None:
+    schema = json.loads(DOCUMENT.read_text(encoding="utf-8"))
+    assert schema == json_schema(Evaluation, schema["title"])
+    for report in (evaluation(), evaluation(TokenSpeed(1.0, 2.0), domains=1)):
+        plain = json.loads(json.dumps(as_dict(report)))
+        assert list(faults(plain, schema)) == []
+        assert len(plain["files"][0]["quality"]) in (1, 3)
+
+
+def task(model: Path, **reading: Any) -> EvalTask:
+    return EvalTask(Request(model, make=MakeOptions()), (model,), TextOptions(**reading))
+
+
+def test_a_card_is_made_kept_and_measured_again(model: Path) -> None:
+    asked = task(model, text=(Path("some", "folder", "my text.txt"),), chunks=7)
+    path = command._write_card(asked, evaluation(), str(model))
+    first = path.read_text(encoding="utf-8")
+    assert all(mark in first for mark in MEASURED)
+    assert "ggufsmith eval Tiny-2M-F16.gguf --against Tiny-2M-F16.gguf --text 'my text.txt' --chunks 7" in first
+    assert str(model.parent) not in first
+    assert first.index("## Provided files") < first.index("## Quality") < first.index("## How to run")
+    again = replace(evaluation(), scored_tokens=4711)
+    command._write_card(asked, again, str(model))
+    second = path.read_text(encoding="utf-8")
+    assert second.count("## Quality") == 1 and "4711 tokens" in second
+    assert second == first.replace("186 tokens", "4711 tokens")
+
+
+def test_a_card_without_the_heading_gets_the_table_at_its_end() -> None:
+    card = with_measurements("# Mine\n", "| a |", "Says.", "ggufsmith eval")
+    assert card.startswith("# Mine\n\n<!-- measured") and card.endswith(f"{MEASURED[1]}\n")
