@@ -401,6 +401,22 @@ class Fit(NamedTuple):
 
 
 @jitable
+def step_of_d(d: Any, x: Any) -> Any:
+    """From d to the float16 nearest to d + x; none if that changes the sign or overflows."""
+    d2 = as_half(d + x)
+    return select((absolute(d2) <= LARGEST_HALF) & (d2 * d > f32(0)), d2, d) - d
+
+
+@jitable
+def step_of_dmin(dmin: Any, y: Any, coding: Coding) -> Any:
+    """The same from dmin, which may be zero, and below it in some formats."""
+    dmin2 = as_half(dmin + y)
+    if coding.positive:
+        dmin2 = maximum(dmin2, f32(0))
+    return select(absolute(dmin2) <= LARGEST_HALF, dmin2, dmin) - dmin
+
+
+@jitable
 def refit(state: State, place: Place, tile: Tile, g: Any, fit: Fit, coding: Coding) -> bool:
     """The d and dmin that are best for the levels, by least squares, if as float16 they are better than the old.
 
@@ -431,14 +447,14 @@ def refit(state: State, place: Place, tile: Tile, g: Any, fit: Fit, coding: Codi
     det = aa * bb - ab * ab
     both = det > f32(1e-5) * aa * bb
     x = select(both, (ga * bb - gb * ab) / select(both, det, f32(1)), select(aa > zero, ga / aa, zero))
-    d2 = as_half(d + x)
-    x = select((absolute(d2) <= LARGEST_HALF) & (d2 * d > zero), d2, d) - d
-    y = select(bb > zero, (gb - x * ab) / bb, zero)
-    dmin2 = as_half(dmin + y)
-    if coding.positive:
-        dmin2 = maximum(dmin2, zero)
-    y = select(absolute(dmin2) <= LARGEST_HALF, dmin2, dmin) - dmin
+    x = step_of_d(d, x)
+    y = step_of_dmin(dmin, select(bb > zero, (gb - x * ab) / bb, zero), coding)
     change = x * (x * aa - (ga + ga)) + y * (y * bb - (gb + gb)) + (x * y) * (ab + ab)
+    # Rounded, one step alone may be better than both.
+    alone = step_of_d(d, select(aa > zero, ga / aa, zero))
+    change_alone = alone * (alone * aa - (ga + ga))
+    better = change_alone < change
+    x, y, change = select(better, alone, x), select(better, zero, y), select(better, change_alone, change)
     better = change < zero
     if not any_lane(better):
         return False

@@ -138,13 +138,15 @@ def test_merging_is_llama_imatrix_s(tmp_path: Path) -> None:
     theirs(model, reading(tmp_path, chunks=7), "--output-format", "dat", output=paths[2])
     for parts in (paths[:2], paths[:1] * 2, paths[2:], paths):
         files = [word for path in parts for word in ("--in-file", str(path))]
-        run_tool("llama-imatrix", *files, "-c", CONTEXT, "-o", tmp_path / "both.gguf")
+        run_tool("llama-imatrix", "-m", model, *files, "-c", CONTEXT, "-o", tmp_path / "both.gguf")
         wanted = open_imatrix(tmp_path / "both.gguf")
         found = merged(list(map(open_imatrix, parts)), CONTEXT)
         assert (found.datasets, found.chunks, found.chunk_size) == (wanted.datasets, wanted.chunks, wanted.chunk_size)
         write_imatrix(found, tmp_path / "ours.gguf", sync=False)
         assert tensors(tmp_path / "ours.gguf") == tensors(tmp_path / "both.gguf")
-        run_tool("llama-imatrix", *files, "-c", CONTEXT, "--output-format", "dat", "-o", tmp_path / "both.dat")
+        run_tool(
+            "llama-imatrix", "-m", model, *files, "-c", CONTEXT, "--output-format", "dat", "-o", tmp_path / "both.dat"
+        )
         write_imatrix(found, tmp_path / "ours.dat", "dat")
         numbers = open_imatrix(tmp_path / "both.dat").entries
         for name, entry in open_imatrix(tmp_path / "ours.dat").entries.items():
@@ -155,7 +157,9 @@ def test_statistics_are_llama_imatrix_s(tmp_path: Path) -> None:
     model = f32_of("mixtral", tmp_path)
     path = tmp_path / "i.gguf"
     theirs(model, reading(tmp_path), output=path)
-    said = run_tool("llama-imatrix", "--in-file", path, "--show-statistics", until="CosSim(.|\n)+CosSim(.|\n)+0.")
+    said = run_tool(
+        "llama-imatrix", "-m", model, "--in-file", path, "--show-statistics", until="CosSim(.|\n)+CosSim(.|\n)+0."
+    )
     found = statistics(open_imatrix(path))
     rows = _rows(said, 13)
     assert len(rows) == len(found)
@@ -187,8 +191,11 @@ def test_statistics_are_llama_imatrix_s(tmp_path: Path) -> None:
 
 
 def _rows(said: str, columns: int) -> list[Sequence[str]]:
-    """The rows of a table with so many columns, separated by tabs; without percent signs."""
-    rows = [[cell.strip(" %\r") for cell in line.split("\t")] for line in said.splitlines()]
+    """The rows of a table with so many columns, separated by tabs; without percent signs and what the log puts before
+    a line.
+    """
+    lines = (re.sub(r"^[\d.]+ I ", "", line) for line in said.splitlines())
+    rows = [[cell.strip(" %\r") for cell in line.split("\t")] for line in lines]
     return [row for row in rows if len(row) == columns and re.fullmatch(NUMBER, row[-1])]
 
 

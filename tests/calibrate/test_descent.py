@@ -1,0 +1,151 @@
+"""The kernels of the descent against their twins, and against what they are to do, by brute force and in float64."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from correlated import correlated
+from numpy.typing import NDArray
+
+from ggufsmith.calibrate import refine
+from ggufsmith.calibrate.factor import OF_ITSELF, OF_MEDIAN, factor_of
+from ggufsmith.calibrate.hessian import Hessian, prepare
+from ggufsmith.calibrate.lanes import from_lanes, to_lanes
+from ggufsmith.container.formats import format_of
+from ggufsmith.quantize import fields, rows
+from ggufsmith.quantize.cache import Kernel
+from ggufsmith.quantize.kernels import descent
+
+NAMES = sorted(fields.LAYOUTS)
+
+
+def start(name: str, count: int = 40) -> tuple[NDArray[np.float32], Hessian, fields.Fields]:
+    """Weights of one block at least, their Hessian, and ggml's numbers."""
+    form = format_of(name)
+    w, h = correlated(max(64, form.weights), count, seed=len(name))
+    data = np.empty((count, form.nbytes((w.shape[1],))), np.uint8)
+    rows.encode(form, w, data, importance=h.diagonal())
+    return w, prepare(h), fields.unpack(fields.layout_of(name), data)
+
+
+def descended(run: Any, name: str, passes: int, count: int = 40) -> tuple[descent.State, NDArray[np.float32]]:
+    """The state and the errors after `run`, the kernel or its twin, on one tile."""
+    w, hessian, found = start(name, count)
+    layout, n = fields.layout_of(name), w.shape[1]
+    state, x = refine.to_state(found), to_lanes(w)
+    e = x - to_lanes(fields.values(layout, found))
+    h = hessian.h + np.diag(hessian.damping)
+    g = to_lanes((from_lanes(e, count) @ h).astype(np.float32))
+    sums = h.reshape(-1, layout.sub).sum(1)
+    with np.errstate(all="ignore"):
+        flat = (a.reshape(-1).copy() for a in (h, sums, 1 / h.diagonal(), g))
+        run(x.reshape(-1), e.reshape(-1), state, *flat, n, 0, n, passes, descent.coding_of(layout))
+    return state, e
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_descent_as_its_twin(name: str) -> None:
+    found, error = descended(descent.descend, name, 1)
+    twin, twins_error = descended(descent.descend.py_func, name, 1)
+    for a, b in zip(found, twin, strict=True):
+        assert np.array_equal(a, b)
+    assert np.array_equal(error, twins_error)
+
+
+@pytest.mark.parametrize("kernel", [descent.project, descent.inner, descent.feed])
+def test_sums_and_feedback_as_their_twins(kernel: Kernel) -> None:
+    w, hessian, found = start("Q4_K")
+    assert hessian.factor
+    results = []
+    for run in (kernel, kernel.py_func):
+        x, e, g = to_lanes(w), to_lanes(w[::-1]), np.zeros_like(to_lanes(w[:, :64]))
+        out, state = np.zeros(x.size // 256, np.float32), refine.to_state(found)
+        arguments: tuple[Any, ...] = {
+            "project": (e.reshape(-1), hessian.h.reshape(-1), 256, 64, 64, 3, 200, g.reshape(-1)),
+            "inner": (e.reshape(-1), x.reshape(-1), 256, 0, 256, out),
+            "feed": (
+                x.reshape(-1),
+                to_lanes(w).reshape(-1),
+                e.reshape(-1),
+                state,
+                hessian.factor.t.reshape(-1),
+                256,
+                0,
+                256,
+                descent.CODING,
+            ),
+        }[kernel.py_func.__name__]
+        with np.errstate(all="ignore"):
+            run(*arguments)
+        results.append((x, e, g, out, *state))
+    for a, b in zip(*results, strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_single_code_could_be_better(name: str) -> None:
+    """Every level of every column is tried in float64, at the end of a descent that found nothing more to do."""
+    state, _ = descended(descent.descend, name, 200, 8)
+    layout = fields.layout_of(name)
+    w, hessian, _ = start(name, 8)
+    found = refine.to_fields(state, 8)
+    h = (hessian.h + np.diag(hessian.damping)).astype(np.float64)
+    scale = np.repeat(np.repeat(found.d, layout.format.weights // layout.sub, 1) * found.scales, layout.sub, 1)
+    e = w.astype(np.float64) - fields.values(layout, found)
+    g, loss = e @ h, ((e @ h) * e).sum(1)
+    # The change of the loss by a change of one weight alone: [rows, columns, levels].
+    change = scale[:, :, None] * (layout.levels.astype(np.float64) - found.levels[:, :, None].astype(np.float64))
+    gain = 2 * change * g[:, :, None] - change**2 * h.diagonal()[:, None]
+    assert gain.max() < 1e-5 * loss.max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_step_of_d_could_be_better(name: str) -> None:
+    """The neighbours of d among the halves, codes as they are, where there is one block in a row."""
+    state, _ = descended(descent.descend, name, 200, 8)
+    layout = fields.layout_of(name)
+    w, hessian, _ = start(name, 8)
+    found = refine.to_fields(state, 8)
+    h = (hessian.h + np.diag(hessian.damping)).astype(np.float64)
+
+    def loss(numbers: fields.Fields) -> NDArray[np.float64]:
+        e = w.astype(np.float64) - fields.values(layout, numbers)
+        return np.asarray(((e @ h) * e).sum(1))
+
+    here = loss(found)
+    for step in (-1, 1):
+        bits = found.d.astype(np.float16).view(np.int16) + np.int16(step)
+        moved = np.where(found.d == 0, found.d, bits.view(np.float16).astype(np.float32))
+        moved[:, 1:] = found.d[:, 1:]
+        assert (loss(replace(found, d=moved)) > here * (1 - 1e-4)).all()
+
+
+def test_feedback_is_ldlq() -> None:
+    """As in its definition, column by column in float64, with ggml's scales of the only tile."""
+    w, hessian, _ = start("Q4_K")
+    factor, layout = hessian.factor, fields.layout_of("Q4_K")
+    assert factor
+    state, e = refine.feed_back(layout, to_lanes(w), factor)
+    found = refine.to_fields(state, len(w))
+    assert np.array_equal(from_lanes(e, len(w)), w - fields.values(layout, found))
+    scale = np.repeat(np.repeat(found.d, 8, 1) * found.scales, 32, 1).astype(np.float64)
+    low = np.repeat(np.repeat(found.dmin, 8, 1) * found.minima, 32, 1).astype(np.float64)
+    t, error, levels = np.tril(factor.t, -1).astype(np.float64), np.zeros(w.shape), np.zeros(w.shape)
+    for k in range(256):
+        wanted = w[:, k] + error @ t[k]
+        levels[:, k] = np.clip(np.rint((wanted + low[:, k]) / scale[:, k]), 0, 15)
+        error[:, k] = w[:, k] - (scale[:, k] * levels[:, k] - low[:, k])
+    assert (levels == found.levels).mean() > 0.999
+
+
+@pytest.mark.parametrize("n", [64, 288, 640])
+def test_the_factor(n: int) -> None:
+    _, h = correlated(n, 1)
+    factor = factor_of(h)
+    assert factor
+    t = np.tril(factor.t, -1).astype(np.float64) + np.eye(n)
+    diagonal = h.diagonal().astype(np.float64)
+    wanted = h + np.diag(OF_ITSELF * diagonal + OF_MEDIAN * np.median(diagonal))
+    unit = np.sqrt(np.outer(diagonal, diagonal))
+    assert np.abs((t.T * factor.d @ t - wanted) / unit).max() < 1e-5
