@@ -1,7 +1,7 @@
 """Sums X^T X of what the linear layers of a model are given: an observer, whose sums become Hessians.
 
-Layers that are given the same (queries, keys and values; gates and ups) share one sum. The sums of a block are taken out
-when the block is done, so that only those of one block are in memory.
+Layers that are given the same (queries, keys and values; gates and ups) share one sum. The sums of a block are taken
+out when the block is done, so that only those of one block are in memory.
 """
 
 from collections.abc import Collection, Mapping

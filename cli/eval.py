@@ -118,7 +118,7 @@ def _evaluated(task: "EvalTask", against: str, *, quiet: bool) -> "Evaluation":
     from functools import partial
 
     from ggufsmith.cli import render
-    from ggufsmith.cli.calibrated import with_imatrix
+    from ggufsmith.cli.calibrated import with_calibration
     from ggufsmith.cli.hub import HubRequest, located
     from ggufsmith.convert.open import file_of, open_pass
     from ggufsmith.evaluate.evaluation import evaluate
@@ -138,7 +138,7 @@ def _evaluated(task: "EvalTask", against: str, *, quiet: bool) -> "Evaluation":
     with located(wanted, quiet=quiet) as place:
         request = replace(task.request, path=file or place.folder)
         opener = partial(open_pass, open_files=place.open_files, notes=place.notes)
-        with with_imatrix(request, opener, dry_run=False, silent=quiet) as (made, _):
+        with with_calibration(request, opener, dry_run=False, silent=quiet) as (made, opener):
             return evaluate(replace(task, request=made), opener=opener, progress=progress)
 
 

@@ -175,7 +175,9 @@ def stream(
 ) -> list[dict[str, Finding]]:
     """Write every tensor into every target. The first error, or an interrupt, stops all threads and is raised.
 
-    only: the names of the tensors to write now, if not all. Returns for each target the tensors some of whose weights had no usable importance (see `rows.Report`).
+    only: the names of the tensors to write now, if not all.
+
+    Returns for each target the tensors some of whose weights had no usable importance (see `rows.Report`).
 
     Malformed: a weight is NaN or infinite. Unsupported: a finite weight that the target type cannot hold.
     """
