@@ -138,8 +138,8 @@ def _evaluated(task: "EvalTask", against: str, *, quiet: bool) -> "Evaluation":
     with located(wanted, quiet=quiet) as place:
         request = replace(task.request, path=file or place.folder)
         opener = partial(open_pass, open_files=place.open_files, notes=place.notes)
-        with with_calibration(request, opener, dry_run=False, silent=quiet) as (made, opener):
-            return evaluate(replace(task, request=made), opener=opener, progress=progress)
+        with with_calibration(request, opener, dry_run=False, silent=quiet) as (made, opened):
+            return evaluate(replace(task, request=made), opener=opened, progress=progress)
 
 
 def _check_folder(path: Path | None) -> None:

@@ -198,13 +198,13 @@ class MakeOptions:
     )
     calibrate: tuple[Path, ...] = option(
         (),
-        "Run the model on a text and choose the bytes that lose least of what its layers compute: about half the loss "
-        "of a plain file of the same size, in types that every llama.cpp loads. Without a FILE, the text that ships "
-        "with ggufsmith; may be given several times.",
+        "Run the model on a text, and choose the bytes with which its layers compute most nearly what they computed "
+        "before. The files are as large as without it, and every llama.cpp loads them. Without a FILE, the text that "
+        "ships with ggufsmith; may be given several times.",
         "Calibration",
         metavar="[FILE]",
         inputs=WEIGHTS,
-        keyed='Texts to calibrate the outputs on, or "auto" for the text that ships with ggufsmith.',
+        keyless="a job does not calibrate",
     )
     calibrate_chunks: int | None = option(
         None,
@@ -212,7 +212,7 @@ class MakeOptions:
         "Calibration",
         metavar="NUMBER",
         inputs=WEIGHTS,
-        decides=True,
+        keyless="a job does not calibrate",
     )
     effort: str | None = option(
         None,
@@ -220,7 +220,7 @@ class MakeOptions:
         "Calibration",
         metavar="NAME",
         inputs=WEIGHTS,
-        decides=True,
+        keyless="a job does not calibrate",
     )
     calibrate_device: str | None = option(
         None,
@@ -229,7 +229,7 @@ class MakeOptions:
         flag="--device",
         metavar="NAME",
         inputs=WEIGHTS,
-        keyless="it depends on the machine",
+        keyless="a job does not calibrate",
     )
     include_weights: tuple[str, ...] = option(
         (),
