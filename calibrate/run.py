@@ -97,10 +97,7 @@ def check(request: Request) -> None:
     ):
         if given:
             raise Usage(f"{flag} cannot be combined with --calibrate, {why}", fix=f"Leave out {flag}.")
-    if not resolved(request, *INPUTS)[0].quantizes:
-        raise Usage(
-            "--calibrate improves quantized files, but no recipe was given", fix="Add --recipe, such as q4_K_M."
-        )
+    resolved(request, *INPUTS)  # which needs a recipe
 
 
 def settled(make: MakeOptions) -> MakeOptions:

@@ -94,7 +94,7 @@ def test_the_keys_go_when_the_file_is_quantized_again(tmp_path: Path) -> None:
     [
         ({"imatrix": Path("auto")}, "--imatrix cannot be combined with --calibrate"),
         ({"scheduler": "tcp://localhost:1"}, "--scheduler cannot be combined"),
-        ({"recipes": ()}, "no recipe was given"),
+        ({"recipes": ()}, "but no recipe"),
         ({"effort": "huge"}, "unknown effort 'huge'"),
     ],
 )
