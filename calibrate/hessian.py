@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ggufsmith.calibrate.factor import Factor, Map, factor_of
 
 # Added to the diagonal for the descent, as a part of itself: what H says is known from a sample.
-DAMPING = np.float32(0.003)
+DAMPING = np.float32(0.03)
 # And as a part of its mean, so that a column without inputs is rounded to the nearest level.
 FLOOR = np.float32(1e-9)
 # What rounding may do to |h_ij| <= sqrt(h_ii h_jj), which holds for every H that is a mean of x x^T.

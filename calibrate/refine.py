@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ggufsmith.calibrate.factor import Factor
 from ggufsmith.calibrate.hessian import Hessian
 from ggufsmith.calibrate.lanes import Lanes, add_products, from_lanes, inner, to_lanes
+from ggufsmith.calibrate.tiles import descend, feed
 from ggufsmith.container.formats import Format
 from ggufsmith.pipeline.findings import Report
 from ggufsmith.quantize import fields, rows
@@ -84,22 +85,21 @@ def refine_block(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
     """Data, start and end of a few rows; `plain` is what ggml makes of them."""
     layout = fields.layout_of(target.name)
-    coding = descent.coding_of(layout)
     first = fields.unpack(layout, plain)
     x = to_lanes(w)
     e = x - to_lanes(fields.values(layout, first))
-    state = to_state(first)
+    state = to_state(layout, first)
     start = end = np.zeros(0)
     if target.name in FED and hessian.factor:
         start = losses(e, hessian)
         state, e = feed_back(layout, x, hessian.factor)
     sweeps, passes = SWEEPS[effort]
     for _ in range(sweeps):
-        before, end = sweep(x, e, state, hessian, coding, passes)
+        before, end = sweep(layout, x, e, state, hessian, passes)
         start = start if start.size else before
         if not before.sum() - end.sum() > WORTH * before.sum():
             break
-    data = fields.pack(layout, to_fields(state, len(w)))
+    data = fields.pack(layout, to_fields(layout, state, len(w)))
     start, end = start[: len(w)], end[: len(w)]
     worse = ~(end < start)
     data[worse], end[worse] = plain[worse], start[worse]
@@ -107,7 +107,7 @@ def refine_block(
 
 
 def sweep(
-    x: Lanes, e: Lanes, state: descent.State, hessian: Hessian, coding: descent.Coding, passes: int
+    layout: fields.Layout, x: Lanes, e: Lanes, state: descent.State, hessian: Hessian, passes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Go through all tiles once. Returns the losses of the rows before and after it, [groups * W].
 
@@ -129,20 +129,7 @@ def sweep(
         g += hessian.damping[tile, None] * e[:, tile]
         h = hessian.h[tile, tile].copy()
         h[np.arange(len(h)), np.arange(len(h))] += hessian.damping[tile]
-        descent.descend(
-            x.reshape(-1),
-            e.reshape(-1),
-            state,
-            h.reshape(-1),
-            h.reshape(-1, coding.sub).sum(1),
-            1 / h.diagonal(),
-            g.reshape(-1),
-            n,
-            at,
-            len(h),
-            passes,
-            coding,
-        )
+        descend(layout, x, e, state, h, g, at, passes)
         front *= 2
         add_products(e, hessian.h, at, at, stop, front)
         after += inner(e, at, front)
@@ -151,7 +138,7 @@ def sweep(
 
 def feed_back(layout: fields.Layout, x: Lanes, factor: Factor) -> tuple[descent.State, Lanes]:
     """Rows quantized with error feedback, and their errors; scales are those of ggml's search for a tile."""
-    coding, form = descent.coding_of(layout), layout.format
+    form = layout.format
     groups, n, _ = x.shape
     state = empty_state(layout, groups, n)
     e = np.zeros_like(x)
@@ -162,14 +149,11 @@ def feed_back(layout: fields.Layout, x: Lanes, factor: Factor) -> tuple[descent.
         wanted = from_lanes(fed, groups * W)
         data = np.empty((len(wanted), form.nbytes((wanted.shape[1],))), np.uint8)
         rows.encode(form, wanted, data, importance=factor.d[tile])
-        for part, whole in zip(to_state(fields.unpack(layout, data)), state, strict=True):
+        for part, whole in zip(to_state(layout, fields.unpack(layout, data)), state, strict=True):
             share, wide = part.reshape(groups, -1, W), whole.reshape(groups, -1, W)
             first = at * wide.shape[1] // n
             wide[:, first : first + share.shape[1]] = share
-        corner = factor.t[tile, tile].copy()
-        descent.feed(
-            fed.reshape(-1), x.reshape(-1), e.reshape(-1), state, corner.reshape(-1), n, at, len(corner), coding
-        )
+        feed(layout, fed, x, e, state, factor.t[tile, tile], factor.d[tile], at)
     return state, e
 
 
@@ -197,14 +181,15 @@ def empty_state(layout: fields.Layout, groups: int, n: int) -> descent.State:
     return descent.State(np.zeros(groups * n * W, np.int8), *(np.zeros(groups * s * W, np.float32) for s in sizes))
 
 
-def to_state(found: fields.Fields) -> descent.State:
+def to_state(layout: fields.Layout, found: fields.Fields) -> descent.State:
     """Fields in lanes."""
-    wide = (a.astype(np.float32) for a in (found.scales, found.minima, found.d, found.dmin))
+    scales = fields.scales_of(layout, found.scales)
+    wide = (scales, found.minima.astype(np.float32), found.d, found.dmin)
     return descent.State(to_lanes(found.levels).reshape(-1), *(to_lanes(a).reshape(-1) for a in wide))
 
 
-def to_fields(state: descent.State, count: int) -> fields.Fields:
+def to_fields(layout: fields.Layout, state: descent.State, count: int) -> fields.Fields:
     """The inverse for `count` rows."""
     groups = -(-count // W)
     levels, scales, minima, d, dmin = (from_lanes(a.reshape(groups, -1, W), count) for a in state)
-    return fields.Fields(levels, scales.astype(np.int16), minima.astype(np.int16), d, dmin)
+    return fields.Fields(levels, fields.codes_of(layout, scales), minima.astype(np.int16), d, dmin)

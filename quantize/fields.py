@@ -6,8 +6,9 @@ bytes that ggml writes, `pack(unpack(b))` is b.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
@@ -42,6 +43,7 @@ class Layout:
     minima:  of each sub-block; None: they are `minimum`.
     minimum: 0 where a format has no dmin, and -1 where it is added as it stands.
     dmin:    the name of its field; None: there is none.
+    unit, half: a scale is (its code + half) * unit.
     """
 
     format: Format
@@ -52,11 +54,22 @@ class Layout:
     minima: Numbers | None = None
     minimum: int = 0
     dmin: str | None = None
+    unit: float = 1
+    half: float = 0
 
     @property
     def even(self) -> bool:
         """Whether the levels are neighbouring integers."""
         return bool(np.all(np.diff(self.levels) == 1))
+
+    def read_levels(self, bits: NDArray[np.uint8]) -> NDArray[Any]:
+        """The level of each weight, [blocks, weights]; see read_numbers."""
+        codes = read_numbers(bits, self.codes)
+        return codes if self.even else self.levels[codes]
+
+    def write_levels(self, bits: NDArray[np.uint8], levels: NDArray[np.int8]) -> None:
+        """The inverse."""
+        write_numbers(bits, self.codes, levels if self.even else np.searchsorted(self.levels, levels))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,14 +211,12 @@ def unpack(layout: Layout, data: NDArray[np.uint8]) -> Fields:
     n, form = len(data), layout.format
     records = blocks_of(form, data)
     bits = np.unpackbits(records.view(np.uint8).reshape(-1, form.size), axis=1, bitorder="little")
-    codes = read_numbers(bits, layout.codes)
-    levels = codes if layout.even else layout.levels[codes]
     subs = (len(records), form.weights // layout.sub)
     scales = read_numbers(bits, layout.scales) if layout.scales else np.ones(subs, np.int16)
     minima = read_numbers(bits, layout.minima) if layout.minima else np.full(subs, layout.minimum, np.int16)
     d = halves(records["d"])
     dmin = halves(records[layout.dmin]) if layout.dmin else np.zeros_like(d)
-    narrow = levels.astype(np.int8)
+    narrow = layout.read_levels(bits).astype(np.int8)
     return Fields(*(cast(Any, a.reshape(n, -1)) for a in (narrow, scales, minima, d, dmin)))
 
 
@@ -214,8 +225,7 @@ def pack(layout: Layout, fields: Fields) -> NDArray[np.uint8]:
     form = layout.format
     count = fields.d.size
     bits = np.zeros((count, 8 * form.size), np.uint8)
-    levels = fields.levels.reshape(count, -1)
-    write_numbers(bits, layout.codes, levels if layout.even else np.searchsorted(layout.levels, levels))
+    layout.write_levels(bits, fields.levels.reshape(count, -1))
     for numbers, values in ((layout.scales, fields.scales), (layout.minima, fields.minima)):
         if numbers:
             write_numbers(bits, numbers, values.reshape(count, -1))
@@ -230,10 +240,20 @@ def values(layout: Layout, fields: Fields) -> NDArray[np.float32]:
     """The weights, float32 [n, width], by the operations of ggml's decoders."""
     block, sub = layout.format.weights, layout.sub
     each = block // sub
-    scale = np.repeat(fields.d, each, axis=1) * fields.scales.astype(np.float32)
+    scale = np.repeat(fields.d, each, axis=1) * scales_of(layout, fields.scales)
     low = np.repeat(fields.dmin, each, axis=1) * fields.minima.astype(np.float32)
     wide = np.repeat(scale, sub, axis=1) * fields.levels.astype(np.float32)
     return wide - np.repeat(low, sub, axis=1) if layout.dmin else wide
+
+
+def scales_of(layout: Layout, codes: NDArray[np.int16]) -> NDArray[np.float32]:
+    """What codes of scales stand for, in units of d."""
+    return (codes.astype(np.float32) + np.float32(layout.half)) * np.float32(layout.unit)
+
+
+def codes_of(layout: Layout, scales: NDArray[np.float32]) -> NDArray[np.int16]:
+    """The inverse."""
+    return (scales / np.float32(layout.unit) - np.float32(layout.half)).astype(np.int16)
 
 
 def halves(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -244,10 +264,8 @@ def halves(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 @cache
 def layout_of(name: str) -> Layout:
     """The layout of a format. KeyError if its weights are not of this kind."""
-    return LAYOUTS[name]
-
-
-def take(fields: Fields, rows: NDArray[Any]) -> Fields:
-    """The fields of some of the rows."""
-    chosen = {name: value[rows] for name, value in vars(fields).items()}
-    return replace(fields, **chosen)
+    if name in LAYOUTS:
+        return LAYOUTS[name]
+    # Its layouts are beside the kernels, which are only loaded where they are needed.
+    lattices: Mapping[str, Layout] = import_module("ggufsmith.quantize.lattice_fields").LAYOUTS
+    return lattices[name]

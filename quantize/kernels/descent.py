@@ -71,8 +71,8 @@ class Coding(NamedTuple):
 def coding_of(layout: Layout) -> Coding:
     """The record of a format."""
     scales, minima = layout.scales, layout.minima
-    least = scales.lowest if scales else 1
-    most = least + 2 ** scales.bits.shape[1] - 1 if scales else 1
+    least = (scales.lowest + layout.half) * layout.unit if scales else 1
+    most = least + (2 ** scales.bits.shape[1] - 1) * layout.unit if scales else 1
     most_low = 2 ** minima.bits.shape[1] - 1 if minima else 0
     ends = f32(layout.levels[0]), f32(layout.levels[-1])
     has_dmin = layout.dmin is not None

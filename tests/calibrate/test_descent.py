@@ -33,7 +33,7 @@ def descended(run: Any, name: str, passes: int, count: int = 40) -> tuple[descen
     """The state and the errors after `run`, the kernel or its twin, on one tile."""
     w, hessian, found = start(name, count)
     layout, n = fields.layout_of(name), w.shape[1]
-    state, x = refine.to_state(found), to_lanes(w)
+    state, x = refine.to_state(layout, found), to_lanes(w)
     e = x - to_lanes(fields.values(layout, found))
     h = hessian.h + np.diag(hessian.damping)
     g = to_lanes((from_lanes(e, count) @ h).astype(np.float32))
@@ -60,7 +60,7 @@ def test_sums_and_feedback_as_their_twins(kernel: Kernel) -> None:
     results = []
     for run in (kernel, kernel.py_func):
         x, e, g = to_lanes(w), to_lanes(w[::-1]), np.zeros_like(to_lanes(w[:, :64]))
-        out, state = np.zeros(x.size // 256, np.float32), refine.to_state(found)
+        out, state = np.zeros(x.size // 256, np.float32), refine.to_state(fields.layout_of("Q4_K"), found)
         arguments: tuple[Any, ...] = {
             "project": (e.reshape(-1), hessian.h.reshape(-1), 256, 64, 64, 3, 200, g.reshape(-1)),
             "inner": (e.reshape(-1), x.reshape(-1), 256, 0, 256, out),
@@ -89,7 +89,7 @@ def test_no_single_code_could_be_better(name: str) -> None:
     state, _ = descended(descent.descend, name, 200, 8)
     layout = fields.layout_of(name)
     w, hessian, _ = start(name, 8)
-    found = refine.to_fields(state, 8)
+    found = refine.to_fields(layout, state, 8)
     h = (hessian.h + np.diag(hessian.damping)).astype(np.float64)
     scale = np.repeat(np.repeat(found.d, layout.format.weights // layout.sub, 1) * found.scales, layout.sub, 1)
     e = w.astype(np.float64) - fields.values(layout, found)
@@ -106,7 +106,7 @@ def test_no_step_of_d_could_be_better(name: str) -> None:
     state, _ = descended(descent.descend, name, 200, 8)
     layout = fields.layout_of(name)
     w, hessian, _ = start(name, 8)
-    found = refine.to_fields(state, 8)
+    found = refine.to_fields(layout, state, 8)
     h = (hessian.h + np.diag(hessian.damping)).astype(np.float64)
 
     def loss(numbers: fields.Fields) -> NDArray[np.float64]:
@@ -127,7 +127,7 @@ def test_feedback_is_ldlq() -> None:
     factor, layout = hessian.factor, fields.layout_of("Q4_K")
     assert factor
     state, e = refine.feed_back(layout, to_lanes(w), factor)
-    found = refine.to_fields(state, len(w))
+    found = refine.to_fields(layout, state, len(w))
     assert np.array_equal(from_lanes(e, len(w)), w - fields.values(layout, found))
     scale = np.repeat(np.repeat(found.d, 8, 1) * found.scales, 32, 1).astype(np.float64)
     low = np.repeat(np.repeat(found.dmin, 8, 1) * found.minima, 32, 1).astype(np.float64)
