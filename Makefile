@@ -36,19 +36,24 @@ test: setup
 
 $(VENV)/.conformance: $(VENV)/.setup
 	$(PIP) install '$(TORCH)'
-	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(PIP) install --editable '.[dev,torch,eval,conformance,quantizers,modelscope]'
+	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(PIP) install --editable '.[dev,torch,eval,plot,conformance,quantizers,modelscope]'
 	rm -rf build/oracles
 	$(PIP) install --no-deps --no-build-isolation --target build/oracles $(ORACLES)
 	touch $@
 
-# llama.cpp's converters, published vocabularies, snapshots of recipes.
+# llama.cpp's converters, published vocabularies, snapshots of recipes, sources of tools, a small trained model.
 REFERENCE := build/reference/.complete
 $(REFERENCE): tests/conformance/fetch.py $(VENV)/.setup
 	$(BIN)/python tests/conformance/fetch.py
 
+# llama.cpp's own tools, compiled from the same distribution: minutes, once.
+TOOLS := build/reference/build/.complete
+$(TOOLS): $(REFERENCE) tests/conformance/build_tools.py | $(VENV)/.conformance
+	$(BIN)/python tests/conformance/build_tools.py
+
 reference: $(REFERENCE)
 
-conformance: $(VENV)/.conformance $(REFERENCE)
+conformance: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(PYTEST) tests/conformance
 
 check: setup
@@ -61,7 +66,7 @@ check: setup
 docs: setup
 	$(BIN)/python docs/generate.py
 
-bench: $(VENV)/.conformance $(REFERENCE)
+bench: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(BIN)/python tests/bench/all.py
 
 .PHONY: help setup run test reference conformance check docs bench

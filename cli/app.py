@@ -11,8 +11,10 @@ from ggufsmith.cli.batch import EXAMPLES as BATCH_EXAMPLES
 from ggufsmith.cli.batch import batch
 from ggufsmith.cli.card import card
 from ggufsmith.cli.convert import convert
+from ggufsmith.cli.eval import evaluate
 from ggufsmith.cli.guard import start
 from ggufsmith.cli.help import Command, Group, epilog
+from ggufsmith.cli.imatrix import imatrix
 from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.name import name
 from ggufsmith.cli.options import Version
@@ -37,9 +39,11 @@ for command, alone in ((convert, convert_app), (quant, quant_app)):
         title = command.__name__
         program.command(title, cls=Command, epilog=epilog(title), no_args_is_help=True)(command)
 app.command(cls=Command, epilog=BATCH_EXAMPLES, no_args_is_help=True)(batch)
-for command in (recipes, inspect, verify, name, split, merge, card, to_hf):
+for command in (imatrix, recipes, inspect, verify, name, split, merge, card, to_hf):
     title = command.__name__.replace("_", "-")
     app.command(title, cls=Command, epilog=epilog(title), no_args_is_help=command is not recipes)(command)
+
+app.command("eval", cls=Command, epilog=epilog("eval"), no_args_is_help=True)(evaluate)
 
 
 def main() -> None:

@@ -4,6 +4,9 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from ggufsmith.convert.batch.jobfile import JobFile
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
-    from ggufsmith.convert.batch.run import BatchOptions, Draft
+    from ggufsmith.convert.batch.run import BatchOptions, Draft, Imatrices
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -122,7 +125,9 @@ def batch(
         except Malformed as error:
             _annotate(problem_annotations(error.also, Path.cwd()), as_json)
             raise
-        code = _price(read, options, as_json) if dry_run else _run(read, options, report, junit, as_json, quiet)
+        with _imatrices(read, write.threads) as imatrices:
+            options = replace(options, imatrices=imatrices)
+            code = _price(read, options, as_json) if dry_run else _run(read, options, report, junit, as_json, quiet)
 
     try:
         guarded(work, as_json)
@@ -131,6 +136,21 @@ def batch(
         raise
     if code:
         raise typer.Exit(code)
+
+
+@contextmanager
+def _imatrices(job: "JobFile", threads: int | None) -> "Iterator[Imatrices | None]":
+    """What makes the importance matrices that the job leaves to us, if it does."""
+    from ggufsmith.pipeline.request import AUTO
+
+    if not any(model.request.make.imatrix == AUTO for model in job.models):
+        yield None
+        return
+    from ggufsmith.calibrate.auto import AutoImatrix
+    from ggufsmith.calibrate.make import shipped_imatrix, text_names
+
+    with AutoImatrix(partial(shipped_imatrix, threads=threads), text_names()) as imatrices:
+        yield imatrices
 
 
 def _leave(code: int) -> None:

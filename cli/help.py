@@ -61,6 +61,33 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
             "mine.toml",
         ),
     ),
+    "eval": (
+        (
+            "ggufsmith eval Model-7B-*.gguf --against ./Model-7B",
+            "shows perplexity and divergence of every file over the text that comes with ggufsmith",
+        ),
+        (
+            "ggufsmith eval --against ./Model-7B --recipe q4_K_M --recipe iq4_xs --imatrix imatrix.gguf",
+            "judges recipes before anything is written",
+        ),
+        (
+            "ggufsmith eval *.gguf --against org/Model-7B --text wiki.test.txt --plot quality.svg --card",
+            "draws a picture and puts the table into README.md",
+        ),
+        (
+            "ggufsmith eval A.gguf B.gguf --against Model-7B-F16.gguf --engine llama.cpp --compare A.gguf B.gguf",
+            "runs the files in llama.cpp, shows their speed, and says whether one is better",
+        ),
+    ),
+    "imatrix": (
+        ("ggufsmith imatrix ./Qwen3-0.6B", "writes Qwen3-0.6B-imatrix.gguf into that folder"),
+        (
+            "ggufsmith imatrix Model-7B-BF16.gguf --text my-texts --chunks 200 -o mine.gguf",
+            "runs texts of your own through the model, and stops after 200 pieces of 512 tokens",
+        ),
+        ("ggufsmith imatrix --in one.gguf --in other.dat -o both.gguf", "merges two importance matrices of one model"),
+        ("ggufsmith imatrix --in Qwen3-0.6B-imatrix.gguf --show-statistics", "shows the statistics of every tensor"),
+    ),
     "recipes": (
         ("ggufsmith recipes", "prints all recipes, the largest first"),
         ("ggufsmith recipes ./Qwen3-0.6B", "shows the size of this model with each recipe"),

@@ -33,9 +33,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 # What a field's type, as its record declares it, is on the command line. All other tuples are of texts.
 TYPES: dict[str, Any] = {
     "bool": bool,
+    "int": int,
     "int | None": int | None,
     "Path | None": Path | None,
     "str | None": str | None,
+    "tuple[Path, ...]": list[Path] | None,
     "tuple[float, ...]": list[float] | None,
 }
 REPEATED = "tuple["
@@ -87,9 +89,9 @@ def _parameter(each: Declared, grouped: bool) -> inspect.Parameter:
     if option.metavar:
         told["metavar"] = option.metavar
     kind = TYPES.get(each.type, list[str] | None) if each.type.startswith(REPEATED) else TYPES[each.type]
-    if kind == int | None:
+    if kind in (int, int | None):
         told["min"] = 1
-    default = False if kind is bool else None
+    default = False if kind is bool else each.default if kind is int else None
     return inspect.Parameter(
         each.name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -152,8 +152,8 @@ def as_dict(report: Any) -> Any:
     return report
 
 
-def json_schema(record: type = RunReport) -> "dict[str, Any]":
-    """The JSON schema (draft 2020-12) of the report."""
+def json_schema(record: type = RunReport, title: str = f"ggufsmith report, schema {SCHEMA}") -> "dict[str, Any]":
+    """The JSON schema (draft 2020-12) of a report."""
     from typing import get_type_hints
 
     def schema_of(kind: Any) -> dict[str, Any]:
@@ -188,6 +188,6 @@ def json_schema(record: type = RunReport) -> "dict[str, Any]":
 
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"ggufsmith report, schema {SCHEMA}",
+        "title": title,
         **table(record),
     }

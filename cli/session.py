@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufsmith.cli import render
+from ggufsmith.cli.calibrated import with_imatrix
 from ggufsmith.cli.publish import Beside
 from ggufsmith.cli.report import as_dict, output_report, run_report, tensor_reports
 
@@ -28,6 +30,25 @@ def run_request(
     quiet: bool,
 ) -> None:
     """Do what a request asks for. open_pass: plans it. machine: report as JSON, and nothing else."""
+    with with_imatrix(request, open_pass, dry_run=dry_run, silent=quiet or machine) as (weighed, notes):
+
+        def noting(request: "Request") -> "Pass":
+            planned = open_pass(request)
+            return replace(planned, notes=(*notes, *planned.notes))
+
+        _run(weighed, noting, publish, dry_run=dry_run, machine=machine, quiet=quiet)
+
+
+def _run(
+    request: "Request",
+    open_pass: "Callable[[Request], Pass]",
+    publish: "PublishOptions",
+    *,
+    dry_run: bool,
+    machine: bool,
+    quiet: bool,
+) -> None:
+    """As `run_request`, of a request that leaves no importance matrix to be made."""
     from ggufsmith.quantize.measured import with_budgets
 
     def measuring(weights: int) -> AbstractContextManager[Callable[[int], None]]:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,10 +15,13 @@ def replace_text(path: Path, text: str, *, alone: bool = False) -> None:
     replace_bytes(path, text.encode("utf-8", "backslashreplace"), alone=alone)
 
 
-def replace_bytes(path: Path, data: bytes, *, alone: bool = False) -> None:
+def replace_bytes(
+    path: Path, data: bytes, *, alone: bool = False, check: Callable[[Path], None] = lambda written: None
+) -> None:
     """Put `data` in the place of what `path` holds; a symbolic link is followed, a pipe or device written.
 
     alone: nobody else writes it at the same time, so that what a killed run leaves beside it is replaced by the next.
+    check: called with the complete file before it gets its name; what it raises leaves the old one in place.
 
     NoSpace if the disk is full, Failure if it cannot be written otherwise; what was there before is then still there.
     """
@@ -25,14 +29,14 @@ def replace_bytes(path: Path, data: bytes, *, alone: bool = False) -> None:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
         else:
-            _replace(Path(os.path.realpath(path)), data, alone)
+            _replace(Path(os.path.realpath(path)), data, alone, check)
     except OSError as error:
         if error.errno in FULL:
             raise NoSpace(f"cannot write: {error.strerror}", where=path, fix="Free some space.") from error
         raise Failure(f"cannot write: {error.strerror}", where=path) from error
 
 
-def _replace(path: Path, data: bytes, alone: bool) -> None:
+def _replace(path: Path, data: bytes, alone: bool, check: Callable[[Path], None]) -> None:
     token = "" if alone else f".{secrets.token_hex(6)}"
     temporary = path.with_name(f".{path.name.lstrip('.')}{token}.partial")
     try:
@@ -40,6 +44,7 @@ def _replace(path: Path, data: bytes, alone: bool) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        check(temporary)
         os.replace(temporary, path)
     finally:
         with suppress(OSError):

@@ -23,6 +23,12 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names of many, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def nearest(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> list[str]:
     """The known names most like `name`, best first, whatever their case. cutoff: how like, from 0 to 1 (difflib)."""
     by_key: dict[str, str] = {}

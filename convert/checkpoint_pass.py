@@ -28,7 +28,6 @@ from ggufsmith.pipeline.outputs import OutputFile
 from ggufsmith.pipeline.passes import Pass, SourceInfo, in_order
 from ggufsmith.pipeline.request import CHECKPOINT, Request
 from ggufsmith.quantize.encoder import GGML
-from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.outputs import (
     Quantizable,
     QuantizedFile,
@@ -41,7 +40,7 @@ from ggufsmith.quantize.plan import Importance
 from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.filetypes import file_type_of
 from ggufsmith.quantize.remarks import remarks
-from ggufsmith.quantize.resolve import Making, resolved
+from ggufsmith.quantize.resolve import Making, imatrix_of, resolved
 
 
 def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> Pass:
@@ -110,7 +109,7 @@ def _quantized(
 ) -> tuple[list[QuantizedFile], Importance | None]:
     """One file for each recipe, and the importance matrix that steers them."""
     make, write = request.make, request.write
-    imatrix = open_imatrix(make.imatrix, make.include_weights, make.exclude_weights) if make.imatrix else None
+    imatrix = imatrix_of(make)
     layout = model.layout(model.format("auto"))
     facts = facts_of(layout.metadata, importance=imatrix is not None)
     by_name = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in layout.tensors}

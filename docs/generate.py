@@ -29,7 +29,19 @@ COMMANDS = {
     "gguf-quant, ggufsmith quant": ["quant"],
     **{
         f"ggufsmith {name}": [name]
-        for name in ("batch", "recipes", "inspect", "verify", "name", "split", "merge", "card", "to-hf")
+        for name in (
+            "batch",
+            "imatrix",
+            "eval",
+            "recipes",
+            "inspect",
+            "verify",
+            "name",
+            "split",
+            "merge",
+            "card",
+            "to-hf",
+        )
     },
 }
 

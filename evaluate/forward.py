@@ -4,6 +4,9 @@ The weights of a block come in through the readers that conversion uses, all win
 next block comes. In memory are the weights of one block, and the hidden states of all windows, which go to a mapped
 file if there are many. Variants of the weights run side by side, and a block is read once for all that share it.
 
+On the CPU each window is computed by one thread, so that nothing depends on the number of threads: what torch computes
+with several of them does, in the last bit.
+
 What a block is given besides the hidden states (position embeddings, masks, windows, one kind for each kind of layer)
 is what transformers itself gives it: the model's own forward runs once with blocks that only record their arguments.
 """
@@ -11,8 +14,9 @@ is what transformers itself gives it: the model's own forward runs once with blo
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +25,13 @@ import torch
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.parallel import parallel_for
 from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.observe import Observer, Watching
-from ggufsmith.evaluate.scores import TokenScores, replaced, score
+from ggufsmith.evaluate.scores import replaced, score
 from ggufsmith.evaluate.skeleton import EMBEDDING, NORM, Skeleton, check_variants, head_of, parameters_of
+from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pick_rows, read_tensors
 from ggufsmith.pipeline.parallel import available_cores
 
@@ -81,7 +87,7 @@ def run_model(
         )
     check_variants(skeleton, variants[0], variants)
     threads = threads or available_cores()
-    with torch.inference_mode(), torch_threads(threads), ExitStack() as stack:
+    with torch.inference_mode(), torch_threads(1), ExitStack() as stack:
         load_kernels(variants)
         shape = (*tokens.shape, skeleton.plan.dims.embd)
         states = [stack.enter_context(room(shape, memory // len(variants))) for _ in variants]
@@ -102,9 +108,9 @@ def run_model(
                 parameters = parameters_of(outputs, rows)
                 del rows
                 with loaded(module, skeleton.prefix(block), parameters, where) as weights:
-                    seen = observe if k == 0 else None
-                    with Watching(seen, weights, skeleton.names(block)) if seen else nullcontext():
-                        through(module, block, batches[k], hidden, where)
+                    watched = observe is not None and k == 0
+                    watching = partial(Watching, parameters=weights, names=skeleton.names(block)) if watched else _blind
+                    through(module, block, batches[k], hidden, where, threads, watching, observe or _ignored)
                 del parameters, weights
                 progress(weights_in(outputs))
         for k, (variant, hidden) in enumerate(zip(variants, states, strict=True)):
@@ -116,7 +122,8 @@ def run_model(
         positions = range(tokens.shape[1] - 1)[scored]
         following = tokens[:, positions.start + 1 : positions.stop + 1].astype(np.int64)
         taken = [hidden[:, positions.start : positions.stop] for hidden in states]
-        return score(skeleton, variants, taken, following, device=where, threads=threads, advance=progress)
+        with torch_threads(threads):
+            return score(skeleton, variants, taken, following, device=where, threads=threads, advance=progress)
 
 
 def work(skeleton: Skeleton, variants: Sequence[ModelVariant], *, scored: bool) -> int:
@@ -147,7 +154,7 @@ def embed(
     rows = pick_rows(variant, EMBEDDING, occurring.astype(np.int64), threads)
     numbers = torch.from_numpy(ids.reshape(tokens.shape).astype(np.int64))
     embedding, norm = skeleton.base.get_input_embeddings(), _norm(skeleton)
-    size, recorded, batches = windows_at_once(skeleton, tokens.shape[1]), dict[int, Any](), list[Batch]()
+    size, recorded, batches = windows_at_once(skeleton, tokens.shape[1], device), dict[int, Any](), list[Batch]()
     with loaded(embedding, "", {"weight": rows}, device), replaced(norm, lambda states: states):
         for first in range(0, len(tokens), size):
             windows = slice(first, min(first + size, len(tokens)))
@@ -160,12 +167,37 @@ def embed(
     return batches
 
 
-def through(module: Any, block: int, batches: Sequence[Batch], hidden: States, device: torch.device) -> None:
-    """All windows through one block, in place."""
-    for batch in batches:
-        args, kwargs = batch.arguments[block]
-        made = module(torch.from_numpy(hidden[batch.windows]).to(device), *args, **kwargs)
-        hidden[batch.windows] = (made[0] if isinstance(made, tuple) else made).cpu().numpy()
+def through(
+    module: Any,
+    block: int,
+    batches: Sequence[Batch],
+    hidden: States,
+    device: torch.device,
+    threads: int,
+    watching: Callable[[Observer], AbstractContextManager[Any]],
+    observe: Observer,
+) -> None:
+    """All windows through one block, in place; on the CPU several batches side by side, each in a thread of its own.
+
+    watching: within it, an observer is told of what goes into the block's linears. observe: is told all of that in the
+    order of the windows, when the batches that run side by side are through.
+    """
+    at_once = threads if device.type == "cpu" else 1
+    for first in range(0, len(batches), at_once):
+        group = batches[first : first + at_once]
+        seen: list[list[tuple[str, torch.Tensor, int | None]]] = [[] for _ in group]
+
+        def run(batch: Batch, told: list[Any]) -> None:
+            args, kwargs = batch.arguments[block]
+            with torch.inference_mode(), watching(lambda *inputs: told.append(inputs)):
+                made = module(torch.from_numpy(hidden[batch.windows]).to(device), *args, **kwargs)
+            hidden[batch.windows] = (made[0] if isinstance(made, tuple) else made).cpu().numpy()
+
+        parallel_for(lambda stop: lambda task: run(*task), zip(group, seen, strict=True), len(group))
+        with torch_threads(threads):
+            for told in seen:
+                while told:
+                    observe(*told.pop(0))
 
 
 def normalize(
@@ -189,13 +221,23 @@ def normalize(
             window[...] = made.cpu().numpy()
 
 
+def _blind(observe: Observer) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+def _ignored(tensor: str, inputs: torch.Tensor, expert: int | None) -> None:
+    pass
+
+
 def _norm(skeleton: Skeleton) -> Any:
     name = next(each.sources[0].name for each in skeleton.plan.outputs if each.name == NORM)
     return skeleton.model.get_submodule(name.removesuffix(".weight"))
 
 
-def windows_at_once(skeleton: Skeleton, context: int) -> int:
-    """How many windows make one batch."""
+def windows_at_once(skeleton: Skeleton, context: int, device: torch.device) -> int:
+    """How many windows make one batch: one on the CPU, where batches run side by side."""
+    if device.type == "cpu":
+        return 1
     dims = skeleton.plan.dims
     widest = max(dims.ff, dims.qkv, dims.embd)
     if skeleton.implementation == "eager":  # the scores of all heads are whole

@@ -8,7 +8,6 @@ online softmax is in Milakov and Gimelshein, "Online normalizer calculation for 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,27 +16,12 @@ from numpy.typing import NDArray
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ggufsmith.evaluate.skeleton import Skeleton, head_of
+from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.evaluate.variants import ModelVariant, read_rows
 
 ROWS = 512  # of hidden states in one product
 PIECE = 8192  # rows of the vocabulary at once, fewer if
 MAX_WEIGHTS = 1 << 26  # those of all variants have more weights than this
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """How one variant predicts the scored tokens: arrays (windows, scored positions).
-
-    nll:         negative log-likelihood of the token that follows, in nats, float32.
-    divergence:  KL(source || variant) of the two distributions over the vocabulary, in nats, float32; 0 of the source.
-    same_top:    whether the most likely token is that of the source, bool.
-    probability: of the token that follows, float32.
-    """
-
-    nll: NDArray[np.float32]
-    divergence: NDArray[np.float32]
-    same_top: NDArray[np.bool_]
-    probability: NDArray[np.float32]
 
 
 class Online:

@@ -7,8 +7,9 @@ All of them are seen as GGUF tensors by name, of which any rows can be had in fl
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,15 +85,19 @@ class SourceModel:
         return self.variants[0]
 
 
+def opened_model(request: Request, open_files: Opener = LocalFiles) -> AbstractContextManager[SourceModel]:
+    """`opened_by` with `open_pass`. open_files: see `convert.stored.Checkpoint`."""
+    return opened_by(partial(open_pass, open_files=open_files), request)
+
+
 @contextmanager
-def opened_model(request: Request, open_files: Opener = LocalFiles) -> Iterator[SourceModel]:
+def opened_by(opener: Callable[[Request], Pass], request: Request) -> Iterator[SourceModel]:
     """Open whatever a request names: a folder with adapters to merge, a GGUF file, an old GGML file.
 
     Its recipes are planned as if they were to be written, with its importance matrix; nothing is written.
-    open_files: see `convert.stored.Checkpoint`.
+    opener: opens a request; of a model on a hub, one that knows how its files are read.
 
-    Raises what `open_pass` raises; Unsupported for a file that has no class in transformers, and
-    Usage for an adapter.
+    Raises what the opener raises; Unsupported for a file that has no class in transformers, and Usage for an adapter.
     """
     make = replace(
         request.make,
@@ -100,7 +105,7 @@ def opened_model(request: Request, open_files: Opener = LocalFiles) -> Iterator[
         outtypes=(),
         allow_requantize=request.path.is_file(),  # a file that is quantized already is the source all the same
     )
-    with open_pass(replace(request, make=make), open_files) as planned:
+    with opener(replace(request, make=make)) as planned:
         config = _config(request.path, planned)
         variants = tuple(_variant(planned, output) for output in planned.outputs)
         first = replace(

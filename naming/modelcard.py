@@ -20,6 +20,8 @@ from ggufsmith.naming.local import holds_path, is_id, is_local, is_path
 
 General = Keys.General
 MARK = "<!-- written by ggufsmith card -->"
+MEASURED = ("<!-- measured by ggufsmith eval -->", "<!-- end of what was measured -->")
+RUNNING = "## How to run"
 MAX_TEMPLATE = 4000  # characters of a template that is shown as it is
 HUB = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/?$", re.ASCII)
 
@@ -138,10 +140,24 @@ def model_card(metadata: Metadata, files: Sequence[CardFile], publisher: Publish
         "## Provided files",
         _table(files),
         *_hashes(files),
-        "## How to run",
+        RUNNING,
         *_running(files, publisher),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def with_measurements(card: str, table: str, says: str, command: str) -> str:
+    """The card with a table of what was measured of its files: in the place of an earlier one, or before "How to run".
+
+    table: in Markdown. says: the sentences below it. command: the one that made it.
+    """
+    begin, end = MEASURED
+    section = "\n\n".join([begin, "## Quality", table, says, _fenced(command, "sh"), end])
+    before, found, rest = card.partition(begin)
+    if found and end in rest:
+        return before + section + rest.partition(end)[2]
+    before, found, rest = card.partition(f"\n{RUNNING}\n")
+    return f"{before}\n{section}\n{found}{rest}" if found else f"{card.rstrip()}\n\n{section}\n"
 
 
 def front_matter(metadata: Metadata, files: Sequence[CardFile], publisher: Publisher) -> Mapping[str, Any]:

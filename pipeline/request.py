@@ -1,6 +1,6 @@
 """One request: where a model comes from, what is made of it, and how it is written.
 
-Four frozen records hold what a user can say, as plain texts, paths and numbers. Everything else follows from their
+Frozen records hold what a user can say, as plain texts, paths and numbers. Everything else follows from their
 fields: the options of the command line with their help, the keys of job files, and both references in docs/. To add an
 option, add a field here and use it where it matters. This module is light, because `--help` imports it.
 """
@@ -17,6 +17,7 @@ INPUTS: Mapping[Input, str] = {"model": "a model folder", "adapter": "an adapter
 CHECKPOINT: tuple[Input, ...] = ("model", "adapter")
 WEIGHTS: tuple[Input, ...] = ("model", "file")
 MODEL = "model"  # what may stand in braces in some keys of job files
+AUTO = Path("auto")  # instead of a file: make the importance matrix on the way
 GROUPS = ("Input", "Types", "Output", "Work")
 
 
@@ -180,11 +181,19 @@ class MakeOptions:
     )
     imatrix: Path | None = option(
         None,
-        "An importance matrix made by llama-imatrix, as GGUF or .dat.",
+        "An importance matrix made by `ggufsmith imatrix` or llama-imatrix, as GGUF or .dat; or auto: make one on the "
+        "way, of the text that ships with ggufsmith.",
         "Types",
-        metavar="FILE",
+        metavar="FILE|auto",
         inputs=WEIGHTS,
         fields=(MODEL,),
+    )
+    keep_imatrix: bool = option(
+        False,
+        "Keep what --imatrix auto makes beside the outputs, as MODEL-imatrix.gguf.",
+        "Types",
+        inputs=WEIGHTS,
+        keyed='Keep the importance matrix of `imatrix = "auto"` beside the outputs, as MODEL-imatrix.gguf.',
     )
     include_weights: tuple[str, ...] = option(
         (),
@@ -362,6 +371,41 @@ class PublishOptions:
     )
 
 
+@dataclass(frozen=True)
+class TextOptions:
+    """Which text the model is run on, in which windows, and where. Of the commands that run it.
+
+    context: tokens of a window. chunks: windows at most; None means all. device: "cpu", "cuda", "mps", or None.
+    """
+
+    text: tuple[Path, ...] = option(
+        (),
+        "A text file (.txt, .md, .jsonl, .parquet), or a folder of them; may be given several times (default: the text "
+        "that comes with ggufsmith).",
+        "Input",
+        metavar="FILE",
+        keyless="a job does not run the model",
+    )
+    context: int = option(
+        512, "The number of tokens in a window.", "Input", metavar="NUMBER", keyless="a job does not run the model"
+    )
+    chunks: int | None = option(
+        None,
+        "The number of windows at most (default: all that the text has).",
+        "Input",
+        metavar="NUMBER",
+        keyless="a job does not run the model",
+    )
+    device: str | None = option(
+        None,
+        "Where the model runs: cpu, cuda or mps (default: the best there is).",
+        "Work",
+        metavar="NAME",
+        keyless="a job does not run the model",
+    )
+
+
+# The records of a request. The options of the commands that run a model, TextOptions, are no part of it.
 RECORDS: tuple[type, ...] = (SourceOptions, MakeOptions, WriteOptions, PublishOptions)
 
 

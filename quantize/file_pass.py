@@ -11,7 +11,6 @@ from ggufsmith.naming.suggest import name_of
 from ggufsmith.pipeline.passes import Pass, SourceInfo
 from ggufsmith.pipeline.request import MakeOptions, Request
 from ggufsmith.quantize.encoder import GGML
-from ggufsmith.quantize.imatrix import open_imatrix
 from ggufsmith.quantize.model_check import check_model
 from ggufsmith.quantize.opened import OpenedModel
 from ggufsmith.quantize.outputs import Quantizable, check_names, fit_importance, output_paths, plan_outputs
@@ -21,7 +20,7 @@ from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from ggufsmith.quantize.remarks import remarks
-from ggufsmith.quantize.resolve import Making, resolved
+from ggufsmith.quantize.resolve import Making, imatrix_of, resolved
 from ggufsmith.quantize.source import open_model
 from ggufsmith.quantize.tensors import FileOpening, GgufTensor
 
@@ -52,7 +51,7 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
     if request.source.model_name is not None:
         keys = {"general.name": string(request.source.model_name), **keys}
     pruned = parse_layers(request.source.prune_layers)
-    imatrix = open_imatrix(make.imatrix, make.include_weights, make.exclude_weights) if make.imatrix else None
+    imatrix = imatrix_of(make)
     facts = facts_of({**source.metadata, **keys}, importance=imatrix is not None)
     held = facts_of({**keys, **source.metadata})  # layers are pruned by the numbers that they have in the file
     renamed = prune_layers(source.tensors, pruned, held.blocks)

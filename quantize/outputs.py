@@ -14,7 +14,8 @@ from ggufsmith.container.shards import plan_shards
 from ggufsmith.container.values import Metadata
 from ggufsmith.naming.filename import FileName
 from ggufsmith.pipeline.outputs import OutputFile
-from ggufsmith.quantize.imatrix import Imatrix, match
+from ggufsmith.quantize.imatrix.fit import match
+from ggufsmith.quantize.imatrix.record import Imatrix
 from ggufsmith.quantize.plan import FilePlan, Importance, plan_file
 from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions
 from ggufsmith.quantize.recipes.rules import Facts

@@ -13,7 +13,7 @@ from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.layout import DEFAULT_ALIGNMENT, Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata, u32
-from ggufsmith.quantize.imatrix import Coverage
+from ggufsmith.quantize.imatrix.fit import Coverage
 from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored, TypeOptions, assign
 from ggufsmith.quantize.recipes.rules import Facts, kept, role_of
 from ggufsmith.quantize.rows import MODULES
@@ -210,7 +210,7 @@ def _check_importance(
             f"{recipe.file_type.shown} needs an importance matrix for {len(needy)} tensors: with so few bits they "
             f"would be unusable without one",
             also=_listed(needy),
-            fix="Pass one with --imatrix; llama-imatrix computes it.",
+            fix="Pass one with --imatrix FILE, or have one made with --imatrix auto.",
         )
     if needy:
         raise Usage(

@@ -6,8 +6,10 @@ from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS, Format, format_of
 from ggufsmith.container.shards import Limits
 from ggufsmith.container.units import parse_size
-from ggufsmith.pipeline.request import INPUTS, Input, MakeOptions, Request, WriteOptions, unfit
+from ggufsmith.pipeline.request import AUTO, INPUTS, Input, MakeOptions, Request, WriteOptions, unfit
 from ggufsmith.quantize.budget import Budget, budget_of
+from ggufsmith.quantize.imatrix.read import open_imatrix
+from ggufsmith.quantize.imatrix.record import Imatrix
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, override_of, overrides_of_file
@@ -75,9 +77,25 @@ def making_of(make: MakeOptions) -> Making:
             "--include-weights and --exclude-weights choose entries of an importance matrix, but none was given",
             fix="Add --imatrix FILE.",
         )
+    if make.keep_imatrix and make.imatrix != AUTO:
+        raise Usage(
+            "--keep-imatrix keeps what --imatrix auto makes, but that was not given",
+            fix="Add --imatrix auto, or leave out --keep-imatrix.",
+        )
     if not (recipes or budgets) and (make.imatrix or make.strict or types != TypeOptions()):
         raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
     return Making(recipes, types, budgets)
+
+
+def imatrix_of(make: MakeOptions) -> Imatrix | None:
+    """The importance matrix that a request names. Raises what is wrong with it (see `open_imatrix`)."""
+    if make.imatrix is None:
+        return None
+    if make.imatrix == AUTO:
+        raise Usage(
+            "an importance matrix has to be made before the plan", fix="Use `calibrate.auto`, as the commands do."
+        )
+    return open_imatrix(make.imatrix, make.include_weights, make.exclude_weights)
 
 
 def type_options(make: MakeOptions) -> TypeOptions:

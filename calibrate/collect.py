@@ -1,0 +1,99 @@
+"""Sums what an importance matrix holds, while a model runs: an observer of the inputs of its linear layers.
+
+llama.cpp (tools/imatrix/imatrix.cpp, collect_imatrix) takes every matrix in a block, the routers of experts included,
+and the output matrix on request; so does this.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.container.errors import Malformed
+from ggufsmith.container.text import some
+from ggufsmith.quantize.imatrix.record import Entry, Imatrix
+
+if TYPE_CHECKING:
+    import torch
+
+OUTPUT = "output.weight"
+
+
+class Collector:
+    """Sums the squares of inputs, column by column. An `evaluate.forward.Observer`.
+
+    shapes:         of the model's GGUF tensors, by name, slowest axis first: a stack of experts has three axes.
+    process_output: sum for `output.weight` too.
+
+    The squares of one call are summed in float32 as a tree, whose order depends on nothing but their number: not on
+    threads, and not on the width of vectors. The calls are summed in float64, in their order.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, process_output: bool = False) -> None:
+        self.shapes = shapes
+        self.process_output = process_output
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._counts: dict[str, NDArray[np.int64]] = {}
+        self._last: tuple[torch.Tensor, NDArray[np.float64]] | None = None
+
+    def __call__(self, tensor: str, inputs: "torch.Tensor", expert: int | None) -> None:
+        """Take the inputs of a linear layer: float32, (tokens, n_in). expert: which one, of a stack."""
+        wanted = tensor.startswith("blk.") or (self.process_output and tensor == OUTPUT)
+        if not wanted or not len(inputs) or not self._fits(tensor, inputs.shape[-1], expert):
+            return
+        many = self.shapes[tensor][0] if expert is not None else 1
+        if tensor not in self._sums:
+            self._sums[tensor] = np.zeros((many, inputs.shape[-1]), np.float64)
+            self._counts[tensor] = np.zeros(many, np.int64)
+        index = expert or 0
+        self._sums[tensor][index] += self._squares(inputs)
+        self._counts[tensor][index] += len(inputs)
+
+    def _fits(self, tensor: str, width: int, expert: int | None) -> bool:
+        """Whether these are the inputs of that tensor. They are not where a model is written in another way than in
+        llama.cpp, as multi-head latent attention is, whose matrices for keys and values are one in transformers.
+        """
+        *stack, _, columns = self.shapes.get(tensor, (0, 0))
+        return columns == width and len(stack) == (expert is not None)
+
+    def _squares(self, inputs: "torch.Tensor") -> NDArray[np.float64]:
+        """Queries, keys and values have the same inputs, which are squared once."""
+        if self._last is None or not _same(self._last[0], inputs):
+            self._last = inputs, squares(inputs)  # as long as it is kept, nothing else is in its memory
+        return self._last[1]
+
+    def imatrix(self, datasets: Sequence[str], chunks: int, chunk_size: int) -> Imatrix:
+        """What was summed. Malformed if the model computed numbers that are not finite."""
+        self._last = None
+        entries = {
+            name: Entry(sums.astype(np.float32), self._counts[name]) for name, sums in sorted(self._sums.items())
+        }
+        wrong = [name for name, entry in entries.items() if not np.isfinite(entry.sums).all()]
+        if wrong:
+            raise Malformed(
+                f"the inputs of {some(wrong)} are NaN, infinite or too large",
+                fix="The weights may be damaged: check the model with `ggufsmith verify`.",
+            )
+        return Imatrix(entries, tuple(datasets), chunks, chunk_size)
+
+
+def _same(one: "torch.Tensor", other: "torch.Tensor") -> bool:
+    """Whether two tensors are the same memory, seen in the same way."""
+    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+
+
+def squares(inputs: "torch.Tensor") -> NDArray[np.float64]:
+    """The sums of the squares of each column, (n_in,); inputs: float32, (tokens, n_in).
+
+    Halves are added until one row is left. Sums of whole rows are the same on any device and for any number of threads.
+    """
+    rows = inputs.detach().square()
+    while len(rows) > 1:
+        half = len(rows) // 2
+        odd = rows[2 * half :]
+        rows = rows[:half] + rows[half : 2 * half]
+        if len(odd):
+            rows[0] += odd[0]
+    found: NDArray[np.float64] = rows[0].double().cpu().numpy()
+    return found

@@ -1,0 +1,52 @@
+"""Importance matrices that a run makes on the way: `--imatrix auto`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ggufsmith.pipeline.passes import Pass
+    from ggufsmith.pipeline.request import Request
+    from ggufsmith.quantize.measured import Progress
+
+PROMISED = (
+    "an importance matrix would first be made of the calibration text; the sizes here are exact, and the types too"
+)
+
+
+def running(silent: bool) -> "Progress":
+    """A bar for the run of the model."""
+    from ggufsmith.cli import render
+
+    return lambda weights: render.progress("running the model", weights, silent)
+
+
+@contextmanager
+def with_imatrix(
+    request: "Request", open_pass: "Callable[[Request], Pass]", *, dry_run: bool, silent: bool
+) -> Iterator[tuple["Request", tuple[str, ...]]]:
+    """The request with the importance matrix that it leaves to us, and what is to be noted; any other as it is.
+
+    A dry run makes none, unless a budget needs it to choose types. Otherwise the whole request is planned before the
+    model is run, which can take long.
+    """
+    from ggufsmith.pipeline.request import AUTO, INPUTS
+    from ggufsmith.quantize.resolve import resolved
+
+    if request.make.imatrix != AUTO:
+        yield request, ()
+        return
+    from ggufsmith.calibrate.auto import AutoImatrix
+    from ggufsmith.calibrate.make import shipped_imatrix, text_names
+
+    budgets = resolved(request, *INPUTS)[0].budgets
+    with AutoImatrix(partial(shipped_imatrix, threads=request.write.threads), text_names()) as auto:
+        if not budgets:
+            promised = auto.promised(request, open_pass)
+            if dry_run:
+                yield promised, (PROMISED,)
+                return
+            with open_pass(promised) as planned:
+                planned.check_apart()
+        yield auto.made(request, open_pass, progress=running(silent)), ()

@@ -1,0 +1,169 @@
+"""The result of an evaluation: every file with its size and quality, as a report, as CSV, as the table of a card."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from itertools import takewhile
+
+from ggufsmith.container.text import size
+from ggufsmith.evaluate.quality import Comparison, Quality, pareto
+
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one machine needed, in llama.cpp: tokens per second of a prompt, and of an answer."""
+
+    prompt: float
+    generation: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One file, or one recipe that was judged without a file.
+
+    name: of the file, or of the recipe. label: what distinguishes it, for pictures. group: the folder of the file;
+    files of one group are one series. bytes: of all its shards; for a recipe, what they would be. pareto: no other one
+    is both smaller and closer to the source. quality: over all domains first, then of each, if there are several.
+    """
+
+    name: str
+    label: str
+    group: str
+    bytes: int
+    bits_per_weight: float
+    pareto: bool
+    quality: list[Quality]
+    speed: Speed | None = None
+
+    @property
+    def whole(self) -> Quality:
+        """The quality over all domains."""
+        return self.quality[0]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is known of a file or recipe before it is judged; see `Judged`."""
+
+    name: str
+    group: str
+    bytes: int
+    bits_per_weight: float
+
+
+def judged(
+    candidates: Sequence[Candidate], found: Sequence[list[Quality]], speeds: Sequence[Speed | None] = ()
+) -> list[Judged]:
+    """The candidates with what was found of each, the smallest first, Pareto-optimal ones marked."""
+    best = pareto(
+        [(each.bytes, rows[0].divergence) for each, rows in zip(candidates, found, strict=True)],
+    )
+    labels = labels_of([each.name for each in candidates])
+    rows = [
+        Judged(each.name, label, each.group, each.bytes, each.bits_per_weight, marked, quality, speed)
+        for each, label, marked, quality, speed in zip(
+            candidates, labels, best, found, speeds or [None] * len(candidates), strict=True
+        )
+    ]
+    return sorted(rows, key=lambda row: (row.bytes, row.whole.divergence, row.name))
+
+
+def labels_of(names: Sequence[str]) -> list[str]:
+    """What distinguishes names of files: without what all begin with, up to a separator, and without .gguf."""
+    stems = [SHARD.sub("", name.removesuffix(".gguf")) for name in names]
+    words = [re.split(r"([-.])", stem) for stem in stems]
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
+    short = ["".join(each[shared if len(names) > 1 else 0 :]).lstrip("-.") for each in words]
+    return short if all(short) and len(set(short)) == len(short) else stems
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run of `ggufsmith eval`.
+
+    source: the model that the files are compared with. engine, device, dtype: what ran them. texts: the names of the
+    texts, and text_sha256 that of their token ids. context: tokens of a window, of whose second half each is scored.
+    """
+
+    schema: int
+    source: str
+    source_quality: list[Quality]
+    engine: str
+    device: str
+    dtype: str
+    texts: list[str]
+    text_sha256: str
+    context: int
+    windows: int
+    scored_tokens: int
+    files: list[Judged]
+    comparisons: list[Comparison]
+    notes: list[str]
+    seconds: float
+
+
+def csv_of(rows: Sequence[Judged]) -> str:
+    """One line for every file and domain, with a header; all numbers in full."""
+    names = [each.name for each in fields(Quality)]
+    speeds = [each.name for each in fields(Speed)] if any(row.speed for row in rows) else []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["name", "group", "bytes", "bits_per_weight", "pareto", *names, *(f"{each}_speed" for each in speeds)]
+    )
+    for row in rows:
+        for quality in row.quality:
+            writer.writerow(
+                [
+                    row.name,
+                    row.group,
+                    row.bytes,
+                    row.bits_per_weight,
+                    int(row.pareto),
+                    *(getattr(quality, name) for name in names),
+                    *(getattr(row.speed, name) if row.speed else "" for name in speeds),
+                ]
+            )
+    return text.getvalue()
+
+
+def markdown(rows: Sequence[Judged], *, source: Quality | None = None) -> str:
+    """The table for a model card or a document. source: shown last, if given."""
+    timed = any(row.speed for row in rows)
+    heads = ["File", "Size", "Bits", "Perplexity", "KL divergence", "99.9 %", "Same top token", "RMS Δp"]
+    heads += ["Prompt tokens/s", "Tokens/s"] if timed else []
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines += [
+        [cell(row), size(row.bytes), f"{row.bits_per_weight:.2f}", *_cells(row.whole), *_speeds(row, timed)]
+        for row in rows
+    ]
+    if source is not None:
+        blank = [""] * (len(heads) - 4)
+        lines.append(["source", "", "", f"{source.perplexity:.4g} ± {source.perplexity_error:.2g}", *blank])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(row: Judged) -> str:
+    """The label of a row in Markdown; bold for one that is Pareto-optimal. It cannot end the table."""
+    name = f"`{row.label.replace('|', '&#124;').replace('`', '')}`"
+    return f"**{name}**" if row.pareto else name
+
+
+def _cells(quality: Quality) -> Iterable[str]:
+    return (
+        f"{quality.perplexity:.4g} ± {quality.perplexity_error:.2g}",
+        f"{quality.divergence:.4g} ± {quality.divergence_error:.2g}",
+        f"{quality.divergence_999:.3g}",
+        f"{100 * quality.same_top:.1f} %",
+        f"{100 * quality.change:.2f} %",
+    )
+
+
+def _speeds(row: Judged, timed: bool) -> list[str]:
+    if not timed:
+        return []
+    return [f"{row.speed.prompt:.0f}", f"{row.speed.generation:.1f}"] if row.speed else ["", ""]

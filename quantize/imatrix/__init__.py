@@ -1,0 +1,1 @@
+"""Importance matrices: what they hold, their two file formats, and how one fits a model."""

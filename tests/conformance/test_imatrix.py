@@ -1,0 +1,226 @@
+"""Importance matrices against llama-imatrix and llama-quantize.
+
+What is left of the difference on a file in F32, with caches in F32: llama-imatrix adds up in float32, one token after
+the other; and ggml takes GELU from a table in 16 bits, which gemma's feed-forward networks show (up to 6e-4). With its
+defaults, keys and values in F16 and flash attention, some sums differ by up to 3e-3.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import checkpoints
+from ggufsmith.calibrate.collect import squares
+from ggufsmith.calibrate.make import make_imatrix
+from ggufsmith.calibrate.statistics import layers, statistics
+from ggufsmith.container.reader import open_gguf
+from ggufsmith.convert.open import open_pass
+from ggufsmith.pipeline.request import Request, TextOptions
+from ggufsmith.quantize.imatrix.read import open_imatrix
+from ggufsmith.quantize.imatrix.record import Imatrix, merged
+from ggufsmith.quantize.imatrix.write import FORMATS, ImatrixFormat, write_imatrix
+from llama_tools import NUMBER, PLAIN, run_tool
+from needed import need
+from requesting import request
+from requesting import run as convert
+
+pytestmark = pytest.mark.conformance
+
+KINDS = ("llama", "qwen3", "gemma3", "mixtral", "qwen2-moe", "qwen3-moe")
+CONTEXT, CHUNKS = 64, 12
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def text(folder: Path) -> Path:
+    """Prose long enough for the windows, whatever the vocabulary."""
+    pages = (DOCS / name for name in ("batch.md", "converting.md", "files.md", "quantizing.md"))
+    path = folder / "text.txt"
+    path.write_text("\n".join(page.read_text(encoding="utf-8") for page in pages), encoding="utf-8", newline="\n")
+    return path
+
+
+def reading(folder: Path, context: int = CONTEXT, chunks: int = CHUNKS) -> TextOptions:
+    return TextOptions(text=(text(folder),), context=context, chunks=chunks, device="cpu")
+
+
+def ours(model: Path, options: TextOptions, *, threads: int = 2, process_output: bool = True) -> Imatrix:
+    return make_imatrix(
+        Request(model), partial(open_pass), options, process_output=process_output, threads=threads
+    ).imatrix
+
+
+def theirs(model: Path, options: TextOptions, *more: str, output: Path | None = None) -> Imatrix:
+    made = output or model.with_name("theirs.gguf")
+    windows = ["-c", options.context, "-b", options.context, "--chunks", options.chunks]
+    run_tool("llama-imatrix", "-m", model, "-f", options.text[0], *windows, *more, "--no-ppl", "-o", made, *PLAIN)
+    return open_imatrix(made)
+
+
+def f32_of(kind: str, folder: Path) -> Path:
+    source = checkpoints.write(kind, folder / "Tiny-2M-v1.0")
+    path = folder / "Tiny-F32.gguf"
+    convert(request(source, outtype="f32", outfile=path))
+    return path
+
+
+def check(found: Imatrix, wanted: Imatrix) -> None:
+    assert found.entries.keys() == wanted.entries.keys()
+    assert (found.datasets, found.chunks, found.chunk_size) == (wanted.datasets, wanted.chunks, wanted.chunk_size)
+    for name, entry in found.entries.items():
+        other = wanted.entries[name]
+        assert np.array_equal(entry.counts, other.counts), name
+        np.testing.assert_allclose(entry.sums, other.sums, rtol=1e-3, atol=0, err_msg=name)
+        one, two = (each.sums.astype(np.float64).reshape(-1) for each in (entry, other))
+        assert one @ two / np.sqrt((one @ one) * (two @ two)) > 0.99999, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_and_counts_are_llama_imatrix_s(kind: str, tmp_path: Path) -> None:
+    """Of the GGUF file, and of the checkpoint that it was made from."""
+    model = f32_of(kind, tmp_path)
+    options = reading(tmp_path)
+    wanted = theirs(model, options, "--process-output")
+    check(ours(model, options), wanted)
+    check(ours(tmp_path / "Tiny-2M-v1.0", options), wanted)
+    blocks = ours(model, options, process_output=False).entries.keys()
+    assert blocks == wanted.entries.keys() - {"output.weight"}
+
+
+def test_a_trained_model(tmp_path: Path) -> None:
+    (published,) = need("real").glob("*.gguf")
+    model = tmp_path / "SmolLM2-135M-F32.gguf"
+    convert(request(published, outtype="f32", outfile=model, allow_requantize=True))
+    options = reading(tmp_path, context=512, chunks=2)
+    wanted = theirs(model, options)
+    check(ours(model, options, process_output=False), wanted)
+    check(ours(published, options, process_output=False), wanted)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("maker", ["ours", "theirs"])
+def test_llama_quantize_and_we_make_the_same_of_it(maker: str, format: ImatrixFormat, tmp_path: Path) -> None:
+    """The same bytes, whoever made the importance matrix."""
+    model, options = f32_of("qwen3-moe", tmp_path), reading(tmp_path)
+    imatrix = tmp_path / f"i.{format}"
+    if maker == "ours":
+        write_imatrix(ours(model, options, process_output=False), imatrix, format, sync=False)
+    else:
+        theirs(model, options, "--output-format", format, output=imatrix)
+    convert(request(model, "iq3_xxs", "q4_K_M", imatrix=imatrix, outdir=tmp_path / "ours"))
+    for name in ("IQ3_XXS", "Q4_K_M"):
+        quantized = tmp_path / f"theirs-{name}.gguf"
+        run_tool("llama-quantize", "--imatrix", imatrix, model, quantized, name)
+        assert tensors(tmp_path / "ours" / f"Tiny-{name}.gguf") == tensors(quantized)
+    plain = tmp_path / "plain"
+    convert(request(model, "q4_K_M", outdir=plain))
+    assert tensors(plain / "Tiny-Q4_K_M.gguf") != tensors(quantized), "it has an effect"
+
+
+def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
+    data = path.read_bytes()
+    with open_gguf(path) as gguf:
+        return {
+            name: (tensor.format.name, data[tensor.offset : tensor.offset + tensor.nbytes])
+            for name, tensor in gguf.tensors.items()
+        }
+
+
+def test_merging_is_llama_imatrix_s(tmp_path: Path) -> None:
+    """Of files in both formats, to the last bit."""
+    model, options = f32_of("mixtral", tmp_path), reading(tmp_path)
+    paths = [tmp_path / "one.gguf", tmp_path / "two.gguf", tmp_path / "three.dat"]
+    theirs(model, options, output=paths[0])
+    theirs(model, reading(tmp_path, chunks=5), output=paths[1])
+    theirs(model, reading(tmp_path, chunks=7), "--output-format", "dat", output=paths[2])
+    for parts in (paths[:2], paths[:1] * 2, paths[2:], paths):
+        files = [word for path in parts for word in ("--in-file", str(path))]
+        run_tool("llama-imatrix", "-m", model, *files, "-c", CONTEXT, "-o", tmp_path / "both.gguf")
+        wanted = open_imatrix(tmp_path / "both.gguf")
+        found = merged(list(map(open_imatrix, parts)), CONTEXT)
+        assert (found.datasets, found.chunks, found.chunk_size) == (wanted.datasets, wanted.chunks, wanted.chunk_size)
+        write_imatrix(found, tmp_path / "ours.gguf", sync=False)
+        assert tensors(tmp_path / "ours.gguf") == tensors(tmp_path / "both.gguf")
+        run_tool(
+            "llama-imatrix", "-m", model, *files, "-c", CONTEXT, "--output-format", "dat", "-o", tmp_path / "both.dat"
+        )
+        write_imatrix(found, tmp_path / "ours.dat", "dat")
+        numbers = open_imatrix(tmp_path / "both.dat").entries
+        for name, entry in open_imatrix(tmp_path / "ours.dat").entries.items():
+            assert np.array_equal(entry.sums, numbers[name].sums) and np.array_equal(entry.counts, numbers[name].counts)
+
+
+def test_statistics_are_llama_imatrix_s(tmp_path: Path) -> None:
+    model = f32_of("mixtral", tmp_path)
+    path = tmp_path / "i.gguf"
+    theirs(model, reading(tmp_path), output=path)
+    said = run_tool(
+        "llama-imatrix", "-m", model, "--in-file", path, "--show-statistics", until="CosSim(.|\n)+CosSim(.|\n)+0."
+    )
+    found = statistics(open_imatrix(path))
+    rows = _rows(said, 13)
+    assert len(rows) == len(found)
+    by_name = {(str(each.layer), each.part): each for each in found}
+    for layer, part, *numbers in rows:
+        each = by_name[layer, part]
+        wanted = [float(number) for number in numbers]
+        assert wanted == pytest.approx(
+            [
+                each.total,
+                each.minimum,
+                each.maximum,
+                each.mean,
+                each.deviation,
+                100 * each.active,
+                each.elements,
+                each.entropy,
+                100 * each.evenness,
+                100 * each.density,
+                each.similarity,
+            ],
+            rel=1e-4,
+            abs=0.006,
+        ), (layer, part)
+    for row, layer in zip(_rows(said, 4), layers(found), strict=True):
+        assert [float(number) for number in row] == pytest.approx(
+            [layer.layer, layer.total, 100 * layer.density, layer.similarity], rel=1e-4, abs=0.006
+        )
+
+
+def _rows(said: str, columns: int) -> list[Sequence[str]]:
+    """The rows of a table with so many columns, separated by tabs; without percent signs and what the log puts before
+    a line.
+    """
+    lines = (re.sub(r"^[\d.]+ I ", "", line) for line in said.splitlines())
+    rows = [[cell.strip(" %\r") for cell in line.split("\t")] for line in lines]
+    return [row for row in rows if len(row) == columns and re.fullmatch(NUMBER, row[-1])]
+
+
+def test_the_sums_of_a_call(tmp_path: Path) -> None:
+    """Against float64, for any number of rows, and the same for any number of threads."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    for rows in (1, 2, 3, 7, 64, 1000):
+        inputs = torch.randn(rows, 48, generator=generator)
+        wanted = np.square(inputs.numpy().astype(np.float64)).sum(0)
+        found = squares(inputs)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3)
+            assert np.array_equal(squares(inputs), found)
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_any_number_of_threads_gives_the_same(tmp_path: Path) -> None:
+    model, options = f32_of("qwen3-moe", tmp_path), reading(tmp_path)
+    one = ours(model, options, threads=1)
+    for threads in (2, 3, 5):
+        other = ours(model, options, threads=threads)
+        for name, entry in one.entries.items():
+            assert np.array_equal(entry.sums, other.entries[name].sums), (name, threads)
