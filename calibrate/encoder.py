@@ -20,12 +20,15 @@ from ggufsmith.container.errors import Failure
 from ggufsmith.container.formats import Format
 from ggufsmith.pipeline.encoder import Conversion, Encoder, RowRange
 from ggufsmith.pipeline.findings import Report
+from ggufsmith.quantize.cache import compile_all
 from ggufsmith.quantize.encoder import GGML
-from ggufsmith.quantize.fields import LAYOUTS
-from ggufsmith.quantize.kernels import descent
+from ggufsmith.quantize.fields import is_refinable, layout_of
+from ggufsmith.quantize.kernels import descent, descent_lattice
+from ggufsmith.quantize.lattice_fields import LatticeLayout
 from ggufsmith.quantize.reference import dequantize, widen
 
-KERNELS = (descent.project, descent.descend, descent.feed)
+KERNELS = (descent.project, descent.inner, descent.descend, descent.feed)
+LATTICE_KERNELS = (descent_lattice.descend_lattice, descent_lattice.feed_lattice)
 TOLERANCE = 1e-2  # of a loss that is computed in another way and order; a wrong byte is far more
 
 
@@ -85,10 +88,11 @@ class CalibratedEncoder:
         self, conversions: Iterable[Conversion], advance: Callable[[int, int], None] = lambda done, total: None
     ) -> float:
         """See `Encoder.load`."""
-        seconds = self.plain.load(conversions, advance)
-        for kernel in KERNELS:
-            kernel.compile()
-        return seconds
+        conversions = list(conversions)
+        targets = {target.name for target, _, weighted in conversions if weighted and is_refinable(target.name)}
+        lattices = any(isinstance(layout_of(name), LatticeLayout) for name in targets)
+        wanted = [*(KERNELS if targets else ()), *(LATTICE_KERNELS if lattices else ())]
+        return self.plain.load(conversions, advance) + compile_all(wanted, advance)
 
     def decode(self, source: Format, blocks: NDArray[np.uint8], out: NDArray[np.float32], *, place: RowRange) -> None:
         """See `Encoder.decode`."""
@@ -111,7 +115,7 @@ class CalibratedEncoder:
         diagonals = np.stack([_importance(each) for each in hessians])
         weights = diagonals if len(hessians) > 1 else diagonals[0]
         report = self.plain.encode(target, rows, out, source=source, importance=weights, place=place)
-        if target.name in LAYOUTS:
+        if is_refinable(target.name):
             for hessian, part in _slices(hessians, place, len(rows)):
                 self._refine(target, np.ascontiguousarray(widen(rows[part], source)), out[part], hessian, place)
         return report

@@ -269,3 +269,13 @@ def layout_of(name: str) -> Layout:
     # Its layouts are beside the kernels, which are only loaded where they are needed.
     lattices: Mapping[str, Layout] = import_module("ggufsmith.quantize.lattice_fields").LAYOUTS
     return lattices[name]
+
+
+@cache
+def is_refinable(name: str) -> bool:
+    """Whether the blocks of a format have a layout here."""
+    try:
+        layout_of(name)
+    except KeyError:
+        return False
+    return True

@@ -32,15 +32,20 @@ def _run(name: str, arguments: Sequence[object]) -> str:
     return said
 
 
-def perplexity(model: Path, text: Path, *, context: int, chunks: int, base: Path) -> tuple[float, float]:
+def perplexity(
+    model: Path, text: Path, *, context: int, chunks: int, base: Path, options: Sequence[str] = PLAIN
+) -> tuple[float, float]:
     """Perplexity and its standard error by llama-perplexity, which writes all logits of the model into `base`."""
-    arguments = [*_windows(model, text, context, chunks), "--kl-divergence-base", base]
+    arguments = [*_windows(model, text, context, chunks), *options, "--kl-divergence-base", base]
     return _pair(run_tool("llama-perplexity", *arguments, until="Final estimate"), r"Final estimate: PPL =")
 
 
-def divergence(model: Path, text: Path, *, context: int, chunks: int, base: Path) -> dict[str, float]:
+def divergence(
+    model: Path, text: Path, *, context: int, chunks: int, base: Path, options: Sequence[str] = PLAIN
+) -> dict[str, float]:
     """What llama-perplexity finds against the logits in `base`, by the names of `quality.Quality`."""
-    arguments = [*_windows(model, text, context, chunks), "--kl-divergence", "--kl-divergence-base", base]
+    windows = _windows(model, text, context, chunks)
+    arguments = [*windows, *options, "--kl-divergence", "--kl-divergence-base", base]
     said = run_tool("llama-perplexity", *arguments, until="Same top p: ")
     found = {}
     for name, words, scale in (
@@ -58,7 +63,7 @@ def divergence(model: Path, text: Path, *, context: int, chunks: int, base: Path
 
 
 def _windows(model: Path, text: Path, context: int, chunks: int) -> Sequence[object]:
-    return ["-m", model, "-f", text, "-c", context, "-b", context, "--chunks", chunks, "--no-warmup", *PLAIN]
+    return ["-m", model, "-f", text, "-c", context, "-b", context, "--chunks", chunks, "--threads", 1, "--no-warmup"]
 
 
 def _pair(said: str, words: str) -> tuple[float, float]:

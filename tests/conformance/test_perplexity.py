@@ -3,12 +3,16 @@
 What is left of the difference. In float32, our source's perplexity is llama-perplexity's but for the order of sums. Of
 quantized files, llama.cpp also rounds the activations to 8 bits, which our torch engine does not: it measures the
 weights alone. That is the larger part of the little that Q8_0 loses, so its divergence is compared in the llama.cpp
-engine, and that of Q4_0 in both. llama-perplexity keeps the logits of the source in 16 bits, between the largest and
-16 below it: steps of at most 16/65535, which add some 1e-9 to a divergence in the mean, and up to 1e-6 at one token;
-and it leaves out tokens to which the source gives less than exp(-16).
+engine, and that of Q4_0 in both; and its perplexity is compared in torch to within what the rounding of activations
+makes of it by chance, two and a half standard errors of the ratio, where these are more than half a percent.
+llama-perplexity keeps the logits of the source in 16 bits, between the largest and 16 below it: steps of at most
+16/65535, which add some 1e-9 to a divergence in the mean. A token that follows although it lies below counts as if it
+lay 16 below: the perplexity of the source that it prints beside divergences is therefore lower than the one it prints
+by itself, by 0.3 % on the trained model; ours is the latter.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,12 +32,12 @@ pytestmark = pytest.mark.conformance
 TEXT = Path(__file__).parent / "probes.txt"
 KINDS = ("llama", "qwen3", "gemma3", "mixtral")
 RECIPES = ("f32", "q8_0", "q4_0")
-CONTEXT, CHUNKS = 64, 12
+CONTEXT, CHUNKS, FEW = 64, 12, 6  # windows: of fixtures, and of the trained model
 WITHIN = {"F32": 1e-3, "Q8_0": 5e-3, "Q4_0": 5e-3}
 
 
-def judged(source: Path, files: list[Path], **options: object) -> Evaluation:
-    reading = TextOptions(text=(text(source.parent),), context=CONTEXT, chunks=CHUNKS, device="cpu")
+def judged(source: Path, files: list[Path], chunks: int, **options: object) -> Evaluation:
+    reading = TextOptions(text=(text(source.parent),), context=CONTEXT, chunks=chunks, device="cpu")
     return evaluate(EvalTask(Request(source), tuple(files), reading, **options))  # type: ignore[arg-type]
 
 
@@ -46,29 +50,38 @@ def text(folder: Path) -> Path:
     return path
 
 
-def check(folder: Path, source: Path, files: dict[str, Path]) -> None:
+def check(folder: Path, source: Path, files: dict[str, Path], chunks: int) -> None:
     """Both engines against llama-perplexity. files: by the name of their type."""
-    base = folder / "base.bin"
-    options = {"context": CONTEXT, "chunks": CHUNKS, "base": base}
-    wanted = perplexity(source, text(source.parent), **options)  # type: ignore[arg-type]
-    theirs = {name: divergence(path, text(source.parent), **options) for name, path in files.items()}  # type: ignore[arg-type]
-    ours = judged(source, list(files.values()))
+    page = text(source.parent)
+    plain: dict[str, Any] = {"context": CONTEXT, "chunks": chunks, "base": folder / "plain.bin"}
+    wanted = perplexity(source, page, **plain)
+    theirs = {name: divergence(path, page, **plain) for name, path in files.items()}
+    ours = judged(source, list(files.values()), chunks)
     own = ours.source_quality[0]
     assert (own.perplexity, own.perplexity_error) == pytest.approx(wanted, rel=1e-3)
-    in_torch = _by_type(ours, files)
-    in_llama = _by_type(judged(source, list(files.values()), engine="llama.cpp"), files)
-    for name, found in in_torch.items():
-        assert found.perplexity == pytest.approx(theirs[name]["perplexity"], rel=WITHIN[name]), name
+    for name, found in _by_type(ours, files).items():
+        within = max(WITHIN[name], 0 if name == "F32" else 2.5 * theirs[name]["log_ratio_error"])
+        assert found.perplexity == pytest.approx(theirs[name]["perplexity"], rel=within), name
         assert found.perplexity_error == pytest.approx(theirs[name]["perplexity_error"], rel=0.02), name
-    for found in (in_torch["Q4_0"], in_llama["Q4_0"], in_llama["Q8_0"]):
-        name = "Q8_0" if found is in_llama["Q8_0"] else "Q4_0"
-        engine = "torch" if found is in_torch["Q4_0"] else "llama.cpp"
-        for key in ("divergence", "divergence_error", "divergence_median", "divergence_99"):
-            wide = 0.03 if key == "divergence" else 0.1
-            assert getattr(found, key) == pytest.approx(theirs[name][key], rel=wide, abs=2e-6), (name, engine, key)
-        assert found.change == pytest.approx(theirs[name]["change"], rel=0.1, abs=1e-5), (name, engine)
-        assert found.same_top == pytest.approx(theirs[name]["same_top"], abs=0.03), (name, engine)
-        assert found.log_ratio == pytest.approx(theirs[name]["log_ratio"], abs=2e-3), (name, engine)
+        if name == "Q4_0":
+            close(found, theirs[name])
+    usual: dict[str, Any] = {**plain, "base": folder / "usual.bin", "options": ()}
+    perplexity(source, page, **usual)
+    quantized = {name: path for name, path in files.items() if name != "F32"}
+    for name, found in _by_type(
+        judged(source, list(quantized.values()), chunks, engine="llama.cpp"), quantized
+    ).items():
+        close(found, divergence(quantized[name], page, **usual))
+
+
+def close(found: Quality, wanted: dict[str, float]) -> None:
+    """Every number about the divergence; the mean most closely, then what depends on fewer tokens."""
+    assert found.divergence == pytest.approx(wanted["divergence"], rel=0.03, abs=2e-6)
+    for key in ("divergence_error", "divergence_median", "divergence_99"):
+        assert getattr(found, key) == pytest.approx(wanted[key], rel=0.1, abs=2e-6), key
+    assert found.change == pytest.approx(wanted["change"], rel=0.1, abs=1e-5)
+    assert found.same_top == pytest.approx(wanted["same_top"], abs=0.03)
+    assert found.log_ratio == pytest.approx(wanted["log_ratio"], abs=max(2e-3, wanted["log_ratio_error"]))
 
 
 def _by_type(found: Evaluation, files: dict[str, Path]) -> dict[str, Quality]:
@@ -81,7 +94,7 @@ def test_fixtures(kind: str, tmp_path: Path) -> None:
     folder = checkpoints.write(kind, tmp_path / "Tiny-2M-v1.0")
     convert(request(folder, *RECIPES, outdir=tmp_path))
     files = {name: tmp_path / f"Tiny-2M-v1.0-{name}.gguf" for name in WITHIN}
-    check(tmp_path, files["F32"], files)
+    check(tmp_path, files["F32"], files, CHUNKS)
 
 
 def test_a_trained_model(tmp_path: Path) -> None:
@@ -89,7 +102,7 @@ def test_a_trained_model(tmp_path: Path) -> None:
     source = noised(published, tmp_path / "SmolLM2-135M-F32.gguf")
     convert(request(source, "q8_0", "q4_0", outdir=tmp_path))
     files = {name: tmp_path / f"SmolLM2-135M-{name}.gguf" for name in WITHIN}
-    check(tmp_path, source, files)
+    check(tmp_path, source, files, FEW)
 
 
 def test_a_recipe_is_judged_as_the_file_that_it_writes(tmp_path: Path) -> None:
