@@ -5,10 +5,10 @@ Habits of convert_hf_to_gguf.py (--outtype q8_0), llama-quantize (IN OUT TYPE TH
 """
 
 import os
-import shlex
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from ggufsmith.container.text import shell_command
 
 UNQUANTIZED = ("f32", "f16", "bf16", "auto")  # what --outtype takes
 TYPE_OPTIONS = ("--type", "--quant", "--quantize", "--quantization", "--qtype", "--ftype", "--format", "-q")
@@ -47,8 +47,7 @@ class Advice:
 
     def sentence(self, program: str) -> str:
         """The advice, for the end of an error. The command can be copied into a shell."""
-        words = [*program.split(), *self.words]
-        return f"Did you mean: {subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)}"
+        return f"Did you mean: {shell_command(*program.split(), *self.words)}"
 
 
 def advice(

@@ -36,6 +36,7 @@ from ggufsmith.container.layout import (
     padded,
 )
 from ggufsmith.container.positional import Buffer, as_bytes, read_at, regular_file
+from ggufsmith.container.text import shell_command
 from ggufsmith.container.values import DTYPES, Metadata, Value
 
 MAX_HEADER = 2**28  # bytes; headers with 262 144 tokens and their merges are below 32 MiB
@@ -269,11 +270,11 @@ def _check_single(header: _Header, ends: set[int], metadata: Metadata) -> None:
 
 
 def _way_to_merge(path: Path, count: int) -> str:
-    """The command, with the name of the first shard if it is beside this file."""
+    """The command, with the first shard if it is beside this file."""
     end = f"-00001-of-{count:05d}.gguf"
-    found = [other.name for other in path.parent.glob(f"*{end}") if other != path]
+    found = [other for other in path.parent.glob(f"*{end}") if other != path]
     first = found[0] if len(found) == 1 else f"NAME{end}"
-    return f"Merge the {count} shards themselves, under their own names: ggufsmith merge {first}"
+    return f"Merge the {count} shards themselves, under their own names: {shell_command('ggufsmith', 'merge', first)}"
 
 
 def _check_version(version: int, path: Path) -> None:

@@ -1,6 +1,9 @@
 """Text for people: what files say, made harmless for a terminal; sizes, counts and near names, by one rule each."""
 
 import difflib
+import os
+import shlex
+import subprocess
 from collections.abc import Iterable, Sequence
 
 # Unit and digits behind the point; a number has at most three before it, but for the last unit.
@@ -58,6 +61,12 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each in keep else _escaped(each) for each in text)
+
+
+def shell_command(*words: object) -> str:
+    """A command line that can be copied into this system's shell, whatever is in its words."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
 def _escaped(character: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.shards import SHARD, SUFFIX
+from ggufsmith.container.text import shell_command
 from ggufsmith.convert.checkpoint_pass import open_checkpoint_pass
 from ggufsmith.convert.inputs import input_files
 from ggufsmith.convert.stored import LocalFiles, Opener
@@ -51,7 +52,7 @@ def file_of(model: str) -> Path | None:
             raise Usage(
                 "this is one file of a checkpoint; a checkpoint is converted as a whole",
                 where=path,
-                fix=f"gguf-convert '{path.parent}'",
+                fix=shell_command("gguf-convert", path.parent),
             )
         return path
     if not path.is_dir() or any((path / name).is_file() for name in FOLDERS):

@@ -43,8 +43,6 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
     source, make, write = model.files, request.make, request.write
     if not source.tensors:
         raise Malformed("this file has no tensors", where=request.path, fix="Pass a model; this may be a vocabulary.")
-    if "general.architecture" not in source.metadata:
-        raise Malformed("general.architecture is missing, so this is not a model", where=request.path)
     check_model(source.metadata, list(source.tensors), request.path)
     plain, recipes = _unquantized(make), _recipes(request, making, source)
     keys = overrides_of(request.source.override_kv)

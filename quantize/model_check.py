@@ -57,10 +57,16 @@ BY_ENDING = {".lora_a": GGUFType.ADAPTER, ".lora_b": GGUFType.ADAPTER, ".in_sum2
 def check_model(metadata: Metadata, names: Sequence[str], where: object) -> None:
     """Raises unless these keys and tensors can be those of a model.
 
-    Unsupported: another kind of file, or tensors that llama.cpp does not know in this architecture. Malformed: blocks
-    beyond the model's last. Of an architecture that the gguf package does not know, the names are not judged.
+    Unsupported: another kind of file, or tensors that llama.cpp does not know in this architecture. Malformed: no
+    architecture, or blocks beyond the model's last. Of an architecture that the gguf package does not know, the names
+    are not judged.
     """
-    failure = _other_kind(metadata, names, where) or _unknown(metadata, names, where) or _beyond(metadata, names, where)
+    failure = (
+        _other_kind(metadata, names, where)
+        or _nameless(metadata, where)
+        or _unknown(metadata, names, where)
+        or _beyond(metadata, names, where)
+    )
     if failure is not None:
         raise failure
 
@@ -80,6 +86,12 @@ def _other_kind(metadata: Metadata, names: Iterable[str], where: object) -> Fail
         return None
     what, fix = OTHER_KINDS.get(kind, (f"a GGUF file of the type {kind[:40]!r}", "Pass a model."))
     return Unsupported(f"this is {what}, not a model", where=where, fix=fix)
+
+
+def _nameless(metadata: Metadata, where: object) -> Failure | None:
+    if Keys.General.ARCHITECTURE in metadata:
+        return None
+    return Malformed("general.architecture is missing, so this is not a model", where=where)
 
 
 def _unknown(metadata: Metadata, names: Sequence[str], where: object) -> Failure | None:

@@ -10,6 +10,7 @@ from typing import Any
 from gguf.constants import Keys
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.container.text import shell_command
 from ggufsmith.convert.lora.peft import Adapter
 from ggufsmith.naming.identity import hub_id, model_folder_name, title
 from ggufsmith.naming.local import is_id
@@ -48,7 +49,7 @@ def find_base(adapter: Adapter, given: Path | None = None) -> Path:
     cached = _in_hub_cache(named, adapter.config.first("revision"))
     if cached is None:
         if HUB_ID.fullmatch(named):
-            fix += f" To merge: gguf-convert {named} --lora {adapter.folder} fetches it."
+            fix += f" To merge, which fetches it: {shell_command('gguf-convert', named, '--lora', adapter.folder)}"
         raise Unsupported(f"its base model {named!r} is not on this machine", where=adapter.config.path, fix=fix)
     return cached
 

@@ -16,6 +16,7 @@ from gguf.constants import GGUFType, Keys
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.text import shell_command
 from ggufsmith.container.values import Metadata, array, f32, string
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.checkpoint import open_checkpoint
@@ -30,7 +31,7 @@ from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_pla
 from ggufsmith.convert.stored import StoredTensor
 
 ONE = 'If the embedding and the head were trained as one, say so in adapter_config.json: "ensure_weight_tying": true.'
-WAY_OUT = "Merge it into the base instead: gguf-convert BASE --lora {folder}."
+WAY_OUT = "Merge it into the base instead: {}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _check_expressible(adapter: Adapter, config: Config, record: Architecture, s
             raise Unsupported(
                 f"a GGUF adapter cannot hold {what}, and {names[0]} is one",
                 where=adapter.folder,
-                fix=WAY_OUT.format(folder=adapter.folder),
+                fix=WAY_OUT.format(shell_command("gguf-convert", "BASE", "--lora", adapter.folder)),
             )
 
 
@@ -176,7 +177,7 @@ def _pair(output: TensorPlan, updates: Mapping[str, Update], alpha: float, adapt
             raise Unsupported(
                 f"{output.name}: experts of different rank or dtype cannot be stacked",
                 where=adapter.folder,
-                fix=WAY_OUT.format(folder=adapter.folder),
+                fix=WAY_OUT.format(shell_command("gguf-convert", "BASE", "--lora", adapter.folder)),
             )
         pair.append(
             TensorPlan(

@@ -199,7 +199,7 @@ def assign(
     found = [walk.assign(tensor) for tensor in tensors]
     wrong = list(_astray(walk.overrides, walk.matched, facts.blocks))
     if wrong:
-        raise Usage(wrong[0], also=wrong[1:], fix="`ggufsmith inspect` prints the names of all tensors.")
+        raise Usage(wrong[0], also=wrong[1:], fix="Without --tensor-type, --dry-run prints the names of all tensors.")
     return found
 
 

@@ -171,6 +171,6 @@ def test_shards_joined_by_cat_lead_to_a_command_that_works(model: Path, monkeypa
         done = run(command, joined)
         assert done.exit_code == 4
         (named,) = re.findall(r"ggufsmith merge (\S+)", done.output)
-        assert named == shards[0].name
+        assert named == str(shards[0])
     assert run(merge, named).exit_code == 0
     assert model.read_bytes() == whole

@@ -1,0 +1,355 @@
+"""Every error that names an option or a command for the next step: the step is taken, and it works.
+
+`CASES` has what goes wrong and what the advice makes of it. Every text of the product that advises is met there, or
+`ELSEWHERE` names the test that follows it; so an error with new advice comes with a line here.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_models as models
+from typer.testing import CliRunner
+
+import adapters
+import checkpoints
+import messages
+from ggufsmith.cli.app import app, convert_app, quant_app
+from ggufsmith.container.reader import open_gguf
+
+APPS = {"gguf-convert": convert_app, "gguf-quant": quant_app, "ggufsmith": app}
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+ADVICE = re.compile(
+    r"(?<![\w-])--[a-z]|`(gguf|git|hf)|^pip |(^|: )(gguf-convert|gguf-quant|ggufsmith|hf|modelscope|pip) "
+)
+# Texts with such words that are no advice: help, examples, keys, documents, parts of other messages.
+OTHER = re.compile(
+    r"cli/(help|hints|options|report|batch|batch_report)\.py|pipeline/request|convert/batch/schema|/modelcard"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """typed: what fails. then: the command that follows the advice; empty if the advice is a command itself.
+
+    work: carry it out, for what a plan does not show.
+    """
+
+    typed: str
+    then: str = ""
+    work: bool = False
+
+
+CASES = {
+    "a card that was not written here": Case(
+        "ggufsmith card cards/m.gguf", "ggufsmith card cards/m.gguf --output x.md"
+    ),
+    "a card beside an output": Case(
+        "gguf-quant m.gguf -r q8_0 --outdir cards --card", "gguf-quant m.gguf -r q8_0 --outdir new --card"
+    ),
+    "a card is left out": Case(
+        "gguf-quant m.gguf -r q8_0 --outdir cards --card", "gguf-quant m.gguf -r q8_0 --outdir cards"
+    ),
+    "a record that is there": Case(
+        "gguf-quant m.gguf -r q8_0 -o recorded/m.gguf --provenance --no-overwrite",
+        "gguf-quant m.gguf -r q8_0 --outdir new --provenance --no-overwrite",
+    ),
+    "an output that is there": Case(
+        "gguf-quant m.gguf -r q8_0 -o q8.gguf --no-overwrite", "gguf-quant m.gguf -r q8_0 -o q8.gguf"
+    ),
+    "a recipe file without a folder": Case(
+        "gguf-quant small.gguf --target-bpw 8 --save-recipe none/r.toml",
+        "gguf-quant small.gguf --target-bpw 8 --save-recipe r.toml",
+    ),
+    "a recipe file that is there": Case(
+        "gguf-quant small.gguf --target-bpw 8 --save-recipe old.toml --no-overwrite",
+        "gguf-quant small.gguf --target-bpw 8 --save-recipe q.toml --no-overwrite",
+    ),
+    "a recipe file of another kind": Case(
+        "gguf-quant small.gguf --target-bpw 8 --save-recipe mine",
+        "gguf-quant small.gguf --target-bpw 8 --save-recipe mine.toml",
+    ),
+    "nothing to split": Case(
+        "ggufsmith split m.gguf s/m --split-max-size 4G", "ggufsmith split m.gguf s/m --split-max-size 500K"
+    ),
+    "a folder that is there": Case("ggufsmith to-hf m.gguf --outdir model", "ggufsmith to-hf m.gguf --outdir new"),
+    "shards that were joined": Case("ggufsmith inspect parts/joined.gguf"),
+    "no memory in the budget": Case(
+        "ggufsmith batch jobs.toml --max-memory 1M", "ggufsmith batch jobs.toml --max-memory 4G"
+    ),
+    "no disk in the budget": Case("ggufsmith batch jobs.toml --max-disk 1K", "ggufsmith batch jobs.toml --max-disk 1G"),
+    "an adapter to quantize": Case("gguf-convert chat -r q8_0", "gguf-convert model -r q8_0 --lora chat"),
+    "an adapter with an adapter": Case("gguf-convert chat --lora chat", "gguf-convert model --lora chat"),
+    "an adapter of a model elsewhere": Case("gguf-convert lonely", "gguf-convert lonely --base model"),
+    "an adapter that is more than that": Case("gguf-convert grown", "gguf-convert model --lora grown"),
+    "a vocabulary and an adapter": Case(
+        "gguf-convert model --vocab-only --lora chat", "gguf-convert model --vocab-only"
+    ),
+    "a vocabulary to quantize": Case("gguf-convert model --vocab-only -r q8_0", "gguf-convert model --vocab-only"),
+    "one file of a checkpoint": Case("gguf-convert model/model.safetensors"),
+    "one file in a folder that has to be quoted": Case("""gguf-convert "it's a model/model.safetensors\""""),
+    "no number of bits": Case("gguf-quant small.gguf --target-bpw 0", "gguf-quant small.gguf --target-bpw 4.25"),
+    "weights too large": Case("gguf-convert large --outtype f16", "gguf-convert large --outtype bf16", work=True),
+    "weights too large for a checkpoint": Case(
+        "ggufsmith to-hf large.gguf --dtype float16 --outdir new",
+        "ggufsmith to-hf large.gguf --dtype bfloat16 --outdir new",
+        work=True,
+    ),
+    "the type of a file": Case("gguf-convert m.gguf --outtype auto", "gguf-convert m.gguf --recipe copy"),
+    "a file to convert": Case("gguf-convert m.gguf", "gguf-convert m.gguf --recipe q8_0"),
+    "a file to convert back": Case("gguf-convert m.gguf", "ggufsmith to-hf m.gguf --outdir new"),
+    "all recipes": Case("gguf-convert m.gguf", "ggufsmith recipes"),
+    "every entry left out": Case(
+        "gguf-quant m.gguf -r q4_0 --imatrix i.gguf --exclude-weights blk", "gguf-quant m.gguf -r q4_0"
+    ),
+    "an entry without counts": Case("gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf"),
+    "a model as an importance matrix": Case(
+        "gguf-quant m.gguf -r q4_0 --imatrix m.gguf", "gguf-quant m.gguf -r q4_0 --imatrix i.gguf"
+    ),
+    "a text as an importance matrix": Case(
+        "gguf-quant m.gguf -r q4_0 --imatrix old.toml", "gguf-quant m.gguf -r q4_0 --imatrix i.gguf"
+    ),
+    "an importance matrix as a model": Case("gguf-quant i.gguf -r q4_0", "gguf-quant m.gguf -r q4_0 --imatrix i.gguf"),
+    "a GGUF adapter as a model": Case("gguf-quant chat.gguf -r q8_0", "gguf-convert model --lora chat"),
+    "a budget too small": Case(
+        "gguf-quant small.gguf --target-bpw 1", "gguf-quant small.gguf --target-bpw 2.5 --imatrix small.imatrix.gguf"
+    ),
+    "quantized a second time": Case("gguf-quant q8.gguf -r q4_0", "gguf-quant q8.gguf -r q4_0 --allow-requantize"),
+    "strict": Case("gguf-quant narrow.gguf -r q4_K_M --strict", "gguf-quant narrow.gguf -r q4_K_M"),
+    "strict, with a type that fits": Case(
+        "gguf-quant narrow.gguf -r q4_K_M --strict", "gguf-quant narrow.gguf -r q4_K_M --strict --tensor-type '.*=q4_0'"
+    ),
+    "a recipe that needs importance": Case(
+        "gguf-quant small.gguf -r iq2_xxs", "gguf-quant small.gguf -r iq2_xxs --imatrix small.imatrix.gguf"
+    ),
+    "importance for a part": Case(
+        "gguf-quant small.gguf -r iq2_xxs --imatrix part.gguf",
+        "gguf-quant small.gguf -r iq2_xxs --imatrix part.gguf --tensor-type '.*=q4_0'",
+    ),
+    "no such tensor": Case(
+        "gguf-quant m.gguf -r q4_0 --tensor-type nothing=q8_0", "gguf-quant m.gguf -r q4_0 --dry-run"
+    ),
+    "no such tensor in a folder": Case(
+        "gguf-convert model -r q4_0 --tensor-type nothing=q8_0", "gguf-convert model -r q4_0 --dry-run"
+    ),
+    "rows that do not fit": Case(
+        "gguf-quant narrow.gguf -r q1_0", "gguf-quant narrow.gguf -r q1_0 --tensor-type '.*=q4_0'"
+    ),
+    "no such recipe": Case("gguf-quant m.gguf -r q9_9", "ggufsmith recipes"),
+    "one name for several": Case(
+        "gguf-quant m.gguf -r q4_0 -r q8_0 -o x.gguf", "gguf-quant m.gguf -r q4_0 -r q8_0 --outdir new"
+    ),
+    "a budget and a recipe": Case("gguf-quant m.gguf -r q4_0 --target-bpw 8", "gguf-quant m.gguf -r q4_0"),
+    "entries of nothing": Case(
+        "gguf-quant m.gguf -r q4_0 --include-weights blk",
+        "gguf-quant m.gguf -r q4_0 --include-weights blk --imatrix i.gguf",
+    ),
+    "options without a recipe": Case("gguf-quant m.gguf --pure", "gguf-quant m.gguf --pure --recipe q4_K_M"),
+    "first shard of one": Case(
+        "gguf-quant m.gguf -r q8_0 --no-tensor-first-split",
+        "gguf-quant m.gguf -r q8_0 --no-tensor-first-split --split-max-size 500K",
+    ),
+    "a folder to quantize": Case("gguf-quant model -r q8_0", "gguf-convert model -r q8_0"),
+    "a pre-tokenizer of another kind": Case("gguf-convert model --pre qwen2", "gguf-convert model"),
+    "an unknown pre-tokenizer": Case("gguf-convert odd", "gguf-convert odd --pre llama-bpe"),
+}
+ROOT = Path(__file__).parents[2]
+HUB = "tests/convert/hub/test_download.py::"
+# The beginnings of texts whose advice is followed by a test elsewhere.
+ELSEWHERE = {
+    "the finished part is kept": "tests/container/test_resume.py::test_interrupted",
+    "Allow larger shards": "tests/container/test_shards.py::test_a_plan_is_whole",
+    "{count} weights are equivalent": "tests/convert/dequantize/test_sources_exact.py::test_symmetric_gptq_is_q4_0",
+    "{_few(adapters)} is an adapter": "tests/cli/test_lora_commands.py::test_the_report_says_what_was_merged",
+    "{file.variant.name}: the file stores no token": "tests/cli/test_fromfile.py::test_the_vocabulary_of_a_folder",
+    "ggml files store no token scores": "tests/cli/test_fromfile.py::test_the_vocabulary_of_a_folder",
+    "assumed {": "tests/cli/test_fromfile.py::test_an_old_file_becomes_gguf_with_its_own_weights",
+    "Convert without --stream and": HUB + "test_pickled_weights_where_there_are_no_others",
+    "Convert without --stream.": "tests/convert/hub/test_streaming.py::test_recipes_from_a_stream",
+    "Free some space": "tests/convert/hub/test_streaming.py::test_recipes_from_a_stream",
+    "Log in, or pass --token.": HUB + "test_a_gated_model_needs_a_token_that_only_the_hub_sees",
+    "log in with `hf auth": HUB + "test_a_gated_model_needs_a_token_that_only_the_hub_sees",
+    "Set MODELSCOPE_API_TOKEN": "tests/conformance/test_modelscope.py::test_the_token_is_sent",
+    "Name a branch, a tag or a commit": "tests/convert/hub/test_names.py::test_revisions",
+    "pip install 'ggufsmith[": "tests/cli/test_advice.py::test_what_is_to_be_installed_exists",
+    "Choose entries with --include-weights": "tests/convert/test_resume_settings.py::test_an_option_of_quant",
+}
+# Those that no test can follow: the command is another program's, and asks a server or a person; or it is no command.
+OTHERS = (
+    "Convert it with gguf-py's gguf-convert-endian",
+    "--resume needs locks",
+    "hf download {id}",
+    "modelscope download",
+    "Download one of the two",
+    "Run `git lfs pull`.",
+    "llama.cpp takes it unchanged, with --mmproj",
+    "llama.cpp takes it unchanged, with --control-vector",
+    "llama.cpp does not support dynamic NTK",
+    "Convert the original model again. If the model is newer",
+    "Quantize it without --prune-layers.",  # an encoder and a decoder, for which no fixture is complete
+)
+WITHOUT_JSON = ("ggufsmith card", "ggufsmith recipes")
+READS = ("ggufsmith inspect", "ggufsmith recipes", "ggufsmith card")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, files and adapters of every kind that is named above."""
+    home = tmp_path_factory.mktemp("m")
+    for name in ("cards", "recorded", "parts"):
+        (home / name).mkdir()
+    write_checkpoints(home)
+    write_adapters(home)
+    run(home, "gguf-convert model -o m.gguf")
+    run(home, "gguf-convert chat -o chat.gguf")
+    run(home, "gguf-convert large --outtype bf16 -o large.gguf")
+    run(home, "gguf-quant m.gguf -r q8_0 -o q8.gguf")
+    run(home, "gguf-quant m.gguf -r q8_0 -o recorded/m.gguf --provenance")
+    run(home, "ggufsmith split m.gguf parts/m --split-max-size 500K")
+    shards = sorted((home / "parts").iterdir())
+    (home / "parts" / "joined.gguf").write_bytes(b"".join(shard.read_bytes() for shard in shards))
+    (home / "cards" / "m.gguf").write_bytes((home / "m.gguf").read_bytes())
+    (home / "cards" / "README.md").write_text("mine", encoding="utf-8")
+    (home / "old.toml").write_text("mine", encoding="utf-8")
+    (home / "jobs.toml").write_text(JOB, encoding="utf-8")
+    write_small_models(home)
+    return home
+
+
+JOB = "output = 'out'\n[defaults]\nrecipes = 'q8_0'\n[[model]]\nsource = 'model'\n"
+
+
+def write_checkpoints(home: Path) -> None:
+    checkpoints.write("llama", home / "model", num_hidden_layers=1)
+    shutil.copytree(home / "model", home / "it's a model")
+    checkpoints.write("llama", home / "large", num_hidden_layers=1)
+    config = json.loads((home / "large" / "config.json").read_text(encoding="utf-8"))
+    tensors = checkpoints.tensors_of(config)
+    tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 0x4790  # 73728 in bfloat16
+    checkpoints.write_tensors(tensors, home / "large", "bfloat16")
+    checkpoints.write("llama-3", home / "odd", num_hidden_layers=1)
+    tokenizer = home / "odd" / "tokenizer.json"
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    stage = content["pre_tokenizer"]["pretokenizers"][0]["pattern"]
+    stage["Regex"] = stage["Regex"].replace("{1,3}", "{1,4}")
+    tokenizer.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_adapters(home: Path) -> None:
+    adapters.write(home / "model", home / "chat")
+    adapters.write(home / "model", home / "lonely", named="nobody/nothing")
+    config = json.loads((home / "model" / "config.json").read_text(encoding="utf-8"))
+    rows, width = config["vocab_size"] + 3, config["hidden_size"]
+    grown = {f"{name}.weight": np.ones((rows, width), np.float32) for name in ("model.embed_tokens", "lm_head")}
+    adapters.write(home / "model", home / "grown", whole=grown)
+
+
+def write_small_models(home: Path) -> None:
+    arrays = models.arrays(width=256)
+    means = models.importance(arrays)
+    models.write_model(home / "small.gguf", width=256)
+    models.write_imatrix(home / "small.imatrix.gguf", means)
+    first = next(iter(means))
+    models.write_imatrix(home / "uncounted.gguf", means, {first: [0.0]})
+    models.write_imatrix(home / "part.gguf", {first: means[first]})
+    models.write_model(home / "narrow.gguf")
+    with open_gguf(home / "m.gguf") as gguf:
+        shapes = {
+            name: info.shape for name, info in gguf.tensors.items() if name.startswith("blk") and len(info.shape) > 1
+        }
+    models.write_imatrix(home / "i.gguf", {name: np.ones((1, shape[-1]), np.float32) for name, shape in shapes.items()})
+
+
+@cache
+def texts() -> list[messages.Message]:
+    """All of the product."""
+    return list(messages.messages())
+
+
+@cache
+def failure(name: str, home: Path) -> tuple[int, str]:
+    """What the first command of a case says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        return tried(CASES[name].typed)
+
+
+def tried(line: str) -> tuple[int, str]:
+    """Exit code, and the whole message of an error, its lines unbroken."""
+    program, *words = shlex.split(line)
+    machine = [] if line.startswith(WITHOUT_JSON) else ["--json"]
+    done = CliRunner().invoke(APPS[program], [*words, *machine], prog_name=program)
+    if machine and done.exit_code and done.stdout:
+        error = json.loads(done.stdout)
+        error = error.get("error") or error["models"][0]["error"]
+        return done.exit_code, "\n".join([error["what"], *error["also"], error["fix"] or "", *error.get("notes", [])])
+    return done.exit_code, done.stderr
+
+
+def run(folder: Path, line: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code, said = tried(line)
+    assert code == 0, said
+
+
+def advised(case: Case, said: str) -> str:
+    """The command of an error, or what its advice makes of the one that was typed."""
+    if case.then:
+        return case.then
+    last = said.splitlines()[-1]
+    if commands := re.findall(r"(?:^|: )((?:gguf-convert|gguf-quant|ggufsmith) .+)", last):
+        return str(commands[-1])
+    (option,) = re.findall(r"(--[a-z-]+ [^ ]+?)[.]?$", last)
+    return f"{case.typed} {option}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_advice_works(name: str, home: Path) -> None:
+    case = CASES[name]
+    code, said = failure(name, home)
+    assert code, "this works as it is"
+    then = advised(case, said)
+    named = set(OPTION.findall(said)) | {word for word in APPS if word in said}
+    changed = set(shlex.split(case.typed)) ^ set(shlex.split(then))
+    spelled = {"-r": "--recipe", "-o": "--outfile"}
+    assert named & {spelled.get(word, word) for word in changed} or named & set(case.typed.split()), said
+    run(home, then if case.work or then.startswith(READS) else f"{then} --dry-run")
+
+
+def test_all_advice_is_followed(home: Path) -> None:
+    said = [failure(name, home)[1] for name in CASES]
+    missing = []
+    for message in texts():
+        path = message.path.as_posix()
+        if (
+            message.text == "ggufsmith batch"
+            or message.kind not in ("fix", "also", "text")
+            or not ADVICE.search(message.text)
+            or OTHER.search(path)
+        ):
+            continue
+        pattern = ".*".join(map(re.escape, re.split(r"\{[^{}]*\}", message.text)))
+        met = any(re.search(pattern, " ".join(text.split())) for text in said)
+        if not met and not message.text.startswith((*ELSEWHERE, *OTHERS)):
+            missing.append(f"{path}:{message.line}: {message.text}")
+    assert not missing, "\n".join(missing)
+
+
+def test_the_tests_elsewhere_exist() -> None:
+    for place in ELSEWHERE.values():
+        path, _, name = place.partition("::")
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), place
+
+
+def test_what_is_to_be_installed_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = {each for message in texts() for each in re.findall(r"ggufsmith\[(\w+)\]", message.text)}
+    assert named and named <= extras.keys()
