@@ -52,6 +52,17 @@ def read_rope(config: Config, rope: Rope) -> Rotary:
     return Rotary(_kind(full), theta if theta is not None else rope.theta, local_theta, full)
 
 
+def partial_rotary_factor(config: Config, rope: Rope) -> float:
+    """The part of every head that rotates, wherever the config says so."""
+    found = config.first("partial_rotary_factor", "rotary_pct", "rope_pct")
+    for name in ("rope_parameters", "rope_scaling"):
+        fields = config.mapping(name)
+        for each in (fields, fields.get("full_attention")):
+            if found is None and isinstance(each, Mapping):
+                found = each.get("partial_rotary_factor")
+    return rope.partial if found is None else as_number(found, "partial_rotary_factor", config.path)
+
+
 def _kind(fields: Mapping[str, Any]) -> str:
     return str(fields.get("rope_type") or fields.get("type") or "default").lower()
 

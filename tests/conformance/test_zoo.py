@@ -1,0 +1,54 @@
+"""Every line of the zoo: our conversion against llama.cpp's converter, and llama.cpp's logits against transformers'."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizer_oracles as oracles
+from llama_models import logits
+from test_convert import PRE, ours, tensors
+
+import reference
+import zoo
+from ggufsmith.container.reader import open_gguf
+
+pytestmark = pytest.mark.conformance
+
+LINES = [(name, False) for name in zoo.ZOO] + [(name, True) for name, line in zoo.ZOO.items() if line.published]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), LINES, ids=lambda value: {True: "published", False: ""}.get(value, value)
+)
+def test_a_line(name: str, published: bool, tmp_path: Path) -> None:
+    import torch
+
+    line = zoo.ZOO[name]
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = zoo.write(name, folder, published=published)
+    mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    ids = np.random.default_rng(5).integers(3, 300, 48).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    found = logits(mine.path, ids)
+    error = ((found - expected) ** 2).sum() / (expected**2).sum()
+    print(f"{name}: {error:.2e}")
+    assert error < line.nmse
+    if not line.reference and (published or not line.published):
+        pre = PRE.get(line.vocabulary, "")
+        path = tmp_path / "theirs.gguf"
+        theirs = open_gguf(reference.convert(folder, path, "--outtype", "f32", pre=pre, raw=True, generic=line.generic))
+        a, b = tensors(mine), tensors(theirs)
+        assert a.keys() == b.keys()
+        assert not [each for each in a if a[each] != b[each]], "tensors that differ"
+        llama = oracles.LlamaVocabulary(mine.path)
+        ids = {key for key in mine.metadata.keys() | theirs.metadata.keys() if line.generic and "tokenizer." in key}
+        allowed = ids | line.differs.keys() | oracles.only_stated(mine.metadata, theirs.metadata, llama)
+        llama.close()
+        wrong = {
+            key: (mine.metadata.get(key), theirs.metadata.get(key))
+            for key in sorted((mine.metadata.keys() | theirs.metadata.keys()) - allowed)
+            if mine.metadata.get(key) != theirs.metadata.get(key)
+        }
+        assert not wrong
