@@ -133,12 +133,14 @@ class Fused:
     suffix: the end of its name, without .weight or .bias. shape: as in `TensorRule`; None for that of the rule.
     parts:  each tensor with the op that cuts it; None for that of the rule.
     part:   the end of the GGUF names, where it is not that of the source.
+    either: it may also be stored with its last two axes changed, as other releases of transformers do; its shape says.
     """
 
     suffix: str
     shape: str | None
     parts: tuple[tuple[MODEL_TENSOR, Callable[[Dims], Op] | None], ...]
     part: str | None = None
+    either: bool = False
 
 
 def named(suffix: str, tensor: MODEL_TENSOR, part: str | None = None) -> Fused:
@@ -203,6 +205,7 @@ class Architecture:
     aliases:  config keys of this architecture -> the key that most models have for the same.
     sizes:    further sizes for the shapes, or other ways to find the usual ones, from the config.
     kinds:    the words that say what kind of block each one is, in one string for every block.
+    mtp:      what stands around appended blocks (see `convert.mtp`): its name -> the name inside the first of them.
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     """
 
@@ -223,6 +226,7 @@ class Architecture:
     aliases: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
     kinds: Callable[[Config, int], Sequence[str]] | None = None
+    mtp: Mapping[str, str] = field(default_factory=dict)
     head_rows: int = 1
 
     def why_dropped(self, source: str) -> str | None:

@@ -17,12 +17,14 @@ from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.text import nearest
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
+from ggufsmith.convert import mtp
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack
+from ggufsmith.convert.reorder import Chain, Turn
 from ggufsmith.convert.rope import partial_rotary_factor, rope_metadata
 from ggufsmith.convert.stored import StoredTensor
 
@@ -95,12 +97,16 @@ class Slot(NamedTuple):
 
 
 class SlotSource(NamedTuple):
-    """A source for a slot; `expert` if it is one of several; `op` and `shape` if the slot is a part of it."""
+    """A source for a slot; `expert` if it is one of several; `op` and `shape` if the slot is a part of it.
+
+    either: the last two axes of its shape may be changed.
+    """
 
     source: StoredTensor
     expert: int | None = None
     op: Callable[[Dims], Op] | None = None
     shape: str | None = None
+    either: bool = False
 
 
 def find_architecture(config: Config) -> Architecture:
@@ -119,10 +125,13 @@ def find_architecture(config: Config) -> Architecture:
     )
 
 
-def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, partial: bool = False) -> Plan:
+def make_plan(
+    config: Config, tensors: Mapping[str, StoredTensor] | None, *, partial: bool = False, drop_mtp: bool = False
+) -> Plan:
     """The whole conversion; without tensors, only what the config says (a file that holds the vocabulary alone).
 
-    partial: the tensors are some of the model's, as in an adapter; the config alone gives the dimensions.
+    partial:  the tensors are some of the model's, as in an adapter; the config alone gives the dimensions.
+    drop_mtp: leave out the appended blocks for multi-token prediction (see `convert.mtp`).
 
     Unsupported or Malformed lists everything that stands in the way of a faithful conversion.
     """
@@ -132,8 +141,14 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
     blocks = config.integer("num_hidden_layers", "n_layers")
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
-    slots, left_out = _assign(record, blocks, tensors or {}, problems)
-    dims = _dimensions(record, config, blocks, {} if partial else slots)
+    if drop_mtp and record.mtp:
+        record = replace(record, mtp={}, drop={**record.drop, "mtp.": mtp.DROPPED})
+    appended = mtp.count(record, tensors or {})
+    if tensors is None and record.mtp:
+        appended = config.integer("mtp_num_hidden_layers", default=0) or 0
+    announced = None if partial or tensors is None else mtp.note(record, config, appended)
+    slots, left_out = _assign(record, blocks, blocks + appended, tensors or {}, problems)
+    dims = _dimensions(record, config, blocks + appended, {} if partial else slots)
     rope_keys, generated, rope_notes = rope_metadata(config, record.rope, dims)
     outputs: list[TensorPlan] = []
     if tensors is not None and not partial:
@@ -158,7 +173,12 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
             "supported.",
         )
     dropped = Counter(each.reason for each in left_out if each.twin is None)
-    notes = [*rope_notes, *_warnings(record, config), *(f"{count} dropped: {why}" for why, count in dropped.items())]
+    notes = [
+        *rope_notes,
+        *([announced] if announced else []),
+        *_warnings(record, config),
+        *(f"{count} dropped: {why}" for why, count in dropped.items()),
+    ]
     unknown = [key for key in config.unused if key not in IGNORED]
     if unknown:
         notes.append(f"these keys of config.json are not used: {', '.join(unknown)}")
@@ -169,9 +189,9 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
 
 
 def _assign(
-    record: Architecture, blocks: int, tensors: Mapping[str, StoredTensor], problems: list[str]
+    record: Architecture, own: int, blocks: int, tensors: Mapping[str, StoredTensor], problems: list[str]
 ) -> tuple[dict[Slot, list[SlotSource]], list[LeftOut]]:
-    """Sort the source tensors into slots, and those that have none aside."""
+    """Sort the source tensors into slots, and those that have none aside. own: the blocks without the appended ones."""
     names = get_tensor_name_map(record.arch, blocks)
     rules = {rule.tensor for rule in record.tensors}
     slots: dict[Slot, list[SlotSource]] = {}
@@ -186,7 +206,7 @@ def _assign(
         if taken is not None:
             tied.append((source, taken))
             continue
-        places = list(_places(record, names, source))
+        places = list(_places(record, names, source, mtp.appended_name(record, source.name, own)))
         if not places or any(slot.tensor not in rules for slot, _ in places):
             problems.append(_unknown(source.name, names))
         for slot, piece in places:
@@ -199,19 +219,21 @@ def _assign(
     return slots, left_out
 
 
-def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) -> Iterator[tuple[Slot, SlotSource]]:
+def _places(
+    record: Architecture, names: TensorNameMap, source: StoredTensor, name: str
+) -> Iterator[tuple[Slot, SlotSource]]:
     """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
 
     Names with and without the "model." prefix are the same tensor (see also `names.plain_name`).
     """
-    base = plain_name(source.name)
+    whole = base = plain_name(name)
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
     block = next((int(piece) for piece in base.split(".") if NUMBER.fullmatch(piece)), None)
     for fused in record.fused:
-        if base.endswith(fused.suffix):
+        if base.endswith(fused.suffix) or whole.endswith(fused.suffix):
             for tensor, op in fused.parts:
                 end = part if fused.part is None else fused.part
-                yield Slot(tensor, block, end), SlotSource(source, None, op, fused.shape)
+                yield Slot(tensor, block, end), SlotSource(source, None, op, fused.shape, fused.either)
             return
     expert = EXPERT.search(base)
     key = EXPERT.sub(".experts.", base)
@@ -323,6 +345,8 @@ def _output(
     names = [piece.source.name for piece in pieces]
     op = pieces[0].op(dims) if pieces[0].op else rule.op(dims)
     expected = dims.sizes(pieces[0].shape or rule.shape)
+    if pieces[0].either and pieces[0].source.shape not in (expected, ()) and len(expected) > 1:
+        op, expected = Chain(Turn(), op), (*expected[:-2], expected[-1], expected[-2])
     if pieces[0].expert is not None:
         missing = sorted(set(range(dims.experts)) - {piece.expert for piece in pieces if piece.expert is not None})
         if missing or len(pieces) != dims.experts:
@@ -332,7 +356,7 @@ def _output(
     elif len(pieces) > 1:
         problems.append(f"{slot.name}: {' and '.join(names[:3])} both claim it")
         return None
-    if slot.part == "bias" and slot.part != rule.part:
+    if slot.part == "bias" and slot.part != rule.part and pieces[0].shape is None:
         expected = expected[:-1] or expected
         op = Copy() if op.computes else op
     before = len(problems)

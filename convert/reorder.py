@@ -113,6 +113,32 @@ class Strided(Gather):
     def order(self, rows: int) -> NDArray[np.int64]:
         return np.arange(self.begin, rows, self.step)
 
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        each = as_matrix(sources[0])[-2]
+        wanted, chosen = np.arange(start, stop), self.order(each)
+        found = wanted // len(chosen) * each + chosen[wanted % len(chosen)]
+        taken: Array = read(0, int(found[0]), int(found[-1]) + 1)[found - found[0]]  # one read, not one for each row
+        return taken
+
+
+@dataclass(frozen=True)
+class StridedColumns(Op):
+    """Every so many columns: begin, begin + step, ... of each row."""
+
+    begin: int
+    step: int
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return (*source[:-1], len(range(self.begin, source[-1], self.step)))
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        return np.ascontiguousarray(read(0, start, stop)[:, self.begin :: self.step])
+
 
 @dataclass(frozen=True)
 class Regroup(Gather):

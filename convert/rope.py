@@ -64,7 +64,8 @@ def partial_rotary_factor(config: Config, rope: Rope) -> float:
 
 
 def _kind(fields: Mapping[str, Any]) -> str:
-    return str(fields.get("rope_type") or fields.get("type") or "default").lower()
+    kind = str(fields.get("rope_type") or fields.get("type") or "default").lower()
+    return "default" if kind == "mrope" else kind  # sections, without a scaling
 
 
 def _object(value: object, config: Config) -> Mapping[str, Any]:

@@ -1,14 +1,15 @@
 """What the records of architectures have in common: ops, groups of tensors, groups of keys."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from gguf.constants import MODEL_TENSOR, Keys
 
+from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import f32, string, u32
 from ggufsmith.convert.architecture import ConfigKey, Dims, Fused, Need, TensorRule
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.config import Config, as_number
 from ggufsmith.convert.ops import AddOne, Op, Part, RopePermute
 
 T = MODEL_TENSOR
@@ -70,6 +71,35 @@ def layer_types(config: Config, blocks: int, period: int) -> list[str]:
 def window(config: Config, dims: Dims) -> int | None:
     """The sliding window, if there is one."""
     return config.integer("sliding_window")
+
+
+def rope_fields(config: Config) -> Mapping[str, Any]:
+    """The parameters of the rotary embedding, in whichever object they are."""
+    return {**config.mapping("rope_scaling"), **config.mapping("rope_parameters")}
+
+
+def rope_field(name: str) -> Callable[[Config, Dims], float | None]:
+    """One parameter of the rotary embedding, if it is there."""
+
+    def field(config: Config, dims: Dims) -> float | None:
+        value = rope_fields(config).get(name)
+        return None if value is None else as_number(value, name, config.path)
+
+    return field
+
+
+def mrope_sections(usual: tuple[int, ...] | None = None) -> Callable[[Config, Dims], list[int] | None]:
+    """How the dimensions of a head are divided among time, height and width; 4 numbers."""
+
+    def sections(config: Config, dims: Dims) -> list[int] | None:
+        found = rope_fields(config).get("mrope_section", usual)
+        if found is None:
+            return None
+        if not isinstance(found, list | tuple) or not all(isinstance(n, int) and 0 <= n < 1 << 31 for n in found):
+            raise Malformed(f"mrope_section must be a list of sizes, not {found!r:.80}", where=config.path)
+        return [*found, 0, 0, 0, 0][:4]
+
+    return sections
 
 
 def window_pattern(period: int) -> Callable[[Config, Dims], list[bool] | None]:
@@ -162,6 +192,13 @@ EXPERT_COUNTS = (
     ConfigKey(Keys.LLM.EXPERT_USED_COUNT, u32, ("num_experts_per_tok",), None),
 )
 QWEN_EXPERT_COUNTS = (replace(EXPERT_COUNTS[0], names=("num_experts", "num_local_experts")), EXPERT_COUNTS[1])
+MOE_SIZES = tuple(
+    replace(key, of=lambda d: d.ff or None, default=None) if key.name == Keys.LLM.FEED_FORWARD_LENGTH else key
+    for key in SIZES
+)
+SHARED_LENGTH = ConfigKey(
+    Keys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH, u32, ("shared_expert_intermediate_size",), of=lambda d: d.shared_ff
+)
 EXPERT_LENGTH = (
     ConfigKey(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH, u32, ("moe_intermediate_size",), of=lambda d: d.expert_ff),
 )
@@ -170,4 +207,8 @@ SILU = {"hidden_act": ("silu",)}
 GELU = {"hidden_activation": ("gelu_pytorch_tanh",), "hidden_act": ("gelu_pytorch_tanh", "gelu")}
 NO_WINDOW = "llama.cpp attends to the whole context here; the source model uses a sliding window"
 INVERSE_FREQUENCIES = {".rotary_emb.inv_freq": "recomputed from rope_theta"}
+VISION_TOWER = dict.fromkeys(
+    ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.", "vision_encoder."),
+    "the vision encoder; this converts the text model",
+)
 MTP_HEAD = {"mtp.": "the multi-token prediction head, which llama.cpp does not run for this architecture"}
