@@ -155,6 +155,10 @@ def rope_metadata(
                 ("short_factor", MODEL_TENSOR.ROPE_FACTORS_SHORT),
             ):
                 tensors[tensor] = _factors(rotary.fields.get(name), name, dims.rotary // 2, config)
+        case "proportional":
+            tensors[MODEL_TENSOR.ROPE_FREQS] = proportional_factors(
+                dims.size("g_head_dim"), partial_rotary_factor(config, rope)
+            )
         case "dynamic":
             notes.append(
                 "llama.cpp does not support dynamic NTK rope scaling; longer contexts need its --rope-* options"
@@ -189,6 +193,15 @@ def llama3_factors(
     if not np.all((factors > 0) & (factors <= FLOAT32_MAX)):
         raise Malformed(f"llama3 rope scaling by {factor} ({low}, {high}) of base {theta} gives no frequencies")
     return tuple(factors.astype(np.float32).tolist())
+
+
+def proportional_factors(head_dim: int, partial: float) -> tuple[float, ...]:
+    """Of the head_dim / 2 frequencies the first part stay; the others are divided by 1e30, which is no rotation.
+
+    Source: llama.cpp, conversion/gemma.py (Gemma4Model.generate_extra_tensors).
+    """
+    rotary = min(max(int(head_dim * partial / 2), 0), head_dim // 2)
+    return (1.0,) * rotary + (1e30,) * (head_dim // 2 - rotary)
 
 
 def longrope_attention(scale: float, context: int) -> float:

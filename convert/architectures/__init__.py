@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
+from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 
-ARCHITECTURES = (*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, *VISION_LANGUAGE)
+ARCHITECTURES = (*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE)
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
 # Config keys that say nothing about the converted model: training, generation defaults, bookkeeping. Special token ids

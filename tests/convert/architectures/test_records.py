@@ -11,6 +11,7 @@ TRIED = {kind.model_class for kind in checkpoints.KINDS.values()} | {line.model_
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
+    "Gemma4ForConditionalGeneration",
     "LLaMAForCausalLM",
     "LlamaModel",
     "MistralModel",
