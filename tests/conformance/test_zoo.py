@@ -77,3 +77,34 @@ def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, 
     a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(tmp_path / "theirs.gguf"))
     assert a.keys() == b.keys()
     assert not [(each, a[each][:2], b[each][:2]) for each in a if a[each] != b[each]], "tensors that differ"
+
+
+@pytest.mark.parametrize("recipe", ["copy", "mxfp4_moe"])
+def test_the_experts_of_gpt_oss_stay_bit_for_bit(recipe: str, tmp_path: Path) -> None:
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    zoo.write("gpt-oss", folder, wide=True, dtype="bfloat16")
+    zoo.to_mxfp4(folder)
+    run(request(folder, recipe, outfile=tmp_path / "ours.gguf"))
+    path = reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "bf16", pre="qwen2", raw=True)
+    a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(path))
+    assert a.keys() == b.keys()
+    experts = {name for name in b if "_exps.weight" in name}
+    assert experts and all(b[name][1] == "MXFP4" for name in experts)
+    same = a.keys() if recipe == "copy" else experts
+    assert not [(name, a[name][:2], b[name][:2]) for name in same if a[name] != b[name]], "tensors that differ"
+
+
+def test_the_experts_of_gpt_oss_have_the_values_of_their_blocks(tmp_path: Path) -> None:
+    """By gguf-py's decoder."""
+    from gguf import GGMLQuantizationType, quants
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    zoo.write("gpt-oss", folder, dtype="bfloat16")
+    zoo.to_mxfp4(folder)
+    run(request(folder, "copy", outfile=tmp_path / "blocks.gguf"))
+    blocks, dense = tensors(open_gguf(tmp_path / "blocks.gguf")), tensors(ours(folder, tmp_path / "dense.gguf", "f32"))
+    for name in (name for name in blocks if "_exps.weight" in name):
+        raw = np.frombuffer(blocks[name][2], np.uint8).reshape(*blocks[name][0][:-1], -1)
+        assert quants.dequantize(raw, GGMLQuantizationType.MXFP4).tobytes() == dense[name][2], name
