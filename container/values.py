@@ -95,3 +95,23 @@ def array(values: NDArray[Any]) -> Value:
     """A 1-D array of one of the dtypes in DTYPES, in either byte order."""
     stored = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     return Value(ValueType.ARRAY, stored, type_of_dtype[stored.dtype])
+
+
+def booleans(values: Iterable[bool]) -> Value:
+    """An array of booleans."""
+    return array(np.array(list(values), np.bool_))
+
+
+def u32s(values: Iterable[int]) -> Value:
+    """An array of unsigned 32-bit integers."""
+    return array(np.array(list(values), np.uint32))
+
+
+def i32s(values: Iterable[int]) -> Value:
+    """An array of signed 32-bit integers."""
+    return array(np.array(list(values), np.int32))
+
+
+def f32s(values: Iterable[float]) -> Value:
+    """An array of float32."""
+    return array(np.array(list(values), np.float32))

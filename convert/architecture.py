@@ -5,7 +5,7 @@ to GGUF tensors come from the `gguf` package (`gguf.constants`, `gguf.tensor_map
 tensors must be there, what shape they must have, and which op makes them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, MODEL_TENSOR
 
 from ggufsmith.container.values import Value, u32
+from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Copy, Op
 
 
@@ -24,6 +25,8 @@ class Dims:
     head_dim:  size of one attention head, taken from attn_q itself when it is there.
     rotary:    how many of them rotate.
     expert_ff: feed-forward length of one expert; shared_ff: of the shared expert.
+    more:      the further sizes that the record names.
+    kinds:     the words that say what kind of block each one is; empty where all are alike.
     """
 
     blocks: int
@@ -38,6 +41,8 @@ class Dims:
     expert_ff: int = 0
     shared_ff: int = 0
     one: int = 1
+    more: Mapping[str, int] = field(default_factory=dict)
+    kinds: tuple[frozenset[str], ...] = ()
 
     @property
     def q(self) -> int:
@@ -64,9 +69,24 @@ class Dims:
         """The same of one expert."""
         return 2 * self.expert_ff
 
+    @property
+    def gated_q(self) -> int:
+        """Rows of the query matrix where every head's queries are followed by their gate."""
+        return 2 * self.q
+
+    def size(self, name: str) -> int:
+        """The size of this name, of the record's own or of every model's; a number stands for itself."""
+        if name in self.more:
+            return self.more[name]
+        return int(name) if name.isdecimal() else int(getattr(self, name))
+
     def sizes(self, names: str) -> tuple[int, ...]:
         """The shape spelled by a rule: "q embd" -> (q, embd)."""
-        return tuple(getattr(self, name) for name in names.split())
+        return tuple(self.size(name) for name in names.split())
+
+    def kind(self, block: int) -> frozenset[str]:
+        """The words that say what kind of block this one is."""
+        return self.kinds[block] if self.kinds else frozenset()
 
 
 class Need(Enum):
@@ -87,14 +107,18 @@ class TensorRule:
 
     shape:    names of `Dims` members, slowest axis first, of the source `.weight`; a bias has the first of them.
     op:       makes the output from its source.
+    on:       the words that a block must have (see `Architecture.kinds`); "" for every block.
+    part:     the end of the GGUF name, "" for a name without one.
     need:     OPTIONAL tensors may be absent; `fallback` then names the tensor to take instead, if llama.cpp wants one.
-    bias:     an optional bias goes through the same op.
+    bias:     an optional bias goes through the same op, unless that computes.
     stacked:  the sources may also be one tensor per expert, stacked in front.
     """
 
     tensor: MODEL_TENSOR
     shape: str
     op: Callable[[Dims], Op] = copy
+    on: str = ""
+    part: str = "weight"
     need: Need = Need.REQUIRED
     bias: bool = False
     stacked: bool = False
@@ -104,15 +128,24 @@ class TensorRule:
 
 @dataclass(frozen=True)
 class Fused:
-    """A source in every block that holds several GGUF tensors.
+    """A source in every block that holds several GGUF tensors, or one that `gguf.tensor_mapping` does not know.
 
-    suffix: the end of its name, after "layers.N.". shape: as in `TensorRule`.
-    parts:  each tensor with the op that cuts it.
+    suffix: the end of its name, without .weight or .bias. shape: as in `TensorRule`; None for that of the rule.
+    parts:  each tensor with the op that cuts it; None for that of the rule.
+    part:   the end of the GGUF names, where it is not that of the source.
+    either: it may also be stored with its last two axes changed, as other releases of transformers do; its shape says.
     """
 
     suffix: str
-    shape: str
-    parts: tuple[tuple[MODEL_TENSOR, Callable[[Dims], Op]], ...]
+    shape: str | None
+    parts: tuple[tuple[MODEL_TENSOR, Callable[[Dims], Op] | None], ...]
+    part: str | None = None
+    either: bool = False
+
+
+def named(suffix: str, tensor: MODEL_TENSOR, part: str | None = None) -> Fused:
+    """A source of one tensor, by the end of its name."""
+    return Fused(suffix, None, ((tensor, None),), part)
 
 
 @dataclass(frozen=True)
@@ -124,13 +157,15 @@ class ConfigKey:
     make:    the typed value constructor; also decides how the config value is read.
     default: used when no config key is there; None leaves the GGUF key out, Need.REQUIRED is an error.
     of:      takes the value from the dimensions, which know the config, instead.
+    computed: makes the value, of any type, from config and dimensions instead; None leaves the GGUF key out.
     """
 
     name: str
     make: Callable[[Any], Value] = u32
     names: tuple[str, ...] = ()
     default: Any = Need.REQUIRED
-    of: Callable[[Dims], int] | None = None
+    of: Callable[[Dims], int | None] | None = None
+    computed: Callable[[Config, Dims], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +177,7 @@ class Rope:
     scaling:          the rope types that can be expressed for it, besides "default".
     write_theta:      False where llama.cpp's graph has the base built in.
     original_context: always write the context length the model was first trained for.
+    partial:          the part of every head that rotates, where config.json is silent.
     """
 
     theta: float = 10000.0
@@ -149,6 +185,7 @@ class Rope:
     scaling: tuple[str, ...] = ("linear", "yarn")
     write_theta: bool = True
     original_context: bool = False
+    partial: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -156,6 +193,7 @@ class Architecture:
     """One GGUF architecture as Hugging Face spells it.
 
     classes:  entries of "architectures" in config.json.
+    models:   what they are called by people.
     require:  config keys that may hold only these values, because llama.cpp's graph assumes them.
     defaults: what transformers assumes where config.json is silent.
     drop:     substrings of source names that are left out, with the reason.
@@ -164,12 +202,18 @@ class Architecture:
     warn:     config keys whose meaning llama.cpp does not carry out: harmless values, and the sentence for the others.
     check:    the escape hatch: a sentence if config and dimensions do not fit llama.cpp's graph, else None.
     pooling:  sentence-transformers folders say how the hidden states are pooled; write it.
+    aliases:  config keys of this architecture -> the key that most models have for the same.
+    sizes:    further sizes for the shapes, or other ways to find the usual ones, from the config.
+    kinds:    the words that say what kind of block each one is, in one string for every block.
+    mtp:      what stands around appended blocks (see `convert.mtp`): its name -> the name inside the first of them.
+    head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     """
 
     arch: MODEL_ARCH
     classes: tuple[str, ...]
     tensors: tuple[TensorRule, ...]
     keys: tuple[ConfigKey, ...]
+    models: str = ""
     rope: Rope = Rope()
     fused: tuple[Fused, ...] = ()
     require: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -177,8 +221,13 @@ class Architecture:
     drop: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, MODEL_TENSOR] = field(default_factory=dict)
     warn: Mapping[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
-    check: Callable[[Mapping[str, Any], Dims], str | None] | None = None
+    check: Callable[[Config, Dims], str | None] | None = None
     pooling: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
+    kinds: Callable[[Config, int], Sequence[str]] | None = None
+    mtp: Mapping[str, str] = field(default_factory=dict)
+    head_rows: int = 1
 
     def why_dropped(self, source: str) -> str | None:
         """Why a source of this name is left out; None if it is not."""

@@ -1,11 +1,14 @@
 """config.json and its neighbours, with an account of which keys were used."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import FLOAT32_MAX
+
+# Where models that do more than text keep the config of the language model.
+TEXT = ("text_config", "llm_config", "language_config")
 
 
 class Config(Mapping[str, Any]):
@@ -15,7 +18,7 @@ class Config(Mapping[str, Any]):
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
-        text = values.get("text_config")
+        text = next((values[name] for name in TEXT if isinstance(values.get(name), Mapping)), None)
         merged = {**values, **text} if isinstance(text, Mapping) else dict(values)
         if isinstance(text, Mapping) and "architectures" in values:
             merged["architectures"] = values["architectures"]
@@ -66,11 +69,34 @@ class Config(Mapping[str, Any]):
             raise Malformed(f"{name} must be an object, not {value!r}", where=self.path)
         return value
 
+    def items_of(self, name: str, kind: type, count: int | None = None) -> list[Any]:
+        """A list whose items are all of one type; Malformed names the key if it is anything else.
+
+        count: how many there must be; a list may be longer. Empty if there is no list.
+        """
+        value = self.first(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            raise Malformed(f"{name} must be a list of {kind.__name__}, not {value!r:.80}", where=self.path)
+        if count is not None and len(value) < count:
+            raise Malformed(f"{name} has {len(value)} items for {count} layers", where=self.path)
+        return value[:count]
+
+    def renamed(self, aliases: Mapping[str, str]) -> "Config":
+        """The same config, with keys under the names that most models have for them; those that are there win."""
+        values = {aliases.get(key, key): value for key, value in self._values.items()}
+        return self._with({**values, **{key: value for key, value in self._values.items() if key not in aliases}}, ())
+
     def with_defaults(self, defaults: Mapping[str, Any]) -> "Config":
         """The same config, with values for keys it leaves open."""
-        filled = Config({**defaults, **self._values}, self.path)
-        filled.used = {*self.used, *defaults}
-        return filled
+        return self._with({**defaults, **self._values}, defaults)
+
+    def _with(self, values: dict[str, Any], used: Iterable[str]) -> "Config":
+        found = Config({}, self.path)
+        found._values = {key: value for key, value in values.items() if value is not None}
+        found.used = {*self.used, *used}
+        return found
 
     @property
     def unused(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ that computes, `read` gives float32.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,17 @@ Read = Callable[[int, int, int], Array]
 
 @dataclass(frozen=True)
 class Op:
-    """The base of all ops. `computes`: `read` gives float32, and the result is float32, whatever the sources hold."""
+    """The base of all ops."""
 
-    computes: ClassVar[bool] = False
+    @property
+    def computes(self) -> bool:
+        """Whether `read` gives float32, and the result is float32, whatever the sources hold."""
+        return False
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether each row of the output is a row of a source, as blocks and the B of an adapter need it."""
+        return not self.computes
 
     def shape(self, *sources: Shape) -> Shape:
         """The output shape. ValueError, in words, if the op does not apply to these sources."""
@@ -125,21 +133,34 @@ class Unstack(Op):
         return read(0, before + start, before + stop)
 
 
+def as_matrix(shape: Shape) -> Shape:
+    """A vector seen as rows of one number."""
+    return shape if len(shape) > 1 else (*shape, 1)
+
+
+def with_rows(shape: Shape, rows: int) -> Shape:
+    """The shape with another number of rows in each matrix."""
+    return (*shape[:-2], rows, shape[-1]) if len(shape) > 1 else (rows,)
+
+
 @dataclass(frozen=True)
 class Part(Op):
-    """One of several tensors fused along the second last axis: rows begin..end (exclusive) of each matrix."""
+    """One of several tensors fused along the second last axis: rows begin..end (exclusive) of each matrix.
+
+    Of a vector, numbers begin..end.
+    """
 
     begin: int
     end: int
 
     def shape(self, *sources: Shape) -> Shape:
-        (source,) = sources
-        if not 0 <= self.begin < self.end <= source[-2]:
-            raise ValueError(f"rows {self.begin} to {self.end} are not within {source[-2]}")
-        return (*source[:-2], self.end - self.begin, source[-1])
+        matrix = as_matrix(sources[0])
+        if not 0 <= self.begin < self.end <= matrix[-2]:
+            raise ValueError(f"rows {self.begin} to {self.end} are not within {matrix[-2]}")
+        return with_rows(sources[0], self.end - self.begin)
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
-        fused, each = sources[0][-2], self.end - self.begin
+        fused, each = as_matrix(sources[0])[-2], self.end - self.begin
         parts = []
         for matrix in range(start // each, -(-stop // each)):
             shift = matrix * fused + self.begin
@@ -156,7 +177,10 @@ class AddOne(Op):
     """
 
     undo: bool = False
-    computes: ClassVar[bool] = True
+
+    @property
+    def computes(self) -> bool:
+        return True
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         return read(0, start, stop) + np.float32(-1 if self.undo else 1)
@@ -170,7 +194,10 @@ class Constant(Op):
     """A float32 vector computed from the config alone, such as rope factors. It has no source."""
 
     values: tuple[float, ...]
-    computes: ClassVar[bool] = True
+
+    @property
+    def computes(self) -> bool:
+        return True
 
     def shape(self, *sources: Shape) -> Shape:
         return (len(self.values),)

@@ -7,7 +7,7 @@ key is used, known to be harmless, or reported. All problems are collected and r
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
@@ -17,18 +17,29 @@ from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.text import nearest
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
+from ggufsmith.convert import mtp
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.names import plain_name
-from ggufsmith.convert.ops import Constant, Op, Shape, Stack
-from ggufsmith.convert.rope import rope_metadata
+from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack
+from ggufsmith.convert.reorder import Chain, Turn
+from ggufsmith.convert.rope import partial_rotary_factor, rope_metadata
 from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
 # llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
-ALWAYS_F32 = frozenset({MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP})
+ALWAYS_F32 = frozenset(
+    {
+        MODEL_TENSOR.FFN_GATE_INP,
+        MODEL_TENSOR.FFN_GATE_INP_SHEXP,
+        MODEL_TENSOR.POS_EMBD,
+        MODEL_TENSOR.TOKEN_TYPES,
+        MODEL_TENSOR.SSM_CONV1D,
+        MODEL_TENSOR.SHORTCONV_CONV,
+    }
+)
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
@@ -72,7 +83,7 @@ class Plan:
 
 
 class Slot(NamedTuple):
-    """A place for one GGUF tensor: block is None for tensors outside the blocks, part is "weight" or "bias"."""
+    """A place for one GGUF tensor: block is None for tensors outside the blocks, part is mostly "weight" or "bias"."""
 
     tensor: MODEL_TENSOR
     block: int | None
@@ -81,16 +92,21 @@ class Slot(NamedTuple):
     @property
     def name(self) -> str:
         """Of the GGUF tensor."""
-        return f"{TENSOR_NAMES[self.tensor].format(bid=self.block)}.{self.part}"
+        base = str(TENSOR_NAMES[self.tensor].format(bid=self.block))
+        return f"{base}.{self.part}" if self.part else base
 
 
 class SlotSource(NamedTuple):
-    """A source for a slot; `expert` if it is one of several; `op` and `shape` if the slot is a part of it."""
+    """A source for a slot; `expert` if it is one of several; `op` and `shape` if the slot is a part of it.
+
+    either: the last two axes of its shape may be changed.
+    """
 
     source: StoredTensor
     expert: int | None = None
     op: Callable[[Dims], Op] | None = None
     shape: str | None = None
+    either: bool = False
 
 
 def find_architecture(config: Config) -> Architecture:
@@ -109,21 +125,30 @@ def find_architecture(config: Config) -> Architecture:
     )
 
 
-def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, partial: bool = False) -> Plan:
+def make_plan(
+    config: Config, tensors: Mapping[str, StoredTensor] | None, *, partial: bool = False, drop_mtp: bool = False
+) -> Plan:
     """The whole conversion; without tensors, only what the config says (a file that holds the vocabulary alone).
 
-    partial: the tensors are some of the model's, as in an adapter; the config alone gives the dimensions.
+    partial:  the tensors are some of the model's, as in an adapter; the config alone gives the dimensions.
+    drop_mtp: leave out the appended blocks for multi-token prediction (see `convert.mtp`).
 
     Unsupported or Malformed lists everything that stands in the way of a faithful conversion.
     """
     record = find_architecture(config)
-    config = config.with_defaults(record.defaults)
+    config = config.renamed(record.aliases).with_defaults(record.defaults)
     problems: list[str] = []
     blocks = config.integer("num_hidden_layers", "n_layers")
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
-    slots, left_out = _assign(record, blocks, tensors or {}, problems)
-    dims = _dimensions(config, blocks, {} if partial else slots)
+    if drop_mtp and record.mtp:
+        record = replace(record, mtp={}, drop={**record.drop, "mtp.": mtp.DROPPED})
+    appended = mtp.count(record, tensors or {})
+    if tensors is None and record.mtp:
+        appended = config.integer("mtp_num_hidden_layers", default=0) or 0
+    announced = None if partial or tensors is None else mtp.note(record, config, appended)
+    slots, left_out = _assign(record, blocks, blocks + appended, tensors or {}, problems)
+    dims = _dimensions(record, config, blocks + appended, {} if partial else slots)
     rope_keys, generated, rope_notes = rope_metadata(config, record.rope, dims)
     outputs: list[TensorPlan] = []
     if tensors is not None and not partial:
@@ -148,7 +173,12 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
             "supported.",
         )
     dropped = Counter(each.reason for each in left_out if each.twin is None)
-    notes = [*rope_notes, *_warnings(record, config), *(f"{count} dropped: {why}" for why, count in dropped.items())]
+    notes = [
+        *rope_notes,
+        *([announced] if announced else []),
+        *_warnings(record, config),
+        *(f"{count} dropped: {why}" for why, count in dropped.items()),
+    ]
     unknown = [key for key in config.unused if key not in IGNORED]
     if unknown:
         notes.append(f"these keys of config.json are not used: {', '.join(unknown)}")
@@ -159,9 +189,9 @@ def make_plan(config: Config, tensors: Mapping[str, StoredTensor] | None, *, par
 
 
 def _assign(
-    record: Architecture, blocks: int, tensors: Mapping[str, StoredTensor], problems: list[str]
+    record: Architecture, own: int, blocks: int, tensors: Mapping[str, StoredTensor], problems: list[str]
 ) -> tuple[dict[Slot, list[SlotSource]], list[LeftOut]]:
-    """Sort the source tensors into slots, and those that have none aside."""
+    """Sort the source tensors into slots, and those that have none aside. own: the blocks without the appended ones."""
     names = get_tensor_name_map(record.arch, blocks)
     rules = {rule.tensor for rule in record.tensors}
     slots: dict[Slot, list[SlotSource]] = {}
@@ -176,7 +206,7 @@ def _assign(
         if taken is not None:
             tied.append((source, taken))
             continue
-        places = list(_places(record, names, source))
+        places = list(_places(record, names, source, mtp.appended_name(record, source.name, own)))
         if not places or any(slot.tensor not in rules for slot, _ in places):
             problems.append(_unknown(source.name, names))
         for slot, piece in places:
@@ -189,18 +219,21 @@ def _assign(
     return slots, left_out
 
 
-def _places(record: Architecture, names: TensorNameMap, source: StoredTensor) -> Iterator[tuple[Slot, SlotSource]]:
+def _places(
+    record: Architecture, names: TensorNameMap, source: StoredTensor, name: str
+) -> Iterator[tuple[Slot, SlotSource]]:
     """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
 
     Names with and without the "model." prefix are the same tensor (see also `names.plain_name`).
     """
-    base = plain_name(source.name)
+    whole = base = plain_name(name)
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
     block = next((int(piece) for piece in base.split(".") if NUMBER.fullmatch(piece)), None)
     for fused in record.fused:
-        if base.endswith(fused.suffix):
+        if base.endswith(fused.suffix) or whole.endswith(fused.suffix):
             for tensor, op in fused.parts:
-                yield Slot(tensor, block, part), SlotSource(source, None, op, fused.shape)
+                end = part if fused.part is None else fused.part
+                yield Slot(tensor, block, end), SlotSource(source, None, op, fused.shape, fused.either)
             return
     expert = EXPERT.search(base)
     key = EXPERT.sub(".experts.", base)
@@ -223,7 +256,7 @@ def _unknown(name: str, names: TensorNameMap) -> str:
 # -- dimensions -------------------------------------------------------------------------------------------------------
 
 
-def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[SlotSource]]) -> Dims:
+def _dimensions(record: Architecture, config: Config, blocks: int, slots: Mapping[Slot, list[SlotSource]]) -> Dims:
     """Sizes from the config, and from the tensors where configs are known to lie (vocabulary, head size, experts)."""
 
     def shape(tensor: MODEL_TENSOR, block: int | None) -> Shape:
@@ -241,29 +274,33 @@ def _dimensions(config: Config, blocks: int, slots: Mapping[Slot, list[SlotSourc
     heads = positive("num_attention_heads", "n_heads")
     query = shape(MODEL_TENSOR.ATTN_Q, 0)
     head_dim = positive("head_dim", default=max(embd // heads, 1))
-    if query and query[0] % heads == 0:
-        head_dim = query[0] // heads
+    if query and record.head_rows and query[0] % (heads * record.head_rows) == 0:
+        head_dim = query[0] // (heads * record.head_rows)
     if head_dim > MAX_HEAD_DIM:
         raise Malformed(f"head_dim is {head_dim}, over the limit of {MAX_HEAD_DIM}", where=config.path)
     experts = config.integer("num_local_experts", "num_experts", default=0) or 0
     stacked = slots.get(Slot(MODEL_TENSOR.FFN_DOWN_EXP, 0, "weight"), [])
     if stacked:
         experts = len(stacked) if stacked[0].expert is not None else next(iter(stacked[0].source.shape), 0)
-    ff = positive("intermediate_size")
-    partial = config.number("partial_rotary_factor", default=1.0) or 1.0
-    return Dims(
+    ff = (config.integer("intermediate_size") or 0) if "ff" in record.sizes else positive("intermediate_size")
+    partial = partial_rotary_factor(config, record.rope)
+    found = Dims(
         blocks=blocks,
         vocab=embedding[0] if embedding else positive("vocab_size"),
         embd=embd,
         heads=heads,
         kv_heads=positive("num_key_value_heads", "n_kv_heads", default=heads),
         head_dim=head_dim,
-        rotary=int(partial * embd) // heads if partial != 1.0 else head_dim,
+        rotary=int(partial * head_dim),
         ff=ff,
         experts=experts,
         expert_ff=config.integer("moe_intermediate_size", default=ff) or ff,
         shared_ff=config.integer("shared_expert_intermediate_size", default=0) or 0,
     )
+    own = {name: size(config) for name, size in record.sizes.items()}
+    usual = {name: own.pop(name) for name in list(own) if hasattr(found, name)}
+    kinds = tuple(frozenset(words.split()) for words in record.kinds(config, blocks)) if record.kinds else ()
+    return replace(found, **usual, more=own, kinds=kinds)
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------
@@ -277,18 +314,23 @@ def _outputs(
     rules = [rule for rule in record.tensors if rule.when(dims)]
     in_blocks = [rule for rule in rules if "{bid}" in TENSOR_NAMES[rule.tensor]]
     places: list[tuple[TensorRule, int | None]] = [(rule, None) for rule in rules if rule not in in_blocks]
-    places += [(rule, block) for block in range(dims.blocks) for rule in in_blocks]
+    places += [
+        (rule, block)
+        for block in range(dims.blocks)
+        for rule in in_blocks
+        if dims.kind(block).issuperset(rule.on.split())
+    ]
     for rule, block in places:
-        for part in ("weight", "bias"):
+        for part in (rule.part, "bias")[: 1 + rule.bias]:
             slot = Slot(rule.tensor, block, part)
-            pieces = left.pop(slot, None) if part == "weight" or rule.bias else None
-            if pieces is None and part == "weight" and rule.fallback is not None and not partial:
+            pieces = left.pop(slot, None)
+            if pieces is None and part == rule.part and rule.fallback is not None and not partial:
                 pieces = slots.get(Slot(rule.fallback, block, part))
             if pieces is not None:
                 output = _output(rule, slot, pieces, dims, problems)
                 if output is not None:
                     yield output
-            elif part == "weight" and rule.need is Need.REQUIRED and not partial:
+            elif part == rule.part and rule.need is Need.REQUIRED and not partial:
                 problems.append(f"{slot.name}: its source is missing from the checkpoint")
     for slot, pieces in left.items():
         if slot.tensor in {rule.tensor for rule in record.tensors}:  # else reported as unknown
@@ -303,6 +345,8 @@ def _output(
     names = [piece.source.name for piece in pieces]
     op = pieces[0].op(dims) if pieces[0].op else rule.op(dims)
     expected = dims.sizes(pieces[0].shape or rule.shape)
+    if pieces[0].either and pieces[0].source.shape not in (expected, ()) and len(expected) > 1:
+        op, expected = Chain(Turn(), op), (*expected[:-2], expected[-1], expected[-2])
     if pieces[0].expert is not None:
         missing = sorted(set(range(dims.experts)) - {piece.expert for piece in pieces if piece.expert is not None})
         if missing or len(pieces) != dims.experts:
@@ -312,8 +356,9 @@ def _output(
     elif len(pieces) > 1:
         problems.append(f"{slot.name}: {' and '.join(names[:3])} both claim it")
         return None
-    if slot.part == "bias":
-        expected = expected[:1]
+    if slot.part == "bias" and slot.part != rule.part and pieces[0].shape is None:
+        expected = expected[:-1] or expected
+        op = Copy() if op.computes else op
     before = len(problems)
     for piece in pieces:
         source = piece.source
@@ -332,7 +377,8 @@ def _output(
     except ValueError as error:
         problems.append(f"{names[0]}: {error}")
         return None
-    small = len(shape) <= 1 or slot.part != "weight" or slot.tensor in ALWAYS_F32
+    small = len(shape) <= 1 or slot.tensor in ALWAYS_F32 or not slot.name.endswith(".weight")
+    small = small or slot.name.endswith("_norm.weight")
     return TensorPlan(slot.name, shape, op, tuple(piece.source for piece in pieces), small)
 
 
@@ -360,6 +406,11 @@ def _metadata(record: Architecture, config: Config, dims: Dims, problems: list[s
     """The keys of the record, from dimensions, config or default."""
     metadata: Metadata = {}
     for key in record.keys:
+        if key.computed:
+            value = key.computed(config, dims)
+            if value is not None:
+                metadata[key.name.format(arch=record.name)] = key.make(value)
+            continue
         value = key.of(dims) if key.of else config.first(*key.names)
         value = key.default if value is None else value
         if value is Need.REQUIRED:

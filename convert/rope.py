@@ -52,8 +52,20 @@ def read_rope(config: Config, rope: Rope) -> Rotary:
     return Rotary(_kind(full), theta if theta is not None else rope.theta, local_theta, full)
 
 
+def partial_rotary_factor(config: Config, rope: Rope) -> float:
+    """The part of every head that rotates, wherever the config says so."""
+    found = config.first("partial_rotary_factor", "rotary_pct", "rope_pct")
+    for name in ("rope_parameters", "rope_scaling"):
+        fields = config.mapping(name)
+        for each in (fields, fields.get("full_attention")):
+            if found is None and isinstance(each, Mapping):
+                found = each.get("partial_rotary_factor")
+    return rope.partial if found is None else as_number(found, "partial_rotary_factor", config.path)
+
+
 def _kind(fields: Mapping[str, Any]) -> str:
-    return str(fields.get("rope_type") or fields.get("type") or "default").lower()
+    kind = str(fields.get("rope_type") or fields.get("type") or "default").lower()
+    return "default" if kind == "mrope" else kind  # sections, without a scaling
 
 
 def _object(value: object, config: Config) -> Mapping[str, Any]:
@@ -143,6 +155,10 @@ def rope_metadata(
                 ("short_factor", MODEL_TENSOR.ROPE_FACTORS_SHORT),
             ):
                 tensors[tensor] = _factors(rotary.fields.get(name), name, dims.rotary // 2, config)
+        case "proportional":
+            tensors[MODEL_TENSOR.ROPE_FREQS] = proportional_factors(
+                dims.size("g_head_dim"), partial_rotary_factor(config, rope)
+            )
         case "dynamic":
             notes.append(
                 "llama.cpp does not support dynamic NTK rope scaling; longer contexts need its --rope-* options"
@@ -177,6 +193,15 @@ def llama3_factors(
     if not np.all((factors > 0) & (factors <= FLOAT32_MAX)):
         raise Malformed(f"llama3 rope scaling by {factor} ({low}, {high}) of base {theta} gives no frequencies")
     return tuple(factors.astype(np.float32).tolist())
+
+
+def proportional_factors(head_dim: int, partial: float) -> tuple[float, ...]:
+    """Of the head_dim / 2 frequencies the first part stay; the others are divided by 1e30, which is no rotation.
+
+    Source: llama.cpp, conversion/gemma.py (Gemma4Model.generate_extra_tensors).
+    """
+    rotary = min(max(int(head_dim * partial / 2), 0), head_dim // 2)
+    return (1.0,) * rotary + (1e30,) * (head_dim // 2 - rotary)
 
 
 def longrope_attention(scale: float, context: int) -> float:

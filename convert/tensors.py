@@ -143,7 +143,7 @@ def exact_format(output: TensorPlan) -> Format | None:
         source.exact.format if isinstance(source, DequantizedTensor) and source.exact else None
         for source in output.sources
     }
-    return found.pop() if len(found) == 1 and not output.op.computes else None
+    return found.pop() if len(found) == 1 and output.op.whole_rows else None
 
 
 @dataclass(frozen=True)

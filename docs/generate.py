@@ -16,10 +16,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
+
+import zoo
 from ggufsmith.cli import report
 from ggufsmith.cli.batch_report import JobReport
 from ggufsmith.container.formats import FORMATS, Format
 from ggufsmith.container.ggml import VARIANTS
+from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
 from ggufsmith.convert.dequantize.detect import table
 from ggufsmith.convert.lora.peft import OTHER_MEANINGS, REWRITES_BASE
@@ -106,6 +111,34 @@ def old_files() -> list[str]:
     return rows
 
 
+def models() -> list[str]:
+    """One row per architecture."""
+    records: dict[str, list[Architecture]] = {}
+    for record in ARCHITECTURES:
+        records.setdefault(record.name, []).append(record)
+    rows = ["| architecture | Hugging Face classes | models |", "|---|---|---|"]
+    for name in sorted(records):
+        classes = ", ".join(f"`{each}`" for record in records[name] for each in record.classes)
+        rows.append(f"| {name} | {classes} | {', '.join(record.models for record in records[name])} |")
+    return rows
+
+
+def harness() -> list[str]:
+    """One row per tiny model that is compared with llama.cpp and transformers."""
+    rows = [
+        "| model | architecture | class | vocabulary | error below | keys unlike the converter's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, line in zoo.ZOO.items():
+        error = f"{line.nmse:g}".replace("e-0", "e-") + (f": {line.why}" if line.why else "")
+        differs = "; ".join(f"`{key}`: {why}" for key, why in line.differs.items())
+        record = BY_CLASS[line.model_class].name
+        rows.append(
+            f"| {name} | {record} | `{line.model_class}` | {line.vocabulary} | {error} | {line.reference or differs} |"
+        )
+    return rows
+
+
 def tables() -> list[str]:
     """The tables of a job file."""
     return [f"- `output`: {OUTPUT.about}", *(f"- `{place}`: {TABLES[name]}" for name, place in PLACES.items())]
@@ -127,7 +160,8 @@ def keyless() -> list[str]:
 
 
 SECTIONS: Mapping[str, Callable[[], list[str]]] = {
-    section.__name__: section for section in (schemes, refused_adapters, old_files, tables, keys, keyless)
+    section.__name__: section
+    for section in (schemes, refused_adapters, old_files, models, harness, tables, keys, keyless)
 }
 
 

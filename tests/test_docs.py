@@ -14,7 +14,6 @@ import docstrings
 import messages
 import product
 from ggufsmith.cli.app import app
-from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 from ggufsmith.convert.batch.schema import MODELS, OUTPUT, TABLES
 from ggufsmith.quantize.recipes.files import recipe_of
 
@@ -99,16 +98,6 @@ def test_commands_are_read_as_they_stand(name: str) -> None:
 
 def test_there_are_commands() -> None:
     assert len([line for name in NAMES for line in command_lines(name)]) > 40
-
-
-def test_the_table_of_models_is_complete() -> None:
-    page = read("docs/converting.md")
-    table = page[page.index("## Supported models") : page.index("## What is checked")]
-    classes = set(re.findall(r"`(\w+ForCausalLM)`", table))
-    assert classes == {record.classes[0] for record in ARCHITECTURES}
-    assert classes <= BY_CLASS.keys()
-    names = {name for row in re.findall(r"^\| ([\w, ]+) \|", table, re.MULTILINE) for name in row.split(", ")}
-    assert names - {"architecture"} == {record.name for record in ARCHITECTURES}
 
 
 def test_the_examples_of_files_are_read(tmp_path: Path) -> None:

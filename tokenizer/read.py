@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
@@ -26,11 +27,21 @@ from ggufsmith.tokenizer.vocabulary import Vocabulary
 
 # Classes for which llama.cpp's converter copies `add_prefix_space` of tokenizer_config.json (conversion/llama.py).
 LLAMA_CLASSES = frozenset(
-    "LLaMAForCausalLM LlamaForCausalLM MistralForCausalLM MixtralForCausalLM LlamaModel IQuestCoderForCausalLM".split()
+    "LLaMAForCausalLM LlamaForCausalLM MistralForCausalLM MixtralForCausalLM LlamaModel IQuestCoderForCausalLM "
+    "SmolLM3ForCausalLM GraniteForCausalLM GraniteMoeForCausalLM ArceeForCausalLM ApertusForCausalLM "
+    "Ministral3ForCausalLM Mistral3ForConditionalGeneration".split()
 )
 LLAMA_TOKENIZERS = ("LlamaTokenizer", "LlamaTokenizerFast")  # those of transformers that follow `add_prefix_space`
 # Classes for which it writes an `eot` that llama.cpp would find by its text as well (conversion/gemma.py).
 EOT_CLASSES = {"GemmaForCausalLM": "<end_of_turn>"}
+# Classes with llama.cpp's tokenizer "gemma4", byte-fallback BPE by merges, and the added tokens that it always shows,
+# for what parses a chat to read them (conversion/gemma.py).
+GEMMA4_CLASSES = frozenset(
+    ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration")
+)
+GEMMA4_SHOWN = frozenset(
+    ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,8 @@ def read_vocabulary(
     rows = _rows(folder, config, size, notes)
     files = TokenizerFiles.read(folder, config, model=model, base=base)
     parts = _parts(files, rows, pre, notes)
+    if architecture in GEMMA4_CLASSES:
+        parts = _gemma4(parts, files)
     unused = parts.table.types == TokenType.UNUSED
     index = {text: i for i, text in enumerate(parts.tokens) if not unused[i]}
     special = find_special(files, parts.frame, parts.added, parts.tokens, index)
@@ -105,7 +118,7 @@ def read_vocabulary(
         pre=parts.pre,
         tokens=parts.tokens,
         types=parts.table.types,
-        scores=parts.table.scores if parts.model == "llama" else None,
+        scores=parts.table.scores if parts.model in ("llama", "gemma4") else None,
         merges=parts.merges,
         special=special.ids,
         eog=special.eog,
@@ -118,6 +131,21 @@ def read_vocabulary(
         notes=(*notes, *parts.table.notes, *special.notes, *more),
     )
     return _for_class(vocabulary, architecture, files, index)
+
+
+def _gemma4(parts: _Parts, files: TokenizerFiles) -> _Parts:
+    """The same vocabulary for llama.cpp's tokenizer "gemma4", which merges as tokenizer.json says."""
+    if files.tokenizer is None:
+        raise Unsupported(
+            "the merges of Gemma 4 are in its tokenizer.json, which is missing",
+            where=files.folder,
+            fix="Copy tokenizer.json of the original model into the folder.",
+        )
+    merges = bpe.read_bpe(files.tokenizer, files.path("tokenizer.json")).merges
+    types, scores = parts.table.types.copy(), np.full(len(parts.tokens), -1000, np.float32)
+    types[[number for number, text in enumerate(parts.tokens) if text in GEMMA4_SHOWN]] = TokenType.USER_DEFINED
+    table = replace(parts.table, types=types, scores=scores)
+    return replace(parts, model="gemma4", pre="", table=table, merges=merges)
 
 
 def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list[str]) -> int | None:

@@ -33,7 +33,8 @@ ADD_KEYS: Mapping[str, str] = {"bos": KEY.ADD_BOS, "eos": KEY.ADD_EOS, "sep": KE
 class Vocabulary:
     """Everything llama.cpp needs to turn text into token ids and back.
 
-    model:            "llama" (SentencePiece-like merging by score) or "gpt2" (byte-level BPE by merges).
+    model:            "llama" (SentencePiece-like merging by score), "gpt2" (byte-level BPE by merges) or "gemma4"
+                      (byte-fallback BPE by merges).
     pre:              name of the pre-tokenizer, "default" for "llama".
     tokens:           text of every id, padding included; no two are equal.
     types:            int32, one gguf.TokenType per token.
@@ -66,7 +67,9 @@ class Vocabulary:
 
     def metadata(self) -> Metadata:
         """All `tokenizer.*` keys. The same vocabulary gives the same keys in the same order."""
-        keys: dict[str, Any] = {KEY.MODEL: string(self.model), KEY.PRE: string(self.pre)}
+        keys: dict[str, Any] = {KEY.MODEL: string(self.model)}
+        if self.pre:
+            keys[KEY.PRE] = string(self.pre)
         keys[KEY.LIST] = strings(self.tokens)
         if self.scores is not None:
             keys[KEY.SCORES] = array(self.scores)

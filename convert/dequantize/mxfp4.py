@@ -77,7 +77,7 @@ MXFP4 = Scheme(
     "the experts of gpt-oss; maps exactly to MXFP4",
     methods=("mxfp4",),
     main=("_blocks",),
-    dense="",
+    dense=".weight",
     dtypes=("U8",),
     companions={"scales": ("_scales",)},
     required=("scales",),

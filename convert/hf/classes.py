@@ -10,8 +10,8 @@ from typing import Any
 
 from gguf.constants import MODEL_TENSOR
 
-from ggufsmith.convert import architectures
 from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.architectures import classic
 
 T = MODEL_TENSOR
 BLOCK = "model.layers.{bid}."
@@ -101,16 +101,16 @@ class HfClass:
 
 
 CLASSES = (
-    HfClass(architectures.LLAMA, "llama", biases={"attention_bias": ATTENTION, "mlp_bias": MLP}),
-    HfClass(architectures.MIXTRAL, "mixtral", sparse=True, names=MIXTRAL_NAMES),
-    HfClass(architectures.QWEN2, "qwen2", biases={"": QKV}),
-    HfClass(architectures.QWEN2_MOE, "qwen2_moe", sparse=True, biases={"qkv_bias": QKV}),
-    HfClass(architectures.QWEN3, "qwen3", biases={"attention_bias": ATTENTION}),
-    HfClass(architectures.QWEN3_MOE, "qwen3_moe", sparse=True, biases={"attention_bias": ATTENTION}),
-    HfClass(architectures.PHI3, "phi3", names=PHI3_NAMES),
-    HfClass(architectures.GEMMA2, "gemma2", names=GEMMA_NAMES, tokenizer="GemmaTokenizer"),
+    HfClass(classic.LLAMA, "llama", biases={"attention_bias": ATTENTION, "mlp_bias": MLP}),
+    HfClass(classic.MIXTRAL, "mixtral", sparse=True, names=MIXTRAL_NAMES),
+    HfClass(classic.QWEN2, "qwen2", biases={"": QKV}),
+    HfClass(classic.QWEN2_MOE, "qwen2_moe", sparse=True, biases={"qkv_bias": QKV}),
+    HfClass(classic.QWEN3, "qwen3", biases={"attention_bias": ATTENTION}),
+    HfClass(classic.QWEN3_MOE, "qwen3_moe", sparse=True, biases={"attention_bias": ATTENTION}),
+    HfClass(classic.PHI3, "phi3", names=PHI3_NAMES),
+    HfClass(classic.GEMMA2, "gemma2", names=GEMMA_NAMES, tokenizer="GemmaTokenizer"),
     HfClass(
-        architectures.GEMMA3,
+        classic.GEMMA3,
         "gemma3_text",
         names=GEMMA_NAMES,
         constants={"sliding_window_pattern": 6},

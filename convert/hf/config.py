@@ -17,7 +17,8 @@ from ggufsmith.container.typed import TypedKeys
 from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import string
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.architectures import SIZES, gemma_attention_scalar
+from ggufsmith.convert.architectures.classic import gemma_attention_scalar
+from ggufsmith.convert.architectures.groups import SIZES
 from ggufsmith.convert.hf.classes import CLASSES, HfClass
 from ggufsmith.convert.hf.rope import rope_config
 from ggufsmith.naming.metadata import SAMPLING

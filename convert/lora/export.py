@@ -168,6 +168,12 @@ def _alpha(adapter: Adapter) -> float:
 def _pair(output: TensorPlan, updates: Mapping[str, Update], alpha: float, adapter: Adapter) -> list[TensorPlan]:
     """lora_a and lora_b of one weight: its op moves rows, which are those of B."""
     found = [updates[source.name] for source in output.sources]
+    if not output.op.whole_rows:
+        raise Unsupported(
+            f"{output.name} is not made of whole rows of {found[0].target}, and a GGUF adapter holds no other update",
+            where=adapter.folder,
+            fix=WAY_OUT.format(folder=adapter.folder),
+        )
     down, up = [narrowed(update.down) for update in found], [narrowed(_scaled(update, alpha)) for update in found]
     gather: Op = Stack() if isinstance(output.op, Stack) else Transpose() if found[0].embedding else Copy()
     op: Op = Copy() if found[0].embedding else output.op

@@ -85,7 +85,7 @@ def _run(source: Path, output: Path, settings: Settings, dry: bool) -> str:
         params.kv_overrides, _ = values, keep.append(values)
     with logged() as pieces:
         code = lib.llama_model_quantize(str(source).encode(), str(output).encode(), ctypes.byref(params))
-    text = b"".join(pieces).decode()
+    text = b"".join(pieces).decode(errors="replace")  # it cuts long values in the middle of a character
     if code:
         raise RuntimeError(f"llama_model_quantize failed on {source}:\n{text[-2000:]}")
     return text

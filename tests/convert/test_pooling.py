@@ -9,7 +9,7 @@ import pytest
 import checkpoints
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.values import u32
-from ggufsmith.convert.architectures import LLAMA, QWEN3
+from ggufsmith.convert.architectures.classic import LLAMA, QWEN3
 from ggufsmith.convert.pooling import pooling_metadata
 from requesting import plan, request
 

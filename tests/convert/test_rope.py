@@ -10,7 +10,7 @@ import pytest
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import Metadata, f32, string, u32
 from ggufsmith.convert.architecture import Dims
-from ggufsmith.convert.architectures import GEMMA2, GEMMA3, LLAMA, PHI3, QWEN2, QWEN3_MOE
+from ggufsmith.convert.architectures.classic import GEMMA2, GEMMA3, LLAMA, PHI3, QWEN2, QWEN3_MOE
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.rope import llama3_factors, rope_metadata
 

@@ -1,0 +1,35 @@
+"""The architectures, as data. Adding one is adding a record here; the words are explained in `convert/architecture.py`.
+
+Which tensors and keys each graph reads: src/models/*.cpp of llama.cpp. Defaults: the configuration classes of
+transformers. Tensor and key names: `gguf.constants`; Hugging Face names: `gguf.tensor_mapping`.
+"""
+
+from collections.abc import Mapping
+
+from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.architectures.classic import CLASSIC
+from ggufsmith.convert.architectures.dense import DENSE
+from ggufsmith.convert.architectures.gemma4 import GEMMA4
+from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
+from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
+from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
+
+ARCHITECTURES = (*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE)
+BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
+
+# Config keys that say nothing about the converted model: training, generation defaults, bookkeeping. Special token ids
+# are read by the tokenizer, the rope keys by convert/rope.py.
+IGNORED = frozenset(
+    """
+    _name_or_path architectures attention_bias attention_dropout attn_implementation auto_map bos_token_id
+    cache_implementation chunk_size_feed_forward compression_config decoder_sparse_step dtype embd_pdrop
+    eos_token_id hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id layer_types
+    max_window_layers mlp_bias mlp_only_layers model_type num_experts num_labels num_local_experts output_attentions
+    output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type qkv_bias quantization
+    quantization_config resid_pdrop return_dict router_aux_loss_coef router_jitter_noise sep_token_id sliding_window
+    task_specific_params tie_word_embeddings tokenizer_class torch_dtype transformers_version unk_token_id
+    unsloth_fixed unsloth_version use_cache use_sliding_window vocab_size rope_interleaved boi_token_index
+    eoi_token_index image_token_index mm_tokens_per_image text_config vision_config _sliding_window_pattern
+    sliding_window_pattern
+    """.split()
+)

@@ -1,0 +1,46 @@
+"""Multi-token prediction: the blocks that are appended to a model to guess further tokens ahead.
+
+Published as `mtp.layers.N` beside the model's own layers; llama.cpp wants them as further blocks behind these, with the
+tensors around them under `nextn`. How many there are, the tensors say: configs announce blocks that fine-tunes have
+lost, and say nothing of blocks that are there. Source: llama.cpp, conversion/qwen.py (_QwenMtpMixin).
+"""
+
+import re
+from collections.abc import Iterable
+
+from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.config import Config
+from ggufsmith.convert.names import plain_name
+
+LAYER = re.compile(r"(?:model\.)?mtp\.layers\.([0-9]{1,4})\.(.+)")
+AROUND = re.compile(r"(?:model\.)?mtp\.(\w+)((?:\.\w+)*)")
+DROPPED = "the multi-token prediction head, as --mtp drop asks"
+
+
+def count(record: Architecture, names: Iterable[str]) -> int:
+    """The number of appended blocks that the checkpoint holds."""
+    found = (LAYER.fullmatch(plain_name(name)) for name in names) if record.mtp else ()
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def appended_name(record: Architecture, name: str, blocks: int) -> str:
+    """The name of a tensor among the model's layers, for a model of so many layers without the appended ones."""
+    if not record.mtp:
+        return name
+    plain = plain_name(name)
+    if match := LAYER.fullmatch(plain):
+        return f"model.layers.{blocks + int(match[1])}.{match[2]}"
+    if (match := AROUND.fullmatch(plain)) and match[1] in record.mtp:
+        return f"model.layers.{blocks}.{record.mtp[match[1]]}{match[2]}"
+    return name
+
+
+def note(record: Architecture, config: Config, found: int) -> str | None:
+    """A sentence if the config announces other blocks than the checkpoint holds."""
+    announced = config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) if record.mtp else 0
+    if announced == found:
+        return None
+    return (
+        f"config.json announces {announced} blocks for multi-token prediction, and the checkpoint holds {found}: "
+        "the checkpoint counts"
+    )

@@ -1,0 +1,217 @@
+"""Ops that reorder: rows gathered, matrices turned, axes left out, and ops one after the other.
+
+See `convert/ops.py` for what an op is. A gather reads runs of neighbouring rows, so that it costs what its runs cost.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufsmith.convert.ops import Array, Op, Read, Shape, as_matrix, with_rows
+
+
+@dataclass(frozen=True)
+class Chain(Op):
+    """Two ops, one after the other, on one source."""
+
+    first: Op
+    second: Op
+
+    @property
+    def computes(self) -> bool:
+        return self.first.computes or self.second.computes
+
+    @property
+    def whole_rows(self) -> bool:
+        return self.first.whole_rows and self.second.whole_rows
+
+    def shape(self, *sources: Shape) -> Shape:
+        return self.second.shape(self.first.shape(*sources))
+
+    def granule(self, *sources: Shape) -> int:
+        return self.second.granule(self.first.shape(*sources))
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        def middle(k: int, first: int, last: int) -> Array:
+            return self.first.rows(read, sources, first, last)
+
+        return self.second.rows(middle, (self.first.shape(*sources),), start, stop)
+
+    def inverse(self, source: int = 0) -> "Chain | None":
+        first, second = self.first.inverse(), self.second.inverse()
+        return Chain(second, first) if first and second else None
+
+
+@dataclass(frozen=True)
+class Squeeze(Op):
+    """Axes of one, but for the first, left out: (channels, 1, width) becomes (channels, width)."""
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return (*source[:1], *(size for size in source[1:] if size != 1))
+
+
+@dataclass(frozen=True)
+class NegativeExp(Op):
+    """-exp(x) in float32: state space models store the logarithm of their decay, ggml wants the decay itself."""
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        with np.errstate(over="ignore"):  # the stream refuses what is not finite
+            decay: Array = -np.exp(read(0, start, stop).astype(np.float64)).astype(np.float32)
+        return decay
+
+
+@dataclass(frozen=True)
+class Times(Op):
+    """x times a number, in float32."""
+
+    factor: float
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        scaled: Array = read(0, start, stop) * np.float32(self.factor)
+        return scaled
+
+
+@dataclass(frozen=True)
+class Gather(Op):
+    """Each matrix's rows in another order, or only some of them, as `order` says. A vector's rows are its numbers."""
+
+    def order(self, rows: int) -> NDArray[np.int64]:
+        """The source row of every output row, for a matrix of so many rows. ValueError if they do not fit."""
+        raise NotImplementedError
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return with_rows(source, len(self.order(as_matrix(source)[-2])))
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        each = as_matrix(sources[0])[-2]
+        order = self.order(each)
+        wanted = np.arange(start, stop)
+        found = wanted // len(order) * each + order[wanted % len(order)]
+        runs = np.split(found, np.flatnonzero(np.diff(found) != 1) + 1)
+        parts = [read(0, int(run[0]), int(run[-1]) + 1).copy() for run in runs if len(run)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Strided(Gather):
+    """Every so many rows: begin, begin + step, ... of each matrix."""
+
+    begin: int
+    step: int
+
+    def order(self, rows: int) -> NDArray[np.int64]:
+        return np.arange(self.begin, rows, self.step)
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        each = as_matrix(sources[0])[-2]
+        wanted, chosen = np.arange(start, stop), self.order(each)
+        found = wanted // len(chosen) * each + chosen[wanted % len(chosen)]
+        taken: Array = read(0, int(found[0]), int(found[-1]) + 1)[found - found[0]]  # one read, not one for each row
+        return taken
+
+
+@dataclass(frozen=True)
+class StridedColumns(Op):
+    """Every so many columns: begin, begin + step, ... of each row."""
+
+    begin: int
+    step: int
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return (*source[:-1], len(range(self.begin, source[-1], self.step)))
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        return np.ascontiguousarray(read(0, start, stop)[:, self.begin :: self.step])
+
+
+@dataclass(frozen=True)
+class Regroup(Gather):
+    """Rows from `first` on, seen as (groups, per, size), become (per, groups, size); those before it stay.
+
+    Qwen3.5 stores the value heads that share a key head beside each other, ggml repeats the key heads as a whole.
+    """
+
+    groups: int
+    per: int
+    size: int
+    first: int = 0
+
+    def order(self, rows: int) -> NDArray[np.int64]:
+        if rows != self.first + self.groups * self.per * self.size:
+            raise ValueError(f"{rows} rows are not {self.first} and {self.groups} * {self.per} * {self.size}")
+        moved = np.arange(self.first, rows).reshape(self.groups, self.per, self.size).swapaxes(0, 1)
+        return np.concatenate([np.arange(self.first), moved.ravel()])
+
+    def inverse(self, source: int = 0) -> "Regroup":
+        return Regroup(self.per, self.groups, self.size, self.first)
+
+
+@dataclass(frozen=True)
+class RegroupColumns(Op):
+    """The same for columns: (groups, per, size) become (per, groups, size)."""
+
+    groups: int
+    per: int
+    size: int
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def shape(self, *sources: Shape) -> Shape:
+        if sources[0][-1] != self.groups * self.per * self.size:
+            raise ValueError(f"{sources[0][-1]} columns are not {self.groups} * {self.per} * {self.size}")
+        return sources[0]
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        rows = read(0, start, stop)
+        moved = rows.reshape(len(rows), self.groups, self.per, self.size).swapaxes(1, 2)
+        return np.ascontiguousarray(moved).reshape(rows.shape)
+
+    def inverse(self, source: int = 0) -> "RegroupColumns":
+        return RegroupColumns(self.per, self.groups, self.size)
+
+
+@dataclass(frozen=True)
+class Turn(Op):
+    """The last two axes changed, of every matrix: (experts, r, c) becomes (experts, c, r)."""
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if len(source) < 2:
+            raise ValueError("a vector cannot be turned")
+        return (*source[:-2], source[-1], source[-2])
+
+    def granule(self, *sources: Shape) -> int:
+        return sources[0][-1]
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        rows, columns = sources[0][-2:]
+        parts = []
+        for matrix in range(start // columns, -(-stop // columns)):
+            low, high = max(start - matrix * columns, 0), min(stop - matrix * columns, columns)
+            parts.append(np.ascontiguousarray(read(0, matrix * rows, (matrix + 1) * rows)[:, low:high].T))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def inverse(self, source: int = 0) -> "Turn":
+        return self

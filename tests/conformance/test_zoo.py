@@ -1,0 +1,110 @@
+"""Every line of the zoo: our conversion against llama.cpp's converter, and llama.cpp's logits against transformers'."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import quantizer
+import tokenizer_oracles as oracles
+from llama_models import logits
+from test_convert import PRE, ours, tensors
+
+import reference
+import zoo
+from ggufsmith.container.reader import open_gguf
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
+from requesting import request, run
+
+pytestmark = pytest.mark.conformance
+
+# One for each shape of the models that are downloaded most.
+QUANTIZED = ("qwen3_5-vl", "qwen3_5-moe", "gemma4-31b", "gemma4-e2b", "gemma4-26b", "gpt-oss", "ministral3", "qwen3-vl")
+LINES = [(name, False) for name in zoo.ZOO] + [(name, True) for name, line in zoo.ZOO.items() if line.two_spellings]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), LINES, ids=lambda value: {True: "published", False: ""}.get(value, value)
+)
+def test_a_line(name: str, published: bool, tmp_path: Path) -> None:
+    import torch
+
+    line = zoo.ZOO[name]
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = zoo.write(name, folder, published=published)
+    mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    ids = np.random.default_rng(5).integers(3, 300, 48).tolist()
+    for module in model.modules():
+        if type(module).__name__ in ("GELUTanh", "NewGELUActivation"):  # ggml looks GELU up in a table of float16
+            module.forward = lambda x: torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    found = logits(mine.path, ids)
+    error = ((found - expected) ** 2).sum() / (expected**2).sum()
+    print(f"{name}: {error:.2e}")
+    assert error < line.nmse
+    if not line.reference and (published or not line.two_spellings):
+        pre = PRE.get(line.vocabulary, "")
+        path = tmp_path / "theirs.gguf"
+        theirs = open_gguf(
+            reference.convert(folder, path, "--outtype", "f32", *line.options, pre=pre, raw=True, generic=line.generic)
+        )
+        a, b = tensors(mine), tensors(theirs)
+        assert a.keys() == b.keys()
+        assert not [each for each in a if a[each] != b[each]], "tensors that differ"
+        llama = oracles.LlamaVocabulary(mine.path)
+        ids = {key for key in mine.metadata.keys() | theirs.metadata.keys() if line.generic and "tokenizer." in key}
+        allowed = ids | line.differs.keys() | oracles.only_stated(mine.metadata, theirs.metadata, llama)
+        llama.close()
+        wrong = {
+            key: (mine.metadata.get(key), theirs.metadata.get(key))
+            for key in sorted((mine.metadata.keys() | theirs.metadata.keys()) - allowed)
+            if mine.metadata.get(key) != theirs.metadata.get(key)
+        }
+        assert not wrong
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, tmp_path: Path) -> None:
+    line = zoo.ZOO[name]
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    zoo.write(name, folder, published=line.two_spellings, wide=True, dtype="bfloat16")
+    run(request(folder, "q4_K_M", outfile=tmp_path / "ours.gguf"))
+    path, pre = tmp_path / "middle.gguf", PRE.get(line.vocabulary, "")
+    reference.convert(folder, path, "--outtype", "bf16", *line.options, pre=pre, raw=True, generic=line.generic)
+    quantizer.quantize(path, tmp_path / "theirs.gguf", quantizer.Settings(FILE_TYPES["Q4_K_M"].number or 0))
+    a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(tmp_path / "theirs.gguf"))
+    assert a.keys() == b.keys()
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if a[each] != b[each]], "tensors that differ"
+
+
+@pytest.mark.parametrize("recipe", ["copy", "mxfp4_moe"])
+def test_the_experts_of_gpt_oss_stay_bit_for_bit(recipe: str, tmp_path: Path) -> None:
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    zoo.write("gpt-oss", folder, wide=True, dtype="bfloat16")
+    zoo.to_mxfp4(folder)
+    run(request(folder, recipe, outfile=tmp_path / "ours.gguf"))
+    path = reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "bf16", pre="qwen2", raw=True)
+    a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(path))
+    assert a.keys() == b.keys()
+    experts = {name for name in b if "_exps.weight" in name}
+    assert experts and all(b[name][1] == "MXFP4" for name in experts)
+    same = a.keys() if recipe == "copy" else experts
+    assert not [(name, a[name][:2], b[name][:2]) for name in same if a[name] != b[name]], "tensors that differ"
+
+
+def test_the_experts_of_gpt_oss_have_the_values_of_their_blocks(tmp_path: Path) -> None:
+    """By gguf-py's decoder."""
+    from gguf import GGMLQuantizationType, quants
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    zoo.write("gpt-oss", folder, dtype="bfloat16")
+    zoo.to_mxfp4(folder)
+    run(request(folder, "copy", outfile=tmp_path / "blocks.gguf"))
+    blocks, dense = tensors(open_gguf(tmp_path / "blocks.gguf")), tensors(ours(folder, tmp_path / "dense.gguf", "f32"))
+    for name in (name for name in blocks if "_exps.weight" in name):
+        raw = np.frombuffer(blocks[name][2], np.uint8).reshape(*blocks[name][0][:-1], -1)
+        assert quants.dequantize(raw, GGMLQuantizationType.MXFP4).tobytes() == dense[name][2], name

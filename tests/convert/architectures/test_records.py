@@ -1,0 +1,46 @@
+"""Records, fixtures and the harness of tests/conformance belong together: none without the others."""
+
+import pytest
+
+import checkpoints
+import zoo
+from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
+
+TRIED = {kind.model_class for kind in checkpoints.KINDS.values()} | {line.model_class for line in zoo.ZOO.values()}
+# Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
+OTHER_NAMES = {
+    "Gemma3ForConditionalGeneration",
+    "Gemma4ForConditionalGeneration",
+    "LLaMAForCausalLM",
+    "LlamaModel",
+    "MistralModel",
+    "OLMoForCausalLM",
+    "Qwen2Model",
+    "Qwen3Model",
+    "StableLMEpochForCausalLM",
+    "Ernie4_5_ForCausalLM",
+}
+
+
+@pytest.mark.parametrize("record", ARCHITECTURES, ids=lambda record: record.classes[0])
+def test_every_class_of_a_record_is_tried(record: Architecture) -> None:
+    assert record.classes[0] in TRIED, "add a line to fixtures/zoo.py"
+    assert not [name for name in record.classes if name not in TRIED | OTHER_NAMES]
+    assert record.models, "say what people call these models"
+
+
+def test_every_line_has_a_record() -> None:
+    assert not [name for name, line in zoo.ZOO.items() if line.model_class not in BY_CLASS]
+    assert BY_CLASS.keys() >= OTHER_NAMES
+
+
+def test_no_two_records_claim_a_class() -> None:
+    classes = [name for record in ARCHITECTURES for name in record.classes]
+    assert len(classes) == len(set(classes))
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_a_looser_bound_has_its_reason(name: str) -> None:
+    line = zoo.ZOO[name]
+    assert (line.nmse > 1e-9) == bool(line.why)
