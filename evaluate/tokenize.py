@@ -65,17 +65,15 @@ _OWN: Mapping[str, tuple[str, ...]] = {
 
 
 class Tokenize(Protocol):
-    """Text to token ids.
-
-    bos:        the token that begins every window (llama.cpp's `add_bos`); None if the vocabulary has none to add.
-    chat_notes: sentences for the report on how chats are laid out.
-    """
+    """Text to token ids."""
 
     @property
-    def bos(self) -> int | None: ...
+    def bos(self) -> int | None:
+        """The token that begins every window (llama.cpp's `add_bos`); None if the vocabulary has none to add."""
 
     @property
-    def chat_notes(self) -> tuple[str, ...]: ...
+    def chat_notes(self) -> tuple[str, ...]:
+        """Sentences for the report on how chats are laid out."""
 
     def __call__(self, text: str) -> Ids:
         """The ids of a whole text, int32: BOS before it and EOS behind it where the vocabulary adds them."""
