@@ -1,6 +1,6 @@
 """Runs the benchmarks, and puts what they print between their marks in docs/benchmarks.md or docs/quality.md.
 
-usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [quality]
+usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [forward] [quality]
 
 default: all of them
 """
