@@ -9,20 +9,11 @@ from needed import need
 
 # What makes the tools compute in float32 with unquantized caches; weights are not repacked for other kernels.
 PLAIN = "--threads 1 --flash-attn off --cache-type-k f32 --cache-type-v f32 --no-repack".split()
-TRIES = 10  # the thread that writes the tools' log may be outrun by the end of the process
 NUMBER = r"([-+]?(?:nan|inf|[0-9.e+-]+))"
 
 
-def run_tool(name: str, *arguments: object, until: str = "") -> str:
-    """What the tool printed. RuntimeError, with that, if it failed, or never printed what `until` matches."""
-    for _ in range(TRIES):
-        said = _run(name, arguments)
-        if re.search(until, said):
-            return said
-    raise RuntimeError(f"{until} is not in what {name} printed:\n{said[-4000:]}")
-
-
-def _run(name: str, arguments: Sequence[object]) -> str:
+def run_tool(name: str, *arguments: object) -> str:
+    """What the tool printed. RuntimeError, with that, if it failed."""
     program = need("tools") / name
     command = [str(program), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, check=False, timeout=600)
@@ -37,7 +28,7 @@ def perplexity(
 ) -> tuple[float, float]:
     """Perplexity and its standard error by llama-perplexity, which writes all logits of the model into `base`."""
     arguments = [*_windows(model, text, context, chunks), *options, "--kl-divergence-base", base]
-    return _pair(run_tool("llama-perplexity", *arguments, until="Final estimate"), r"Final estimate: PPL =")
+    return _pair(run_tool("llama-perplexity", *arguments), r"Final estimate: PPL =")
 
 
 def divergence(
@@ -46,7 +37,7 @@ def divergence(
     """What llama-perplexity finds against the logits in `base`, by the names of `quality.Quality`."""
     windows = _windows(model, text, context, chunks)
     arguments = [*windows, *options, "--kl-divergence", "--kl-divergence-base", base]
-    said = run_tool("llama-perplexity", *arguments, until="Same top p: ")
+    said = run_tool("llama-perplexity", *arguments)
     found = {}
     for name, words, scale in (
         ("perplexity", r"Mean PPL\(Q\)\s*:", 1.0),

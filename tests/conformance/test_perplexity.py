@@ -3,8 +3,8 @@
 What is left of the difference. In float32, our source's perplexity is llama-perplexity's but for the order of sums. Of
 quantized files, llama.cpp also rounds the activations to 8 bits, which our torch engine does not: it measures the
 weights alone. That is the larger part of the little that Q8_0 loses, so its divergence is compared in the llama.cpp
-engine, and that of Q4_0 in both; and its perplexity is compared in torch to within what the rounding of activations
-makes of it by chance, two and a half standard errors of the ratio, where these are more than half a percent.
+engine, and that of Q4_0 in both. On the trained model, whose activations have outliers, it moves the perplexity of
+Q8_0 by 1 to 3 %, by which our torch engine may differ there; our llama.cpp engine agrees to half a percent.
 llama-perplexity keeps the logits of the source in 16 bits, between the largest and 16 below it: steps of at most
 16/65535, which add some 1e-9 to a divergence in the mean. A token that follows although it lies below counts as if it
 lay 16 below: the perplexity of the source that it prints beside divergences is therefore lower than the one it prints
@@ -33,7 +33,8 @@ TEXT = Path(__file__).parent / "probes.txt"
 KINDS = ("llama", "qwen3", "gemma3", "mixtral")
 RECIPES = ("f32", "q8_0", "q4_0")
 CONTEXT, CHUNKS, FEW = 64, 12, 6  # windows: of fixtures, and of the trained model
-WITHIN = {"F32": 1e-3, "Q8_0": 5e-3, "Q4_0": 5e-3}
+WITHIN = {"F32": 1e-3, "Q8_0": 5e-3, "Q4_0": 5e-3}  # of perplexity, in torch
+OUTLIERS = {"F32": 1e-3, "Q8_0": 4e-2, "Q4_0": 4e-2}
 
 
 def judged(source: Path, files: list[Path], chunks: int, **options: object) -> Evaluation:
@@ -50,7 +51,7 @@ def text(folder: Path) -> Path:
     return path
 
 
-def check(folder: Path, source: Path, files: dict[str, Path], chunks: int) -> None:
+def check(folder: Path, source: Path, files: dict[str, Path], chunks: int, within: dict[str, float]) -> None:
     """Both engines against llama-perplexity. files: by the name of their type."""
     page = text(source.parent)
     plain: dict[str, Any] = {"context": CONTEXT, "chunks": chunks, "base": folder / "plain.bin"}
@@ -60,8 +61,7 @@ def check(folder: Path, source: Path, files: dict[str, Path], chunks: int) -> No
     own = ours.source_quality[0]
     assert (own.perplexity, own.perplexity_error) == pytest.approx(wanted, rel=1e-3)
     for name, found in _by_type(ours, files).items():
-        within = max(WITHIN[name], 0 if name == "F32" else 2.5 * theirs[name]["log_ratio_error"])
-        assert found.perplexity == pytest.approx(theirs[name]["perplexity"], rel=within), name
+        assert found.perplexity == pytest.approx(theirs[name]["perplexity"], rel=within[name]), name
         assert found.perplexity_error == pytest.approx(theirs[name]["perplexity_error"], rel=0.02), name
         if name == "Q4_0":
             close(found, theirs[name])
@@ -71,7 +71,9 @@ def check(folder: Path, source: Path, files: dict[str, Path], chunks: int) -> No
     for name, found in _by_type(
         judged(source, list(quantized.values()), chunks, engine="llama.cpp"), quantized
     ).items():
-        close(found, divergence(quantized[name], page, **usual))
+        said = divergence(quantized[name], page, **usual)
+        close(found, said)
+        assert found.perplexity == pytest.approx(said["perplexity"], rel=5e-3), name
 
 
 def close(found: Quality, wanted: dict[str, float]) -> None:
@@ -94,7 +96,7 @@ def test_fixtures(kind: str, tmp_path: Path) -> None:
     folder = checkpoints.write(kind, tmp_path / "Tiny-2M-v1.0")
     convert(request(folder, *RECIPES, outdir=tmp_path))
     files = {name: tmp_path / f"Tiny-2M-v1.0-{name}.gguf" for name in WITHIN}
-    check(tmp_path, files["F32"], files, CHUNKS)
+    check(tmp_path, files["F32"], files, CHUNKS, WITHIN)
 
 
 def test_a_trained_model(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_a_trained_model(tmp_path: Path) -> None:
     source = noised(published, tmp_path / "SmolLM2-135M-F32.gguf")
     convert(request(source, "q8_0", "q4_0", outdir=tmp_path))
     files = {name: tmp_path / f"SmolLM2-135M-{name}.gguf" for name in WITHIN}
-    check(tmp_path, source, files, FEW)
+    check(tmp_path, source, files, FEW, OUTLIERS)
 
 
 def test_a_recipe_is_judged_as_the_file_that_it_writes(tmp_path: Path) -> None:
