@@ -1,6 +1,7 @@
 """`ggufsmith imatrix` without a model: merging, converting between the formats, statistics, and errors."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 import small_models as models
 from commands import run
 
+from ggufsmith.cli.convert import convert
 from ggufsmith.cli.imatrix import imatrix
+from ggufsmith.cli.quant import quant
+from ggufsmith.evaluate import needed
 from ggufsmith.quantize.imatrix.read import open_imatrix
 
 
@@ -77,3 +81,36 @@ def test_errors(arguments: list[str], code: int, said: str, home: Path) -> None:
     assert done.exit_code == code, done.output
     assert said in done.output
     assert sorted(home.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", [quant, convert])
+def test_a_dry_run_with_auto_says_what_would_be_made(command: Callable[..., None], home: Path) -> None:
+    models.write_model(home / "Tiny-F16.gguf", width=256)
+    before = sorted(home.iterdir())
+    done = run(command, "Tiny-F16.gguf", "-r", "iq2_xs", "--imatrix", "auto", "--keep-imatrix", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "importance matrix would first be made" in done.output and "IQ2_XS" in done.output
+    assert sorted(home.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [(imatrix, "Tiny-F16.gguf"), (quant, "Tiny-F16.gguf", "-r", "q4_0", "--imatrix", "auto")]
+)
+def test_without_torch_nothing_begins(
+    arguments: tuple[Callable[..., None], str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an installation without the extra."""
+    monkeypatch.setattr(needed, "LIBRARIES", ("torch_that_is_not_there",))
+    models.write_model(home / "Tiny-F16.gguf", width=256)
+    before = sorted(home.iterdir())
+    done = run(*arguments)
+    assert done.exit_code == 2 and "ggufsmith[eval]" in done.output, done.output
+    assert sorted(home.iterdir()) == before
+
+
+def test_what_does_not_fit_auto(home: Path) -> None:
+    models.write_model(home / "Tiny-F16.gguf", width=256)
+    done = run(quant, "Tiny-F16.gguf", "-r", "q4_0", "--keep-imatrix")
+    assert done.exit_code == 2 and "--imatrix auto" in done.output
+    done = run(quant, "Tiny-F16.gguf", "--outtype", "f32", "--imatrix", "auto")
+    assert done.exit_code == 2 and "no recipe" in done.output
