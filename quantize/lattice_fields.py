@@ -1,5 +1,5 @@
-"""What the blocks of IQ2 and IQ3 types say, as numbers: see fields.py. The level of a weight is its sign times the value
-that its point of the lattice has there.
+"""What the blocks of IQ2 and IQ3 types say, as numbers: see fields.py. The level of a weight is its sign times the
+value that its point of the lattice has there.
 """
 
 from dataclasses import dataclass
