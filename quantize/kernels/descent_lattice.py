@@ -16,15 +16,14 @@ from ggufsmith.quantize.kernels.blocks import get, put, room
 from ggufsmith.quantize.kernels.descent import (
     CODING,
     NOTHING,
+    BlockFit,
     Coding,
-    Fit,
     Place,
     State,
     Tile,
-    add_products,
     refit,
-    spread,
 )
+from ggufsmith.quantize.kernels.tile_sums import add_products, spread
 from ggufsmith.quantize.lattice_fields import LatticeLayout
 from ggufsmith.quantize.simd import (
     W,
@@ -91,7 +90,7 @@ def lattice_coding(layout: LatticeLayout) -> LatticeCoding:
 LATTICE = LatticeCoding(8, 3, f32(8), f32(17), f32(1), True, f32(0.25), np.empty(0, np.int32))
 
 
-class Group(NamedTuple):
+class PointGroup(NamedTuple):
     """Numbers of a group in lanes, f32: what it is, its gradient, what would be best, signs, and changes."""
 
     x: Any
@@ -102,9 +101,9 @@ class Group(NamedTuple):
 
 
 @jitable
-def group_of(n: int) -> Group:
+def group_of(n: int) -> PointGroup:
     """Room for n weights."""
-    return Group(room(n, f32), room(n, f32), room(n, f32), room(n, f32), room(n, f32))
+    return PointGroup(room(n, f32), room(n, f32), room(n, f32), room(n, f32), room(n, f32))
 
 
 @jitable
@@ -116,7 +115,9 @@ def value_of(packed: Any, a: int, coding: LatticeCoding) -> Any:
 
 
 @jitable
-def choose(group: Group, h: Any, row: int, stride: int, scale: Any, odd: Any, free: bool, coding: LatticeCoding) -> Any:
+def choose(
+    group: PointGroup, h: Any, row: int, stride: int, scale: Any, odd: Any, free: bool, coding: LatticeCoding
+) -> Any:
     """The point for a group, as its codes, and what it adds to the loss; its signs are in `group.sign`.
 
     h: the group's part of H begins at `row`; its rows are `stride` apart. odd: i32, 1 where the number of minus signs
@@ -211,8 +212,8 @@ def lattice_room(n: int) -> LatticeRoom:
 
 @jitable
 def repoint_group(
-    work: LatticeRoom, group: Group, o: int, at: int, n: int, tile: Tile, scale: Any, odd: Any, coding: LatticeCoding,
-    forced: bool,
+    work: LatticeRoom, group: PointGroup, o: int, at: int, n: int, tile: Tile, scale: Any, odd: Any,
+    coding: LatticeCoding, forced: bool,
 ) -> Any:  # fmt: skip
     """Choose the point of the group of a sub-block that begins at o; returns what this adds to the loss.
 
@@ -247,7 +248,7 @@ def repoint_group(
 
 @jitable
 def repoint(
-    work: LatticeRoom, group: Group, at: int, n: int, tile: Tile, scale: Any, coding: LatticeCoding, forced: bool
+    work: LatticeRoom, group: PointGroup, at: int, n: int, tile: Tile, scale: Any, coding: LatticeCoding, forced: bool
 ) -> Any:
     """Choose the points of a sub-block in turn; returns what this adds to the loss.
 
@@ -283,7 +284,7 @@ def revisit(
     tile: Tile,
     g: Any,
     work: LatticeRoom,
-    group: Group,
+    group: PointGroup,
     coding: Coding,
     lattice: LatticeCoding,
 ) -> bool:
@@ -343,7 +344,7 @@ def descend_lattice(
     """As descent.descend. inverse: float32 [columns / dims, dims, dims], of the groups' blocks of H."""
     sub, block, tile = coding.sub, coding.block, Tile(h, sums, inverse, columns)
     work, group = lattice_room(sub), group_of(lattice.dims)
-    fit = Fit(room(block, f32), room(block // sub, f32), room(columns, f32), room(columns, f32))
+    fit = BlockFit(room(block, f32), room(block // sub, f32), room(columns, f32), room(columns, f32))
     for rows in range(g.size // (columns * W)):
         column, to = rows * n + at, rows * columns
         for _ in range(passes):

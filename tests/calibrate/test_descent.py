@@ -16,13 +16,13 @@ from ggufsmith.calibrate.tiles import blocks_of
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize import fields, lattice_fields, rows
 from ggufsmith.quantize.cache import Kernel
-from ggufsmith.quantize.kernels import descent, descent_lattice
+from ggufsmith.quantize.kernels import descent, descent_lattice, tile_sums
 
 NAMES = sorted(fields.LAYOUTS)
 LATTICES = sorted(lattice_fields.LAYOUTS)
 
 
-def start(name: str, count: int = 40) -> tuple[NDArray[np.float32], Hessian, fields.Fields]:
+def start(name: str, count: int = 40) -> tuple[NDArray[np.float32], Hessian, fields.RowFields]:
     """Weights of one block at least, their Hessian, and ggml's numbers."""
     form = format_of(name)
     w, h = correlated(max(64, form.weights), count, seed=len(name))
@@ -127,7 +127,7 @@ def test_descent_as_its_twin(name: str) -> None:
     assert np.array_equal(error, twins_error)
 
 
-@pytest.mark.parametrize("kernel", [descent.project, descent.inner, descent.feed])
+@pytest.mark.parametrize("kernel", [tile_sums.project, tile_sums.inner, descent.feed])
 def test_sums_and_feedback_as_their_twins(kernel: Kernel) -> None:
     w, hessian, found = start("Q4_K")
     assert hessian.factor
@@ -183,7 +183,7 @@ def test_no_step_of_d_could_be_better(name: str) -> None:
     found = refine.to_fields(layout, state, 8)
     h = (hessian.h + np.diag(hessian.damping)).astype(np.float64)
 
-    def loss(numbers: fields.Fields) -> NDArray[np.float64]:
+    def loss(numbers: fields.RowFields) -> NDArray[np.float64]:
         e = w.astype(np.float64) - fields.values(layout, numbers)
         return np.asarray(((e @ h) * e).sum(1))
 
