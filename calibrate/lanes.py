@@ -1,11 +1,11 @@
-"""Rows of numbers side by side, as the kernels of quantize/kernels/descent.py take them."""
+"""Rows of numbers side by side, as the kernels of quantize/kernels/tile_sums.py take them."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.quantize.kernels import descent
+from ggufsmith.quantize.kernels import tile_sums
 from ggufsmith.quantize.simd import W
 
 Lanes = NDArray[np.float32]  # [groups, n, W]: number i of row W g + l is [g, i, l]
@@ -31,11 +31,11 @@ def add_products(e: Lanes, h: NDArray[np.float32], at: int, first: int, last: in
     """
     if first < last:
         n, columns = h.shape[1], g.shape[1]
-        descent.project(e.reshape(-1), h.reshape(-1), n, at, columns, first, last, g.reshape(-1))
+        tile_sums.project(e.reshape(-1), h.reshape(-1), n, at, columns, first, last, g.reshape(-1))
 
 
 def inner(e: Lanes, at: int, g: Lanes) -> NDArray[np.float64]:
     """The sum of products of each row, [groups * W], of g and the columns of e from `at` on."""
     out = np.empty(len(e) * W, np.float32)
-    descent.inner(e.reshape(-1), g.reshape(-1), e.shape[1], at, g.shape[1], out)
+    tile_sums.inner(e.reshape(-1), g.reshape(-1), e.shape[1], at, g.shape[1], out)
     return out.astype(np.float64)

@@ -29,8 +29,9 @@ TILE, BLOCK = 256, 128  # columns, and rows that one thread works on at a time
 # the last time took more than this part off the loss.
 SWEEPS: Mapping[Effort, tuple[int, int]] = {"fast": (1, 2), "normal": (2, 3), "best": (8, 3)}
 WORTH = 0.002
-# Formats that start from error feedback.
-FED = frozenset("Q2_K Q4_K Q5_K Q6_K".split())
+# Formats that start from ggml's bytes and not from error feedback. Feedback alone made models with Q3_K worse; with the
+# signs of IQ3_XXS, of which every second four have to follow the four before, it gains nothing.
+UNFED = frozenset(("Q3_K", "IQ3_XXS"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ def refine_block(
     e = x - to_lanes(fields.values(layout, first))
     state = to_state(layout, first)
     start = end = np.zeros(0)
-    if target.name in FED and hessian.factor:
+    if target.name not in UNFED and hessian.factor:
         start = losses(e, hessian)
         state, e = feed_back(layout, x, hessian.factor)
     sweeps, passes = SWEEPS[effort]
@@ -107,7 +108,7 @@ def refine_block(
 
 
 def sweep(
-    layout: fields.Layout, x: Lanes, e: Lanes, state: descent.State, hessian: Hessian, passes: int
+    layout: fields.CodeLayout, x: Lanes, e: Lanes, state: descent.State, hessian: Hessian, passes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Go through all tiles once. Returns the losses of the rows before and after it, [groups * W].
 
@@ -136,7 +137,7 @@ def sweep(
     return before, after
 
 
-def feed_back(layout: fields.Layout, x: Lanes, factor: Factor) -> tuple[descent.State, Lanes]:
+def feed_back(layout: fields.CodeLayout, x: Lanes, factor: Factor) -> tuple[descent.State, Lanes]:
     """Rows quantized with error feedback, and their errors; scales are those of ggml's search for a tile."""
     form = layout.format
     groups, n, _ = x.shape
@@ -174,22 +175,22 @@ def losses(e: Lanes, hessian: Hessian) -> NDArray[np.float64]:
 # ---- fields in lanes ----
 
 
-def empty_state(layout: fields.Layout, groups: int, n: int) -> descent.State:
+def empty_state(layout: fields.CodeLayout, groups: int, n: int) -> descent.State:
     """Room for rows of n weights."""
     blocks, subs = n // layout.format.weights, n // layout.sub
     sizes = (subs, subs, blocks, blocks)
     return descent.State(np.zeros(groups * n * W, np.int8), *(np.zeros(groups * s * W, np.float32) for s in sizes))
 
 
-def to_state(layout: fields.Layout, found: fields.Fields) -> descent.State:
-    """Fields in lanes."""
+def to_state(layout: fields.CodeLayout, found: fields.RowFields) -> descent.State:
+    """RowFields in lanes."""
     scales = fields.scales_of(layout, found.scales)
     wide = (scales, found.minima.astype(np.float32), found.d, found.dmin)
     return descent.State(to_lanes(found.levels).reshape(-1), *(to_lanes(a).reshape(-1) for a in wide))
 
 
-def to_fields(layout: fields.Layout, state: descent.State, count: int) -> fields.Fields:
+def to_fields(layout: fields.CodeLayout, state: descent.State, count: int) -> fields.RowFields:
     """The inverse for `count` rows."""
     groups = -(-count // W)
     levels, scales, minima, d, dmin = (from_lanes(a.reshape(groups, -1, W), count) for a in state)
-    return fields.Fields(levels, fields.codes_of(layout, scales), minima.astype(np.int16), d, dmin)
+    return fields.RowFields(levels, fields.codes_of(layout, scales), minima.astype(np.int16), d, dmin)

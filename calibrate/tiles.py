@@ -4,13 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.calibrate.lanes import Lanes
-from ggufsmith.quantize.fields import Layout
+from ggufsmith.quantize.fields import CodeLayout
 from ggufsmith.quantize.kernels import descent, descent_lattice
 from ggufsmith.quantize.lattice_fields import LatticeLayout
 
 
 def descend(
-    layout: Layout,
+    layout: CodeLayout,
     w: Lanes,
     e: Lanes,
     state: descent.State,
@@ -32,7 +32,7 @@ def descend(
 
 
 def feed(
-    layout: Layout,
+    layout: CodeLayout,
     fed: Lanes,
     w: Lanes,
     e: Lanes,

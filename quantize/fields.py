@@ -33,7 +33,7 @@ class Numbers:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class CodeLayout:
     """A format whose weights are d * scale * level - dmin * minimum.
 
     sub:     weights that share a scale and a minimum.
@@ -73,7 +73,7 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class Fields:
+class RowFields:
     """The numbers of n rows, of `width` weights each.
 
     levels: int8 [n, width], what codes stand for.
@@ -124,22 +124,22 @@ def integers(first: int, last: int) -> NDArray[np.float32]:
     return np.arange(first, last + 1, dtype=np.float32)
 
 
-def legacy(name: str, bits: int, dmin: str | None, *pieces: tuple[str, int, int]) -> Layout:
+def legacy(name: str, bits: int, dmin: str | None, *pieces: tuple[str, int, int]) -> CodeLayout:
     """A format of 32 weights, with codes around zero, or from an offset on."""
     form, lowest = BY_NAME[name], 0 if dmin else -(2 ** (bits - 1))
     codes = Numbers(parts(form, *pieces), lowest)
     levels = integers(lowest, lowest + 2**bits - 1)
-    return Layout(form, form.weights, codes, levels, minimum=-1 if dmin else 0, dmin=dmin)
+    return CodeLayout(form, form.weights, codes, levels, minimum=-1 if dmin else 0, dmin=dmin)
 
 
-def with_minima(name: str, top: int, sub: int, numbers: NDArray[np.intp], *pieces: tuple[str, int, int]) -> Layout:
+def with_minima(name: str, top: int, sub: int, numbers: NDArray[np.intp], *pieces: tuple[str, int, int]) -> CodeLayout:
     """A K-quant with minima, whose bits are behind those of the scales in `numbers`."""
     form, half = BY_NAME[name], len(numbers) // 2
     scales, minima = Numbers(numbers[:half]), Numbers(numbers[half:])
-    return Layout(form, sub, Numbers(parts(form, *pieces)), integers(0, top), scales, minima, dmin="dmin")
+    return CodeLayout(form, sub, Numbers(parts(form, *pieces)), integers(0, top), scales, minima, dmin="dmin")
 
 
-def layouts() -> Mapping[str, Layout]:
+def layouts() -> Mapping[str, CodeLayout]:
     """All formats of this kind."""
     q2, q3, q4, q5, q6 = (BY_NAME[f"Q{bits}_K"] for bits in (2, 3, 4, 5, 6))
     q8, nl, xs = BY_NAME["Q8_0"], BY_NAME["IQ4_NL"], BY_NAME["IQ4_XS"]
@@ -150,20 +150,22 @@ def layouts() -> Mapping[str, Layout]:
         legacy("Q4_1", 4, "m", ("qs", 4, 16)),
         legacy("Q5_0", 5, None, ("qs", 4, 16), ("qh", 1, 1)),
         legacy("Q5_1", 5, "m", ("qs", 4, 16), ("qh", 1, 1)),
-        Layout(q8, 32, Numbers(parts(q8, ("qs", 8, 1)), -128, signed=True), integers(-127, 127)),
+        CodeLayout(q8, 32, Numbers(parts(q8, ("qs", 8, 1)), -128, signed=True), integers(-127, 127)),
         with_minima("Q2_K", 3, 16, parts(q2, ("scales", 4, 16)), ("qs", 2, 32)),
         with_minima("Q4_K", 15, 32, six_bits(q4), ("qs", 4, 32)),
         with_minima("Q5_K", 31, 32, six_bits(q5), ("qs", 4, 32), ("qh", 1, 32)),
-        Layout(q3, 16, Numbers(parts(q3, ("qs", 2, 32), ("hmask", 1, 32)), -4), integers(-4, 3), Numbers(third, -32)),
-        Layout(
+        CodeLayout(
+            q3, 16, Numbers(parts(q3, ("qs", 2, 32), ("hmask", 1, 32)), -4), integers(-4, 3), Numbers(third, -32)
+        ),
+        CodeLayout(
             q6,
             16,
             Numbers(parts(q6, ("ql", 4, 64), ("qh", 2, 32)), -32),
             integers(-32, 31),
             Numbers(parts(q6, ("scales", 8, 1)), -128, signed=True),
         ),
-        Layout(nl, 32, Numbers(parts(nl, ("qs", 4, 16))), IQ4_VALUES),
-        Layout(
+        CodeLayout(nl, 32, Numbers(parts(nl, ("qs", 4, 16))), IQ4_VALUES),
+        CodeLayout(
             xs,
             32,
             Numbers(parts(xs, ("qs", 4, 16))),
@@ -206,7 +208,7 @@ def blocks_of(format: Format, data: NDArray[np.uint8]) -> NDArray[Any]:
     return np.ascontiguousarray(data).reshape(-1, format.size).view(format.dtype)[:, 0]
 
 
-def unpack(layout: Layout, data: NDArray[np.uint8]) -> Fields:
+def unpack(layout: CodeLayout, data: NDArray[np.uint8]) -> RowFields:
     """The numbers of rows, uint8 [n, bytes per row]."""
     n, form = len(data), layout.format
     records = blocks_of(form, data)
@@ -217,10 +219,10 @@ def unpack(layout: Layout, data: NDArray[np.uint8]) -> Fields:
     d = halves(records["d"])
     dmin = halves(records[layout.dmin]) if layout.dmin else np.zeros_like(d)
     narrow = layout.read_levels(bits).astype(np.int8)
-    return Fields(*(cast(Any, a.reshape(n, -1)) for a in (narrow, scales, minima, d, dmin)))
+    return RowFields(*(cast(Any, a.reshape(n, -1)) for a in (narrow, scales, minima, d, dmin)))
 
 
-def pack(layout: Layout, fields: Fields) -> NDArray[np.uint8]:
+def pack(layout: CodeLayout, fields: RowFields) -> NDArray[np.uint8]:
     """The bytes of rows, uint8 [n, bytes per row]: the inverse of `unpack`."""
     form = layout.format
     count = fields.d.size
@@ -236,7 +238,7 @@ def pack(layout: Layout, fields: Fields) -> NDArray[np.uint8]:
     return records.view(np.uint8).reshape(len(fields.d), -1)
 
 
-def values(layout: Layout, fields: Fields) -> NDArray[np.float32]:
+def values(layout: CodeLayout, fields: RowFields) -> NDArray[np.float32]:
     """The weights, float32 [n, width], by the operations of ggml's decoders."""
     block, sub = layout.format.weights, layout.sub
     each = block // sub
@@ -246,12 +248,12 @@ def values(layout: Layout, fields: Fields) -> NDArray[np.float32]:
     return wide - np.repeat(low, sub, axis=1) if layout.dmin else wide
 
 
-def scales_of(layout: Layout, codes: NDArray[np.int16]) -> NDArray[np.float32]:
+def scales_of(layout: CodeLayout, codes: NDArray[np.int16]) -> NDArray[np.float32]:
     """What codes of scales stand for, in units of d."""
     return (codes.astype(np.float32) + np.float32(layout.half)) * np.float32(layout.unit)
 
 
-def codes_of(layout: Layout, scales: NDArray[np.float32]) -> NDArray[np.int16]:
+def codes_of(layout: CodeLayout, scales: NDArray[np.float32]) -> NDArray[np.int16]:
     """The inverse."""
     return (scales / np.float32(layout.unit) - np.float32(layout.half)).astype(np.int16)
 
@@ -262,12 +264,12 @@ def halves(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 
 @cache
-def layout_of(name: str) -> Layout:
+def layout_of(name: str) -> CodeLayout:
     """The layout of a format. KeyError if its weights are not of this kind."""
     if name in LAYOUTS:
         return LAYOUTS[name]
     # Its layouts are beside the kernels, which are only loaded where they are needed.
-    lattices: Mapping[str, Layout] = import_module("ggufsmith.quantize.lattice_fields").LAYOUTS
+    lattices: Mapping[str, CodeLayout] = import_module("ggufsmith.quantize.lattice_fields").LAYOUTS
     return lattices[name]
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.quantize import grids
-from ggufsmith.quantize.fields import Layout, Numbers, read_numbers, write_numbers
+from ggufsmith.quantize.fields import CodeLayout, Numbers, read_numbers, write_numbers
 from ggufsmith.quantize.kernels import iq2, iq3
 from ggufsmith.quantize.kernels.iq_types import LatticeType
 
@@ -18,7 +18,7 @@ D_BITS = 16  # of the scale, in front of all else
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LatticeLayout(Layout):
+class LatticeLayout(CodeLayout):
     """A format whose codes are of points: groups of weights, each a point of a lattice with signs.
 
     points: int8 [points, dims]. place: int16, the number of the point whose codes are the digits of an index, or -1.
@@ -43,7 +43,7 @@ class LatticeLayout(Layout):
         return len(self.levels)
 
     def read_levels(self, bits: NDArray[np.uint8]) -> NDArray[Any]:
-        """See Layout."""
+        """See CodeLayout."""
         size = self.points[read_numbers(bits, self.codes)].reshape(len(bits), -1)
         stored = read_numbers(bits, self.signs)
         eight = grids.EVEN_SIGNS[stored] if self.pairs else stored.astype(np.uint8)
@@ -51,7 +51,7 @@ class LatticeLayout(Layout):
         return np.where(minus, -size, size)
 
     def write_levels(self, bits: NDArray[np.uint8], levels: NDArray[np.int8]) -> None:
-        """See Layout. Levels of points that are not on the lattice come from nowhere."""
+        """See CodeLayout. Levels of points that are not on the lattice come from nowhere."""
         digits = self.digit[np.abs(levels)].reshape(len(levels), -1, self.dims)
         write_numbers(bits, self.codes, self.place[digits @ self.base ** np.arange(self.dims)])
         eight = np.packbits(levels < 0, axis=1, bitorder="little")

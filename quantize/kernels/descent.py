@@ -3,8 +3,9 @@
 Rows W lose tr(E H E^T), where E = W - W' is the error of the quantized rows W' and H = mean x x^T over the inputs of
 the layer. H ties the columns of a row to each other and no row to another, so that each lane descends for itself. A
 tile is up to 256 neighbouring columns. Inside it the gradient G = E H follows every step; between tiles it is computed
-anew (`project`), so that the cost of a step does not grow with the width of the matrix. This is coordinate descent, as
-in QuantEase (arXiv:2309.01885), with the scales of ggml's formats among the coordinates. All sums are in a fixed order.
+anew (`tile_sums.project`), so that the cost of a step does not grow with the width of the matrix. This is coordinate
+descent, as in QuantEase (arXiv:2309.01885), with the scales of ggml's formats among the coordinates. All sums are in a
+fixed order.
 
 Arrays in lanes (see blocks.py) here are of several groups of W rows, one group after the other.
 """
@@ -15,10 +16,11 @@ import numpy as np
 from numba import typeof, types
 
 from ggufsmith.quantize.cache import INT, READ_F32, WRITE_F32, kernel, write
-from ggufsmith.quantize.fields import Layout
+from ggufsmith.quantize.fields import CodeLayout
 from ggufsmith.quantize.kernels.blocks import get, half_bits, put, room
 from ggufsmith.quantize.kernels.iq4 import VALUES, nearest_code
 from ggufsmith.quantize.kernels.tables import entry
+from ggufsmith.quantize.kernels.tile_sums import PANEL, add_products, spread
 from ggufsmith.quantize.simd import (
     W,
     absolute,
@@ -37,8 +39,6 @@ from ggufsmith.quantize.simd import (
 )
 
 WRITE_I8 = write(types.int8)
-PANEL = 4  # sums that `add_products` keeps in registers
-DEPTH = 1024  # columns of the errors that are used again while they are in the cache
 LARGEST_HALF = f32(65504)
 LEAST_HALF = f32(2.0**-24)
 REPEATS = 2  # how often a sub-block's columns are gone through for each step of its scale
@@ -49,7 +49,7 @@ PART_OF_SCALE, PART_OF_LEVEL = f32(1 / 32), f32(1 / 4)
 
 
 class Coding(NamedTuple):
-    """A format of fields.Layout, as the kernels take it.
+    """A format of fields.CodeLayout, as the kernels take it.
 
     block, sub: weights per d, and per scale. lowest, highest: levels; even: whether all integers between them are.
     least, most: codes of scales; equal where scales are not stored. most_low: of minima; 0 where none is stored.
@@ -68,7 +68,7 @@ class Coding(NamedTuple):
     positive: bool
 
 
-def coding_of(layout: Layout) -> Coding:
+def coding_of(layout: CodeLayout) -> Coding:
     """The record of a format."""
     scales, minima = layout.scales, layout.minima
     least = (scales.lowest + layout.half) * layout.unit if scales else 1
@@ -90,7 +90,7 @@ def coding_of(layout: Layout) -> Coding:
 
 
 class State(NamedTuple):
-    """Quantized rows in lanes: x = d * scale * level - dmin * low; per group of rows as many as fields.Fields has."""
+    """Quantized rows in lanes: x = d * scale * level - dmin * low; as many as fields.RowFields has."""
 
     level: Any  # int8
     scale: Any  # float32, as the others
@@ -101,57 +101,6 @@ class State(NamedTuple):
 
 NOTHING = State(np.empty(0, np.int8), *(np.empty(0, np.float32) for _ in range(4)))
 CODING = Coding(256, 32, f32(0), f32(15), True, f32(0), f32(63), f32(63), True, True)
-
-
-# ---- sums over columns ----
-
-
-@jitable
-def add_products(e: Any, at: int, h: Any, row: int, stride: int, first: int, last: int, g: Any, to: int) -> None:
-    """g[to + i] += sum of e[at + k] * h[row + i * stride + k] over k from `first` to `last - 1`, for four i."""
-    a, b, c, d = get(g, to), get(g, to + 1), get(g, to + 2), get(g, to + 3)
-    second, third, fourth = row + stride, row + 2 * stride, row + 3 * stride
-    for k in range(first, last):
-        x = get(e, at + k)
-        a = a + x * h[row + k]
-        b = b + x * h[second + k]
-        c = c + x * h[third + k]
-        d = d + x * h[fourth + k]
-    put(g, to, a)
-    put(g, to + 1, b)
-    put(g, to + 2, c)
-    put(g, to + 3, d)
-
-
-@kernel(READ_F32, READ_F32, INT, INT, INT, INT, INT, WRITE_F32)
-def project(e: Any, h: Any, n: int, at: int, columns: int, first: int, last: int, g: Any) -> None:
-    """Add to g the products of errors `first` to `last - 1` with columns `at` to `at + columns - 1` of H.
-
-    e: in lanes, n numbers of each row. h: float32 [n * n], symmetric. g: in lanes, `columns` numbers of each row.
-    """
-    groups = g.size // (columns * W)
-    for begin in range(first, last, DEPTH):
-        end = min(begin + DEPTH, last)
-        for group in range(groups):
-            for j in range(0, columns, PANEL):
-                add_products(e, group * n, h, (at + j) * n, n, begin, end, g, group * columns + j)
-
-
-@kernel(READ_F32, READ_F32, INT, INT, INT, WRITE_F32)
-def inner(e: Any, g: Any, n: int, at: int, columns: int, out: Any) -> None:
-    """out, one number of each row: the sum of products of columns `at` to `at + columns - 1` of e and the tile g."""
-    for group in range(out.size // W):
-        total = broadcast(f32(0))
-        for j in range(columns):
-            total = total + get(e, group * n + at + j) * get(g, group * columns + j)
-        put(out, group, total)
-
-
-@jitable
-def spread(x: Any, at: int, n: int, h: Any, stride: int, columns: int, g: Any, to: int) -> None:
-    """Add to the tile g the products of n numbers x with what rows of h, `stride` apart, have from `at` on."""
-    for k in range(0, columns, PANEL):
-        add_products(x, 0, h, k * stride + at, stride, 0, n, g, to + k)
 
 
 class Tile(NamedTuple):
@@ -391,7 +340,7 @@ def feed(x: Any, w: Any, e: Any, state: Any, factor: Any, n: int, at: int, colum
 # ---- d and dmin of a block ----
 
 
-class Fit(NamedTuple):
+class BlockFit(NamedTuple):
     """Numbers of a block in lanes, f32: a and b, of which x is d * a + dmin * b, and their products with H."""
 
     a: Any
@@ -417,7 +366,7 @@ def step_of_dmin(dmin: Any, y: Any, coding: Coding) -> Any:
 
 
 @jitable
-def refit(state: State, place: Place, tile: Tile, g: Any, fit: Fit, coding: Coding) -> bool:
+def refit(state: State, place: Place, tile: Tile, g: Any, fit: BlockFit, coding: Coding) -> bool:
     """The d and dmin that are best for the levels, by least squares, if as float16 they are better than the old.
 
     b is the same in all of a sub-block, so that its products are with sums of H. Whether anything changed.
@@ -482,7 +431,10 @@ def descend(
     lanes, the gradient of the tile, which is used up.
     """
     sub, block, tile = coding.sub, coding.block, Tile(h, sums, inverse, columns)
-    work, fit = room_of(sub), Fit(room(block, f32), room(block // sub, f32), room(columns, f32), room(columns, f32))
+    work, fit = (
+        room_of(sub),
+        BlockFit(room(block, f32), room(block // sub, f32), room(columns, f32), room(columns, f32)),
+    )
     for group in range(g.size // (columns * W)):
         column, to = group * n + at, group * columns
         for _ in range(passes):

@@ -16,15 +16,14 @@ from ggufsmith.quantize.kernels.blocks import get, put, room
 from ggufsmith.quantize.kernels.descent import (
     CODING,
     NOTHING,
+    BlockFit,
     Coding,
-    Fit,
     Place,
     State,
     Tile,
-    add_products,
     refit,
-    spread,
 )
+from ggufsmith.quantize.kernels.tile_sums import add_products, spread
 from ggufsmith.quantize.lattice_fields import LatticeLayout
 from ggufsmith.quantize.simd import (
     W,
@@ -91,7 +90,7 @@ def lattice_coding(layout: LatticeLayout) -> LatticeCoding:
 LATTICE = LatticeCoding(8, 3, f32(8), f32(17), f32(1), True, f32(0.25), np.empty(0, np.int32))
 
 
-class Group(NamedTuple):
+class PointGroup(NamedTuple):
     """Numbers of a group in lanes, f32: what it is, its gradient, what would be best, signs, and changes."""
 
     x: Any
@@ -102,9 +101,9 @@ class Group(NamedTuple):
 
 
 @jitable
-def group_of(n: int) -> Group:
+def group_of(n: int) -> PointGroup:
     """Room for n weights."""
-    return Group(room(n, f32), room(n, f32), room(n, f32), room(n, f32), room(n, f32))
+    return PointGroup(room(n, f32), room(n, f32), room(n, f32), room(n, f32), room(n, f32))
 
 
 @jitable
@@ -116,7 +115,9 @@ def value_of(packed: Any, a: int, coding: LatticeCoding) -> Any:
 
 
 @jitable
-def choose(group: Group, h: Any, row: int, stride: int, scale: Any, odd: Any, free: bool, coding: LatticeCoding) -> Any:
+def choose(
+    group: PointGroup, h: Any, row: int, stride: int, scale: Any, odd: Any, free: bool, coding: LatticeCoding
+) -> Any:
     """The point for a group, as its codes, and what it adds to the loss; its signs are in `group.sign`.
 
     h: the group's part of H begins at `row`; its rows are `stride` apart. odd: i32, 1 where the number of minus signs
@@ -185,6 +186,9 @@ class LatticeRoom(NamedTuple):
     first_gradient: Any
     best_x: Any
     best_level: Any
+    spare_x: Any
+    spare_level: Any
+    spare_gradient: Any
 
 
 @jitable
@@ -200,47 +204,76 @@ def lattice_room(n: int) -> LatticeRoom:
         room(n, f32),
         room(n, f32),
         room(n, f32),
+        room(n, f32),
+        room(n, f32),
+        room(n, f32),
     )
 
 
 @jitable
+def repoint_group(
+    work: LatticeRoom, group: PointGroup, o: int, at: int, n: int, tile: Tile, scale: Any, odd: Any,
+    coding: LatticeCoding, forced: bool,
+) -> Any:  # fmt: skip
+    """Choose the point of the group of a sub-block that begins at o; returns what this adds to the loss.
+
+    x, level and gradient of `work` follow. odd: see `choose`. forced: whatever it adds.
+    """
+    dims, h, columns = coding.dims, tile.h, tile.columns
+    row = (at + o) * columns + at + o
+    inverse = (at + o) * dims  # of the group's block in tile.inverse
+    for a in range(dims):
+        best = get(work.x, o + a)
+        for b in range(dims):
+            best = best + get(work.gradient, o + b) * tile.inverse[inverse + a * dims + b]
+        put(group.best, a, best)
+        put(group.x, a, get(work.x, o + a))
+        put(group.gradient, a, get(work.gradient, o + a))
+    total, point = choose(group, h, row, columns, scale, odd, not coding.pairs, coding)
+    fits = scale != f32(0)
+    take = fits if forced else fits & (total < f32(0))
+    for a in range(dims):
+        level = select(take, get(group.sign, a) * value_of(point, a, coding), get(work.level, o + a))
+        put(group.change, a, get(work.x, o + a) - level * scale)
+        put(work.level, o + a, level)
+        put(work.x, o + a, level * scale)
+    if any_lane(take):
+        for i in range(n):
+            lg = get(work.gradient, i)
+            for a in range(dims):
+                lg = lg + get(group.change, a) * h[(at + o + a) * columns + at + i]
+            put(work.gradient, i, lg)
+    return select(take, total, f32(0))
+
+
+@jitable
 def repoint(
-    work: LatticeRoom, group: Group, at: int, n: int, tile: Tile, scale: Any, coding: LatticeCoding, forced: bool
+    work: LatticeRoom, group: PointGroup, at: int, n: int, tile: Tile, scale: Any, coding: LatticeCoding, forced: bool
 ) -> Any:
     """Choose the points of a sub-block in turn; returns what this adds to the loss.
 
-    x, level and gradient of `work` follow. forced: x is not of this scale yet, so that every group has to change.
+    forced: x is not of this scale yet, so that every group has to change.
     """
-    dims, h, columns = coding.dims, tile.h, tile.columns
+    dims = coding.dims
+    split = coding.pairs and dims == 4  # eight weights, of which the signs of four depend on those of the others
     added = broadcast(f32(0))
     for o in range(0, n, dims):
-        row = (at + o) * columns + at + o
-        inverse = (at + o) * dims  # of the group's block in tile.inverse
-        for a in range(dims):
-            best = get(work.x, o + a)
-            for b in range(dims):
-                best = best + get(work.gradient, o + b) * tile.inverse[inverse + a * dims + b]
-            put(group.best, a, best)
-            put(group.x, a, get(work.x, o + a))
-            put(group.gradient, a, get(work.gradient, o + a))
-        odd = broadcast(0)
-        if coding.pairs and dims == 4:
-            odd = minus_signs(work.level, o ^ 4, 4)
-        total, point = choose(group, h, row, columns, scale, odd, not coding.pairs, coding)
-        fits = scale != f32(0)
-        take = fits if forced else fits & (total < f32(0))
-        added = added + select(take, total, f32(0))
-        for a in range(dims):
-            level = select(take, get(group.sign, a) * value_of(point, a, coding), get(work.level, o + a))
-            put(group.change, a, get(work.x, o + a) - level * scale)
-            put(work.level, o + a, level)
-            put(work.x, o + a, level * scale)
-        if any_lane(take):
-            for i in range(n):
-                lg = get(work.gradient, i)
-                for a in range(dims):
-                    lg = lg + get(group.change, a) * h[(at + o + a) * columns + at + i]
-                put(work.gradient, i, lg)
+        odd = minus_signs(work.level, o ^ 4, 4) if split else broadcast(0)
+        added = added + repoint_group(work, group, o, at, n, tile, scale, odd, coding, forced)
+    for o in range(0, n if split else 0, 8):
+        for i in range(n):
+            put(work.spare_x, i, get(work.x, i))
+            put(work.spare_level, i, get(work.level, i))
+            put(work.spare_gradient, i, get(work.gradient, i))
+        odd = 1 - minus_signs(work.level, o, 4)
+        change = repoint_group(work, group, o, at, n, tile, scale, odd, coding, True)
+        change = change + repoint_group(work, group, o + 4, at, n, tile, scale, odd, coding, True)
+        better = change < f32(0)
+        added = added + select(better, change, f32(0))
+        for i in range(n):
+            put(work.x, i, select(better, get(work.x, i), get(work.spare_x, i)))
+            put(work.level, i, select(better, get(work.level, i), get(work.spare_level, i)))
+            put(work.gradient, i, select(better, get(work.gradient, i), get(work.spare_gradient, i)))
     return added
 
 
@@ -251,7 +284,7 @@ def revisit(
     tile: Tile,
     g: Any,
     work: LatticeRoom,
-    group: Group,
+    group: PointGroup,
     coding: Coding,
     lattice: LatticeCoding,
 ) -> bool:
@@ -311,7 +344,7 @@ def descend_lattice(
     """As descent.descend. inverse: float32 [columns / dims, dims, dims], of the groups' blocks of H."""
     sub, block, tile = coding.sub, coding.block, Tile(h, sums, inverse, columns)
     work, group = lattice_room(sub), group_of(lattice.dims)
-    fit = Fit(room(block, f32), room(block // sub, f32), room(columns, f32), room(columns, f32))
+    fit = BlockFit(room(block, f32), room(block // sub, f32), room(columns, f32), room(columns, f32))
     for rows in range(g.size // (columns * W)):
         column, to = rows * n + at, rows * columns
         for _ in range(passes):

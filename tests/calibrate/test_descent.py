@@ -12,21 +12,95 @@ from ggufsmith.calibrate import refine
 from ggufsmith.calibrate.factor import OF_ITSELF, OF_MEDIAN, factor_of
 from ggufsmith.calibrate.hessian import Hessian, prepare
 from ggufsmith.calibrate.lanes import from_lanes, to_lanes
+from ggufsmith.calibrate.tiles import blocks_of
 from ggufsmith.container.formats import format_of
-from ggufsmith.quantize import fields, rows
+from ggufsmith.quantize import fields, lattice_fields, rows
 from ggufsmith.quantize.cache import Kernel
-from ggufsmith.quantize.kernels import descent
+from ggufsmith.quantize.kernels import descent, descent_lattice, tile_sums
 
 NAMES = sorted(fields.LAYOUTS)
+LATTICES = sorted(lattice_fields.LAYOUTS)
 
 
-def start(name: str, count: int = 40) -> tuple[NDArray[np.float32], Hessian, fields.Fields]:
+def start(name: str, count: int = 40) -> tuple[NDArray[np.float32], Hessian, fields.RowFields]:
     """Weights of one block at least, their Hessian, and ggml's numbers."""
     form = format_of(name)
     w, h = correlated(max(64, form.weights), count, seed=len(name))
     data = np.empty((count, form.nbytes((w.shape[1],))), np.uint8)
     rows.encode(form, w, data, importance=h.diagonal())
     return w, prepare(h), fields.unpack(fields.layout_of(name), data)
+
+
+def descended_lattice(run: Any, name: str, passes: int, count: int) -> tuple[descent.State, NDArray[np.float32]]:
+    """The same for a lattice; W rows, as the twin is slow."""
+    w, hessian, found = start(name, count)
+    layout, n = fields.layout_of(name), w.shape[1]
+    assert isinstance(layout, lattice_fields.LatticeLayout)
+    state, x = refine.to_state(layout, found), to_lanes(w)
+    e = x - to_lanes(fields.values(layout, found))
+    h = hessian.h + np.diag(hessian.damping)
+    g = to_lanes((from_lanes(e, count) @ h).astype(np.float32))
+    inverse = np.linalg.inv(blocks_of(h, layout.dims)).astype(np.float32)
+    codings = descent.coding_of(layout), descent_lattice.lattice_coding(layout)
+    with np.errstate(all="ignore"):
+        flat = (a.reshape(-1).copy() for a in (h, h.reshape(-1, layout.sub).sum(1), inverse, g))
+        run(x.reshape(-1), e.reshape(-1), state, *flat, n, 0, n, passes, *codings)
+    return state, e
+
+
+@pytest.mark.parametrize("name", ["IQ2_XS", "IQ3_XXS"])
+def test_descent_of_lattices_as_its_twin(name: str) -> None:
+    """One with eight weights to a point, and one with four whose signs depend on those of others."""
+    found, error = descended_lattice(descent_lattice.descend_lattice, name, 1, 8)
+    twin, twins_error = descended_lattice(descent_lattice.descend_lattice.py_func, name, 1, 8)
+    for a, b in zip(found, twin, strict=True):
+        assert np.array_equal(a, b)
+    assert np.array_equal(error, twins_error)
+
+
+@pytest.mark.parametrize("name", ["IQ2_S", "IQ3_XXS"])
+def test_feedback_of_lattices_as_its_twin(name: str) -> None:
+    w, hessian, found = start(name, 8)
+    layout, factor = fields.layout_of(name), hessian.factor
+    assert factor and isinstance(layout, lattice_fields.LatticeLayout)
+    codings = descent.coding_of(layout), descent_lattice.lattice_coding(layout)
+    metric = blocks_of(hessian.h, layout.dims).reshape(-1).copy()
+    results = []
+    for run in (descent_lattice.feed_lattice, descent_lattice.feed_lattice.py_func):
+        x, e, state = to_lanes(w), np.zeros_like(to_lanes(w)), refine.to_state(layout, found)
+        rest = (e.reshape(-1), state, factor.t.reshape(-1), metric, 256, 0, 256, *codings)
+        with np.errstate(all="ignore"):
+            run(x.reshape(-1), to_lanes(w).reshape(-1), *rest)
+        results.append((x, e, *state))
+    for a, b in zip(*results, strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", LATTICES)
+def test_no_point_with_these_signs_could_be_better(name: str) -> None:
+    """Every point of the lattice is tried for every group in float64, at the end of a descent.
+
+    The search looks at the points near to what would be best, so that a few groups may miss a better one that is far.
+    """
+    state, _ = descended_lattice(descent_lattice.descend_lattice, name, 200, 8)
+    layout = fields.layout_of(name)
+    assert isinstance(layout, lattice_fields.LatticeLayout)
+    w, hessian, _ = start(name, 8)
+    found, dims = refine.to_fields(layout, state, 8), layout.dims
+    assert np.array_equal(fields.unpack(layout, fields.pack(layout, found)).levels, found.levels)
+    h = (hessian.h + np.diag(hessian.damping)).astype(np.float64)
+    e = w.astype(np.float64) - fields.values(layout, found)
+    g, loss, missed = e @ h, ((e @ h) * e).sum(1), 0
+    scale = np.repeat(found.d, 256 // layout.sub, 1) * fields.scales_of(layout, found.scales)
+    scale = np.repeat(scale, layout.sub, 1).astype(np.float64)
+    for at in range(0, 256, dims):
+        part = slice(at, at + dims)
+        signs = np.where(found.levels[:, part] < 0, -1, 1)
+        old = found.levels[:, part].astype(np.float64)
+        change = (old[:, None] - signs[:, None] * layout.points) * scale[:, None, part]  # of the error
+        added = (change * (2 * g[:, None, part] + change @ h[part, part])).sum(2)
+        missed += int((added.min(1) < -1e-4 * loss).sum())
+    assert missed <= 0.01 * 8 * 256 / dims
 
 
 def descended(run: Any, name: str, passes: int, count: int = 40) -> tuple[descent.State, NDArray[np.float32]]:
@@ -53,7 +127,7 @@ def test_descent_as_its_twin(name: str) -> None:
     assert np.array_equal(error, twins_error)
 
 
-@pytest.mark.parametrize("kernel", [descent.project, descent.inner, descent.feed])
+@pytest.mark.parametrize("kernel", [tile_sums.project, tile_sums.inner, descent.feed])
 def test_sums_and_feedback_as_their_twins(kernel: Kernel) -> None:
     w, hessian, found = start("Q4_K")
     assert hessian.factor
@@ -109,7 +183,7 @@ def test_no_step_of_d_could_be_better(name: str) -> None:
     found = refine.to_fields(layout, state, 8)
     h = (hessian.h + np.diag(hessian.damping)).astype(np.float64)
 
-    def loss(numbers: fields.Fields) -> NDArray[np.float64]:
+    def loss(numbers: fields.RowFields) -> NDArray[np.float64]:
         e = w.astype(np.float64) - fields.values(layout, numbers)
         return np.asarray(((e @ h) * e).sum(1))
 

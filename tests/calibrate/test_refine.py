@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from ggufsmith.calibrate import refine
 from ggufsmith.calibrate.hessian import Hessian, prepare
 from ggufsmith.container.formats import format_of
-from ggufsmith.quantize import fields, reference, rows
+from ggufsmith.quantize import fields, lattice_fields, reference, rows
 
-NAMES = sorted(fields.LAYOUTS)
+NAMES = (*fields.LAYOUTS, *lattice_fields.LAYOUTS)
 # The part of ggml's loss that has to go, with inputs as in `correlated`. Measured: less than half is left of any.
 GAIN = 0.4
 
@@ -73,7 +73,7 @@ def test_what_has_no_loss_stays(name: str) -> None:
     assert (done.end[exact] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "IQ4_XS"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "IQ4_XS", "IQ2_XS"])
 def test_threads_do_not_matter(name: str) -> None:
     w, h = correlated(512, 300)
     one = refine.refine(format_of(name), w, prepare(h), effort="fast")
@@ -83,14 +83,17 @@ def test_threads_do_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_columns_without_inputs(name: str) -> None:
-    """They cost nothing, and are still rounded as well as by ggml or nearly so: other text may use them."""
+    """They cost nothing here, but other text may use them: their errors stay about as small as ggml's, or smaller."""
     w, h = correlated(512, 40)
     dead = np.arange(7, 512, 9)
     h[dead], h[:, dead] = 0, 0
     done = refine.refine(format_of(name), w, prepare(h))
     assert done.trouble is None and done.end.sum() < (1 - GAIN) * done.start.sum()
-    error = np.abs(w - reference.dequantize(format_of(name), done.data))
-    assert error[:, dead].max() < 0.5 * np.abs(w).max()
+    ours, ggmls = (
+        np.square(w - reference.dequantize(format_of(name), data))[:, dead].mean()
+        for data in (done.data, plain(name, w, h.diagonal()))
+    )
+    assert ours < 1.25 * ggmls
 
 
 def test_one_column_drowns_the_others() -> None:

@@ -5,9 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ggufsmith.container.formats import format_of
-from ggufsmith.quantize import fields, reference, rows
+from ggufsmith.quantize import fields, lattice_fields, reference, rows
 
-NAMES = sorted(fields.LAYOUTS)
+NAMES = (*fields.LAYOUTS, *lattice_fields.LAYOUTS)
 
 
 def encoded(name: str, n: int = 40) -> NDArray[np.uint8]:
@@ -52,5 +52,6 @@ def test_values_are_those_that_are_decoded(name: str) -> None:
 def test_numbers_of_ggml_are_in_reach(name: str) -> None:
     layout = fields.layout_of(name)
     found = fields.unpack(layout, encoded(name))
-    assert np.isin(found.levels, layout.levels).all()
-    assert len(np.unique(found.levels)) == len(layout.levels) or name == "Q8_0"
+    signed = layout.levels if name in fields.LAYOUTS else np.concatenate([layout.levels, -layout.levels])
+    assert np.isin(found.levels, signed).all()
+    assert len(np.unique(found.levels)) == len(signed) or name == "Q8_0"
