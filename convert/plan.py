@@ -20,6 +20,7 @@ from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert import mtp
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
+from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.names import plain_name
@@ -118,11 +119,14 @@ def find_architecture(config: Config) -> Architecture:
         if name in BY_CLASS:
             return BY_CLASS[name]
     near = next(iter(nearest(classes[0], BY_CLASS)), None)
-    raise Unsupported(
-        f"architecture {classes[0]} is not supported{f'; the nearest known one is {near}' if near else ''}",
-        where=config.path,
-        fix=f"Supported: {', '.join(record.classes[0] for record in ARCHITECTURES)}.",
-    )
+    later = next((name for name in classes if name in LATER), None)
+    if later is None:
+        what = f"architecture {classes[0]} is not supported, as llama.cpp has no runtime for it"
+        what += f"; the nearest known one is {near}" if near else ""
+    else:
+        what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it yet"
+        what += f"; the nearest one that it converts is {near}" if near else ""
+    raise Unsupported(what, where=config.path, fix=f"Supported: {', '.join(r.classes[0] for r in ARCHITECTURES)}.")
 
 
 def make_plan(
