@@ -145,11 +145,12 @@ def make_plan(
     blocks = config.integer("num_hidden_layers", "n_layers")
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
-    if drop_mtp and record.mtp:
-        record = replace(record, mtp={}, drop={**record.drop, "mtp.": mtp.DROPPED})
-    appended = mtp.count(record, tensors or {})
-    if tensors is None and record.mtp:
-        appended = config.integer("mtp_num_hidden_layers", default=0) or 0
+    if drop_mtp and (record.mtp or record.appended):
+        drop = {**record.drop, "mtp.": mtp.DROPPED}
+        record = replace(record, mtp={}, appended=False, drop=drop, beyond=mtp.DROPPED)
+    appended = mtp.count(record, tensors or {}, blocks)
+    if tensors is None and (record.mtp or record.appended):
+        appended = max(config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) or 0, 0)
     announced = None if partial or tensors is None else mtp.note(record, config, appended)
     slots, left_out = _assign(record, blocks, blocks + appended, tensors or {}, problems)
     dims = _dimensions(record, config, blocks + appended, {} if partial else slots)
@@ -203,6 +204,8 @@ def _assign(
     tied: list[tuple[StoredTensor, MODEL_TENSOR]] = []
     for source in tensors.values():
         reason = record.why_dropped(source.name)
+        if reason is None and record.beyond and mtp.layer_of(source.name) >= own:
+            reason = record.beyond
         if reason is not None:
             left_out.append(LeftOut(source, reason))
             continue
