@@ -14,11 +14,20 @@ from ggufsmith.convert.names import plain_name
 
 LAYER = re.compile(r"(?:model\.)?mtp\.layers\.([0-9]{1,4})\.(.+)")
 AROUND = re.compile(r"(?:model\.)?mtp\.(\w+)((?:\.\w+)*)")
+OWN = re.compile(r"(?:model\.)?layers\.([0-9]{1,4})\.")
 DROPPED = "the multi-token prediction head, as --mtp drop asks"
 
 
-def count(record: Architecture, names: Iterable[str]) -> int:
-    """The number of appended blocks that the checkpoint holds."""
+def layer_of(name: str) -> int:
+    """The number of the layer that a tensor belongs to, -1 if to none."""
+    match = OWN.match(plain_name(name))
+    return int(match[1]) if match else -1
+
+
+def count(record: Architecture, names: Iterable[str], blocks: int) -> int:
+    """The number of blocks that the checkpoint holds behind those of the model."""
+    if record.appended:
+        return max(max(map(layer_of, names), default=-1) + 1 - blocks, 0)
     found = (LAYER.fullmatch(plain_name(name)) for name in names) if record.mtp else ()
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
@@ -37,7 +46,8 @@ def appended_name(record: Architecture, name: str, blocks: int) -> str:
 
 def note(record: Architecture, config: Config, found: int) -> str | None:
     """A sentence if the config announces other blocks than the checkpoint holds."""
-    announced = config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) if record.mtp else 0
+    names = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+    announced = config.integer(*names, default=0) if record.mtp or record.appended else 0
     if announced == found:
         return None
     return (

@@ -20,6 +20,7 @@ from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert import mtp
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
+from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.names import plain_name
@@ -118,11 +119,14 @@ def find_architecture(config: Config) -> Architecture:
         if name in BY_CLASS:
             return BY_CLASS[name]
     near = next(iter(nearest(classes[0], BY_CLASS)), None)
-    raise Unsupported(
-        f"architecture {classes[0]} is not supported{f'; the nearest known one is {near}' if near else ''}",
-        where=config.path,
-        fix=f"Supported: {', '.join(record.classes[0] for record in ARCHITECTURES)}.",
-    )
+    later = next((name for name in classes if name in LATER), None)
+    if later is None:
+        what = f"architecture {classes[0]} is not supported, as llama.cpp has no runtime for it"
+        what += f"; the nearest known one is {near}" if near else ""
+    else:
+        what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it yet"
+        what += f"; the nearest one that it converts is {near}" if near else ""
+    raise Unsupported(what, where=config.path, fix=f"Supported: {', '.join(r.classes[0] for r in ARCHITECTURES)}.")
 
 
 def make_plan(
@@ -141,11 +145,12 @@ def make_plan(
     blocks = config.integer("num_hidden_layers", "n_layers")
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
-    if drop_mtp and record.mtp:
-        record = replace(record, mtp={}, drop={**record.drop, "mtp.": mtp.DROPPED})
-    appended = mtp.count(record, tensors or {})
-    if tensors is None and record.mtp:
-        appended = config.integer("mtp_num_hidden_layers", default=0) or 0
+    if drop_mtp and (record.mtp or record.appended):
+        drop = {**record.drop, "mtp.": mtp.DROPPED}
+        record = replace(record, mtp={}, appended=False, drop=drop, beyond=mtp.DROPPED)
+    appended = mtp.count(record, tensors or {}, blocks)
+    if tensors is None and (record.mtp or record.appended):
+        appended = max(config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) or 0, 0)
     announced = None if partial or tensors is None else mtp.note(record, config, appended)
     slots, left_out = _assign(record, blocks, blocks + appended, tensors or {}, problems)
     dims = _dimensions(record, config, blocks + appended, {} if partial else slots)
@@ -199,6 +204,8 @@ def _assign(
     tied: list[tuple[StoredTensor, MODEL_TENSOR]] = []
     for source in tensors.values():
         reason = record.why_dropped(source.name)
+        if reason is None and record.beyond and mtp.layer_of(source.name) >= own:
+            reason = record.beyond
         if reason is not None:
             left_out.append(LeftOut(source, reason))
             continue

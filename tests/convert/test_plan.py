@@ -206,8 +206,17 @@ def test_integer_weights_are_named() -> None:
 
 
 def test_an_unknown_class_names_the_nearest() -> None:
-    with pytest.raises(Unsupported, match="LlamaForCausalLN is not supported; the nearest known one is LlamaForCau"):
+    wrong = (
+        r"LlamaForCausalLN is not supported, as llama.cpp has no runtime for it; the nearest known one is LlamaForCau"
+    )
+    with pytest.raises(Unsupported, match=wrong):
         plan_of({**config_of("llama"), "architectures": ["LlamaForCausalLN"]})
+
+
+@pytest.mark.parametrize("name", ["DeepseekV4ForCausalLM", "MambaForCausalLM", "Llama4ForConditionalGeneration"])
+def test_a_class_that_llama_cpp_knows_is_refused_by_name(name: str) -> None:
+    with pytest.raises(Unsupported, match=f"{name} is known to llama.cpp, but ggufsmith does not convert it yet"):
+        plan_of({**config_of("llama"), "architectures": [name]})
 
 
 @pytest.mark.parametrize("classes", [None, [], "LlamaForCausalLM", [3]])

@@ -15,6 +15,7 @@ OTHER_NAMES = {
     "LLaMAForCausalLM",
     "LlamaModel",
     "MistralModel",
+    "LFM2ForCausalLM",
     "OLMoForCausalLM",
     "Qwen2Model",
     "Qwen3Model",

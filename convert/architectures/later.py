@@ -1,0 +1,59 @@
+"""The Hugging Face classes that llama.cpp's converter knows and ggufsmith does not yet: they are refused by name.
+
+`tests/conformance/test_zoo.py` compares the list with the converter's own.
+"""
+
+LATER = frozenset(
+    """
+    AfmoeForCausalLM ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration
+    BaichuanForCausalLM BaiChuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM
+    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BambaForCausalLM BertForMaskedLM
+    BertForSequenceClassification BertModel BitNetForCausalLM BitnetForCausalLM BloomForCausalLM BloomModel
+    CamembertModel ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
+    ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM Cohere2MoeForCausalLM DbrxForCausalLM DeciLMForCausalLM
+    DeepseekForCausalLM DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV32ForCausalLM
+    DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel DFlashDraftModel DistilBertForMaskedLM
+    DistilBertForSequenceClassification DistilBertModel Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
+    Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
+    Eagle3LlamaForCausalLM Eagle3Speculator EuroBertModel Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
+    ExaoneMoeForCausalLM ExaoneMoEForCausalLM FalconForCausalLM FalconH1ForCausalLM FalconMambaForCausalLM
+    Gemma3nForCausalLM Gemma3nForConditionalGeneration Gemma3TextModel Gemma4AssistantForCausalLM
+    Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM Gemma4UnifiedForConditionalGeneration
+    Glm4MoeLiteForCausalLM Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration
+    Glm5NextForConditionalGeneration Glm5vForConditionalGeneration GlmasrModel GlmForCausalLM
+    GlmMoeDsaForCausalLM GlmOcrForConditionalGeneration GPTNeoXForCausalLM GPTRefactForCausalLM
+    Granite4VisionForConditionalGeneration GraniteMoeHybridForCausalLM GraniteMoeSharedForCausalLM
+    GraniteMoeSWAForCausalLM GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration
+    GraniteSWAForCausalLM GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM
+    HrmTextForCausalLM HunYuanMoEV1ForCausalLM HunYuanVLForConditionalGeneration HYV3ForCausalLM HYV4ForCausalLM
+    Idefics3ForConditionalGeneration InternLM2ForCausalLM InternLM3ForCausalLM InternVisionModel
+    IQuestCoderForCausalLM JAISLMHeadModel JambaForCausalLM JanusForConditionalGeneration JinaBertForMaskedLM
+    JinaBertModel JinaEmbeddingsV5Model KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration
+    KimiLinearForCausalLM KimiLinearModel KimiVLForConditionalGeneration KORMoForCausalLM LagunaForCausalLM
+    Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model
+    Lfm2MoeForCausalLM Lfm2VlForConditionalGeneration LightOnOCRForConditionalGeneration LingDSparkModel
+    LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM Llama4ForCausalLM Llama4ForConditionalGeneration
+    LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaForConditionalGeneration LlavaStableLMEpochForCausalLM
+    MaincoderForCausalLM Mamba2ForCausalLM MambaForCausalLM MambaLMHeadModel MapleForCausalLM MellumForCausalLM
+    MERaLiON2ForConditionalGeneration MiMoV2FlashForCausalLM MiMoV2ForCausalLM MiniCPM3ForCausalLM
+    MiniCPMForCausalLM MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM MiniMaxM3SparseForCausalLM
+    MiniMaxM3SparseForConditionalGeneration MiniMaxText01ForCausalLM ModernBertForMaskedLM
+    ModernBertForSequenceClassification ModernBertModel MPTForCausalLM MT5ForConditionalGeneration
+    MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration NanbeigeForCausalLM NemotronH_Nano_VL_V2
+    NemotronHForCausalLM NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead
+    NomicBertModel OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
+    PanguEmbeddedForCausalLM Phi4ForCausalLMV PhiMoEForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM
+    PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
+    Qwen2AudioForConditionalGeneration Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
+    Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
+    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RobertaForSequenceClassification
+    RobertaModel RuGPT3XLForCausalLM RWForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM RWKV7ForCausalLM
+    Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM SarvamMoEForCausalLM
+    SmallThinkerForCausalLM SmolVLMForConditionalGeneration SolarOpenForCausalLM Spark2_5ForCausalLM
+    Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration T5EncoderModel
+    T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM UltravoxModel UMT5ForConditionalGeneration
+    UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM VoxtralForConditionalGeneration WavTokenizerDec
+    XLMRobertaForSequenceClassification XLMRobertaModel XverseForCausalLM YoutuForCausalLM
+    YoutuVLForConditionalGeneration
+    """.split()
+)
