@@ -155,7 +155,7 @@ class Rope:
 class Architecture:
     """One GGUF architecture as Hugging Face spells it.
 
-    classes:  entries of "architectures" in config.json.
+    classes:  entries of "architectures" in config.json; the first is the class of transformers that runs the model.
     require:  config keys that may hold only these values, because llama.cpp's graph assumes them.
     defaults: what transformers assumes where config.json is silent.
     drop:     substrings of source names that are left out, with the reason.

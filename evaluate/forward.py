@@ -36,7 +36,7 @@ from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pic
 from ggufsmith.pipeline.parallel import available_cores
 
 MEMORY = 1 << 30  # bytes of hidden states in memory; more are in a mapped file
-ACTIVATIONS = 1 << 24  # numbers in the widest activation of a batch of windows
+ACTIVATIONS = 1 << 22  # numbers in the widest activation of a batch of windows, which caches hold better than more
 
 States = NDArray[np.float32]  # (windows, context, width)
 Entering = Callable[[int, int, States], None]
@@ -78,9 +78,11 @@ def run_model(
     the model (`check_variants`), or are not finite. Unsupported: weights that a recipe's type cannot hold.
     """
     where = torch.device(find_device(device))
-    if tokens.size == 0 or tokens.min() < 0 or tokens.max() >= skeleton.vocabulary:
+    if tokens.ndim != 2 or tokens.size == 0:
+        raise Malformed("there is not a single window of text", fix="Pass more text, or make the windows shorter.")
+    if tokens.min() < 0 or tokens.max() >= skeleton.vocabulary:
         raise Malformed(
-            f"the text has token {tokens.max(initial=-1)}, but the model has {skeleton.vocabulary}",
+            f"the text has tokens from {tokens.min()} to {tokens.max()}, but the model has {skeleton.vocabulary}",
             fix="Use the tokenizer of the model itself.",
         )
     check_variants(skeleton, variants[0], variants)

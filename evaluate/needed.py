@@ -1,21 +1,27 @@
 """What running a model needs and a plain installation does not have: torch, transformers, a device."""
 
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from ggufsmith.container.errors import Usage
 
 LIBRARIES = ("torch", "transformers")
+LEAST = 5  # the release of transformers that keeps buffers apart from weights, and experts in one parameter
+INSTALL = "pip install --upgrade 'ggufsmith[eval]'"
 DEVICES = ("cuda", "mps", "cpu")
 
 
 def need_libraries() -> None:
-    """Usage, with the command that installs them, if torch or transformers is not there."""
+    """Usage, with the command that installs them, if torch or transformers is missing or too old."""
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         raise Usage(
             f"running a model needs {' and '.join(missing)}, which cannot be imported",
-            fix="pip install 'ggufsmith[eval]'",
+            fix=INSTALL,
         )
+    found = version("transformers")
+    if int(found.partition(".")[0]) < LEAST:
+        raise Usage(f"running a model needs transformers {LEAST} or later, and {found} is installed", fix=INSTALL)
 
 
 def find_device(wanted: str | None = None) -> str:

@@ -4,6 +4,7 @@ All of them are seen as GGUF tensors by name, of which any rows can be had in fl
 (plain, quantized, pickled, with adapters merged in) is known to the plan of its conversion alone.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,10 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf.constants import GGUFType, Keys
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.parallel import parallel_for
@@ -98,7 +97,7 @@ def opened_by(opener: Callable[[Request], Pass], request: Request) -> Iterator[S
     Its recipes are planned as if they were to be written, with its importance matrix; nothing is written.
     opener: opens a request; of a model on a hub, one that knows how its files are read.
 
-    Raises what the opener raises; Unsupported for what is not a whole model, or has no class in transformers.
+    Raises what the opener raises; Unsupported for a file that has no class in transformers, and Usage for an adapter.
     """
     make = replace(
         request.make,
@@ -107,16 +106,11 @@ def opened_by(opener: Callable[[Request], Pass], request: Request) -> Iterator[S
         allow_requantize=request.path.is_file(),  # a file that is quantized already is the source all the same
     )
     with opener(replace(request, make=make)) as planned:
-        kind = planned.info.metadata.get(Keys.General.TYPE)
-        if kind is not None and kind.data != GGUFType.MODEL:
-            raise Unsupported(
-                f"general.type is {kind.data!r}, and only a whole model can be run",
-                where=request.path,
-                fix="Pass the model; an adapter is merged into it with --lora.",
-            )
         config = _config(request.path, planned)
         variants = tuple(_variant(planned, output) for output in planned.outputs)
-        first = replace(variants[0], label=request.path.name, encodings={}, paths=planned.info.paths)
+        first = replace(
+            variants[0], label=Path(os.path.abspath(request.path)).name, encodings={}, paths=planned.info.paths
+        )
         yield SourceModel(config, request.path, (first, *variants[1:]), planned.notes)
 
 

@@ -1,6 +1,6 @@
 """Runs the benchmarks, and puts the tables that they print between their marks in docs/benchmarks.md.
 
-usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster]
+usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [forward]
 
 default: all of them
 """

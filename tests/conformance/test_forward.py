@@ -16,10 +16,13 @@ import adapters
 import checkpoints
 import original
 import quantized
+from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.hf.run import ToHfJob, prepare
 from ggufsmith.convert.hf.run import run as write_folder
+from ggufsmith.evaluate import forward
 from ggufsmith.evaluate.forward import run_model, work
+from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.scores import TokenScores, logits_of
 from ggufsmith.evaluate.skeleton import build_skeleton, head_of
 from ggufsmith.evaluate.variants import opened_file, opened_model, read_rows
@@ -239,3 +242,76 @@ def test_an_original_release_as_the_checkpoint_made_of_it(tmp_path: Path) -> Non
     (folder / "model.safetensors").unlink()
     (folder / "config.json").unlink()
     assert error(streamed_logits(folder, tokens), expected) < 1e-10
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    return checkpoints.write("llama", tmp_path / "Tiny-Fixture")
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "another architecture": ("qwen2", {}, "general.architecture is 'qwen2', not 'llama'"),
+    "another vocabulary": ("llama-3", {}, "tokenizer.ggml.tokens differs"),
+    "narrower": ("llama", {"intermediate_size": 512}, r"ffn_gate.weight has the shape \[512, 256\], not \[768, 256\]"),
+    "fewer blocks": ("llama", {"num_hidden_layers": 1}, "blk.1.attn_norm.weight is missing"),
+    "more blocks": ("llama", {"num_hidden_layers": 3}, "blk.2.attn_norm.weight is not a tensor of LlamaForCausalLM"),
+    "biases": ("llama-bias", {}, "blk.0.attn_q.bias is not a tensor of LlamaForCausalLM"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_file_of_another_model_is_refused(llama: Path, tmp_path: Path, what: str) -> None:
+    kind, changes, message = OTHERS[what]
+    other = checkpoints.write(kind, tmp_path / "other", **changes)
+    run(request(other, outtype="f16", outfile=tmp_path / "other.gguf"))
+    with opened_model(request(llama)) as model, opened_file(tmp_path / "other.gguf") as file:
+        with pytest.raises(Malformed, match=message) as raised:
+            run_model(build_skeleton(model), (model.source, file), np.ones((1, 8), np.int32), device="cpu")
+        assert str(tmp_path / "other.gguf") in str(raised.value)
+
+
+def test_tokens_that_the_model_does_not_have(llama: Path) -> None:
+    with opened_model(request(llama)) as model:
+        skeleton = build_skeleton(model)
+        for tokens in ([[1, 2, skeleton.vocabulary]], [[-1, 2]], [[]]):
+            with pytest.raises(Malformed):
+                run_model(skeleton, model.variants, np.array(tokens, np.int32), device="cpu")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "mps:1", "cpu:0:1", ""])
+def test_a_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(Usage, match="device"):
+        find_device(device)
+
+
+def test_hidden_states_in_a_file_and_other_batches_change_nothing(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tokens_for(transformers_model(llama))
+    with opened_model(request(llama, "q4_K_M")) as model:
+        skeleton = build_skeleton(model)
+
+        def scores(**options: Any) -> list[TokenScores]:
+            return run_model(skeleton, model.variants, tokens, device="cpu", scored=slice(0, 95), **options) or []
+
+        usual = scores()
+        assert all(equal(*pair) for pair in zip(usual, scores(memory=0), strict=True))
+        monkeypatch.setattr(forward, "ACTIVATIONS", 768 * CONTEXT * 2)  # two windows, and the one that is left
+        for one, other in zip(usual, scores(threads=1), strict=True):
+            np.testing.assert_allclose(one.nll, other.nll, rtol=1e-5)
+            np.testing.assert_allclose(one.divergence, other.divergence, rtol=1e-3, atol=1e-7)
+
+
+def test_what_enters_each_block_can_be_kept(llama: Path) -> None:
+    model = transformers_model(llama)
+    tokens = tokens_for(model)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(tokens).long(), output_hidden_states=True).hidden_states
+    kept: dict[int, NDArray[np.float32]] = {}
+
+    def keep(block: int, variant: int, hidden: NDArray[np.float32]) -> None:
+        kept[block] = hidden.copy()
+
+    with opened_model(request(llama)) as opened:
+        run_model(build_skeleton(opened), opened.variants, tokens, device="cpu", entering=keep)
+    assert sorted(kept) == [0, 1, 2]
+    for block in (0, 1):  # the last of transformers' is behind the final norm
+        assert error(kept[block], expected[block].numpy()) < 1e-10
