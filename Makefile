@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# In the order of their names: by itself xdist keeps files of few tests for the end, and those are the slow ones.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # The CPU build of torch is enough for every test; an unpinned one pulls gigabytes of CUDA.
 TORCH := torch==2.13.0
 # Libraries that write or read quantized checkpoints, for single modules of them; some ask for another torch.

@@ -1,4 +1,4 @@
-"""gguf-convert as a user runs it: real processes on fixture checkpoints."""
+"""gguf-convert as a user runs it, on fixture checkpoints: in this process, or in one of its own where that matters."""
 
 import hashlib
 import json
@@ -12,14 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import checkpoints
+from ggufsmith.cli.app import convert_app
 from ggufsmith.container.reader import open_gguf
 
 COMMAND = [sys.executable, "-c", "from ggufsmith.cli.app import convert_main; convert_main()"]
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own if it has an environment of its own."""
+    if not environment:
+        words = [str(argument) for argument in arguments]
+        done = CliRunner().invoke(convert_app, words, prog_name="gguf-convert")
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         capture_output=True,
@@ -47,7 +54,7 @@ def sha(path: Path) -> str:
 def test_the_output_stands_in_the_folder_under_the_usual_name(model: Path, tmp_path: Path) -> None:
     folder = copy_of(model, tmp_path)
     before = set(folder.iterdir())
-    done = run(folder)
+    done = run(folder, PYTHONUTF8="1")
     assert done.returncode == 0, done.stderr
     (new,) = set(folder.iterdir()) - before
     assert new.name == "Tiny-Llama-F16.gguf"

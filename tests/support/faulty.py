@@ -52,7 +52,23 @@ def happen(fault: str) -> None:
         os.kill(os.getpid(), getattr(signal, {"stop": "SIGSTOP"}.get(kind, kind)))
 
 
-if __name__ == "__main__":
-    arm(sys.argv[1], sys.argv[2], int(sys.argv[3]))
-    del sys.argv[1:4]
+def run(arguments: list[str], out: str, err: str) -> None:
+    """The command, with its output in two files."""
+    for number, path in enumerate((os.devnull, out, err)):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin = os.fdopen(0)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+    start(arguments)
+
+
+def start(arguments: list[str]) -> None:
+    """FAULT PLACE CALL COMMAND ARGUMENTS."""
+    arm(arguments[0], arguments[1], int(arguments[2]))
+    sys.argv[1:] = arguments[3:]
     main()
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])
