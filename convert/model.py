@@ -94,6 +94,8 @@ def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderMode
 def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     source = request.source
     refuse_unfit(request, "model")
+    if source.mtp not in (None, "keep", "drop"):
+        raise Usage(f"--mtp is {source.mtp!r:.40}, but it can be keep or drop", fix="Leave it out to keep the blocks.")
     config, origin = open_config(folder), Origin.of_folder(folder)
     record = find_architecture(config)
     checkpoint = Checkpoint(folder, {}) if source.vocab_only else detect(open_checkpoint(folder, open_files), config)
@@ -106,7 +108,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         adapters = [(without_dropped(adapter, record), factor) for adapter, factor in opened]
         origin = Origin.of_merged(folder, adapters)
         checkpoint, changed = merge(checkpoint, adapters)
-    plan = make_plan(config, None if source.vocab_only else checkpoint.tensors)
+    plan = make_plan(config, None if source.vocab_only else checkpoint.tensors, drop_mtp=source.mtp == "drop")
     check_used(changed, plan)
     judged = check_left_out(checkpoint, plan, changed)
     vocabulary = read_vocabulary(

@@ -113,6 +113,14 @@ class SourceOptions:
         inputs=("model",),
         decides=True,
     )
+    mtp: str | None = option(
+        None,
+        "What becomes of the blocks for multi-token prediction, in models that have them. They are kept by default.",
+        "Input",
+        metavar="keep|drop",
+        inputs=("model",),
+        decides=True,
+    )
     model_name: str | None = option(
         None, "The model's name (general.name); by default it is taken from the folder.", "Input", decides=True
     )
