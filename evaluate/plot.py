@@ -10,8 +10,7 @@ from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.evaluate.judged import Judged
 
 KINDS = (".svg", ".png", ".html")
-GIB = 2**30
-MIB = 2**20
+GB, MB = 10**9, 10**6
 NONE = 1e-6  # nats: less is no loss, and has no place on a logarithmic scale
 SETTINGS = {
     "svg.hashsalt": "ggufsmith",  # ids that do not change from run to run
@@ -71,7 +70,7 @@ def _figure(rows: Sequence[Judged], title: str) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    unit, name = (GIB, "GiB") if max(row.bytes for row in rows) >= GIB else (MIB, "MiB")
+    unit, name = (GB, "GB") if max(row.bytes for row in rows) >= GB else (MB, "MB")
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -29,7 +29,6 @@ from requesting import run as convert
 
 pytestmark = pytest.mark.conformance
 
-TEXT = Path(__file__).parent / "probes.txt"
 KINDS = ("llama", "qwen3", "gemma3", "mixtral")
 RECIPES = ("f32", "q8_0", "q4_0")
 CONTEXT, CHUNKS, FEW = 64, 12, 6  # windows: of fixtures, and of the trained model
@@ -62,15 +61,14 @@ def check(folder: Path, source: Path, files: dict[str, Path], chunks: int, withi
     assert (own.perplexity, own.perplexity_error) == pytest.approx(wanted, rel=1e-3)
     for name, found in _by_type(ours, files).items():
         assert found.perplexity == pytest.approx(theirs[name]["perplexity"], rel=within[name]), name
-        assert found.perplexity_error == pytest.approx(theirs[name]["perplexity_error"], rel=0.02), name
+        assert found.perplexity_error == pytest.approx(theirs[name]["perplexity_error"], rel=0.05), name
         if name == "Q4_0":
             close(found, theirs[name])
     usual: dict[str, Any] = {**plain, "base": folder / "usual.bin", "options": ()}
     perplexity(source, page, **usual)
     quantized = {name: path for name, path in files.items() if name != "F32"}
-    for name, found in _by_type(
-        judged(source, list(quantized.values()), chunks, engine="llama.cpp"), quantized
-    ).items():
+    in_llama = judged(source, list(quantized.values()), chunks, engine="llama.cpp")
+    for name, found in _by_type(in_llama, quantized).items():
         said = divergence(quantized[name], page, **usual)
         close(found, said)
         assert found.perplexity == pytest.approx(said["perplexity"], rel=5e-3), name

@@ -2,7 +2,7 @@
 
     python tests/device/forward.py [--device cuda] [MODEL]
 
-MODEL: a folder or a GGUF file; a fixture is made if there is none. It needs `pip install -e '.[eval]'` and nothing else.
+MODEL: a folder or a GGUF file; a fixture is made if there is none. It needs `pip install -e ".[eval]"`, nothing else.
 Exit code 1, with the numbers, if anything differs by more than one part in a thousand.
 """
 
