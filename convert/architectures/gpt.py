@@ -37,7 +37,12 @@ GPT_BIGCODE = Architecture(
     keys=(*BASE, LAYER_NORM),
     models="StarCoder, SantaCoder",
     rope=Rope(write_theta=False, scaling=()),
-    require={"activation_function": ("gelu_pytorch_tanh",), "multi_query": (True,), "add_cross_attention": (False,)},
+    require={
+        "activation_function": ("gelu_pytorch_tanh",),
+        "multi_query": (True,),
+        "add_cross_attention": (False,),
+        "scale_attn_weights": (True,),
+    },
     defaults={"num_key_value_heads": 1, "activation_function": "gelu_pytorch_tanh"},
     drop={".attn.bias": "the mask of the attention", ".attn.masked_bias": "the mask of the attention"},
     aliases={

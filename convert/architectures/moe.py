@@ -318,7 +318,13 @@ LLAMA4 = replace(
         ),
         Fused(".experts.down_proj", "experts expert_ff embd", ((T.FFN_DOWN_EXP, lambda dims: Turn()),)),
     ),
-    require={**LLAMA.require, "attention_chunk_size": (8192,), "floor_scale": (8192,), "attn_scale": (0.1,)},
+    require={
+        **LLAMA.require,
+        "attention_chunk_size": (8192,),
+        "floor_scale": (8192,),
+        "attn_scale": (0.1,),
+        "no_rope_layer_interval": (4,),
+    },
     defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
     drop={**LLAMA.drop, **VISION_TOWER},
     sizes={
