@@ -206,6 +206,7 @@ class Architecture:
     sizes:    further sizes for the shapes, or other ways to find the usual ones, from the config.
     kinds:    the words that say what kind of block each one is, in one string for every block.
     mtp:      what stands around appended blocks (see `convert.mtp`): its name -> the name inside the first of them.
+    variants: model types that the same classes can have inside -> their own records.
     appended: blocks for multi-token prediction are further layers in the checkpoint itself.
     beyond:   why further layers are left out, where they are.
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
@@ -229,6 +230,7 @@ class Architecture:
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
     kinds: Callable[[Config, int], Sequence[str]] | None = None
     mtp: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, "Architecture"] = field(default_factory=dict)
     appended: bool = False
     beyond: str = ""
     head_rows: int = 1

@@ -117,7 +117,8 @@ def find_architecture(config: Config) -> Architecture:
         raise Malformed('"architectures" must name the model class', where=config.path)
     for name in classes:
         if name in BY_CLASS:
-            return BY_CLASS[name]
+            record, inside = BY_CLASS[name], config.first("model_type")
+            return record.variants.get(inside, record) if isinstance(inside, str) else record
     near = next(iter(nearest(classes[0], BY_CLASS)), None)
     later = next((name for name in classes if name in LATER), None)
     if later is None:
@@ -236,18 +237,19 @@ def _places(
     whole = base = plain_name(name)
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
     block = next((int(piece) for piece in base.split(".") if NUMBER.fullmatch(piece)), None)
+    expert = EXPERT.search(base)
+    number = int(expert[1]) if expert else None
+    key = EXPERT.sub(".experts.", base)
     for fused in record.fused:
-        if base.endswith(fused.suffix) or whole.endswith(fused.suffix):
+        if key.endswith(fused.suffix) or whole.endswith(fused.suffix):
             for tensor, op in fused.parts:
                 end = part if fused.part is None else fused.part
-                yield Slot(tensor, block, end), SlotSource(source, None, op, fused.shape, fused.either)
+                yield Slot(tensor, block, end), SlotSource(source, number, op, fused.shape, fused.either)
             return
-    expert = EXPERT.search(base)
-    key = EXPERT.sub(".experts.", base)
     for candidate in (key, f"model.{key}"):
         found = names.get_type_and_name(candidate)
         if found is not None:
-            yield Slot(found[0], block, part), SlotSource(source, int(expert[1]) if expert else None)
+            yield Slot(found[0], block, part), SlotSource(source, number)
             return
 
 

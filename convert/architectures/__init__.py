@@ -12,11 +12,13 @@ from ggufsmith.convert.architectures.dense import DENSE
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
+from ggufsmith.convert.architectures.latent import LATENT
+from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
 from ggufsmith.convert.architectures.moe import MOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 
-ARCHITECTURES = (*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *GPT)
+ARCHITECTURES = (*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *LATENT, *LFM2_FAMILY, *GPT)
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
 # Config keys that say nothing about the converted model: training, generation defaults, bookkeeping. Special token ids
@@ -26,12 +28,21 @@ IGNORED = frozenset(
     _name_or_path architectures attention_bias attention_dropout attn_implementation auto_map bos_token_id
     cache_implementation chunk_size_feed_forward compression_config decoder_sparse_step dtype embd_pdrop
     eos_token_id hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id layer_types
-    max_window_layers mlp_bias mlp_only_layers model_type num_experts num_labels num_local_experts output_attentions
-    output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type qkv_bias quantization
-    quantization_config resid_pdrop return_dict router_aux_loss_coef router_jitter_noise sep_token_id sliding_window
-    task_specific_params tie_word_embeddings tokenizer_class torch_dtype transformers_version unk_token_id
-    unsloth_fixed unsloth_version use_cache use_sliding_window vocab_size rope_interleaved boi_token_index
-    eoi_token_index image_token_index mm_tokens_per_image text_config vision_config _sliding_window_pattern
-    sliding_window_pattern
+    max_window_layers mlp_bias mlp_only_layers model_type num_experts num_labels num_local_experts
+    output_attentions output_hidden_states output_router_logits pad_token_id pretraining_tp problem_type
+    qkv_bias quantization quantization_config resid_pdrop return_dict router_aux_loss_coef router_jitter_noise
+    sep_token_id sliding_window task_specific_params tie_word_embeddings tokenizer_class torch_dtype
+    transformers_version unk_token_id unsloth_fixed unsloth_version use_cache use_sliding_window vocab_size
+    rope_interleaved boi_token_index eoi_token_index image_token_index mm_tokens_per_image text_config
+    vision_config _sliding_window_pattern sliding_window_pattern residual_dropout embedding_dropout use_bias
+    use_qkv_bias qk_layernorm use_qk_norm image_token_id video_token_id vision_start_token_id
+    vision_end_token_id projector_hidden_act vision_feature_layer multimodal_projector_bias spatial_merge_size
+    enable_moe_block moe_layer_end_index moe_norm_min attn_pdrop summary_type summary_use_proj
+    summary_proj_to_labels summary_first_dropout summary_activation reorder_and_upcast_attn n_ctx
+    attention_softmax_in_fp32 scale_attention_softmax_in_fp32 block_multiple_of block_ffn_dim_multiplier
+    num_nextn_predict_layers qk_head_dim topk_method mlp_layer_types moe_layers no_rope_layers
+    attn_temperature_tuning initial_context_length experts_per_token mamba_ssm_dtype audio_config audio_token_id
+    boa_token_id eoa_token_id boi_token_id eoi_token_id vision_soft_tokens_per_image ep_size aux_loss_alpha
+    seq_aux moe_layer_freq
     """.split()
 )

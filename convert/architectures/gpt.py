@@ -37,7 +37,12 @@ GPT_BIGCODE = Architecture(
     keys=(*BASE, LAYER_NORM),
     models="StarCoder, SantaCoder",
     rope=Rope(write_theta=False, scaling=()),
-    require={"activation_function": ("gelu_pytorch_tanh",), "multi_query": (True,), "scale_attn_weights": (True,)},
+    require={
+        "activation_function": ("gelu_pytorch_tanh",),
+        "multi_query": (True,),
+        "add_cross_attention": (False,),
+        "scale_attn_weights": (True,),
+    },
     defaults={"num_key_value_heads": 1, "activation_function": "gelu_pytorch_tanh"},
     drop={".attn.bias": "the mask of the attention", ".attn.masked_bias": "the mask of the attention"},
     aliases={
@@ -65,7 +70,12 @@ GPT2 = replace(
     ),
     keys=tuple(key for key in GPT_BIGCODE.keys if key.name != Keys.Attention.HEAD_COUNT_KV),
     models="GPT-2",
-    require={"activation_function": ("gelu_new",), "scale_attn_weights": (True,)},
+    require={
+        "activation_function": ("gelu_new",),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
     defaults={"activation_function": "gelu_new"},
 )
 

@@ -1,13 +1,14 @@
-"""Mixtures of experts, all blocks sparse or the first ones dense; DeepSeek's latent attention; LFM2's convolutions."""
+"""Mixtures of experts: every block sparse, or the first ones dense, or every so many-th sparse."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gguf.constants import MODEL_ARCH, ExpertGatingFuncType, Keys
 
-from ggufsmith.container.values import boolean, f32, i32s, u32
+from ggufsmith.container.values import boolean, f32, u32
 from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused, Rope, TensorRule, named
-from ggufsmith.convert.architectures.dense import ERNIE4_5, GRANITE, LLAMA_ATTENTION
+from ggufsmith.convert.architectures.classic import LLAMA
+from ggufsmith.convert.architectures.dense import ERNIE4_5, EXAONE4, GRANITE, LLAMA_ATTENTION
 from ggufsmith.convert.architectures.groups import (
     ATTENTION,
     EMBEDDINGS,
@@ -17,7 +18,7 @@ from ggufsmith.convert.architectures.groups import (
     FEED_FORWARD,
     HEAD_NORMS,
     HEAD_SIZE,
-    INVERSE_FREQUENCIES,
+    NO_SCALING,
     NORMS,
     OPTIONAL,
     PACKED_EXPERTS,
@@ -26,14 +27,14 @@ from ggufsmith.convert.architectures.groups import (
     SILU,
     SIZES,
     STATED_HEAD_SIZE,
-    VOCAB_SIZE,
+    VISION_TOWER,
     T,
     constant,
-    rope_field,
+    expert_half,
 )
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.ops import Op, Part, Shape
-from ggufsmith.convert.reorder import Chain, Squeeze, Turn
+from ggufsmith.convert.ops import Op
+from ggufsmith.convert.reorder import Chain, Turn
 
 SIGMOID, SOFTMAX = ExpertGatingFuncType.SIGMOID.value, ExpertGatingFuncType.SOFTMAX.value
 GATINGS = {"sigmoid": SIGMOID, "softmax": SOFTMAX}
@@ -84,6 +85,9 @@ WEIGHTS_SCALE = ConfigKey(Keys.LLM.EXPERT_WEIGHTS_SCALE, f32, ("routed_scaling_f
 WEIGHTS_NORM = ConfigKey(
     Keys.LLM.EXPERT_WEIGHTS_NORM, boolean, computed=lambda config, dims: bool(config.first("norm_topk_prob"))
 )
+ROTARY_STATED = ConfigKey(
+    Keys.Rope.DIMENSION_COUNT, computed=lambda config, dims: config.integer("rotary_dim", default=dims.rotary)
+)
 BEYOND = "blocks for multi-token prediction, which llama.cpp does not run for this architecture"
 
 GRANITE_MOE = replace(
@@ -129,7 +133,7 @@ MINIMAX_M2 = Architecture(
         *EXPERTS,
         PROBS_BIAS,
     ),
-    keys=(*SIZES, *HEAD_SIZE, *EXPERT_COUNTS, *EXPERT_LENGTH, gating(SIGMOID), ROTARY),
+    keys=(*SIZES, *HEAD_SIZE, *EXPERT_COUNTS, *EXPERT_LENGTH, gating(SIGMOID), ROTARY_STATED),
     models="MiniMax-M2",
     rope=Rope(theta=5e6),
     fused=(BIAS,),
@@ -239,163 +243,96 @@ DOTS1 = Architecture(
 )
 
 
-@dataclass(frozen=True)
-class Heads(Op):
-    """Rows seen as those of so many heads: (heads * n, width) becomes (heads, n, width). No number moves."""
-
-    heads: int
-
-    def shape(self, *sources: Shape) -> Shape:
-        (source,) = sources
-        if len(source) != 2 or source[0] % max(self.heads, 1):
-            raise ValueError(f"{list(source)} cannot be divided into {self.heads} heads")
-        return (self.heads, source[0] // self.heads, source[1])
-
-
-def per_head(config: Config, *names: str) -> int:
-    """Rows of all heads that have so many each."""
-    return whole(config, "num_attention_heads") * sum(whole(config, name) for name in names)
-
-
-def key_part(dims: Dims) -> Op:
-    """The op that takes what makes keys out of kv_b_proj; llama.cpp multiplies queries with it."""
-    return Chain(Chain(Heads(dims.heads), Part(0, dims.size("nope"))), Turn())
-
-
-def value_part(dims: Dims) -> Op:
-    """The op that takes what makes values out of kv_b_proj."""
-    return Chain(Heads(dims.heads), Part(dims.size("nope"), dims.size("nope") + dims.size("v_dim")))
-
-
-def log_multiplier(config: Config, dims: Dims) -> float | None:
-    """A tenth of mscale_all_dim, as llama.cpp expects it of this architecture alone."""
-    found = rope_field("mscale_all_dim")(config, dims)
-    return None if found is None else 0.1 * found
-
-
-DEEPSEEK2 = Architecture(
-    MODEL_ARCH.DEEPSEEK2,
-    ("DeepseekV2ForCausalLM",),
+SOLAR_OPEN = replace(
+    GLM4_MOE,
+    classes=("SolarOpenForCausalLM",),
+    keys=tuple(key for key in GLM4_MOE.keys if key.name != Keys.LLM.NEXTN_PREDICT_LAYERS),
+    models="Solar Open",
+    rope=replace(GLM4_MOE.rope, partial=1.0, theta=1e6),
+    defaults={**GLM4_MOE.defaults, "first_k_dense_replace": 0},
+)
+EXAONE_MOE = Architecture(
+    MODEL_ARCH.EXAONE_MOE,
+    ("ExaoneMoeForCausalLM", "ExaoneMoEForCausalLM"),
     tensors=(
         *EMBEDDINGS,
         *NORMS,
-        TensorRule(T.ATTN_Q, "heads_key embd", need=OPTIONAL),
-        TensorRule(T.ATTN_Q_A, "q_rank embd", need=OPTIONAL),
-        TensorRule(T.ATTN_Q_A_NORM, "q_rank", need=OPTIONAL),
-        TensorRule(T.ATTN_Q_B, "heads_key q_rank", need=OPTIONAL),
-        TensorRule(T.ATTN_KV_A_MQA, "kv_rope embd"),
-        TensorRule(T.ATTN_KV_A_NORM, "kv_rank"),
-        TensorRule(T.ATTN_K_B, "heads nope kv_rank"),
-        TensorRule(T.ATTN_V_B, "heads v_dim kv_rank"),
-        TensorRule(T.ATTN_OUT, "embd heads_v"),
+        *ATTENTION,
+        *HEAD_NORMS,
         *DENSE_BLOCKS,
         *SPARSE_BLOCKS,
-        replace(PROBS_BIAS, on="moe", need=OPTIONAL),
+        replace(PROBS_BIAS, on="moe"),
         *SHARED_BLOCKS,
     ),
     keys=(
-        *(replace(key, of=lambda d: 1) if key.name == Keys.Attention.HEAD_COUNT_KV else key for key in SIZES),
-        *(VOCAB_SIZE, *EXPERT_COUNTS, *GROUPS, *EXPERT_LENGTH, SHARED_COUNT, LEAD, gating(SOFTMAX)),
-        WEIGHTS_SCALE,
-        ConfigKey(Keys.LLM.EXPERT_WEIGHTS_NORM, boolean, computed=lambda c, d: bool(c.first("norm_topk_prob")) or None),
-        ConfigKey(Keys.Attention.Q_LORA_RANK, u32, ("q_lora_rank",), None),
-        ConfigKey(Keys.Attention.KV_LORA_RANK, of=lambda d: d.size("kv_rank")),
-        ConfigKey(Keys.Attention.KEY_LENGTH, of=lambda d: d.size("kv_rope")),
-        ConfigKey(Keys.Attention.VALUE_LENGTH, of=lambda d: d.size("kv_rank")),
-        ConfigKey(Keys.Attention.KEY_LENGTH_MLA, of=lambda d: d.size("nope") + d.size("rope_dim")),
-        ConfigKey(Keys.Attention.VALUE_LENGTH_MLA, of=lambda d: d.size("v_dim")),
-        ConfigKey(Keys.Rope.DIMENSION_COUNT, of=lambda d: d.size("rope_dim")),
-        ConfigKey(Keys.Rope.SCALING_YARN_LOG_MUL, f32, computed=log_multiplier),
+        *(*EXAONE4.keys, *QWEN_EXPERT_COUNTS, *GROUPS, *EXPERT_LENGTH, LEAD, gating(SIGMOID)),
+        *(WEIGHTS_SCALE, WEIGHTS_NORM, NO_SCALING),
+        ConfigKey(Keys.LLM.EXPERT_SHARED_COUNT, u32, ("num_shared_experts",), 0),
+        ConfigKey(Keys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH, of=lambda d: d.shared_ff),
+        ConfigKey(Keys.LLM.NEXTN_PREDICT_LAYERS, computed=constant(0)),
     ),
-    models="DeepSeek-V2, DeepSeek-Coder-V2",
-    rope=Rope(scaling=("yarn",)),
-    fused=(
-        BIAS,
-        Fused(".self_attn.kv_b_proj", "heads_kv kv_rank", ((T.ATTN_K_B, key_part), (T.ATTN_V_B, value_part))),
-        *PACKED_EXPERTS,
-    ),
-    require={**SILU, "attention_bias": (False,), "rope_interleave": (True,)},
-    defaults={"max_position_embeddings": 2048, "first_k_dense_replace": 0},
-    drop=INVERSE_FREQUENCIES,
-    aliases=ROUTED,
-    sizes={
-        "shared_ff": shared("n_shared_experts"),
-        "nope": lambda config: whole(config, "qk_nope_head_dim"),
-        "rope_dim": lambda config: whole(config, "qk_rope_head_dim"),
-        "v_dim": lambda config: whole(config, "v_head_dim"),
-        "q_rank": lambda config: whole(config, "q_lora_rank"),
-        "kv_rank": lambda config: whole(config, "kv_lora_rank"),
-        "kv_rope": lambda config: whole(config, "kv_lora_rank") + whole(config, "qk_rope_head_dim"),
-        "heads_key": lambda config: per_head(config, "qk_nope_head_dim", "qk_rope_head_dim"),
-        "heads_v": lambda config: per_head(config, "v_head_dim"),
-        "heads_kv": lambda config: per_head(config, "qk_nope_head_dim", "v_head_dim"),
+    models="K-EXAONE",
+    rope=Rope(theta=1e6, scaling=()),
+    fused=(BIAS, *PACKED_EXPERTS),
+    require=SILU,
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "norm_topk_prob": True,
+        "first_k_dense_replace": 1,
+        "max_position_embeddings": 2048,
     },
+    drop={"mtp.": BEYOND},
+    aliases={"first_last_k_dense_replace": "first_k_dense_replace"},
+    sizes={"shared_ff": shared("num_shared_experts")},
     kinds=dense_lead("first_k_dense_replace"),
-    head_rows=0,
-    beyond=BEYOND,
-)
-DEEPSEEK3 = replace(
-    DEEPSEEK2,
-    classes=("DeepseekV3ForCausalLM",),
-    keys=tuple(gating(SIGMOID) if key.name == Keys.LLM.EXPERT_GATING_FUNC else key for key in DEEPSEEK2.keys),
-    models="DeepSeek-V3, DeepSeek-R1, Kimi-K2 (text), Moonlight",
-    defaults={"max_position_embeddings": 4096, "first_k_dense_replace": 3, "norm_topk_prob": True},
 )
 
 
-def conv_kinds(config: Config, blocks: int) -> list[str]:
-    """conv or full for every block."""
-    given = config.items_of("layer_types", str, blocks)
-    full = config.items_of("full_attn_idxs", int)
-    usual = ["full_attention" if not full or block in full else "conv" for block in range(blocks)]
-    return ["full" if kind == "full_attention" else "conv" for kind in given or usual]
+def every_step(config: Config, blocks: int) -> list[str]:
+    """moe for every so many-th block of Llama 4, dense for the others."""
+    step = whole(config, "interleave_moe_layer_step", 1) or 1
+    return ["moe" if (block + 1) % step == 0 else "dense" for block in range(blocks)]
 
 
-def lfm2_length(config: Config) -> int:
-    """Of the feed-forward: two thirds of what the config says, rounded up, if it asks for that."""
-    length = whole(config, "block_ff_dim") or whole(config, "intermediate_size")
-    if not config.first("block_auto_adjust_ff_dim"):
-        return length
-    factor, step = config.number("block_ffn_dim_multiplier", default=1.0), whole(config, "block_multiple_of") or 1
-    length = int((1.0 if factor is None else factor) * int(2 * length / 3))
-    return step * -(-length // step)
+def turned_half(k: int) -> Callable[[Dims], Op]:
+    """The op that cuts gate (0) or up (1) out of packed experts that are stored with their columns as rows."""
+    return lambda dims: Chain(Turn(), expert_half(k)(dims))
 
 
-LFM2 = Architecture(
-    MODEL_ARCH.LFM2,
-    ("Lfm2ForCausalLM", "LFM2ForCausalLM"),
-    tensors=(
-        EMBEDDINGS[0],
-        EMBEDDINGS[2],
-        TensorRule(T.TOKEN_EMBD_NORM, "embd"),
-        *NORMS,
-        *(replace(rule, bias=False, on="full") for rule in (*ATTENTION, *HEAD_NORMS)),
-        TensorRule(T.SHORTCONV_CONV, "embd 1 cache", lambda dims: Squeeze(), on="conv"),
-        TensorRule(T.SHORTCONV_INPROJ, "embd3 embd", on="conv"),
-        TensorRule(T.SHORTCONV_OUTPROJ, "embd embd", on="conv"),
-        *(replace(rule, bias=False) for rule in FEED_FORWARD),
-    ),
+LLAMA4 = replace(
+    LLAMA,
+    arch=MODEL_ARCH.LLAMA4,
+    classes=("Llama4ForCausalLM", "Llama4ForConditionalGeneration"),
+    tensors=(*EMBEDDINGS, *NORMS, *ATTENTION, *DENSE_BLOCKS, *SPARSE_BLOCKS, *SHARED_BLOCKS),
     keys=(
-        *(key for key in SIZES if key.name not in (Keys.Attention.HEAD_COUNT_KV, Keys.Attention.LAYERNORM_RMS_EPS)),
-        ConfigKey(
-            Keys.Attention.HEAD_COUNT_KV,
-            i32s,
-            computed=lambda config, dims: [dims.kv_heads * ("full" in kind) for kind in dims.kinds],
-        ),
-        ConfigKey(Keys.Attention.LAYERNORM_RMS_EPS, f32, ("norm_eps", "block_norm_eps"), 1e-5),
-        VOCAB_SIZE,
-        ConfigKey(Keys.ShortConv.L_CACHE, of=lambda d: d.size("cache")),
+        *(*LLAMA.keys, *EXPERT_LENGTH),
+        ConfigKey(Keys.LLM.INTERLEAVE_MOE_LAYER_STEP, u32, ("interleave_moe_layer_step",), 1),
     ),
-    models="LFM2, LFM2.5",
-    rope=Rope(theta=1e6),
-    require={"conv_bias": (False,)},
-    defaults={"max_position_embeddings": 128000, "num_key_value_heads": 8},
-    sizes={
-        "ff": lfm2_length,
-        "cache": lambda config: whole(config, "conv_L_cache", 3),
-        "embd3": lambda config: 3 * whole(config, "hidden_size"),
+    models="Llama 4 (text)",
+    rope=replace(LLAMA.rope, theta=500000.0),
+    fused=(
+        Fused(
+            ".experts.gate_up_proj",
+            "experts embd expert_gate_up",
+            ((T.FFN_GATE_EXP, turned_half(0)), (T.FFN_UP_EXP, turned_half(1))),
+        ),
+        Fused(".experts.down_proj", "experts expert_ff embd", ((T.FFN_DOWN_EXP, lambda dims: Turn()),)),
+    ),
+    require={
+        **LLAMA.require,
+        "attention_chunk_size": (8192,),
+        "floor_scale": (8192,),
+        "attn_scale": (0.1,),
+        "no_rope_layer_interval": (4,),
     },
-    kinds=conv_kinds,
+    defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
+    drop={**LLAMA.drop, **VISION_TOWER},
+    sizes={
+        "ff": lambda config: whole(config, "intermediate_size_mlp"),
+        "expert_ff": lambda config: whole(config, "intermediate_size"),
+        "shared_ff": lambda config: whole(config, "intermediate_size"),
+    },
+    kinds=every_step,
 )
 
-MOE = (GRANITE_MOE, OLMOE, MINIMAX_M2, GLM4_MOE, ERNIE4_5_MOE, DOTS1, DEEPSEEK2, DEEPSEEK3, LFM2)
+MOE = (GRANITE_MOE, OLMOE, MINIMAX_M2, GLM4_MOE, ERNIE4_5_MOE, DOTS1, SOLAR_OPEN, EXAONE_MOE, LLAMA4)

@@ -182,7 +182,12 @@ QWEN35 = Architecture(
     models="Qwen3.5, Qwen3.6 (dense)",
     rope=Rope(theta=1e7, partial=0.25),
     fused=NAMES,
-    require={**SILU, "attention_bias": (False,)},
+    require={
+        **SILU,
+        "attention_bias": (False,),
+        "attn_output_gate": (True,),
+        "mtp_use_dedicated_embeddings": (False,),
+    },
     defaults={"max_position_embeddings": 32768, "head_dim": 256},
     drop=VISION_TOWER,
     sizes={**LINEAR_SIZES, "embd2": lambda config: 2 * number(config, "hidden_size")},

@@ -8,6 +8,7 @@ from ggufsmith.container.values import f32, i32s
 from ggufsmith.convert.architecture import ConfigKey, Dims, Fused, copy
 from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3, QWEN3_MOE
 from ggufsmith.convert.architectures.groups import PACKED_EXPERTS, VISION_TOWER, T, mrope_sections, rope_field
+from ggufsmith.convert.architectures.latent import MISTRAL4
 from ggufsmith.convert.config import Config
 
 
@@ -18,9 +19,7 @@ def deepstack(config: Config, dims: Dims) -> int:
 
 
 def mistral3_check(config: Config, dims: Dims) -> str | None:
-    """A sentence if the language model is of a kind that llama.cpp has another graph for."""
-    if config.first("model_type") == "mistral4":
-        return "its language model is mistral4, which is known to llama.cpp, but not yet here"
+    """A sentence if the rotary embedding is not what llama.cpp's graph assumes, else None."""
     kind = rope_kind(config)
     if config.first("model_type") == "ministral3" and kind != "yarn":
         return f"the rope type of ministral3 is {kind!r}, but llama.cpp assumes 'yarn'"
@@ -85,6 +84,7 @@ MISTRAL3 = replace(
     defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
     drop={**LLAMA.drop, **VISION_TOWER},
     check=mistral3_check,
+    variants={"mistral4": MISTRAL4},
 )
 
 VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3)

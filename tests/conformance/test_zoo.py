@@ -16,6 +16,8 @@ import zoo
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.architectures import BY_CLASS
 from ggufsmith.convert.architectures.later import LATER
+from ggufsmith.convert.model_config import open_config
+from ggufsmith.convert.plan import make_plan
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from requesting import request, run
 
@@ -36,6 +38,8 @@ def test_a_line(name: str, published: bool, tmp_path: Path) -> None:
     folder = tmp_path / "Tiny-Fixture"
     folder.mkdir()
     model = zoo.write(name, folder, published=published)
+    notes = make_plan(open_config(folder), None).notes
+    assert not [note for note in notes if note.startswith("these keys of config.json")]
     mine = ours(folder, tmp_path / "ours.gguf", "f32")
     ids = np.random.default_rng(5).integers(3, 300, 48).tolist()
     for module in model.modules():

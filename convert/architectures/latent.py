@@ -1,0 +1,174 @@
+"""Multi-head latent attention: DeepSeek-V2 and V3, GLM-4.7-Flash, Mistral 4.
+
+llama.cpp multiplies queries with what makes keys, so that all heads share one small key: kv_b_proj is cut in two.
+"""
+
+from dataclasses import dataclass, replace
+
+from gguf.constants import MODEL_ARCH, Keys
+
+from ggufsmith.container.values import boolean, f32, u32
+from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused, Rope, TensorRule
+from ggufsmith.convert.architectures.groups import (
+    EMBEDDINGS,
+    EXPERT_COUNTS,
+    EXPERT_LENGTH,
+    INVERSE_FREQUENCIES,
+    NORMS,
+    OPTIONAL,
+    PACKED_EXPERTS,
+    SILU,
+    SIZES,
+    VISION_TOWER,
+    VOCAB_SIZE,
+    T,
+    rope_field,
+)
+from ggufsmith.convert.architectures.moe import (
+    BEYOND,
+    BIAS,
+    DENSE_BLOCKS,
+    GROUPS,
+    LEAD,
+    PROBS_BIAS,
+    ROUTED,
+    SHARED_BLOCKS,
+    SHARED_COUNT,
+    SIGMOID,
+    SOFTMAX,
+    SPARSE_BLOCKS,
+    WEIGHTS_SCALE,
+    dense_lead,
+    gating,
+    shared,
+    whole,
+)
+from ggufsmith.convert.config import Config
+from ggufsmith.convert.ops import Op, Part, Shape
+from ggufsmith.convert.reorder import Chain, Turn
+
+
+@dataclass(frozen=True)
+class Heads(Op):
+    """Rows seen as those of so many heads: (heads * n, width) becomes (heads, n, width). No number moves."""
+
+    heads: int
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if len(source) != 2 or source[0] % max(self.heads, 1):
+            raise ValueError(f"{list(source)} cannot be divided into {self.heads} heads")
+        return (self.heads, source[0] // self.heads, source[1])
+
+
+def per_head(config: Config, *names: str) -> int:
+    """Rows of all heads that have so many each."""
+    return whole(config, "num_attention_heads") * sum(whole(config, name) for name in names)
+
+
+def key_part(dims: Dims) -> Op:
+    """The op that takes what makes keys out of kv_b_proj; llama.cpp multiplies queries with it."""
+    return Chain(Chain(Heads(dims.heads), Part(0, dims.size("nope"))), Turn())
+
+
+def value_part(dims: Dims) -> Op:
+    """The op that takes what makes values out of kv_b_proj."""
+    return Chain(Heads(dims.heads), Part(dims.size("nope"), dims.size("nope") + dims.size("v_dim")))
+
+
+def log_multiplier(config: Config, dims: Dims) -> float | None:
+    """A tenth of mscale_all_dim, as llama.cpp expects it of this architecture alone."""
+    found = rope_field("mscale_all_dim")(config, dims)
+    return None if found is None else 0.1 * found
+
+
+DEEPSEEK2 = Architecture(
+    MODEL_ARCH.DEEPSEEK2,
+    ("DeepseekV2ForCausalLM",),
+    tensors=(
+        *EMBEDDINGS,
+        *NORMS,
+        TensorRule(T.ATTN_Q, "heads_key embd", need=OPTIONAL),
+        TensorRule(T.ATTN_Q_A, "q_rank embd", need=OPTIONAL),
+        TensorRule(T.ATTN_Q_A_NORM, "q_rank", need=OPTIONAL),
+        TensorRule(T.ATTN_Q_B, "heads_key q_rank", need=OPTIONAL),
+        TensorRule(T.ATTN_KV_A_MQA, "kv_rope embd"),
+        TensorRule(T.ATTN_KV_A_NORM, "kv_rank"),
+        TensorRule(T.ATTN_K_B, "heads nope kv_rank"),
+        TensorRule(T.ATTN_V_B, "heads v_dim kv_rank"),
+        TensorRule(T.ATTN_OUT, "embd heads_v"),
+        *DENSE_BLOCKS,
+        *SPARSE_BLOCKS,
+        replace(PROBS_BIAS, on="moe", need=OPTIONAL),
+        *SHARED_BLOCKS,
+    ),
+    keys=(
+        *(replace(key, of=lambda d: 1) if key.name == Keys.Attention.HEAD_COUNT_KV else key for key in SIZES),
+        *(VOCAB_SIZE, *EXPERT_COUNTS, *GROUPS, *EXPERT_LENGTH, SHARED_COUNT, LEAD, gating(SOFTMAX)),
+        WEIGHTS_SCALE,
+        ConfigKey(Keys.LLM.EXPERT_WEIGHTS_NORM, boolean, computed=lambda c, d: bool(c.first("norm_topk_prob")) or None),
+        ConfigKey(Keys.Attention.Q_LORA_RANK, u32, ("q_lora_rank",), None),
+        ConfigKey(Keys.Attention.KV_LORA_RANK, of=lambda d: d.size("kv_rank")),
+        ConfigKey(Keys.Attention.KEY_LENGTH, of=lambda d: d.size("kv_rope")),
+        ConfigKey(Keys.Attention.VALUE_LENGTH, of=lambda d: d.size("kv_rank")),
+        ConfigKey(Keys.Attention.KEY_LENGTH_MLA, of=lambda d: d.size("nope") + d.size("rope_dim")),
+        ConfigKey(Keys.Attention.VALUE_LENGTH_MLA, of=lambda d: d.size("v_dim")),
+        ConfigKey(Keys.Rope.DIMENSION_COUNT, of=lambda d: d.size("rope_dim")),
+        ConfigKey(Keys.Rope.SCALING_YARN_LOG_MUL, f32, computed=log_multiplier),
+    ),
+    models="DeepSeek-V2, DeepSeek-Coder-V2",
+    rope=Rope(scaling=("yarn",)),
+    fused=(
+        BIAS,
+        Fused(".self_attn.kv_b_proj", "heads_kv kv_rank", ((T.ATTN_K_B, key_part), (T.ATTN_V_B, value_part))),
+        *PACKED_EXPERTS,
+    ),
+    require={**SILU, "attention_bias": (False,), "rope_interleave": (True,)},
+    defaults={"max_position_embeddings": 2048, "first_k_dense_replace": 0},
+    drop=INVERSE_FREQUENCIES,
+    aliases=ROUTED,
+    sizes={
+        "shared_ff": shared("n_shared_experts"),
+        "nope": lambda config: whole(config, "qk_nope_head_dim"),
+        "rope_dim": lambda config: whole(config, "qk_rope_head_dim"),
+        "v_dim": lambda config: whole(config, "v_head_dim"),
+        "q_rank": lambda config: whole(config, "q_lora_rank"),
+        "kv_rank": lambda config: whole(config, "kv_lora_rank"),
+        "kv_rope": lambda config: whole(config, "kv_lora_rank") + whole(config, "qk_rope_head_dim"),
+        "heads_key": lambda config: per_head(config, "qk_nope_head_dim", "qk_rope_head_dim"),
+        "heads_v": lambda config: per_head(config, "v_head_dim"),
+        "heads_kv": lambda config: per_head(config, "qk_nope_head_dim", "v_head_dim"),
+    },
+    kinds=dense_lead("first_k_dense_replace"),
+    head_rows=0,
+    beyond=BEYOND,
+)
+DEEPSEEK3 = replace(
+    DEEPSEEK2,
+    classes=("DeepseekV3ForCausalLM",),
+    keys=tuple(gating(SIGMOID) if key.name == Keys.LLM.EXPERT_GATING_FUNC else key for key in DEEPSEEK2.keys),
+    models="DeepSeek-V3, DeepSeek-R1, Kimi-K2 (text), Moonlight",
+    defaults={"max_position_embeddings": 4096, "first_k_dense_replace": 3, "norm_topk_prob": True},
+)
+GLM4_MOE_LITE = replace(
+    DEEPSEEK3,
+    classes=("Glm4MoeLiteForCausalLM",),
+    models="GLM-4.7-Flash",
+    defaults={"max_position_embeddings": 202752, "first_k_dense_replace": 1, "norm_topk_prob": True},
+)
+MISTRAL4 = replace(
+    DEEPSEEK2,
+    arch=MODEL_ARCH.MISTRAL4,
+    classes=("Mistral4ForCausalLM",),
+    tensors=(
+        *(rule for rule in DEEPSEEK2.tensors if rule.tensor not in (T.FFN_GATE_EXP, T.FFN_UP_EXP, T.FFN_EXP_PROBS_B)),
+        TensorRule(T.FFN_GATE_UP_EXP, "experts expert_gate_up embd", on="moe"),
+    ),
+    keys=tuple(key for key in DEEPSEEK2.keys if key.name != Keys.LLM.EXPERT_GATING_FUNC),
+    models="Mistral Small 4 (text)",
+    fused=DEEPSEEK2.fused[:-1],
+    drop={**DEEPSEEK2.drop, **VISION_TOWER},
+    beyond="",
+)
+
+LATENT = (DEEPSEEK2, DEEPSEEK3, GLM4_MOE_LITE, MISTRAL4)
