@@ -46,7 +46,7 @@ def memory(home: Path) -> tuple[float, float]:
     recipes = ", ".join(f'"{name}"' for name in RECIPES)
     job.write_text(f"output = 'wide'\n[defaults]\nrecipes = [{recipes}]\n{models}", encoding="utf-8")
     priced = subprocess.run([*BATCH, str(job), "--dry-run", "--json"], check=True, capture_output=True).stdout
-    budget = PROCESS + 2 * max(model["estimated_memory"] for model in json.loads(priced)["to_make"])
+    budget = PROCESS + 2 * max(model["estimated_memory"] for model in json.loads(priced)["models"])
     limits = ["--max-memory", str(budget), "--jobs", "4"]
     _, peak = timed([*BATCH, str(job), "--no-sync", "--quiet", *limits])
     shutil.rmtree(out)
