@@ -21,9 +21,10 @@ from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.text import some
 from ggufsmith.container.values import Metadata, string, u32
+from ggufsmith.pipeline.option import INPUTS
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
-from ggufsmith.pipeline.request import AUTO, INPUTS, MakeOptions, Request, TextOptions
+from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, TextOptions
 from ggufsmith.quantize.measured import Progress, silently
 from ggufsmith.quantize.resolve import resolved
 

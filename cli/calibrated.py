@@ -32,7 +32,8 @@ def with_calibration(
     A dry run makes none, unless a budget needs it to choose types. Otherwise the whole request is planned before the
     model is run, which can take long.
     """
-    from ggufsmith.pipeline.request import AUTO, INPUTS
+    from ggufsmith.pipeline.option import INPUTS
+    from ggufsmith.pipeline.request import AUTO
     from ggufsmith.quantize.resolve import resolved
 
     if request.make.calibrate:

@@ -11,14 +11,8 @@ import typer
 from ggufsmith.cli.guard import guarded
 from ggufsmith.cli.hub import HubRequest, located
 from ggufsmith.cli.options import AsJson, DryRun, Quiet, Version, with_records
-from ggufsmith.pipeline.request import (
-    CHECKPOINT,
-    MakeOptions,
-    PublishOptions,
-    Request,
-    SourceOptions,
-    WriteOptions,
-)
+from ggufsmith.pipeline.option import CHECKPOINT
+from ggufsmith.pipeline.request import MakeOptions, PublishOptions, Request, SourceOptions, WriteOptions
 
 
 @with_records("model", "adapter", "file")

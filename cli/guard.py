@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -37,6 +38,17 @@ def show_anything() -> None:
             stream.reconfigure(errors="ggufsmith")
 
 
+def drop_output() -> None:
+    """What standard output could not take is not tried again when Python ends, which would change the exit code."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, sys.stdout.fileno())
+            os.close(nothing)
+
+
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -64,6 +76,8 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
     signal.signal(signal.SIGTERM, terminate)
     try:
         command()
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()  # a full disk is an error of the command, not of Python's end
     except Failure as error:
         render.failure(error, machine)
         code = error.code
@@ -85,4 +99,5 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
         code = 130 if isinstance(error, KeyboardInterrupt) else 143
     else:
         return
+    drop_output()
     raise typer.Exit(code)

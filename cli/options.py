@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ggufsmith.pipeline.request import Declared, Input, declared
+from ggufsmith.pipeline.option import Declared, Input, declared
 
 
 def show_version(wanted: bool) -> None:

@@ -24,9 +24,10 @@ from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
 from ggufsmith.convert.tensors import CheckpointOpening, ConvertedTensor, OpenCheckpoint, exact_format, tensors_of
 from ggufsmith.naming.filename import FileName
 from ggufsmith.naming.suggest import name_of
+from ggufsmith.pipeline.option import CHECKPOINT
 from ggufsmith.pipeline.outputs import OutputFile
 from ggufsmith.pipeline.passes import Pass, SourceInfo, in_order
-from ggufsmith.pipeline.request import CHECKPOINT, Request
+from ggufsmith.pipeline.request import Request
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.outputs import (
     Quantizable,

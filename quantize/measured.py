@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+from ggufsmith.pipeline.option import INPUTS
 from ggufsmith.pipeline.passes import Pass
-from ggufsmith.pipeline.request import INPUTS, Request
+from ggufsmith.pipeline.request import Request
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.outputs import QuantizedFile
 from ggufsmith.quantize.resolve import resolved

@@ -6,7 +6,8 @@ from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS, Format, format_of
 from ggufsmith.container.shards import Limits
 from ggufsmith.container.units import parse_size
-from ggufsmith.pipeline.request import AUTO, INPUTS, Input, MakeOptions, Request, WriteOptions, unfit
+from ggufsmith.pipeline.option import INPUTS, Input, unfit
+from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, WriteOptions
 from ggufsmith.quantize.budget import Budget, budget_of
 from ggufsmith.quantize.imatrix.read import open_imatrix
 from ggufsmith.quantize.imatrix.record import Imatrix

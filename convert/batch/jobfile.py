@@ -41,17 +41,8 @@ from ggufsmith.convert.lora.base import find_base, parse_adapter
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
 from ggufsmith.naming.filename import parse
 from ggufsmith.naming.identity import model_folder_name
-from ggufsmith.pipeline.request import (
-    AUTO,
-    CHECKPOINT,
-    MODEL,
-    Input,
-    MakeOptions,
-    Request,
-    SourceOptions,
-    WriteOptions,
-    declared,
-)
+from ggufsmith.pipeline.option import CHECKPOINT, MODEL, Input, declared
+from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, SourceOptions, WriteOptions
 from ggufsmith.quantize.budget import Budget, budget_of
 from ggufsmith.quantize.old_llama import old_name
 from ggufsmith.quantize.overrides import parse_override

@@ -7,17 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ggufsmith.pipeline.request import (
-    INPUTS,
-    MODEL,
-    RECORDS,
-    Declared,
-    Input,
-    MakeOptions,
-    SourceOptions,
-    WriteOptions,
-    declared,
-)
+from ggufsmith.pipeline.option import INPUTS, MODEL, Declared, Input, declared
+from ggufsmith.pipeline.request import RECORDS, MakeOptions, SourceOptions, WriteOptions
 
 Kind = Literal["text", "texts", "flag", "number", "numbers"]
 FITTING: Mapping[Kind, str] = {
@@ -37,7 +28,7 @@ class JobKey:
     kind:    a string, strings (or a single one), a boolean, a whole number from 1 on, numbers (or a single one).
     fields:  what may stand in braces in it.
     inputs:  the sources that it has a meaning for.
-    decides: see `pipeline.request.Option`.
+    decides: see `pipeline.option.Option`.
     """
 
     about: str

@@ -25,7 +25,7 @@ from ggufsmith.quantize.imatrix.record import Entry, Imatrix
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
-MAKERS = "Pass a file that llama-imatrix or `ggufsmith imatrix` wrote."
+MAKERS = "Give --imatrix a file that llama-imatrix or `ggufsmith imatrix` wrote."
 F32 = BY_NAME["F32"]
 MAX_BYTES = 2**32  # of values that are read; models of 384 experts in 60 layers have 1.5 GiB
 MAX_ENTRIES = 2**20  # as many as a model may have tensors

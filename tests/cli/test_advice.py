@@ -158,10 +158,16 @@ CASES = {
     ),
     "a folder to quantize": Case("gguf-quant model -r q8_0", "gguf-convert model -r q8_0"),
     "a pre-tokenizer of another kind": Case("gguf-convert model --pre qwen2", "gguf-convert model"),
+    "nothing to keep": Case("gguf-quant m.gguf -r q4_0 --keep-imatrix", "gguf-quant m.gguf -r q4_0"),
+    "nothing to make an importance matrix of": Case(
+        "ggufsmith imatrix -o new.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
+    ),
     "an unknown pre-tokenizer": Case("gguf-convert odd", "gguf-convert odd --pre llama-bpe"),
 }
 ROOT = Path(__file__).parents[2]
 HUB = "tests/convert/hub/test_download.py::"
+WEIGHED = "tests/conformance/test_imatrix.py::test_llama_quantize_and_we_make_the_same_of_it"
+JUDGED = "tests/conformance/test_perplexity.py::test_a_recipe_is_judged_as_the_file_that_it_writes"
 # The beginnings of texts whose advice is followed by a test elsewhere.
 ELSEWHERE = {
     "the finished part is kept": "tests/container/test_resume.py::test_interrupted",
@@ -178,12 +184,30 @@ ELSEWHERE = {
     "log in with `hf auth": HUB + "test_a_gated_model_needs_a_token_that_only_the_hub_sees",
     "Set MODELSCOPE_API_TOKEN": "tests/conformance/test_modelscope.py::test_the_token_is_sent",
     "Name a branch, a tag or a commit": "tests/convert/hub/test_names.py::test_revisions",
+    "pip install --upgrade 'ggufsmith[": "tests/cli/test_advice.py::test_what_is_to_be_installed_exists",
+    "Make one for this model: ggufsmith imatrix": WEIGHED,
+    "Add --calibrate.": "tests/conformance/test_calibrated.py::test_llama_cpp_runs_the_file",
+    "Pass files or folders with --text.": "tests/evaluate/test_windows.py::test_other_contradictions",
+    ", or pass --context": "tests/evaluate/test_windows.py::test_texts_that_are_too_short_are_named_with_their_tokens",
+    "Pass --chunks {": "tests/evaluate/test_windows.py::test_the_first_chunks_in_fair_shares",
+    "Leave out --card, ": JUDGED,
+    "Name GGUF files, or recipes with --recipe": JUDGED,
+    "Add --recipe, or leave out --imatrix.": JUDGED,
+    "Write the files first, or leave out --engine": JUDGED,
+    "pip install llama-cpp-python, or leave out": JUDGED,
+    "Choose one of {', '.join(there)}, or leave --device out": JUDGED,
     "pip install 'ggufsmith[": "tests/cli/test_advice.py::test_what_is_to_be_installed_exists",
     "Choose entries with --include-weights": "tests/convert/test_resume_settings.py::test_an_option_of_quant",
 }
 # Those that no test can follow: the command is another program's, and asks a server or a person; or it is no command.
 OTHERS = (
     "Convert it with gguf-py's gguf-convert-endian",
+    "Install a release of transformers that has it",
+    "pip install pyarrow",
+    "The weights may be damaged: check the model with `ggufsmith verify`.",
+    "Leave out --calibrate, and report it.",  # of what should be impossible
+    "the multi-token prediction head, as --mtp drop asks",  # a reason
+    "ggufsmith {which} text",  # a name
     "--resume needs locks",
     "hf download {id}",
     "modelscope download",

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from ggufsmith.cli.app import app
 from ggufsmith.cli.help import EXAMPLES
-from ggufsmith.pipeline.request import GROUPS, RECORDS, declared
+from ggufsmith.pipeline.option import GROUPS, declared
+from ggufsmith.pipeline.request import RECORDS
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
 GROUPED = ("convert", "quant")  # the commands whose options are the records of a request

@@ -33,10 +33,13 @@ def test_a_closed_output_is_no_error(model: Path, tmp_path: Path, option: str) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("option", ["--json", "--dry-run"])
-def test_a_full_output_is_one_error(model: Path, tmp_path: Path, option: str) -> None:
+def test_a_full_output_is_one_error(model: Path, tmp_path: Path, option: str, unbuffered: str) -> None:
     with open("/dev/full", "wb") as full:
-        code, said = run("0", "convert", model, "--outdir", tmp_path, option, stdout=full.fileno())
+        code, said = run(
+            "0", "convert", model, "--outdir", tmp_path, option, stdout=full.fileno(), PYTHONUNBUFFERED=unbuffered
+        )
     assert code == 1
     assert said.count("error: ") == 1 and "Traceback" not in said and "space" in said
 

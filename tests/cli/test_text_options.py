@@ -8,7 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from ggufsmith.cli.options import with_records
-from ggufsmith.pipeline.request import TextOptions, declared
+from ggufsmith.pipeline.option import declared
+from ggufsmith.pipeline.request import TextOptions
 
 app = typer.Typer(pretty_exceptions_enable=False)
 seen: list[TextOptions] = []

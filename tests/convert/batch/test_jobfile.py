@@ -19,7 +19,8 @@ from ggufsmith.cli.app import convert_app, quant_app
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.convert.batch.jobfile import JobFile, JobModel, read_job
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, SETTINGS, json_schema
-from ggufsmith.pipeline.request import RECORDS, declared
+from ggufsmith.pipeline.option import declared
+from ggufsmith.pipeline.request import RECORDS
 from ggufsmith.quantize.resolve import limits_of
 
 
