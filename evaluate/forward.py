@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Malformed
+from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.evaluate.needed import find_device
@@ -153,18 +153,30 @@ def embed(
     occurring, ids = np.unique(tokens, return_inverse=True)
     rows = pick_rows(variant, EMBEDDING, occurring.astype(np.int64), threads)
     numbers = torch.from_numpy(ids.reshape(tokens.shape).astype(np.int64))
-    embedding, norm = skeleton.base.get_input_embeddings(), _norm(skeleton)
+    embedding, norm = skeleton.base.get_input_embeddings(), skeleton.norm
     size, recorded, batches = windows_at_once(skeleton, tokens.shape[1], device), dict[int, Any](), list[Batch]()
     with loaded(embedding, "", {"weight": rows}, device), replaced(norm, lambda states: states):
         for first in range(0, len(tokens), size):
             windows = slice(first, min(first + size, len(tokens)))
             count = windows.stop - windows.start
             with recording(skeleton.blocks) as calls:
-                skeleton.base(input_ids=numbers[windows].to(device), use_cache=False)
+                _caught(skeleton, numbers[windows].to(device))
             hidden[windows] = calls[0][0][0].cpu().numpy()
             arguments = recorded.setdefault(count, tuple((args[1:], kwargs) for args, kwargs in calls))
             batches.append(Batch(windows, arguments))
     return batches
+
+
+def _caught(skeleton: Skeleton, numbers: torch.Tensor) -> None:
+    """The model's own forward, in which blocks only record. Unsupported if it needs more of them than states."""
+    try:
+        skeleton.base(input_ids=numbers, use_cache=False)
+    except Exception as error:
+        raise Unsupported(
+            f"transformers' {type(skeleton.model).__name__} cannot be run block by block yet: "
+            f"{type(error).__name__}: {str(error)[:300]}",
+            fix="Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity.",
+        ) from error
 
 
 def through(
@@ -209,10 +221,10 @@ def normalize(
     observe: Observer | None = None,
 ) -> None:
     """The final norm, in place. observe: told of what the head is given."""
-    outputs = [each for each in skeleton.plan.outputs if each.name == NORM]
-    parameters = parameters_of(outputs, read_tensors(variant, [NORM], threads))
-    name = outputs[0].sources[0].name.removesuffix("weight")
-    module = _norm(skeleton)
+    outputs = [each for each in skeleton.plan.outputs if NORM.fullmatch(each.name)]
+    parameters = parameters_of(outputs, read_tensors(variant, [each.name for each in outputs], threads))
+    name = outputs[0].sources[0].name.rpartition(".")[0] + "." if outputs else ""
+    module = skeleton.norm
     with loaded(module, name, parameters, device):
         for window in hidden:
             made = module(torch.from_numpy(window).to(device))
@@ -227,11 +239,6 @@ def _blind(observe: Observer) -> AbstractContextManager[Any]:
 
 def _ignored(tensor: str, inputs: torch.Tensor, expert: int | None) -> None:
     pass
-
-
-def _norm(skeleton: Skeleton) -> Any:
-    name = next(each.sources[0].name for each in skeleton.plan.outputs if each.name == NORM)
-    return skeleton.model.get_submodule(name.removesuffix(".weight"))
 
 
 def windows_at_once(skeleton: Skeleton, context: int, device: torch.device) -> int:
@@ -253,11 +260,15 @@ def loaded(
 
     prefix: what the names have that the module's own do not.
     """
-    empty = dict(module.named_parameters())
+    empty: dict[str, Any] = module.state_dict(keep_vars=True)
     weights = {name.removeprefix(prefix): torch.from_numpy(value).to(device) for name, value in parameters.items()}
     if weights.keys() != empty.keys():
         raise KeyError(f"{sorted(weights.keys() ^ empty.keys())} of {type(module).__name__}")
-    _install(module, {name: torch.nn.Parameter(value, requires_grad=False) for name, value in weights.items()})
+    wrapped = {
+        name: torch.nn.Parameter(value, requires_grad=False) if isinstance(empty[name], torch.nn.Parameter) else value
+        for name, value in weights.items()
+    }
+    _install(module, wrapped)
     module.to(device)
     try:
         yield weights

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from ggufsmith.evaluate.skeleton import Skeleton, head_of
 from ggufsmith.evaluate.token_scores import TokenScores
@@ -118,6 +117,19 @@ def _scores(source: Online, ours: Online, cross: torch.Tensor, shape: tuple[int,
     )
 
 
+class LastStates:
+    """What the part of a model before its head gives: the hidden states, and nothing else that classes hand on."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self.last_hidden_state = states
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
 def logits_of(skeleton: Skeleton, hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """Logits (rows, piece) of hidden states (rows, width) after the final norm, for a piece of the head (piece, width).
 
@@ -125,7 +137,7 @@ def logits_of(skeleton: Skeleton, hidden: torch.Tensor, head: torch.Tensor) -> t
     """
 
     def states(*args: Any, **kwargs: Any) -> Any:
-        return MoeModelOutputWithPast(last_hidden_state=hidden[None])
+        return LastStates(hidden[None])
 
     def product(states: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(states, head)

@@ -15,16 +15,20 @@ import numpy as np
 import torch
 import transformers
 from gguf.constants import Keys
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
+from ggufsmith.container.text import some
+from ggufsmith.container.typed import TypedKeys
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Array, Constant, Part
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.evaluate.variants import ModelVariant, SourceModel, Weights
 
-EMBEDDING, NORM, HEAD = "token_embd.weight", "output_norm.weight", "output.weight"
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+NORM = re.compile(r"output_norm\.(weight|bias)")
 TOKENS = "tokenizer.ggml.tokens"
 # Keys of config.json that say how weights are stored or loaded, not what is computed. Any pad_token_id would do: only
 # training looks at it.
@@ -32,6 +36,7 @@ NOT_PASSED = frozenset(
     """architectures attn_implementation auto_map compression_config dtype model_type pad_token_id quantization
     quantization_config text_config torch_dtype transformers_version vision_config _attn_implementation""".split()
 )
+BLOCK = re.compile(r"blk\.(\d+)\.")
 MAX_LISTED = 12
 
 
@@ -41,6 +46,7 @@ class Skeleton:
 
     model:    transformers' causal language model, in eval mode; its buffers are there.
     base:     the part of it before the head. blocks: its decoder blocks.
+    norm:     between the last block and the head.
     plan:     how GGUF tensors would be made from its parameters, but for the head.
     implementation: of the attention, as transformers calls it.
     """
@@ -48,6 +54,7 @@ class Skeleton:
     model: Any
     base: Any
     blocks: Sequence[Any]
+    norm: Any
     plan: Plan
     implementation: str
 
@@ -83,25 +90,68 @@ def build_skeleton(source: SourceModel) -> Skeleton:
         (
             module
             for module in base.modules()
-            if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.num_hidden_layers
+            if isinstance(module, torch.nn.ModuleList)
+            and len(module) == model.config.get_text_config().num_hidden_layers
         ),
         None,
     )
     if blocks is None:
-        raise Unsupported(
-            f"the blocks of transformers' {type(model).__name__} were not found",
-            where=source.where,
-            fix="Install another release of transformers, at least 5.0.",
-        )
+        raise _not_here(source, model, "its blocks were not found")
     head = model.get_output_embeddings()
     parameters = {
         name: StoredTensor(name, tuple(value.shape), "F32", Path(), 0, 4 * value.numel())
-        for name, value in model.named_parameters()
+        for name, value in model.state_dict(keep_vars=True).items()
         if value is not head.weight
     }
     config = Config({**source.config, "vocab_size": _rows(source)}, source.where)
-    plan = make_plan(config, parameters)
-    return Skeleton(model, base, blocks, plan, model.config._attn_implementation)
+    try:
+        plan = make_plan(config, parameters)
+    except Failure as error:
+        raise _not_here(source, model, "its parameters are not those of the checkpoint", error) from error
+    fixed = [each.name for each in plan.outputs if not _can_be_undone(each)]
+    if fixed:
+        raise _not_here(source, model, f"{some(fixed)} cannot be turned back into its parameters")
+    norm = _norm(model, base, plan)
+    if norm is None:
+        raise _not_here(source, model, "its last norm was not found")
+    outside = _outside(model, base, blocks, norm, head)
+    if outside:
+        raise _not_here(source, model, f"it has weights outside its blocks: {some(outside)}")
+    return Skeleton(model, base, blocks, norm, plan, model.config._attn_implementation)
+
+
+def _not_here(source: SourceModel, model: Any, why: str, error: Failure | None = None) -> Unsupported:
+    return Unsupported(
+        f"transformers' {type(model).__name__} cannot be run here yet: {why}",
+        where=source.where,
+        also=error.also if error else (),
+        fix="Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity.",
+    )
+
+
+def _can_be_undone(output: TensorPlan) -> bool:
+    whole = isinstance(output.op, Part | Constant)
+    return whole or all(output.op.inverse(k) is not None for k in range(len(output.sources)))
+
+
+def _norm(model: Any, base: Any, plan: Plan) -> Any:
+    """The module of the last norm; some have no parameters."""
+    named = [each.sources[0].name for each in plan.outputs if NORM.fullmatch(each.name)]
+    return model.get_submodule(named[0].rpartition(".")[0]) if named else getattr(base, "norm", None)
+
+
+def _outside(model: Any, base: Any, blocks: Sequence[Any], norm: Any, head: Any) -> list[str]:
+    """The names of parameters that are in no block, and are not the embedding, the last norm or the head."""
+    inside = {
+        id(value)
+        for part in (*blocks, norm, base.get_input_embeddings())
+        for value in part.state_dict(keep_vars=True).values()
+    }
+    return [
+        name
+        for name, value in model.state_dict(keep_vars=True).items()
+        if id(value) not in inside and value is not head.weight
+    ]
 
 
 def _rows(source: SourceModel) -> int:
@@ -113,7 +163,7 @@ def _rows(source: SourceModel) -> int:
 
 def _model(source: SourceModel) -> Any:
     """The causal language model on the meta device, with its buffers computed."""
-    name = find_architecture(Config(source.config, source.where)).classes[0]
+    name = _class_name(source)
     known = getattr(transformers, name, None)
     if known is None or getattr(known, "config_class", None) is None:
         raise Unsupported(
@@ -142,6 +192,21 @@ def _model(source: SourceModel) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def _class_name(source: SourceModel) -> str:
+    """The class that the config names; of a model with more than text, that of its text model.
+
+    The classes of one record differ in what they compute, so that none stands for another.
+    """
+    said = source.config.get("architectures") or [""]
+    known = find_architecture(Config(source.config, source.where)).classes
+    if said[0] in known and said[0].endswith(("CausalLM", "LMHeadModel")):
+        return str(said[0])
+    text = source.config.get("text_config")
+    kind = text.get("model_type") if isinstance(text, Mapping) else source.config.get("model_type")
+    found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    return str(found) if isinstance(found, str) else known[0]
+
+
 def _compute_buffers(model: Any, where: Path) -> None:
     """Buffers are no weights: transformers computes them from the config, by what it calls initializing a module."""
     for module in model.modules():
@@ -152,7 +217,8 @@ def _compute_buffers(model: Any, where: Path) -> None:
             fill = float("nan") if value.is_floating_point() else 0
             setattr(module, name, torch.full(tuple(value.shape), fill, dtype=value.dtype))
         model._init_weights(module)
-        if any(bool(value.isnan().any()) for value in module.buffers(recurse=False)):
+        kept = module.state_dict(keep_vars=True)
+        if any(bool(value.isnan().any()) for name, value in module.named_buffers(recurse=False) if name not in kept):
             raise Unsupported(
                 f"transformers {transformers.__version__} does not compute {', '.join(buffers)} of "
                 f"{type(module).__name__}",
@@ -216,6 +282,9 @@ def _differences(skeleton: Skeleton, source: ModelVariant, variant: ModelVariant
         if ours is not None and theirs is not None and not _equal(ours.data, theirs.data):
             short = len(str(theirs.data)) < 80
             yield f"{key} is {theirs.data!r}, not {ours.data!r}" if short else f"{key} differs: another vocabulary"
+    key = Keys.LLM.NEXTN_PREDICT_LAYERS.format(arch=skeleton.plan.architecture.name)
+    # Blocks for multi-token prediction, which transformers passes over.
+    appended = TypedKeys(variant.metadata, variant.label).optional(key, int) or 0
     expected = {each.name: each.shape for each in skeleton.plan.outputs if not isinstance(each.op, Constant)}
     expected[HEAD] = expected[EMBEDDING]
     for name, shape in expected.items():
@@ -226,6 +295,9 @@ def _differences(skeleton: Skeleton, source: ModelVariant, variant: ModelVariant
         elif _squeezed(tensor.shape) != _squeezed(shape):
             yield f"{name} has the shape {list(tensor.shape)}, not {list(shape)}"
     for name in variant.tensors:
+        block = BLOCK.match(name)
+        if block and 0 <= int(block[1]) - len(skeleton.blocks) < appended:
+            continue
         if name not in expected and not re.match(r"rope_", name):
             yield f"{name} is not a tensor of {type(skeleton.model).__name__}"
 

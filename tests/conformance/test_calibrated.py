@@ -109,9 +109,9 @@ def test_options_that_do_not_go_together(given: dict[str, object], what: str, tm
 def test_a_trained_model_loses_less(tmp_path: Path) -> None:
     (published,) = need("real").glob("*.gguf")
     source = noised(published, tmp_path / "SmolLM2-135M-F32.gguf")
-    convert(request(source, "q4_0", outdir=tmp_path))
+    convert(request(source, "q4_0", pure=True, outdir=tmp_path))
     (plain := tmp_path / "SmolLM2-135M-Q4_0.gguf").rename(tmp_path / "plain.gguf")
-    make(request(source, "q4_0", outdir=tmp_path, **options(tmp_path, chunks=8)))
+    make(request(source, "q4_0", pure=True, outdir=tmp_path, **options(tmp_path, chunks=8)))
     plain.rename(tmp_path / "calibrated.gguf")
     assert (tmp_path / "calibrated.gguf").stat().st_size == pytest.approx(
         (tmp_path / "plain.gguf").stat().st_size, abs=4096

@@ -157,9 +157,7 @@ def test_statistics_are_llama_imatrix_s(tmp_path: Path) -> None:
     model = f32_of("mixtral", tmp_path)
     path = tmp_path / "i.gguf"
     theirs(model, reading(tmp_path), output=path)
-    said = run_tool(
-        "llama-imatrix", "-m", model, "--in-file", path, "--show-statistics", until="CosSim(.|\n)+CosSim(.|\n)+0."
-    )
+    said = run_tool("llama-imatrix", "-m", model, "--in-file", path, "--show-statistics")
     found = statistics(open_imatrix(path))
     rows = _rows(said, 13)
     assert len(rows) == len(found)

@@ -394,7 +394,7 @@ def test_mxfp4_experts_as_transformers_dequantizes_them(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.experts.gate_up_proj"
     tensors = {f"{name}_blocks": blocks, f"{name}_scales": scales}
     found = sourced.weights(folder_of(tmp_path, tensors, quantization_config={"quant_method": "mxfp4"}))
-    np.testing.assert_array_equal(found[name], expected.numpy())
+    np.testing.assert_array_equal(only(found), expected.numpy())
 
 
 def test_bitnet_as_transformers_packs_it(tmp_path: Path) -> None:
