@@ -16,12 +16,14 @@ from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import Format
 from ggufsmith.container.shards import SetWriter, ShardPlan
+from ggufsmith.container.text import some
 from ggufsmith.container.writer import check_apart
 from ggufsmith.pipeline.encoder import Encoder
 from ggufsmith.pipeline.findings import Finding
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.stream import Opening, RowSource, SharedTarget, load_kernels, stream
 
+MAX_NOTED = 8  # tensors that have a note each
 # Decides when tensors are made: it calls the function that it is given with the names of some of them, until all are
 # made. By default they are all made at once; an encoder that has to learn about them first is given them in turn.
 Conductor = Callable[[Callable[[Collection[str]], None]], None]
@@ -164,7 +166,7 @@ def write_outputs(
             found = _stream_on(cluster, tensors, targets, advance, notes.append)
         for writer in writers:
             writer.commit()
-    notes += [*_notes(found), *(note for writer in writers for note in writer.notes())]
+    notes += [*unweighted_notes(found), *(note for writer in writers for note in writer.notes())]
     return Written(time.perf_counter() - started, tuple(notes))
 
 
@@ -209,10 +211,17 @@ def _stream_on(
     return stream_on(cluster.scheduler, cluster.opening, tensors, targets, advance=advance, note=note)
 
 
-def _notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:
+def unweighted_notes(found: Sequence[Mapping[str, Finding]]) -> list[str]:
+    """Sentences on what was found; each finding is that of an output, by tensor."""
     merged: dict[str, Finding] = {}
     for findings in found:
         merged.update(findings)
+    if len(merged) > MAX_NOTED:
+        total = sum(finding.count for finding in merged.values())
+        return [
+            f"{total} weights of {len(merged)} tensors had no usable importance and were weighted evenly (ggml would "
+            f"have erased them): {some(list(merged))}"
+        ]
     return [
         f"{name}: {finding.count} weights had no usable importance and were weighted evenly (ggml would have erased "
         f"them)"
