@@ -45,6 +45,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
             "gguf-convert llama-2-7b.ggmlv3.q4_K_M.bin --override-kv llama.context_length=int:4096",
             "converts a file from before GGUF and keeps its weights unchanged",
         ),
+        (
+            "gguf-convert ./Qwen3-0.6B --recipe q4_K_M --calibrate",
+            "chooses the bytes by what the layers compute on the text that ships with ggufsmith",
+        ),
         ("gguf-convert ./Qwen3-0.6B --dry-run", "shows every tensor and the exact size, and writes nothing"),
     ),
     "quant": (
