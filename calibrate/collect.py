@@ -59,7 +59,7 @@ class Collector:
 
     def _squares(self, inputs: "torch.Tensor") -> NDArray[np.float64]:
         """Queries, keys and values have the same inputs, which are squared once."""
-        if self._last is None or not _same(self._last[0], inputs):
+        if self._last is None or not same_memory(self._last[0], inputs):
             self._last = inputs, squares(inputs)  # as long as it is kept, nothing else is in its memory
         return self._last[1]
 
@@ -78,7 +78,7 @@ class Collector:
         return Imatrix(entries, tuple(datasets), chunks, chunk_size)
 
 
-def _same(one: "torch.Tensor", other: "torch.Tensor") -> bool:
+def same_memory(one: "torch.Tensor", other: "torch.Tensor") -> bool:
     """Whether two tensors are the same memory, seen in the same way."""
     return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
 

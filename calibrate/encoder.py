@@ -5,7 +5,7 @@ Its bytes are in ggml's formats, and are not those of ggml's quantizer, which lo
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,21 +46,30 @@ class Shelf:
     """What the encoder knows at the moment. Threads read it while nobody writes, but for the gains.
 
     hessians: by the names of the tensors of a block; one for all matrices of a stack, or one for each.
-    gains:  by tensor and type, of all blocks so far.
+    importance: their diagonals, (width,) or (matrices, width).
+    gains:    by tensor and type, of all blocks so far.
     """
 
     hessians: Mapping[str, Sequence[Hessian]] = field(default_factory=dict)
+    importance: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     gains: dict[tuple[str, str], Gain] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, inputs: Mapping[str, Inputs], threads: int) -> None:
         """Make the Hessians of a block from what its linears were given; matrices with the same inputs share them."""
-        made: dict[int, list[Hessian]] = {}
+        made: dict[int, tuple[list[Hessian], NDArray[np.float32]]] = {}
         with ThreadPoolExecutor(threads) as pool:
             for given in inputs.values():
                 if id(given) not in made:
-                    made[id(given)] = [prepare(h, pool.map) for h in given.h]
-        self.hessians = {name: made[id(given)] for name, given in inputs.items()}
+                    hessians = [prepare(h, pool.map) for h in given.h]
+                    diagonals = np.stack([_importance(each) for each in hessians])
+                    made[id(given)] = hessians, diagonals if len(hessians) > 1 else diagonals[0]
+        self.hessians = {name: made[id(given)][0] for name, given in inputs.items()}
+        self.importance = {name: made[id(given)][1] for name, given in inputs.items()}
+
+    def clear(self) -> None:
+        """Forget the block."""
+        self.hessians, self.importance = {}, {}
 
     def add(self, tensor: str, type: str, start: float, end: float, trouble: str | None) -> None:
         """Note a gain."""
@@ -112,12 +121,11 @@ class CalibratedEncoder:
         hessians = self.shelf.hessians.get(place.tensor)
         if hessians is None or importance is None:
             return self.plain.encode(target, rows, out, source=source, importance=None, place=place)
-        diagonals = np.stack([_importance(each) for each in hessians])
-        weights = diagonals if len(hessians) > 1 else diagonals[0]
+        weights = self.shelf.importance[place.tensor]
         report = self.plain.encode(target, rows, out, source=source, importance=weights, place=place)
         if is_refinable(target.name):
-            for hessian, part in _slices(hessians, place, len(rows)):
-                self._refine(target, np.ascontiguousarray(widen(rows[part], source)), out[part], hessian, place)
+            for k, part in place.parts(len(hessians), len(rows)):
+                self._refine(target, np.ascontiguousarray(widen(rows[part], source)), out[part], hessians[k], place)
         return report
 
     def _refine(
@@ -139,16 +147,6 @@ def _importance(hessian: Hessian) -> NDArray[np.float32]:
     return np.ones_like(hessian.diagonal) if hessian.trouble is not None else hessian.diagonal
 
 
-def _slices(hessians: Sequence[Hessian], place: RowRange, count: int) -> Iterator[tuple[Hessian, slice]]:
-    """Which rows of a chunk belong to which matrix of a stack."""
-    each, start = place.count // len(hessians), 0
-    while start < count:
-        number = (place.first + start) // each
-        stop = min(count, (number + 1) * each - place.first)
-        yield hessians[number], slice(start, stop)
-        start = stop
-
-
 def _check_loss(
     target: Format,
     row: NDArray[np.float32],
@@ -159,7 +157,7 @@ def _check_loss(
 ) -> None:
     """Failure if a row loses something else than its refinement says, by a decoder that had no part in it."""
     error = row.astype(np.float64) - dequantize(target, block)[0]
-    loss = float(error @ hessian.h.astype(np.float64) @ error)
+    loss = float((error.astype(np.float32) @ hessian.h) @ error)  # H is not copied for one row of many
     scale = float(np.square(error) @ hessian.diagonal)
     if not math.isclose(loss, said, rel_tol=TOLERANCE, abs_tol=TOLERANCE * scale + 1e-30):
         raise Failure(

@@ -6,10 +6,12 @@ out when the block is done, so that only those of one block are in memory.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ggufsmith.calibrate.collect import same_memory
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +52,7 @@ class GramCollector:
         if shape[-1] != inputs.shape[-1] or (len(shape) > 2) != (expert is not None) or not len(inputs):
             return  # written in another way than in llama.cpp
         if tensor not in self._leader:
-            same = self._last is not None and _same(self._last[1], inputs)
+            same = self._last is not None and same_memory(self._last[1], inputs)
             self._leader[tensor] = self._last[0] if same and self._last else tensor
         leader = self._leader[tensor]
         if leader != tensor:
@@ -102,8 +104,3 @@ class GramCollector:
 
 def _mean(total: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     return np.asarray(total / np.float32(max(count, 1)), np.float32)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two tensors are the same memory, seen in the same way."""
-    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-from ggufsmith.calibrate.auto import AutoImatrix, unquantized
+from ggufsmith.calibrate.auto import AutoImatrix, Opener, unquantized
 from ggufsmith.calibrate.encoder import CalibratedEncoder, Gain
 from ggufsmith.calibrate.gram import GramCollector
 from ggufsmith.calibrate.make import shipped_imatrix
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Opener = Callable[[Request], Pass]
 METHOD = "ggufsmith-calibrated"
 HEAD = "output.weight"
 
@@ -143,7 +142,7 @@ def conductor(
         def finish(names: Collection[str]) -> None:
             shelf.put(collector.take(names), threads)
             make(names)
-            shelf.hessians = {}
+            shelf.clear()
 
         def entering(block: int, variant: int, states: "NDArray[np.float32]") -> None:
             if block:

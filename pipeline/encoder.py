@@ -1,6 +1,6 @@
 """What the pipeline asks of whoever knows the formats. It streams rows and writes bytes, and knows no format itself."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,15 @@ class RowRange:
     origin: str
     first: int
     count: int
+
+    def parts(self, matrices: int, rows: int) -> Iterator[tuple[int, slice]]:
+        """Cut `rows` rows from `first` on where a stack of `matrices` has its borders: which matrix, and its rows."""
+        each, start = self.count // matrices, 0
+        while start < rows:
+            number = (self.first + start) // each
+            stop = min(rows, (number + 1) * each - self.first)
+            yield number, slice(start, stop)
+            start = stop
 
 
 class Encoder(Protocol):

@@ -71,14 +71,13 @@ def _encode_slices(
     """`encode`, with the importance of each slice of a stack for the rows of that slice."""
     if importance is None or importance.ndim == 1:
         return encode(target, rows, out, source=source, importance=importance)
-    each = place.count // len(importance)
-    parts, start = [], 0
-    while start < len(rows):
-        stop = min(len(rows), ((place.first + start) // each + 1) * each - place.first)
-        weights = _importance_of(importance, place, start)
-        parts.append((start, encode(target, rows[start:stop], out[start:stop], source=source, importance=weights)))
-        start = stop
-    return Report.merge(parts)
+    return Report.merge(
+        (
+            part.start,
+            encode(target, rows[part], out[part], source=source, importance=np.ascontiguousarray(importance[k])),
+        )
+        for k, part in place.parts(len(importance), len(rows))
+    )
 
 
 def _importance_of(importance: NDArray[np.float32] | None, place: RowRange, row: int) -> NDArray[np.float32] | None:
