@@ -39,7 +39,7 @@ class Readied:
 def readied(request: Request, open_pass: Callable[[Request], Pass], reading: TextOptions) -> Iterator[Readied]:
     """Open the model of a request, and cut the text into windows.
 
-    Usage without torch, for a device that is not there, and for a text shorter than a window; Unsupported for an
+    Usage for a device that is not there, and for a text shorter than a window; Unsupported without torch, for an
     architecture that transformers lacks, or a vocabulary that cannot be used here.
     """
     device = find_device(reading.device)

@@ -16,6 +16,7 @@ from ggufsmith.cli.options import AsJson, Quiet, with_records
 from ggufsmith.pipeline.request import WriteOptions
 
 if TYPE_CHECKING:
+    from ggufsmith.convert.batch.extras import Measures
     from ggufsmith.convert.batch.jobfile import JobFile
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
@@ -126,7 +127,7 @@ def batch(
             _annotate(problem_annotations(error.also, Path.cwd()), as_json)
             raise
         with _imatrices(read, write.threads) as imatrices:
-            options = replace(options, imatrices=imatrices)
+            options = replace(options, imatrices=imatrices, measures=_measures(read))
             code = _price(read, options, as_json) if dry_run else _run(read, options, report, junit, as_json, quiet)
 
     try:
@@ -152,6 +153,18 @@ def _imatrices(job: "JobFile", threads: int | None) -> "Iterator[Imatrices | Non
 
     with AutoImatrix(partial(shipped_imatrix, threads=threads), text_names()) as imatrices:
         yield imatrices
+
+
+def _measures(job: "JobFile") -> "Measures | None":
+    """What measures what the outputs have lost, if the job asks for it."""
+    if not any(model.settings["quality"] for model in job.models):
+        return None
+    from ggufsmith.evaluate.needed import need_libraries
+
+    need_libraries()
+    from ggufsmith.evaluate.jobs import JobMeasures
+
+    return JobMeasures()
 
 
 def _leave(code: int) -> None:

@@ -244,40 +244,17 @@ def _check_card(task: "EvalTask") -> None:
 def _write_card(task: "EvalTask", found: "Evaluation", against: str) -> Path:
     from ggufsmith.cli.card import write_card
     from ggufsmith.container.provenance import file_sha256
-    from ggufsmith.evaluate.judged import markdown
+    from ggufsmith.convert.hub.names import hub_model
+    from ggufsmith.evaluate.card import command_of, with_table
     from ggufsmith.naming.filecard import card_of
-    from ggufsmith.naming.modelcard import Publisher, with_measurements
+    from ggufsmith.naming.modelcard import Publisher
 
     path = _card_path(task)
     if path.exists():
         text = path.read_text(encoding="utf-8", errors="replace")
     else:
         text = card_of(task.files, Publisher(None, None, None), digest=file_sha256)
-    says = (
-        f"Perplexity and Kullback-Leibler divergence from {_plain(found.source)}, with standard errors, over "
-        f"{found.scored_tokens} tokens ({', '.join(map(_plain, found.texts))}); 99.9 %: all but one token in "
-        "a thousand diverge less. In bold: no other file is both smaller and closer to the source. Measured with:"
-    )
-    write_card(path, with_measurements(text, markdown(found.files), says, _command(task, against)))
-    return path
-
-
-def _plain(text: str) -> str:
-    """A name in a sentence of Markdown."""
-    return f"`{text.replace('`', '')}`"
-
-
-def _command(task: "EvalTask", against: str) -> str:
-    """The command, without folders of this machine and without secrets."""
-    import shlex
-
-    from ggufsmith.convert.hub.names import hub_model
-
-    reading = task.reading
     source = Path(against).resolve().name if Path(against).exists() or not hub_model(against, None) else against
-    words = ["ggufsmith", "eval", *(path.name for path in task.files), "--against", source]
-    words += [word for path in reading.text for word in ("--text", path.name)]
-    words += ["--context", str(reading.context)] if reading.context != TextOptions().context else []
-    words += ["--chunks", str(reading.chunks)] if reading.chunks else []
-    words += ["--engine", task.engine] if task.engine != "torch" else []
-    return shlex.join(words)
+    command = command_of([path.name for path in task.files], source, task.reading, task.engine)
+    write_card(path, with_table(text, found, command))
+    return path

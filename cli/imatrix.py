@@ -281,4 +281,4 @@ def _of_model(
         made = make_imatrix(
             request, opener, reading, process_output=process_output, threads=write.threads, progress=running(silent)
         )
-    return _Made(made.imatrix, path, inputs, (f"the model ran on {made.device}", *made.notes))
+    return _Made(made.imatrix, path, inputs, (f"the model ran in float32 on {made.device}", *made.notes))

@@ -74,8 +74,8 @@ def run_model(
     memory:   bytes of hidden states that may be in memory.
     progress: told of weights that all windows have gone through; `work` says how many there will be.
 
-    Usage: no torch, or no such device. Malformed: tokens that the model does not have, weights that are not those of
-    the model (`check_variants`), or are not finite. Unsupported: weights that a recipe's type cannot hold.
+    Usage: no such device. Malformed: tokens that the model does not have, weights that are not those of the model
+    (`check_variants`), or are not finite. Unsupported: no torch, or weights that a recipe's type cannot hold.
     """
     where = torch.device(find_device(device))
     if tokens.ndim != 2 or tokens.size == 0:

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from ggufsmith.container.errors import Usage
+from ggufsmith.container.errors import Unsupported, Usage
 
 LIBRARIES = ("torch", "transformers")
 LEAST = 5  # the release of transformers that keeps buffers apart from weights, and experts in one parameter
@@ -12,22 +12,23 @@ DEVICES = ("cuda", "mps", "cpu")
 
 
 def need_libraries() -> None:
-    """Usage, with the command that installs them, if torch or transformers is missing or too old."""
+    """Unsupported, with the command that installs them, if torch or transformers is missing or too old."""
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
-        raise Usage(
+        raise Unsupported(
             f"running a model needs {' and '.join(missing)}, which cannot be imported",
             fix=INSTALL,
         )
     found = version("transformers")
     if int(found.partition(".")[0]) < LEAST:
-        raise Usage(f"running a model needs transformers {LEAST} or later, and {found} is installed", fix=INSTALL)
+        raise Unsupported(f"running a model needs transformers {LEAST} or later, and {found} is installed", fix=INSTALL)
 
 
 def find_device(wanted: str | None = None) -> str:
     """The device to compute on. wanted: one of DEVICES, cuda with a number such as cuda:1; None takes the best.
 
-    Usage for another name, and for a device that this machine, or this build of torch, does not have.
+    Usage for another name, and for a device that this machine, or this build of torch, does not have; Unsupported
+    without torch.
     """
     need_libraries()
     import torch

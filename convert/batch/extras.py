@@ -1,12 +1,26 @@
 """What stands beside the outputs of a model for people: the SHA-256 sums and the model card."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 from ggufsmith.container.replace import replace_text
 from ggufsmith.convert.batch.jobfile import JobModel
 from ggufsmith.convert.batch.state import FinishedOutput
 from ggufsmith.naming.filecard import card_of, check_card
 from ggufsmith.naming.modelcard import Publisher
+from ggufsmith.pipeline.passes import Pass
+from ggufsmith.pipeline.request import Request
+
+
+class Measures(Protocol):
+    """Measures what outputs have lost (`evaluate`), which needs what this package does not."""
+
+    def check(self, request: Request, open_pass: Callable[[Request], Pass]) -> None:
+        """Raises if the model cannot be run."""
+
+    def with_table(self, card: str, model: JobModel, files: Sequence[Path], check: Callable[[], None]) -> str:
+        """The card with the table of these outputs of a model. check: called now and then."""
 
 
 def check_extras(model: JobModel) -> None:
@@ -16,15 +30,20 @@ def check_extras(model: JobModel) -> None:
         check_card(path, fix='Move it away, or choose another file with card = "…".')
 
 
-def write_extras(model: JobModel, outputs: Sequence[FinishedOutput]) -> None:
-    """Write the sums and the card that the job asks for, of these outputs."""
+def write_extras(
+    model: JobModel, outputs: Sequence[FinishedOutput], measures: Measures | None, check: Callable[[], None]
+) -> None:
+    """Write the sums and the card that the job asks for, of these outputs. check: called now and then."""
     if path := model.beside("checksums"):  # the format of sha256sum --check
         sums = "".join(f"{file.sha256}  {file.name}\n" for made in outputs for file in made.files)
         replace_text(path, sums, alone=True)
     if path := model.beside("card"):
         digests = {file.name: file.sha256 for made in outputs for file in made.files}
         files = [model.folder / made.files[0].name for made in outputs]
-        replace_text(path, card_of(files, _publisher(model), digest=lambda file: digests[file.name]), alone=True)
+        card = card_of(files, _publisher(model), digest=lambda file: digests[file.name])
+        if model.settings["quality"] and measures:
+            card = measures.with_table(card, model, files, check)
+        replace_text(path, card, alone=True)
 
 
 def _publisher(model: JobModel) -> Publisher:

@@ -276,7 +276,8 @@ class _Reader(Tables):
         for key in ("include_weights", "exclude_weights"):
             if said[key].value and not said["imatrix"].value:
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
-
+        if said["quality"].value and not said["card"].value:
+            self.wrong(said["quality"].place, "quality puts a table into the model card, but there is no card")
         if said["keep_imatrix"].value and said["imatrix"].value != str(AUTO):
             self.wrong(said["keep_imatrix"].place, f'keep_imatrix keeps what imatrix = "{AUTO}" makes')
 

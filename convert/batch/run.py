@@ -16,7 +16,7 @@ from typing import Protocol
 from ggufsmith.container.disk import check_space, remove_leftover
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
 from ggufsmith.container.provenance import file_sha256
-from ggufsmith.convert.batch.extras import check_extras, write_extras
+from ggufsmith.convert.batch.extras import Measures, check_extras, write_extras
 from ggufsmith.convert.batch.jobfile import JobFile, JobModel, WantedOutput
 from ggufsmith.convert.batch.located import located, pinned
 from ggufsmith.convert.batch.passes import PROCESS, JobPass, fixed, memory, plan_model
@@ -65,6 +65,7 @@ class BatchOptions:
     by_content: know large inputs by their hash, not by size and time. verify: hash finished outputs again.
     fail_fast: the first failure stops the job.
     imatrices: make the importance matrices that jobs leave to us; None if no model of the job does.
+    measures: measures what outputs have lost; None if no model of the job asks for it.
     """
 
     memory: int | None = None
@@ -76,6 +77,7 @@ class BatchOptions:
     verify: bool = False
     fail_fast: bool = False
     imatrices: "Imatrices | None" = None
+    measures: Measures | None = None
 
     @property
     def cores(self) -> int:
@@ -147,7 +149,7 @@ def plan_job(
             draft = _draft(model, options, look, dry=dry)
             there = draft.record.outputs
             if not draft.wanted and not dry and draft.record.extras != extras_fingerprint(model):
-                there = _finish(model, there)
+                there = _finish(model, there, options.measures)
         except Exception as error:
             outcome = Outcome(model, "failed", error=_failure(error))
         else:
@@ -218,6 +220,8 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
             else:
                 request = options.imatrices.promised(there.request, opener)
             there = replace(there, request=request)
+        if model.settings["quality"] and options.measures:
+            options.measures.check(there.request, opener)
         planned = plan_model(there, wanted, opener, threads=threads)
         with planned.made as made:
             made.check_apart()
@@ -398,7 +402,7 @@ class _Runner:
         outputs = tuple(known[wanted.label] for wanted in model.wanted)
         self.published.append(draft)
         write_record(model, Record(outputs))  # to hash them can take long, and is no reason to make them again
-        finished_outputs = _finish(model, outputs, self.check)
+        finished_outputs = _finish(model, outputs, self.options.measures, self.check)
         self.published.remove(draft)
         return finished_outputs, notes
 
@@ -413,7 +417,10 @@ class _Runner:
 
 
 def _finish(
-    model: JobModel, outputs: Sequence[FinishedOutput], check: Callable[[], None] = lambda: None
+    model: JobModel,
+    outputs: Sequence[FinishedOutput],
+    measures: Measures | None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[FinishedOutput, ...]:
     """Hash what has no hash yet, write what stands beside the outputs, the record last. check: called now and then."""
 
@@ -421,7 +428,7 @@ def _finish(
         return replace(file, sha256=file.sha256 or file_sha256(model.folder / file.name, lambda size: check()))
 
     done = tuple(replace(made, files=tuple(map(hashed, made.files))) for made in outputs)
-    write_extras(model, done)
+    write_extras(model, done, measures, check)
     write_record(model, Record(done, extras_fingerprint(model)))
     return done
 

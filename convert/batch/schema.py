@@ -74,6 +74,12 @@ SETTINGS: Mapping[str, JobKey] = {
         "The name of the file with SHA-256 sums; empty for none.", default="SHA256SUMS", fields=(MODEL,)
     ),
     "card": JobKey("The name of the model card, such as README.md; empty for none.", fields=(MODEL,)),
+    "quality": JobKey(
+        "For the card: measure what the outputs have lost against their source, as `ggufsmith eval` does with the text "
+        "that ships, and put the table into it.",
+        kind="flag",
+        default=False,
+    ),
     "repo": JobKey("For the card: the repository where the files will be published, org/name-GGUF.", fields=(MODEL,)),
     "base_model": JobKey("For the card: the original model, org/name.", fields=(MODEL,)),
     "author": JobKey("For the card: who quantized the model."),

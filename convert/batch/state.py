@@ -28,7 +28,7 @@ from ggufsmith.pipeline.request import AUTO
 from ggufsmith.quantize.recipes.assign import Override, Recipe
 
 WHOLE = 1 << 20  # bytes; smaller inputs are known by their content, larger ones by size and time
-CARD_KEYS = ("card", "checksums", "repo", "base_model", "author")
+CARD_KEYS = ("card", "checksums", "quality", "repo", "base_model", "author")
 
 
 @dataclass(frozen=True)

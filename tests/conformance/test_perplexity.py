@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import checkpoints
+from ggufsmith.cli.app import app
 from ggufsmith.evaluate.evaluation import EvalTask, evaluate
 from ggufsmith.evaluate.judged import Evaluation
 from ggufsmith.evaluate.quality import Quality
@@ -113,3 +115,16 @@ def test_a_recipe_is_judged_as_the_file_that_it_writes(tmp_path: Path) -> None:
     file, recipe = evaluate(task).files
     assert file.whole == recipe.whole
     assert (file.bytes, file.bits_per_weight) == (recipe.bytes, recipe.bits_per_weight)
+
+
+def test_a_job_puts_the_table_of_eval_into_the_card(tmp_path: Path) -> None:
+    checkpoints.write("llama", tmp_path / "Tiny-2M-v1.0")
+    lines = ['output = "out"', "[[model]]", 'source = "Tiny-2M-v1.0"', 'recipes = ["q8_0", "q4_0"]']
+    job = tmp_path / "job.toml"
+    job.write_text("\n".join([*lines, 'card = "README.md"', "quality = true", ""]), encoding="utf-8")
+    made = CliRunner().invoke(app, ["batch", str(job)])
+    assert made.exit_code == 0, made.output
+    (card,) = tmp_path.glob("out/*/README.md")
+    text = card.read_text(encoding="utf-8")
+    assert "KL divergence" in text and "`Q4_0`** |" in text
+    assert "ggufsmith eval Tiny-2M-v1.0-Q8_0.gguf Tiny-2M-v1.0-Q4_0.gguf --against Tiny-2M-v1.0" in text

@@ -12,10 +12,10 @@ def test_the_command_that_installs_them_is_named(missing: tuple[str, ...]) -> No
         "import sys\n"
         f"sys.modules |= dict.fromkeys({missing})\n"
         "from importlib import machinery, util\n"
-        "from ggufsmith.container.errors import Usage\n"
+        "from ggufsmith.container.errors import Unsupported\n"
         "from ggufsmith.evaluate.needed import find_device\n"
         "try: find_device()\n"
-        "except Usage as error: print(error)\n"
+        "except Unsupported as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
     assert "pip install --upgrade 'ggufsmith[eval]'" in done.stdout
