@@ -16,8 +16,8 @@ help:
 	@echo "make run          convert the bundled fixture checkpoint"
 	@echo "make test         the tests"
 	@echo "make conformance  compare with llama.cpp and transformers (builds llama.cpp once, fetches what it compares with)"
-	@echo "make check        format, lint, types, generated documents, docstrings"
-	@echo "make docs         write the generated documents anew"
+	@echo "make check        format, lint, types, generated documents, docstrings, links between documents"
+	@echo "make docs         write the generated documents anew, and build them all as a site in build/site"
 	@echo "make bench        speed and memory, against the reference tools"
 
 setup: $(VENV)/.setup
@@ -59,15 +59,24 @@ reference: $(REFERENCE)
 conformance: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(PYTEST) tests/conformance
 
-check: setup
+$(VENV)/.docs: $(VENV)/.setup
+	$(PIP) install --editable '.[docs]'
+	touch $@
+
+# mkdocs announces another major release with every build.
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+check: $(VENV)/.docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python docs/docstrings.py
+	$(SITE)
 
-docs: setup
+docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
+	$(SITE)
 
 bench: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(BIN)/python tests/bench/all.py
