@@ -20,6 +20,12 @@ def inspect(
         ),
     ],
     no_tensors: Annotated[bool, typer.Option("--no-tensors", help="Do not list the tensors.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE.html", help="Write it as a page too: sizes as bars, types as a map of the layers."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a GGUF file holds: header, keys, tensors, types and sizes; or how two files differ.
@@ -30,25 +36,36 @@ def inspect(
 
     def work() -> None:
         from ggufsmith.cli import render
+        from ggufsmith.cli.inspect_page import page
         from ggufsmith.container.errors import Usage
+        from ggufsmith.container.replace import replace_text
         from ggufsmith.container.shards import open_gguf_set
-        from ggufsmith.container.summary import difference, summary, without_tensors
+        from ggufsmith.container.summary import difference, shown, summary, without_tensors
 
         if len(files) > 2:
             raise Usage(
                 f"inspect takes one file, or two to compare, not {len(files)}",
                 fix="If the model is split, name any one shard.",
             )
+        if html and html.suffix.lower() != ".html":
+            raise Usage("the name of a page ends in .html", where=html)
         with ExitStack() as opened:
             models = [opened.enter_context(open_gguf_set(file)) for file in files]
             report = difference(*models) if len(models) == 2 else summary(*models)
+            whole = [summary(model) for model in models] if html else []
         if no_tensors:
             report = without_tensors(report)
+        tables = list(_differences(report, files) if len(files) == 2 else _blocks(report))
+        if html:
+            title = " and ".join(shown(file.name, 200) for file in files)
+            replace_text(html, page(whole, tables, title))
         if as_json:
             render.as_json(report)
         else:
-            for title, heads, rows in _differences(report, files) if len(files) == 2 else _blocks(report):
+            for title, heads, rows in tables:
                 render.table(rows, heads, title)
+            if html:
+                render.lines([("page", str(html))])
 
     guarded(work, as_json)
 

@@ -1,6 +1,7 @@
 """`ggufsmith inspect`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,33 @@ def test_shown() -> None:
     assert shown("x" * 200) == "x" * 99 + "…"
     assert shown(["\x1b"]) == r'["\u001b"]'
     assert Value(ValueType.FLOAT32, 1.0) == f32(1)
+
+
+def test_the_page_shows_sizes_and_types_and_runs_nothing(model: Path, tmp_path: Path) -> None:
+    hostile = {**META, "general.name": string('<script>alert("x")</script>')}
+    path, target = (
+        write(tmp_path / "h.gguf", hostile, (*SPECS[:3], replace(SPECS[3], name="<b>bold"))),
+        tmp_path / "p.html",
+    )
+    done = run(inspect, path, "--html", target)
+    assert done.exit_code == 0, done.output
+    page = target.read_text(encoding="utf-8")
+    assert str(target) in done.output and "<script" not in page and "<b>" not in page and "\x1b" not in page
+    assert "&lt;script&gt;" in page and "http" not in page  # nothing is fetched from elsewhere
+    assert page.count('class="type"') == 2 and ">Q4_K</td>" in page and ">Q6_K</td>" in page
+    largest = run(inspect, path, "--json")
+    assert next(iter(json.loads(largest.output)["roles"])) in page
+
+
+def test_the_page_marks_what_differs_in_two_files(model: Path, tmp_path: Path) -> None:
+    specs = (SPECS[0], replace(SPECS[1], format=format_of("Q5_K")), *SPECS[2:])
+    other, target = write(tmp_path / "other.gguf", META, specs), tmp_path / "p.html"
+    assert run(inspect, model, other, "--html", target).exit_code == 0
+    page = target.read_text(encoding="utf-8")
+    assert page.count('class="type changed"') == 1 and ">Q4_K → Q5_K</td>" in page
+
+
+def test_a_page_never_takes_the_place_of_a_model(model: Path) -> None:
+    before = model.read_bytes()
+    done = run(inspect, model, "--html", model)
+    assert done.exit_code == 2 and "ends in .html" in done.output and model.read_bytes() == before
