@@ -7,7 +7,13 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "examples/jobs.toml", "examples/github-actions.yml")
+OUTSIDE = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "examples/jobs.toml",
+    "examples/action.yml",
+    "examples/github-actions.yml",
+)
 LINK = re.compile(r"\[([^]]+)\]\(\.\./([^)#]+)\)")
 
 

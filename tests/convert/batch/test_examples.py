@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -23,21 +24,37 @@ def test_the_workflow(tmp_path: Path) -> None:
     checkpoints.write("qwen2", tmp_path / "models" / "Tiny-Qwen2", **SMALL)
     shutil.copy(EXAMPLES / "jobs.toml", tmp_path)
     workflow = yaml.safe_load((EXAMPLES / "github-actions.yml").read_text(encoding="utf-8"))
+    action = yaml.safe_load((EXAMPLES / "action.yml").read_text(encoding="utf-8"))
     job = workflow["jobs"]["convert"]
-    commands = [step["run"] for step in job["steps"] if "run" in step and step["name"] != "Install"]
+    (used,) = (step["with"] for step in job["steps"] if step["uses"] == "./.github/actions/ggufsmith")
+    assert used.keys() <= action["inputs"].keys()
+    inputs = {name: str(used.get(name, each["default"])) for name, each in action["inputs"].items()}
+    steps = [step for step in action["runs"]["steps"] if "run" in step and step["name"] != "Install"]
     tools = tmp_path / "bin"
     tools.mkdir()
     program = tools / "ggufsmith"  # the program that `pip install ggufsmith` would bring
     program.write_text(f"#!{sys.executable}\nfrom ggufsmith.cli.app import main\nmain()\n", encoding="utf-8")
     program.chmod(0o755)
-    environment = {**os.environ, "GITHUB_ACTIONS": "true", "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_OUTPUT": str(tmp_path / "said"),
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+    }
 
-    def run(command: str, part: int) -> list[str]:
+    def filled(text: str, part: int) -> str:
+        for name, value in inputs.items():
+            text = text.replace(f"${{{{ inputs.{name} }}}}", value)
+        text = text.replace("${{ matrix.part }}", str(part))
+        assert "${{" not in text
+        return text
+
+    def run(step: dict[str, Any], part: int) -> list[str]:
         """The status of every model, by the report."""
         done = subprocess.run(
-            ["bash", "-eo", "pipefail", "-c", command.replace("${{ matrix.part }}", str(part))],
+            ["bash", "-eo", "pipefail", "-c", step["run"]],
             cwd=tmp_path,
-            env=environment,
+            env={**environment, **{name: filled(value, part) for name, value in step["env"].items()}},
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -49,7 +66,7 @@ def test_the_workflow(tmp_path: Path) -> None:
         content = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {"models": []}
         return [model["status"] for model in content["models"]]
 
-    look, convert = commands
+    look, convert = steps
     for part in job["strategy"]["matrix"]["part"]:
         assert run(look, part) == []
         assert run(convert, part) == ["done"]
@@ -57,6 +74,7 @@ def test_the_workflow(tmp_path: Path) -> None:
             os.utime(path)
         assert run(convert, part) == ["finished"]
         assert ElementTree.parse(tmp_path / f"report-{part}.xml").getroot().get("failures") == "0"
+    assert (tmp_path / "said").read_text(encoding="utf-8").splitlines()[-1] == "report=report-2.json"
     files = {
         path.relative_to(tmp_path / "gguf").as_posix() for path in (tmp_path / "gguf").rglob("*") if path.is_file()
     }
