@@ -57,4 +57,5 @@ def stacked(value: torch.Tensor, name: str) -> int | None:
     if value.ndim == 3:
         return -1
     pieces = name.split(".")
-    return int(pieces[pieces.index("experts") + 1]) if "experts" in pieces else None
+    number = pieces[pieces.index("experts") + 1] if "experts" in pieces[:-1] else ""
+    return int(number) if number.isdecimal() else None
