@@ -53,6 +53,10 @@ class Op:
         """The op that makes that source from the output alone; None if there is none."""
         return None
 
+    def columns(self, width: int) -> NDArray[np.int64] | None:
+        """Of the source's columns, `width`, that of every column of the output; None if they are in the same order."""
+        return None
+
     @property
     def selects(self) -> bool:
         """Whether the output is some of the source's numbers, which `put` can write back (see `invert.Merge`)."""

@@ -221,6 +221,9 @@ class RegroupColumns(Op):
         moved = rows.reshape(len(rows), self.groups, self.per, self.size).swapaxes(1, 2)
         return np.ascontiguousarray(moved).reshape(rows.shape)
 
+    def columns(self, width: int) -> NDArray[np.int64]:
+        return np.arange(width).reshape(self.groups, self.per, self.size).swapaxes(0, 1).ravel()
+
     def inverse(self, source: int = 0) -> "RegroupColumns":
         return RegroupColumns(self.per, self.groups, self.size)
 

@@ -116,7 +116,8 @@ def run_model(
                 del rows
                 with loaded(module, skeleton.prefix(block), parameters, where) as weights:
                     watched = observe is not None and k == 0
-                    watching = partial(Watching, parameters=weights, names=skeleton.names(block)) if watched else _blind
+                    taps, latent = skeleton.taps(block), skeleton.latent(block)
+                    watching = partial(Watching, parameters=weights, taps=taps, latent=latent) if watched else _blind
                     through(module, block, batches[k], hidden, where, threads, watching, observe or _ignored)
                 del parameters, weights
                 progress(weights_in(outputs))
@@ -213,7 +214,8 @@ def through(
         def run(batch: Batch, told: list[Any]) -> None:
             args, kwargs = on_device(batch.arguments[block], device)
             with torch.inference_mode(), watching(lambda *inputs: told.append(inputs)):
-                made = module(torch.from_numpy(hidden[batch.windows]).to(device), *args, **kwargs)
+                # A copy: what is told of inputs may be the hidden states themselves, which are about to be overwritten.
+                made = module(torch.tensor(hidden[batch.windows], device=device), *args, **kwargs)
             hidden[batch.windows] = (made[0] if isinstance(made, tuple) else made).cpu().numpy()
 
         parallel_for(lambda stop: lambda task: run(*task), zip(group, seen, strict=True), len(group))

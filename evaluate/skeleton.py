@@ -24,6 +24,7 @@ from ggufsmith.convert.invert import Inverse, inverses
 from ggufsmith.convert.ops import Array, Constant
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 from ggufsmith.convert.stored import StoredTensor
+from ggufsmith.evaluate.observe import Latent, Tap
 from ggufsmith.evaluate.variants import ModelVariant, SourceModel, Weights
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -92,14 +93,28 @@ class Skeleton:
         """The GGUF tensors of a block."""
         return [each for each in self.plan.outputs if each.name.startswith(f"blk.{block}.")]
 
-    def names(self, block: int) -> dict[str, tuple[str, ...]]:
+    def taps(self, block: int) -> dict[str, tuple[Tap, ...]]:
         """The parameters of a block, by the names they have in it, and the GGUF tensors that are made of each."""
-        prefix, found = self.prefix(block), dict[str, tuple[str, ...]]()
+        prefix, found = self.prefix(block), dict[str, tuple[Tap, ...]]()
         for output in self.outputs(block):
             for source in output.sources:
                 name = source.name.removeprefix(prefix)
-                found[name] = (*found.get(name, ()), output.name)
+                tap = Tap(output.name, output.op.columns(source.shape[-1]))
+                found[name] = (*found.get(name, ()), tap)
         return found
+
+    def latent(self, block: int) -> Latent | None:
+        """What latent attention in a block takes the place of; None if it has none."""
+        prefix = self.prefix(block)
+        outputs = {each.name.removeprefix(f"blk.{block}."): each for each in self.outputs(block)}
+        keys, values = outputs.get("attn_k_b.weight"), outputs.get("attn_v_b.weight")
+        queries = outputs.get("attn_q_b.weight") or outputs.get("attn_q.weight")
+        if keys is None or values is None or queries is None:
+            return None
+        (made, *_), (latent, *_) = queries.sources, keys.sources
+        heads, _, size = keys.shape
+        own = (made.name.removeprefix(prefix), latent.name.removeprefix(prefix))
+        return Latent(*own, keys.name, values.name, heads, size)
 
     def prefix(self, block: int) -> str:
         """What the names of a block's parameters begin with."""
