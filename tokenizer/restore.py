@@ -25,9 +25,7 @@ def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
         raise Malformed("the file has no vocabulary", where=f"{where}: {KEY.MODEL}")
     model = keys.text(KEY.MODEL)
     if model not in MODELS:
-        raise Unsupported(
-            f"the tokenizer is {shown(model)}; only {', '.join(MODELS)} can be read from a GGUF file", where=where
-        )
+        raise Unsupported(f"the tokenizer is {shown(model)}; only {', '.join(MODELS)} are known here", where=where)
     tokens = keys.texts(KEY.LIST)
     count = len(tokens)
     types = keys.numbers(KEY.TOKEN_TYPE, np.int32, count)
