@@ -53,9 +53,15 @@ class Collector:
     def _fits(self, tensor: str, width: int, expert: int | None) -> bool:
         """Whether these are the inputs of that tensor. They are not where a model is written in another way than in
         llama.cpp, as multi-head latent attention is, whose matrices for keys and values are one in transformers.
+        `evaluate.observe.Latent` says what theirs are.
         """
         *stack, _, columns = self.shapes.get(tensor, (0, 0))
         return columns == width and len(stack) == (expert is not None)
+
+    def _entry(self, name: str) -> Entry:
+        """A stack that is not one of experts has one count, as all of its matrices have the same tokens."""
+        counts = self._counts[name] if "_exps." in name else self._counts[name][:1]
+        return Entry(self._sums[name].astype(np.float32).reshape(len(counts), -1), counts)
 
     def _squares(self, inputs: "torch.Tensor") -> NDArray[np.float64]:
         """Queries, keys and values have the same inputs, which are squared once."""
@@ -66,9 +72,7 @@ class Collector:
     def imatrix(self, datasets: Sequence[str], chunks: int, chunk_size: int) -> Imatrix:
         """What was summed. Malformed if the model computed numbers that are not finite."""
         self._last = None
-        entries = {
-            name: Entry(sums.astype(np.float32), self._counts[name]) for name, sums in sorted(self._sums.items())
-        }
+        entries = {name: self._entry(name) for name in sorted(self._sums)}
         wrong = [name for name, entry in entries.items() if not np.isfinite(entry.sums).all()]
         if wrong:
             raise Malformed(

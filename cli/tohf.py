@@ -90,7 +90,7 @@ def _tensors(prepared: "PreparedFolder") -> Iterator[dict[str, Any]]:
             "name": tensor.name,
             "shape": list(tensor.shape),
             "type": tensor.format.name,
-            "source": tensor.source.info.name,
+            "source": ", ".join(tensor.sources),
             "source_type": tensor.held.name,
             "op": tensor.op,
         }

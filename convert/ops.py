@@ -50,16 +50,41 @@ class Op:
         return read(0, start, stop)
 
     def inverse(self, source: int = 0) -> "Op | None":
-        """The op that makes that source from the output; None if there is none."""
+        """The op that makes that source from the output alone; None if there is none."""
         return None
+
+    def columns(self, width: int) -> NDArray[np.int64] | None:
+        """Of the source's columns, `width`, that of every column of the output; None if they are in the same order."""
+        return None
+
+    @property
+    def selects(self) -> bool:
+        """Whether the output is some of the source's numbers, which `put` can write back (see `invert.Merge`)."""
+        return False
+
+    def view(self, source: Array) -> Array:
+        """The output as a view into an array of the whole source."""
+        raise NotImplementedError
+
+    def put(self, output: Array, source: Array) -> None:
+        """Write an output to the places in an array of the whole source that it was taken from."""
+        view = self.view(source)
+        view[...] = output.reshape(view.shape)
 
 
 @dataclass(frozen=True)
 class Copy(Op):
     """The source as it is."""
 
+    @property
+    def selects(self) -> bool:
+        return True
+
     def inverse(self, source: int = 0) -> Op:
         return self
+
+    def view(self, source: Array) -> Array:
+        return source
 
 
 @dataclass(frozen=True)
@@ -167,6 +192,14 @@ class Part(Op):
             low, high = max(start - matrix * each, 0), min(stop - matrix * each, each)
             parts.append(read(0, shift + low, shift + high))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    @property
+    def selects(self) -> bool:
+        return True
+
+    def view(self, source: Array) -> Array:
+        taken = slice(self.begin, self.end)
+        return source[..., taken, :] if source.ndim > 1 else source[taken]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,16 @@ class Chain(Op):
         first, second = self.first.inverse(), self.second.inverse()
         return Chain(second, first) if first and second else None
 
+    @property
+    def selects(self) -> bool:
+        return self.first.selects and self.second.selects
+
+    def view(self, source: Array) -> Array:
+        return self.second.view(self.first.view(source))
+
+    def put(self, output: Array, source: Array) -> None:
+        self.second.put(output, self.first.view(source))
+
 
 @dataclass(frozen=True)
 class Squeeze(Op):
@@ -51,34 +61,43 @@ class Squeeze(Op):
         (source,) = sources
         return (*source[:1], *(size for size in source[1:] if size != 1))
 
+    def inverse(self, source: int = 0) -> "Unsqueeze":
+        return Unsqueeze()
+
+
+@dataclass(frozen=True)
+class Unsqueeze(Op):
+    """An axis of one put behind the first: (channels, width) becomes (channels, 1, width)."""
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return (source[0], 1, *source[1:])
+
+    def inverse(self, source: int = 0) -> Squeeze:
+        return Squeeze()
+
 
 @dataclass(frozen=True)
 class NegativeExp(Op):
-    """-exp(x) in float32: state space models store the logarithm of their decay, ggml wants the decay itself."""
+    """-exp(x) in float32: state space models store the logarithm of their decay, ggml wants the decay itself.
+
+    Undoing it gives back x to a few units in the last place, and NaN for a decay that is not below zero.
+    """
+
+    undo: bool = False
 
     @property
     def computes(self) -> bool:
         return True
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
-        with np.errstate(over="ignore"):  # the stream refuses what is not finite
-            decay: Array = -np.exp(read(0, start, stop).astype(np.float64)).astype(np.float32)
-        return decay
+        x = read(0, start, stop).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # the stream refuses what is not finite
+            made: Array = (np.log(-x) if self.undo else -np.exp(x)).astype(np.float32)
+        return made
 
-
-@dataclass(frozen=True)
-class Times(Op):
-    """x times a number, in float32."""
-
-    factor: float
-
-    @property
-    def computes(self) -> bool:
-        return True
-
-    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
-        scaled: Array = read(0, start, stop) * np.float32(self.factor)
-        return scaled
+    def inverse(self, source: int = 0) -> "NegativeExp":
+        return NegativeExp(not self.undo)
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,17 @@ class Gather(Op):
         runs = np.split(found, np.flatnonzero(np.diff(found) != 1) + 1)
         parts = [read(0, int(run[0]), int(run[-1]) + 1).copy() for run in runs if len(run)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    @property
+    def selects(self) -> bool:
+        return True
+
+    def put(self, output: Array, source: Array) -> None:
+        if source.ndim == 1:
+            source[self.order(len(source))] = output.ravel()
+            return
+        order = self.order(source.shape[-2])
+        source[..., order, :] = output.reshape(*source.shape[:-2], len(order), source.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -138,6 +168,13 @@ class StridedColumns(Op):
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         return np.ascontiguousarray(read(0, start, stop)[:, self.begin :: self.step])
+
+    @property
+    def selects(self) -> bool:
+        return True
+
+    def view(self, source: Array) -> Array:
+        return source[..., self.begin :: self.step]
 
 
 @dataclass(frozen=True)
@@ -184,6 +221,9 @@ class RegroupColumns(Op):
         moved = rows.reshape(len(rows), self.groups, self.per, self.size).swapaxes(1, 2)
         return np.ascontiguousarray(moved).reshape(rows.shape)
 
+    def columns(self, width: int) -> NDArray[np.int64]:
+        return np.arange(width).reshape(self.groups, self.per, self.size).swapaxes(0, 1).ravel()
+
     def inverse(self, source: int = 0) -> "RegroupColumns":
         return RegroupColumns(self.per, self.groups, self.size)
 
@@ -215,3 +255,10 @@ class Turn(Op):
 
     def inverse(self, source: int = 0) -> "Turn":
         return self
+
+    @property
+    def selects(self) -> bool:
+        return True
+
+    def view(self, source: Array) -> Array:
+        return source.swapaxes(-1, -2)

@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.convert.plan import TensorPlan
+from ggufsmith.evaluate.arguments import ArgumentStore, Call, argument_store, on_device
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.observe import Observer, Watching
 from ggufsmith.evaluate.scores import replaced, score
-from ggufsmith.evaluate.skeleton import EMBEDDING, NORM, Skeleton, check_variants, head_of, parameters_of
+from ggufsmith.evaluate.skeleton import BY_TOKEN, Skeleton, check_variants, head_of, parameters_of
 from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pick_rows, read_tensors
 from ggufsmith.pipeline.parallel import available_cores
@@ -47,7 +48,7 @@ class Batch:
     """Windows that go through a block at once. arguments: what every block is given besides the hidden states."""
 
     windows: slice
-    arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    arguments: tuple[Call, ...]
 
 
 def run_model(
@@ -85,15 +86,21 @@ def run_model(
             f"the text has tokens from {tokens.min()} to {tokens.max()}, but the model has {skeleton.vocabulary}",
             fix="Use the tokenizer of the model itself.",
         )
+    if skeleton.positions is not None and tokens.shape[1] > skeleton.positions:
+        raise Usage(
+            f"windows of {tokens.shape[1]} tokens are longer than the {skeleton.positions} positions of the model",
+            fix=f"Make them shorter: --context {skeleton.positions}",
+        )
     check_variants(skeleton, variants[0], variants)
     threads = threads or available_cores()
     with torch.inference_mode(), torch_threads(1), ExitStack() as stack:
         load_kernels(variants)
         shape = (*tokens.shape, skeleton.plan.dims.embd)
         states = [stack.enter_context(room(shape, memory // len(variants))) for _ in variants]
+        stores = [stack.enter_context(argument_store(memory // len(variants))) for _ in variants]
         batches = [
-            embed(skeleton, variant, tokens, hidden, where, threads)
-            for variant, hidden in zip(variants, states, strict=True)
+            embed(skeleton, variant, tokens, hidden, store, where, threads)
+            for variant, hidden, store in zip(variants, states, stores, strict=True)
         ]
         for block, module in enumerate(skeleton.blocks):
             shelf: Mapping[str, Weights] = {}
@@ -105,11 +112,12 @@ def run_model(
                 rows = read_tensors(variant, names, threads, shelf if variant.tensors is variants[0].tensors else {})
                 if k == 0 and any(each.encodings and each.tensors is variant.tensors for each in variants):
                     shelf = rows
-                parameters = parameters_of(outputs, rows)
+                parameters = parameters_of(skeleton.inside(block), rows)
                 del rows
                 with loaded(module, skeleton.prefix(block), parameters, where) as weights:
                     watched = observe is not None and k == 0
-                    watching = partial(Watching, parameters=weights, names=skeleton.names(block)) if watched else _blind
+                    taps, latent = skeleton.taps(block), skeleton.latent(block)
+                    watching = partial(Watching, parameters=weights, taps=taps, latent=latent) if watched else _blind
                     through(module, block, batches[k], hidden, where, threads, watching, observe or _ignored)
                 del parameters, weights
                 progress(weights_in(outputs))
@@ -143,26 +151,30 @@ def embed(
     variant: ModelVariant,
     tokens: NDArray[np.int32],
     hidden: States,
+    store: ArgumentStore,
     device: torch.device,
     threads: int,
 ) -> list[Batch]:
     """Fill `hidden` with what goes into the first block, and record what every block is given.
 
-    Only the rows of the tokens that occur are read; the model's own embedding and forward do the rest.
+    Of embeddings, only the rows of the tokens that occur are read; the model's own forward does the rest.
     """
     occurring, ids = np.unique(tokens, return_inverse=True)
-    rows = pick_rows(variant, EMBEDDING, occurring.astype(np.int64), threads)
     numbers = torch.from_numpy(ids.reshape(tokens.shape).astype(np.int64))
-    embedding, norm = skeleton.base.get_input_embeddings(), skeleton.norm
-    size, recorded, batches = windows_at_once(skeleton, tokens.shape[1], device), dict[int, Any](), list[Batch]()
-    with loaded(embedding, "", {"weight": rows}, device), replaced(norm, lambda states: states):
+    picked = {each.source.name: each.outputs[0].name for each in skeleton.before if each.outputs[0].name in BY_TOKEN}
+    whole = [each for each in skeleton.before if each.source.name not in picked]
+    rows = read_tensors(variant, [output.name for each in whole for output in each.outputs], threads)
+    parameters = parameters_of(whole, rows)
+    for source, name in picked.items():
+        parameters[source] = pick_rows(variant, name, occurring.astype(np.int64), threads)
+    size, batches = windows_at_once(skeleton, tokens.shape[1], device), list[Batch]()
+    with installed(skeleton.model, parameters, device), replaced(skeleton.norm, lambda states: states):
         for first in range(0, len(tokens), size):
             windows = slice(first, min(first + size, len(tokens)))
-            count = windows.stop - windows.start
             with recording(skeleton.blocks) as calls:
                 _caught(skeleton, numbers[windows].to(device))
             hidden[windows] = calls[0][0][0].cpu().numpy()
-            arguments = recorded.setdefault(count, tuple((args[1:], kwargs) for args, kwargs in calls))
+            arguments = store.keep(windows.stop - windows.start, [(args[1:], kwargs) for args, kwargs in calls])
             batches.append(Batch(windows, arguments))
     return batches
 
@@ -170,7 +182,7 @@ def embed(
 def _caught(skeleton: Skeleton, numbers: torch.Tensor) -> None:
     """The model's own forward, in which blocks only record. Unsupported if it needs more of them than states."""
     try:
-        skeleton.base(input_ids=numbers, use_cache=False)
+        skeleton.decoder(input_ids=numbers, use_cache=False)
     except Exception as error:
         raise Unsupported(
             f"transformers' {type(skeleton.model).__name__} cannot be run block by block yet: "
@@ -200,9 +212,10 @@ def through(
         seen: list[list[tuple[str, torch.Tensor, int | None]]] = [[] for _ in group]
 
         def run(batch: Batch, told: list[Any]) -> None:
-            args, kwargs = batch.arguments[block]
+            args, kwargs = on_device(batch.arguments[block], device)
             with torch.inference_mode(), watching(lambda *inputs: told.append(inputs)):
-                made = module(torch.from_numpy(hidden[batch.windows]).to(device), *args, **kwargs)
+                # A copy: what is told of inputs may be the hidden states themselves, which are about to be overwritten.
+                made = module(torch.tensor(hidden[batch.windows], device=device), *args, **kwargs)
             hidden[batch.windows] = (made[0] if isinstance(made, tuple) else made).cpu().numpy()
 
         parallel_for(lambda stop: lambda task: run(*task), zip(group, seen, strict=True), len(group))
@@ -221,9 +234,9 @@ def normalize(
     observe: Observer | None = None,
 ) -> None:
     """The final norm, in place. observe: told of what the head is given."""
-    outputs = [each for each in skeleton.plan.outputs if NORM.fullmatch(each.name)]
-    parameters = parameters_of(outputs, read_tensors(variant, [each.name for each in outputs], threads))
-    name = outputs[0].sources[0].name.rpartition(".")[0] + "." if outputs else ""
+    rows = read_tensors(variant, [output.name for each in skeleton.last for output in each.outputs], threads)
+    parameters = parameters_of(skeleton.last, rows)
+    name = skeleton.last[0].source.name.rpartition(".")[0] + "." if skeleton.last else ""
     module = skeleton.norm
     with loaded(module, name, parameters, device):
         for window in hidden:
@@ -256,24 +269,36 @@ def windows_at_once(skeleton: Skeleton, context: int, device: torch.device) -> i
 def loaded(
     module: Any, prefix: str, parameters: Mapping[str, Weights], device: torch.device
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Within, the module has these weights, which share memory with the arrays on the CPU; they are yielded by name.
+    """Within, the module has these weights, all that it needs. prefix: what the names have that its own do not.
 
-    prefix: what the names have that the module's own do not.
+    See `installed`.
     """
+    own = {name.removeprefix(prefix): value for name, value in parameters.items()}
+    if own.keys() != module.state_dict(keep_vars=True).keys():
+        raise KeyError(f"{sorted(own.keys() ^ module.state_dict(keep_vars=True).keys())} of {type(module).__name__}")
+    with installed(module, own, device) as weights:
+        module.to(device)
+        yield weights
+
+
+@contextmanager
+def installed(
+    module: Any, parameters: Mapping[str, Weights], device: torch.device
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Within, the module has these weights, which share memory with the arrays on the CPU; they are yielded by name."""
     empty: dict[str, Any] = module.state_dict(keep_vars=True)
-    weights = {name.removeprefix(prefix): torch.from_numpy(value).to(device) for name, value in parameters.items()}
-    if weights.keys() != empty.keys():
-        raise KeyError(f"{sorted(weights.keys() ^ empty.keys())} of {type(module).__name__}")
+    weights = {name: torch.from_numpy(value).to(device) for name, value in parameters.items()}
     wrapped = {
         name: torch.nn.Parameter(value, requires_grad=False) if isinstance(empty[name], torch.nn.Parameter) else value
         for name, value in weights.items()
     }
     _install(module, wrapped)
-    module.to(device)
+    for name in wrapped:
+        module.get_submodule(name.rpartition(".")[0]).to(device)  # its buffers
     try:
         yield weights
     finally:
-        _install(module, empty)
+        _install(module, {name: empty[name] for name in wrapped})
 
 
 def _install(module: Any, parameters: Mapping[str, Any]) -> None:

@@ -1,11 +1,24 @@
 """What every linear of a model is given: its inputs, under the name of the GGUF tensor that holds its weights."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
-from torch.nn.functional import linear
+from numpy.typing import NDArray
+from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+
+# The products in which weights stand, and which of their arguments are the inputs and the weights.
+PRODUCTS = {
+    linear: (0, 1),
+    torch.matmul: (0, 1),
+    torch.Tensor.matmul: (0, 1),
+    torch.Tensor.__matmul__: (0, 1),
+    torch.bmm: (0, 1),
+    torch.addmm: (1, 2),
+}
 
 
 class Observer(Protocol):
@@ -15,9 +28,38 @@ class Observer(Protocol):
         """inputs: (tokens, n_in) float32, of the linear whose weights are the GGUF tensor `tensor`
         ("blk.0.attn_q.weight", "output.weight"), for the tokens of one batch of windows; not to be changed.
 
-        expert: None, or which of the stacked experts; there is one call for each expert that got tokens. A linear whose
-        weights are several GGUF tensors (query, key and value in one, gate and up in one) is told under each name.
+        expert: None, or which of the stacked matrices; there is one call for each expert that got tokens. A linear
+        whose weights are several GGUF tensors (query, key and value in one, gate and up in one) is told under each
+        name, with its inputs in the order in which that tensor has its columns.
         """
+
+
+class Tap(NamedTuple):
+    """A GGUF tensor that is made of a parameter. columns: of the parameter, for each of its own; None for the same."""
+
+    tensor: str
+    columns: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Where a block with latent attention has what llama.cpp multiplies instead of its matrix for keys and values.
+
+    llama.cpp takes queries through the part that makes keys, so that all heads attend to the latent itself, and takes
+    what they find there through the part that makes values: src/models/deepseek2.cpp.
+
+    queries:      the parameter whose product has the queries of all heads, those of a head beside each other; its
+                  first `size` numbers are multiplied with what makes keys.
+    latent:       the parameter that makes keys and values of the latent.
+    keys, values: the GGUF tensors, stacks of a matrix for each of `heads`.
+    """
+
+    queries: str
+    latent: str
+    keys: str
+    values: str
+    heads: int
+    size: int
 
 
 class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types here
@@ -26,35 +68,74 @@ class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types h
     Linears are recognised by the memory of their weights, and not by modules: so experts that transformers keep in one
     parameter, and routers, which are no `Linear`, are seen as everything else is.
 
-    parameters: by name, on their device. names: the GGUF tensors that are made of each (see `Skeleton.names`).
+    parameters: by name, on their device. taps: the GGUF tensors that are made of each (see `Skeleton.taps`).
     """
 
     def __init__(
-        self, observe: Observer, parameters: Mapping[str, torch.Tensor], names: Mapping[str, tuple[str, ...]]
+        self,
+        observe: Observer,
+        parameters: Mapping[str, torch.Tensor],
+        taps: Mapping[str, tuple[Tap, ...]],
+        latent: Latent | None = None,
     ) -> None:
         super().__init__()
         self._observe = observe
+        self._taps = taps
         self._known = {
-            value.untyped_storage().data_ptr(): (names[name], stacked(value, name))
+            value.untyped_storage().data_ptr(): (name, value.ndim == 3)
             for name, value in parameters.items()
             if value.ndim > 1
         }
+        self._latent = latent
+        self._compressed: torch.Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at what goes into `linear`, and let everything through as it is."""
-        if func is linear:
-            inputs, weight = args[0], args[1] if len(args) > 1 else (kwargs or {})["weight"]
-            names, expert = self._known.get(weight.untyped_storage().data_ptr(), ((), None))
-            if expert is not None and expert < 0:  # a stack: the place within it says which
-                expert = weight.storage_offset() // weight.numel()
-            for name in names:
-                self._observe(name, inputs.reshape(-1, inputs.shape[-1]), expert)
-        return func(*args, **(kwargs or {}))
+        """Look at what goes into products, and let everything through as it is."""
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if func in PRODUCTS:
+            first, second = PRODUCTS[func]
+            weight = args[second] if len(args) > second else kwargs.get("weight", kwargs.get("mat2"))
+            known = self._known.get(weight.untyped_storage().data_ptr()) if isinstance(weight, torch.Tensor) else None
+            if known is not None:
+                self._product(*known, args[first], weight, made)
+        elif func is scaled_dot_product_attention and self._compressed is not None:
+            self._attention(args, kwargs)
+        return made
+
+    def _product(self, name: str, stack: bool, inputs: torch.Tensor, weight: torch.Tensor, made: torch.Tensor) -> None:
+        taps = self._taps[name]
+        if weight.ndim == 3:  # every expert is given all tokens, and zeros for those that did not choose it
+            for number, rows in enumerate(inputs):
+                self._tell(taps, rows[rows.any(dim=-1)], number)
+        else:
+            # Of a stack, the place within it says which.
+            expert = int(weight.storage_offset()) // weight.numel() if stack else expert_in(name)
+            self._tell(taps, inputs.reshape(-1, inputs.shape[-1]), expert)
+        if self._latent and name == self._latent.queries:
+            heads = made.reshape(-1, self._latent.heads, made.shape[-1] // self._latent.heads)
+            for head in range(self._latent.heads):
+                self._observe(self._latent.keys, heads[:, head, : self._latent.size], head)
+        elif self._latent and name == self._latent.latent:
+            self._compressed = inputs
+
+    def _tell(self, taps: tuple[Tap, ...], inputs: torch.Tensor, expert: int | None) -> None:
+        for tensor, columns in taps:
+            self._observe(tensor, inputs if columns is None else inputs[:, columns], expert)
+
+    def _attention(self, args: Any, kwargs: Any) -> None:
+        """What heads find in the latent, with the weights that they give to the values."""
+        assert self._latent is not None and self._compressed is not None
+        query, key, *_ = args
+        latent = self._compressed.reshape(len(query), 1, key.shape[2], -1).expand(-1, query.shape[1], -1, -1)
+        found = scaled_dot_product_attention(query, key, latent, *args[3:], **kwargs)
+        for head in range(self._latent.heads):
+            self._observe(self._latent.values, found[:, head].reshape(-1, found.shape[-1]), head)
+        self._compressed = None
 
 
-def stacked(value: torch.Tensor, name: str) -> int | None:
-    """The number of the expert whose weights a parameter holds; -1 if it holds those of all, None if of none."""
-    if value.ndim == 3:
-        return -1
+def expert_in(name: str) -> int | None:
+    """The number of the expert whose parameter has this name; None if it belongs to none."""
     pieces = name.split(".")
-    return int(pieces[pieces.index("experts") + 1]) if "experts" in pieces else None
+    number = pieces[pieces.index("experts") + 1] if "experts" in pieces[:-1] else ""
+    return int(number) if number.isdecimal() else None

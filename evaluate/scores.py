@@ -8,13 +8,13 @@ online softmax is in Milakov and Gimelshein, "Online normalizer calculation for 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ggufsmith.evaluate.skeleton import Skeleton, head_of
+from ggufsmith.evaluate.skeleton import HEAD_BIAS, Skeleton, head_of
 from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.evaluate.variants import ModelVariant, read_rows
 
@@ -81,10 +81,7 @@ def score(
     piece = min(PIECE, max(MAX_WEIGHTS // (width * len(variants)), 512))
     for first in range(0, vocabulary, piece):
         last = min(first + piece, vocabulary)
-        heads = [
-            torch.from_numpy(read_rows(variant, head_of(variant), first, last, threads)).to(device)
-            for variant in variants
-        ]
+        heads = [read_head(variant, first, last, threads, device) for variant in variants]
         for start in range(0, count, ROWS):
             rows = slice(start, min(start + ROWS, count))
             wanted, source, weights = following[rows], None, None
@@ -130,8 +127,24 @@ class LastStates:
         return None
 
 
-def logits_of(skeleton: Skeleton, hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    """Logits (rows, piece) of hidden states (rows, width) after the final norm, for a piece of the head (piece, width).
+class HeadPiece(NamedTuple):
+    """Rows of a head: (piece, width), and their biases, (piece,), if it has any."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def read_head(variant: ModelVariant, first: int, last: int, threads: int, device: torch.device) -> HeadPiece:
+    """The head of a variant for the vocabulary from `first` to `last` (exclusive)."""
+
+    def read(name: str) -> torch.Tensor:
+        return torch.from_numpy(read_rows(variant, name, first, last, threads)).to(device)
+
+    return HeadPiece(read(head_of(variant)), read(HEAD_BIAS)[:, 0] if HEAD_BIAS in variant.tensors else None)
+
+
+def logits_of(skeleton: Skeleton, hidden: torch.Tensor, head: HeadPiece) -> torch.Tensor:
+    """Logits (rows, piece) of hidden states (rows, width) after the final norm, for a piece of the head.
 
     The class's own forward makes them, so that whatever it does after the head (soft-capping, scales) is done.
     """
@@ -140,7 +153,7 @@ def logits_of(skeleton: Skeleton, hidden: torch.Tensor, head: torch.Tensor) -> t
         return LastStates(hidden[None])
 
     def product(states: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(states, head)
+        return torch.nn.functional.linear(states, *head)
 
     with replaced(skeleton.base, states), replaced(skeleton.model.get_output_embeddings(), product):
         return skeleton.model(inputs_embeds=hidden[None], use_cache=False).logits[0]

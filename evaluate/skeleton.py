@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from gguf.constants import Keys
@@ -19,16 +18,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
-from ggufsmith.container.text import some
 from ggufsmith.container.typed import TypedKeys
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.ops import Array, Constant, Part
+from ggufsmith.convert.invert import Inverse, inverses
+from ggufsmith.convert.ops import Array, Constant
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 from ggufsmith.convert.stored import StoredTensor
+from ggufsmith.evaluate.observe import Latent, Tap
 from ggufsmith.evaluate.variants import ModelVariant, SourceModel, Weights
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-NORM = re.compile(r"output_norm\.(weight|bias)")
+HEAD_BIAS = "output.bias"
+NORM = re.compile(r"(output_norm|token_embd_norm)\.(weight|bias)")  # the second is that of LFM2
+BY_TOKEN = frozenset((EMBEDDING, "per_layer_token_embd.weight"))  # a row for every token
+POSITIONS = "position_embd.weight"
 TOKENS = "tokenizer.ggml.tokens"
 # Keys of config.json that say how weights are stored or loaded, not what is computed. Any pad_token_id would do: only
 # training looks at it.
@@ -44,18 +47,21 @@ MAX_LISTED = 12
 class Skeleton:
     """A model whose parameters are on the meta device.
 
-    model:    transformers' causal language model, in eval mode; its buffers are there.
-    base:     the part of it before the head. blocks: its decoder blocks.
-    norm:     between the last block and the head.
+    model:    transformers' model, in eval mode; its buffers are there. It may see pictures too, which is not run.
+    base:     the part of it before the head. decoder: the part of that which runs the blocks, mostly all of it.
+    blocks:   the decoder's. norm: between the last block and the head.
     plan:     how GGUF tensors would be made from its parameters, but for the head.
+    inverses: how its parameters are made from GGUF tensors.
     implementation: of the attention, as transformers calls it.
     """
 
     model: Any
     base: Any
+    decoder: Any
     blocks: Sequence[Any]
     norm: Any
     plan: Plan
+    inverses: tuple[Inverse, ...]
     implementation: str
 
     @property
@@ -63,18 +69,52 @@ class Skeleton:
         """The rows of embedding and head."""
         return self.plan.dims.vocab
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions have an embedding, where they do."""
+        return next((each.shape[0] for each in self.plan.outputs if each.name == POSITIONS), None)
+
+    @property
+    def before(self) -> list[Inverse]:
+        """The parameters that are needed before the first block: embeddings, and what some models do with them."""
+        return [each for each in self.inverses if not _in_block(each) and not _is_norm(each) and not _is_head(each)]
+
+    @property
+    def last(self) -> list[Inverse]:
+        """The parameters of the last norm."""
+        return [each for each in self.inverses if _is_norm(each)]
+
+    def inside(self, block: int) -> list[Inverse]:
+        """The parameters of a block."""
+        start = f"blk.{block}."
+        return [each for each in self.inverses if each.outputs[0].name.startswith(start)]
+
     def outputs(self, block: int) -> list[TensorPlan]:
         """The GGUF tensors of a block."""
         return [each for each in self.plan.outputs if each.name.startswith(f"blk.{block}.")]
 
-    def names(self, block: int) -> dict[str, tuple[str, ...]]:
+    def taps(self, block: int) -> dict[str, tuple[Tap, ...]]:
         """The parameters of a block, by the names they have in it, and the GGUF tensors that are made of each."""
-        prefix, found = self.prefix(block), dict[str, tuple[str, ...]]()
+        prefix, found = self.prefix(block), dict[str, tuple[Tap, ...]]()
         for output in self.outputs(block):
             for source in output.sources:
                 name = source.name.removeprefix(prefix)
-                found[name] = (*found.get(name, ()), output.name)
+                tap = Tap(output.name, output.op.columns(source.shape[-1]))
+                found[name] = (*found.get(name, ()), tap)
         return found
+
+    def latent(self, block: int) -> Latent | None:
+        """What latent attention in a block takes the place of; None if it has none."""
+        prefix = self.prefix(block)
+        outputs = {each.name.removeprefix(f"blk.{block}."): each for each in self.outputs(block)}
+        keys, values = outputs.get("attn_k_b.weight"), outputs.get("attn_v_b.weight")
+        queries = outputs.get("attn_q_b.weight") or outputs.get("attn_q.weight")
+        if keys is None or values is None or queries is None:
+            return None
+        (made, *_), (latent, *_) = queries.sources, keys.sources
+        heads, _, size = keys.shape
+        own = (made.name.removeprefix(prefix), latent.name.removeprefix(prefix))
+        return Latent(*own, keys.name, values.name, heads, size)
 
     def prefix(self, block: int) -> str:
         """What the names of a block's parameters begin with."""
@@ -85,39 +125,48 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     """The skeleton of a model. Unsupported: transformers lacks the class, or cannot make it from this config."""
     transformers.logging.set_verbosity_error()
     model = _model(source)
-    base = model.base_model
-    blocks = next(
-        (
-            module
-            for module in base.modules()
-            if isinstance(module, torch.nn.ModuleList)
-            and len(module) == model.config.get_text_config().num_hidden_layers
-        ),
-        None,
-    )
+    blocks = _blocks(model)
     if blocks is None:
         raise _not_here(source, model, "its blocks were not found")
+    place = next(name for name, module in model.named_modules() if module is blocks)
+    base, decoder = (model.get_submodule(name) for name in (place.partition(".")[0], place.rpartition(".")[0]))
     head = model.get_output_embeddings()
+    # A head with a bias is never the embedding: only then it has to be there.
+    left_out = head.weight if getattr(head, "bias", None) is None else None
     parameters = {
         name: StoredTensor(name, tuple(value.shape), "F32", Path(), 0, 4 * value.numel())
         for name, value in model.state_dict(keep_vars=True).items()
-        if value is not head.weight
+        if value is not left_out
     }
     config = Config({**source.config, "vocab_size": _rows(source)}, source.where)
     try:
         plan = make_plan(config, parameters)
+        found = tuple(inverses(plan.outputs))
     except Failure as error:
         raise _not_here(source, model, "its parameters are not those of the checkpoint", error) from error
-    fixed = [each.name for each in plan.outputs if not _can_be_undone(each)]
-    if fixed:
-        raise _not_here(source, model, f"{some(fixed)} cannot be turned back into its parameters")
-    norm = _norm(model, base, plan)
+    norm = _norm(model, decoder, plan)
     if norm is None:
         raise _not_here(source, model, "its last norm was not found")
-    outside = _outside(model, base, blocks, norm, head)
-    if outside:
-        raise _not_here(source, model, f"it has weights outside its blocks: {some(outside)}")
-    return Skeleton(model, base, blocks, norm, plan, model.config._attn_implementation)
+    return Skeleton(model, base, decoder, blocks, norm, plan, found, model.config._attn_implementation)
+
+
+def _blocks(model: Any) -> Any:
+    """The list of the decoder's blocks."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = (each for each in model.get_decoder().modules() if isinstance(each, torch.nn.ModuleList))
+    return next((each for each in lists if len(each) == count), None)
+
+
+def _in_block(inverse: Inverse) -> bool:
+    return inverse.outputs[0].name.startswith("blk.")
+
+
+def _is_norm(inverse: Inverse) -> bool:
+    return NORM.fullmatch(inverse.outputs[0].name) is not None
+
+
+def _is_head(inverse: Inverse) -> bool:
+    return inverse.outputs[0].name in (HEAD, HEAD_BIAS)
 
 
 def _not_here(source: SourceModel, model: Any, why: str, error: Failure | None = None) -> Unsupported:
@@ -129,29 +178,10 @@ def _not_here(source: SourceModel, model: Any, why: str, error: Failure | None =
     )
 
 
-def _can_be_undone(output: TensorPlan) -> bool:
-    whole = isinstance(output.op, Part | Constant)
-    return whole or all(output.op.inverse(k) is not None for k in range(len(output.sources)))
-
-
-def _norm(model: Any, base: Any, plan: Plan) -> Any:
+def _norm(model: Any, decoder: Any, plan: Plan) -> Any:
     """The module of the last norm; some have no parameters."""
     named = [each.sources[0].name for each in plan.outputs if NORM.fullmatch(each.name)]
-    return model.get_submodule(named[0].rpartition(".")[0]) if named else getattr(base, "norm", None)
-
-
-def _outside(model: Any, base: Any, blocks: Sequence[Any], norm: Any, head: Any) -> list[str]:
-    """The names of parameters that are in no block, and are not the embedding, the last norm or the head."""
-    inside = {
-        id(value)
-        for part in (*blocks, norm, base.get_input_embeddings())
-        for value in part.state_dict(keep_vars=True).values()
-    }
-    return [
-        name
-        for name, value in model.state_dict(keep_vars=True).items()
-        if id(value) not in inside and value is not head.weight
-    ]
+    return model.get_submodule(named[0].rpartition(".")[0]) if named else getattr(decoder, "norm", None)
 
 
 def _rows(source: SourceModel) -> int:
@@ -173,6 +203,8 @@ def _model(source: SourceModel) -> Any:
         )
     values = {key: value for key, value in source.config.items() if key not in NOT_PASSED}
     values |= {"vocab_size": _rows(source), "pad_token_id": None, "tie_word_embeddings": False, "use_cache": False}
+    if "text_config" in known.config_class.sub_configs:
+        values = {"text_config": values, "tie_word_embeddings": False}
     try:
         config = known.config_class(**values)
         config._experts_implementation = "eager"
@@ -204,7 +236,9 @@ def _class_name(source: SourceModel) -> str:
     text = source.config.get("text_config")
     kind = text.get("model_type") if isinstance(text, Mapping) else source.config.get("model_type")
     found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    return str(found) if isinstance(found, str) else known[0]
+    if isinstance(found, str):
+        return found
+    return str(said[0]) if said[0] in known and hasattr(transformers, said[0]) else known[0]
 
 
 def _compute_buffers(model: Any, where: Path) -> None:
@@ -230,29 +264,22 @@ def _compute_buffers(model: Any, where: Path) -> None:
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def parameters_of(outputs: Sequence[TensorPlan], rows: Mapping[str, Weights]) -> dict[str, Weights]:
-    """The parameters that these GGUF tensors are made of, by their names in the model.
+def parameters_of(inverses: Sequence[Inverse], rows: Mapping[str, Weights]) -> dict[str, Weights]:
+    """Parameters by their names in the model.
 
-    rows: of every output by name, (rows, width) float32. Where nothing has to move, a parameter shares their memory.
+    rows: of the GGUF tensors that they are made of, (rows, width) float32. Where nothing has to move, a parameter
+    shares their memory.
     """
     found: dict[str, Weights] = {}
-    for output in outputs:
-        made = rows[output.name].reshape(rows_of(output.shape))  # files do not keep a leading axis of one
-        for k, source in enumerate(output.sources):
-            if isinstance(output.op, Part):  # one of several that are fused in the model
-                whole = found.setdefault(source.name, np.empty(source.shape, np.float32))
-                part = whole.reshape(-1, *source.shape[-2:])[:, output.op.begin : output.op.end]
-                part[...] = made.reshape(part.shape)
-                continue
-            undo = output.op.inverse(k)
-            if undo is None:
-                raise Unsupported(f"{type(output.op).__name__} cannot be undone", where=output.name)
+    for source, outputs, op in inverses:
+        # Files do not keep a leading axis of one.
+        made = [rows[each.name].reshape(rows_of(each.shape)) for each in outputs]
 
-            def read(_: int, first: int, last: int, made: Weights = made) -> Array:
-                return made[first:last]
+        def read(k: int, first: int, last: int, made: Sequence[Weights] = made) -> Array:
+            return made[k][first:last]
 
-            count = rows_of(source.shape)[0]
-            found[source.name] = undo.rows(read, (output.shape,), 0, count).reshape(source.shape)
+        shapes = tuple(each.shape for each in outputs)
+        found[source.name] = op.rows(read, shapes, 0, rows_of(source.shape)[0]).reshape(source.shape)
     return found
 
 

@@ -1,12 +1,13 @@
 """Text to token ids, the same ids as llama.cpp's tokenizer gives for the vocabulary's file.
 
 Source: src/llama-vocab.cpp of llama.cpp (`llama_vocab::impl::tokenize`, `tokenizer_st_partition`). Special tokens are
-cut out first, longest first; what is left between them goes through the tokenizers library (byte-level BPE) or through
-sentencepiece (BPE by scores). Nothing is normalized, as llama.cpp normalizes nothing.
+cut out first, longest first; what is left between them goes through the tokenizers library (byte-level BPE, and that
+of Gemma 4, which falls back to bytes) or through sentencepiece (BPE by scores). Nothing is normalized, as llama.cpp
+normalizes nothing.
 
 Vocabularies that cannot be done, each an Unsupported that says why: those that `tokenizer.restore` refuses (WordPiece,
-Unigram and others), the pre-tokenizers for which `stages_for` has no splits (gemma4, sarvam-moe, kimi-k2, afmoe,
-granite-embed-multi-97m, whitespace and their aliases), and merges into texts that are not tokens.
+Unigram and others), the pre-tokenizers for which `stages_for` has no splits (gemma4 as the name of one, sarvam-moe,
+kimi-k2, afmoe, granite-embed-multi-97m, whitespace and their aliases), and merges into texts that are not tokens.
 """
 
 import json
@@ -42,7 +43,8 @@ _BY_ROLE: Mapping[str, str] = {
     "fim_sep": "<|file_sep|>",
 }
 _HARMONY = frozenset("<|channel|> <|message|> <|start|> <|constrain|>".split())  # user-defined, whatever the file says
-_DEFAULT_BOS = {"llama": 1, "gpt2": 11}
+_DEFAULT_BOS = {"llama": 1, "gpt2": 11}  # Gemma 4 has none
+_LINES = re.compile(r"[^\n]+|\n+")
 _SPACE_BYTES = " \t\n\v\f\r"  # C's isspace, which is asked of single bytes
 
 # Splits that llama.cpp makes otherwise than the publisher's regular expressions in `pretokenizers.TABLE`, or for which
@@ -187,14 +189,16 @@ def tokenizer_of(vocabulary: Vocabulary, name: str = "") -> TextTokenizer:
     name: the file's general.name, by which llama.cpp decides on white space around special tokens (phi-3).
     Unsupported: a vocabulary that cannot be done here (see the top of this module).
     """
-    spm = vocabulary.model == "llama"
-    row = None if spm else _row(vocabulary.pre)
-    bos = vocabulary.special.get("bos", _DEFAULT_BOS[vocabulary.model])
+    spm, gemma4 = vocabulary.model == "llama", vocabulary.model == "gemma4"
+    row = _row(vocabulary.pre) if vocabulary.model == "gpt2" else None
+    bos = vocabulary.special.get("bos", _DEFAULT_BOS.get(vocabulary.model))
     eos = vocabulary.special.get("eos")
+    begins = vocabulary.add.get("bos", row.adds_bos if row else True) or gemma4  # llama.cpp overrides what files say
+    encode = _byte_level(vocabulary, row) if row else (_lines if gemma4 else _sentencepiece)(vocabulary)
     specials = _special(vocabulary, name)
     chat = recognised(vocabulary.chat_template)
     return TextTokenizer(
-        bos=bos if vocabulary.add.get("bos", row.adds_bos if row else True) else None,
+        bos=bos if begins else None,
         eos=eos if vocabulary.add.get("eos", False) else None,
         cut=tuple(special for special, plain in specials if plain),
         special=tuple(special for special, _ in specials),
@@ -202,7 +206,7 @@ def tokenizer_of(vocabulary: Vocabulary, name: str = "") -> TextTokenizer:
         chat_notes=(_chat_note(chat, vocabulary.chat_template),),
         roles={BOS: vocabulary.special.get("bos", ""), EOS: "" if eos is None else eos},
         spaced=spm and vocabulary.add_space_prefix is not False,
-        encode_plain=_byte_level(vocabulary, row) if row else _sentencepiece(vocabulary),
+        encode_plain=encode,
     )
 
 
@@ -255,6 +259,24 @@ def stages_for(row: pretokenizers.Pretokenizer) -> pretokenizers.Stages:
 
 def _byte_level(vocabulary: Vocabulary, row: pretokenizers.Pretokenizer) -> Callable[[str], list[int]]:
     """Splits, bytes as characters, merges by rank; a byte without a token gives nothing."""
+    stages = pretokenizers.pre_tokenizer_of(stages_for(row))
+    return _merging(vocabulary, stages, {"ignore_merges": row.ignore_merges})
+
+
+def _lines(vocabulary: Vocabulary) -> Callable[[str], list[int]]:
+    """Merges by rank over whole lines, with ▁ for spaces, then bytes; line breaks that are a token are one."""
+    encode = _merging(vocabulary, None, {"byte_fallback": True})
+    breaks = {text: token for token, text in enumerate(vocabulary.tokens) if text and not text.strip("\n")}
+
+    def ids(text: str) -> list[int]:
+        lines = _LINES.findall(text.replace(" ", SPACE))
+        return [token for line in lines for token in ([breaks[line]] if line in breaks else encode(line))]
+
+    return ids
+
+
+def _merging(vocabulary: Vocabulary, stages: object, options: Mapping[str, bool]) -> Callable[[str], list[int]]:
+    """BPE by merges in the tokenizers library. stages: its pre-tokenizer. options: of its model."""
     from tokenizers import Tokenizer
 
     vocab = {text: token for token, text in enumerate(vocabulary.tokens)}
@@ -262,17 +284,8 @@ def _byte_level(vocabulary: Vocabulary, row: pretokenizers.Pretokenizer) -> Call
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= vocab.keys():
             raise Unsupported(f"the vocabulary merges {shown(merge)}, of which a part or the whole is not a token")
-    whole = {
-        "version": "1.0",
-        "added_tokens": [],
-        "pre_tokenizer": pretokenizers.pre_tokenizer_of(stages_for(row)),
-        "model": {
-            "type": "BPE",
-            "ignore_merges": row.ignore_merges,
-            "vocab": vocab,
-            "merges": list(vocabulary.merges),
-        },
-    }
+    model = {"type": "BPE", "vocab": vocab, "merges": list(vocabulary.merges), **options}
+    whole = {"version": "1.0", "added_tokens": [], "pre_tokenizer": stages, "model": model}
     tokenizer = Tokenizer.from_str(json.dumps(whole))
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 

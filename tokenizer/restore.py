@@ -11,23 +11,21 @@ from ggufsmith.tokenizer.special import EOG_TEXTS
 from ggufsmith.tokenizer.vocabulary import ADD_KEYS, ID_KEYS, Vocabulary
 
 KEY = Keys.Tokenizer
-MODELS = ("llama", "gpt2")
+MODELS = ("llama", "gpt2", "gemma4")
 
 
 def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
     """The vocabulary that these keys describe.
 
-    Malformed: keys that are missing, of the wrong type or contradictory. Unsupported: a tokenizer other than "llama"
-    and "gpt2", and texts that are no UTF-8, for which Hugging Face's files have no form.
+    Malformed: keys that are missing, of the wrong type or contradictory. Unsupported: a tokenizer that is none of
+    MODELS, and texts that are no UTF-8, for which Hugging Face's files have no form.
     """
     keys = TypedKeys(metadata, where)
     if KEY.MODEL not in metadata:
         raise Malformed("the file has no vocabulary", where=f"{where}: {KEY.MODEL}")
     model = keys.text(KEY.MODEL)
     if model not in MODELS:
-        raise Unsupported(
-            f"the tokenizer is {shown(model)}; only {' and '.join(MODELS)} can be written for Hugging Face", where=where
-        )
+        raise Unsupported(f"the tokenizer is {shown(model)}; only {', '.join(MODELS)} are known here", where=where)
     tokens = keys.texts(KEY.LIST)
     count = len(tokens)
     types = keys.numbers(KEY.TOKEN_TYPE, np.int32, count)
@@ -36,18 +34,18 @@ def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
     types[types == 0] = TokenType.NORMAL  # "undefined", which llama.cpp takes for an ordinary token
     if count and not (types.min() >= TokenType.NORMAL and types.max() <= TokenType.BYTE):
         raise Malformed("contains a number that is not a token type", where=f"{where}: {KEY.TOKEN_TYPE}")
-    scores = keys.numbers(KEY.SCORES, np.float32, count) if model == "llama" else None
+    scores = keys.numbers(KEY.SCORES, np.float32, count) if model in ("llama", "gemma4") else None
     if model == "llama" and scores is None:
         raise Malformed("there are no scores, which a SentencePiece vocabulary needs", where=f"{where}: {KEY.SCORES}")
     templates = keys.texts(KEY.CHAT_TEMPLATES) if KEY.CHAT_TEMPLATES in metadata else ()
     texts = ((name, keys.optional(KEY.CHAT_TEMPLATE_N.format(name=name), str)) for name in templates)
     return Vocabulary(
         model=model,
-        pre=keys.optional(KEY.PRE, str) or "default",
+        pre=keys.optional(KEY.PRE, str) or ("" if model == "gemma4" else "default"),
         tokens=tokens,
         types=types,
         scores=scores,
-        merges=keys.texts(KEY.MERGES) if model == "gpt2" else (),
+        merges=keys.texts(KEY.MERGES) if model in ("gpt2", "gemma4") else (),
         special={role: token for role, key in ID_KEYS.items() if (token := _token(keys, key, count)) is not None},
         add={role: flag for role, key in ADD_KEYS.items() if (flag := keys.optional(key, bool)) is not None},
         add_space_prefix=keys.optional(KEY.ADD_PREFIX, bool),

@@ -44,7 +44,7 @@ from ggufsmith.convert.architectures.moe import (
     whole,
 )
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.ops import Op, Part, Shape
+from ggufsmith.convert.ops import Array, Op, Part, Shape
 from ggufsmith.convert.reorder import Chain, Turn
 
 
@@ -59,6 +59,13 @@ class Heads(Op):
         if len(source) != 2 or source[0] % max(self.heads, 1):
             raise ValueError(f"{list(source)} cannot be divided into {self.heads} heads")
         return (self.heads, source[0] // self.heads, source[1])
+
+    @property
+    def selects(self) -> bool:
+        return True
+
+    def view(self, source: Array) -> Array:
+        return source.reshape(self.heads, -1, source.shape[1])
 
 
 def per_head(config: Config, *names: str) -> int:

@@ -13,6 +13,7 @@ from ggufsmith.convert.architectures.groups import (
     FEED_FORWARD,
     HEAD_NORMS,
     NORMS,
+    PACKED_EXPERTS,
     QWEN_EXPERT_COUNTS,
     SIZES,
     VOCAB_SIZE,
@@ -109,6 +110,7 @@ LFM2_MOE = replace(
         named(".feed_forward.experts.w1", T.FFN_GATE_EXP),
         named(".feed_forward.experts.w2", T.FFN_DOWN_EXP),
         named(".feed_forward.experts.w3", T.FFN_UP_EXP),
+        replace(PACKED_EXPERTS[0], suffix=".feed_forward.experts.gate_up_proj"),
     ),
     require={**LFM2.require, "use_expert_bias": (True,), "norm_topk_prob": (True,), "routed_scaling_factor": (1.0,)},
     kinds=lambda config, blocks: [

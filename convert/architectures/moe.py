@@ -97,7 +97,13 @@ GRANITE_MOE = replace(
     tensors=(*EMBEDDINGS, *NORMS, *LLAMA_ATTENTION, *EXPERTS),
     keys=(*GRANITE.keys, *EXPERT_COUNTS),
     models="Granite 3 (mixture of experts)",
-    fused=(replace(PACKED_EXPERTS[0], suffix=".block_sparse_moe.input_linear"),),
+    fused=(
+        replace(PACKED_EXPERTS[0], suffix=".block_sparse_moe.input_linear"),
+        # What transformers 5 calls them in memory.
+        replace(PACKED_EXPERTS[0], suffix=".block_sparse_moe.experts.gate_up_proj"),
+        named(".block_sparse_moe.experts.down_proj", T.FFN_DOWN_EXP),
+        named(".block_sparse_moe.router", T.FFN_GATE_INP),
+    ),
     defaults={"max_position_embeddings": 2048, "num_local_experts": 8, "num_experts_per_tok": 2},
 )
 OLMOE = Architecture(
@@ -136,7 +142,7 @@ MINIMAX_M2 = Architecture(
     keys=(*SIZES, *HEAD_SIZE, *EXPERT_COUNTS, *EXPERT_LENGTH, gating(SIGMOID), ROTARY_STATED),
     models="MiniMax-M2",
     rope=Rope(theta=5e6),
-    fused=(BIAS,),
+    fused=(BIAS, *PACKED_EXPERTS),
     require={**SILU, "scoring_func": ("sigmoid",)},
     defaults={"max_position_embeddings": 196608, "num_experts_per_tok": 8},
 )

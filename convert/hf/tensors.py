@@ -11,21 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME, Format
+from ggufsmith.container.layout import rows_of
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
 from ggufsmith.convert.architecture import TensorRule
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.rope import FACTORS
+from ggufsmith.convert.invert import inverses
 from ggufsmith.convert.ops import Array, Op
-from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, make_plan
+from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, TensorPlan, make_plan
 from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.pipeline.stream import Scratch
+from ggufsmith.quantize.rows import decode
 from ggufsmith.quantize.tensors import GgufTensor
 
 F16, F32 = BY_NAME["F16"], BY_NAME["F32"]
@@ -34,33 +38,39 @@ NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?(.+)\.(weight|bias)")
 
 @dataclass(frozen=True)
 class Restored:
-    """A tensor of the checkpoint, to be streamed (see `stream.RowSource`). format: what it is stored in."""
+    """A tensor of the checkpoint, to be streamed (see `stream.RowSource`).
+
+    format: what it is stored in. parts: the GGUF tensors that `transform` makes it from.
+    """
 
     name: str
     shape: tuple[int, ...]
     format: Format
-    source: GgufTensor
+    parts: tuple[GgufTensor, ...]
     transform: Op
 
     @property
     def held(self) -> Format:
-        """See `RowSource.held`."""
-        return self.source.held
+        """That of its parts, as long as their rows stay whole; F32 where an op computes or takes rows apart."""
+        first = self.parts[0].held
+        alike = all(part.held is first for part in self.parts)
+        kept = alike and not self.transform.computes and (first.plain or self.transform.whole_rows)
+        return first if kept else F32
 
     @property
     def granule(self) -> int:
         """See `RowSource.granule`."""
-        return self.transform.granule(self.source.info.shape)
+        return self.transform.granule(*self._shapes)
 
     @property
     def origin(self) -> str:
         """See `RowSource.origin`."""
-        return f"{self.name} (from {self.source.origin})"
+        return f"{self.name} (from {' and '.join(part.origin for part in self.parts[:2])})"
 
     @property
     def sources(self) -> tuple[str, ...]:
         """See `RowSource.sources`."""
-        return self.source.sources
+        return tuple(name for part in self.parts for name in part.sources)
 
     @property
     def op(self) -> str:
@@ -70,15 +80,26 @@ class Restored:
     @property
     def fingerprint(self) -> bytes:
         """See `RowSource.fingerprint`."""
-        return fingerprint(self.name, self.shape, self.format, self.source.fingerprint, self.transform)
+        return fingerprint(self.name, self.shape, self.format, [p.fingerprint for p in self.parts], self.transform)
+
+    @property
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(part.info.shape for part in self.parts)
 
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         """See `RowSource.rows`."""
 
-        def read(source: int, first: int, last: int) -> Array:
-            return self.source.rows(first, last, scratch)
+        def read(k: int, first: int, last: int) -> Array:
+            part = self.parts[k]
+            rows = part.rows(first, last, scratch)
+            if part.held is self.held:
+                return rows
+            width = rows_of(part.info.shape)[1]
+            wide = scratch.take((last - first) * width * 4).view(np.float32).reshape(last - first, width)
+            decode(part.held, rows, wide)
+            return wide
 
-        return self.transform.rows(read, (self.source.info.shape,), start, stop)
+        return self.transform.rows(read, self._shapes, start, stop)
 
 
 def restore(
@@ -93,24 +114,25 @@ def restore(
     """
     sources = list(_sources(known, model, format))
     plan = make_plan(Config(config, where), {source.name: source for source in sources})
+    infos = {output.name: _info(model, output, where) for output in plan.outputs if output.sources}
     restored = []
-    for output in plan.outputs:
-        info = model.tensors.get(output.name)
-        if info is None or _shape(info.shape) != _shape(output.shape):
-            found = "is missing" if info is None else f"has the shape {list(info.shape)}"
-            raise Malformed(
-                f"the tensor {found}; the model's keys require {list(output.shape)}", where=f"{where}: {output.name}"
-            )
-        info = replace(info, shape=output.shape)
-        for k, source in enumerate(output.sources):
-            op = output.op.inverse(k)
-            if op is None:
-                raise Unsupported(f"{type(output.op).__name__} cannot be undone", where=f"{where}: {info.name}")
-            if (op.computes and info.format is not F32) or (len(info.shape) == 1 and not info.format.plain):
-                raise Unsupported(f"a vector in {info.format.name} cannot be read", where=f"{where}: {info.name}")
-            held = GgufTensor(model, info, info.name)
-            restored.append(Restored(source.name, source.shape, SOURCE_FORMATS[source.dtype], held, op))
+    for source, outputs, op in inverses(plan.outputs):
+        parts = tuple(GgufTensor(model, infos[each.name], each.name) for each in outputs)
+        restored.append(Restored(source.name, source.shape, SOURCE_FORMATS[source.dtype], parts, op))
     return plan, tuple(restored)
+
+
+def _info(model: GgufSet, output: TensorPlan, where: Path) -> TensorInfo:
+    """What the file has for an output, in the plan's shape: files do not keep a leading axis of one."""
+    info = model.tensors.get(output.name)
+    if info is None or _shape(info.shape) != _shape(output.shape):
+        found = "is missing" if info is None else f"has the shape {list(info.shape)}"
+        raise Malformed(
+            f"the tensor {found}; the model's keys require {list(output.shape)}", where=f"{where}: {output.name}"
+        )
+    if len(info.shape) == 1 and not info.format.plain:
+        raise Unsupported(f"a vector in {info.format.name} cannot be read", where=f"{where}: {info.name}")
+    return replace(info, shape=output.shape)
 
 
 def _sources(known: HfClass, model: GgufSet, format: Format | None) -> Iterator[StoredTensor]:

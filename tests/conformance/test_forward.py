@@ -17,16 +17,16 @@ import checkpoints
 import original
 import quantized
 import zoo
-from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.hf.run import ToHfJob, prepare
 from ggufsmith.convert.hf.run import run as write_folder
 from ggufsmith.evaluate import forward
 from ggufsmith.evaluate.forward import run_model, work
 from ggufsmith.evaluate.needed import find_device
-from ggufsmith.evaluate.scores import TokenScores, logits_of
-from ggufsmith.evaluate.skeleton import build_skeleton, head_of
-from ggufsmith.evaluate.variants import opened_file, opened_model, read_rows
+from ggufsmith.evaluate.scores import TokenScores, logits_of, read_head
+from ggufsmith.evaluate.skeleton import build_skeleton
+from ggufsmith.evaluate.variants import opened_file, opened_model
 from merging import merged
 from requesting import request, run
 
@@ -71,8 +71,8 @@ def streamed_logits(path: Path, tokens: NDArray[np.int32], **options: Any) -> ND
         assert run_model(skeleton, model.variants, tokens, device="cpu", observe=keep_head) is None
         hidden, rows = torch.cat(found), skeleton.vocabulary
         pieces = [(first, min(first + PIECE, rows)) for first in range(0, rows, PIECE)]
-        heads = [read_rows(model.source, head_of(model.source), *piece, threads=2) for piece in pieces]
-        logits = torch.cat([logits_of(skeleton, hidden, torch.from_numpy(head)) for head in heads], dim=1)
+        heads = [read_head(model.source, *piece, threads=2, device=torch.device("cpu")) for piece in pieces]
+        logits = torch.cat([logits_of(skeleton, hidden, head) for head in heads], dim=1)
     return logits.numpy().reshape(*tokens.shape, rows)
 
 
@@ -82,25 +82,18 @@ def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(((found - expected) ** 2).mean() / (expected**2).mean())
 
 
-# Models that cannot be run block by block yet; each says so before the first block. docs/quality.md lists them.
-NOT_YET = frozenset(
-    """phi2 qwen3_5 qwen3_5-vl qwen3_5-moe qwen3_5-moe-vl qwen3-next qwen3-vl qwen3-vl-moe qwen2_5-vl qwen2-vl gpt-oss
-    gemma4-e2b granitemoe minimax-m2 gpt2 gpt-bigcode lfm2 deepseek-v3 deepseek-v2 glm4-moe-lite
-    lfm2-moe mistral4 llama4""".split()
+LINES = [(name, False) for name in zoo.ZOO] + [(name, True) for name, line in zoo.ZOO.items() if line.two_spellings]
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), LINES, ids=lambda value: {True: "published", False: ""}.get(value, value)
 )
-
-
-@pytest.mark.parametrize("name", zoo.ZOO)
-def test_every_line_of_the_zoo_is_run_or_refused(name: str, tmp_path: Path) -> None:
+def test_every_line_of_the_zoo(name: str, published: bool, tmp_path: Path) -> None:
     folder = tmp_path / "Tiny-Fixture"
     folder.mkdir()
-    model = zoo.write(name, folder)
+    model = zoo.write(name, folder, published=published)
     tokens = np.random.default_rng(5).integers(3, 300, (2, 48)).astype(np.int32)
-    if name in NOT_YET:
-        with pytest.raises(Unsupported, match=r"cannot be run (here|block by block) yet"):
-            streamed_logits(folder, tokens)
-    else:
-        assert error(streamed_logits(folder, tokens), plain_logits(model, tokens)) < 1e-10
+    assert error(streamed_logits(folder, tokens), plain_logits(model, tokens)) < 1e-10
 
 
 def test_every_architecture_is_here() -> None:
@@ -321,6 +314,26 @@ def test_hidden_states_in_a_file_and_other_batches_change_nothing(llama: Path, m
         for one, other in zip(usual, scores(threads=1), strict=True):
             np.testing.assert_allclose(one.nll, other.nll, rtol=1e-5)
             np.testing.assert_allclose(one.divergence, other.divergence, rtol=1e-3, atol=1e-7)
+
+
+def test_what_blocks_are_given_besides_may_be_in_a_file(tmp_path: Path) -> None:
+    """Gemma 4's embeddings for every layer, which are others for every window, and the keys that blocks share."""
+    zoo.write("gemma4-e2b", tmp_path)
+    tokens = np.random.default_rng(5).integers(3, 300, (5, 48)).astype(np.int32)
+    with opened_model(request(tmp_path, "q8_0")) as model:
+        skeleton = build_skeleton(model)
+        usual, filed = (
+            run_model(skeleton, model.variants, tokens, device="cpu", scored=slice(0, 47), **options) or []
+            for options in ({}, {"memory": 0})
+        )
+    assert all(equal(*pair) for pair in zip(usual, filed, strict=True))
+
+
+def test_windows_longer_than_the_positions_of_the_model(tmp_path: Path) -> None:
+    zoo.write("gpt2", tmp_path)
+    said = "windows of 600 tokens are longer than the 512 positions"
+    with opened_model(request(tmp_path)) as model, pytest.raises(Usage, match=said):
+        run_model(build_skeleton(model), model.variants, np.ones((1, 600), np.int32), device="cpu")
 
 
 def test_what_enters_each_block_can_be_kept(llama: Path) -> None:

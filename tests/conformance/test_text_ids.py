@@ -49,10 +49,18 @@ def differences(vocabulary: Vocabulary, scratch: Path, name: str = "model") -> l
         ]
 
 
-@pytest.mark.parametrize("kind", vocabularies.KINDS)
-def test_ids_are_those_of_llama_cpp(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [
+        *(
+            (kind, "Gemma2ForCausalLM" if kind.startswith("gemma") else "LlamaForCausalLM")
+            for kind in vocabularies.KINDS
+        ),
+        ("gemma-bpe", "Gemma4ForCausalLM"),
+    ],
+)
+def test_ids_are_those_of_llama_cpp(kind: str, architecture: str, tmp_path: Path) -> None:
     size = vocabularies.write(kind, tmp_path / "folder")
-    architecture = "Gemma2ForCausalLM" if kind.startswith("gemma") else "LlamaForCausalLM"
     vocabulary = read_vocabulary(tmp_path / "folder", config={}, size=size, architecture=architecture)
     assert len(texts(vocabulary)) >= 500
     for add in ({}, {"bos": True}, {"bos": False}, {"bos": True, "eos": True}):

@@ -15,8 +15,8 @@ from ggufsmith.convert.reorder import (
     Squeeze,
     Strided,
     StridedColumns,
-    Times,
     Turn,
+    Unsqueeze,
 )
 
 Whole = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -42,8 +42,8 @@ CASES: dict[str, tuple[Op, tuple[int, ...], Whole]] = {
         lambda x: x.reshape(5, 2, 3, 4).swapaxes(1, 2).reshape(5, 24),
     ),
     "squeeze": (Squeeze(), (6, 1, 4), lambda x: x[:, 0]),
+    "unsqueeze": (Unsqueeze(), (6, 4), lambda x: x[:, None]),
     "exp": (NegativeExp(), (7,), lambda x: -np.exp(x)),
-    "times": (Times(0.5), (7, 2), lambda x: x * np.float32(0.5)),
     "part of a vector": (Part(2, 5), (9,), lambda x: x[2:5]),
     "chain": (Chain(Turn(), Strided(1, 2)), (3, 4, 6), lambda x: x.swapaxes(-1, -2)[:, 1::2]),
     "computing chain": (Chain(AddOne(), Regroup(2, 3, 1)), (6,), lambda x: (x + 1).reshape(2, 3).T.ravel()),
