@@ -18,9 +18,6 @@ from ggufsmith.container.errors import Malformed
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.evaluate.backward import Told
 
-PART, LEAST = 16, 48  # of the rows of a tensor one in so many is measured, but so many at least
-GOLDEN = (5**0.5 - 1) / 2
-
 
 @dataclass(frozen=True, eq=False)
 class Fisher:
@@ -100,29 +97,3 @@ def check_finite(tensor: str, *values: NDArray[np.floating]) -> None:
             f"the inputs or gradients of {tensor} are NaN, infinite or too large",
             fix="The weights may be damaged: check the model with `ggufsmith verify`.",
         )
-
-
-def sample_rows(importance: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Some rows for all: which, ascending, and how much each counts; the sum is 1, or 0 if nothing is important.
-
-    Half of them are the most important ones. The others are spread evenly over the rest, and stand for all of it.
-    """
-    total = importance.sum()
-    if not total > 0:
-        return np.arange(min(count, len(importance))), np.zeros(min(count, len(importance)))
-    if count >= len(importance):
-        return np.arange(len(importance)), importance / total
-    order = np.argsort(-importance, kind="stable")
-    top, rest = order[: count // 2], np.sort(order[count // 2 :])
-    k = np.arange(count - len(top))
-    others = rest[np.floor((k + np.modf(k * GOLDEN)[0]) * len(rest) / len(k)).astype(np.int64)]
-    seen = importance[others].sum()
-    share = importance[others] * (importance[rest].sum() / seen) if seen > 0 else np.zeros(len(others))
-    rows = np.concatenate([top, others])
-    ascending = np.argsort(rows, kind="stable")
-    return rows[ascending], (np.concatenate([importance[top], share]) / total)[ascending]
-
-
-def sampled(rows: int, matrices: int = 1) -> int:
-    """How many rows of each of so many matrices are measured."""
-    return min(rows, max(-(-rows // PART), -(-LEAST // matrices)))

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 F32 = BY_NAME["F32"]
 WINDOWS = 32  # of the text that are run backward at most
+PART, LEAST = 16, 48  # of the rows of a tensor one in so many is measured, but so many at least
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,8 +200,6 @@ def of_block(
 
 def samples_of(name: str, fisher: "Sequence[Fisher | None]", rows: NDArray[np.float32]) -> Iterator[Sample]:
     """Rows of every matrix of a tensor that a token reached."""
-    from ggufsmith.calibrate.fisher import sample_rows, sampled
-
     each = len(rows) // len(fisher)
     for k, known in enumerate(fisher):
         if known is not None:
@@ -212,7 +212,7 @@ def of_ends(measuring: Measuring, ready: Readied, head: "HeadFisher", embedding:
     """Measure the matrix that makes the logits, and the embedding; if they are one, the sum of both."""
     import torch
 
-    from ggufsmith.calibrate.fisher import check_finite, sample_rows, sampled
+    from ggufsmith.calibrate.fisher import check_finite
     from ggufsmith.evaluate.skeleton import EMBEDDING, head_of
     from ggufsmith.evaluate.variants import pick_rows
 
@@ -234,3 +234,29 @@ def of_ends(measuring: Measuring, ready: Readied, head: "HeadFisher", embedding:
         weights = pick_rows(source, tensor, picked, measuring.threads)
         sample = Sample(RowRange(tensor, tensor, 0, count), weights, shares, metric)
         measuring.measure({tensor: [sample]}, GGML, {})
+
+
+def sample_rows(importance: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Some rows for all: which, ascending, and how much each counts; the sum is 1, or 0 if nothing is important.
+
+    Half of them are the most important ones. The others are spread evenly over the rest, and stand for all of it.
+    """
+    total = importance.sum()
+    if not total > 0:
+        return np.arange(min(count, len(importance))), np.zeros(min(count, len(importance)))
+    if count >= len(importance):
+        return np.arange(len(importance)), importance / total
+    order = np.argsort(-importance, kind="stable")
+    top, rest = order[: count // 2], np.sort(order[count // 2 :])
+    k = np.arange(count - len(top))
+    others = rest[np.floor((k + np.modf(k * GOLDEN)[0]) * len(rest) / len(k)).astype(np.int64)]
+    seen = importance[others].sum()
+    share = importance[others] * (importance[rest].sum() / seen) if seen > 0 else np.zeros(len(others))
+    rows = np.concatenate([top, others])
+    ascending = np.argsort(rows, kind="stable")
+    return rows[ascending], (np.concatenate([importance[top], share]) / total)[ascending]
+
+
+def sampled(rows: int, matrices: int = 1) -> int:
+    """How many rows of each of so many matrices are measured."""
+    return min(rows, max(-(-rows // PART), -(-LEAST // matrices)))

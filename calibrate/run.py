@@ -49,6 +49,7 @@ def calibrated(
     open_pass: Opener,
     *,
     progress: Progress = silently,
+    weighs: bool | None = None,
 ) -> Iterator[tuple[Request, Opener]]:
     """Ready the model for a request with `make.calibrate`, and keep it open.
 
@@ -56,6 +57,7 @@ def calibrated(
     without effort, as a plain pass with an importance matrix of the same text.
 
     progress: shows a run of the model before that: one that weighs the types for a budget, or makes the matrix.
+    weighs:   whether there is such a budget, for those who keep what is made apart from the request.
 
     Usage for options that do not go together, and what `readied` raises.
     """
@@ -76,7 +78,9 @@ def calibrated(
     ):
         effort = effort_of(make)
         plain = replace(request, make=settled(make))
-        if make.sensitivity is None and resolved(plain, *INPUTS)[0].budgets:
+        if weighs is None:
+            weighs = bool(resolved(request, *INPUTS)[0].budgets)
+        if weighs and make.sensitivity is None:
             table = measure_sensitivity(ready, effort, threads=request.write.threads, progress=progress)
             write_sensitivity(table, path := Path(folder) / "sensitivity.json")
             plain = replace(plain, make=replace(plain.make, sensitivity=path))
