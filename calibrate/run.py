@@ -2,19 +2,24 @@
 
 The source model goes through the text block by block. When all windows are through a block, the inputs of its layers
 have been summed to Hessians; its tensors are encoded under them, and both are forgotten before the next block comes.
+
+Where a budget chooses the types, they are measured before, in a pass of their own (see `measure`). With no effort, that
+is all: the bytes are ggml's.
 """
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
 
 from ggufsmith.calibrate.auto import AutoImatrix, Opener, unquantized
 from ggufsmith.calibrate.encoder import CalibratedEncoder, Gain
 from ggufsmith.calibrate.gram import GramCollector
 from ggufsmith.calibrate.make import shipped_imatrix
+from ggufsmith.calibrate.measure import measure_sensitivity
 from ggufsmith.calibrate.ready import Readied, readied
 from ggufsmith.calibrate.refine import Effort
 from ggufsmith.container.errors import Usage
@@ -27,6 +32,7 @@ from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, TextOptions
 from ggufsmith.quantize.measured import Progress, silently
 from ggufsmith.quantize.resolve import resolved
+from ggufsmith.quantize.sensitivity import write_sensitivity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 
 METHOD = "ggufsmith-calibrated"
 HEAD = "output.weight"
+MEASURED = 10  # windows of the test text
 
 
 @contextmanager
@@ -42,12 +49,15 @@ def calibrated(
     open_pass: Opener,
     *,
     progress: Progress = silently,
+    weighs: bool | None = None,
 ) -> Iterator[tuple[Request, Opener]]:
     """Ready the model for a request with `make.calibrate`, and keep it open.
 
-    Yields a request that leaves nothing to be made any more, and what opens it as a pass with the calibrated encoder.
+    Yields a request that leaves nothing to be made any more, and what opens it as a pass with the calibrated encoder;
+    without effort, as a plain pass with an importance matrix of the same text.
 
-    progress: shows a run of the model that weighs the types for a budget.
+    progress: shows a run of the model before that: one that weighs the types for a budget, or makes the matrix.
+    weighs:   whether there is such a budget, for those who keep what is made apart from the request.
 
     Usage for options that do not go together, and what `readied` raises.
     """
@@ -64,14 +74,22 @@ def calibrated(
             len(ready.windows.tokens),
             reading.context,
         ) as auto,
+        TemporaryDirectory(prefix="ggufsmith-") as folder,
     ):
         effort = effort_of(make)
+        plain = replace(request, make=settled(make))
+        if weighs is None:
+            weighs = bool(resolved(request, *INPUTS)[0].budgets)
+        if weighs and make.sensitivity is None:
+            table = measure_sensitivity(ready, effort, threads=request.write.threads, progress=progress)
+            write_sensitivity(table, path := Path(folder) / "sensitivity.json")
+            plain = replace(plain, make=replace(plain.make, sensitivity=path))
+        if effort is None:
+            yield auto.made(plain, open_pass, progress=progress), open_pass
+            return
+        plain = replace(plain, make=replace(plain.make, method=method_of(ready, effort)))
+        weighed = auto.promised(plain, open_pass)
         encoder = CalibratedEncoder(effort, ready.windows.digest)
-        plain = replace(request, make=replace(settled(make), method=method_of(ready, effort)))
-        if resolved(plain, *INPUTS)[0].budgets:  # which weigh by the importance matrix
-            weighed = auto.made(plain, open_pass, progress=progress)
-        else:
-            weighed = auto.promised(plain, open_pass)
 
         def opened(wanted: Request) -> Pass:
             planned = open_pass(wanted)
@@ -80,7 +98,10 @@ def calibrated(
                 planned,
                 encoder=encoder,
                 conduct=conduct,
-                learned=partial(learned, encoder.shelf.gains),
+                learned=lambda: [
+                    *learned(encoder.shelf.gains),
+                    *(divergences(unquantized(request), open_pass, planned, ready.device) if effort == "best" else ()),
+                ],
                 notes=(*planned.notes, *ready.windows.notes),
             )
 
@@ -105,8 +126,10 @@ def settled(make: MakeOptions) -> MakeOptions:
     return replace(make, calibrate=(), calibrate_chunks=None, effort=None, calibrate_device=None)
 
 
-def effort_of(make: MakeOptions) -> Effort:
-    """How long a request wants to search."""
+def effort_of(make: MakeOptions) -> Effort | None:
+    """How long a request wants to search; None if not at all."""
+    if make.effort == "none":
+        return None
     return next((each for each in get_args(Effort) if each == make.effort), "normal")
 
 
@@ -179,6 +202,21 @@ def learned(gains: Mapping[tuple[str, str], Gain]) -> Iterator[str]:
             yield f"{type}: nothing was gained for {some(unchanged)}"
     for why in sorted({gain.trouble for gain in gains.values() if gain.trouble}):
         yield f"{some([name for (name, _), gain in gains.items() if gain.trouble == why])} were not refined: {why}"
+
+
+def divergences(source: Request, open_pass: Opener, planned: Pass, device: str) -> Iterator[str]:
+    """What the files of a pass, which are written, have lost on text that they were not calibrated on."""
+    from ggufsmith.evaluate.evaluation import EvalTask, evaluate
+
+    files = tuple(output.paths[0] for output in planned.outputs)
+    reading = TextOptions(chunks=MEASURED, device=device)
+    found = evaluate(EvalTask(source, files, reading), opener=open_pass)
+    for row in found.files:
+        whole = row.whole
+        yield (
+            f"{row.name}: measured KL divergence {whole.divergence:.3g} ± {whole.divergence_error:.1g}, on "
+            f"{found.scored_tokens} tokens of the test text that ships with ggufsmith"
+        )
 
 
 def refined_shapes(planned: Pass) -> dict[str, tuple[int, ...]]:

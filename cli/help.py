@@ -66,6 +66,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
             "chooses the types with the least error for that size, and saves them as a recipe for use with -r "
             "mine.toml",
         ),
+        (
+            "gguf-quant Model-7B-BF16.gguf --match q4_K_M --calibrate",
+            "writes the file of that recipe's size that predicts most nearly what the model predicts",
+        ),
     ),
     "eval": (
         (
@@ -93,6 +97,13 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ),
         ("ggufsmith imatrix --in one.gguf --in other.dat -o both.gguf", "merges two importance matrices of one model"),
         ("ggufsmith imatrix --in Qwen3-0.6B-imatrix.gguf --show-statistics", "shows the statistics of every tensor"),
+    ),
+    "sensitivity": (
+        ("ggufsmith sensitivity ./Qwen3-0.6B", "writes Qwen3-0.6B-sensitivity.json into that folder"),
+        (
+            "ggufsmith sensitivity Model-7B-BF16.gguf --effort none --text my-texts -o mine.json",
+            "measures the bytes of llama.cpp's quantizer on texts of your own",
+        ),
     ),
     "recipes": (
         ("ggufsmith recipes", "prints all recipes, the largest first"),

@@ -79,18 +79,7 @@ def run_model(
     (`check_variants`), or are not finite. Unsupported: no torch, or weights that a recipe's type cannot hold.
     """
     where = torch.device(find_device(device))
-    if tokens.ndim != 2 or tokens.size == 0:
-        raise Malformed("there is not a single window of text", fix="Pass more text, or make the windows shorter.")
-    if tokens.min() < 0 or tokens.max() >= skeleton.vocabulary:
-        raise Malformed(
-            f"the text has tokens from {tokens.min()} to {tokens.max()}, but the model has {skeleton.vocabulary}",
-            fix="Use the tokenizer of the model itself.",
-        )
-    if skeleton.positions is not None and tokens.shape[1] > skeleton.positions:
-        raise Usage(
-            f"windows of {tokens.shape[1]} tokens are longer than the {skeleton.positions} positions of the model",
-            fix=f"Make them shorter: --context {skeleton.positions}",
-        )
+    check_tokens(skeleton, tokens)
     check_variants(skeleton, variants[0], variants)
     threads = threads or available_cores()
     with torch.inference_mode(), torch_threads(1), ExitStack() as stack:
@@ -117,8 +106,8 @@ def run_model(
                 with loaded(module, skeleton.prefix(block), parameters, where) as weights:
                     watched = observe is not None and k == 0
                     taps, latent = skeleton.taps(block), skeleton.latent(block)
-                    watching = partial(Watching, parameters=weights, taps=taps, latent=latent) if watched else _blind
-                    through(module, block, batches[k], hidden, where, threads, watching, observe or _ignored)
+                    watching = partial(Watching, parameters=weights, taps=taps, latent=latent) if watched else blind
+                    through(module, block, batches[k], hidden, where, threads, watching, observe or ignored)
                 del parameters, weights
                 progress(weights_in(outputs))
         for k, (variant, hidden) in enumerate(zip(variants, states, strict=True)):
@@ -132,6 +121,22 @@ def run_model(
         taken = [hidden[:, positions.start : positions.stop] for hidden in states]
         with torch_threads(threads):
             return score(skeleton, variants, taken, following, device=where, threads=threads, advance=progress)
+
+
+def check_tokens(skeleton: Skeleton, tokens: NDArray[np.int32]) -> None:
+    """Malformed unless these are windows of tokens that the model has. Usage if they are longer than its positions."""
+    if tokens.ndim != 2 or tokens.size == 0:
+        raise Malformed("there is not a single window of text", fix="Pass more text, or make the windows shorter.")
+    if tokens.min() < 0 or tokens.max() >= skeleton.vocabulary:
+        raise Malformed(
+            f"the text has tokens from {tokens.min()} to {tokens.max()}, but the model has {skeleton.vocabulary}",
+            fix="Use the tokenizer of the model itself.",
+        )
+    if skeleton.positions is not None and tokens.shape[1] > skeleton.positions:
+        raise Usage(
+            f"windows of {tokens.shape[1]} tokens are longer than the {skeleton.positions} positions of the model",
+            fix=f"Make them shorter: --context {skeleton.positions}",
+        )
 
 
 def work(skeleton: Skeleton, variants: Sequence[ModelVariant], *, scored: bool) -> int:
@@ -191,6 +196,15 @@ def _caught(skeleton: Skeleton, numbers: torch.Tensor) -> None:
         ) from error
 
 
+def blind(observe: Observer) -> AbstractContextManager[Any]:
+    """Tells an observer of nothing."""
+    return nullcontext()
+
+
+def ignored(tensor: str, inputs: torch.Tensor, expert: int | None) -> None:
+    """An observer that looks at nothing."""
+
+
 def through(
     module: Any,
     block: int,
@@ -198,8 +212,8 @@ def through(
     hidden: States,
     device: torch.device,
     threads: int,
-    watching: Callable[[Observer], AbstractContextManager[Any]],
-    observe: Observer,
+    watching: Callable[[Observer], AbstractContextManager[Any]] = blind,
+    observe: Observer = ignored,
 ) -> None:
     """All windows through one block, in place; on the CPU several batches side by side, each in a thread of its own.
 
@@ -234,11 +248,7 @@ def normalize(
     observe: Observer | None = None,
 ) -> None:
     """The final norm, in place. observe: told of what the head is given."""
-    rows = read_tensors(variant, [output.name for each in skeleton.last for output in each.outputs], threads)
-    parameters = parameters_of(skeleton.last, rows)
-    name = skeleton.last[0].source.name.rpartition(".")[0] + "." if skeleton.last else ""
-    module = skeleton.norm
-    with loaded(module, name, parameters, device):
+    with loaded_norm(skeleton, variant, device, threads) as module:
         for window in hidden:
             made = module(torch.from_numpy(window).to(device))
             if observe is not None:
@@ -246,12 +256,14 @@ def normalize(
             window[...] = made.cpu().numpy()
 
 
-def _blind(observe: Observer) -> AbstractContextManager[Any]:
-    return nullcontext()
-
-
-def _ignored(tensor: str, inputs: torch.Tensor, expert: int | None) -> None:
-    pass
+@contextmanager
+def loaded_norm(skeleton: Skeleton, variant: ModelVariant, device: torch.device, threads: int) -> Iterator[Any]:
+    """Within, the module of the final norm, which is yielded, has its weights."""
+    rows = read_tensors(variant, [output.name for each in skeleton.last for output in each.outputs], threads)
+    parameters = parameters_of(skeleton.last, rows)
+    name = skeleton.last[0].source.name.rpartition(".")[0] + "." if skeleton.last else ""
+    with loaded(skeleton.norm, name, parameters, device):
+        yield skeleton.norm
 
 
 def windows_at_once(skeleton: Skeleton, context: int, device: torch.device) -> int:

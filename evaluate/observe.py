@@ -62,11 +62,55 @@ class Latent:
     size: int
 
 
+class Product(NamedTuple):
+    """A product with a parameter. weight: the parameter, or the part of it that stands in the product.
+
+    expert: which matrix of a stack that is; None for a single matrix, and for a whole stack, whose number is the first
+    axis of inputs and outputs.
+    """
+
+    name: str
+    inputs: torch.Tensor
+    weight: torch.Tensor
+    expert: int | None
+
+    @property
+    def stacked(self) -> bool:
+        """Whether every expert is given all tokens, and zeros for those that did not choose it."""
+        return bool(self.weight.ndim == 3)
+
+
+class Products:
+    """Recognises products by the memory of their weights, and not by modules: so experts that transformers keep in one
+    parameter, and routers, which are no `Linear`, are seen as everything else is. parameters: by name.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        self._known = {
+            value.untyped_storage().data_ptr(): (name, value.ndim == 3)
+            for name, value in parameters.items()
+            if value.ndim > 1
+        }
+
+    def find(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Product | None:
+        """The product that this call makes, if it makes one."""
+        if func not in PRODUCTS:
+            return None
+        first, second = PRODUCTS[func]
+        weight = args[second] if len(args) > second else kwargs.get("weight", kwargs.get("mat2"))
+        known = self._known.get(weight.untyped_storage().data_ptr()) if isinstance(weight, torch.Tensor) else None
+        if known is None:
+            return None
+        name, stack = known
+        if weight.ndim == 3:
+            return Product(name, args[first], weight, None)
+        # Of a stack, the place within it says which.
+        expert = int(weight.storage_offset()) // weight.numel() if stack else expert_in(name)
+        return Product(name, args[first], weight, expert)
+
+
 class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types here
     """While it is entered, every product with one of these parameters is told to the observer.
-
-    Linears are recognised by the memory of their weights, and not by modules: so experts that transformers keep in one
-    parameter, and routers, which are no `Linear`, are seen as everything else is.
 
     parameters: by name, on their device. taps: the GGUF tensors that are made of each (see `Skeleton.taps`).
     """
@@ -81,11 +125,7 @@ class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types h
         super().__init__()
         self._observe = observe
         self._taps = taps
-        self._known = {
-            value.untyped_storage().data_ptr(): (name, value.ndim == 3)
-            for name, value in parameters.items()
-            if value.ndim > 1
-        }
+        self._products = Products(parameters)
         self._latent = latent
         self._compressed: torch.Tensor | None = None
 
@@ -93,24 +133,20 @@ class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types h
         """Look at what goes into products, and let everything through as it is."""
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
-        if func in PRODUCTS:
-            first, second = PRODUCTS[func]
-            weight = args[second] if len(args) > second else kwargs.get("weight", kwargs.get("mat2"))
-            known = self._known.get(weight.untyped_storage().data_ptr()) if isinstance(weight, torch.Tensor) else None
-            if known is not None:
-                self._product(*known, args[first], weight, made)
+        product = self._products.find(func, args, kwargs)
+        if product is not None:
+            self._product(product, made)
         elif func is scaled_dot_product_attention and self._compressed is not None:
             self._attention(args, kwargs)
         return made
 
-    def _product(self, name: str, stack: bool, inputs: torch.Tensor, weight: torch.Tensor, made: torch.Tensor) -> None:
+    def _product(self, product: Product, made: torch.Tensor) -> None:
+        name, inputs, _, expert = product
         taps = self._taps[name]
-        if weight.ndim == 3:  # every expert is given all tokens, and zeros for those that did not choose it
+        if product.stacked:
             for number, rows in enumerate(inputs):
                 self._tell(taps, rows[rows.any(dim=-1)], number)
         else:
-            # Of a stack, the place within it says which.
-            expert = int(weight.storage_offset()) // weight.numel() if stack else expert_in(name)
             self._tell(taps, inputs.reshape(-1, inputs.shape[-1]), expert)
         if self._latent and name == self._latent.queries:
             heads = made.reshape(-1, self._latent.heads, made.shape[-1] // self._latent.heads)

@@ -6,6 +6,7 @@ rescaled as m grows, so that lse = m + log S and the divergence is KL(source || 
 online softmax is in Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -143,20 +144,37 @@ def read_head(variant: ModelVariant, first: int, last: int, threads: int, device
     return HeadPiece(read(head_of(variant)), read(HEAD_BIAS)[:, 0] if HEAD_BIAS in variant.tensors else None)
 
 
-def logits_of(skeleton: Skeleton, hidden: torch.Tensor, head: HeadPiece) -> torch.Tensor:
-    """Logits (rows, piece) of hidden states (rows, width) after the final norm, for a piece of the head.
+@contextmanager
+def making_logits(
+    skeleton: Skeleton,
+) -> Iterator[Callable[[torch.Tensor, HeadPiece], tuple[torch.Tensor, torch.Tensor]]]:
+    """Within, a function that makes logits (rows, piece) of hidden states (rows, width) after the final norm, for a
+    piece of the head. It can be called by several threads. Its second result is the product alone.
 
     The class's own forward makes them, so that whatever it does after the head (soft-capping, scales) is done.
     """
+    here = threading.local()
 
     def states(*args: Any, **kwargs: Any) -> Any:
-        return LastStates(hidden[None])
+        return LastStates(here.hidden)
 
     def product(states: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(states, *head)
+        here.product = torch.nn.functional.linear(states, *here.head)
+        return here.product
+
+    def make(hidden: torch.Tensor, head: HeadPiece) -> tuple[torch.Tensor, torch.Tensor]:
+        here.hidden, here.head = hidden[None], head
+        logits = skeleton.model(inputs_embeds=here.hidden, use_cache=False).logits[0]
+        return logits, here.product
 
     with replaced(skeleton.base, states), replaced(skeleton.model.get_output_embeddings(), product):
-        return skeleton.model(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        yield make
+
+
+def logits_of(skeleton: Skeleton, hidden: torch.Tensor, head: HeadPiece) -> torch.Tensor:
+    """Logits once (see `making_logits`)."""
+    with making_logits(skeleton) as make:
+        return make(hidden, head)[0]
 
 
 @contextmanager

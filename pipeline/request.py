@@ -182,7 +182,9 @@ class MakeOptions:
     )
     effort: str | None = option(
         None,
-        "How long to search: fast, normal (the default) or best.",
+        "How long to search: fast, normal (the default), or best, which also measures what the files have lost. With "
+        "none, the bytes are those of llama.cpp's quantizer, and the text serves only for an importance matrix and for "
+        "choosing types.",
         "Calibration",
         metavar="NAME",
         inputs=WEIGHTS,
@@ -256,6 +258,23 @@ class MakeOptions:
         metavar="BITS",
         inputs=WEIGHTS,
         keyed="Outputs of at most this many bits per weight; their types are chosen.",
+    )
+    match: tuple[str, ...] = option(
+        (),
+        "Choose the types for a file that is no larger than the one of this recipe.",
+        "Types",
+        metavar="NAME",
+        inputs=WEIGHTS,
+        keyed="Outputs that are no larger than those of these recipes; their types are chosen.",
+    )
+    sensitivity: Path | None = option(
+        None,
+        "Choose the types by what each costs the predictions of the model: a table that `ggufsmith sensitivity` wrote. "
+        "With --calibrate, such a table is made on the way.",
+        "Types",
+        metavar="FILE",
+        inputs=WEIGHTS,
+        fields=(MODEL,),
     )
     save_recipe: Path | None = option(
         None,

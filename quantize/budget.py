@@ -1,5 +1,6 @@
 """Types for a given size: measure what each type costs each tensor, then spend the bytes where they help most.
 
+The cost is what a table says that the predictions of the model lose (see `sensitivity`), or an error of the weights.
 The error of a type for a tensor is its mean squared error relative to the mean square of the weights, weighted by the
 importance of the columns where there is any, on rows spread evenly over the tensor; it counts as often as the tensor
 has weights. The choice with the least sum under the budget is a multiple-choice knapsack, solved by dynamic programming
@@ -9,8 +10,8 @@ rounding leaves is spent afterwards. Everything is deterministic: same input, sa
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heapreplace
 
 import numpy as np
@@ -24,15 +25,17 @@ from ggufsmith.container.units import parse_size
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.stream import Array, RowSource, Scratch
 from ggufsmith.quantize.outputs import QuantizedFile
-from ggufsmith.quantize.recipes.assign import Override, Recipe, Stored, assign, facts_of
+from ggufsmith.quantize.recipes.assign import BUDGET, Override, Recipe, Stored, assign, facts_of
 from ggufsmith.quantize.recipes.files import format_recipe
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, shown
 from ggufsmith.quantize.recipes.rules import Facts, kept, needs_importance
 from ggufsmith.quantize.rows import decode, encode
+from ggufsmith.quantize.sensitivity import Sensitivity
 
 SAMPLE = 1 << 17  # weights per tensor
 PIECES = 32  # runs of rows that they are taken from
 UNITS = 1 << 15
+COMPARED = 8  # tensors
 TABLE = 1 << 26  # bytes of picks that are kept at a time; beyond, they are made twice, piece by piece
 F32 = BY_NAME["F32"]
 CANDIDATES = (
@@ -42,10 +45,11 @@ CANDIDATES = (
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of the file, or bits per weight of its tensors."""
+    """Bytes of the file, or bits per weight of its tensors, or the recipe whose file may not be smaller."""
 
     size: int | None = None
     bits_per_weight: float | None = None
+    match: Recipe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Solved:
-    """recipe: gives every tensor its type; text: the same as a recipe file. error: mean relative squared error."""
+    """recipe: gives every tensor its type; text: the same as a recipe file.
+
+    error: mean relative squared error; with a table, the KL divergence that it predicts, in nats per token.
+    """
 
     recipe: Recipe
     text: str
@@ -91,14 +98,17 @@ def fit_budget(
     output: QuantizedFile,
     budget: Budget,
     *,
+    sensitivity: Sensitivity | None = None,
     threads: int | None = None,
     advance: Callable[[int], None] = lambda weights: None,
 ) -> Solved:
-    """The best types for `tensors` under the budget.
+    """The best types for `tensors` under the budget, which is not a recipe.
 
     output: of any recipe for the same tensors, for what does not depend on types: its shards have as many headers.
     advance: told of weights, tensor by tensor.
-    Usage for a budget below the smallest possible. Malformed for a weight that is NaN or infinite.
+    sensitivity: what the types cost; without it, their errors are measured.
+    Usage for a budget below the smallest possible. Malformed for a weight that is NaN or infinite, and for a table that
+    is that of another model.
     """
     plan = output.plan
     stored = [each.tensor for each in plan.assignments]
@@ -106,18 +116,25 @@ def fit_budget(
     facts = facts_of(plan.layout.metadata, importance=any(weights is not None for weights in importance))
 
     choices: list[list[Choice]] = [[] for _ in stored]
+    alignment = plan.layout.alignment
+    free = [index for index, each in enumerate(stored) if kept(each.name, each.shape, facts.architecture) is None]
+    chosen_freely = frozenset(free)
+    known = tabled([stored[index] for index in free], sensitivity)
 
     def measured(index: int) -> None:
         tensor = stored[index]
-        if kept(tensor.name, tensor.shape, facts.architecture) is not None:
-            size = padded(tensor.format.nbytes(tensor.shape), plan.layout.alignment)
-            choices[index] = [Choice(tensor.format, size, 0.0)]
+        if index not in chosen_freely:
+            choices[index] = [Choice(tensor.format, padded(tensor.format.nbytes(tensor.shape), alignment), 0.0)]
+        elif tensor.name in known:
+            choices[index] = useful(tensor, known[tensor.name], alignment, importance[index] is not None)
         else:
-            choices[index] = measure(tensors[index], tensor, importance[index], plan.layout.alignment)
+            choices[index] = measure(tensors[index], tensor, importance[index], alignment)
         advance(math.prod(tensor.shape))
 
     parallel_for(lambda stop: measured, range(len(stored)), threads or available_cores())
-    headers = output.size - sum(padded(each.nbytes, plan.layout.alignment) for each in plan.assignments)
+    if known:
+        _like_the_table(choices, tensors, output, free, known)
+    headers = output.size - sum(padded(each.nbytes, alignment) for each in plan.assignments)
     limit = (budget.size or 0) - headers
     if budget.bits_per_weight is not None:
         limit = int(budget.bits_per_weight * plan.weights / 8)
@@ -138,10 +155,15 @@ def fit_budget(
         if len(each) > 1 or choice.format is not tensor.format
     }
     base = _file_type(stored, [choice.format for choice in picked], facts)
-    error = sum(choice.error for choice in picked) / plan.weights
-    description = f"{bits:.3f} bits per weight, relative squared error {error:.3g}"
+    error = sum(choice.error for choice in picked)
+    if known:
+        cost = f"predicted KL divergence {error:.3g}"
+    else:
+        error /= plan.weights
+        cost = f"relative squared error {error:.3g}"
+    description = f"{bits:.3f} bits per weight, {cost}"
     overrides = tuple(
-        Override(BY_NAME[format], names=frozenset(name for name in chosen if chosen[name] == format), origin="budget")
+        Override(BY_NAME[format], names=frozenset(name for name in chosen if chosen[name] == format), origin=BUDGET)
         for format in sorted(set(chosen.values()))
     )
     name = f"Q{bits:.2f}BPW".replace(".", "_")
@@ -154,20 +176,92 @@ def measure(tensor: RowSource, stored: Stored, importance: NDArray[np.float32] |
     rows, columns, pieces = _sample(tensor, importance)
     energy = sum(float((weights * x.astype(np.float64) ** 2).sum()) for x, weights, _ in pieces)
     found = []
-    for format in _candidates(stored, importance is not None):
+    for format in candidates(stored, importance is not None):
         error = 0.0
         if format is not stored.format:
             error = sum(_error(format, *piece) for piece in pieces)
         share = error / energy if energy > 0 else 0.0
         found.append(Choice(format, padded(format.nbytes(stored.shape), alignment), share * rows * columns))
-    found.sort(key=lambda choice: (choice.nbytes, choice.error, choice.format.id))
+    return steps(found)
+
+
+def useful(stored: Stored, losses: Mapping[str, float], alignment: int, importance: bool) -> list[Choice]:
+    """As `measure`, of what a table says that types cost. Its own type costs nothing."""
+    formats = {BY_NAME[name]: loss for name, loss in losses.items()}
+    allowed = {format: formats[format] for format in candidates(stored, importance) if format in formats}
+    if stored.format is not F32 or not allowed:
+        allowed[stored.format] = 0.0
+    return steps(
+        [Choice(format, padded(format.nbytes(stored.shape), alignment), loss) for format, loss in allowed.items()]
+    )
+
+
+def steps(found: list[Choice]) -> list[Choice]:
+    """The smallest first, without those that are no better than a smaller one."""
     best = math.inf
-    useful: list[Choice] = []
-    for choice in found:
-        if choice.error < best or not useful:
-            useful.append(choice)
+    better: list[Choice] = []
+    for choice in sorted(found, key=lambda choice: (choice.nbytes, choice.error, choice.format.id)):
+        if choice.error < best or not better:
+            better.append(choice)
             best = choice.error
-    return useful
+    return better
+
+
+def tabled(stored: Sequence[Stored], sensitivity: Sensitivity | None) -> dict[str, Mapping[str, float]]:
+    """What the table says of these tensors, by name. Malformed if it is that of another model."""
+    if sensitivity is None:
+        return {}
+    found = {}
+    for tensor in stored:
+        known = sensitivity.tensors.get(tensor.name)
+        if known is not None and _trimmed(known.shape) != _trimmed(tensor.shape):
+            raise _of_another(f"{tensor.name} has the shape {list(tensor.shape)}, but {list(known.shape)} in the table")
+        if known is not None and known.losses:
+            found[tensor.name] = known.losses
+    if stored and not found:
+        raise _of_another("it has none of the tensors of this model")
+    return found
+
+
+def _of_another(why: str) -> Malformed:
+    return Malformed(
+        f"the table of sensitivities is that of another model: {why}",
+        where="--sensitivity",
+        fix="Make one of this model with `ggufsmith sensitivity`, or leave it out and use --calibrate.",
+    )
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(length for length in shape if length != 1)
+
+
+def _like_the_table(
+    choices: list[list[Choice]],
+    tensors: Sequence[RowSource],
+    output: QuantizedFile,
+    free: Sequence[int],
+    known: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Turn the errors of tensors that the table lacks into losses: as if they were as sensitive as the others.
+
+    The factor is the median of loss over error, of a few tensors that are in the table.
+    """
+    plan = output.plan
+    missing = [index for index in free if plan.assignments[index].tensor.name not in known]
+    there = [index for index in free if plan.assignments[index].tensor.name in known]
+    if not missing:
+        return
+    ratios = []
+    for index in there[:: -(-len(there) // COMPARED)]:
+        tensor = plan.assignments[index].tensor
+        errors = measure(tensors[index], tensor, plan.importance[index], plan.layout.alignment)
+        losses = known[tensor.name]
+        ratios += [
+            losses[each.format.name] / each.error for each in errors if each.error > 0 and each.format.name in losses
+        ]
+    factor = float(np.median(ratios)) if ratios else 0.0
+    for index in missing:
+        choices[index] = [replace(each, error=each.error * factor) for each in choices[index]]
 
 
 def solve(choices: Sequence[Sequence[Choice]], limit: int) -> list[int]:
@@ -252,7 +346,7 @@ def _spend(choices: Sequence[Sequence[Choice]], chosen: list[int], limit: int) -
             heappop(gains)
 
 
-def _candidates(stored: Stored, importance: bool) -> list[Format]:
+def candidates(stored: Stored, importance: bool) -> list[Format]:
     """What this tensor could be: types whose blocks fit its rows and make sense for it, and its own."""
     width = stored.shape[-1]
     formats = [BY_NAME[name] for name in CANDIDATES]

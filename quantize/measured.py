@@ -10,6 +10,7 @@ from ggufsmith.pipeline.request import Request
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.outputs import QuantizedFile
 from ggufsmith.quantize.resolve import resolved
+from ggufsmith.quantize.sensitivity import read_sensitivity
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -29,24 +30,42 @@ def with_budgets(
 
     open_pass: opens a request. progress: shows the measuring of so many weights; gives what is told of them.
     budgets:   instead of those that the request has.
+
+    Raises what `fit_budget` and `read_sensitivity` raise, and what planning a recipe to match raises.
     """
     budgets = budgets or resolved(request, *INPUTS)[0].budgets
     if not budgets:
         return request, ()
-    plain = replace(request.make, target_size=(), target_bpw=(), save_recipe=None)
+    table = read_sensitivity(request.make.sensitivity) if request.make.sensitivity else None
+    plain = replace(request.make, target_size=(), target_bpw=(), match=(), sensitivity=None, save_recipe=None)
     probe = replace(
         request,
         make=replace(plain, recipes=(PLACEHOLDER,), strict=False),
         write=replace(request.write, outfile=None),  # which one budget of several cannot have
     )
     solved = []
+    budgets = [_sized(budget, probe, open_pass) for budget in budgets]
     with open_pass(probe) as planned:
         output = planned.outputs[0]
         if not isinstance(output, QuantizedFile):
             raise TypeError("the plan of a recipe is not a QuantizedFile")
         for budget in budgets:
             with progress(planned.weights) as advance:
-                solved.append(
-                    fit_budget(planned.tensors, output, budget, threads=request.write.threads, advance=advance)
+                found = fit_budget(
+                    planned.tensors,
+                    output,
+                    budget,
+                    sensitivity=table,
+                    threads=request.write.threads,
+                    advance=advance,
                 )
+                solved.append(found)
     return replace(request, make=replace(plain, recipes=tuple(each.recipe for each in solved))), tuple(solved)
+
+
+def _sized(budget: Budget, probe: Request, open_pass: Callable[[Request], Pass]) -> Budget:
+    """A budget for the size of a recipe's file in bytes; any other as it is."""
+    if budget.match is None:
+        return budget
+    with open_pass(replace(probe, make=replace(probe.make, recipes=(budget.match,)))) as planned:
+        return Budget(planned.outputs[0].size)

@@ -14,7 +14,7 @@ from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.layout import DEFAULT_ALIGNMENT, Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.quantize.imatrix.fit import Coverage
-from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored, TypeOptions, assign
+from ggufsmith.quantize.recipes.assign import BUDGET, Assignment, Recipe, Stored, TypeOptions, assign
 from ggufsmith.quantize.recipes.rules import Facts, kept, role_of
 from ggufsmith.quantize.rows import MODULES
 
@@ -77,6 +77,9 @@ class FilePlan:
                 f"({', '.join(pairs)}): their rows are "
                 f"not a multiple of the block size; {self.bits_per_weight:.2f} bits per weight in total"
             )
+        if chosen := [each for each in self.assignments if each.reason == BUDGET]:
+            yield self.recipe.description
+            yield f"types: {_by_role(chosen)}"
         for option in self.unused:
             yield f"{option} has no effect: there is no output.weight, because the token embeddings are used instead"
         if requantized := self.requantized:
@@ -153,6 +156,17 @@ def lay_out_file(
     kept = {key: value for key, value in metadata.items() if key not in keys and key not in overrides}
     specs = [TensorSpec(each.tensor.name, _trimmed(each.tensor.shape), each.format) for each in assignments]
     return lay_out({**kept, **own, **overrides}, specs, alignment=alignment)
+
+
+def _by_role(assignments: Sequence[Assignment]) -> str:
+    """How many tensors of each role have each type, those of most tensors first."""
+    roles: dict[str, Counter[str]] = {}
+    for each in assignments:
+        roles.setdefault(role_of(each.tensor.name) or "others", Counter())[each.format.name] += 1
+    return "; ".join(
+        f"{role} {', '.join(f'{count} {name}' for name, count in types.most_common())}"
+        for role, types in sorted(roles.items())
+    )
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

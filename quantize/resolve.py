@@ -15,7 +15,7 @@ from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, override_of, overrides_of_file
 
-EFFORTS = ("fast", "normal", "best")  # see calibrate/refine.py
+EFFORTS = ("none", "fast", "normal", "best")  # see calibrate/run.py
 OUTTYPES = (*(name.lower() for name in FLOATS), "auto")
 
 
@@ -45,6 +45,11 @@ def resolved(request: Request, *kinds: Input) -> tuple[Making, Limits]:
             "--outfile names one file, but several recipes or types would each write one",
             fix="Leave out --outfile, or choose a folder with --outdir.",
         )
+    if request.make.sensitivity is not None and request.source.prune_layers:
+        raise Usage(
+            "--prune-layers renumbers the layers, so --sensitivity cannot say what they cost",
+            fix="Leave out one of the two, or prune first and measure the smaller file.",
+        )
     if request.source.vocab_only and making.quantizes:
         raise Usage("a file that holds only the vocabulary has nothing to quantize", fix="Leave out --recipe.")
     return making, limits
@@ -61,7 +66,7 @@ def making_of(make: MakeOptions) -> Making:
     budgets = budgets_of(make)
     if budgets and (recipes or make.outtypes or types != TypeOptions()):
         raise Usage(
-            "--target-size and --target-bpw choose all types, so recipes and types cannot be given as well",
+            "--target-size, --target-bpw and --match choose all types, so recipes and types cannot be given as well",
             fix="Leave out one of the two. The recipe that is chosen can be edited and used again with --recipe.",
         )
     if make.save_recipe is not None and make.save_recipe.suffix != ".toml":
@@ -72,7 +77,13 @@ def making_of(make: MakeOptions) -> Making:
         )
     if make.save_recipe is not None and len(budgets) != 1:
         raise Usage(
-            "--save-recipe saves what one --target-size or --target-bpw chooses", fix="Give exactly one of them."
+            "--save-recipe saves what one --target-size, --target-bpw or --match chooses",
+            fix="Give exactly one of them.",
+        )
+    if make.sensitivity is not None and not budgets:
+        raise Usage(
+            "--sensitivity says what types cost, but nothing chooses among them",
+            fix="Add --target-size, --target-bpw or --match.",
         )
     if (make.include_weights or make.exclude_weights) and make.imatrix is None:
         raise Usage(
@@ -136,11 +147,18 @@ def _format(name: str | None) -> Format | None:
 
 def budgets_of(make: MakeOptions) -> tuple[Budget, ...]:
     """The budgets that choose types. Usage for one of each kind, and for what is not a size or a number of bits."""
-    if make.target_size and make.target_bpw:
-        raise Usage("--target-size and --target-bpw cannot be used together", fix="Leave out one of the two.")
+    given = {
+        "--target-size": make.target_size,
+        "--target-bpw": make.target_bpw,
+        "--match": make.match,
+    }
+    flags = [flag for flag, values in given.items() if values]
+    if len(flags) > 1:
+        raise Usage(f"{' and '.join(flags)} cannot be used together", fix="Leave out all but one of them.")
     sizes = [budget_of(text, None) for text in make.target_size]
     bits = [budget_of(None, bits) for bits in make.target_bpw]
-    return tuple(each for each in (*sizes, *bits) if each is not None)
+    matches = [Budget(match=recipe_of(text)) for text in make.match]
+    return tuple(each for each in (*sizes, *bits, *matches) if each is not None)
 
 
 def refuse_unfit(request: Request, *kinds: Input) -> None:

@@ -50,7 +50,8 @@ from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
 
-MAKING = ("recipes", "outtypes", "target_size", "target_bpw")  # the keys that ask for outputs
+MAKING = ("recipes", "outtypes", "target_size", "target_bpw", "match")  # the keys that ask for outputs
+BUDGETS = ("target_size", "target_bpw", "match")  # those of them that choose types
 CONFIGS = ("config.json", "params.json", "adapter_config.json")  # of a model, of Meta's own release, of an adapter
 OUTTYPES = ("f32", "f16", "bf16")
 Record = TypeVar("Record", SourceOptions, MakeOptions, WriteOptions)
@@ -218,6 +219,7 @@ class _Reader(Tables):
         list(self.each(said["prune_layers"], lambda layer: layers_of(str(layer))))
         paths = {
             "imatrix": AUTO if said["imatrix"].value == str(AUTO) else self.existing(said["imatrix"]),
+            "sensitivity": self.existing(said["sensitivity"]),
             "metadata": self.existing(said["metadata"]),
             "tokenizer": self.folder(said["tokenizer"]),
             "base": self.folder(said["base"]) if on_hub else self.base(source, said["base"]),
@@ -278,6 +280,9 @@ class _Reader(Tables):
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
         if said["quality"].value and not said["card"].value:
             self.wrong(said["quality"].place, "quality puts a table into the model card, but there is no card")
+        if said["sensitivity"].value and not any(said[key].value for key in BUDGETS):
+            what = f"sensitivity says what types cost, but nothing chooses among them: set {' or '.join(BUDGETS)}"
+            self.wrong(said["sensitivity"].place, what)
         if said["keep_imatrix"].value and said["imatrix"].value != str(AUTO):
             self.wrong(said["keep_imatrix"].place, f'keep_imatrix keeps what imatrix = "{AUTO}" makes')
 
@@ -305,6 +310,8 @@ class _Reader(Tables):
             yield WantedOutput(text, None, *paths(f"Q{text}".replace(".", "_")), budget)
         for bits, budget in self.pairs(said["target_bpw"], lambda bits: budget_of(None, bits)):
             yield WantedOutput(f"{bits:g} bpw", None, *paths(f"Q{bits:g}BPW".replace(".", "_")), budget)
+        for text, recipe in self.pairs(said["match"], lambda text: recipe_of(text, self.document.path.parent)):
+            yield WantedOutput(f"match {text}", None, *paths(f"{recipe.name}_MATCH"), Budget(match=recipe))
 
     def check_types(self, said: Mapping[str, Said], wanted: Sequence[WantedOutput]) -> None:
         """The settings that choose types, by themselves and together."""
@@ -316,7 +323,7 @@ class _Reader(Tables):
         pure, leave = said["pure"].value, said["leave_output_tensor"].value
         options = TypeOptions(pure, leave, output, embedding, tuple(overrides))
         if options != TypeOptions() and any(each.budget for each in wanted):
-            key = "target_size" if said["target_size"].value else "target_bpw"
+            key = next(key for key in BUDGETS if said[key].value)
             self.wrong(
                 said[key].place,
                 f"{key} chooses all types itself and cannot be combined with pure, tensor_types and similar keys",
@@ -405,8 +412,8 @@ class _Reader(Tables):
 
 def _read_by(model: JobModel) -> tuple[Path | None, ...]:
     """The files that a model is made from, besides those of folders."""
-    imatrix = model.request.make.imatrix
-    return model.source, imatrix if imatrix != AUTO else None, model.request.source.metadata
+    make = model.request.make
+    return model.source, make.imatrix if make.imatrix != AUTO else None, make.sensitivity, model.request.source.metadata
 
 
 def _plain(value: Any) -> Any:

@@ -62,6 +62,7 @@ def _asking(request: Request, plain: Sequence[WantedOutput], recipes: Sequence[W
         request.make,
         outtypes=tuple(each.label for each in plain),
         recipes=tuple(each.recipe for each in recipes if each.recipe),
+        sensitivity=None,  # it has chosen
     )
     return replace(request, make=make)
 

@@ -259,7 +259,7 @@ def _drafted(planned: JobPass, plans: Mapping[str, str]) -> tuple[FinishedOutput
             output.types,
             output.fallbacks,
             output.requantized,
-            (*([wanted.recipe.description] if wanted.budget and wanted.recipe else []), *output.notes),
+            output.notes,
         )
         for wanted, output in zip(planned.wanted, planned.made.outputs, strict=True)
     )

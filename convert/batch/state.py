@@ -25,6 +25,7 @@ from ggufsmith.convert.batch.schema import SETTINGS
 from ggufsmith.convert.model import adapters_of
 from ggufsmith.naming.identity import hub_id, model_folder_name
 from ggufsmith.pipeline.request import AUTO
+from ggufsmith.quantize.budget import Budget
 from ggufsmith.quantize.recipes.assign import Override, Recipe
 
 WHOLE = 1 << 20  # bytes; smaller inputs are known by their content, larger ones by size and time
@@ -165,9 +166,14 @@ def _wanted(wanted: WantedOutput) -> dict[str, Any]:
     return {
         "file": wanted.path.name,
         "outtype": None if wanted.recipe or wanted.budget else wanted.label,
-        "budget": asdict(wanted.budget) if wanted.budget else None,
+        "budget": _budget(wanted.budget) if wanted.budget else None,
         "recipe": _recipe(wanted.recipe) if wanted.recipe else None,
     }
+
+
+def _budget(budget: Budget) -> dict[str, Any]:
+    match = {"match": _recipe(budget.match)} if budget.match else {}
+    return {"size": budget.size, "bits_per_weight": budget.bits_per_weight, **match}
 
 
 def _recipe(recipe: Recipe) -> list[Any]:
@@ -187,7 +193,8 @@ def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
         yield [str(model.hub)]  # with the commit
     else:
         sources = _model_files(model.source) if model.is_checkpoint else _shards(model.source)
-    options, imatrix = model.request.source, model.request.make.imatrix
+    options, make = model.request.source, model.request.make
+    imatrix = make.imatrix
     if imatrix == AUTO:
         yield [str(AUTO)]  # what it is follows from the model and from our version
     folders = [
@@ -198,7 +205,11 @@ def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
     for root, path in [
         *sources,
         *others,
-        *((path.parent, path) for path in (imatrix if imatrix != AUTO else None, options.metadata) if path),
+        *(
+            (path.parent, path)
+            for path in (imatrix if imatrix != AUTO else None, make.sensitivity, options.metadata)
+            if path
+        ),
     ]:
         found = path.stat()
         identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns

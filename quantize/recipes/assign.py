@@ -23,6 +23,8 @@ from ggufsmith.quantize.recipes.rules import (
     role_of,
 )
 
+BUDGET = "budget"  # the origin of rules that a budget chose
+
 
 @dataclass(frozen=True)
 class Stored:
