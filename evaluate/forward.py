@@ -227,7 +227,7 @@ def through(
 
         def run(batch: Batch, told: list[Any]) -> None:
             args, kwargs = on_device(batch.arguments[block], device)
-            with torch.inference_mode(), watching(lambda *inputs: told.append(inputs)):
+            with torch.no_grad(), watching(lambda *inputs: told.append(inputs)):
                 # A copy: what is told of inputs may be the hidden states themselves, which are about to be overwritten.
                 made = module(torch.tensor(hidden[batch.windows], device=device), *args, **kwargs)
             hidden[batch.windows] = (made[0] if isinstance(made, tuple) else made).cpu().numpy()

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
 import checkpoints
+import zoo
 from ggufsmith.container.errors import Malformed
 from ggufsmith.evaluate import backward
 from ggufsmith.evaluate.backward import EmbeddingFisher, Finished, HeadFisher, Told, run_backward
@@ -206,3 +207,41 @@ def test_windows_that_cannot_be_run(tmp_path: Path) -> None:
         ):
             with pytest.raises(Malformed, match=said):
                 run_backward(skeleton, model.source, tokens, observe=lambda told: None, finished=print, device="cpu")
+
+
+# Matrices whose outputs are not those of one product with them: convolutions, biases of experts, rows that lie between
+# those of another matrix, and the part of latent attention that llama.cpp takes queries through.
+NOT_TOLD = {
+    "ssm_conv1d.weight",
+    "shortconv.conv.weight",
+    "exp_probs_b.bias",
+    "ffn_gate_exps.bias",
+    "ffn_up_exps.bias",
+    "ffn_down_exps.bias",
+    "attn_k_b.weight",
+}
+BETWEEN = {"gpt-oss", "llama4"}  # gate and up of experts
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_every_architecture_runs_backward(name: str, tmp_path: Path) -> None:
+    """Every matrix is told of its inputs and gradients, in its own shape."""
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    zoo.write(name, folder)
+    told: dict[str, tuple[int, int]] = {}
+
+    def observe(windows: Sequence[Sequence[Told]]) -> None:
+        for each in (each for window in windows for each in window):
+            assert torch.isfinite(each.gradients).all()
+            told[each.tensor] = (each.gradients.shape[-1], each.inputs.shape[-1])
+
+    with opened_model(request(folder)) as model:
+        skeleton = build_skeleton(model)
+        run_backward(
+            skeleton, model.source, tokens_for(300), observe=observe, finished=lambda block: None, device="cpu"
+        )
+        matrices = [each for k in range(len(skeleton.blocks)) for each in skeleton.outputs(k) if len(each.shape) > 1]
+    missing = {each.name.split(".", 2)[2] for each in matrices if told.get(each.name) != each.shape[-2:]}
+    between = {"ffn_gate_exps.weight", "ffn_up_exps.weight"} if name in BETWEEN else set()
+    assert missing <= NOT_TOLD | between
