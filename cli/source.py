@@ -54,4 +54,6 @@ def opened_source(name: str, options: "SourceOptions", outtype: str, *, quiet: b
         request = Request(found.folder, options, MakeOptions(outtypes=(outtype,) if outtype else ()))
         with open_pass(request, found.open_files) as planned:
             layout = planned.outputs[0].shards.whole
-            yield OpenedSource(planned.tensors, layout.tensors, planned.info.metadata, layout.alignment)
+            yield OpenedSource(
+                planned.tensors_of(planned.outputs[0]), layout.tensors, planned.info.metadata, layout.alignment
+            )

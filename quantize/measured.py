@@ -47,6 +47,8 @@ def with_budgets(
         for budget in budgets:
             with progress(planned.weights) as advance:
                 solved.append(
-                    fit_budget(planned.tensors, output, budget, threads=request.write.threads, advance=advance)
+                    fit_budget(
+                        planned.tensors_of(output), output, budget, threads=request.write.threads, advance=advance
+                    )
                 )
     return replace(request, make=replace(plain, recipes=tuple(each.recipe for each in solved))), tuple(solved)
