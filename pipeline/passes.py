@@ -40,7 +40,8 @@ class SourceInfo:
 class Pass:
     """Several outputs of one model, planned. Use it in a `with`, which opens the source for reading.
 
-    tensors: of all outputs; every output's layout has its own in the same order. opening: the same tensors, for workers of a cluster.
+    tensors: of all outputs; the layout of each has its own in the same order.
+    opening: the same tensors, for workers of a cluster.
     inputs:  the files that decide the outputs' bytes, by the names that records give them. No output may replace one.
     notes:   what the user should know of the model; those of an output are its own.
     conduct: when the tensors are made, if not all at once (see `outputs.Conductor`). learned: what there is to say of

@@ -36,7 +36,7 @@ def with_budgets(
     plain = replace(request.make, target_size=(), target_bpw=(), save_recipe=None)
     probe = replace(
         request,
-        make=replace(plain, recipes=(PLACEHOLDER,), strict=False),
+        make=replace(plain, recipes=(PLACEHOLDER,), strict=False, mmproj=False, mmproj_outtype=None),
         write=replace(request.write, outfile=None),  # which one budget of several cannot have
     )
     solved = []
