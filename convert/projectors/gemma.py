@@ -198,6 +198,7 @@ GEMMA4_VISION = EncoderRecord(
         *VISION_KEYS,
         ProjectorKey(V.PROJECTOR_TYPE, string, fixed(VisionProjectorType.GEMMA4V)),
         epsilon(config_value("rms_norm_eps", 1e-6)),
+        USE_GELU,  # llama.cpp's converter leaves it out, and its graph then takes a rougher approximation
         ProjectorKey(V.Projector.SCALE_FACTOR, u32, unless(3, "pooled")),
     ),
     require={"hidden_activation": ("gelu_pytorch_tanh",)},
