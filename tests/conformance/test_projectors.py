@@ -8,12 +8,14 @@ from typing import Any
 import mtmd
 import numpy as np
 import pytest
+import quantizer
 from numpy.typing import NDArray
 from test_convert import tensors
 
 import reference
 import zoo
 from ggufsmith.container.reader import open_gguf
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from requesting import request, run
 
 pytestmark = pytest.mark.conformance
@@ -72,6 +74,31 @@ def test_both_spellings_give_one_projector(name: str, tmp_path: Path) -> None:
         folder = tmp_path / str(published) / "Tiny-Fixture"
         files.append(made(name, folder, "f16", published=published)[1]["f16"].read_bytes())
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("recipe", ["q8_0", "q4_K_M", "q6_K", "f16"])
+@pytest.mark.parametrize("name", ["qwen3-vl", "gemma3-vl"])
+def test_quantized_as_by_the_quantizer(name: str, recipe: str, tmp_path: Path) -> None:
+    """It aborts on Gemma 4, and where a rule asks for numbers of heads that projectors do not state (Q2_K)."""
+    _, files = made(name, tmp_path / "Tiny-Fixture", "f32")
+    run(request(files["f32"], recipe, outfile=tmp_path / "ours.gguf"))
+    number = FILE_TYPES[recipe.upper()].number
+    quantizer.quantize(files["f32"], tmp_path / "theirs.gguf", quantizer.Settings(number or 0))
+    a, b = open_gguf(tmp_path / "ours.gguf"), open_gguf(tmp_path / "theirs.gguf")
+    assert tensors(a) == tensors(b)
+    assert a.metadata == b.metadata
+
+
+@pytest.mark.parametrize(("recipe", "bound"), [("q8_0", 1e-3), ("q4_K_M", 3e-2)])
+def test_a_quantized_projector_sees_and_hears(recipe: str, bound: float, tmp_path: Path) -> None:
+    _, files = made("gemma4-vl", tmp_path / "Tiny-Fixture", "f32")
+    run(request(files["f32"], recipe, outfile=tmp_path / "quantized.gguf"))
+    rng, text = np.random.default_rng(3), tmp_path / "Tiny-Fixture-F32.gguf"
+    image = rng.integers(0, 256, (336, 480, 3), dtype=np.uint8)
+    for media in (image, sound(16000)):
+        whole = mtmd.embeddings(text, files["f32"], media)
+        found = mtmd.embeddings(text, tmp_path / "quantized.gguf", media)
+        assert ((found - whole) ** 2).sum() / (whole**2).sum() < bound
 
 
 # -- embeddings -------------------------------------------------------------------------------------------------------
@@ -178,3 +205,29 @@ def without_breaks(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]
     breaks = rows[width :: width + 1]
     assert np.ptp(breaks, axis=0).max() == 0, "the rows between the lines are not the same"
     return np.concatenate(kept)
+
+
+# -- sound ------------------------------------------------------------------------------------------------------------
+
+
+def sound(samples: int) -> NDArray[np.float32]:
+    return (np.random.default_rng(1).standard_normal(samples) * 0.1).astype(np.float32)
+
+
+@pytest.mark.parametrize("samples", [16000, 24000])
+def test_sound_becomes_the_embeddings_of_transformers(samples: int, tmp_path: Path) -> None:
+    """Of the last frames one may be missing, as the two fill up the end of a sound differently."""
+    import torch
+    import transformers
+
+    model, files = made("gemma4-vl", tmp_path / "Tiny-Fixture", "f32")
+    ready = transformers.Gemma4AudioFeatureExtractor()([sound(samples)], sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        features = model.model.get_audio_features(ready["input_features"], ready["input_features_mask"])
+    theirs = features.pooler_output.flatten(0, -2).numpy()
+    ours = mtmd.embeddings(tmp_path / "Tiny-Fixture-F32.gguf", files["f32"], sound(samples))
+    assert len(theirs) - len(ours) in (0, 1)
+    theirs = theirs[: len(ours)]
+    error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
+    print(f"{samples}: {error:.2e}")
+    assert error < 1e-5
