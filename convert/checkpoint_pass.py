@@ -23,7 +23,7 @@ from ggufsmith.convert.plan import Plan, TensorPlan
 from ggufsmith.convert.projectors.opened import OpenedProjector
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
 from ggufsmith.convert.tensors import CheckpointOpening, ConvertedTensor, OpenCheckpoint, exact_format, tensors_of
-from ggufsmith.naming.filename import FileName
+from ggufsmith.naming.filename import SIDECARS, FileName
 from ggufsmith.naming.suggest import name_of
 from ggufsmith.pipeline.option import CHECKPOINT
 from ggufsmith.pipeline.outputs import OutputFile
@@ -116,8 +116,10 @@ def _projector(request: Request, model: FolderModel, projector: OpenedProjector)
     layout = projector.layout(format)
     name = projector.name(format.name)
     if write.strict_name:
-        shapes = {spec.name: spec.shape for spec in layout.tensors}
-        name = name_of(layout.metadata, shapes, encoding=format.name, strict=True).format()
+        text = model.layout(format)  # whose size the name has
+        shapes = {spec.name: spec.shape for spec in text.tensors}
+        named = name_of(text.metadata, shapes, encoding=format.name, strict=True)
+        name = replace(named, sidecar=SIDECARS[0]).format()
     folder = write.outfile.parent if write.outfile else write.outdir or model.origin.home
     return OutputFile(plan_shards(layout, (len(layout.tensors),)), folder / name, f"mmproj-{format.name}")
 

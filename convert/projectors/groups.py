@@ -7,6 +7,7 @@ from gguf.constants import Keys
 
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import boolean, f32, f32s, u32
+from ggufsmith.convert.config import as_number
 from ggufsmith.convert.projectors.record import ProjectorFacts, ProjectorKey, ProjectorRule, biased, fixed, sized
 
 Size = Callable[[ProjectorFacts], int]
@@ -53,10 +54,10 @@ def pixels(name: str) -> Callable[[ProjectorFacts], list[float]]:
 
     def three(facts: ProjectorFacts) -> list[float]:
         found = facts.processor.first(name)
-        if not isinstance(found, list) or len(found) != 3 or not all(isinstance(each, int | float) for each in found):
+        if not isinstance(found, list) or len(found) != 3:
             said = "is missing" if found is None else f"must be three numbers, not {found!r:.60}"
             raise Malformed(f"{name} {said}", where=facts.processor.path)
-        return [float(each) for each in found]
+        return [as_number(each, f"each of {name}", facts.processor.path) for each in found]
 
     return three
 

@@ -10,7 +10,7 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata, string
 from ggufsmith.convert.projectors.plan import ProjectorPlan
-from ggufsmith.naming.filename import FileName
+from ggufsmith.naming.filename import SIDECARS, FileName
 from ggufsmith.naming.identity import Parameters
 from ggufsmith.quantize.resolve import PROJECTOR_TYPES
 
@@ -53,4 +53,4 @@ class OpenedProjector:
 
     def name(self, encoding: str) -> str:
         """The name of its file, as llama.cpp looks for it beside the model: mmproj-MODEL-F16.gguf."""
-        return FileName(self.model.strip().replace(" ", "-"), encoding=encoding, sidecar="mmproj").format()
+        return FileName(self.model.strip().replace(" ", "-"), encoding=encoding, sidecar=SIDECARS[0]).format()

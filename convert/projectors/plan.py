@@ -74,9 +74,8 @@ def left_out_notes(config: Config, names: Iterable[str]) -> list[str]:
     ]
     if not kinds:
         return []
-    return [
-        f"this checkpoint has {' and '.join(map(A_KIND.__getitem__, kinds))}; with --mmproj, they become a file too"
-    ]
+    found, its = " and ".join(A_KIND[kind] for kind in kinds), "its" if len(kinds) == 1 else "their"
+    return [f"this checkpoint has {found}, which --mmproj writes into a file of {its} own"]
 
 
 @contextmanager

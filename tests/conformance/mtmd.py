@@ -10,6 +10,8 @@ import numpy as np
 from llama_models import logged
 from numpy.typing import NDArray
 
+from needed import need
+
 IMAGE, AUDIO = 1, 2  # kinds of chunks
 
 
@@ -44,6 +46,7 @@ def embeddings(
 
     max_tokens: to which larger images are scaled down.
     """
+    need("mtmd")
     from llama_cpp import mtmd_cpp
 
     media = np.ascontiguousarray(media)
