@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # The CPU build of torch is enough for every test; an unpinned one pulls gigabytes of CUDA.
 TORCH := torch==2.13.0
+# With libmtmd. pip keeps what it compiled, whatever it was compiled with, and may have one without.
+LLAMA := llama-cpp-python==0.3.36
 # Libraries that write or read quantized checkpoints, for single modules of them; some ask for another torch.
 ORACLES := auto-gptq==0.7.1 autoawq==0.2.9 gptqmodel==7.7.0 hqq==0.2.8.post1 accelerate==1.15.0 termcolor==3.3.0 \
            logbar==0.4.15 pypcre==0.6.4 device-smi==0.5.7 threadpoolctl==3.8.0
@@ -39,7 +41,8 @@ test: setup
 
 $(VENV)/.conformance: $(VENV)/.setup
 	$(PIP) install '$(TORCH)'
-	CMAKE_ARGS="$${CMAKE_ARGS:--DLLAVA_BUILD=OFF}" $(PIP) install --editable '.[dev,torch,eval,plot,conformance,quantizers,modelscope]'
+	$(PIP) install --editable '.[dev,torch,eval,plot,conformance,quantizers,modelscope]'
+	$(BIN)/python -c 'import llama_cpp.mtmd_cpp' 2>/dev/null || $(PIP) install --no-deps --no-cache-dir --force-reinstall '$(LLAMA)'
 	rm -rf build/oracles
 	$(PIP) install --no-deps --no-build-isolation --target build/oracles $(ORACLES)
 	touch $@

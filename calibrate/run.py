@@ -225,6 +225,8 @@ def refined_shapes(planned: Pass) -> dict[str, tuple[int, ...]]:
         spec.name: tensor.shape
         for output in planned.outputs
         if output.importance is not None
-        for tensor, spec, weights in zip(planned.tensors, output.shards.whole.tensors, output.importance, strict=True)
+        for tensor, spec, weights in zip(
+            planned.tensors_of(output), output.shards.whole.tensors, output.importance, strict=True
+        )
         if weights is not None and spec.format.name not in FLOATS
     }

@@ -139,7 +139,9 @@ def tensor_reports(planned: "Pass", output: "OutputFile") -> list[TensorReport]:
             list(tensor.sources),
             tensor.op,
         )
-        for k, (tensor, spec, offset) in enumerate(zip(planned.tensors, whole.tensors, whole.offsets, strict=True))
+        for k, (tensor, spec, offset) in enumerate(
+            zip(planned.tensors_of(output), whole.tensors, whole.offsets, strict=True)
+        )
     ]
 
 

@@ -27,10 +27,13 @@ class OpenedSource:
 
 
 @contextmanager
-def opened_source(name: str, options: "SourceOptions", outtype: str, *, quiet: bool) -> Iterator[OpenedSource]:
+def opened_source(
+    name: str, options: "SourceOptions", outtype: str, *, quiet: bool, projector: bool = False
+) -> Iterator[OpenedSource]:
     """Open a model folder, an adapter, a GGUF or old GGML file, or a model on a hub, whose weights are not stored.
 
     outtype: what the matrices of a folder are converted to (see `MakeOptions.outtypes`); those of files stay.
+    projector: open the projector of a folder, in place of its text model.
     Raises what is wrong with the source; Usage for options that mean nothing for it.
     """
     from ggufsmith.cli.hub import HubRequest, located
@@ -51,7 +54,9 @@ def opened_source(name: str, options: "SourceOptions", outtype: str, *, quiet: b
         return
     wanted = HubRequest(name, options.revision, options.token, stream=True, weights=True)
     with located(wanted, quiet=quiet) as found:
-        request = Request(found.folder, options, MakeOptions(outtypes=(outtype,) if outtype else ()))
-        with open_pass(request, found.open_files) as planned:
-            layout = planned.outputs[0].shards.whole
-            yield OpenedSource(planned.tensors, layout.tensors, planned.info.metadata, layout.alignment)
+        make = MakeOptions(outtypes=(outtype,) if outtype else (), mmproj=projector)
+        with open_pass(Request(found.folder, options, make), found.open_files) as planned:
+            output = planned.outputs[-1 if projector else 0]
+            layout = output.shards.whole
+            metadata = layout.metadata if projector else planned.info.metadata
+            yield OpenedSource(planned.tensors_of(output), layout.tensors, metadata, layout.alignment)

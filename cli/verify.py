@@ -119,12 +119,16 @@ def _recorded(model: "GgufSet", record: Path, report: dict[str, Any]) -> None:
 def _compared(
     model: "GgufSet", source: str, options: SourceOptions, threads: int | None, report: dict[str, Any], silent: bool
 ) -> None:
+    from gguf.constants import GGUFType
+
     from ggufsmith.cli import render
     from ggufsmith.cli.source import opened_source
     from ggufsmith.pipeline.parallel import available_cores
+    from ggufsmith.quantize.model_check import kind_of
     from ggufsmith.quantize.verify import compare, unpaired
 
-    with opened_source(source, options, "", quiet=silent) as made_from:
+    projector = kind_of(model.metadata, ()) == GGUFType.MMPROJ
+    with opened_source(source, options, "", quiet=silent, projector=projector) as made_from:
         sources, metadata = made_from.tensors, made_from.metadata
         report["problems"] += [f"{name}: {problem}" for name, problem in unpaired(model, sources).items()]
         weights = sum(math.prod(each.shape) for each in sources)

@@ -20,9 +20,10 @@ from ggufsmith.convert.inputs import input_files
 from ggufsmith.convert.lora.peft import is_adapter
 from ggufsmith.convert.model import FILE_TYPES, FolderModel, adapters_of, open_folder
 from ggufsmith.convert.plan import Plan, TensorPlan
+from ggufsmith.convert.projectors.opened import OpenedProjector
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
 from ggufsmith.convert.tensors import CheckpointOpening, ConvertedTensor, OpenCheckpoint, exact_format, tensors_of
-from ggufsmith.naming.filename import FileName
+from ggufsmith.naming.filename import SIDECARS, FileName
 from ggufsmith.naming.suggest import name_of
 from ggufsmith.pipeline.option import CHECKPOINT
 from ggufsmith.pipeline.outputs import OutputFile
@@ -64,8 +65,11 @@ def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> P
     if making.recipes:
         quantized, importance = _quantized(request, making, model, limits)
         outputs += quantized
-    check_names(outputs)
     tensors = tensors_for(model.checkpoint, model.plan, outputs)
+    if model.projector is not None:
+        outputs.append(_projector(request, model, model.projector))
+        tensors += tuple(tensors_of(model.checkpoint, model.projector.plan.outputs))
+    check_names(outputs)
     names = [tensor.name for tensor in tensors]
     imatrix = request.make.imatrix
     return Pass(
@@ -103,6 +107,21 @@ def _plain(request: Request, model: FolderModel, outtypes: Sequence[str], limits
         shards = plan_shards(layout, limits.counts(layout.tensors, layout.alignment))
         outputs.append(OutputFile(shards, path, format.name))
     return outputs
+
+
+def _projector(request: Request, model: FolderModel, projector: OpenedProjector) -> OutputFile:
+    """The file of the encoders. It is in one piece: llama.cpp reads no other."""
+    write = request.write
+    format = projector.format(request.make.mmproj_outtype)
+    layout = projector.layout(format)
+    name = projector.name(format.name)
+    if write.strict_name:
+        text = model.layout(format)  # whose size the name has
+        shapes = {spec.name: spec.shape for spec in text.tensors}
+        named = name_of(text.metadata, shapes, encoding=format.name, strict=True)
+        name = replace(named, sidecar=SIDECARS[0]).format()
+    folder = write.outfile.parent if write.outfile else write.outdir or model.origin.home
+    return OutputFile(plan_shards(layout, (len(layout.tensors),)), folder / name, f"mmproj-{format.name}")
 
 
 def _quantized(

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +24,16 @@ from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_droppe
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
+from ggufsmith.convert.projectors.opened import OpenedProjector
+from ggufsmith.convert.projectors.plan import (
+    CLIP,
+    ProjectorPlan,
+    find_projector,
+    left_out_notes,
+    plan_projector,
+    processor_config,
+    together_with,
+)
 from ggufsmith.convert.redundant import check_left_out
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
 from ggufsmith.naming.filename import FileName, output_name
@@ -51,6 +62,7 @@ class FolderModel:
     metadata:  the keys of an output whose matrices have this type.
     name:      the file name of an output with this encoding.
     folders:   whose small files were read, by what they are (see `inputs.input_files`).
+    projector: what stands before the text model, if that was asked for.
     """
 
     folder: Path
@@ -62,6 +74,7 @@ class FolderModel:
     metadata: Callable[[Format], Metadata]
     name: Callable[[str], str]
     folders: Mapping[str, Path]
+    projector: OpenedProjector | None = None
 
     def format(self, outtype: str) -> Format:
         """The type of the matrices."""
@@ -76,10 +89,7 @@ class FolderModel:
 
     def layout(self, format: Format) -> Layout:
         """The unquantized file whose matrices have this type."""
-        specs = [
-            TensorSpec(output.name, output.shape, BY_NAME["F32"] if output.keep_f32 else format)
-            for output in self.plan.outputs
-        ]
+        specs = [TensorSpec(output.name, output.shape, output.stored_as(format)) for output in self.plan.outputs]
         return lay_out(self.metadata(format), specs)
 
 
@@ -100,16 +110,27 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     record = find_architecture(config)
     checkpoint = Checkpoint(folder, {}) if source.vocab_only else detect(open_checkpoint(folder, open_files), config)
     changed: frozenset[str] = frozenset()
+    wants_projector = request.make.mmproj
+    encoders = find_projector(config) if wants_projector else None
+    if encoders and source.vocab_only:
+        raise Usage("a file that holds only the vocabulary has no projector beside it", fix="Leave out --mmproj.")
+    taken = encoders.takes if encoders else None
     merged = adapters_of(source)
     if merged:
         if source.vocab_only:
             raise Usage("a file that holds only the vocabulary has nothing to merge into", fix="Leave out --lora.")
         opened = ((open_adapter(Path(os.path.abspath(path))), factor) for path, factor in merged.values())
-        adapters = [(without_dropped(adapter, record), factor) for adapter, factor in opened]
+        adapters = [(without_dropped(adapter, record, taken), factor) for adapter, factor in opened]
         origin = Origin.of_merged(folder, adapters)
         checkpoint, changed = merge(checkpoint, adapters)
-    plan = make_plan(config, None if source.vocab_only else checkpoint.tensors, drop_mtp=source.mtp == "drop")
-    check_used(changed, plan)
+    processor = processor_config(folder)
+    with together_with(partial(plan_projector, config, processor, checkpoint.tensors) if wants_projector else None):
+        plan = make_plan(
+            config,
+            None if source.vocab_only else checkpoint.tensors,
+            drop_mtp=source.mtp == "drop",
+            taken=taken,
+        )
     judged = check_left_out(checkpoint, plan, changed)
     vocabulary = read_vocabulary(
         origin.tokenizer,
@@ -120,10 +141,16 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         model=folder,
         base=origin.under,
     )
+    seeing: ProjectorPlan | None = None
+    if wants_projector:
+        ids = {token: number for number, token in enumerate(vocabulary.tokens)}
+        seeing = plan_projector(config, processor, checkpoint.tensors, ids.get)
+    check_used(changed, plan, seeing.outputs if seeing else ())
     notes: list[str] = [
         *checkpoint.notes,
         *offers(checkpoint.tensors.values()),
         *plan.notes,
+        *(seeing.notes if seeing else left_out_notes(config, checkpoint.tensors)),
         *judged,
         *vocabulary.notes,
     ]
@@ -143,7 +170,11 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         named, _ = fit_name(general(format), vocabulary, stated=stated)
         return {**named, **plan.metadata, **pooling, **vocabulary.metadata()}
 
-    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name, folders)
+    def of_projector(parameters: Parameters, file_type: int) -> Metadata:
+        return _keys(source, folder, config, parameters, CLIP, {**origin.general, **overrides}, file_type)
+
+    projector = OpenedProjector(seeing, origin.name, of_projector) if seeing else None
+    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name, folders, projector)
 
 
 def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:
@@ -200,16 +231,29 @@ def _general(
     """The general.* keys of an output whose matrices have a type; what is noted is the same for all of them."""
 
     def general(format: Format, note: Callable[[str], None] = lambda text: None) -> Metadata:
-        return general_metadata(
-            folder,
-            config,
-            parameters,
-            architecture=architecture,
-            file_type=FILE_TYPES[format.name],
-            name=source.model_name,
-            overrides=overrides,
-            note=note,
-        )
+        return _keys(source, folder, config, parameters, architecture, overrides, FILE_TYPES[format.name], note)
 
     general(BY_NAME["F16"], notes.append)
     return general
+
+
+def _keys(
+    source: SourceOptions,
+    folder: Path,
+    config: Mapping[str, Any],
+    parameters: Parameters,
+    architecture: str,
+    overrides: Mapping[str, Any],
+    file_type: int,
+    note: Callable[[str], None] = lambda text: None,
+) -> Metadata:
+    return general_metadata(
+        folder,
+        config,
+        parameters,
+        architecture=architecture,
+        file_type=file_type,
+        name=source.model_name,
+        overrides=overrides,
+        note=note,
+    )

@@ -49,13 +49,25 @@ MAX_PROBLEMS = 40
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """One tensor of the GGUF file. `keep_f32`: stored in float32 whatever the output type."""
+    """One tensor of the GGUF file.
+
+    keep_f32: stored in float32 whatever the output type.
+    instead:  names of output types, each with that of the type which the tensor has instead.
+    """
 
     name: str
     shape: Shape
     op: Op
     sources: tuple[StoredTensor, ...]
     keep_f32: bool
+    instead: tuple[tuple[str, str], ...] = ()
+
+    def stored_as(self, format: Format) -> Format:
+        """Its type in a file whose matrices have this type; rows that are no whole number of blocks are F16."""
+        if self.keep_f32:
+            return BY_NAME["F32"]
+        found = BY_NAME[dict(self.instead).get(format.name, format.name)]
+        return found if self.shape[-1] % found.weights == 0 else BY_NAME["F16"]
 
 
 @dataclass(frozen=True)
@@ -131,12 +143,18 @@ def find_architecture(config: Config) -> Architecture:
 
 
 def make_plan(
-    config: Config, tensors: Mapping[str, StoredTensor] | None, *, partial: bool = False, drop_mtp: bool = False
+    config: Config,
+    tensors: Mapping[str, StoredTensor] | None,
+    *,
+    partial: bool = False,
+    drop_mtp: bool = False,
+    taken: Callable[[str], bool] | None = None,
 ) -> Plan:
     """The whole conversion; without tensors, only what the config says (a file that holds the vocabulary alone).
 
     partial:  the tensors are some of the model's, as in an adapter; the config alone gives the dimensions.
     drop_mtp: leave out the appended blocks for multi-token prediction (see `convert.mtp`).
+    taken:    whether a tensor is in another file that is made, so that it is not lost.
 
     Unsupported or Malformed lists everything that stands in the way of a faithful conversion.
     """
@@ -178,7 +196,8 @@ def make_plan(
             fix="Check that the tensors and config.json belong to the same model. If they do, this variant is not "
             "supported.",
         )
-    dropped = Counter(each.reason for each in left_out if each.twin is None)
+    lost = (each for each in left_out if each.twin is None and not (taken and taken(each.source.name)))
+    dropped = Counter(each.reason for each in lost)
     notes = [
         *rope_notes,
         *([announced] if announced else []),

@@ -103,6 +103,8 @@ def opened_by(opener: Callable[[Request], Pass], request: Request) -> Iterator[S
         request.make,
         recipes=("copy", *request.make.recipes),
         outtypes=(),
+        mmproj=False,
+        mmproj_outtype=None,
         allow_requantize=request.path.is_file(),  # a file that is quantized already is the source all the same
     )
     with opener(replace(request, make=make)) as planned:

@@ -5,10 +5,15 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from gguf.constants import Keys
+
 from ggufsmith.container.errors import Failure, OutputConflict
 from ggufsmith.container.shards import open_gguf_set
+from ggufsmith.container.values import Metadata
 from ggufsmith.naming.modelcard import MARK, CardFile, Publisher, model_card
 from ggufsmith.naming.suggest import encoding_of
+
+SENSES = {Keys.Clip.HAS_VISION_ENCODER: "images", Keys.Clip.HAS_AUDIO_ENCODER: "sound"}
 
 
 def card_of(files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Path], str] | None) -> str:
@@ -17,10 +22,12 @@ def card_of(files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Pa
     digest: gives the SHA-256 of a file; None leaves the hashes out.
     """
     found: dict[str, CardFile] = {}
-    metadata = None
+    metadata, seeing = None, False
     for path in files:
         with open_gguf_set(path) as model:
-            metadata = metadata or model.metadata
+            senses = senses_of(model.metadata)
+            if metadata is None or (seeing and not senses):  # what the card says of a model is not in a projector
+                metadata, seeing = model.metadata, bool(senses)
             names = tuple(each.name for each in model.paths)
             if names[0] in found:
                 continue
@@ -28,8 +35,13 @@ def card_of(files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Pa
             size = sum(tensor.nbytes for tensor in model.tensors.values())
             digests = tuple(map(digest, model.paths)) if digest else ()
             bits = 8 * size / max(weights, 1)
-            found[names[0]] = CardFile(names, model.size, bits, encoding_of(model.metadata), digests)
+            found[names[0]] = CardFile(names, model.size, bits, encoding_of(model.metadata), digests, senses)
     return model_card(metadata or {}, list(found.values()), publisher, version=version("ggufsmith"))
+
+
+def senses_of(metadata: Metadata) -> tuple[str, ...]:
+    """What a projector is for; nothing for a model."""
+    return tuple(sense for key, sense in SENSES.items() if (value := metadata.get(key)) is not None and value.data)
 
 
 def check_card(path: Path, fix: str) -> None:

@@ -22,6 +22,11 @@ General = Keys.General
 MARK = "<!-- written by ggufsmith card -->"
 MEASURED = ("<!-- measured by ggufsmith eval -->", "<!-- end of what was measured -->")
 RUNNING = "## How to run"
+TASKS = ("text-generation", "image-text-to-text", "audio-text-to-text", "any-to-any")
+EXAMPLES = {
+    "images": ("image", "image.jpg", "What is in this image?"),
+    "sound": ("audio", "sound.wav", "What is said?"),
+}
 MAX_TEMPLATE = 4000  # characters of a template that is shown as it is
 HUB = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)/?$", re.ASCII)
 
@@ -34,6 +39,7 @@ class CardFile:
     size:     bytes of all of them. bits: per weight.
     encoding: such as Q4_K_M; None if the header does not say.
     hashes:   SHA-256 of each file, or nothing.
+    senses:   of a projector, what it is for: "images", "sound". Empty for a model.
     """
 
     names: tuple[str, ...]
@@ -41,6 +47,7 @@ class CardFile:
     bits: float
     encoding: str | None = None
     hashes: tuple[str, ...] = ()
+    senses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,12 +179,20 @@ def front_matter(metadata: Metadata, files: Sequence[CardFile], publisher: Publi
         "license_link": license_link,
         "language": _listed(metadata, General.LANGUAGES),
         "datasets": list(_datasets(metadata)),
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _task(files),
         "library_name": "gguf",
         "quantized_by": publisher.author,
         "tags": list(dict.fromkeys(["gguf", *_encodings(files), *_tags(metadata)])),
     }
     return {key: _one_line(value) for key, value in found.items() if value}
+
+
+def _task(files: Sequence[CardFile]) -> str:
+    """What the hub calls the models: by what goes in beside text."""
+    senses = {sense for file in files for sense in file.senses}
+    return {frozenset(("images",)): "image-text-to-text", frozenset(("sound",)): "audio-text-to-text"}.get(
+        frozenset(senses), "any-to-any" if senses else "text-generation"
+    )
 
 
 def _one_line(value: str | list[str]) -> str | list[str]:
@@ -242,7 +257,7 @@ def _datasets(metadata: Metadata) -> Iterator[str]:
 
 def _tags(metadata: Metadata) -> list[str]:
     known = ["imatrix"] if any(key.startswith("quantize.imatrix.") for key in metadata) else []
-    return [*known, *(tag for tag in _listed(metadata, General.TAGS) if tag != "text-generation")]
+    return [*known, *(tag for tag in _listed(metadata, General.TAGS) if tag not in TASKS)]
 
 
 def _encodings(files: Sequence[CardFile]) -> list[str]:
@@ -285,9 +300,8 @@ def _table(files: Sequence[CardFile]) -> str:
     rows = ["| File | Type | Bits per weight | Size | Use |", "|---|---|---|---|---|"]
     for file in sorted(files, key=lambda file: file.size):
         name = _cell(file.names[0]) + (f" and {len(file.names) - 1} more" if len(file.names) > 1 else "")
-        rows.append(
-            f"| {name} | {file.encoding or ''} | {file.bits:.2f} | {size(file.size)} | {use_of(file.encoding)} |"
-        )
+        use = f"For {' and '.join(file.senses)}, with any of the models" if file.senses else use_of(file.encoding)
+        rows.append(f"| {name} | {file.encoding or ''} | {file.bits:.2f} | {size(file.size)} | {use} |")
     return "\n".join(rows)
 
 
@@ -299,7 +313,9 @@ def _hashes(files: Sequence[CardFile]) -> Iterator[str]:
 
 
 def _running(files: Sequence[CardFile], publisher: Publisher) -> Iterator[str]:
-    file = next((each for each in files if each.encoding == "Q4_K_M"), min(files, key=lambda each: each.size))
+    models = [each for each in files if not each.senses] or files
+    projector = next((each for each in files if each.senses), None)
+    file = next((each for each in models if each.encoding == "Q4_K_M"), min(models, key=lambda each: each.size))
     name, repo = file.names[0], publisher.repo
     shell = _quoted(name)
     tag = f":{file.encoding}" if file.encoding else ""
@@ -307,6 +323,8 @@ def _running(files: Sequence[CardFile], publisher: Publisher) -> Iterator[str]:
         yield f"The model is in {len(file.names)} files: keep them in one folder, and pass the first one."
     yield "With llama.cpp:"
     yield _fenced(f"llama-cli -hf {repo}{tag}" if repo else f"llama-cli -m {shell} --jinja", "sh")
+    if projector is not None and projector is not file:
+        yield from _seeing(shell, projector, f"-hf {repo}{tag}" if repo else None)
     yield "With Ollama:"
     if repo:
         yield _fenced(f"ollama run hf.co/{repo}{tag}", "sh")
@@ -317,7 +335,7 @@ def _running(files: Sequence[CardFile], publisher: Publisher) -> Iterator[str]:
             "sh",
         )
     else:
-        modelfile = _quoted(f"FROM ./{name}")
+        modelfile = _quoted(f"FROM ./{name}" + (f"\nFROM ./{projector.names[0]}" if projector else ""))
         yield _fenced(f"echo {modelfile} > Modelfile\nollama create my-model -f Modelfile\nollama run my-model", "sh")
     yield "With llama-cpp-python:"
     load = f"Llama.from_pretrained({repo!r}, filename={name!r})" if repo else f"Llama(model_path={name!r})"
@@ -327,6 +345,16 @@ def _running(files: Sequence[CardFile], publisher: Publisher) -> Iterator[str]:
         'print(answer["choices"][0]["message"]["content"])',
         "python",
     )
+
+
+def _seeing(model: str, projector: CardFile, hub: str | None) -> Iterator[str]:
+    """How the model gets images or sound. hub: the arguments that find both files there."""
+    source = hub or f"-m {model} --mmproj {_quoted(projector.names[0])}"
+    found = "; it finds the projector in the repository by itself" if hub else ""
+    yield f"With {' or '.join(projector.senses)}{found}:"
+    examples = [EXAMPLES[sense] for sense in projector.senses]
+    lines = [f"llama-mtmd-cli {source} --{flag} {name} -p {_quoted(prompt)}" for flag, name, prompt in examples]
+    yield _fenced("\n".join([*lines, f"llama-server {source}  # its web page and API take files"]), "sh")
 
 
 # ---- quoting ----

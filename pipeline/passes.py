@@ -40,7 +40,8 @@ class SourceInfo:
 class Pass:
     """Several outputs of one model, planned. Use it in a `with`, which opens the source for reading.
 
-    tensors: in the order of every output's layout. opening: the same tensors, for workers of a cluster.
+    tensors: of all outputs; the layout of each has its own in the same order.
+    opening: the same tensors, for workers of a cluster.
     inputs:  the files that decide the outputs' bytes, by the names that records give them. No output may replace one.
     notes:   what the user should know of the model; those of an output are its own.
     conduct: when the tensors are made, if not all at once (see `outputs.Conductor`). learned: what there is to say of
@@ -73,6 +74,11 @@ class Pass:
     def weights(self) -> int:
         """How many weights the model has."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    def tensors_of(self, output: OutputFile) -> tuple[RowSource, ...]:
+        """The tensors of one output, in the order of its layout."""
+        by_name = {tensor.name: tensor for tensor in self.tensors}
+        return tuple(by_name[spec.name] for spec in output.shards.whole.tensors)
 
     @property
     def size(self) -> int:
@@ -114,10 +120,10 @@ class Pass:
 
 
 def in_order(output: OutputFile, names: Sequence[str]) -> OutputFile:
-    """The output with its layout listing the tensors in this order; every byte keeps its place in the files."""
+    """The output with its layout listing its tensors in this order; every byte keeps its place in the files."""
     whole = output.shards.whole
     places = {spec.name: k for k, spec in enumerate(whole.tensors)}
-    order = [places[name] for name in names]
+    order = [places[name] for name in names if name in places]
     if order == list(range(len(order))):
         return output
     tensors, offsets = tuple(whole.tensors[k] for k in order), tuple(whole.offsets[k] for k in order)

@@ -136,6 +136,20 @@ class MakeOptions:
         metavar="TYPE",
         keyed="Unquantized outputs: f32, f16, bf16.",
     )
+    mmproj: bool = option(
+        False,
+        "Write the vision or audio encoder of the model too, beside it: mmproj-MODEL-F16.gguf.",
+        "Types",
+        inputs=("model",),
+    )
+    mmproj_outtype: str | None = option(
+        None,
+        "The type of the matrices in that file: f16 (the default), bf16, f32 or q8_0.",
+        "Types",
+        metavar="TYPE",
+        inputs=("model",),
+        keyed="The type of the matrices in the file of `mmproj`: f16 (the default), bf16, f32 or q8_0.",
+    )
     recipes: tuple[str | Any, ...] = option(
         (),
         "A file type such as q4_K_M, or a recipe file; may be given several times.",

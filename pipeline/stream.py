@@ -6,9 +6,10 @@ on the number of threads or on their timing.
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,16 +129,22 @@ class SharedSink(Sink, Protocol):
 
 @dataclass(frozen=True)
 class StreamTarget:
-    """One output. Its layout has the tensors in the order in which they are streamed.
+    """One output: some or all of the tensors that are streamed. Its layout has them in the same order.
 
     encoder:    makes the bytes of its formats.
-    importance: for each tensor the importance matrix's weights, (width,) or (slices, width) for stacked experts.
+    importance: for each tensor of the layout the importance matrix's weights, (width,) or (slices, width) for stacked
+                experts.
     """
 
     layout: Layout
     writer: Sink
     encoder: Encoder
     importance: Sequence[NDArray[np.float32] | None] | None = None
+
+    @cached_property
+    def indices(self) -> Mapping[str, int]:
+        """The place of every tensor in the layout, by name."""
+        return {spec.name: index for index, spec in enumerate(self.layout.tensors)}
 
 
 @dataclass(frozen=True)
@@ -157,9 +164,11 @@ def load_kernels(
     advance: told how many are compiled, of how many that have to be. Returns the seconds that compiling took.
     """
     wanted: dict[Encoder, list[Conversion]] = {target.encoder: [] for target in targets}
+    by_name = {tensor.name: tensor for tensor in tensors}
     for target in targets:
-        importance = target.importance or [None] * len(tensors)
-        for spec, tensor, weights in zip(target.layout.tensors, tensors, importance, strict=True):
+        specs = target.layout.tensors
+        for spec, weights in zip(specs, target.importance or [None] * len(specs), strict=True):
+            tensor = by_name[spec.name]
             if spec.format is not tensor.held or tensor.held.name in FLOATS:
                 wanted[target.encoder].append((spec.format, tensor.held, weights is not None))
     return sum(encoder.load(conversions, advance) for encoder, conversions in wanted.items())
@@ -216,26 +225,24 @@ def weights_of(tensors: Sequence[RowSource], chunk: Chunk) -> int:
 def is_held(tensors: Sequence[RowSource], chunk: Chunk, targets: Sequence[StreamTarget]) -> bool:
     """Whether no output needs this chunk any more (see `container.writer.Writer`)."""
     index, first, last = chunk
-    width = rows_of(tensors[index].shape)[1]
-    return all(target.writer.holds(*_place(target.layout, index, first, last, width)) for target in targets)
+    places = _places(tensors[index], first, last, targets)
+    return all(targets[k].writer.holds(offset, size) for k, (_, offset, size) in places.items())
 
 
 def make_chunk(tensors: Sequence[RowSource], chunk: Chunk, targets: Sequence[StreamTarget], scratch: Scratch) -> Done:
     """Make the rows of a chunk once, and write them to every output that does not hold them yet."""
     index, first, last = chunk
     scratch.reset()
-    return tensors[index].name, first, _chunk(tensors[index], index, first, last, targets, scratch)
+    return tensors[index].name, first, _chunk(tensors[index], first, last, targets, scratch)
 
 
-def _chunk(
-    tensor: RowSource, index: int, first: int, last: int, targets: Sequence[StreamTarget], scratch: Scratch
-) -> list[Report]:
-    """Make rows first..last of one tensor once, and write them to every target that does not hold them yet."""
+def _chunk(tensor: RowSource, first: int, last: int, targets: Sequence[StreamTarget], scratch: Scratch) -> list[Report]:
+    """Make rows first..last of one tensor once, and write them to every target that wants and does not hold them."""
     held = tensor.held
     count, width = rows_of(tensor.shape)
-    places = [_place(target.layout, index, first, last, width) for target in targets]
     reports = [Report() for _ in targets]
-    wanted = [k for k, place in enumerate(places) if not targets[k].writer.holds(*place)]
+    places = _places(tensor, first, last, targets)
+    wanted = {k: place for k, place in places.items() if not targets[k].writer.holds(*place[1:])}
     if not wanted:
         return reports
     rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
@@ -244,8 +251,8 @@ def _chunk(
     made: dict[
         tuple[str, int, Encoder], tuple[Array, Report]
     ] = {}  # recipes agree on many tensors: each type is made once
-    for k in wanted:
-        target, (offset, size) = targets[k], places[k]
+    for k, (index, offset, size) in wanted.items():
+        target = targets[k]
         format = target.layout.tensors[index].format
         importance = target.importance[index] if target.importance else None
         kind = format.name, id(importance), target.encoder
@@ -270,7 +277,14 @@ def _chunk(
     return reports
 
 
-def _place(layout: Layout, index: int, first: int, last: int, width: int) -> tuple[int, int]:
-    """(offset, bytes) of rows first..last of a tensor."""
-    row = layout.tensors[index].format.nbytes((width,))
-    return layout.offsets[index] + first * row, (last - first) * row
+def _places(
+    tensor: RowSource, first: int, last: int, targets: Sequence[StreamTarget]
+) -> dict[int, tuple[int, int, int]]:
+    """Target -> (place in the layout, offset, bytes) of rows first..last of a tensor, for the targets that have it."""
+    width, found = rows_of(tensor.shape)[1], {}
+    for k, target in enumerate(targets):
+        index = target.indices.get(tensor.name)
+        if index is not None:
+            row = target.layout.tensors[index].format.nbytes((width,))
+            found[k] = index, target.layout.offsets[index] + first * row, (last - first) * row
+    return found

@@ -40,7 +40,7 @@ def with_budgets(
     plain = replace(request.make, target_size=(), target_bpw=(), match=(), sensitivity=None, save_recipe=None)
     probe = replace(
         request,
-        make=replace(plain, recipes=(PLACEHOLDER,), strict=False),
+        make=replace(plain, recipes=(PLACEHOLDER,), strict=False, mmproj=False, mmproj_outtype=None),
         write=replace(request.write, outfile=None),  # which one budget of several cannot have
     )
     solved = []
@@ -52,7 +52,7 @@ def with_budgets(
         for budget in budgets:
             with progress(planned.weights) as advance:
                 found = fit_budget(
-                    planned.tensors,
+                    planned.tensors_of(output),
                     output,
                     budget,
                     sensitivity=table,

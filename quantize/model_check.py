@@ -1,8 +1,8 @@
-"""Whether a GGUF file is a model that llama.cpp could load, before work goes into it.
+"""Whether a GGUF file is a model or a projector that llama.cpp could load, before work goes into it.
 
-Adapters, importance matrices and projectors are GGUF files too. Quantizing leaves most of their tensors as they are, so
-that the run would succeed, and its output be of no use. What llama.cpp finds when it loads a file is found here: the
-kind of the file, an architecture's tensors by name, blocks beyond the last.
+Adapters and importance matrices are GGUF files too. Quantizing leaves most of their tensors as they are, so that the
+run would succeed, and its output be of no use. What llama.cpp finds when it loads a file is found here: the kind of the
+file, an architecture's tensors by name, blocks beyond the last.
 
 Source: llama.cpp, src/llama-arch.cpp (names), src/models/*.cpp (which of them each graph reads), src/llama-adapter.cpp,
 tools/imatrix, tools/mtmd/clip.cpp; `gguf.constants` for the names of each architecture.
@@ -44,10 +44,6 @@ OTHER_KINDS: Mapping[str, tuple[str, str]] = {
         "gguf-convert BASE --lora FOLDER, with the folder of the PEFT adapter that it was made from.",
     ),
     GGUFType.IMATRIX: ("an importance matrix", "Pass the model here, and this file with --imatrix FILE."),
-    GGUFType.MMPROJ: (
-        "a multimodal projector",
-        "llama.cpp takes it unchanged, with --mmproj FILE beside the quantized text model.",
-    ),
     "controlvector": ("a control vector", "llama.cpp takes it unchanged, with --control-vector FILE."),
 }
 BY_ARCHITECTURE = {"clip": GGUFType.MMPROJ, "imatrix": GGUFType.IMATRIX, "controlvector": "controlvector"}
@@ -55,12 +51,14 @@ BY_ENDING = {".lora_a": GGUFType.ADAPTER, ".lora_b": GGUFType.ADAPTER, ".in_sum2
 
 
 def check_model(metadata: Metadata, names: Sequence[str], where: object) -> None:
-    """Raises unless these keys and tensors can be those of a model.
+    """Raises unless these keys and tensors can be those of a model, or of a projector.
 
     Unsupported: another kind of file, or tensors that llama.cpp does not know in this architecture. Malformed: no
     architecture, or blocks beyond the model's last. Of an architecture that the gguf package does not know, the names
     are not judged.
     """
+    if kind_of(metadata, names) == GGUFType.MMPROJ:
+        return
     failure = (
         _other_kind(metadata, names, where)
         or _nameless(metadata, where)
@@ -76,12 +74,16 @@ def _text(metadata: Metadata, key: str) -> str | None:
     return value.data if value is not None and isinstance(value.data, str) else None
 
 
-def _other_kind(metadata: Metadata, names: Iterable[str], where: object) -> Failure | None:
+def kind_of(metadata: Metadata, names: Iterable[str]) -> str | None:
+    """What a file is if it is not a model: its general.type, or what stands for it. None for a model."""
     kind = _text(metadata, Keys.General.TYPE)
     if kind in (None, GGUFType.MODEL):
         kind = BY_ARCHITECTURE.get(_text(metadata, Keys.General.ARCHITECTURE) or "")
-    if kind is None:
-        kind = next((kind for name in names for end, kind in BY_ENDING.items() if name.endswith(end)), None)
+    return kind or next((kind for name in names for end, kind in BY_ENDING.items() if name.endswith(end)), None)
+
+
+def _other_kind(metadata: Metadata, names: Iterable[str], where: object) -> Failure | None:
+    kind = kind_of(metadata, names)
     if kind is None:
         return None
     what, fix = OTHER_KINDS.get(kind, (f"a GGUF file of the type {kind[:40]!r}", "Pass a model."))

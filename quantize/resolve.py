@@ -16,6 +16,7 @@ from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, override_of, overrides_of_file
 
 EFFORTS = ("none", "fast", "normal", "best")  # see calibrate/run.py
+PROJECTOR_TYPES = ("f16", "bf16", "f32", "q8_0")  # the first is that of a projector that was given none
 OUTTYPES = (*(name.lower() for name in FLOATS), "auto")
 
 
@@ -61,6 +62,7 @@ def making_of(make: MakeOptions) -> Making:
     unknown = [each for each in make.outtypes if each.lower() not in OUTTYPES]
     if unknown:
         raise Usage(f"unknown output type {unknown[0]!r}", fix=f"Choose one of {', '.join(OUTTYPES)}.")
+    check_projector_type(make)
     types = type_options(make)
     check_options(types, list(recipes))
     budgets = budgets_of(make)
@@ -108,6 +110,17 @@ def making_of(make: MakeOptions) -> Making:
     if not (recipes or budgets) and (make.imatrix or make.calibrate or make.strict or types != TypeOptions()):
         raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
     return Making(recipes, types, budgets)
+
+
+def check_projector_type(make: MakeOptions) -> None:
+    """Usage for a type that projectors are not made in, and for one without a projector."""
+    wanted = make.mmproj_outtype
+    if wanted is not None and wanted.lower() not in PROJECTOR_TYPES:
+        raise Usage(
+            f"unknown type {wanted!r}", where="--mmproj-outtype", fix=f"Choose one of {', '.join(PROJECTOR_TYPES)}."
+        )
+    if wanted is not None and not make.mmproj:
+        raise Usage("--mmproj-outtype is about the projector, but --mmproj was not given", fix="Add --mmproj.")
 
 
 def imatrix_of(make: MakeOptions) -> Imatrix | None:

@@ -39,7 +39,7 @@ from ggufsmith.convert.batch.settings import Result, Said, Tables, unknown
 from ggufsmith.convert.hub.names import ID, HubModel, hub_model
 from ggufsmith.convert.lora.base import find_base, parse_adapter
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
-from ggufsmith.naming.filename import parse
+from ggufsmith.naming.filename import SIDECARS, FileName, parse
 from ggufsmith.naming.identity import model_folder_name
 from ggufsmith.pipeline.option import CHECKPOINT, MODEL, Input, declared
 from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, SourceOptions, WriteOptions
@@ -49,6 +49,7 @@ from ggufsmith.quantize.overrides import parse_override
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
+from ggufsmith.quantize.resolve import PROJECTOR_TYPES, check_projector_type
 
 MAKING = ("recipes", "outtypes", "target_size", "target_bpw", "match")  # the keys that ask for outputs
 BUDGETS = ("target_size", "target_bpw", "match")  # those of them that choose types
@@ -64,6 +65,7 @@ class WantedOutput:
     path:   the name that the model would have in one file. lora: instead, if it is an adapter, which of a model on a
             hub shows when it is opened.
     budget: to choose the recipe by, when the model is opened.
+    projector: the type of the matrices, if it is the file of the encoders.
     """
 
     label: str
@@ -71,6 +73,7 @@ class WantedOutput:
     path: Path
     lora: Path
     budget: Budget | None = None
+    projector: str | None = None
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,8 @@ class _Reader(Tables):
                 self.wrong(place, what, f"Set {key} = {nothing} for it.")
         if not any(said[key].value for key in MAKING):
             self.wrong(said["recipes"].place, f"there is nothing to make: set at least one of {', '.join(MAKING)}")
+        make = MakeOptions(mmproj=said["mmproj"].value, mmproj_outtype=said["mmproj_outtype"].value or None)
+        self.tried(said["mmproj_outtype"].place, lambda: check_projector_type(make))
         for key in ("include_weights", "exclude_weights"):
             if said[key].value and not said["imatrix"].value:
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
@@ -312,6 +317,11 @@ class _Reader(Tables):
             yield WantedOutput(f"{bits:g} bpw", None, *paths(f"Q{bits:g}BPW".replace(".", "_")), budget)
         for text, recipe in self.pairs(said["match"], lambda text: recipe_of(text, self.document.path.parent)):
             yield WantedOutput(f"match {text}", None, *paths(f"{recipe.name}_MATCH"), Budget(match=recipe))
+        if said["mmproj"].value:
+            type = (said["mmproj_outtype"].value or PROJECTOR_TYPES[0]).lower()
+            file = FileName(pattern.removesuffix(SUFFIX).replace(f"{{{ENCODING}}}", type.upper()), sidecar=SIDECARS[0])
+            path = folder / file.format()
+            yield WantedOutput(f"mmproj {type}", None, path, path, projector=type)
 
     def check_types(self, said: Mapping[str, Said], wanted: Sequence[WantedOutput]) -> None:
         """The settings that choose types, by themselves and together."""

@@ -47,22 +47,31 @@ def plan_model(
     threads: that measure weights, where a budget chooses the recipe.
     """
     wanted = [_solved(model, each, opener, threads) for each in wanted]
-    plain = [each for each in wanted if each.recipe is None]
+    projectors = [each for each in wanted if each.projector]
+    plain = [each for each in wanted if each.recipe is None and not each.projector]
     recipes = [each for each in wanted if each.recipe is not None]
-    request = _asking(model.request, plain, recipes)
+    request = _asking(model.request, plain, recipes, projectors)
     planned = opener(request)
-    ordered = (*plain, *recipes)
-    outputs = tuple(replace(output, path=each.path) for each, output in zip(ordered, planned.outputs, strict=True))
+    ordered = (*plain, *recipes, *projectors)
+    made = planned.outputs[-len(ordered) :]  # a projector alone is planned with a text model, and made without it
+    outputs = tuple(replace(output, path=each.path) for each, output in zip(ordered, made, strict=True))
     return JobPass(replace(planned, outputs=outputs), ordered)
 
 
-def _asking(request: Request, plain: Sequence[WantedOutput], recipes: Sequence[WantedOutput]) -> Request:
+def _asking(
+    request: Request,
+    plain: Sequence[WantedOutput],
+    recipes: Sequence[WantedOutput],
+    projectors: Sequence[WantedOutput],
+) -> Request:
     """The request for these outputs."""
     make = replace(
         request.make,
         outtypes=tuple(each.label for each in plain),
         recipes=tuple(each.recipe for each in recipes if each.recipe),
         sensitivity=None,  # it has chosen
+        mmproj=bool(projectors),
+        mmproj_outtype=projectors[0].projector if projectors else None,
     )
     return replace(request, make=make)
 

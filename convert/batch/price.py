@@ -54,8 +54,9 @@ def work_of(planned: Pass) -> Work:
     """What a pass computes, reads and writes."""
     computed: Counter[tuple[str, str, bool]] = Counter()
     for output in planned.outputs:
-        importance = output.importance or [None] * len(planned.tensors)
-        for tensor, spec, weights in zip(planned.tensors, output.shards.whole.tensors, importance, strict=True):
+        specs = output.shards.whole.tensors
+        importance = output.importance or [None] * len(specs)
+        for tensor, spec, weights in zip(planned.tensors_of(output), specs, importance, strict=True):
             if spec.format is not tensor.held or tensor.held.name in FLOATS:
                 source = tensor.held.name if tensor.held.name in FLOATS else "F32"
                 computed[spec.format.name, source, weights is not None] += math.prod(spec.shape)

@@ -22,7 +22,7 @@ from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.lora.peft import Adapter, apart
 from ggufsmith.convert.lora.steps import Floats, LowRank, Rows, Shift, Step, floats
 from ggufsmith.convert.names import plain_name
-from ggufsmith.convert.plan import EXPERT, Plan
+from ggufsmith.convert.plan import EXPERT, Plan, TensorPlan
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener, Reader, StoredTensor
 from ggufsmith.pipeline.stream import CHUNK
 
@@ -281,9 +281,12 @@ def _note(adapter: Adapter, factor: float) -> str:
     return f"merged {adapter.folder.name}: {', '.join(parts)}"
 
 
-def check_used(touched: frozenset[str], plan: Plan) -> None:
-    """Unsupported if the plan drops a tensor that an adapter changed; `redundant` judges those that have a twin."""
-    used = {source.name for output in plan.outputs for source in output.sources}
+def check_used(touched: frozenset[str], plan: Plan, more: Iterable[TensorPlan] = ()) -> None:
+    """Unsupported if the plan drops a tensor that an adapter changed; `redundant` judges those that have a twin.
+
+    more: what else is made of the checkpoint.
+    """
+    used = {source.name for output in (*plan.outputs, *more) for source in output.sources}
     lost = sorted(touched - used - {each.source.name for each in plan.left_out if each.twin is not None})
     if lost:
         raise Unsupported(

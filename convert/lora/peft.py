@@ -17,7 +17,7 @@ Source: peft 0.21, tuners/lora/config.py and layer.py, utils/save_and_load.py, u
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -203,27 +203,32 @@ def _check_config(config: Config) -> None:
         )
 
 
-def without_dropped(adapter: Adapter, record: Architecture) -> Adapter:
+def without_dropped(adapter: Adapter, record: Architecture, taken: Callable[[str], bool] | None = None) -> Adapter:
     """The adapter without what changes parts of the base that are not converted, such as its vision encoder.
 
-    Unsupported if nothing is left.
+    taken: whether a tensor is in another file that is made. Unsupported if nothing is left.
     """
 
+    def why(name: str) -> str | None:
+        return None if taken and taken(name) else record.why_dropped(name)
+
     def stays(name: str) -> bool:
-        return record.why_dropped(name) is None
+        return why(name) is None
 
     updates = tuple(update for update in adapter.updates if stays(update.target))
     trained, copies = ({n: t for n, t in each.items() if stays(n)} for each in (adapter.trained, adapter.copies))
     tokens = {name: rows for name, rows in adapter.tokens.items() if stays(name)}
     before = [*(update.target for update in adapter.updates), *adapter.trained, *adapter.tokens]
-    dropped = Counter(why for name in before if (why := record.why_dropped(name)) is not None)
+    dropped = Counter(reason for name in before if (reason := why(name)) is not None)
     if dropped and not updates and not trained and not tokens:
         raise Unsupported(
             f"everything that it trains is left out of the model: {', '.join(dropped)}",
             where=adapter.folder,
             fix="Convert the base without it.",
         )
-    notes = tuple(f"{adapter.folder.name}: {count} of its changes dropped: {why}" for why, count in dropped.items())
+    notes = tuple(
+        f"{adapter.folder.name}: {count} of its changes dropped: {reason}" for reason, count in dropped.items()
+    )
     return replace(adapter, updates=updates, trained=trained, copies=copies, tokens=tokens, notes=notes)
 
 

@@ -82,6 +82,7 @@ KEPT_FRAGMENTS = (
     "mm.a.code_embd",
 )
 KEPT_BY_ARCHITECTURE = {
+    "clip": [".conv_dw."],  # the graphs of audio encoders read float32; llama-quantize itself fails on them
     "glm5-next": (
         "hc_ indexer.attn_q_b indexer.attn_k indexer.proj indexer_compressor_gate indexer_compressor_ape "
         "ssm_f_a.weight ssm_f_b.weight ssm_g_a.weight ssm_g_b.weight ssm_beta.weight attn_kv_a_mqa.weight "

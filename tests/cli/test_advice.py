@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import adapters
 import checkpoints
 import messages
+import seeing
 from ggufsmith.cli.app import app, convert_app, quant_app
 from ggufsmith.container.reader import open_gguf
 
@@ -92,6 +93,16 @@ CASES = {
     "a vocabulary and an adapter": Case(
         "gguf-convert model --vocab-only --lora chat", "gguf-convert model --vocab-only"
     ),
+    "a vocabulary and a projector": Case(
+        "gguf-convert sees --vocab-only --mmproj", "gguf-convert sees --vocab-only --dry-run"
+    ),
+    "a type for no projector": Case(
+        "gguf-convert sees --mmproj-outtype q8_0", "gguf-convert sees --mmproj-outtype q8_0 --mmproj"
+    ),
+    "a projector of a text model": Case("gguf-convert model --mmproj", "gguf-convert model"),
+    "a projector of a model that is not known to see": Case("gguf-convert claims --mmproj", "gguf-convert claims"),
+    "a projector of a model that never saw": Case("gguf-convert reads --mmproj", "gguf-convert reads"),
+    "a projector of a model that lost its eyes": Case("gguf-convert blind --mmproj", "gguf-convert blind"),
     "a vocabulary to quantize": Case("gguf-convert model --vocab-only -r q8_0", "gguf-convert model --vocab-only"),
     "one file of a checkpoint": Case("gguf-convert model/model.safetensors"),
     "one file in a folder that has to be quoted": Case("""gguf-convert "it's a model/model.safetensors\""""),
@@ -206,6 +217,7 @@ OTHERS = (
     "pip install pyarrow",
     "The weights may be damaged: check the model with `ggufsmith verify`.",
     "Leave out --calibrate, and report it.",  # of what should be impossible
+    "this checkpoint has {found}, which --mmproj",  # no error
     "the multi-token prediction head, as --mtp drop asks",  # a reason
     "ggufsmith {which} text",  # a name
     "--resume needs locks",
@@ -213,7 +225,6 @@ OTHERS = (
     "modelscope download",
     "Download one of the two",
     "Run `git lfs pull`.",
-    "llama.cpp takes it unchanged, with --mmproj",
     "llama.cpp takes it unchanged, with --control-vector",
     "llama.cpp does not support dynamic NTK",
     "Convert the original model again. If the model is newer",
@@ -258,6 +269,14 @@ def write_checkpoints(home: Path) -> None:
     tensors = checkpoints.tensors_of(config)
     tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 0x4790  # 73728 in bfloat16
     checkpoints.write_tensors(tensors, home / "large", "bfloat16")
+    seeing.write(home / "sees")
+    seeing.write(home / "blind", without="visual")
+    seeing.write(home / "reads", without="visual")
+    checkpoints.write("llama", home / "claims", num_hidden_layers=1)
+    for name, changes in (("reads", {"vision_config": None}), ("claims", {"vision_config": {"depth": 2}})):
+        path = home / name / "config.json"
+        config = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+        path.write_text(json.dumps(config), encoding="utf-8")
     checkpoints.write("llama-3", home / "odd", num_hidden_layers=1)
     tokenizer = home / "odd" / "tokenizer.json"
     content = json.loads(tokenizer.read_text(encoding="utf-8"))

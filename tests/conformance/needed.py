@@ -6,6 +6,7 @@ fetches it; a kind that GGUFSMITH_SKIP_CONFORMANCE names is skipped, and the sum
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,21 @@ REFERENCE = ROOT / "build" / "reference"
 ORACLES = ROOT / "build" / "oracles"
 VARIABLE = "GGUFSMITH_SKIP_CONFORMANCE"
 
+
+def libmtmd() -> Path:
+    """Where the library is that llama_cpp.mtmd_cpp loads, or where it would be."""
+    spec = find_spec("llama_cpp")
+    folder = Path(os.environ.get("MTMD_CPP_LIB") or (Path(spec.origin).parent / "lib" if spec and spec.origin else "."))
+    return next(folder.glob("*mtmd.*"), folder / "libmtmd")
+
+
 # Kind -> a path that is there if the whole is, as every fetch makes its folder at once, and what it is.
 KINDS: Mapping[str, tuple[Path, str]] = {
     "converter": (REFERENCE / "conversion", "llama.cpp's own converter"),
     "vocabularies": (REFERENCE / "models", "the published vocabularies"),
     "snapshots": (REFERENCE / "tests" / "snapshots", "llama.cpp's snapshots of recipes"),
     "tools": (REFERENCE / "build" / "bin", "llama.cpp's own tools"),
+    "mtmd": (libmtmd(), "what llama.cpp makes of images and sound"),
     "real": (REFERENCE / "real", "a small trained model"),
     "quantizers": (ORACLES, "the libraries that write quantized checkpoints"),
 }
@@ -39,7 +49,7 @@ def need(kind: str) -> Path:
     path, what = KINDS[kind]
     if kind in unwanted():
         pytest.skip(f"{VARIABLE} leaves out {kind}")
-    if not path.is_dir():
+    if not path.exists():
         pytest.fail(
             f"{path} is missing. It holds {what}. Run `make conformance`, which fetches it, "
             f"or set {VARIABLE}={kind} to go without.",

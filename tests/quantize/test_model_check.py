@@ -8,9 +8,10 @@ import pytest
 import small_models as models
 
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
+from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.values import Value, string, u32
 from ggufsmith.quantize.model_check import check_model
-from requesting import plan, request
+from requesting import plan, request, run
 
 WIDE = np.zeros((256, 256), np.float32)
 
@@ -37,8 +38,6 @@ def keys(architecture: str, **more: Value) -> Mapping[str, Value]:
         (keys("llama", general_type=string("adapter")), ["blk.0.attn_q.weight"], "a LoRA adapter"),
         (keys("imatrix", general_type=string("imatrix")), ["blk.0.attn_q.weight.in_sum2"], "an importance matrix"),
         (keys("qwen3"), ["blk.0.attn_q.weight.in_sum2", "blk.0.attn_q.weight.counts"], "an importance matrix"),
-        (keys("clip", general_type=string("mmproj")), ["v.blk.0.attn_q.weight"], "a multimodal projector"),
-        (keys("clip"), ["mm.0.weight"], "a multimodal projector"),
         (keys("controlvector"), ["direction.1"], "a control vector"),
         (keys("llama", general_type=string("vocoder")), ["token_embd.weight"], "of the type 'vocoder'"),
     ],
@@ -51,6 +50,15 @@ def test_other_kinds_of_files(
     assert isinstance(failure, Unsupported)
     assert what in failure.what
     assert failure.fix
+
+
+@pytest.mark.parametrize("typed", [{"general_type": string("mmproj")}, {}])
+def test_projectors_are_quantized(tmp_path: Path, typed: dict[str, Value]) -> None:
+    names = ["v.blk.0.attn_q.weight", "v.patch_embd.weight.1", "mm.0.weight", "a.blk.0.conv_dw.weight"]
+    path = models.write_gguf(tmp_path / "x.gguf", keys("clip", **typed), {name: models.plain(WIDE) for name in names})
+    run(request(path, "q8_0", outfile=tmp_path / "y.gguf"))
+    types = {name: info.format.name for name, info in open_gguf(tmp_path / "y.gguf").tensors.items()}
+    assert types == dict(zip(names, ["Q8_0", "F32", "Q8_0", "F32"], strict=True))
 
 
 @pytest.mark.parametrize(

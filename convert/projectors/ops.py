@@ -1,0 +1,118 @@
+"""Ops that only projectors need; see `convert/ops.py` for what an op is."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ggufsmith.convert.ops import Array, Op, Read, Shape
+
+
+@dataclass(frozen=True)
+class Bound(Op):
+    """A bound of activations, a single number, as a vector of one; an infinite one is the largest finite number.
+
+    ggml has no tensors without axes, and llama.cpp takes FLT_MAX where there is no bound. Of 16 bits the number below
+    an infinity is taken for either type: what is an infinity of float16 is above 10**36 as a bfloat16.
+    """
+
+    def shape(self, *sources: Shape) -> Shape:
+        if math.prod(sources[0]) != 1:
+            raise ValueError(f"{list(sources[0])} is more than one number")
+        return (1,)
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        found = read(0, start, stop)
+        if found.dtype == np.float32:
+            limit = np.finfo(np.float32).max
+            return np.where(np.isinf(found), np.copysign(limit, found), found)
+        infinite = np.isin(found & np.uint16(0x7FFF), (0x7C00, 0x7F80))
+        return np.where(infinite, found - np.uint16(1), found)
+
+
+@dataclass(frozen=True)
+class Slice(Op):
+    """One index of an axis before the last two: (rows, channels, times, height, width) without its third axis.
+
+    Qwen-VL convolves over pairs of frames; ggml adds two convolutions of one frame each.
+    """
+
+    axis: int
+    index: int
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if not self.axis < len(source) - 2 or not 0 <= self.index < source[self.axis]:
+            raise ValueError(f"{list(source)} has no index {self.index} in axis {self.axis}")
+        return (*source[: self.axis], *source[self.axis + 1 :])
+
+    def granule(self, *sources: Shape) -> int:
+        return math.prod(sources[0][self.axis + 1 : -1])
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        each, count = self.granule(*sources), sources[0][self.axis]
+        block, row = np.divmod(np.arange(start, stop), each)
+        found = (block * count + self.index) * each + row
+        taken: Array = read(0, int(found[0]), int(found[-1]) + 1)[found - found[0]]
+        return taken
+
+
+@dataclass(frozen=True)
+class PixelsToPlanes(Op):
+    """A matrix over pixels of three colours as a convolution: (n, size * size * 3) becomes (n, 3, size, size)."""
+
+    size: int
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if len(source) != 2 or source[1] != 3 * self.size**2:
+            raise ValueError(f"{list(source)} is not a matrix over {self.size} x {self.size} pixels of three colours")
+        return (source[0], 3, self.size, self.size)
+
+    def granule(self, *sources: Shape) -> int:
+        return 3 * self.size
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        each = 3 * self.size
+        first, last = start // each, -(-stop // each)
+        pixels = read(0, first, last).reshape(-1, self.size, self.size, 3)
+        planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(-1, self.size)
+        return planes[start - first * each : stop - first * each]
+
+
+@dataclass(frozen=True)
+class RowAsVector(Op):
+    """One row of a matrix: (rows, n) becomes (n,)."""
+
+    row: int
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if len(source) != 2 or not 0 <= self.row < source[0]:
+            raise ValueError(f"{list(source)} has no row {self.row}")
+        return source[1:]
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        return np.ascontiguousarray(read(0, self.row, self.row + 1)[0, start:stop, None])
+
+
+@dataclass(frozen=True)
+class Softplus(Op):
+    """log(1 + exp(x)), computed in float64 and rounded to float32; x itself above 20, as torch does."""
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        x = read(0, start, stop)
+        soft: Array = np.where(x > 20, x, np.logaddexp(0, x.astype(np.float64))).astype(np.float32)
+        return soft

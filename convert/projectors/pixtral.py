@@ -1,0 +1,145 @@
+"""The encoder of Pixtral and Mistral 3, which ends every row of an image with the embedding of a token."""
+
+from gguf.constants import Keys, VisionProjectorType
+
+from ggufsmith.container.errors import Malformed
+from ggufsmith.container.values import string, u32
+from ggufsmith.convert.ops import Op, RopePermute
+from ggufsmith.convert.projectors.groups import (
+    HARMLESS,
+    USE_GELU,
+    USE_SILU,
+    VISION_KEYS,
+    V,
+    config_value,
+    epsilon,
+    number,
+    positive,
+    rope_base,
+    text_size,
+)
+from ggufsmith.convert.projectors.ops import RowAsVector
+from ggufsmith.convert.projectors.record import (
+    CONVOLUTION,
+    EncoderRecord,
+    Projector,
+    ProjectorFacts,
+    ProjectorKey,
+    ProjectorRule,
+    fixed,
+    weight,
+)
+
+BREAK = "[IMG_BREAK]"
+BLOCK = "vision_tower.transformer.layers.{}"
+
+
+def merge_size(facts: ProjectorFacts) -> int:
+    """How many patches of each side are merged, for which the model's own config has a key."""
+    return positive(facts.text.integer("spatial_merge_size", default=2), "spatial_merge_size", facts)
+
+
+def break_row(facts: ProjectorFacts) -> Op:
+    """The op of the token's embedding. Malformed if the vocabulary does not have it."""
+    token = facts.token(BREAK)
+    if token is None:
+        raise Malformed(f"the vocabulary has no {BREAK}, which ends the rows of an image", where=facts.text.path)
+    return RowAsVector(token)
+
+
+def permuted(facts: ProjectorFacts) -> Op:
+    """The op of queries and keys, which ggml rotates in pairs."""
+    return RopePermute(facts.size("heads"))
+
+
+def pixtral_check(facts: ProjectorFacts) -> str | None:
+    """A sentence if something is not what llama.cpp's graph assumes."""
+    whole = facts.text
+    for key, wanted in (("projector_hidden_act", ("gelu",)), ("vision_feature_layer", (-1,))):
+        if (found := whole.first(key)) is not None and found not in wanted:
+            return f"{key} is {found!r:.40}, but llama.cpp assumes {wanted[0]!r}"
+    if facts.size("head_dim") * facts.size("heads") != facts.size("embd"):
+        return "llama.cpp assumes heads that together are as wide as the encoder"
+    base = rope_base(facts)
+    return None if base in (None, 10000) else f"rope_theta is {base!r:.40}, but llama.cpp assumes 10000"
+
+
+def has_bias(facts: ProjectorFacts) -> bool:
+    """Whether the matrices of the projector have biases."""
+    return bool(facts.text.first("multimodal_projector_bias"))
+
+
+def activation(name: str, key: ProjectorKey) -> ProjectorKey:
+    """A key of models with this activation alone."""
+    usual = "gelu"
+    return ProjectorKey(
+        key.name, key.make, lambda facts: True if (facts.config.first("hidden_act") or usual) == name else None
+    )
+
+
+PIXTRAL = EncoderRecord(
+    "vision",
+    "vision_config",
+    ("vision_tower.", "multi_modal_projector."),
+    sizes={
+        "text": text_size,
+        "image": number("image_size"),
+        "patch": number("patch_size"),
+        "embd": number("hidden_size"),
+        "ff": number("intermediate_size"),
+        "blocks": number("num_hidden_layers"),
+        "heads": number("num_attention_heads"),
+        "head_dim": lambda facts: facts.config.integer("head_dim") or facts.size("embd") // facts.size("heads"),
+        "merge": merge_size,
+        "vocab": lambda facts: facts.text.integer("vocab_size") or 0,
+    },
+    tensors=(
+        *weight("v.patch_embd", "vision_tower.patch_conv", "embd 3 patch patch", types=CONVOLUTION),
+        *weight("v.pre_ln", "vision_tower.ln_pre", "embd"),
+        *weight("v.blk.{}.attn_q", f"{BLOCK}.attention.q_proj", "embd embd", op=permuted),
+        *weight("v.blk.{}.attn_k", f"{BLOCK}.attention.k_proj", "embd embd", op=permuted),
+        *weight("v.blk.{}.attn_v", f"{BLOCK}.attention.v_proj", "embd embd"),
+        *weight("v.blk.{}.attn_out", f"{BLOCK}.attention.o_proj", "embd embd"),
+        *weight("v.blk.{}.ln1", f"{BLOCK}.attention_norm", "embd"),
+        *weight("v.blk.{}.ln2", f"{BLOCK}.ffn_norm", "embd"),
+        *weight("v.blk.{}.ffn_gate", f"{BLOCK}.feed_forward.gate_proj", "ff embd"),
+        *weight("v.blk.{}.ffn_up", f"{BLOCK}.feed_forward.up_proj", "ff embd"),
+        *weight("v.blk.{}.ffn_down", f"{BLOCK}.feed_forward.down_proj", "embd ff"),
+        *weight("mm.input_norm", "multi_modal_projector.norm", "embd"),
+        *weight(
+            "mm.patch_merger",
+            "multi_modal_projector.patch_merger.merging_layer",
+            "embd merge*merge*embd",
+            types=CONVOLUTION,
+        ),
+        *weight("mm.1", "multi_modal_projector.linear_1", "text embd"),
+        *weight("mm.2", "multi_modal_projector.linear_2", "text text"),
+        ProjectorRule("mm.1.bias", "multi_modal_projector.linear_1.bias", "text", when=has_bias),
+        ProjectorRule("mm.2.bias", "multi_modal_projector.linear_2.bias", "text", when=has_bias),
+        ProjectorRule("v.token_embd.img_break", "language_model.embed_tokens.weight", "vocab text", op=break_row),
+    ),
+    keys=(
+        *VISION_KEYS,
+        ProjectorKey(Keys.Clip.PROJECTOR_TYPE, string, fixed(VisionProjectorType.PIXTRAL)),
+        epsilon(config_value("layer_norm_eps", 1e-5)),
+        activation("silu", USE_SILU),
+        activation("gelu", USE_GELU),
+        ProjectorKey(V.SPATIAL_MERGE_SIZE, u32, lambda facts: facts.size("merge")),
+    ),
+    require={"hidden_act": ("silu", "gelu")},
+    harmless=HARMLESS,
+    check=pixtral_check,
+)
+
+PIXTRALS = (
+    Projector(
+        ("Mistral3ForConditionalGeneration",),
+        "Mistral Small 3.1 and 3.2, Devstral, Magistral, Ministral 3",
+        VisionProjectorType.PIXTRAL,
+        (PIXTRAL,),
+        renamed={
+            "language_model.model.embed_tokens.": "language_model.embed_tokens.",
+            "embed_tokens.": "language_model.embed_tokens.",
+        },
+    ),
+)

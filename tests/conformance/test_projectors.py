@@ -1,0 +1,233 @@
+"""Projectors: the file against llama.cpp's converter, and what libmtmd makes of images against transformers."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import mtmd
+import numpy as np
+import pytest
+import quantizer
+from numpy.typing import NDArray
+from test_convert import tensors
+
+import reference
+import zoo
+from ggufsmith.container.reader import open_gguf
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
+from requesting import request, run
+
+pytestmark = pytest.mark.conformance
+
+LINES = [name for name, line in zoo.ZOO.items() if line.pixels]
+TYPES = ("f16", "bf16", "f32", "q8_0")
+SOFTPLUS = ".per_dim_scale."  # torch rounds its exponentials differently on different processors
+ULPS = 2
+
+
+def made(name: str, folder: Path, *types: str, published: bool = False, **options: Any) -> tuple[Any, dict[str, Path]]:
+    """The model of a line, converted with a projector of each type; the last text model is in float32 too."""
+    folder.mkdir()
+    model = zoo.write(name, folder, published=published, **options)
+    found = {}
+    for type in types:
+        run(request(folder, outtype="f32", mmproj=True, mmproj_outtype=type, outdir=folder.parent))
+        found[type] = folder.parent / f"mmproj-{folder.name}-{type.upper()}.gguf"
+    return model, found
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_projector_is_that_of_the_converter(name: str, tmp_path: Path) -> None:
+    line = zoo.ZOO[name]
+    folder = tmp_path / "Tiny-Fixture"
+    _, files = made(name, folder, *TYPES, published=line.two_spellings)
+    for type, file in files.items():
+        mine = open_gguf(file)
+        path = reference.convert(folder, tmp_path / f"{type}.gguf", "--mmproj", "--outtype", type, raw=True)
+        theirs = open_gguf(path)
+        a, b = tensors(mine), tensors(theirs)
+        assert a.keys() - line.differs.keys() == b.keys() - line.differs.keys(), type
+        wrong = [each for each in a.keys() & b.keys() if a[each] != b[each] and not _nearly(each, a[each], b[each])]
+        assert not wrong, (type, wrong)
+        wrong = {
+            key: (mine.metadata.get(key), theirs.metadata.get(key))
+            for key in (mine.metadata.keys() | theirs.metadata.keys()) - line.differs.keys()
+            if mine.metadata.get(key) != theirs.metadata.get(key)
+        }
+        assert not wrong, type
+
+
+def _nearly(name: str, a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether two tensors of a function that torch computes in float32 are equal but for the last bits."""
+    if SOFTPLUS not in name or a[:2] != b[:2]:
+        return False
+    steps = np.frombuffer(a[2], np.int32).astype(int) - np.frombuffer(b[2], np.int32)
+    return int(np.abs(steps).max()) <= ULPS
+
+
+@pytest.mark.parametrize("name", [name for name in LINES if zoo.ZOO[name].two_spellings])
+def test_both_spellings_give_one_projector(name: str, tmp_path: Path) -> None:
+    files = []
+    for published in (False, True):
+        (tmp_path / str(published)).mkdir()
+        folder = tmp_path / str(published) / "Tiny-Fixture"
+        files.append(made(name, folder, "f16", published=published)[1]["f16"].read_bytes())
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("recipe", ["q8_0", "q4_K_M", "q6_K", "f16"])
+@pytest.mark.parametrize("name", ["qwen3-vl", "gemma3-vl"])
+def test_quantized_as_by_the_quantizer(name: str, recipe: str, tmp_path: Path) -> None:
+    """It aborts on Gemma 4, and where a rule asks for numbers of heads that projectors do not state (Q2_K)."""
+    _, files = made(name, tmp_path / "Tiny-Fixture", "f32")
+    run(request(files["f32"], recipe, outfile=tmp_path / "ours.gguf"))
+    number = FILE_TYPES[recipe.upper()].number
+    quantizer.quantize(files["f32"], tmp_path / "theirs.gguf", quantizer.Settings(number or 0))
+    a, b = open_gguf(tmp_path / "ours.gguf"), open_gguf(tmp_path / "theirs.gguf")
+    assert tensors(a) == tensors(b)
+    assert a.metadata == b.metadata
+
+
+@pytest.mark.parametrize(("recipe", "bound"), [("q8_0", 1e-3), ("q4_K_M", 3e-2)])
+def test_a_quantized_projector_sees_and_hears(recipe: str, bound: float, tmp_path: Path) -> None:
+    _, files = made("gemma4-vl", tmp_path / "Tiny-Fixture", "f32")
+    run(request(files["f32"], recipe, outfile=tmp_path / "quantized.gguf"))
+    rng, text = np.random.default_rng(3), tmp_path / "Tiny-Fixture-F32.gguf"
+    image = rng.integers(0, 256, (336, 480, 3), dtype=np.uint8)
+    for media in (image, sound(16000)):
+        whole = mtmd.embeddings(text, files["f32"], media)
+        found = mtmd.embeddings(text, tmp_path / "quantized.gguf", media)
+        assert ((found - whole) ** 2).sum() / (whole**2).sum() < bound
+
+
+# -- embeddings -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """How transformers prepares images for a model.
+
+    processor: module and class. sizes: (height, width) of images, the first of which needs no resizing.
+    options:   of the processor. max_tokens: to which libmtmd scales larger images down.
+    features:  the arguments of get_image_features, of those that the processor gives.
+    """
+
+    processor: str
+    sizes: tuple[tuple[int, int], ...]
+    options: dict[str, Any]
+    features: tuple[str, ...]
+    max_tokens: int | None = None
+
+
+QWEN = Seeing(
+    "qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil",
+    sizes=((112, 112), (100, 100), (448, 448), (112, 224), (224, 448)),
+    options={"size": {"shortest_edge": 8 * 28 * 28, "longest_edge": 32 * 28 * 28}},
+    features=("pixel_values", "image_grid_thw"),
+    max_tokens=32,
+)
+HOW = {
+    "qwen2": QWEN,
+    "qwen3": QWEN,
+    "gemma3": Seeing(
+        "gemma3.image_processing_pil_gemma3.Gemma3ImageProcessorPil",
+        sizes=((112, 112), (150, 150), (70, 70)),
+        options={"size": {"height": 112, "width": 112}},
+        features=("pixel_values",),
+    ),
+    "gemma4": Seeing(
+        "gemma4.image_processing_pil_gemma4.Gemma4ImageProcessorPil",
+        sizes=((336, 480), (168, 240), (672, 960)),
+        options={"max_soft_tokens": 70, "do_normalize": False},
+        features=("pixel_values", "image_position_ids"),
+        max_tokens=70,
+    ),
+    "mistral3": Seeing(
+        "pixtral.image_processing_pil_pixtral.PixtralImageProcessorPil",
+        sizes=((96, 128), (192, 256)),
+        options={"patch_size": {"height": 32, "width": 32}, "size": {"longest_edge": 128}},
+        features=("pixel_values", "image_sizes"),
+        max_tokens=12,
+    ),
+}
+
+
+def by_transformers(model: Any, how: Seeing, pixels: Any, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(tokens, length); features for other layers of the text model stand behind those of the first."""
+    import torch
+
+    module, _, name = how.processor.rpartition(".")
+    processor = getattr(import_module(f"transformers.models.{module}"), name)(**pixels, **how.options)
+    ready = processor(images=[image], return_tensors="pt", input_data_format="channels_last")
+    given = {name: torch.as_tensor(np.asarray(ready[name])) for name in how.features}
+    with torch.no_grad():
+        found = model.model.get_image_features(**given)
+    whole = found.pooler_output
+    whole = torch.cat(list(whole)) if isinstance(whole, list | tuple) else whole.flatten(0, -2)
+    more = [torch.cat(list(each)) if isinstance(each, list | tuple) else each for each in deeper(found)]
+    features: NDArray[np.float32] = torch.cat([whole, *more], dim=-1).numpy()
+    return features
+
+
+def deeper(found: Any) -> list[Any]:
+    """What layers of the encoder before the last give to the text model."""
+    return getattr(found, "deepstack_features", None) or []
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_images_become_the_embeddings_of_transformers(name: str, tmp_path: Path) -> None:
+    line, how = zoo.ZOO[name], next(how for begin, how in HOW.items() if name.startswith(begin))
+    model, files = made(name, tmp_path / "Tiny-Fixture", "f32")
+    text = tmp_path / "Tiny-Fixture-F32.gguf"
+    for size in how.sizes:
+        image = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)
+        theirs = by_transformers(
+            model,
+            how,
+            {key: line.pixels[key] for key in ("image_mean", "image_std")},
+            image,
+        )
+        ours = mtmd.embeddings(text, files["f32"], image, max_tokens=how.max_tokens)
+        if len(ours) > len(theirs):  # Pixtral's rows end in the embedding of a token
+            ours = without_breaks(ours, len(theirs))
+        assert ours.shape == theirs.shape, size
+        error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
+        print(f"{name} {size}: {error:.2e}")
+        assert error < 1e-5, size
+
+
+def without_breaks(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The embeddings of an image without those of the token between its lines."""
+    lines = len(rows) - count + 1
+    width = count // lines
+    kept = [rows[line * (width + 1) : line * (width + 1) + width] for line in range(lines)]
+    breaks = rows[width :: width + 1]
+    assert np.ptp(breaks, axis=0).max() == 0, "the rows between the lines are not the same"
+    return np.concatenate(kept)
+
+
+# -- sound ------------------------------------------------------------------------------------------------------------
+
+
+def sound(samples: int) -> NDArray[np.float32]:
+    return (np.random.default_rng(1).standard_normal(samples) * 0.1).astype(np.float32)
+
+
+@pytest.mark.parametrize("samples", [16000, 24000])
+def test_sound_becomes_the_embeddings_of_transformers(samples: int, tmp_path: Path) -> None:
+    """Of the last frames one may be missing, as the two fill up the end of a sound differently."""
+    import torch
+    import transformers
+
+    model, files = made("gemma4-vl", tmp_path / "Tiny-Fixture", "f32")
+    ready = transformers.Gemma4AudioFeatureExtractor()([sound(samples)], sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        features = model.model.get_audio_features(ready["input_features"], ready["input_features_mask"])
+    theirs = features.pooler_output.flatten(0, -2).numpy()
+    ours = mtmd.embeddings(tmp_path / "Tiny-Fixture-F32.gguf", files["f32"], sound(samples))
+    assert len(theirs) - len(ours) in (0, 1)
+    theirs = theirs[: len(ours)]
+    error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
+    print(f"{samples}: {error:.2e}")
+    assert error < 1e-5
