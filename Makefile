@@ -60,6 +60,7 @@ conformance: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(PYTEST) tests/conformance
 
 check: setup
+	$(BIN)/python fixtures/link.py
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

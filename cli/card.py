@@ -34,7 +34,7 @@ def card(
     def work() -> None:
         from ggufsmith.cli import render
         from ggufsmith.container.provenance import file_sha256
-        from ggufsmith.naming.filecard import card_of
+        from ggufsmith.naming.filecard import card_of, write_card
         from ggufsmith.naming.modelcard import Publisher
 
         text = card_of(files, Publisher(repo, base_model, author), digest=None if no_hashes else file_sha256)
@@ -46,12 +46,3 @@ def card(
         render.lines(iter([("card", str(path))]))
 
     guarded(work, False)
-
-
-def write_card(path: Path, text: str) -> None:
-    """Write the card (see `replace_text`). OutputConflict for a file that this program did not write."""
-    from ggufsmith.container.replace import replace_text
-    from ggufsmith.naming.filecard import check_card
-
-    check_card(path, fix="Choose another file with --output.")
-    replace_text(path, text)

@@ -148,11 +148,12 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
 
 def _model(name: str, options: SourceOptions, silent: bool) -> Shape:
     """That of a model file, or of what a model folder would be converted to. Usage for an adapter."""
-    from ggufsmith.cli.source import opened_source
+    from ggufsmith.cli import render
     from ggufsmith.container.errors import Usage
+    from ggufsmith.opened import opened_source
     from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 
-    with opened_source(name, options, "auto", quiet=silent) as source:
+    with opened_source(name, options, "auto", render.display(silent)) as source:
         kind = source.metadata.get("general.type")
         if kind is not None and kind.data == "adapter":
             raise Usage("recipes apply to models, but this is an adapter", where=name, fix="Pass the model itself.")

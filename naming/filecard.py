@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ggufsmith.container.errors import Failure, OutputConflict
+from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import open_gguf_set
 from ggufsmith.naming.modelcard import MARK, CardFile, Publisher, model_card
 from ggufsmith.naming.suggest import encoding_of
@@ -40,3 +41,9 @@ def check_card(path: Path, fix: str) -> None:
         raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
     if not ours:
         raise OutputConflict("a README.md that ggufsmith did not write already exists", where=path, fix=fix)
+
+
+def write_card(path: Path, text: str) -> None:
+    """Write the card (see `replace_text`). OutputConflict for a file that this program did not write."""
+    check_card(path, fix="Choose another file with --output.")
+    replace_text(path, text)

@@ -31,7 +31,7 @@ ADVICE = re.compile(
 )
 # Texts with such words that are no advice: help, examples, keys, documents, parts of other messages.
 OTHER = re.compile(
-    r"cli/(help|hints|options|report|batch|batch_report)\.py|pipeline/request|convert/batch/schema|/modelcard"
+    r"cli/(help|hints|options|batch|batch_report)\.py|api/report\.py|pipeline/request|convert/batch/schema|/modelcard"
 )
 
 

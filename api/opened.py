@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ggufsmith.progress import Display
+
 if TYPE_CHECKING:
     from ggufsmith.container.layout import TensorSpec
     from ggufsmith.container.values import Metadata
@@ -27,15 +29,15 @@ class OpenedSource:
 
 
 @contextmanager
-def opened_source(name: str, options: "SourceOptions", outtype: str, *, quiet: bool) -> Iterator[OpenedSource]:
+def opened_source(name: str, options: "SourceOptions", outtype: str, display: Display) -> Iterator[OpenedSource]:
     """Open a model folder, an adapter, a GGUF or old GGML file, or a model on a hub, whose weights are not stored.
 
     outtype: what the matrices of a folder are converted to (see `MakeOptions.outtypes`); those of files stay.
     Raises what is wrong with the source; Usage for options that mean nothing for it.
     """
-    from ggufsmith.cli.hub import HubRequest, located
     from ggufsmith.container.layout import TensorSpec
     from ggufsmith.convert.open import file_of, open_pass
+    from ggufsmith.located import HubRequest, located
     from ggufsmith.pipeline.request import MakeOptions, Request
     from ggufsmith.quantize.resolve import refuse_unfit
     from ggufsmith.quantize.source import open_model
@@ -50,7 +52,7 @@ def opened_source(name: str, options: "SourceOptions", outtype: str, *, quiet: b
             yield OpenedSource(tensors, specs, files.metadata, files.alignment)
         return
     wanted = HubRequest(name, options.revision, options.token, stream=True, weights=True)
-    with located(wanted, quiet=quiet) as found:
+    with located(wanted, display) as found:
         request = Request(found.folder, options, MakeOptions(outtypes=(outtype,) if outtype else ()))
         with open_pass(request, found.open_files) as planned:
             layout = planned.outputs[0].shards.whole
