@@ -28,13 +28,18 @@ class Beside:
 
     def check(self, outputs: Sequence["OutputFile"]) -> None:
         """OutputConflict, before the work, for what could not be written after it."""
-        from ggufsmith.container.errors import OutputConflict
+        from ggufsmith.container.errors import OutputConflict, Usage
         from ggufsmith.container.provenance import record_path
+        from ggufsmith.naming.cardtemplate import check_template
         from ggufsmith.naming.filecard import check_card
 
+        if self.options.card_template is not None and not self.options.card:
+            raise Usage("--card-template is about the model card, but --card was not given", fix="Add --card.")
         paths = [record_path(output.path) for output in outputs] if self.options.provenance else []
         if self.options.card:
             paths.append(_card_path(outputs))
+            if self.options.card_template is not None:
+                check_template(self.options.card_template)
             check_card(paths[-1], fix="Choose another folder with --outdir, or leave out --card.")
         for path in paths:
             if not self.overwrite and path.exists():
@@ -70,7 +75,7 @@ class Beside:
         if options.provenance:
             lines += [("record", str(path)) for path in _records(planned, hashed, self.display)]
         if options.card:
-            lines.append(("card", str(_card(outputs, digests))))
+            lines.append(("card", str(_card(outputs, digests, options.card_template))))
         return hashed, lines
 
 
@@ -107,15 +112,16 @@ def _records(planned: "Pass", entries: Sequence["OutputReport"], display: Displa
         yield path
 
 
-def _card(outputs: Sequence["OutputFile"], digests: Mapping[str, str]) -> Path:
+def _card(outputs: Sequence["OutputFile"], digests: Mapping[str, str], template: Path | None) -> Path:
+    from ggufsmith.naming.cardfacts import Publisher
     from ggufsmith.naming.filecard import card_of, write_card
-    from ggufsmith.naming.modelcard import Publisher
 
     path = _card_path(outputs)
     text = card_of(
         [output.paths[0] for output in outputs],
         Publisher(None, None, None),
         digest=lambda file: digests[file.name],
+        template=template,
     )
     write_card(path, text)
     return path

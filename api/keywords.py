@@ -70,6 +70,7 @@ class MakingKeywords(TypedDict, total=False):
     save_recipe: StrPath | None
     strict: bool
     allow_requantize: bool
+    quantized_by: str | None
 
 
 class WritingKeywords(TypedDict, total=False):
@@ -90,6 +91,7 @@ class WritingKeywords(TypedDict, total=False):
     sha256: bool
     provenance: bool
     card: bool
+    card_template: StrPath | None
 
 
 class QuantizeKeywords(FileKeywords, MakingKeywords, WritingKeywords, total=False):

@@ -213,8 +213,9 @@ def _check_card(task: "EvalTask") -> None:
 def _write_card(task: "EvalTask", found: "Evaluation", against: str) -> Path:
     from ggufsmith.container.provenance import file_sha256
     from ggufsmith.evaluate.judged import markdown
+    from ggufsmith.naming.cardfacts import Publisher
     from ggufsmith.naming.filecard import card_of, write_card
-    from ggufsmith.naming.modelcard import Publisher, with_measurements
+    from ggufsmith.naming.modelcard import with_measurements
 
     path = _card_path(task)
     if path.exists():

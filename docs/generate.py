@@ -39,6 +39,7 @@ from ggufsmith.keywords import (
     QuantizeKeywords,
     VerifyKeywords,
 )
+from ggufsmith.naming.cardtemplate import FIELDS
 from ggufsmith.pipeline.option import declared
 from ggufsmith.pipeline.request import RECORDS, TextOptions
 
@@ -248,9 +249,26 @@ def keywords() -> list[str]:
     return rows
 
 
+def card_fields() -> list[str]:
+    """What a card template can use."""
+    return ["| field | what it is |", "|---|---|", *(f"| `{name}` | {about} |" for name, about in FIELDS.items())]
+
+
 SECTIONS: Mapping[str, Callable[[], list[str]]] = {
     section.__name__: section
-    for section in (schemes, refused_adapters, old_files, models, harness, tables, keys, keyless, calls, keywords)
+    for section in (
+        schemes,
+        refused_adapters,
+        old_files,
+        models,
+        harness,
+        tables,
+        keys,
+        keyless,
+        calls,
+        keywords,
+        card_fields,
+    )
 }
 
 

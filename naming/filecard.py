@@ -1,22 +1,42 @@
 """The model card of GGUF files, as they lie in a folder."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from ggufsmith.container.errors import Failure, OutputConflict
 from ggufsmith.container.replace import replace_text
-from ggufsmith.container.shards import open_gguf_set
-from ggufsmith.naming.modelcard import MARK, CardFile, Publisher, model_card
+from ggufsmith.container.shards import GgufSet, open_gguf_set
+from ggufsmith.naming.cardfacts import CardFacts, CardFile, Publisher, facts_of, imatrix_of, quantized_by, unfit_share
+from ggufsmith.naming.modelcard import MARK, card_text
 from ggufsmith.naming.suggest import encoding_of
 
 
-def card_of(files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Path], str] | None) -> str:
+def card_of(
+    files: Sequence[Path],
+    publisher: Publisher,
+    *,
+    digest: Callable[[Path], str] | None,
+    template: Path | None = None,
+) -> str:
     """The card of these files, read from their headers. Several shards of one set count once.
 
-    digest: gives the SHA-256 of a file; None leaves the hashes out.
+    digest: gives the SHA-256 of a file; None leaves the hashes out. template: see `cardtemplate.render_card`.
     """
+    facts = card_facts(files, publisher, digest=digest)
+    if template is None:
+        return card_text(facts)
+    from ggufsmith.naming.cardtemplate import render_card
+
+    return render_card(template, facts)
+
+
+def card_facts(
+    files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Path], str] | None = None
+) -> CardFacts:
+    """What there is to say of these files (see `card_of`)."""
     found: dict[str, CardFile] = {}
     metadata = None
     for path in files:
@@ -25,12 +45,27 @@ def card_of(files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Pa
             names = tuple(each.name for each in model.paths)
             if names[0] in found:
                 continue
-            weights = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
-            size = sum(tensor.nbytes for tensor in model.tensors.values())
-            digests = tuple(map(digest, model.paths)) if digest else ()
-            bits = 8 * size / max(weights, 1)
-            found[names[0]] = CardFile(names, model.size, bits, encoding_of(model.metadata), digests)
-    return model_card(metadata or {}, list(found.values()), publisher, version=version("ggufsmith"))
+            found[names[0]] = _card_file(model, names, tuple(map(digest, model.paths)) if digest else ())
+    return facts_of(metadata or {}, list(found.values()), publisher, version=version("ggufsmith"))
+
+
+def _card_file(model: GgufSet, names: tuple[str, ...], digests: tuple[str, ...]) -> CardFile:
+    tensors = list(model.tensors.values())
+    weights: Counter[str] = Counter()
+    for tensor in tensors:
+        weights[tensor.format.name] += math.prod(tensor.shape)
+    encoding = encoding_of(model.metadata)
+    return CardFile(
+        names,
+        model.size,
+        8 * sum(tensor.nbytes for tensor in tensors) / max(weights.total(), 1),
+        encoding,
+        digests,
+        main=weights.most_common(1)[0][0] if weights else None,
+        unfit=unfit_share(encoding, [tensor.shape for tensor in tensors]),
+        imatrix=imatrix_of(model.metadata),
+        by=quantized_by(model.metadata),
+    )
 
 
 def check_card(path: Path, fix: str) -> None:

@@ -269,6 +269,14 @@ class MakeOptions:
     allow_requantize: bool = option(
         False, "Quantize tensors that are already quantized, although the errors add up.", "Types", inputs=("file",)
     )
+    quantized_by: str | None = option(
+        None,
+        "Who quantized the model (general.quantized_by); the model card says it too.",
+        "Types",
+        metavar="NAME",
+        inputs=WEIGHTS,
+        decides=True,
+    )
     method: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -371,6 +379,13 @@ class PublishOptions:
         "Write a model card, README.md, beside the outputs.",
         "Output",
         keyless="the key `card` names the file",
+    )
+    card_template: Path | None = option(
+        None,
+        "A Jinja2 template of the model card, instead of the usual card.",
+        "Output",
+        metavar="FILE",
+        keyless="it has a key of its own, `card_template`, relative to the job file",
     )
 
 

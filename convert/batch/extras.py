@@ -1,18 +1,22 @@
 """What stands beside the outputs of a model for people: the SHA-256 sums and the model card."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ggufsmith.container.replace import replace_text
 from ggufsmith.convert.batch.jobfile import JobModel
 from ggufsmith.convert.batch.state import FinishedOutput
+from ggufsmith.naming.cardfacts import Publisher
+from ggufsmith.naming.cardtemplate import check_template
 from ggufsmith.naming.filecard import card_of, check_card
-from ggufsmith.naming.modelcard import Publisher
 
 
 def check_extras(model: JobModel) -> None:
     """OutputConflict for a file at the card's place that is no card of ours. Usage: see `Publisher`."""
     if path := model.beside("card"):
         _publisher(model)
+        if template := _template(model):
+            check_template(template)
         check_card(path, fix='Move it away, or choose another file with card = "…".')
 
 
@@ -24,7 +28,13 @@ def write_extras(model: JobModel, outputs: Sequence[FinishedOutput]) -> None:
     if path := model.beside("card"):
         digests = {file.name: file.sha256 for made in outputs for file in made.files}
         files = [model.folder / made.files[0].name for made in outputs]
-        replace_text(path, card_of(files, _publisher(model), digest=lambda file: digests[file.name]), alone=True)
+        text = card_of(files, _publisher(model), digest=lambda file: digests[file.name], template=_template(model))
+        replace_text(path, text, alone=True)
+
+
+def _template(model: JobModel) -> Path | None:
+    text = model.settings["card_template"]
+    return Path(text) if text else None
 
 
 def _publisher(model: JobModel) -> Publisher:
