@@ -36,6 +36,8 @@ class Beside:
         if self.options.card_template is not None and not self.options.card:
             raise Usage("--card-template is about the model card, but --card was not given", fix="Add --card.")
         paths = [record_path(output.path) for output in outputs] if self.options.provenance else []
+        if self.options.modelfile:
+            _check_modelfiles(outputs, self.overwrite)
         if self.options.card:
             paths.append(_card_path(outputs))
             if self.options.card_template is not None:
@@ -56,10 +58,14 @@ class Beside:
         from ggufsmith.container.writer import noting_complete
 
         options = self.options
-        if not (options.sha256 or options.provenance or options.card or self.hashes):
+        if not (options.sha256 or options.provenance or options.card or options.modelfile or self.hashes):
             return list(entries), []
         with noting_complete([path for output in planned.outputs for path in output.paths]):
-            return self._publish(planned, entries)
+            made = list(_modelfiles(planned.outputs)) if options.modelfile else []
+            if not (options.sha256 or options.provenance or options.card or self.hashes):
+                return list(entries), made
+            hashed, lines = self._publish(planned, entries)
+            return hashed, [*lines, *made]
 
     def _publish(
         self, planned: "Pass", entries: Sequence["OutputReport"]
@@ -77,6 +83,29 @@ class Beside:
         if options.card:
             lines.append(("card", str(_card(outputs, digests, options.card_template))))
         return hashed, lines
+
+
+def _check_modelfiles(outputs: Sequence["OutputFile"], overwrite: bool) -> None:
+    """Unsupported for outputs in several files, which Ollama does not take; OutputConflict (see `write_modelfile`)."""
+    from ggufsmith.container.errors import Unsupported
+    from ggufsmith.modelfile import check_modelfile, modelfile_path
+
+    for output in outputs:
+        if len(output.paths) > 1:
+            fix = "Leave out --modelfile, or do not split the output."
+            raise Unsupported("Ollama takes no model in several files", where=output.path, fix=fix)
+        check_modelfile(modelfile_path(output.path), overwrite=overwrite)
+
+
+def _modelfiles(outputs: Sequence["OutputFile"]) -> Iterator[tuple[str, str]]:
+    """Write the Modelfile of every output; lines for a summary."""
+    from ggufsmith.modelfile import modelfile_of, modelfile_path, summary_of, write_modelfile
+
+    for output in outputs:
+        found, path = modelfile_of(output.path), modelfile_path(output.path)
+        write_modelfile(path, found)
+        yield "Modelfile", str(path)
+        yield from summary_of(found)
 
 
 def _hashed(output: "OutputFile", tensors: bool, advance: Any) -> tuple[list["FileReport"], dict[str, str]]:

@@ -91,6 +91,7 @@ class WritingKeywords(TypedDict, total=False):
     sha256: bool
     provenance: bool
     card: bool
+    modelfile: bool
     card_template: StrPath | None
 
 

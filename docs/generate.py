@@ -61,6 +61,8 @@ COMMANDS = {
             "split",
             "merge",
             "card",
+            "modelfile",
+            "which",
             "to-hf",
         )
     },

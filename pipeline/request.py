@@ -380,6 +380,13 @@ class PublishOptions:
         "Output",
         keyless="the key `card` names the file",
     )
+    modelfile: bool = option(
+        False,
+        "Write FILE.Modelfile beside each output, with which Ollama runs it (see `ggufsmith modelfile`).",
+        "Output",
+        inputs=WEIGHTS,
+        keyless="`ggufsmith modelfile` writes it for any file",
+    )
     card_template: Path | None = option(
         None,
         "A Jinja2 template of the model card, instead of the usual card.",

