@@ -70,6 +70,7 @@ $(VENV)/.docs: $(VENV)/.setup
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 check: $(VENV)/.docs
+	$(BIN)/python fixtures/link.py
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -16,6 +16,7 @@ from ggufsmith.cli.guard import start
 from ggufsmith.cli.help import Command, Group, epilog
 from ggufsmith.cli.imatrix import imatrix
 from ggufsmith.cli.inspect import inspect
+from ggufsmith.cli.modelfile import modelfile
 from ggufsmith.cli.name import name
 from ggufsmith.cli.options import Version
 from ggufsmith.cli.quant import quant
@@ -24,6 +25,7 @@ from ggufsmith.cli.sensitivity import sensitivity
 from ggufsmith.cli.split import merge, split
 from ggufsmith.cli.tohf import to_hf
 from ggufsmith.cli.verify import verify
+from ggufsmith.cli.which import which
 
 options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
 app = typer.Typer(cls=Group, no_args_is_help=True, **options)
@@ -40,7 +42,7 @@ for command, alone in ((convert, convert_app), (quant, quant_app)):
         title = command.__name__
         program.command(title, cls=Command, epilog=epilog(title), no_args_is_help=True)(command)
 app.command(cls=Command, epilog=BATCH_EXAMPLES, no_args_is_help=True)(batch)
-for command in (imatrix, sensitivity, recipes, inspect, verify, name, split, merge, card, to_hf):
+for command in (imatrix, sensitivity, recipes, inspect, verify, name, split, merge, card, modelfile, which, to_hf):
     title = command.__name__.replace("_", "-")
     app.command(title, cls=Command, epilog=epilog(title), no_args_is_help=command is not recipes)(command)
 

@@ -199,11 +199,11 @@ def _run(
     from ggufsmith.cli import render
     from ggufsmith.cli.batch_report import job_report
     from ggufsmith.cli.board import board
-    from ggufsmith.cli.report import as_dict
     from ggufsmith.container.replace import replace_bytes, replace_text
     from ggufsmith.container.summary import shown
     from ggufsmith.convert.batch.report import annotations, as_junit, exit_code, verdict
     from ggufsmith.convert.batch.run import run_job
+    from ggufsmith.report import as_dict
 
     started = time.perf_counter()
     outcomes: list[Outcome] = []
@@ -240,11 +240,11 @@ def _price(job: "JobFile", options: "BatchOptions", machine: bool) -> int:
     from ggufsmith.cli import render
     from ggufsmith.cli.batch_report import dry_report
     from ggufsmith.cli.board import described
-    from ggufsmith.cli.report import as_dict
     from ggufsmith.container.summary import shown
     from ggufsmith.convert.batch.price import calibrate, work_of
     from ggufsmith.convert.batch.report import exit_code, verdict
     from ggufsmith.convert.batch.run import Watcher, above, plan_job
+    from ggufsmith.report import as_dict
 
     works: dict[Path, Work] = {}
     drafts, outcomes = plan_job(

@@ -1,4 +1,4 @@
-"""The JSON report of a job, in the records of a run's (cli/report.py). docs/batch-report.schema.json is generated from
+"""The JSON report of a job, in the records of a run's (api/report.py). docs/batch-report.schema.json is generated from
 these.
 """
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggufsmith.cli.report import SCHEMA, FileReport, OutputReport
+from ggufsmith.report import SCHEMA, FileReport, OutputReport
 
 if TYPE_CHECKING:
     from ggufsmith.convert.batch.jobfile import JobModel

@@ -21,6 +21,12 @@ def card(
     ] = None,
     base_model: Annotated[str | None, typer.Option(help="The original model: org/name.")] = None,
     author: Annotated[str | None, typer.Option(help="Who quantized them.")] = None,
+    card_template: Annotated[
+        Path | None,
+        typer.Option(
+            "--card-template", metavar="FILE", help="A Jinja2 template of the card. See docs/cards.md for its fields."
+        ),
+    ] = None,
     no_hashes: Annotated[
         bool, typer.Option("--no-hashes", help="Leave out the SHA-256 hashes, so that the files need not be read.")
     ] = False,
@@ -34,10 +40,11 @@ def card(
     def work() -> None:
         from ggufsmith.cli import render
         from ggufsmith.container.provenance import file_sha256
-        from ggufsmith.naming.filecard import card_of
-        from ggufsmith.naming.modelcard import Publisher
+        from ggufsmith.naming.cardfacts import Publisher
+        from ggufsmith.naming.filecard import card_of, write_card
 
-        text = card_of(files, Publisher(repo, base_model, author), digest=None if no_hashes else file_sha256)
+        publisher = Publisher(repo, base_model, author)
+        text = card_of(files, publisher, digest=None if no_hashes else file_sha256, template=card_template)
         if output == Path("-"):
             render.document(text)
             return
@@ -46,12 +53,3 @@ def card(
         render.lines(iter([("card", str(path))]))
 
     guarded(work, False)
-
-
-def write_card(path: Path, text: str) -> None:
-    """Write the card (see `replace_text`). OutputConflict for a file that this program did not write."""
-    from ggufsmith.container.replace import replace_text
-    from ggufsmith.naming.filecard import check_card
-
-    check_card(path, fix="Choose another file with --output.")
-    replace_text(path, text)

@@ -1,7 +1,6 @@
 """`ggufsmith eval`: what files, or recipes, have lost against the model that they were made from."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +11,6 @@ from ggufsmith.cli.options import AsJson, Quiet, with_records
 from ggufsmith.pipeline.request import MakeOptions, Request, SourceOptions, TextOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ggufsmith.evaluate.evaluation import EvalTask
     from ggufsmith.evaluate.judged import Evaluation, Judged
     from ggufsmith.evaluate.quality import Comparison, Quality
@@ -78,11 +75,12 @@ def evaluate(
 
     def work() -> None:
         from ggufsmith.cli import render
-        from ggufsmith.cli.report import as_dict
         from ggufsmith.container.replace import replace_bytes, replace_text
         from ggufsmith.evaluate.evaluation import EvalTask, check_task
         from ggufsmith.evaluate.judged import csv_of
         from ggufsmith.evaluate.plot import check_plot, picture
+        from ggufsmith.evaluating import evaluated
+        from ggufsmith.report import as_dict
 
         task = EvalTask(
             Request(Path(against), source, make),
@@ -98,7 +96,7 @@ def evaluate(
             _check_folder(path)
         if card:
             _check_card(task)
-        found = _evaluated(task, against, quiet=quiet or as_json)
+        found = evaluated(task, against, render.display(quiet or as_json))
         if csv is not None:
             replace_text(csv, csv_of(found.files))
         if plot is not None:
@@ -111,35 +109,6 @@ def evaluate(
             _show(found, [(label, str(path)) for label, path in written if path is not None])
 
     guarded(work, as_json)
-
-
-def _evaluated(task: "EvalTask", against: str, *, quiet: bool) -> "Evaluation":
-    from dataclasses import replace
-    from functools import partial
-
-    from ggufsmith.cli import render
-    from ggufsmith.cli.calibrated import with_calibration
-    from ggufsmith.cli.hub import HubRequest, located
-    from ggufsmith.convert.open import file_of, open_pass
-    from ggufsmith.evaluate.evaluation import evaluate
-
-    unit = "weights/s" if task.engine == "torch" else "windows/s"
-
-    @contextmanager
-    def progress(what: str, total: int) -> "Iterator[Callable[[int], None]]":
-        shown: AbstractContextManager[Callable[[int], None]] = render.progress(
-            what, total, quiet, rate=lambda number: f"{render.count(number)} {unit}"
-        )
-        with shown as advance:
-            yield advance
-
-    file, options = file_of(against), task.request.source
-    wanted = HubRequest(against, options.revision, options.token, stream=options.stream, weights=True)
-    with located(wanted, quiet=quiet) as place:
-        request = replace(task.request, path=file or place.folder)
-        opener = partial(open_pass, open_files=place.open_files, notes=place.notes)
-        with with_calibration(request, opener, dry_run=False, silent=quiet) as (made, opened):
-            return evaluate(replace(task, request=made), opener=opened, progress=progress)
 
 
 def _check_folder(path: Path | None) -> None:
@@ -242,12 +211,11 @@ def _check_card(task: "EvalTask") -> None:
 
 
 def _write_card(task: "EvalTask", found: "Evaluation", against: str) -> Path:
-    from ggufsmith.cli.card import write_card
     from ggufsmith.container.provenance import file_sha256
     from ggufsmith.convert.hub.names import hub_model
     from ggufsmith.evaluate.card import command_of, with_table
-    from ggufsmith.naming.filecard import card_of
-    from ggufsmith.naming.modelcard import Publisher
+    from ggufsmith.naming.cardfacts import Publisher
+    from ggufsmith.naming.filecard import card_of, write_card
 
     path = _card_path(task)
     if path.exists():

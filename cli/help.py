@@ -150,6 +150,21 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("ggufsmith card *.gguf", "writes README.md for the files of this folder"),
         ("ggufsmith card *.gguf --repo me/Model-7B-GGUF --base-model org/Model-7B --output -", "prints it"),
     ),
+    "modelfile": (
+        ("ggufsmith modelfile Model-7B-Q4_K_M.gguf", "writes Model-7B-Q4_K_M.Modelfile, for `ollama create`"),
+        ("ggufsmith modelfile my-adapter-F32-LoRA.gguf --base Model-7B-Q4_K_M.gguf -o -", "prints one for an adapter"),
+    ),
+    "which": (
+        ("ggufsmith which ./Model-7B --memory 12GiB", "shows which recipes fit into 12 GiB, and which is the best"),
+        (
+            "ggufsmith which org/Model-7B --memory 8GiB --context 32768 --cache-type q8_0",
+            "counts a cache for 32768 tokens in 8 bits; of the model, only headers are read",
+        ),
+        (
+            "ggufsmith which Model-7B-F16.gguf --memory 6GiB --table quality.csv",
+            "shows the loss of every recipe that `ggufsmith eval --csv quality.csv` has measured",
+        ),
+    ),
     "to-hf": (
         ("ggufsmith to-hf Model-7B-BF16.gguf", "writes config.json, tokenizer and safetensors into Model-7B-hf"),
         (

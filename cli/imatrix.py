@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,21 +15,11 @@ from ggufsmith.pipeline.request import SourceOptions, TextOptions, WriteOptions
 
 if TYPE_CHECKING:
     from ggufsmith.calibrate.statistics import TensorStatistics
+    from ggufsmith.imatrices import MadeImatrix
     from ggufsmith.quantize.imatrix.record import Imatrix
-    from ggufsmith.quantize.imatrix.write import ImatrixFormat
 
 HEADS = tuple("tensor|unused |fewest |Σ(act²) |min |max |μ |σ |active |N |entropy |E (norm) |ZD |CosSim ".split("|"))
 LAYER_HEADS = tuple("layer |μΣ(act²) |μZD |μCosSim ".split("|"))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """path: where it goes; None if it is not written. inputs: what it was made from. notes: for the report."""
-
-    imatrix: "Imatrix"
-    path: Path | None
-    inputs: Sequence[Path] = ()
-    notes: tuple[str, ...] = ()
 
 
 @with_records("model", "file", only="text context chunks device lora revision token outfile overwrite threads")
@@ -83,62 +73,18 @@ def imatrix(
     """
 
     def work() -> None:
+        from ggufsmith.cli import render
+        from ggufsmith.imatrices import ImatrixTask, made_imatrix
+
         started = time.perf_counter()
-        wanted = _format(format, write.outfile)
-        silent = quiet or as_json
-        made = _made(model, source, reading, write, inputs or [], wanted, process_output=process_output, silent=silent)
-        if made.path is not None:
-            from ggufsmith.quantize.imatrix.write import write_imatrix
-
-            write_imatrix(made.imatrix, made.path, wanted, overwrite=write.overwrite, inputs=made.inputs)
-        elif not show_statistics:
-            from ggufsmith.container.errors import Usage
-
-            raise Usage("the merged importance matrix has no name yet", fix="Add -o FILE.")
+        task = ImatrixTask(model, source, reading, write, inputs or [], format, process_output, not show_statistics)
+        made = made_imatrix(task, render.display(quiet or as_json))
         _report(made, time.perf_counter() - started, statistics=show_statistics, machine=as_json, quiet=quiet)
 
     guarded(work, as_json)
 
 
-def _format(wanted: str | None, output: Path | None) -> "ImatrixFormat":
-    from ggufsmith.container.errors import Usage
-    from ggufsmith.quantize.imatrix.write import FORMATS
-
-    named: ImatrixFormat = "dat" if output is not None and output.suffix.lower() == ".dat" else "gguf"
-    found = [each for each in FORMATS if each == (wanted or named)]
-    if not found:
-        raise Usage(f"there is no format {wanted!r}", where="--format", fix=f"Choose one of {', '.join(FORMATS)}.")
-    return found[0]
-
-
-def _made(
-    model: str | None,
-    source: SourceOptions,
-    reading: TextOptions,
-    write: WriteOptions,
-    inputs: Sequence[Path],
-    format: "ImatrixFormat",
-    *,
-    process_output: bool,
-    silent: bool,
-) -> _Made:
-    """The importance matrix that is asked for. What it is merged with is read before the model is run."""
-    from dataclasses import replace
-
-    from ggufsmith.container.errors import Usage
-    from ggufsmith.quantize.imatrix.read import open_imatrix
-    from ggufsmith.quantize.imatrix.record import merged
-
-    if model is None and not inputs:
-        raise Usage("no model was given", fix="Pass a model, or, with --in, importance matrices to merge.")
-    parts = [open_imatrix(path) for path in inputs]
-    if model is None:
-        return _Made(merged(parts, reading.context), write.outfile, inputs)
-    made = _of_model(model, source, reading, write, format, process_output=process_output, silent=silent)
-    return replace(made, imatrix=merged([*parts, made.imatrix], reading.context), inputs=(*inputs, *made.inputs))
-
-
-def _report(made: _Made, seconds: float, *, statistics: bool, machine: bool, quiet: bool) -> None:
+def _report(made: "MadeImatrix", seconds: float, *, statistics: bool, machine: bool, quiet: bool) -> None:
     from ggufsmith.calibrate.statistics import statistics as statistics_of
     from ggufsmith.cli import render
 
@@ -152,7 +98,7 @@ def _report(made: _Made, seconds: float, *, statistics: bool, machine: bool, qui
         render.lines(_summary(made, seconds))
 
 
-def _as_dict(made: _Made, tensors: "Sequence[TensorStatistics] | None", seconds: float) -> dict[str, Any]:
+def _as_dict(made: "MadeImatrix", tensors: "Sequence[TensorStatistics] | None", seconds: float) -> dict[str, Any]:
     from ggufsmith.calibrate.statistics import layers
 
     imatrix = made.imatrix
@@ -207,7 +153,7 @@ def _row(each: "TensorStatistics") -> tuple[str, ...]:
     )
 
 
-def _summary(made: _Made, seconds: float) -> Iterator[tuple[str, str]]:
+def _summary(made: "MadeImatrix", seconds: float) -> Iterator[tuple[str, str]]:
     from ggufsmith.cli import render
 
     imatrix = made.imatrix
@@ -243,42 +189,3 @@ def _coverage(imatrix: "Imatrix") -> Iterator[str]:
     for (block, which), many in sorted(unused.items(), key=lambda item: -len(item[0][1])):
         yield f"{block}: {len(which)} of {many} experts saw no token: {some(list(map(str, which)))}"
     yield "all columns of an expert that saw no token count equally; more text reaches more experts"
-
-
-def _of_model(
-    model: str,
-    source: SourceOptions,
-    reading: TextOptions,
-    write: WriteOptions,
-    format: "ImatrixFormat",
-    *,
-    process_output: bool,
-    silent: bool,
-) -> _Made:
-    """Run the model. Where the output may go is looked at before."""
-    from functools import partial
-
-    from ggufsmith.calibrate.auto import imatrix_path, unquantized
-    from ggufsmith.calibrate.make import make_imatrix
-    from ggufsmith.cli.calibrated import running
-    from ggufsmith.cli.hub import HubRequest, located
-    from ggufsmith.container.errors import OutputConflict
-    from ggufsmith.convert.open import file_of, open_pass
-    from ggufsmith.evaluate.needed import need_libraries
-    from ggufsmith.pipeline.request import Request
-
-    need_libraries()
-    file = file_of(model)
-    with located(HubRequest(model, source.revision, source.token, stream=False, weights=True), quiet=silent) as found:
-        opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
-        here = WriteOptions(outdir=Path() if found.id is not None else None)
-        request = unquantized(Request(file or found.folder, source, write=here))
-        with opener(request) as planned:
-            path = write.outfile or imatrix_path(planned, here, format)
-            inputs = tuple(planned.inputs.values())
-        if not write.overwrite and path.exists():
-            raise OutputConflict("the output already exists", where=path, fix="Choose another with -o.")
-        made = make_imatrix(
-            request, opener, reading, process_output=process_output, threads=write.threads, progress=running(silent)
-        )
-    return _Made(made.imatrix, path, inputs, (f"the model ran in float32 on {made.device}", *made.notes))

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ggufsmith.container.text import printable
+from ggufsmith.progress import Progress
 
 EVERY = 10.0  # seconds between two lines in a log
 WINDOW = 30.0  # seconds over which speed is measured
@@ -24,25 +25,6 @@ RESOLUTION = 0.5  # seconds between two measurements
 SHORTEST = 1.0  # seconds of work that a speed needs
 SHARE, LEFT, RATE = 5, 11, 24  # columns of "100 %", "59 min left", "123.4 thousand weights/s"
 ENOUGH = 36  # columns of a title, before the speed is shown
-
-
-class Progress:
-    """What long work reports to, from any thread. This one shows nothing.
-
-    It can be called like its `advance`.
-    """
-
-    def advance(self, amount: int) -> None:
-        """So many more weights, or bytes, are done."""
-
-    def phase(self, text: str, done: int, total: int) -> None:
-        """Another step, such as compiling kernels or verifying files, has done `done` of `total`.
-
-        It ends when done reaches total. Its time does not count in the speed or the time left.
-        """
-
-    def __call__(self, amount: int) -> None:
-        self.advance(amount)
 
 
 @contextmanager

@@ -1,16 +1,13 @@
 """`gguf-quant`: a GGUF file, its shards, or an old GGML file into quantized GGUF files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ggufsmith.cli.guard import guarded
 from ggufsmith.cli.options import AsJson, DryRun, Quiet, Version, with_records
-from ggufsmith.pipeline.request import MakeOptions, PublishOptions, Request, SourceOptions, WriteOptions
-
-if TYPE_CHECKING:
-    from ggufsmith.pipeline.passes import Pass
+from ggufsmith.pipeline.request import MakeOptions, PublishOptions, SourceOptions, WriteOptions
 
 
 @with_records("file")
@@ -32,20 +29,12 @@ def quant(
     """
 
     def work() -> None:
-        from ggufsmith.cli.session import run_request
+        from ggufsmith.cli import render
+        from ggufsmith.cli.session import show_outcome
+        from ggufsmith.runs import run_quantize
 
-        request = Request(model, source, make, write)
-        run_request(request, _open, publish, dry_run=dry_run, machine=as_json, quiet=quiet)
+        display = render.display(quiet or as_json)
+        outcome = run_quantize(model, (source, make, write, publish), display, dry_run=dry_run, hashes=as_json)
+        show_outcome(outcome, machine=as_json, quiet=quiet)
 
     guarded(work, as_json)
-
-
-def _open(request: Request) -> "Pass":
-    """The pass of a file. Only a vocabulary from a folder needs what reads checkpoints."""
-    if request.source.tokenizer is not None:
-        from ggufsmith.convert.open import open_pass
-
-        return open_pass(request)
-    from ggufsmith.quantize.file_pass import open_file_pass
-
-    return open_file_pass(request)

@@ -1,20 +1,12 @@
 """`ggufsmith recipes`: what there is, and what it makes of a model."""
 
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
 from ggufsmith.cli.options import AsJson, with_records
 from ggufsmith.pipeline.request import SourceOptions
-
-if TYPE_CHECKING:
-    from ggufsmith.container.values import Metadata
-    from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored
-    from ggufsmith.quantize.recipes.rules import Facts
 
 
 @with_records("model", "file", only="revision token")
@@ -49,10 +41,11 @@ def show(model: str | None, options: SourceOptions, names: Sequence[str], machin
     from ggufsmith.cli import render
     from ggufsmith.quantize.recipes.files import recipe_of, shipped
     from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
+    from ggufsmith.recipe_sizes import llama_8b, recipe_entry, shape_of
 
-    shape = _model(model, options, machine) if model is not None else _llama_8b()
+    shape = shape_of(model, options, render.display(machine)) if model is not None else llama_8b()
     chosen = [recipe_of(name) for name in (names or (*FILE_TYPES, *shipped()))]
-    entries = [_entry(recipe, shape, bool(names)) for recipe in chosen]
+    entries = [recipe_entry(recipe, shape, bool(names)) for recipe in chosen]
     if not names:
         entries.sort(key=lambda entry: -(entry["bits_per_weight"] or 0))
     if machine:
@@ -62,68 +55,6 @@ def show(model: str | None, options: SourceOptions, names: Sequence[str], machin
     for entry in entries:
         rows = ((tensor["name"], tensor["type"], tensor["reason"]) for tensor in entry.get("tensors", ()))
         render.table(rows, ("tensor", "type", "reason"), entry["shown"])
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model as far as recipes and sizes depend on it. metadata: None for one that is not there, but for its shape."""
-
-    tensors: Sequence["Stored"]
-    facts: "Facts"
-    metadata: "Metadata | None" = None
-    alignment: int = 32
-    headers: dict[bool, int] = field(default_factory=dict)
-
-    def file_size(self, recipe: "Recipe", found: Sequence["Assignment"]) -> int | None:
-        """Bytes of the file. Laying out a header takes long; all have one length but COPY, which sets no file type."""
-        from ggufsmith.container.layout import padded
-        from ggufsmith.quantize.plan import lay_out_file
-
-        if self.metadata is None:
-            return None
-        copied = recipe.file_type.number is None
-        if copied not in self.headers:
-            layout = lay_out_file(recipe, found, self.metadata, alignment=self.alignment)
-            self.headers[copied] = len(layout.header)
-        return self.headers[copied] + sum(padded(each.nbytes, self.alignment) for each in found)
-
-
-def _entry(recipe: "Recipe", shape: Shape, listed: bool) -> dict[str, Any]:
-    from ggufsmith.container.errors import Unsupported, Usage
-    from ggufsmith.quantize.recipes.assign import assign
-    from ggufsmith.quantize.recipes.filetypes import ALIASES, shown
-
-    entry: dict[str, Any] = {
-        "name": recipe.name,
-        "shown": shown(recipe.name),
-        "aliases": [shown(alias) for alias, name in ALIASES.items() if name == recipe.name],
-        "description": recipe.description,
-        "bits_per_weight": None,
-    }
-    try:
-        found = assign(recipe, shape.tensors, shape.facts)
-    except (Unsupported, Usage) as error:
-        return {**entry, "problem": error.what}
-    weights = sum(math.prod(each.tensor.shape) for each in found)
-    if not weights:
-        return {**entry, "problem": "the file has no weights"}
-    size = sum(each.nbytes for each in found)
-    entry |= {
-        "bytes": shape.file_size(recipe, found),
-        "tensor_bytes": size,
-        "bits_per_weight": 8 * size / weights,
-        "types": dict(Counter(each.format.name for each in found).most_common()),
-        "fallbacks": sum(each.fallback for each in found),
-        "needs_importance": any(each.needs_importance for each in found),
-    }
-    if listed:
-        entry["tensors"] = list(_tensors(found))
-    return entry
-
-
-def _tensors(found: Sequence["Assignment"]) -> Iterator[dict[str, Any]]:
-    for each in found:
-        yield {"name": each.tensor.name, "type": each.format.name, "bytes": each.nbytes, "reason": each.reason}
 
 
 HEADS = ("recipe", "bits ", "size ", "tensors", "notes")
@@ -144,40 +75,3 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
     notes += [entry["description"]] if entry["description"] else []
     size = render.size(entry["bytes"]) if exact else ""
     return entry["shown"], f"{entry['bits_per_weight']:.2f}", size, ", ".join(kinds), "; ".join(notes)
-
-
-def _model(name: str, options: SourceOptions, silent: bool) -> Shape:
-    """That of a model file, or of what a model folder would be converted to. Usage for an adapter."""
-    from ggufsmith.cli.source import opened_source
-    from ggufsmith.container.errors import Usage
-    from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
-
-    with opened_source(name, options, "auto", quiet=silent) as source:
-        kind = source.metadata.get("general.type")
-        if kind is not None and kind.data == "adapter":
-            raise Usage("recipes apply to models, but this is an adapter", where=name, fix="Pass the model itself.")
-        stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in source.specs}
-        tensors = [stored[name] for name in file_order(stored)]
-        return Shape(tensors, facts_of(source.metadata), source.metadata, source.alignment)
-
-
-def _llama_8b() -> Shape:
-    from ggufsmith.container.formats import BY_NAME
-    from ggufsmith.quantize.recipes.assign import Stored, file_order
-    from ggufsmith.quantize.recipes.rules import Facts
-
-    blocks, embd, inner, kv = 32, 4096, 14336, 1024
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (128256, embd), "output.weight": (128256, embd)}
-    for block in range(blocks):
-        for name, rows, width in (
-            ("attn_q", embd, embd),
-            ("attn_k", kv, embd),
-            ("attn_v", kv, embd),
-            ("attn_output", embd, embd),
-            ("ffn_gate", inner, embd),
-            ("ffn_up", inner, embd),
-            ("ffn_down", embd, inner),
-        ):
-            shapes[f"blk.{block}.{name}.weight"] = (rows, width)
-    stored = [Stored(name, shapes[name], BY_NAME["BF16"]) for name in file_order(shapes)]
-    return Shape(stored, Facts("llama", blocks, heads=32, kv_heads=8))

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ggufsmith.cli.progress import Progress, shown_progress
+from ggufsmith.cli.progress import shown_progress
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.text import count as count
 from ggufsmith.container.text import printable
 from ggufsmith.container.text import size as size
+from ggufsmith.progress import Display, Progress, Unit
 
 SPECIAL = re.compile(r"[^\n -~]")  # what may need an escape in JSON beyond those that it asks for
 COMMAND = re.compile(r"(^|: )(gguf-convert|gguf-quant|ggufsmith|pip|mkdir) ")  # to be copied in one piece
@@ -46,6 +47,36 @@ def progress(
     total: weights or bytes; None if it is not known. rate: how to show so many of them in a second.
     """
     return nullcontext(Progress()) if quiet or total == 0 else shown_progress(err, title, total, rate)
+
+
+RATES: Mapping[Unit, Callable[[float], str]] = {
+    "weights": weights_per_second,
+    "bytes": lambda number: f"{size(number)}/s",
+    "windows": lambda number: f"{count(number)} windows/s",
+}
+
+
+class Shown(Display):
+    """Shows on standard error what a run does."""
+
+    def progress(
+        self, title: str | Sequence[str], total: int | None, unit: Unit = "weights"
+    ) -> AbstractContextManager[Progress]:
+        """See Display."""
+        return progress(title, total, False, RATES[unit])
+
+    def note(self, text: str) -> None:
+        """See Display."""
+        paragraph(f"note: {text}", err, indent=6)
+
+    def compiled(self, seconds: float) -> None:
+        """Say why a first run took longer."""
+        kernels(seconds)
+
+
+def display(quiet: bool) -> Display:
+    """Shows what a run does, unless that is not wanted."""
+    return Display() if quiet else Shown()
 
 
 def kernels(seconds: float) -> None:

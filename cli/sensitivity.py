@@ -63,11 +63,12 @@ def _made(
     from ggufsmith.calibrate.measure import measure_sensitivity
     from ggufsmith.calibrate.ready import readied
     from ggufsmith.calibrate.run import effort_of
-    from ggufsmith.cli.calibrated import running
-    from ggufsmith.cli.hub import HubRequest, located
+    from ggufsmith.calibrated import running
+    from ggufsmith.cli import render
     from ggufsmith.container.errors import OutputConflict, Usage
     from ggufsmith.convert.open import file_of, open_pass
     from ggufsmith.evaluate.needed import need_libraries
+    from ggufsmith.located import HubRequest, located
     from ggufsmith.naming.filename import parse
     from ggufsmith.pipeline.request import MakeOptions, Request
     from ggufsmith.quantize.resolve import EFFORTS
@@ -76,8 +77,8 @@ def _made(
     if effort not in EFFORTS:
         raise Usage(f"unknown effort {effort!r}", where="--effort", fix=f"Choose one of {', '.join(EFFORTS)}.")
     need_libraries()
-    file = file_of(model)
-    with located(HubRequest(model, source.revision, source.token, stream=False, weights=True), quiet=silent) as found:
+    file, display = file_of(model), render.display(silent)
+    with located(HubRequest(model, source.revision, source.token, stream=False, weights=True), display) as found:
         opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
         here = WriteOptions(outdir=Path() if found.id is not None else None)
         request = unquantized(Request(file or found.folder, source, write=here))
@@ -89,7 +90,7 @@ def _made(
             raise OutputConflict("the output already exists", where=path, fix="Choose another with -o.")
         with readied(request, opener, reading) as ready:
             wanted = effort_of(MakeOptions(effort=effort))
-            table = measure_sensitivity(ready, wanted, threads=write.threads, progress=running(silent))
+            table = measure_sensitivity(ready, wanted, threads=write.threads, progress=running(display))
             device = ready.device
     write_sensitivity(table, path)
     return path, len(table.tensors), table.tokens, device
@@ -108,7 +109,7 @@ def _report(path: Path, tensors: int, tokens: int, device: str, seconds: float, 
                 [
                     ("output", f"{path}  {render.size(path.stat().st_size)}"),
                     ("tensors", f"losses of {tensors} tensors, on {tokens} tokens"),
-                    ("note", f"the model ran on {device}"),
+                    ("note", f"the model ran in float32 on {device}"),
                     ("done", f"in {seconds:.1f} s"),
                 ]
             )

@@ -1,18 +1,13 @@
 """`ggufsmith verify`: is a finished file sound, and is it what its source gives?"""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ggufsmith.cli.options import AsJson, Quiet, with_records
 from ggufsmith.pipeline.request import SourceOptions, WriteOptions
-
-if TYPE_CHECKING:
-    from ggufsmith.container.shards import GgufSet
-    from ggufsmith.quantize.verify import Compared
 
 
 @with_records("model", "adapter", "file", only="lora base revision token threads")
@@ -46,25 +41,15 @@ def verify(
 
     def work() -> None:
         from ggufsmith.cli import render
-        from ggufsmith.container.errors import Malformed
-        from ggufsmith.container.shards import open_gguf_set
-        from ggufsmith.container.text import counted
+        from ggufsmith.verifying import problems_found, verified
 
-        with open_gguf_set(model) as opened:
-            report = _examined(opened, hashes, write.threads, quiet or as_json)
-            if record is not None:
-                _recorded(opened, record, report)
-            if source is not None:
-                _compared(opened, source, options, write.threads, report, quiet or as_json)
-        problems = report["problems"]
+        display = render.display(quiet or as_json)
+        report = verified(model, source, options, display, record=record, hashes=hashes, threads=write.threads)
         if as_json:
             render.as_json(report)
-            failed.extend(problems)
-        elif problems:
-            fix = "Make the file again, or download it again." if source is None else OTHER_SOURCE
-            raise Malformed(
-                f"{counted(len(problems), 'problem')} found", where=model, also=problems[:MAX_LISTED], fix=fix
-            )
+            failed.extend(report["problems"])
+        elif report["problems"]:
+            raise problems_found(model, report)
         elif not quiet:
             render.lines(_summary(report))
 
@@ -74,93 +59,11 @@ def verify(
         raise typer.Exit(4)
 
 
-MAX_LISTED = 20
-OTHER_SOURCE = (
-    "Is this the source that the file was made from? A tensor may be twice as far off (root mean square) as when it is "
-    "made here, because importance matrices and other programs choose differently."
-)
-# Keys that say how a file was made, and so differ from those of a source without meaning anything.
-MADE = ("general.file_type", "general.quantization_version", "quantize.")
-
-
-def _examined(model: "GgufSet", hashes: bool, threads: int | None, silent: bool) -> dict[str, Any]:
-    from ggufsmith.cli import render
-    from ggufsmith.container.provenance import described
-    from ggufsmith.container.text import counted
-    from ggufsmith.pipeline.parallel import available_cores
-    from ggufsmith.quantize.verify import examine
-
-    weights = {tensor.name: math.prod(tensor.shape) for tensor in model.tensors.values()}
-    with render.progress("reading", sum(weights.values()), silent) as advance:
-        found = examine(model, hashes=hashes, threads=threads or available_cores(), advance=advance)
-    report: dict[str, Any] = {
-        "files": [
-            described(file.path) if hashes else {"name": file.path.name, "bytes": file.size} for file in model.files
-        ],
-        "tensor_count": len(found),
-        "problems": [
-            f"{each.name}: {counted(each.nonfinite, 'weight or scale is', 'weights or scales are')} not finite"
-            for each in found
-            if each.nonfinite
-        ],
-    }
-    if hashes:
-        report["tensors"] = {each.name: {"sha256": each.sha256} for each in found}
-    return report
-
-
-def _recorded(model: "GgufSet", record: Path, report: dict[str, Any]) -> None:
-    from ggufsmith.container.provenance import record_problems
-
-    report["problems"] += record_problems(record, model.paths)
-    report["record"] = str(record)
-
-
-def _compared(
-    model: "GgufSet", source: str, options: SourceOptions, threads: int | None, report: dict[str, Any], silent: bool
-) -> None:
-    from gguf.constants import GGUFType
-
-    from ggufsmith.cli import render
-    from ggufsmith.cli.source import opened_source
-    from ggufsmith.pipeline.parallel import available_cores
-    from ggufsmith.quantize.model_check import kind_of
-    from ggufsmith.quantize.verify import compare, unpaired
-
-    projector = kind_of(model.metadata, ()) == GGUFType.MMPROJ
-    with opened_source(source, options, "", quiet=silent, projector=projector) as made_from:
-        sources, metadata = made_from.tensors, made_from.metadata
-        report["problems"] += [f"{name}: {problem}" for name, problem in unpaired(model, sources).items()]
-        weights = sum(math.prod(each.shape) for each in sources)
-        with render.progress("comparing", weights, silent) as advance:
-            found = compare(model, sources, threads=threads or available_cores(), advance=advance)
-    report["problems"] += [f"{each.name}: {_too_far(each)}" for each in found if not each.acceptable]
-    report["source"] = source
-    report["compared"] = {
-        each.name: {"type": each.format.name, "exact": each.exact, "error": each.error, "error_made_here": each.ours}
-        for each in found
-    }
-    report["other_keys"] = [
-        key
-        for key in [*metadata, *(key for key in model.metadata if key not in metadata)]
-        if metadata.get(key) != model.metadata.get(key) and not key.startswith(MADE)
-    ]
-
-
-def _too_far(tensor: "Compared") -> str:
-    """What is wrong with a tensor whose weights are not what its source gives."""
-    if not math.isfinite(tensor.error):
-        return f"its bytes, of type {tensor.format.name}, differ from those made from the source"
-    return (
-        f"as {tensor.format.name} it is {100 * tensor.error:.3g} % off the source, and {100 * tensor.ours:.3g} % when "
-        "it is made from it here"
-    )
-
-
 def _summary(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     from ggufsmith.cli.render import size
     from ggufsmith.container.summary import shown
     from ggufsmith.container.text import counted
+    from ggufsmith.verifying import MAX_LISTED
 
     for file in report["files"]:
         yield "file", f"{file['name']}  {size(file['bytes'])} ({file['bytes']} bytes)"

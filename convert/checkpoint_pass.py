@@ -42,7 +42,7 @@ from ggufsmith.quantize.plan import Importance
 from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 from ggufsmith.quantize.recipes.filetypes import file_type_of
 from ggufsmith.quantize.remarks import remarks
-from ggufsmith.quantize.resolve import Making, imatrix_of, resolved
+from ggufsmith.quantize.resolve import Making, imatrix_of, resolved, signed
 
 
 def open_checkpoint_pass(request: Request, open_files: Opener = LocalFiles) -> Pass:
@@ -147,6 +147,7 @@ def _quantized(
             counts=lambda planned: limits.counts(planned.tensors, layout.alignment),
             alignment=layout.alignment,
             exact=as_they_are(tensors, model.plan, layout),
+            overrides=signed(make),
         ),
         making.recipes,
         making.types,

@@ -2,24 +2,27 @@
 
 docs/cli.md comes from the commands' --help, docs/formats.md from container/formats.py, docs/inputs.md from
 convert/dequantize and container/ggml.py, docs/batch.md and docs/batch.schema.json from convert/batch/schema.py,
-docs/report.schema.json, docs/eval.schema.json and docs/batch-report.schema.json from cli/report.py,
+docs/report.schema.json, docs/eval.schema.json and docs/batch-report.schema.json from api/report.py,
 evaluate/judged.py and cli/batch_report.py.
 README.md is written by hand, but for its table of quantized checkpoints.
 """
 
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 
+import ggufsmith
 import zoo
-from ggufsmith.cli import report
+from ggufsmith import report
 from ggufsmith.cli.batch_report import JobReport
 from ggufsmith.container.formats import FORMATS, Format
 from ggufsmith.container.ggml import VARIANTS
@@ -29,6 +32,16 @@ from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TA
 from ggufsmith.convert.dequantize.detect import table
 from ggufsmith.convert.lora.peft import OTHER_MEANINGS, REWRITES_BASE
 from ggufsmith.evaluate.judged import Evaluation
+from ggufsmith.keywords import (
+    ConvertKeywords,
+    EvaluateKeywords,
+    ImatrixKeywords,
+    QuantizeKeywords,
+    VerifyKeywords,
+)
+from ggufsmith.naming.cardtemplate import FIELDS
+from ggufsmith.pipeline.option import declared
+from ggufsmith.pipeline.request import RECORDS, TextOptions
 
 DOCS = Path(__file__).resolve().parent
 # Title -> arguments of `ggufsmith`.
@@ -48,9 +61,21 @@ COMMANDS = {
             "split",
             "merge",
             "card",
+            "modelfile",
+            "which",
             "to-hf",
         )
     },
+}
+
+# Call -> its keywords, if they are fields of the records.
+CALLS: Mapping[str, type | None] = {
+    "convert": ConvertKeywords,
+    "quantize": QuantizeKeywords,
+    "inspect": None,
+    "verify": VerifyKeywords,
+    "imatrix": ImatrixKeywords,
+    "evaluate": EvaluateKeywords,
 }
 
 MARK = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- /generated:\2 -->)", re.DOTALL)
@@ -159,9 +184,93 @@ def keyless() -> list[str]:
     return [f"- {option}: {reason}" for option, reason in KEYLESS.items()]
 
 
+def calls() -> list[str]:
+    """The calls of the package, with their keywords."""
+    rows = []
+    for name, known in CALLS.items():
+        call = getattr(ggufsmith, name)
+        signature = inspect.signature(call)
+        shown = [
+            str(each).replace("'", "") for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD
+        ]
+        place = next((k for k, each in enumerate(signature.parameters.values()) if each.kind is each.KEYWORD_ONLY), 0)
+        text = ", ".join([*shown[:place], "*", *shown[place:], *(["**options"] if known else [])])
+        text = re.sub(r"\b[a-z_.]+\.(?=[A-Z])", "", text)
+        returns = str(signature.return_annotation).strip("'").replace("typing.", "")
+        rows += [f"### {name}", "", "```text", *wrapped(f"ggufsmith.{name}({text}) -> {returns}"), "```", ""]
+        rows += documented(call)
+        rows.append("")
+    return rows[:-1]
+
+
+def wrapped(text: str) -> list[str]:
+    """A long line, in several."""
+    return textwrap.wrap(text, 110, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def documented(call: Callable[..., object]) -> list[str]:
+    """A docstring as Markdown: its lines of the form `name: text` become a list."""
+    paragraphs = (inspect.getdoc(call) or "").split("\n\n")
+    rows = []
+    for paragraph in paragraphs:
+        if re.match(r"[a-z_0-9, ]+: ", paragraph):
+            items = re.sub(r"\n {2,}", " ", paragraph).splitlines()
+            rows += ["- " + re.sub("^([a-z_0-9, ]+): +", "**`\\1`**: ", item) for item in items] + [""]
+        else:
+            rows += [" ".join(paragraph.split()), ""]
+    return rows[:-1]
+
+
+# Type of a field, of one value of several, as its record declares it -> what the documents call it.
+KINDS = {
+    "str": "text",
+    "Path": "path",
+    "bool": "bool",
+    "int": "int",
+    "float": "float",
+    "str | Any": "name, path or Recipe",
+    "str | int": "int or text",
+    "str | tuple[Path, float]": "path, or (path, factor)",
+}
+
+
+def keywords() -> list[str]:
+    """One row per keyword of the calls, in the order of the records."""
+    rows = ["| keyword | value | option | calls | meaning |", "|---|---|---|---|---|"]
+    for record in (*RECORDS, TextOptions):
+        for each in declared(record):
+            calls = [name for name, known in CALLS.items() if known and each.name in known.__annotations__]
+            if not calls:
+                continue
+            one = each.type.removeprefix("tuple[").removesuffix(", ...]").removesuffix(" | None")
+            kind = KINDS[one] + ("; one, or a list" if each.type.startswith("tuple[") else "")
+            about = each.option.about.replace("; may be given several times", "")
+            if each.default is True:
+                about = f"True by default. False: {about}"
+            rows.append(f"| `{each.name}` | {kind} | {each.flag} | {', '.join(calls)} | {about} |")
+    return rows
+
+
+def card_fields() -> list[str]:
+    """What a card template can use."""
+    return ["| field | what it is |", "|---|---|", *(f"| `{name}` | {about} |" for name, about in FIELDS.items())]
+
+
 SECTIONS: Mapping[str, Callable[[], list[str]]] = {
     section.__name__: section
-    for section in (schemes, refused_adapters, old_files, models, harness, tables, keys, keyless)
+    for section in (
+        schemes,
+        refused_adapters,
+        old_files,
+        models,
+        harness,
+        tables,
+        keys,
+        keyless,
+        calls,
+        keywords,
+        card_fields,
+    )
 }
 
 

@@ -1,6 +1,7 @@
 """The model card of GGUF files, as they lie in a folder."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -8,19 +9,39 @@ from pathlib import Path
 from gguf.constants import Keys
 
 from ggufsmith.container.errors import Failure, OutputConflict
-from ggufsmith.container.shards import open_gguf_set
+from ggufsmith.container.replace import replace_text
+from ggufsmith.container.shards import GgufSet, open_gguf_set
 from ggufsmith.container.values import Metadata
-from ggufsmith.naming.modelcard import MARK, CardFile, Publisher, model_card
+from ggufsmith.naming.cardfacts import CardFacts, CardFile, Publisher, facts_of, imatrix_of, quantized_by, unfit_share
+from ggufsmith.naming.modelcard import MARK, card_text
 from ggufsmith.naming.suggest import encoding_of
 
 SENSES = {Keys.Clip.HAS_VISION_ENCODER: "images", Keys.Clip.HAS_AUDIO_ENCODER: "sound"}
 
 
-def card_of(files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Path], str] | None) -> str:
+def card_of(
+    files: Sequence[Path],
+    publisher: Publisher,
+    *,
+    digest: Callable[[Path], str] | None,
+    template: Path | None = None,
+) -> str:
     """The card of these files, read from their headers. Several shards of one set count once.
 
-    digest: gives the SHA-256 of a file; None leaves the hashes out.
+    digest: gives the SHA-256 of a file; None leaves the hashes out. template: see `cardtemplate.render_card`.
     """
+    facts = card_facts(files, publisher, digest=digest)
+    if template is None:
+        return card_text(facts)
+    from ggufsmith.naming.cardtemplate import render_card
+
+    return render_card(template, facts)
+
+
+def card_facts(
+    files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Path], str] | None = None
+) -> CardFacts:
+    """What there is to say of these files (see `card_of`)."""
     found: dict[str, CardFile] = {}
     metadata, seeing = None, False
     for path in files:
@@ -31,12 +52,28 @@ def card_of(files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Pa
             names = tuple(each.name for each in model.paths)
             if names[0] in found:
                 continue
-            weights = sum(math.prod(tensor.shape) for tensor in model.tensors.values())
-            size = sum(tensor.nbytes for tensor in model.tensors.values())
-            digests = tuple(map(digest, model.paths)) if digest else ()
-            bits = 8 * size / max(weights, 1)
-            found[names[0]] = CardFile(names, model.size, bits, encoding_of(model.metadata), digests, senses)
-    return model_card(metadata or {}, list(found.values()), publisher, version=version("ggufsmith"))
+            found[names[0]] = _card_file(model, names, tuple(map(digest, model.paths)) if digest else ())
+    return facts_of(metadata or {}, list(found.values()), publisher, version=version("ggufsmith"))
+
+
+def _card_file(model: GgufSet, names: tuple[str, ...], digests: tuple[str, ...]) -> CardFile:
+    tensors = list(model.tensors.values())
+    weights: Counter[str] = Counter()
+    for tensor in tensors:
+        weights[tensor.format.name] += math.prod(tensor.shape)
+    encoding = encoding_of(model.metadata)
+    return CardFile(
+        names,
+        model.size,
+        8 * sum(tensor.nbytes for tensor in tensors) / max(weights.total(), 1),
+        encoding,
+        digests,
+        main=weights.most_common(1)[0][0] if weights else None,
+        unfit=unfit_share(encoding, [tensor.shape for tensor in tensors]),
+        imatrix=imatrix_of(model.metadata),
+        by=quantized_by(model.metadata),
+        senses=senses_of(model.metadata),
+    )
 
 
 def senses_of(metadata: Metadata) -> tuple[str, ...]:
@@ -52,3 +89,9 @@ def check_card(path: Path, fix: str) -> None:
         raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
     if not ours:
         raise OutputConflict("a README.md that ggufsmith did not write already exists", where=path, fix=fix)
+
+
+def write_card(path: Path, text: str) -> None:
+    """Write the card (see `replace_text`). OutputConflict for a file that this program did not write."""
+    check_card(path, fix="Choose another file with --output.")
+    replace_text(path, text)

@@ -302,6 +302,14 @@ class MakeOptions:
     allow_requantize: bool = option(
         False, "Quantize tensors that are already quantized, although the errors add up.", "Types", inputs=("file",)
     )
+    quantized_by: str | None = option(
+        None,
+        "Who quantized the model (general.quantized_by); the model card says it too.",
+        "Types",
+        metavar="NAME",
+        inputs=WEIGHTS,
+        decides=True,
+    )
     method: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -404,6 +412,20 @@ class PublishOptions:
         "Write a model card, README.md, beside the outputs.",
         "Output",
         keyless="the key `card` names the file",
+    )
+    modelfile: bool = option(
+        False,
+        "Write FILE.Modelfile beside each output, with which Ollama runs it (see `ggufsmith modelfile`).",
+        "Output",
+        inputs=WEIGHTS,
+        keyless="`ggufsmith modelfile` writes it for any file",
+    )
+    card_template: Path | None = option(
+        None,
+        "A Jinja2 template of the model card, instead of the usual card.",
+        "Output",
+        metavar="FILE",
+        keyless="it has a key of its own, `card_template`, relative to the job file",
     )
 
 

@@ -20,7 +20,7 @@ from ggufsmith.quantize.recipes.assign import Recipe, Stored, TypeOptions, facts
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from ggufsmith.quantize.remarks import remarks
-from ggufsmith.quantize.resolve import Making, imatrix_of, resolved
+from ggufsmith.quantize.resolve import Making, imatrix_of, resolved, signed
 from ggufsmith.quantize.source import open_model
 from ggufsmith.quantize.tensors import FileOpening, GgufTensor
 
@@ -85,7 +85,7 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
             allow_requantize=True,
         ),
         *plan_outputs(
-            quantizable,
+            replace(quantizable, overrides={**signed(make), **keys}),
             recipes,
             making.types,
             paths[len(plain) :],

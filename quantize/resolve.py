@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass, replace
 
+from gguf.constants import Keys
+
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS, Format, format_of
 from ggufsmith.container.shards import Limits
 from ggufsmith.container.units import parse_size
+from ggufsmith.container.values import Metadata, string
+from ggufsmith.naming.local import is_path
 from ggufsmith.pipeline.option import INPUTS, Input, unfit
 from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, WriteOptions
 from ggufsmith.quantize.budget import Budget, budget_of
@@ -107,7 +111,10 @@ def making_of(make: MakeOptions) -> Making:
             "--keep-imatrix keeps what --imatrix auto makes, but that was not given",
             fix="Add --imatrix auto, or leave out --keep-imatrix.",
         )
-    if not (recipes or budgets) and (make.imatrix or make.calibrate or make.strict or types != TypeOptions()):
+    signed(make)
+    if not (recipes or budgets) and (
+        make.imatrix or make.quantized_by or make.calibrate or make.strict or types != TypeOptions()
+    ):
         raise Usage("options for quantizing were given, but no recipe", fix="Add --recipe, such as q4_K_M.")
     return Making(recipes, types, budgets)
 
@@ -132,6 +139,17 @@ def imatrix_of(make: MakeOptions) -> Imatrix | None:
             "an importance matrix has to be made before the plan", fix="Use `calibrate.auto`, as the commands do."
         )
     return replace(open_imatrix(make.imatrix, make.include_weights, make.exclude_weights), method=dict(make.method))
+
+
+def signed(make: MakeOptions) -> Metadata:
+    """The keys of a quantized file that say who made it. Usage for a path or an empty name."""
+    if make.quantized_by is None:
+        return {}
+    if not make.quantized_by.strip() or is_path(make.quantized_by):
+        raise Usage(
+            f"{make.quantized_by!r} is not a name", where="--quantized-by", fix="Write a name, such as that on the hub."
+        )
+    return {Keys.General.QUANTIZED_BY: string(make.quantized_by)}
 
 
 def type_options(make: MakeOptions) -> TypeOptions:

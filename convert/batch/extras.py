@@ -7,8 +7,9 @@ from typing import Protocol
 from ggufsmith.container.replace import replace_text
 from ggufsmith.convert.batch.jobfile import JobModel
 from ggufsmith.convert.batch.state import FinishedOutput
+from ggufsmith.naming.cardfacts import Publisher
+from ggufsmith.naming.cardtemplate import check_template
 from ggufsmith.naming.filecard import card_of, check_card
-from ggufsmith.naming.modelcard import Publisher
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request
 
@@ -27,6 +28,8 @@ def check_extras(model: JobModel) -> None:
     """OutputConflict for a file at the card's place that is no card of ours. Usage: see `Publisher`."""
     if path := model.beside("card"):
         _publisher(model)
+        if template := _template(model):
+            check_template(template)
         check_card(path, fix='Move it away, or choose another file with card = "…".')
 
 
@@ -40,10 +43,15 @@ def write_extras(
     if path := model.beside("card"):
         digests = {file.name: file.sha256 for made in outputs for file in made.files}
         files = [model.folder / made.files[0].name for made in outputs]
-        card = card_of(files, _publisher(model), digest=lambda file: digests[file.name])
+        card = card_of(files, _publisher(model), digest=lambda file: digests[file.name], template=_template(model))
         if model.settings["quality"] and measures:
             card = measures.with_table(card, model, files, check)
         replace_text(path, card, alone=True)
+
+
+def _template(model: JobModel) -> Path | None:
+    text = model.settings["card_template"]
+    return Path(text) if text else None
 
 
 def _publisher(model: JobModel) -> Publisher:

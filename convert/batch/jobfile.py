@@ -212,6 +212,7 @@ class _Reader(Tables):
         self.check_shards(values)
         self.check_settings(None if hub else source, values, output)
         settings = {key: said.value for key, said in values.items()}
+        settings["card_template"] = str(self.existing(values["card_template"]) or "")
         return JobModel(
             name, place, folder, wanted, settings, self.request(source, values, on_hub=hub is not None), hub
         )

@@ -82,7 +82,10 @@ SETTINGS: Mapping[str, JobKey] = {
     ),
     "repo": JobKey("For the card: the repository where the files will be published, org/name-GGUF.", fields=(MODEL,)),
     "base_model": JobKey("For the card: the original model, org/name.", fields=(MODEL,)),
-    "author": JobKey("For the card: who quantized the model."),
+    "author": JobKey("For the card: who quantized the model; by default the name in `quantized_by`."),
+    "card_template": JobKey(
+        "For the card: a Jinja2 template, relative to the job file, instead of the usual card.", fields=(MODEL,)
+    ),
 }
 MODELS: Mapping[str, JobKey] = {
     "source": JobKey(

@@ -29,7 +29,7 @@ from ggufsmith.quantize.budget import Budget
 from ggufsmith.quantize.recipes.assign import Override, Recipe
 
 WHOLE = 1 << 20  # bytes; smaller inputs are known by their content, larger ones by size and time
-CARD_KEYS = ("card", "checksums", "quality", "repo", "base_model", "author")
+CARD_KEYS = ("card", "checksums", "quality", "repo", "base_model", "author", "quantized_by")
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,9 @@ def fingerprints(model: JobModel, *, by_content: bool = False) -> dict[str, str]
 
 def extras_fingerprint(model: JobModel) -> str:
     """What decides the card and the sums, besides the outputs."""
-    return _digest({key: model.settings[key] for key in CARD_KEYS})
+    template = model.settings["card_template"]
+    content = {"card_template": file_sha256(Path(template))} if template else {}
+    return _digest({key: model.settings[key] for key in CARD_KEYS} | content)
 
 
 def _digest(value: Any) -> str:

@@ -9,14 +9,13 @@ at one commit.
 
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from ggufsmith.container.errors import Malformed, NoSpace, Unsupported
 from ggufsmith.container.parallel import TaskStopped, parallel_for
@@ -26,6 +25,7 @@ from ggufsmith.convert.hub.http import Ranges, Remote
 from ggufsmith.convert.hub.listing import Advance, Hub, HubFile, Listing
 from ggufsmith.convert.hub.names import HUGGING_FACE, MODELSCOPE, HubModel, Located
 from ggufsmith.convert.safetensors_header import MAX_HEADER
+from ggufsmith.convert.standin import stand_in
 from ggufsmith.convert.weightfiles import WeightFiles, choose_weights
 
 AT_ONCE = 4  # files that are downloaded side by side
@@ -34,7 +34,6 @@ GET = {  # the hubs' own commands
     HUGGING_FACE: "hf download {id} --local-dir FOLDER",
     MODELSCOPE: "modelscope download --model {id} --local_dir FOLDER",
 }
-SET_SPARSE = 0x900C4  # FSCTL_SET_SPARSE of Windows, where files are not sparse by themselves
 Progress = Callable[[int], AbstractContextManager[Advance]]  # of the bytes to come -> told of bytes as they come
 
 
@@ -226,19 +225,5 @@ def _stand_in(path: Path, remote: Remote, ranges: Ranges) -> None:
     length = 8 + int.from_bytes(first[:8], "little")
     more = bytearray(max(min(length, MAX_HEADER, remote.size) - len(first), 0))
     ranges.read(remote, len(first), memoryview(more))
-    with path.open("wb") as file:
-        _make_sparse(file)
-        file.write(first[:length] + more)
-        file.truncate(remote.size)
+    stand_in(path, first[:length] + more, remote.size)
     os.utime(path, (0, 0))  # its folder is named after the commit: the same commit is the same input for --resume
-
-
-def _make_sparse(file: BinaryIO) -> None:
-    if sys.platform == "win32":
-        import ctypes
-        import msvcrt
-
-        handle, ignored = msvcrt.get_osfhandle(file.fileno()), ctypes.c_ulong()
-        ctypes.windll.kernel32.DeviceIoControl(
-            ctypes.c_void_p(handle), SET_SPARSE, None, 0, None, 0, ctypes.byref(ignored), None
-        )

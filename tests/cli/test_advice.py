@@ -32,7 +32,7 @@ ADVICE = re.compile(
 )
 # Texts with such words that are no advice: help, examples, keys, documents, parts of other messages.
 OTHER = re.compile(
-    r"cli/(help|hints|options|report|batch|batch_report)\.py|pipeline/request|convert/batch/schema|/modelcard"
+    r"cli/(help|hints|options|batch|batch_report)\.py|api/report\.py|pipeline/request|convert/batch/schema|/modelcard|/cardrun"
 )
 
 
@@ -54,6 +54,16 @@ CASES = {
     ),
     "a card beside an output": Case(
         "gguf-quant m.gguf -r q8_0 --outdir cards --card", "gguf-quant m.gguf -r q8_0 --outdir new --card"
+    ),
+    "a template without a card": Case(
+        "gguf-quant m.gguf -r q8_0 --card-template t.j2 --outdir new",
+        "gguf-quant m.gguf -r q8_0 --card-template t.j2 --outdir new --card",
+    ),
+    "a template that is not there": Case(
+        "ggufsmith card m.gguf -o - --card-template absent", "ggufsmith card m.gguf -o - --card-template t.j2"
+    ),
+    "a path for a name": Case(
+        "gguf-quant m.gguf -r q8_0 --quantized-by /home/me", "gguf-quant m.gguf -r q8_0 --quantized-by me"
     ),
     "a card is left out": Case(
         "gguf-quant m.gguf -r q8_0 --outdir cards --card", "gguf-quant m.gguf -r q8_0 --outdir cards"
@@ -252,6 +262,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "parts" / "joined.gguf").write_bytes(b"".join(shard.read_bytes() for shard in shards))
     (home / "cards" / "m.gguf").write_bytes((home / "m.gguf").read_bytes())
     (home / "cards" / "README.md").write_text("mine", encoding="utf-8")
+    (home / "t.j2").write_text("{{ title }}", encoding="utf-8")
     (home / "old.toml").write_text("mine", encoding="utf-8")
     (home / "jobs.toml").write_text(JOB, encoding="utf-8")
     write_small_models(home)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import checkpoints
 from ggufsmith.cli.app import app
 from ggufsmith.cli.batch_report import JobReport
-from ggufsmith.cli.report import SCHEMA, OutputReport, json_schema
+from ggufsmith.report import SCHEMA, OutputReport, json_schema
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "batch-report.schema.json"
 JOB = """output = 'out'

@@ -18,13 +18,14 @@ from schemas import faults
 
 from ggufsmith.cli import eval as command
 from ggufsmith.cli import render
-from ggufsmith.cli.report import as_dict, json_schema
+from ggufsmith.evaluate import needed
 from ggufsmith.evaluate.evaluation import EvalTask
 from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged
 from ggufsmith.evaluate.quality import compare, qualities
 from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.naming.modelcard import MEASURED, with_measurements
 from ggufsmith.pipeline.request import MakeOptions, Request, TextOptions
+from ggufsmith.report import as_dict, json_schema
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "eval.schema.json"
 NAMES = ("Tiny-2M-IQ2_XXS.gguf", "Tiny-2M-Q4_K_M.gguf", "Tiny-2M-Q8_0.gguf")
@@ -78,7 +79,7 @@ def test_what_is_refused_before_anything_is_opened(
     refused(6, "did not write", model, *against, "--card")
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     refused(3, "pip install llama-cpp-python", model, *against, "--engine", "llama.cpp")
-    monkeypatch.setattr("ggufsmith.evaluate.needed.LIBRARIES", ("torch_that_nobody_has",))
+    monkeypatch.setattr(needed, "LIBRARIES", ("torch_that_nobody_has",))
     refused(2, r"pip install --upgrade 'ggufsmith\[eval\]'", model, *against)
 
 

@@ -15,7 +15,7 @@ import adapters
 import checkpoints
 from ggufsmith.cli.app import convert
 from ggufsmith.cli.quant import quant
-from ggufsmith.cli.report import SCHEMA, json_schema
+from ggufsmith.report import SCHEMA, json_schema
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "report.schema.json"
 # Name -> command, what stands in for its source, further arguments.

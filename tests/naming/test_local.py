@@ -13,10 +13,11 @@ from gguf.constants import Keys
 
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.values import Metadata, string, strings, u32
+from ggufsmith.naming.cardfacts import CardFile, Publisher
 from ggufsmith.naming.identity import Parameters
 from ggufsmith.naming.local import folder_name, is_id, is_local, is_path
 from ggufsmith.naming.metadata import general_metadata
-from ggufsmith.naming.modelcard import CardFile, Publisher, model_card
+from ggufsmith.naming.modelcard import model_card
 
 General = Keys.General
 CACHED = "models--meta-llama--Llama-2-7b-hf/snapshots/0123456789abcdef0123456789abcdef01234567"

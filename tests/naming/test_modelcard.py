@@ -7,7 +7,10 @@ from gguf.constants import LlamaFileType
 
 from ggufsmith.container.values import Metadata, string, strings, u32
 from ggufsmith.naming.card import read_card
-from ggufsmith.naming.modelcard import CardFile, Publisher, model_card, prompt_format, use_of
+from ggufsmith.naming.cardfacts import CardFile, Publisher, unfit_share
+from ggufsmith.naming.modelcard import model_card
+from ggufsmith.naming.prompts import prompt_format
+from ggufsmith.naming.uses import use_of
 
 META: Metadata = {
     "general.architecture": string("qwen2"),
@@ -82,12 +85,113 @@ def test_published() -> None:
     assert "llama-cli -hf me/Tiny-GGUF:Q4_K_M" in text
     assert "ollama run hf.co/me/Tiny-GGUF:Q4_K_M" in text
     assert "Llama.from_pretrained('me/Tiny-GGUF', filename='Tiny-Q4_K_M.gguf')" in text
+    assert "[`Tiny-Q4_K_M.gguf`](https://huggingface.co/me/Tiny-GGUF/blob/main/Tiny-Q4_K_M.gguf)" in text
+    assert "blob/main/Tiny-Q8_0/Tiny-Q8_0-00001-of-00002.gguf)" in text  # shards have a folder of their own
+    assert "hf download me/Tiny-GGUF Tiny-Q4_K_M.gguf --local-dir ." in text
+    assert "search for `me/Tiny-GGUF`" in text
+    assert "hf download" not in card() and "LM Studio" not in card()
 
 
 def test_only_shards() -> None:
     text = card(files=FILES[2:])
     assert "keep them in one folder" in text
     assert "ggufsmith merge Tiny-Q8_0-00001-of-00002.gguf model.gguf" in text
+
+
+def test_published_shards() -> None:
+    text = card(files=FILES[2:], publisher=Publisher(repo="me/Tiny-GGUF"))
+    assert "hf download me/Tiny-GGUF --include 'Tiny-Q8_0/*' --local-dir ." in text
+    first, second = (f"Tiny-Q8_0/{name}" for name in FILES[2].names)
+    assert f"filename={first!r}, additional_files=[{second!r}])" in text
+    assert "ollama run hf.co" not in text  # it refuses shards
+    assert f"ggufsmith merge {first} model.gguf" in text and "FROM ./model.gguf" in text
+
+
+def test_the_title_is_that_of_the_original_model() -> None:
+    odd = {"general.name": string("Checkpoint 4711")}
+    assert "# Tiny GGUF" in card(odd, publisher=Publisher(base_model="Qwen/Tiny"))
+    assert "# Checkpoint 4711 GGUF" in card(odd)
+
+
+ADAPTER: Metadata = {
+    "general.type": string("adapter"),
+    "general.name": string("My Adapter"),
+    "general.architecture": string("llama"),
+    "general.base_model.count": u32(1),
+    "general.base_model.0.repo_url": string("https://huggingface.co/org/Base-7B"),
+}
+
+
+def test_an_adapter_is_run_on_its_base() -> None:
+    files = [CardFile(("My-Adapter-F32-LoRA.gguf",), 10**6, 32.0, "F32")]
+    text = model_card(ADAPTER, files, Publisher(), version="1")
+    assert "base_model: org/Base-7B\nbase_model_relation: adapter\n" in text
+    assert "# My Adapter LoRA GGUF" in text and "- lora" in text
+    assert "llama-cli -m base.gguf --lora My-Adapter-F32-LoRA.gguf" in text
+    assert "'FROM ./base.gguf' 'ADAPTER ./My-Adapter-F32-LoRA.gguf'" in text
+    assert "Llama(model_path='base.gguf', lora_path='My-Adapter-F32-LoRA.gguf')" in text
+    assert "-m My-Adapter" not in text and "FROM ./My-Adapter" not in text and "model_path='My-Adapter" not in text
+    assert "[org/Base-7B](https://huggingface.co/org/Base-7B), which is called base.gguf" in text
+
+
+def test_a_model_without_a_template_is_not_asked_to_chat() -> None:
+    metadata = {key: value for key, value in META.items() if key != "tokenizer.chat_template"}
+    text = model_card(metadata, FILES, Publisher(), version="1")
+    assert "create_chat_completion" not in text and "--jinja" not in text and "llama-cli" not in text
+    assert "llama-completion -m Tiny-Q4_K_M.gguf -no-cnv -p 'Once upon a time'" in text
+    assert "no chat template" in text
+
+
+@pytest.mark.parametrize(
+    ("tags", "task"),
+    [
+        (["sentence-similarity", "mteb"], "sentence-similarity"),
+        (["text-generation"], "feature-extraction"),
+        ([], "feature-extraction"),
+    ],
+)
+def test_an_embedding_model(tags: list[str], task: str) -> None:
+    text = card({"qwen2.pooling_type": u32(3), "general.tags": strings(tags)})
+    assert f"pipeline_tag: {task}\n" in text
+    assert "llama-embedding -m Tiny-Q4_K_M.gguf" in text and "embedding=True" in text
+    assert "create_chat_completion" not in text and "Ollama" not in text and "Prompt template" not in text
+
+
+def test_the_task_of_other_models_is_text_generation() -> None:
+    assert "pipeline_tag: text-generation\n" in card({"general.tags": strings(["image-text-to-text"])})
+    assert "pipeline_tag: text-generation\n" in card({"general.tags": strings(["feature-extraction"])})
+
+
+def test_a_vocabulary_is_not_run() -> None:
+    text = card(files=[CardFile(("Tiny-vocab.gguf",), 10_000, 0.0, "F16")])
+    assert "How to run" not in text and "Ollama" not in text and "pipeline_tag" not in text
+    assert "cannot be run" in text and "| F16 |" not in text
+
+
+def test_the_importance_matrix_is_named_whichever_file_has_it() -> None:
+    plain = CardFile(("a-Q8_0.gguf",), 9, 8.5, "Q8_0")
+    weighted = CardFile(("a-IQ2_XS.gguf",), 3, 2.4, "IQ2_XS", imatrix=("calibration_v5.txt", 128))
+    text = card(files=[plain, weighted])
+    assert "- imatrix" in text
+    assert "All files, but Q8\\_0, were made with an importance matrix of `calibration_v5.txt`, 128 chunks." in text
+    assert "importance matrix" not in card()
+
+
+def test_a_file_is_described_by_the_types_that_it_has() -> None:
+    """Rows of 576 do not fit blocks of 256: what is called Q2_K has another type, and 5.14 bits."""
+    file = CardFile(("a-Q2_K.gguf",), 9, 5.14, "Q2_K", main="Q4_0", unfit=0.87)
+    text = card(files=[file])
+    assert "87 % of its weights do not fit Q2_K" in text and "Strong loss" not in text
+    assert unfit_share("Q2_K", [(100, 576), (100, 256), (576,)]) == pytest.approx(576 / 832)
+    assert unfit_share("Q4_K_M", [(100, 512)]) == unfit_share("Q8_0", [(100, 576)]) == unfit_share(None, []) == 0
+    assert unfit_share("IQ2_M", [(1, 32)]) == 1 and unfit_share("IQ4_NL", [(1, 32)]) == 0
+
+
+def test_who_quantized_is_taken_from_the_files() -> None:
+    file = CardFile(("a-Q8_0.gguf",), 9, 8.5, "Q8_0", by="somebody")
+    text = card(files=[file])
+    assert "quantized_by: somebody\n" in text and "Quantized by somebody." in text
+    assert "quantized_by: me\n" in card(files=[file], publisher=Publisher(author="me"))
 
 
 def test_little_is_known() -> None:

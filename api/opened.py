@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ggufsmith.progress import Display
+
 if TYPE_CHECKING:
     from ggufsmith.container.layout import TensorSpec
     from ggufsmith.container.values import Metadata
@@ -28,7 +30,7 @@ class OpenedSource:
 
 @contextmanager
 def opened_source(
-    name: str, options: "SourceOptions", outtype: str, *, quiet: bool, projector: bool = False
+    name: str, options: "SourceOptions", outtype: str, display: Display, *, projector: bool = False
 ) -> Iterator[OpenedSource]:
     """Open a model folder, an adapter, a GGUF or old GGML file, or a model on a hub, whose weights are not stored.
 
@@ -36,9 +38,9 @@ def opened_source(
     projector: open the projector of a folder, in place of its text model.
     Raises what is wrong with the source; Usage for options that mean nothing for it.
     """
-    from ggufsmith.cli.hub import HubRequest, located
     from ggufsmith.container.layout import TensorSpec
     from ggufsmith.convert.open import file_of, open_pass
+    from ggufsmith.located import HubRequest, located
     from ggufsmith.pipeline.request import MakeOptions, Request
     from ggufsmith.quantize.resolve import refuse_unfit
     from ggufsmith.quantize.source import open_model
@@ -53,7 +55,7 @@ def opened_source(
             yield OpenedSource(tensors, specs, files.metadata, files.alignment)
         return
     wanted = HubRequest(name, options.revision, options.token, stream=True, weights=True)
-    with located(wanted, quiet=quiet) as found:
+    with located(wanted, display) as found:
         make = MakeOptions(outtypes=(outtype,) if outtype else (), mmproj=projector)
         with open_pass(Request(found.folder, options, make), found.open_files) as planned:
             output = planned.outputs[-1 if projector else 0]

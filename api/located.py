@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggufsmith.progress import Display
+
 if TYPE_CHECKING:
     from ggufsmith.convert.hub.listing import Advance
     from ggufsmith.convert.hub.names import Located
@@ -23,9 +25,8 @@ class HubRequest:
 
 
 @contextmanager
-def located(wanted: HubRequest, *, quiet: bool) -> Iterator["Located"]:
+def located(wanted: HubRequest, display: Display) -> Iterator["Located"]:
     """The folder that is named, or the model on a hub, downloaded, or opened where it is."""
-    from ggufsmith.cli import render
     from ggufsmith.container.errors import Failure
     from ggufsmith.convert.hub.names import Located, hub_model
 
@@ -36,7 +37,7 @@ def located(wanted: HubRequest, *, quiet: bool) -> Iterator["Located"]:
     from ggufsmith.convert.hub.download import download, hub_of, streamed
 
     def progress(size: int) -> AbstractContextManager["Advance"]:
-        return render.progress(f"downloading {model.id}", size, quiet, rate=lambda rate: f"{render.size(rate)}/s")
+        return display.progress(f"downloading {model.id}", size, "bytes")
 
     with ExitStack() as stack:
         try:

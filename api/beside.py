@@ -5,34 +5,43 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggufsmith.progress import Display
+
 if TYPE_CHECKING:
-    from ggufsmith.cli.report import FileReport, OutputReport
     from ggufsmith.pipeline.outputs import OutputFile
     from ggufsmith.pipeline.passes import Pass
     from ggufsmith.pipeline.request import PublishOptions
+    from ggufsmith.report import FileReport, OutputReport
 
 
 @dataclass(frozen=True)
 class Beside:
     """Leaves what `PublishOptions` asks for beside the outputs.
 
-    machine: the report goes to a machine, hashes of tensors included. silent: nothing is shown on the way.
+    hashes: the report has those of all files and tensors.
     """
 
     options: "PublishOptions"
     overwrite: bool
-    machine: bool
-    silent: bool
+    hashes: bool
+    display: Display
 
     def check(self, outputs: Sequence["OutputFile"]) -> None:
         """OutputConflict, before the work, for what could not be written after it."""
-        from ggufsmith.container.errors import OutputConflict
+        from ggufsmith.container.errors import OutputConflict, Usage
         from ggufsmith.container.provenance import record_path
+        from ggufsmith.naming.cardtemplate import check_template
         from ggufsmith.naming.filecard import check_card
 
+        if self.options.card_template is not None and not self.options.card:
+            raise Usage("--card-template is about the model card, but --card was not given", fix="Add --card.")
         paths = [record_path(output.path) for output in outputs] if self.options.provenance else []
+        if self.options.modelfile:
+            _check_modelfiles(outputs, self.overwrite)
         if self.options.card:
             paths.append(_card_path(outputs))
+            if self.options.card_template is not None:
+                check_template(self.options.card_template)
             check_card(paths[-1], fix="Choose another folder with --outdir, or leave out --card.")
         for path in paths:
             if not self.overwrite and path.exists():
@@ -49,42 +58,61 @@ class Beside:
         from ggufsmith.container.writer import noting_complete
 
         options = self.options
-        if not (options.sha256 or options.provenance or options.card or self.machine):
+        if not (options.sha256 or options.provenance or options.card or options.modelfile or self.hashes):
             return list(entries), []
         with noting_complete([path for output in planned.outputs for path in output.paths]):
-            return self._publish(planned, entries)
+            made = list(_modelfiles(planned.outputs)) if options.modelfile else []
+            if not (options.sha256 or options.provenance or options.card or self.hashes):
+                return list(entries), made
+            hashed, lines = self._publish(planned, entries)
+            return hashed, [*lines, *made]
 
     def _publish(
         self, planned: "Pass", entries: Sequence["OutputReport"]
     ) -> tuple[list["OutputReport"], list[tuple[str, str]]]:
-        from ggufsmith.cli import render
-
         options, outputs = self.options, planned.outputs
         hashed = []
-        with render.progress("hashing", planned.size, self.silent, rate=_bytes) as advance:
+        with self.display.progress("hashing", planned.size, "bytes") as advance:
             for output, entry in zip(outputs, entries, strict=True):
-                files, tensors = _hashed(output, self.machine, advance)
-                hashed.append(replace(entry, files=files, tensor_sha256=tensors if self.machine else None))
+                files, tensors = _hashed(output, self.hashes, advance)
+                hashed.append(replace(entry, files=files, tensor_sha256=tensors if self.hashes else None))
         digests = {file.name: file.sha256 for entry in hashed for file in entry.files or ()}
         lines = [("sha256", f"{digest}  {name}") for name, digest in digests.items() if options.sha256]
         if options.provenance:
-            lines += [("record", str(path)) for path in _records(planned, hashed, self.silent)]
+            lines += [("record", str(path)) for path in _records(planned, hashed, self.display)]
         if options.card:
-            lines.append(("card", str(_card(outputs, digests))))
+            lines.append(("card", str(_card(outputs, digests, options.card_template))))
         return hashed, lines
 
 
-def _bytes(rate: float) -> str:
-    from ggufsmith.cli import render
+def _check_modelfiles(outputs: Sequence["OutputFile"], overwrite: bool) -> None:
+    """Unsupported for outputs in several files, which Ollama does not take; OutputConflict (see `write_modelfile`)."""
+    from ggufsmith.container.errors import Unsupported
+    from ggufsmith.modelfile import check_modelfile, modelfile_path
 
-    return f"{render.size(rate)}/s"
+    for output in outputs:
+        if len(output.paths) > 1:
+            fix = "Leave out --modelfile, or do not split the output."
+            raise Unsupported("Ollama takes no model in several files", where=output.path, fix=fix)
+        check_modelfile(modelfile_path(output.path), overwrite=overwrite)
+
+
+def _modelfiles(outputs: Sequence["OutputFile"]) -> Iterator[tuple[str, str]]:
+    """Write the Modelfile of every output; lines for a summary."""
+    from ggufsmith.modelfile import modelfile_of, modelfile_path, summary_of, write_modelfile
+
+    for output in outputs:
+        found, path = modelfile_of(output.path), modelfile_path(output.path)
+        write_modelfile(path, found)
+        yield "Modelfile", str(path)
+        yield from summary_of(found)
 
 
 def _hashed(output: "OutputFile", tensors: bool, advance: Any) -> tuple[list["FileReport"], dict[str, str]]:
-    from ggufsmith.cli.report import FileReport
     from ggufsmith.container.shards import open_gguf_set
     from ggufsmith.pipeline.parallel import available_cores
     from ggufsmith.quantize.verify import digests
+    from ggufsmith.report import FileReport
 
     with open_gguf_set(output.paths[0]) as model:
         files, found = digests(model, tensors=tensors, threads=available_cores(), advance=advance)
@@ -93,16 +121,15 @@ def _hashed(output: "OutputFile", tensors: bool, advance: Any) -> tuple[list["Fi
         ], found
 
 
-def _records(planned: "Pass", entries: Sequence["OutputReport"], silent: bool) -> Iterator[Path]:
+def _records(planned: "Pass", entries: Sequence["OutputReport"], display: Display) -> Iterator[Path]:
     """Write the provenance record of every output."""
     from importlib.metadata import version
 
-    from ggufsmith.cli import render
     from ggufsmith.container.provenance import described, record, record_path, write_record
 
     there = {name: path for name, path in planned.inputs.items() if path.is_file()}  # what is streamed is not
     size = sum(path.stat().st_size for path in there.values())
-    with render.progress("hashing inputs", size, silent, rate=_bytes) as advance:
+    with display.progress("hashing inputs", size, "bytes") as advance:
         sources = [described(path, advance, name=name) for name, path in there.items()]
     for output, entry in zip(planned.outputs, entries, strict=True):
         types = {tensor.name: tensor.format.name for tensor in output.shards.whole.tensors}
@@ -114,16 +141,16 @@ def _records(planned: "Pass", entries: Sequence["OutputReport"], silent: bool) -
         yield path
 
 
-def _card(outputs: Sequence["OutputFile"], digests: Mapping[str, str]) -> Path:
-    from ggufsmith.cli.card import write_card
-    from ggufsmith.naming.filecard import card_of
-    from ggufsmith.naming.modelcard import Publisher
+def _card(outputs: Sequence["OutputFile"], digests: Mapping[str, str], template: Path | None) -> Path:
+    from ggufsmith.naming.cardfacts import Publisher
+    from ggufsmith.naming.filecard import card_of, write_card
 
     path = _card_path(outputs)
     text = card_of(
         [output.paths[0] for output in outputs],
         Publisher(None, None, None),
         digest=lambda file: digests[file.name],
+        template=template,
     )
     write_card(path, text)
     return path

@@ -6,26 +6,26 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ggufsmith.progress import Display
+
 if TYPE_CHECKING:
     from ggufsmith.pipeline.passes import Pass
     from ggufsmith.pipeline.request import Request
-    from ggufsmith.quantize.measured import Progress
+    from ggufsmith.quantize.measured import Progress as Measuring
 
 PROMISED = (
     "an importance matrix would first be made of the calibration text; the sizes here are exact, and the types too"
 )
 
 
-def running(silent: bool) -> "Progress":
-    """A bar for the run of the model."""
-    from ggufsmith.cli import render
-
-    return lambda weights: render.progress("running the model", weights, silent)
+def running(display: Display) -> "Measuring":
+    """Shows the run of the model."""
+    return lambda weights: display.progress("running the model", weights)
 
 
 @contextmanager
 def with_calibration(
-    request: "Request", open_pass: "Callable[[Request], Pass]", *, dry_run: bool, silent: bool
+    request: "Request", open_pass: "Callable[[Request], Pass]", display: Display, *, dry_run: bool
 ) -> Iterator[tuple["Request", "Callable[[Request], Pass]"]]:
     """The request with what it leaves to us to calibrate, and what opens it; any other as it is.
 
@@ -39,7 +39,7 @@ def with_calibration(
     if request.make.calibrate:
         from ggufsmith.calibrate.run import calibrated
 
-        with calibrated(request, open_pass, progress=running(silent)) as (ready, opener):
+        with calibrated(request, open_pass, progress=running(display)) as (ready, opener):
             yield ready, opener
         return
     if request.make.imatrix != AUTO:
@@ -58,7 +58,7 @@ def with_calibration(
                 return
             with open_pass(promised) as planned:
                 planned.check_apart()
-        yield auto.made(request, open_pass, progress=running(silent)), open_pass
+        yield auto.made(request, open_pass, progress=running(display)), open_pass
 
 
 def noting(planned: "Pass", note: str) -> "Pass":

@@ -1,0 +1,127 @@
+"""Importance matrices: made of a model and a text, and merged. For `imatrix`, the call and the command."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufsmith.pipeline.request import SourceOptions, TextOptions, WriteOptions
+from ggufsmith.progress import Display
+
+if TYPE_CHECKING:
+    from ggufsmith.convert.hub.names import Located
+    from ggufsmith.quantize.imatrix.record import Imatrix
+    from ggufsmith.quantize.imatrix.write import ImatrixFormat
+
+
+@dataclass(frozen=True)
+class MadeImatrix:
+    """An importance matrix and its file.
+
+    path: where it is; None if it was not written. inputs: what it was made from. notes: for the report.
+    """
+
+    imatrix: "Imatrix"
+    path: Path | None
+    inputs: Sequence[Path] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImatrixTask:
+    """What to make.
+
+    model:  its name, or None to only merge. place: instead of the name, where the model is (see `located.located`).
+    inputs: importance matrices to add. format: gguf or dat; None takes it from the name of the output.
+    write_needed: without a place for a merged importance matrix, fail.
+    """
+
+    model: str | None
+    source: SourceOptions
+    reading: TextOptions
+    write: WriteOptions
+    inputs: Sequence[Path] = ()
+    format: str | None = None
+    process_output: bool = False
+    write_needed: bool = True
+    place: "AbstractContextManager[Located] | None" = None
+
+
+def made_imatrix(task: ImatrixTask, display: Display) -> MadeImatrix:
+    """Make, or merge, and write. What it is merged with is read before the model is run.
+
+    Usage if there is nothing to do, or no place for what was merged; OutputConflict if the output exists and may not be
+    replaced. Raises what is wrong with the model.
+    """
+    from dataclasses import replace
+
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.quantize.imatrix.read import open_imatrix
+    from ggufsmith.quantize.imatrix.record import merged
+    from ggufsmith.quantize.imatrix.write import write_imatrix
+
+    format = _format(task.format, task.write.outfile)
+    alone = task.model is None and task.place is None
+    if alone and not task.inputs:
+        raise Usage("no model was given", fix="Pass a model, or, with --in, importance matrices to merge.")
+    parts = [open_imatrix(path) for path in task.inputs]
+    if alone:
+        made = MadeImatrix(merged(parts, task.reading.context), task.write.outfile, task.inputs)
+    else:
+        made = _of_model(task, format, display)
+        both = merged([*parts, made.imatrix], task.reading.context)
+        made = replace(made, imatrix=both, inputs=(*task.inputs, *made.inputs))
+    if made.path is not None:
+        write_imatrix(made.imatrix, made.path, format, overwrite=task.write.overwrite, inputs=made.inputs)
+    elif task.write_needed:
+        raise Usage("the merged importance matrix has no name yet", fix="Add -o FILE.")
+    return made
+
+
+def _format(wanted: str | None, output: Path | None) -> "ImatrixFormat":
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.quantize.imatrix.write import FORMATS
+
+    named: ImatrixFormat = "dat" if output is not None and output.suffix.lower() == ".dat" else "gguf"
+    found = [each for each in FORMATS if each == (wanted or named)]
+    if not found:
+        raise Usage(f"there is no format {wanted!r}", where="--format", fix=f"Choose one of {', '.join(FORMATS)}.")
+    return found[0]
+
+
+def _of_model(task: ImatrixTask, format: "ImatrixFormat", display: Display) -> MadeImatrix:
+    """Run the model. Where the output may go is looked at before."""
+    from functools import partial
+
+    from ggufsmith.calibrate.auto import imatrix_path, unquantized
+    from ggufsmith.calibrate.make import make_imatrix
+    from ggufsmith.calibrated import running
+    from ggufsmith.container.errors import OutputConflict
+    from ggufsmith.convert.open import file_of, open_pass
+    from ggufsmith.evaluate.needed import need_libraries
+    from ggufsmith.located import HubRequest, located
+    from ggufsmith.pipeline.request import Request
+
+    need_libraries()
+    source, write = task.source, task.write
+    file = file_of(task.model) if task.model is not None else None
+    wanted = HubRequest(task.model or "", source.revision, source.token, stream=False, weights=True)
+    with task.place or located(wanted, display) as found:
+        opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
+        here = WriteOptions(outdir=write.outdir or (Path() if found.id is not None else None))
+        request = unquantized(Request(file or found.folder, source, write=here))
+        with opener(request) as planned:
+            path = write.outfile or imatrix_path(planned, here, format)
+            inputs = tuple(planned.inputs.values())
+        if not write.overwrite and path.exists():
+            raise OutputConflict("the output already exists", where=path, fix="Choose another with -o.")
+        made = make_imatrix(
+            request,
+            opener,
+            task.reading,
+            process_output=task.process_output,
+            threads=write.threads,
+            progress=running(display),
+        )
+    return MadeImatrix(made.imatrix, path, inputs, (f"the model ran in float32 on {made.device}", *made.notes))

@@ -1,0 +1,120 @@
+"""One run: measure, plan, work, publish, report. The only place that does, for every command and every call."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufsmith.beside import Beside
+from ggufsmith.calibrated import with_calibration
+from ggufsmith.progress import Display
+from ggufsmith.report import RunReport, output_report, run_report
+
+if TYPE_CHECKING:
+    from ggufsmith.pipeline.outputs import Written
+    from ggufsmith.pipeline.passes import Pass
+    from ggufsmith.pipeline.request import PublishOptions, Request
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run has made, or, after a dry run, would make.
+
+    written: None after a dry run. beside: (label, text) of what was left beside the outputs. recipes: the recipe files
+    that were written.
+    """
+
+    planned: "Pass"
+    report: RunReport
+    written: "Written | None" = None
+    beside: Sequence[tuple[str, str]] = ()
+    recipes: Sequence[Path] = ()
+
+
+def run_request(
+    request: "Request",
+    open_pass: "Callable[[Request], Pass]",
+    publish: "PublishOptions",
+    display: Display,
+    *,
+    dry_run: bool,
+    hashes: bool = False,
+) -> RunOutcome:
+    """Do what a request asks for. open_pass: plans it. hashes: report those of all files and tensors."""
+    with with_calibration(request, open_pass, display, dry_run=dry_run) as (ready, opener):
+        return _run(ready, opener, publish, display, dry_run=dry_run, hashes=hashes)
+
+
+def _run(
+    request: "Request",
+    open_pass: "Callable[[Request], Pass]",
+    publish: "PublishOptions",
+    display: Display,
+    *,
+    dry_run: bool,
+    hashes: bool,
+) -> RunOutcome:
+    """As `run_request`, of a request that leaves no importance matrix to be made."""
+    from ggufsmith.container.replace import replace_text
+    from ggufsmith.quantize.measured import with_budgets
+
+    def measuring(weights: int) -> AbstractContextManager[Callable[[int], None]]:
+        return display.progress("measuring", weights)
+
+    solved_request, solved = with_budgets(request, open_pass, measuring)
+    planned = open_pass(solved_request)
+    beside = Beside(publish, request.write.overwrite, hashes, display)
+    with planned:
+        planned.check_apart()
+        recipes = _recipe_files(request, planned, [each.text for each in solved], dry_run=dry_run)
+        if dry_run:
+            entries = [output_report(planned, output, tensors=True) for output in planned.outputs]
+            outcome = RunOutcome(planned, run_report(planned, entries))
+        else:
+            beside.check(planned.outputs)
+            outcome = _work(planned, solved_request, beside, display)
+        for path, text in recipes:
+            replace_text(path, text)
+    return RunOutcome(outcome.planned, outcome.report, outcome.written, outcome.beside, [path for path, _ in recipes])
+
+
+def _work(planned: "Pass", request: "Request", beside: Beside, display: Display) -> RunOutcome:
+    for note in planned.notes:
+        display.note(note)
+    names = [output.path.name for output in planned.outputs]
+    with display.progress(names, planned.weights) as shown:
+        written = planned.run(
+            request.write,
+            advance=shown.advance,
+            compiling=partial(shown.phase, "compiling kernels"),
+            loaded=display.compiled,
+        )
+    entries, lines = beside.publish(planned, [output_report(planned, output) for output in planned.outputs])
+    return RunOutcome(planned, run_report(planned, entries, written), written, lines)
+
+
+def _recipe_files(request: "Request", planned: "Pass", texts: list[str], *, dry_run: bool) -> list[tuple[Path, str]]:
+    """Where the recipes that were found are saved; a dry run saves one only where it was asked to.
+
+    OutputConflict if one may not replace what is there, Usage if its folder does not exist.
+    """
+    from ggufsmith.container.errors import OutputConflict, Usage
+
+    wanted = request.make.save_recipe
+    if dry_run and wanted is None:
+        return []
+    found = []
+    for output, text in zip(planned.outputs, texts, strict=False):
+        path = wanted or output.path.with_name(f"{output.path.name.removesuffix('.gguf')}.toml")
+        if wanted and not path.parent.is_dir():
+            raise Usage(
+                "the folder for the recipe file does not exist",
+                where=path.parent,
+                fix="Choose another with --save-recipe.",
+            )
+        if not request.write.overwrite and path.exists():
+            raise OutputConflict("the recipe file already exists", where=path, fix="Choose another with --save-recipe.")
+        found.append((path, text))
+    return found
