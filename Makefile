@@ -19,6 +19,7 @@ help:
 	@echo "make check        format, lint, types, generated documents, docstrings"
 	@echo "make docs         write the generated documents anew"
 	@echo "make bench        speed and memory, against the reference tools"
+	@echo "make wheel        a wheel with machine code for this kind of CPU, in dist"
 
 setup: $(VENV)/.setup
 $(VENV)/.setup: pyproject.toml
@@ -69,7 +70,11 @@ check: setup
 docs: setup
 	$(BIN)/python docs/generate.py
 
+# With TARGET=linux-aarch64, one for another system; tools/wheel.py lists them.
+wheel: setup
+	$(BIN)/python tools/wheel.py $(TARGET)
+
 bench: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(BIN)/python tests/bench/all.py
 
-.PHONY: help setup run test reference conformance check docs bench
+.PHONY: help setup run test reference conformance check docs bench wheel
