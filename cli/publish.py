@@ -27,11 +27,15 @@ class Beside:
     def check(self, outputs: Sequence["OutputFile"]) -> None:
         """OutputConflict, before the work, for what could not be written after it."""
         from ggufsmith.container.errors import OutputConflict
-        from ggufsmith.container.provenance import record_path
-        from ggufsmith.naming.filecard import check_card
 
-        paths = [record_path(output.path) for output in outputs] if self.options.provenance else []
+        paths = []
+        if self.options.provenance:
+            from ggufsmith.container.provenance import record_path
+
+            paths = [record_path(output.path) for output in outputs]
         if self.options.card:
+            from ggufsmith.naming.filecard import check_card
+
             paths.append(_card_path(outputs))
             check_card(paths[-1], fix="Choose another folder with --outdir, or leave out --card.")
         for path in paths:

@@ -5,7 +5,7 @@ variable GGUFSMITH_CPU names another level than the best one that the CPU has.
 """
 
 import os
-import platform
+import sys
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cache
@@ -53,8 +53,8 @@ ARCHES = {"amd64": "x86_64", "arm64": "aarch64"}  # what some systems call them
 
 def host_arch() -> str:
     """LLVM's name of this machine's architecture."""
-    name = platform.machine().lower()
-    return ARCHES.get(name, name)
+    name = os.uname().machine if sys.platform != "win32" else os.environ.get("PROCESSOR_ARCHITECTURE", "")
+    return ARCHES.get(name.lower(), name.lower())
 
 
 @cache
