@@ -1,5 +1,5 @@
-"""The machine code of all kernels: what its symbols are, that other processes make the same, that all of them work
-together in one process, and that none with a fused multiply-add is made.
+"""The machine code of all kernels: what its symbols are, that other processes make the same, and that all of them
+work together in one process.
 """
 
 import hashlib
@@ -9,18 +9,11 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import objects
 import pytest
 from apart import environment
 from every_kernel import all_kernels
-from llvmlite import ir
-from numba.core import cgutils
-
-from ggufsmith.quantize import cpu
-from ggufsmith.quantize.cache import READ_F32, WRITE_F32, kernel
-from ggufsmith.quantize.simd import W, load, store
 
 HERE = Path(__file__).parent
 # For the processes of these tests: what test_golden.py and its like import.
@@ -132,30 +125,3 @@ def test_two_runs_and_a_third_with_both(tmp_path: Path) -> None:
     one, other = (run(["-c", CROSSED, *names], environment(tmp_path)) for names in recipes)
     assert run(["-c", CROSSED, *recipes[0], *recipes[1]], environment(tmp_path)) == one + other
     assert run(["-c", CROSSED, *recipes[1], *recipes[0]], environment(tmp_path)) == other + one
-
-
-# ---- fused multiply-adds ----
-
-
-def fma(x: Any, y: Any, z: Any) -> Any:
-    """x * y + z, rounded once."""
-
-
-@pytest.mark.skipif("fma" not in cpu.level().needs, reason="this level has no fused multiply-add")
-def test_a_fused_multiply_add_is_refused() -> None:
-    """The assembly of every kernel is looked at when it is compiled, for any level; here that of one that fuses."""
-    from ggufsmith.quantize.compiler import vectors
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(args[0].type, [args[0].type] * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{W}f32"), args)
-
-    vectors.define(fma, lambda x, y, z: x, emit, 3)
-
-    @kernel(READ_F32, WRITE_F32)
-    def fused(x: Any, out: Any) -> None:
-        v = load(x, 0)
-        store(out, 0, fma(v, v, v))
-
-    with pytest.raises(RuntimeError, match=r"would be compiled with vfmadd"):
-        fused.compile()
