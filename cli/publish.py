@@ -99,10 +99,9 @@ def _hashed(output: "OutputFile", tensors: bool, advance: Any) -> tuple[list["Fi
 
 def _records(planned: "Pass", entries: Sequence["OutputReport"], silent: bool) -> Iterator[Path]:
     """Write the provenance record of every output."""
-    from importlib.metadata import version
-
     from ggufsmith.cli import render
     from ggufsmith.container.provenance import described, record, record_path, write_record
+    from ggufsmith.container.release import own_version
 
     there = {name: path for name, path in planned.inputs.items() if path.is_file()}  # what is streamed is not
     size = sum(path.stat().st_size for path in there.values())
@@ -114,7 +113,7 @@ def _records(planned: "Pass", entries: Sequence["OutputReport"], silent: bool) -
         files = [asdict(file) for file in entry.files or ()]
         adapters = {"adapters": dict(planned.info.adapters)} if planned.info.adapters else {}
         recipe = {"recipe": entry.recipe, **adapters, "types": types}
-        write_record(path, record(files, sources, recipe=recipe, version=version("ggufsmith")))
+        write_record(path, record(files, sources, recipe=recipe, version=own_version()))
         yield path
 
 

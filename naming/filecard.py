@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from ggufsmith.container.errors import Failure, OutputConflict
+from ggufsmith.container.release import own_version
 from ggufsmith.container.shards import open_gguf_set
 from ggufsmith.naming.modelcard import MARK, CardFile, Publisher, model_card
 from ggufsmith.naming.suggest import encoding_of
@@ -29,7 +29,7 @@ def card_of(files: Sequence[Path], publisher: Publisher, *, digest: Callable[[Pa
             digests = tuple(map(digest, model.paths)) if digest else ()
             bits = 8 * size / max(weights, 1)
             found[names[0]] = CardFile(names, model.size, bits, encoding_of(model.metadata), digests)
-    return model_card(metadata or {}, list(found.values()), publisher, version=version("ggufsmith"))
+    return model_card(metadata or {}, list(found.values()), publisher, version=own_version())
 
 
 def check_card(path: Path, fix: str) -> None:

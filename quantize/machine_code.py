@@ -12,9 +12,9 @@ import tempfile
 import threading
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
+from ggufsmith.container.release import own_version
 from ggufsmith.quantize import cpu
 
 MAGIC = b"ggufsmith kernel, 1\n"
@@ -44,7 +44,7 @@ def folder() -> Path | None:
     if name == cpu.NATIVE:
         name = f"{level.cpu}-{hashlib.sha256(level.features.encode()).hexdigest()[:12]}"
     try:
-        path = user_cache() / "ggufsmith" / version("ggufsmith") / "kernels" / name
+        path = user_cache() / "ggufsmith" / own_version() / "kernels" / name
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder
