@@ -19,7 +19,7 @@ from ggufsmith.quantize import cpu
 
 MAGIC = b"ggufsmith kernel, 1\n"
 DIGEST = 32  # bytes of a SHA-256
-PACKAGED = Path(__file__).parent / "machine_code"
+PACKAGED = Path(__file__).parent / "machine-code"
 REMARKS: dict[str, str] = {}  # what there is to say of the files, by subject; "" once it was said
 
 

@@ -64,7 +64,7 @@ def build(target: str) -> Path:
     with zipfile.ZipFile(pip_wheel(source, plain)) as wheel:  # what the kernels are compiled from is as installed
         wheel.extractall(plain)
     shutil.rmtree(source / "build", ignore_errors=True)
-    code = source / "quantize" / "machine_code"
+    code = source / "quantize" / "machine-code"
     for level in levels:
         environment = {**os.environ, "PYTHONPATH": str(plain), "GGUFSMITH_CPU": level}
         command = (sys.executable, "-P", "-m", "ggufsmith.quantize.ahead", code)

@@ -24,7 +24,7 @@ from numba.np import numpy_support
 
 from ggufsmith.quantize import cpu, simd
 from ggufsmith.quantize.compiler import runtime
-from ggufsmith.quantize.signatures import Array, Record, Type
+from ggufsmith.quantize.signatures import Array, Fields, Type
 
 COMPILING = threading.RLock()
 # What teaches Numba the functions of simd.py and of single kernels.
@@ -34,7 +34,7 @@ REGISTERED: set[Any] = set()
 FUSED = re.compile(r"^\s+(v?fn?m(?:add|sub|la|ls)\w*)", re.MULTILINE)
 
 
-class Part(CPUCodeLibrary):  # type: ignore[misc]
+class FunctionLibrary(CPUCodeLibrary):  # type: ignore[misc]
     """The code of one function, to be linked into that of a kernel."""
 
     def _finalize_specific(self) -> None:
@@ -50,7 +50,7 @@ class Part(CPUCodeLibrary):  # type: ignore[misc]
         return 0
 
 
-class KernelLibrary(Part):
+class KernelLibrary(FunctionLibrary):
     """The code of a kernel with all that it calls. Only the entry can be seen from outside."""
 
     def __init__(self, codegen: Any, name: str, entry: str) -> None:
@@ -87,7 +87,7 @@ def parts_only(target: Any) -> Iterator[Any]:
     codegen = cpu_target.target_context.codegen()
     layout = str(target.target_data)
     there = {
-        "_library_class": Part,
+        "_library_class": FunctionLibrary,
         "_tm": target,
         "_data_layout": layout,
         "_add_module": lambda module: None,
@@ -143,7 +143,7 @@ def numba_type(kind: Type) -> types.Type:
     if isinstance(kind, Array):
         scalar = numpy_support.from_dtype(kind.dtype)
         return types.Array(scalar, kind.ndim, "C", readonly=kind.write is False, aligned=False)
-    if isinstance(kind, Record):
+    if isinstance(kind, Fields):
         fields = [numba_type(field) for field in kind.fields]
         same = len(set(fields)) == 1
         return types.NamedUniTuple(fields[0], len(fields), kind.kind) if same else types.NamedTuple(fields, kind.kind)

@@ -65,9 +65,7 @@ def of_bits(numbers: NDArray[np.float32]) -> NDArray[np.uint32]:
 
 def blocks(name: str, mode: str) -> Iterator[NDArray[Any]]:
     """The bytes of all kinds of rows, plain or with importance, and the numbers that are read from them."""
-    form, codec = BY_NAME[name], rows.codec_of(BY_NAME[name])
-    if (codec.encode if mode == "plain" else codec.weighted) is None:
-        return
+    form = BY_NAME[name]
     for source in (BY_NAME[each] for each in FLOATS):
         for x in kinds_of_rows().values():
             given = np.empty((ROWS, source.nbytes((WIDTH,))), np.uint8)
@@ -193,7 +191,9 @@ def tasks(given: Arrays, names: list[str]) -> Iterator[tuple[str, Callable[[], I
         if name in ("plain", "products"):
             yield name, {"plain": plain, "products": products}[name]
             continue
-        for mode in ("plain", *importances()):
+        codec = rows.codec_of(BY_NAME[name])
+        modes = ["plain"] * bool(codec.encode) + [*importances()] * bool(codec.weighted)
+        for mode in modes:
             yield f"{name} {mode}", lambda name=name, mode=mode: blocks(name, mode)  # type: ignore[misc]
         yield f"{name} of arbitrary bytes", lambda name=name: arbitrary(name)  # type: ignore[misc]
         if f"data/{name}" in given:
