@@ -25,14 +25,14 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Fields:
+class FieldTypes:
     """Those of a NamedTuple of this class, one after the other."""
 
     kind: type[Any]
     fields: tuple["Type", ...]
 
 
-Type = Array | Fields | np.dtype[Any]
+Type = Array | FieldTypes | np.dtype[Any]
 
 
 def read(scalar: Any, ndim: int = 1) -> Array:
@@ -52,7 +52,7 @@ WRITE_F32, WRITE_U8, WRITE_U16 = write(np.float32), write(np.uint8), write(np.ui
 def typeof(example: Any) -> Type:
     """The type of records like this one, and of what they are made of."""
     if isinstance(example, tuple):
-        return Fields(type(example), tuple(typeof(value) for value in example))
+        return FieldTypes(type(example), tuple(typeof(value) for value in example))
     if isinstance(example, np.ndarray):
         return Array(example.dtype, example.ndim, write=None)
     return INT if type(example) is int else np.dtype(type(example))
@@ -77,7 +77,7 @@ def packer(signature: Sequence[Type]) -> Callable[[Sequence[Any]], Any]:
 
 def _size(kind: Type) -> int:
     """How many words an argument takes."""
-    if isinstance(kind, Fields):
+    if isinstance(kind, FieldTypes):
         return sum(map(_size, kind.fields))
     return 1 + kind.ndim if isinstance(kind, Array) else 1
 
@@ -86,7 +86,7 @@ def _adder(kind: Type) -> Callable[[list[int], Any], None]:
     """What adds the words of an argument of this type to a list."""
     if isinstance(kind, Array):
         return _array_adder(kind.dtype, kind.ndim, kind.write is True)
-    if isinstance(kind, Fields):
+    if isinstance(kind, FieldTypes):
         adders = [_adder(field) for field in kind.fields]
 
         def add_record(found: list[int], value: Any) -> None:

@@ -24,7 +24,7 @@ from numba.np import numpy_support
 
 from ggufsmith.quantize import cpu, simd
 from ggufsmith.quantize.compiler import runtime
-from ggufsmith.quantize.signatures import Array, Fields, Type
+from ggufsmith.quantize.signatures import Array, FieldTypes, Type
 
 COMPILING = threading.RLock()
 # What teaches Numba the functions of simd.py and of single kernels.
@@ -143,7 +143,7 @@ def numba_type(kind: Type) -> types.Type:
     if isinstance(kind, Array):
         scalar = numpy_support.from_dtype(kind.dtype)
         return types.Array(scalar, kind.ndim, "C", readonly=kind.write is False, aligned=False)
-    if isinstance(kind, Fields):
+    if isinstance(kind, FieldTypes):
         fields = [numba_type(field) for field in kind.fields]
         same = len(set(fields)) == 1
         return types.NamedUniTuple(fields[0], len(fields), kind.kind) if same else types.NamedTuple(fields, kind.kind)
