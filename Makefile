@@ -21,6 +21,8 @@ help:
 	@echo "make check        format, lint, types, generated documents, docstrings, links between documents"
 	@echo "make docs         write the generated documents anew, and build them all as a site in build/site"
 	@echo "make bench        speed and memory, against the reference tools"
+	@echo "make wheel        a wheel with machine code for this kind of CPU, in dist"
+	@echo "make arm          compare the bytes of arm64, in an emulator, with those of x86-64"
 
 setup: $(VENV)/.setup
 $(VENV)/.setup: pyproject.toml
@@ -82,7 +84,15 @@ docs: $(VENV)/.docs
 	$(BIN)/python docs/generate.py
 	$(SITE)
 
+# With TARGET=linux-aarch64, one for another system; tools/wheel.py lists them.
+wheel: setup
+	$(BIN)/python tools/wheel.py $(TARGET)
+
+# All formats, and a conversion; with FORMATS="plain Q4_K", those alone. It needs qemu-user-static.
+arm: setup
+	$(BIN)/python tools/arm.py $(FORMATS)
+
 bench: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(BIN)/python tests/bench/all.py
 
-.PHONY: help setup run test reference conformance check docs bench
+.PHONY: help setup run test reference conformance check docs bench wheel arm

@@ -29,18 +29,23 @@ class Beside:
     def check(self, outputs: Sequence["OutputFile"]) -> None:
         """OutputConflict, before the work, for what could not be written after it."""
         from ggufsmith.container.errors import OutputConflict, Usage
-        from ggufsmith.container.provenance import record_path
-        from ggufsmith.naming.cardtemplate import check_template
-        from ggufsmith.naming.filecard import check_card
 
         if self.options.card_template is not None and not self.options.card:
             raise Usage("--card-template is about the model card, but --card was not given", fix="Add --card.")
-        paths = [record_path(output.path) for output in outputs] if self.options.provenance else []
+        paths = []
+        if self.options.provenance:
+            from ggufsmith.container.provenance import record_path
+
+            paths = [record_path(output.path) for output in outputs]
         if self.options.modelfile:
             _check_modelfiles(outputs, self.overwrite)
         if self.options.card:
+            from ggufsmith.naming.filecard import check_card
+
             paths.append(_card_path(outputs))
             if self.options.card_template is not None:
+                from ggufsmith.naming.cardtemplate import check_template
+
                 check_template(self.options.card_template)
             check_card(paths[-1], fix="Choose another folder with --outdir, or leave out --card.")
         for path in paths:
@@ -123,9 +128,8 @@ def _hashed(output: "OutputFile", tensors: bool, advance: Any) -> tuple[list["Fi
 
 def _records(planned: "Pass", entries: Sequence["OutputReport"], display: Display) -> Iterator[Path]:
     """Write the provenance record of every output."""
-    from importlib.metadata import version
-
     from ggufsmith.container.provenance import described, record, record_path, write_record
+    from ggufsmith.container.release import own_version
 
     there = {name: path for name, path in planned.inputs.items() if path.is_file()}  # what is streamed is not
     size = sum(path.stat().st_size for path in there.values())
@@ -137,7 +141,7 @@ def _records(planned: "Pass", entries: Sequence["OutputReport"], display: Displa
         files = [asdict(file) for file in entry.files or ()]
         adapters = {"adapters": dict(planned.info.adapters)} if planned.info.adapters else {}
         recipe = {"recipe": entry.recipe, **adapters, "types": types}
-        write_record(path, record(files, sources, recipe=recipe, version=version("ggufsmith")))
+        write_record(path, record(files, sources, recipe=recipe, version=own_version()))
         yield path
 
 

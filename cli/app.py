@@ -1,12 +1,15 @@
-"""The command line: gguf-convert, gguf-quant, and ggufsmith with both as subcommands.
+"""The program ggufsmith, with gguf-convert and gguf-quant as two of its commands.
 
 Everything heavy is imported inside the command that needs it: `--help` must answer at once.
 """
 
-from typing import Any
-
 import typer
 
+from ggufsmith.cli.alone import OPTIONS, add
+from ggufsmith.cli.alone import convert_app as convert_app
+from ggufsmith.cli.alone import convert_main as convert_main
+from ggufsmith.cli.alone import quant_app as quant_app
+from ggufsmith.cli.alone import quant_main as quant_main
 from ggufsmith.cli.batch import EXAMPLES as BATCH_EXAMPLES
 from ggufsmith.cli.batch import batch
 from ggufsmith.cli.card import card
@@ -27,9 +30,7 @@ from ggufsmith.cli.tohf import to_hf
 from ggufsmith.cli.verify import verify
 from ggufsmith.cli.which import which
 
-options: dict[str, Any] = {"add_completion": False, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
-app = typer.Typer(cls=Group, no_args_is_help=True, **options)
-convert_app, quant_app = typer.Typer(**options), typer.Typer(**options)
+app = typer.Typer(cls=Group, no_args_is_help=True, **OPTIONS)
 
 
 @app.callback()
@@ -37,10 +38,8 @@ def common(version: Version = False) -> None:
     """Hugging Face checkpoints to GGUF files: convert, quantize, look at, check and publish them."""
 
 
-for command, alone in ((convert, convert_app), (quant, quant_app)):
-    for program in (app, alone):
-        title = command.__name__
-        program.command(title, cls=Command, epilog=epilog(title), no_args_is_help=True)(command)
+add(app, convert)
+add(app, quant)
 app.command(cls=Command, epilog=BATCH_EXAMPLES, no_args_is_help=True)(batch)
 for command in (imatrix, sensitivity, recipes, inspect, verify, name, split, merge, card, modelfile, which, to_hf):
     title = command.__name__.replace("_", "-")
@@ -52,16 +51,6 @@ app.command("eval", cls=Command, epilog=epilog("eval"), no_args_is_help=True)(ev
 def main() -> None:
     """The program `ggufsmith`."""
     start(app)
-
-
-def convert_main() -> None:
-    """The program `gguf-convert`."""
-    start(convert_app)
-
-
-def quant_main() -> None:
-    """The program `gguf-quant`."""
-    start(quant_app)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typer import BadParameter, Exit
 from typer.core import TyperCommand, TyperGroup
 
 from ggufsmith.cli.hints import advice, suspicious
+from ggufsmith.cli.lean import plain_values
 
 ADAPTER = "adapter_config.json"  # in the folder of an adapter, which is never quantized
 # Of click, which some releases of typer carry themselves.
@@ -184,6 +185,7 @@ def epilog(command: str) -> str:
 def arranged(params: list[Any]) -> list[Any]:
     """The options as help shows them: flags without a value."""
     for param in params:
+        plain_values(param)
         if getattr(param, "is_flag", False):
             param.metavar = ""  # some releases of typer show the type of flags too
     return params

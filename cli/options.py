@@ -13,11 +13,13 @@ from ggufsmith.pipeline.option import Declared, Input, declared
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and leave, if that was asked for."""
+    """Print the version, and what CPU kernels are for, and leave, if that was asked for."""
     if wanted:
-        from importlib.metadata import version
+        from ggufsmith.container.release import own_version
+        from ggufsmith.quantize import cpu, machine_code
 
-        print(f"ggufsmith {version('ggufsmith')}")
+        print(f"ggufsmith {own_version()}")
+        print(f"machine code for {cpu.level().name}, {machine_code.origin()}")
         raise typer.Exit
 
 

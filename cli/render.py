@@ -81,7 +81,11 @@ def display(quiet: bool) -> Display:
 
 def kernels(seconds: float) -> None:
     """Say why a first run took longer."""
-    if seconds > 1:
+    from ggufsmith.quantize.machine_code import folder, new_remarks
+
+    for remark in new_remarks():
+        paragraph(f"note: {remark}", err, indent=6)
+    if seconds > 1 and folder():
         line(f"compiled the kernels in {seconds:.1f} s; later runs load them from the cache", err)
 
 

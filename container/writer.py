@@ -16,7 +16,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
@@ -41,6 +40,7 @@ from ggufsmith.container.layout import Layout
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.container.positional import Buffer, as_bytes, read_at, write_at
 from ggufsmith.container.reader import TensorInfo, open_gguf
+from ggufsmith.container.release import own_version
 
 BLOCK = 64  # pieces that a thread reads back at a time
 NONE: Pieces = np.empty((0, 3), np.int64)
@@ -471,4 +471,4 @@ class Writer:
 
 @cache
 def _version() -> str:
-    return version("ggufsmith")
+    return own_version()

@@ -3,12 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from gguf.constants import Keys
 
 from ggufsmith.container.errors import Failure, OutputConflict
+from ggufsmith.container.release import own_version
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import GgufSet, open_gguf_set
 from ggufsmith.container.values import Metadata
@@ -53,7 +53,7 @@ def card_facts(
             if names[0] in found:
                 continue
             found[names[0]] = _card_file(model, names, tuple(map(digest, model.paths)) if digest else ())
-    return facts_of(metadata or {}, list(found.values()), publisher, version=version("ggufsmith"))
+    return facts_of(metadata or {}, list(found.values()), publisher, version=own_version())
 
 
 def _card_file(model: GgufSet, names: tuple[str, ...], digests: tuple[str, ...]) -> CardFile:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from ggufsmith.container.checksum import checksum
 from ggufsmith.container.errors import Failure, NoSpace
 from ggufsmith.container.layout import Layout
 from ggufsmith.container.positional import as_bytes, write_at
+from ggufsmith.container.release import own_version
 from ggufsmith.container.writer import FULL
 from ggufsmith.pipeline.encoder import Encoder
 from ggufsmith.pipeline.findings import Finding, Tally
@@ -121,7 +121,7 @@ class WorkerRun(distributed.WorkerPlugin):  # type: ignore[misc]  # its types ar
         self.opening = opening
         self.places = places
         self.inputs = {path.absolute(): _stamp(path) for path in opening.inputs}
-        self.version = version("ggufsmith")
+        self.version = own_version()
         self.host = socket.gethostname()
 
     def setup(self, worker: Any) -> None:
@@ -186,8 +186,8 @@ class WorkerRun(distributed.WorkerPlugin):  # type: ignore[misc]  # its types ar
 
     def _check(self) -> None:
         """This worker has the client's program, and its files."""
-        if self.version != version("ggufsmith"):
-            what = f"this worker has ggufsmith {version('ggufsmith')}, the client {self.version}"
+        if self.version != own_version():
+            what = f"this worker has ggufsmith {own_version()}, the client {self.version}"
             raise Failure(what, where=self.address, fix="Install the same version everywhere.")
         for path, stamp in self.inputs.items():
             if _stamp(path) != stamp:

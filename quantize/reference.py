@@ -17,7 +17,8 @@ Blocks = NDArray[Any]  # of the format's record dtype, (n,)
 
 def dequantize(format: Format, data: NDArray[np.uint8]) -> NDArray[np.float32]:
     """float32 [n, weights per row] for uint8 [n, bytes per row], whole blocks."""
-    from gguf import GGMLQuantizationType, quants  # --help does without it
+    from gguf import quants  # --help does without it
+    from gguf.constants import GGMLQuantizationType
 
     own = OWN.get(format.name)
     with np.errstate(all="ignore"):

@@ -19,7 +19,7 @@ a tensor is cut into calls, or on threads. Where ggml silently loses weights, we
 - **NaN and infinity** have no quantized form: `Report.nonfinite` counts them, and a chunk of rows with any is not
   quantized (its bytes are zeros). Conversions between F32, F16 and BF16 keep them.
 
-This module does not import Numba; the first use of a format does.
+This module does not import kernels; the first use of a format does.
 """
 
 import threading
@@ -172,7 +172,7 @@ def prepare(
             selftest.check_decoder(source)
         if not target.plain:
             selftest.check_encoder(target, weighted)
-        if target.plain or source.name in FLOATS:
+        if target.plain or (source.plain and source is not F32):
             selftest.check_conversion(source if source.plain else F32, target if target.plain else F32)
     return seconds
 
@@ -321,7 +321,7 @@ def divide(blocks: int, lanes: int) -> tuple[int, int]:
     return blocks - blocks % lanes, blocks % lanes
 
 
-# ---- what needs Numba, loaded on first use ----
+# ---- kernels, loaded on first use ----
 
 
 @cache

@@ -11,9 +11,9 @@ chunks. Nothing here reduces across lanes except `any_lane`, which may only deci
 in a shorter way with the same result.
 
 **Two ways to run it.** Inside `kernel` (quantize/cache.py) every call becomes one or a few machine instructions (LLVM
-vectors, through Numba's extension interface). Outside, the same functions work on NumPy arrays of shape (W,), so that
-`some_kernel.py_func(...)` is the readable twin that the tests compare with. Functions made of the vocabulary are
-decorated with `jitable`: plain Python outside, compiled inside.
+vectors, through Numba's extension interface: the package `compiler`). Outside, the same functions work on NumPy arrays
+of shape (W,), so that `some_kernel.py_func(...)` is the readable twin that the tests compare with. Functions made of
+the vocabulary are decorated with `jitable`: plain Python outside, compiled inside.
 
 **Types.** A vector has the element type of the array that it was loaded from: float32 `f32`, integers `i8 u8 i16 u16
 i32 u32`; comparisons give masks. Operators: + - * / (floats), + - * & | ^ ~ << >> (integers; >> shifts in zeros for
@@ -28,20 +28,20 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from numba import types
-from numba.extending import register_jitable
 
-from ggufsmith.quantize import vectors
-from ggufsmith.quantize.vectors import TILE as TILE
-from ggufsmith.quantize.vectors import W as W
+from ggufsmith.quantize import cpu
 
 f32 = np.float32
+W = cpu.level().lanes
+TILE = min(W, 16)  # side of the square that `transpose` moves
 Function = TypeVar("Function", bound=Callable[..., Any])
+JITABLE: list[Callable[..., Any]] = []  # for the compiler, if it is needed
 
 
 def jitable(function: Function) -> Function:
     """A function made of the vocabulary: plain Python outside kernels, compiled inside."""
-    return register_jitable(function)  # type: ignore[no-any-return]
+    JITABLE.append(function)
+    return function
 
 
 # ---- lanes and memory ----
@@ -85,17 +85,6 @@ def transpose(source: Any, at: int, stride: int, target: Any, to: int, step: int
         target[to + j * step : to + j * step + TILE] = column
 
 
-vectors.define(scratch, vectors.type_scratch, vectors.emit_scratch, 2)
-vectors.define(lanes, lambda: vectors.I32, vectors.emit_lanes, 0)
-vectors.define(
-    broadcast, vectors.type_broadcast, lambda context, builder, sig, args: vectors.splat(builder, args[0]), 1
-)
-vectors.define(load, vectors.of_array, vectors.emit_load, 2)
-vectors.define(store, vectors.type_store, vectors.emit_store, 3)
-vectors.define(gather, vectors.type_gather, vectors.emit_gather, 2)
-vectors.define(transpose, vectors.type_transpose, vectors.emit_transpose, 6)
-
-
 # ---- choosing ----
 
 
@@ -120,12 +109,6 @@ def any_lane(mask: Any) -> bool:
     return bool(mask.any())
 
 
-vectors.define(select, vectors.type_select, lambda context, builder, sig, args: builder.select(*args), 3)
-vectors.define(any_lane, lambda mask: types.boolean if mask == vectors.MASK else None, vectors.emit_any, 1)
-vectors.lift(minimum, lambda b, vec, x, y: b.select(vectors.comparison("<")(b, vec, x, y), x, y), "fiu")
-vectors.lift(maximum, lambda b, vec, x, y: b.select(vectors.comparison(">")(b, vec, x, y), x, y), "fiu")
-
-
 # ---- one lane's arithmetic ----
 
 
@@ -147,10 +130,6 @@ def bits(x: Any) -> Any:
 def from_bits(x: Any) -> Any:
     """f32 from its bits in u32 or i32."""
     return x.view(np.float32)
-
-
-vectors.unary(absolute, vectors.llvm_unary("fabs"), "f")
-vectors.unary(sqrt, vectors.llvm_unary("sqrt"), "f")
 
 
 def to_f32(x: Any) -> Any:
@@ -192,25 +171,6 @@ def truncate(x: Any) -> Any:
     """f32 to i32 towards zero; -2**31 for NaN and for what does not fit, as the x86 instruction does."""
     fits = absolute(x) < f32(2147483648.0)
     return np.where(fits, np.where(fits, x, 0).astype(np.int32), -2147483648).astype(np.int32)
-
-
-vectors.define_cast(bits, ("f32",), "u32", lambda b, vec, x, kind: b.bitcast(x, kind))
-vectors.define_cast(from_bits, ("u32", "i32"), "f32", lambda b, vec, x, kind: b.bitcast(x, kind))
-vectors.define_cast(
-    to_f32, vectors.INTEGERS, "f32", lambda b, vec, x, kind: (b.sitofp if vec.element[0] == "i" else b.uitofp)(x, kind)
-)
-vectors.define_cast(truncate, ("f32",), "i32", vectors.emit_truncate)
-for _function, _target in (
-    (to_u8, "u8"),
-    (to_i8, "i8"),
-    (to_u16, "u16"),
-    (to_i16, "i16"),
-    (to_u32, "u32"),
-    (to_i32, "i32"),
-):
-    vectors.define_cast(
-        _function, (*vectors.INTEGERS, "mask", *(("f32",) if _function is to_i32 else ())), _target, vectors.resize
-    )
 
 
 # ---- made of the above ----

@@ -11,12 +11,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.provenance import file_sha256
+from ggufsmith.container.release import own_version
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import SHARD, SUFFIX
 from ggufsmith.container.untrusted import read_object
@@ -95,7 +95,7 @@ def finished(model: JobModel, plans: Mapping[str, str], *, verify: bool = False)
 
 def write_record(model: JobModel, record: Record) -> None:
     """Put the record beside the outputs, at once or not at all."""
-    content = {"made_by": f"ggufsmith {version('ggufsmith')}", **asdict(record)}
+    content = {"made_by": f"ggufsmith {own_version()}", **asdict(record)}
     replace_text(state_path(model), json.dumps(content, ensure_ascii=False, indent=1) + "\n", alone=True)
 
 
@@ -143,7 +143,7 @@ def fingerprints(model: JobModel, *, by_content: bool = False) -> dict[str, str]
     """
     options = model.request.source
     common = {
-        "version": version("ggufsmith"),
+        "version": own_version(),
         "name": model_folder_name(model.source) if model.is_checkpoint and not model.hub else "",
         "inputs": list(_inputs(model, by_content)),
         "base": [hub_id(options.base), model_folder_name(options.base)] if options.base else [],

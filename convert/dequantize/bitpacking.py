@@ -19,7 +19,7 @@ def unpack(words: Array, bits: int, count: int) -> Codes:
     if bits == 8:
         return stream[:, :count]
     if bits == 4:
-        from ggufsmith.quantize.kernels.codes import nibbles  # it needs Numba
+        from ggufsmith.quantize.kernels.codes import nibbles
 
         halves = np.empty((len(stream), 2 * stream.shape[1]), np.uint8)
         nibbles(stream.reshape(-1), halves.reshape(-1))
@@ -55,7 +55,7 @@ def scale_codes(
     codes: (n, width). scales, zeros: (n, groups); zeros may be one number. groups: columns of a group in turn (the last
     may be shorter), or the group of every column. out: (n, width), C-contiguous.
     """
-    from ggufsmith.quantize.kernels.codes import scale_columns, scale_groups  # they need Numba
+    from ggufsmith.quantize.kernels.codes import scale_columns, scale_groups
 
     sizes = (codes.shape[1], scales.shape[1])
     flat = np.ascontiguousarray(codes).reshape(-1)

@@ -42,7 +42,7 @@ class LowRank:
 
     def apply(self, store: Store, first: int, last: int, out: Floats) -> None:
         """See `Step.apply`."""
-        from ggufsmith.quantize.kernels.products import add_product  # it needs Numba
+        from ggufsmith.quantize.kernels.products import add_product
 
         down, up = self.update.down, self.update.up
         if self.turned:

@@ -1,8 +1,7 @@
 """One module per family of formats; each holds `KERNELS`, format name -> Codec. docs/kernels.md explains one of them
 line by line.
 
-Importing this package must stay cheap: the modules in it import Numba, and `rows` loads them when a format is first
-used.
+Importing this package must stay cheap: `rows` loads the modules in it when a format is first used.
 """
 
 from collections.abc import Callable

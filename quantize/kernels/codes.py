@@ -6,11 +6,10 @@ Here, and not beside what knows those layouts, so that the cache of kernels sees
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from ggufsmith.quantize.cache import INT, READ_F32, READ_U8, WRITE_F32, WRITE_U8, kernel, read
 
-READ_I32 = read(types.int32)
+READ_I32 = read(np.int32)
 
 
 @kernel(READ_U8, WRITE_U8)

@@ -13,9 +13,8 @@ Arrays in lanes (see blocks.py) here are of several groups of W rows, one group 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import typeof, types
 
-from ggufsmith.quantize.cache import INT, READ_F32, WRITE_F32, kernel, write
+from ggufsmith.quantize.cache import INT, READ_F32, WRITE_F32, kernel, typeof, write
 from ggufsmith.quantize.fields import CodeLayout
 from ggufsmith.quantize.kernels.blocks import get, half_bits, put, room
 from ggufsmith.quantize.kernels.iq4 import VALUES, nearest_code
@@ -38,7 +37,7 @@ from ggufsmith.quantize.simd import (
     to_i32,
 )
 
-WRITE_I8 = write(types.int8)
+WRITE_I8 = write(np.int8)
 LARGEST_HALF = f32(65504)
 LEAST_HALF = f32(2.0**-24)
 REPEATS = 2  # how often a sub-block's columns are gone through for each step of its scale

@@ -8,10 +8,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import typeof
 
 from ggufsmith.quantize import grids
-from ggufsmith.quantize.cache import INT, READ_F32, WRITE_F32, kernel
+from ggufsmith.quantize.cache import INT, READ_F32, WRITE_F32, kernel, typeof
 from ggufsmith.quantize.kernels.blocks import get, put, room
 from ggufsmith.quantize.kernels.descent import (
     CODING,

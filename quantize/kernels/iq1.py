@@ -9,11 +9,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import typeof
 from numpy.typing import NDArray
 
 from ggufsmith.quantize import grids
-from ggufsmith.quantize.cache import Kernel, kernel
+from ggufsmith.quantize.cache import Kernel, kernel, typeof
 from ggufsmith.quantize.kernels import UNSTEERED, Call, Codec, Steering
 from ggufsmith.quantize.kernels.blocks import (
     QK_K,

@@ -8,12 +8,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import typeof, types
 from numpy.typing import NDArray
 
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.quantize import grids
-from ggufsmith.quantize.cache import Kernel
+from ggufsmith.quantize.cache import Kernel, Type, read, typeof
 from ggufsmith.quantize.kernels import UNSTEERED, Call, Codec
 from ggufsmith.quantize.kernels.blocks import QK_K, byte_at, load_halves, offsets, room
 from ggufsmith.quantize.kernels.common import DECODE, SEARCH
@@ -144,7 +143,7 @@ def decoder(dims: int) -> Callable[..., None]:
 
 NONE = np.empty(0, np.int32)
 EMPTY_GRID = Grid(NONE, NONE, NONE, NONE, NONE, np.empty(0, np.uint8), NONE, 0, NONE, np.empty(0, np.float32))
-TABLE = types.Array(types.float32, 2, "C")
+TABLE = read(np.float32, 2)
 
 
 def grid_of(name: str) -> Grid:
@@ -155,7 +154,7 @@ def grid_of(name: str) -> Grid:
     return Grid(*lists, len(values), *tables)
 
 
-def signatures(spec: Lattice, layout: BitLayout) -> tuple[tuple[types.Type, ...], tuple[types.Type, ...]]:
+def signatures(spec: Lattice, layout: BitLayout) -> tuple[tuple[Type, ...], tuple[Type, ...]]:
     """The types of the arguments of the encoder and of `decode`."""
     data = (typeof(spec), typeof(layout))
     return (*SEARCH, *data, typeof(EMPTY_GRID)), (*DECODE, *data, TABLE, TABLE)

@@ -6,14 +6,13 @@ Here, and not beside what knows adapters, so that the cache of kernels sees when
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from ggufsmith.quantize.cache import INT, READ_F32, WRITE_F32, kernel, write
 
-WRITE_F64 = write(types.float64)
+WRITE_F64 = write(np.float64)
 
 
-@kernel(READ_F32, READ_F32, types.float32, INT, INT, WRITE_F32, WRITE_F32)
+@kernel(READ_F32, READ_F32, np.dtype(np.float32), INT, INT, WRITE_F32, WRITE_F32)
 def add_product(left: Any, right: Any, scale: Any, rank: int, width: int, row: Any, out: Any) -> None:
     """out += scale * (left @ right), the ranks summed in turn.
 

@@ -1,7 +1,10 @@
 """What --help says is true: examples name options that exist, long lists are grouped, nothing is left out."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -12,6 +15,7 @@ from ggufsmith.cli.app import app
 from ggufsmith.cli.help import EXAMPLES
 from ggufsmith.pipeline.option import GROUPS, declared
 from ggufsmith.pipeline.request import RECORDS
+from ggufsmith.quantize import cpu
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
 GROUPED = ("convert", "quant")  # the commands whose options are the records of a request
@@ -73,4 +77,19 @@ def test_every_field_of_a_request_is_an_option_with_its_own_words(record: type) 
 
 @pytest.mark.parametrize("words", [[], ["convert"], ["quant"]])
 def test_version(words: list[str]) -> None:
-    assert CliRunner().invoke(app, [*words, "--version"]).output == f"ggufsmith {version('ggufsmith')}\n"
+    """Of the program, and what its kernels are for; further lines may follow."""
+    first, second = CliRunner().invoke(app, [*words, "--version"]).output.splitlines()
+    assert first == f"ggufsmith {version('ggufsmith')}"
+    assert second.startswith(f"machine code for {cpu.level().name}, compiled when it is first used, kept in ")
+
+
+def test_version_tells_the_level_that_is_forced() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "ggufsmith.cli.app", "--version"],
+        env={**os.environ, "GGUFSMITH_CPU": "x86-64-v2"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    ).stdout
+    assert "machine code for x86-64-v2, " in found

@@ -1,33 +1,27 @@
-"""The machine code of all kernels, each compiled in a process of its own: what its symbols are, that other processes
-make the same, that all of them work together in one process, and that it holds no fused multiply-add.
+"""The machine code of all kernels: what its symbols are, that other processes make the same, and that all of them
+work together in one process.
 """
 
 import hashlib
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numba
-import numpy as np
 import objects
 import pytest
 from apart import environment
 from every_kernel import all_kernels
-from llvmlite import binding
 
 HERE = Path(__file__).parent
 # For the processes of these tests: what test_golden.py and its like import.
 PATHS = [*map(str, (HERE, HERE.parent, HERE.parents[1] / "fixtures")), *filter(None, [os.environ.get("PYTHONPATH")])]
-# x86: vfmadd132ps, vfnmsub231ss…; ARM: fmla, fmls, fmadd, fnmsub…
-FUSED = re.compile(r"^\s+(v?fn?m(add|sub|la|ls)\w*)", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def cached() -> dict[str, objects.Object]:
+def cached() -> dict[str, bytes]:
     """What the cache has of every kernel. `apart.py` fills it, if `make test` has not."""
     run([str(HERE / "apart.py")], {})
     return objects.cached_objects()
@@ -48,16 +42,17 @@ def run(arguments: list[str], environment: dict[str, str], text: str = "") -> st
     return done.stdout
 
 
-def test_kernels_share_no_symbol(cached: dict[str, objects.Object]) -> None:
+def test_kernels_share_no_symbol(cached: dict[str, bytes]) -> None:
     """What two object files define, only one of them gets: the other would run code that it was not compiled with."""
-    owners: dict[str, list[str]] = {}
     assert len(cached) == len(all_kernels())
-    for name, (code, module) in cached.items():
-        for symbol in objects.visible_symbols(code, module):
-            owners.setdefault(symbol, []).append(name)
-    assert {symbol: names for symbol, names in owners.items() if len(names) > 1} == {}
-    functions = [symbol for symbol in owners if "NumbaEnv" not in symbol]
-    assert len(functions) == 2 * len(cached), "of each kernel, itself and its wrapper for Python"
+    symbols = [objects.elf_symbols(code) for code in cached.values()]
+    assert [len(defined) for defined, _ in symbols] == [1] * len(cached)
+    assert len(set().union(*(defined for defined, _ in symbols))) == len(cached)
+
+
+def test_kernels_need_the_allocator_and_nothing_of_numba(cached: dict[str, bytes]) -> None:
+    wanted = set().union(*(wanted for _, wanted in map(objects.elf_symbols, cached.values())))
+    assert wanted <= {"PyMem_RawMalloc", "PyMem_RawFree", "memcpy", "memset", "memmove", ""}
 
 
 SAMPLE = ("kquants_min.decode_q4_k", "iq2.decode_iq2", "codes.scale_groups", "legacy.encode_q4_0", "iq3.decode_iq3")
@@ -70,13 +65,13 @@ for name in json.load(sys.stdin):
 """
 
 
-def test_every_process_makes_the_same_code(cached: dict[str, objects.Object], tmp_path: Path) -> None:
+def test_every_process_makes_the_same_code(cached: dict[str, bytes], tmp_path: Path) -> None:
     """One after the other in one process: the same object files as each alone, and so the code that was checked."""
     run(["-c", COMPILED_HERE], environment(tmp_path), json.dumps(SAMPLE))
     here = objects.objects_in(tmp_path)
     assert len(here) == len(SAMPLE)
-    assert {name: hashlib.sha256(code).hexdigest() for name, (code, _) in here.items()} == {
-        name: hashlib.sha256(cached[name][0]).hexdigest() for name in here
+    assert {name: hashlib.sha256(code).hexdigest() for name, code in here.items()} == {
+        name: hashlib.sha256(cached[name]).hexdigest() for name in here
     }
 
 
@@ -130,22 +125,3 @@ def test_two_runs_and_a_third_with_both(tmp_path: Path) -> None:
     one, other = (run(["-c", CROSSED, *names], environment(tmp_path)) for names in recipes)
     assert run(["-c", CROSSED, *recipes[0], *recipes[1]], environment(tmp_path)) == one + other
     assert run(["-c", CROSSED, *recipes[1], *recipes[0]], environment(tmp_path)) == other + one
-
-
-def test_no_fused_multiply_add(cached: dict[str, objects.Object]) -> None:
-    for name, (_, module) in cached.items():
-        text = objects.assembly(module)
-        assert re.search(r"^\s+(v?movups|movq|mov[lq]?|ld[rp]|str)\b", text, re.MULTILINE), f"{name}: no machine code"
-        assert not FUSED.findall(text), name
-
-
-@pytest.mark.skipif(not binding.get_host_cpu_features().get("fma", False), reason="this CPU has no fused multiply-add")
-def test_a_fused_multiply_add_would_be_found() -> None:
-    @numba.njit(fastmath={"contract"})
-    def fused(a, b, c):  # type: ignore[no-untyped-def]
-        for i in range(a.size):
-            c[i] = a[i] * b[i] + c[i]
-
-    x = np.zeros(8, np.float32)
-    fused(x, x, x)
-    assert FUSED.findall(fused.inspect_asm(fused.signatures[0]))

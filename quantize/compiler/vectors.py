@@ -1,34 +1,21 @@
 """How Numba sees vectors: a type whose values are LLVM vectors, and what operators and functions on it compile to.
 
-Only simd.py, where the vocabulary is explained, should need this module.
+The vocabulary is explained in simd.py.
 """
 
 import operator
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.core.typeconv import Conversion
 from numba.core.typing.templates import signature
 from numba.extending import lower_builtin, lower_cast, models, register_model, type_callable
 
-
-def host_lanes() -> int:
-    """Lanes per vector: two registers' worth, which hides the latency of chains of additions.
-
-    NUMBA_CPU_FEATURES, where set, says what the CPU has.
-    """
-    if config.CPU_FEATURES is not None:
-        features = set(config.CPU_FEATURES.split(","))
-    else:
-        features = {f"+{name}" for name, present in binding.get_host_cpu_features().items() if present}
-    return 32 if "+avx512f" in features else 16 if "+avx2" in features else 8
-
-
-W = host_lanes()
-TILE = min(W, 16)  # side of the square that `transpose` moves
+from ggufsmith.quantize.compiler import runtime
+from ggufsmith.quantize.simd import TILE, W
 
 
 class Vec(types.Type):  # type: ignore[misc]
@@ -229,13 +216,13 @@ def type_scratch(n: Any, dtype: Any) -> Any:
 
 
 def emit_scratch(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-    """An array by the allocator itself: with np.empty a cached kernel would import what Numba has for arrays."""
+    """An array whose owner is the cache line before it; see runtime.py."""
     n = context.cast(builder, args[0], sig.args[0], types.intp)
     size = sig.return_type.dtype.bitwidth // 8
-    owner = context.nrt.meminfo_alloc_aligned(builder, builder.mul(n, ir.Constant(n.type, size)), 64)
+    owner = runtime.allocate(builder, builder.mul(n, ir.Constant(n.type, size)))
     array = context.make_array(sig.return_type)(context, builder)
     array.meminfo, array.parent = owner, ir.Constant(array.parent.type, None)
-    array.data = builder.bitcast(context.nrt.meminfo_data(builder, owner), array.data.type)
+    array.data = builder.bitcast(runtime.data_of(builder, owner), array.data.type)
     array.nitems, array.itemsize = n, ir.Constant(n.type, size)
     array.shape, array.strides = cgutils.pack_array(builder, [n]), cgutils.pack_array(builder, [array.itemsize])
     return array._getvalue()
