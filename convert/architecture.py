@@ -153,7 +153,7 @@ class ConfigKey:
     """One GGUF key.
 
     name:    with "{arch}", from gguf.constants.Keys.
-    names:   config keys in order of preference; the first is the one that `convert.hf` writes.
+    names:   config keys in order of preference; the first is the one that `convert.hf` writes, of computed values too.
     make:    the typed value constructor; also decides how the config value is read.
     default: used when no config key is there; None leaves the GGUF key out, Need.REQUIRED is an error.
     of:      takes the value from the dimensions, which know the config, instead.

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
@@ -270,6 +271,18 @@ def _places(
         if found is not None:
             yield Slot(found[0], block, part), SlotSource(source, number)
             return
+
+
+def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
+    """The shape that a checkpoint of these dimensions has under this name; None if the model has no such tensor."""
+    names = get_tensor_name_map(record.arch, dims.blocks)
+    for slot, piece in _places(record, names, StoredTensor(name, (), "F32", Path(), 0, 0), name):
+        for rule in record.tensors:
+            named = slot.tensor is rule.tensor and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
+            if named and rule.when(dims) and (slot.block is None or dims.kind(slot.block).issuperset(rule.on.split())):
+                shape = dims.sizes(piece.shape or rule.shape)[piece.expert is not None :]
+                return (shape[:-1] or shape) if slot.part != rule.part and piece.shape is None else shape
+    return None
 
 
 def _unknown(name: str, names: TensorNameMap) -> str:

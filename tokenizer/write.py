@@ -92,7 +92,7 @@ def _byte_level(vocabulary: Vocabulary, core: int) -> Json:
     row = pretokenizers.BY_NAME.get(vocabulary.pre)
     if row is None or not row.stages:
         raise Unsupported(
-            f"the pre-tokenizer {shown(vocabulary.pre)} cannot be written to a tokenizer.json",
+            f"the pre-tokenizer {shown(vocabulary.pre or vocabulary.model)} cannot be written to a tokenizer.json",
             fix="Use the tokenizer of the checkpoint that this file was made from.",
         )
     padding = _padding(vocabulary)

@@ -154,7 +154,12 @@ STABLELM = Architecture(
         TensorRule(T.ATTN_Q_NORM, "heads head_dim", stacked=True, need=OPTIONAL),
         TensorRule(T.ATTN_K_NORM, "kv_heads head_dim", stacked=True, need=OPTIONAL),
     ),
-    keys=(*BASE, LAYER_NORM, ROTARY, ConfigKey(Keys.LLM.USE_PARALLEL_RESIDUAL, boolean, computed=parallel)),
+    keys=(
+        *BASE,
+        LAYER_NORM,
+        ROTARY,
+        ConfigKey(Keys.LLM.USE_PARALLEL_RESIDUAL, boolean, ("use_parallel_residual",), computed=parallel),
+    ),
     rope=Rope(scaling=(), partial=0.25),
     require=SILU,
     defaults={"max_position_embeddings": 4096},

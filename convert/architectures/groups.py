@@ -180,13 +180,13 @@ LAYER_NORM = ConfigKey(
     Keys.Attention.LAYERNORM_EPS, f32, ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"), 1e-5
 )
 STATED_HEAD_SIZE = (
-    ConfigKey(Keys.Attention.KEY_LENGTH, computed=head_size),
+    ConfigKey(Keys.Attention.KEY_LENGTH, names=("head_dim",), computed=head_size),
     ConfigKey(Keys.Attention.VALUE_LENGTH, computed=head_size),
 )
 VOCAB_SIZE = ConfigKey(Keys.LLM.VOCAB_SIZE, of=lambda d: d.vocab)
 ROTARY = ConfigKey(Keys.Rope.DIMENSION_COUNT, of=lambda d: d.rotary)
 NO_SCALING = ConfigKey(Keys.Rope.SCALING_TYPE, string, computed=constant("none"))
-WINDOW = ConfigKey(Keys.Attention.SLIDING_WINDOW, computed=window)
+WINDOW = ConfigKey(Keys.Attention.SLIDING_WINDOW, names=("sliding_window",), computed=window)
 EXPERT_COUNTS = (
     ConfigKey(Keys.LLM.EXPERT_COUNT, u32, ("num_local_experts", "num_experts"), None),
     ConfigKey(Keys.LLM.EXPERT_USED_COUNT, u32, ("num_experts_per_tok",), None),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from gguf.constants import MODEL_ARCH, Keys
 
-from ggufsmith.container.values import boolean, f32, u32
+from ggufsmith.container.values import f32, u32
 from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused, Rope, TensorRule
 from ggufsmith.convert.architectures.groups import (
     EMBEDDINGS,
@@ -37,6 +37,7 @@ from ggufsmith.convert.architectures.moe import (
     SIGMOID,
     SOFTMAX,
     SPARSE_BLOCKS,
+    WEIGHTS_NORM,
     WEIGHTS_SCALE,
     dense_lead,
     gating,
@@ -113,14 +114,14 @@ DEEPSEEK2 = Architecture(
         *(replace(key, of=lambda d: 1) if key.name == Keys.Attention.HEAD_COUNT_KV else key for key in SIZES),
         *(VOCAB_SIZE, *EXPERT_COUNTS, *GROUPS, *EXPERT_LENGTH, SHARED_COUNT, LEAD, gating(SOFTMAX)),
         WEIGHTS_SCALE,
-        ConfigKey(Keys.LLM.EXPERT_WEIGHTS_NORM, boolean, computed=lambda c, d: bool(c.first("norm_topk_prob")) or None),
+        replace(WEIGHTS_NORM, computed=lambda config, dims: bool(config.first("norm_topk_prob")) or None),
         ConfigKey(Keys.Attention.Q_LORA_RANK, u32, ("q_lora_rank",), None),
-        ConfigKey(Keys.Attention.KV_LORA_RANK, of=lambda d: d.size("kv_rank")),
+        ConfigKey(Keys.Attention.KV_LORA_RANK, names=("kv_lora_rank",), of=lambda d: d.size("kv_rank")),
         ConfigKey(Keys.Attention.KEY_LENGTH, of=lambda d: d.size("kv_rope")),
         ConfigKey(Keys.Attention.VALUE_LENGTH, of=lambda d: d.size("kv_rank")),
         ConfigKey(Keys.Attention.KEY_LENGTH_MLA, of=lambda d: d.size("nope") + d.size("rope_dim")),
-        ConfigKey(Keys.Attention.VALUE_LENGTH_MLA, of=lambda d: d.size("v_dim")),
-        ConfigKey(Keys.Rope.DIMENSION_COUNT, of=lambda d: d.size("rope_dim")),
+        ConfigKey(Keys.Attention.VALUE_LENGTH_MLA, names=("v_head_dim",), of=lambda d: d.size("v_dim")),
+        ConfigKey(Keys.Rope.DIMENSION_COUNT, names=("qk_rope_head_dim",), of=lambda d: d.size("rope_dim")),
         ConfigKey(Keys.Rope.SCALING_YARN_LOG_MUL, f32, computed=log_multiplier),
     ),
     models="DeepSeek-V2, DeepSeek-Coder-V2",

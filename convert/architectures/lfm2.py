@@ -73,7 +73,7 @@ LFM2 = Architecture(
         ),
         ConfigKey(Keys.Attention.LAYERNORM_RMS_EPS, f32, ("norm_eps", "block_norm_eps"), 1e-5),
         VOCAB_SIZE,
-        ConfigKey(Keys.ShortConv.L_CACHE, of=lambda d: d.size("cache")),
+        ConfigKey(Keys.ShortConv.L_CACHE, names=("conv_L_cache",), of=lambda d: d.size("cache")),
     ),
     models="LFM2, LFM2.5",
     rope=Rope(theta=1e6),

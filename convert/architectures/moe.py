@@ -83,10 +83,15 @@ GROUPS = (
 SHARED_COUNT = ConfigKey(Keys.LLM.EXPERT_SHARED_COUNT, u32, ("n_shared_experts",), 0)
 WEIGHTS_SCALE = ConfigKey(Keys.LLM.EXPERT_WEIGHTS_SCALE, f32, ("routed_scaling_factor",), 1.0)
 WEIGHTS_NORM = ConfigKey(
-    Keys.LLM.EXPERT_WEIGHTS_NORM, boolean, computed=lambda config, dims: bool(config.first("norm_topk_prob"))
+    Keys.LLM.EXPERT_WEIGHTS_NORM,
+    boolean,
+    ("norm_topk_prob",),
+    computed=lambda config, dims: bool(config.first("norm_topk_prob")),
 )
 ROTARY_STATED = ConfigKey(
-    Keys.Rope.DIMENSION_COUNT, computed=lambda config, dims: config.integer("rotary_dim", default=dims.rotary)
+    Keys.Rope.DIMENSION_COUNT,
+    names=("rotary_dim",),
+    computed=lambda config, dims: config.integer("rotary_dim", default=dims.rotary),
 )
 BEYOND = "blocks for multi-token prediction, which llama.cpp does not run for this architecture"
 

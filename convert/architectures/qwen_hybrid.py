@@ -156,13 +156,17 @@ NAMES = (
     named(".shared_head.norm", T.NEXTN_SHARED_HEAD_NORM),
 )
 LINEAR_KEYS = (
-    ConfigKey(Keys.SSM.CONV_KERNEL, of=lambda d: d.size("kernel")),
+    ConfigKey(Keys.SSM.CONV_KERNEL, names=("linear_conv_kernel_dim",), of=lambda d: d.size("kernel")),
     ConfigKey(Keys.SSM.STATE_SIZE, names=(KEY_SIZE,)),
-    ConfigKey(Keys.SSM.GROUP_COUNT, of=lambda d: d.size("lk_heads")),
-    ConfigKey(Keys.SSM.TIME_STEP_RANK, of=lambda d: d.size("lv_heads")),
+    ConfigKey(Keys.SSM.GROUP_COUNT, names=(KEY_HEADS,), of=lambda d: d.size("lk_heads")),
+    ConfigKey(Keys.SSM.TIME_STEP_RANK, names=(VALUE_HEADS,), of=lambda d: d.size("lv_heads")),
     ConfigKey(Keys.SSM.INNER_SIZE, of=lambda d: d.size("lv")),
     ConfigKey("{arch}.attention.recurrent_layers", booleans, computed=recurrent),
-    ConfigKey(Keys.LLM.FULL_ATTENTION_INTERVAL, computed=lambda config, dims: period(config)),
+    ConfigKey(
+        Keys.LLM.FULL_ATTENTION_INTERVAL,
+        names=("full_attention_interval",),
+        computed=lambda config, dims: period(config),
+    ),
     ConfigKey(Keys.LLM.NEXTN_PREDICT_LAYERS, computed=appended),
     ROTARY,
 )

@@ -1,10 +1,10 @@
-"""The Hugging Face classes that a GGUF file can be turned back into, as data.
+"""The Hugging Face classes that a GGUF file can be turned back into, as data: what they are, and the classic ones.
 
 A class extends the record of its architecture by what only its own files say: names of tensors, constants of
 config.json, which biases go with which key. Names: transformers' modeling files; `gguf.tensor_mapping` knows each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,14 @@ from gguf.constants import MODEL_TENSOR
 
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import classic
+from ggufsmith.convert.hf.given import Given
 
 T = MODEL_TENSOR
 BLOCK = "model.layers.{bid}."
 
 
-def _in_blocks(names: Mapping[MODEL_TENSOR, str]) -> dict[MODEL_TENSOR, str]:
+def in_blocks(names: Mapping[MODEL_TENSOR, str]) -> dict[MODEL_TENSOR, str]:
+    """The names of parts of a block."""
     return {tensor: BLOCK + name for tensor, name in names.items()}
 
 
@@ -25,7 +27,7 @@ NAMES: Mapping[MODEL_TENSOR, str] = {
     T.TOKEN_EMBD: "model.embed_tokens",
     T.OUTPUT_NORM: "model.norm",
     T.OUTPUT: "lm_head",
-    **_in_blocks(
+    **in_blocks(
         {
             T.ATTN_NORM: "input_layernorm",
             T.ATTN_Q: "self_attn.q_proj",
@@ -49,7 +51,7 @@ NAMES: Mapping[MODEL_TENSOR, str] = {
         }
     ),
 }
-MIXTRAL_NAMES = _in_blocks(
+MIXTRAL_NAMES = in_blocks(
     {
         T.FFN_GATE_INP: "block_sparse_moe.gate",
         T.FFN_GATE_EXP: "block_sparse_moe.experts.{xid}.w1",
@@ -57,8 +59,8 @@ MIXTRAL_NAMES = _in_blocks(
         T.FFN_UP_EXP: "block_sparse_moe.experts.{xid}.w3",
     }
 )
-PHI3_NAMES = _in_blocks({T.ATTN_QKV: "self_attn.qkv_proj", T.FFN_UP: "mlp.gate_up_proj"})
-GEMMA_NAMES = _in_blocks(
+PHI3_NAMES = in_blocks({T.ATTN_QKV: "self_attn.qkv_proj", T.FFN_UP: "mlp.gate_up_proj"})
+GEMMA_NAMES = in_blocks(
     {
         T.ATTN_POST_NORM: "post_attention_layernorm",
         T.FFN_PRE_NORM: "pre_feedforward_layernorm",
@@ -71,36 +73,62 @@ ATTENTION = QKV | {T.ATTN_OUT}
 MLP = frozenset((T.FFN_GATE, T.FFN_UP, T.FFN_DOWN))
 
 
+def always(given: Given) -> bool:
+    """Of a class that is the only one of its architecture."""
+    return True
+
+
+def nothing(given: Given) -> dict[str, Any]:
+    """Of a class whose config.json has no keys of this kind."""
+    return {}
+
+
 @dataclass(frozen=True)
 class HfClass:
     """One class.
 
-    sparse:    whether it has experts; two classes share the architecture "llama".
+    sparse:    whether it has experts, None for either; two classes share the architecture "llama".
     names:     HF names (of `.weight`, `.bias`) where they differ from NAMES; {bid} and {xid} number blocks and experts.
     biases:    the tensors that have a bias if a config key says so, or ("") always.
+    free:      the tensors that may have a bias without any key saying so.
     constants: config keys that no GGUF key gives, besides those that llama.cpp's graph assumes (`record.require`).
     tokenizer: transformers' class for a SentencePiece vocabulary.
+    called:    the name of the class, where it is not the first of its record's.
+    when:      whether a file of the architecture is this class, for those of which there are several.
+    renamed:   config keys that this class calls otherwise than most do, beyond those of `record.aliases`.
+    more:      config keys that are made of several keys, or of tensors.
+    lost:      config keys that this class does not have, or gives another meaning.
+    pictures:  it also has an encoder for pictures, which a GGUF file of the language model does not.
+    sources:   whole HF names that follow no rule, or are made of several GGUF tensors -> the names of those.
     """
 
     record: Architecture
     model_type: str
-    sparse: bool = False
+    sparse: bool | None = False
     names: Mapping[MODEL_TENSOR, str] = field(default_factory=dict)
     biases: Mapping[str, frozenset[MODEL_TENSOR]] = field(default_factory=dict)
+    free: frozenset[MODEL_TENSOR] = frozenset()
     constants: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str = "LlamaTokenizer"
+    called: str = ""
+    when: Callable[[Given], bool] = always
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    more: Callable[[Given], Mapping[str, Any]] = nothing
+    lost: tuple[str, ...] = ()
+    pictures: bool = False
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The entry of "architectures" in config.json."""
-        return self.record.classes[0]
+        return self.called or self.record.classes[0]
 
-    def tensor_name(self, tensor: MODEL_TENSOR) -> str:
+    def tensor_name(self, tensor: MODEL_TENSOR) -> str | None:
         """What the class calls this GGUF tensor, without `.weight` or `.bias`; {bid} and {xid} stand for numbers."""
-        return self.names.get(tensor) or NAMES[tensor]
+        return self.names.get(tensor) or NAMES.get(tensor)
 
 
-CLASSES = (
+CLASSIC = (
     HfClass(classic.LLAMA, "llama", biases={"attention_bias": ATTENTION, "mlp_bias": MLP}),
     HfClass(classic.MIXTRAL, "mixtral", sparse=True, names=MIXTRAL_NAMES),
     HfClass(classic.QWEN2, "qwen2", biases={"": QKV}),

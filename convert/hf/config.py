@@ -16,10 +16,11 @@ from ggufsmith.container.shards import GgufSet
 from ggufsmith.container.typed import TypedKeys
 from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import string
-from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures.classic import gemma_attention_scalar
 from ggufsmith.convert.architectures.groups import SIZES
-from ggufsmith.convert.hf.classes import CLASSES, HfClass
+from ggufsmith.convert.hf.classes import HfClass
+from ggufsmith.convert.hf.further import CLASSES
+from ggufsmith.convert.hf.given import Given
 from ggufsmith.convert.hf.rope import rope_config
 from ggufsmith.naming.metadata import SAMPLING
 from ggufsmith.tokenizer.added import ROLES
@@ -31,7 +32,7 @@ MAX_FACTORS = 1 << 16  # numbers in a tensor of rope factors
 GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def find_class(keys: TypedKeys) -> HfClass:
+def find_class(keys: TypedKeys, tensors: Tensors) -> HfClass:
     """The class for this file. Unsupported: no model, or an architecture that has no class here."""
     kind = keys.optional(Keys.General.TYPE, str)
     if kind not in (None, GGUFType.MODEL):
@@ -39,7 +40,7 @@ def find_class(keys: TypedKeys) -> HfClass:
     name = keys.text(Keys.General.ARCHITECTURE)
     sparse = bool(keys.number(Keys.LLM.EXPERT_COUNT.format(arch=name)))
     for each in CLASSES:
-        if each.record.name == name and each.sparse == sparse:
+        if each.record.name == name and each.sparse in (sparse, None) and each.when(Given(each.record, keys, tensors)):
             return each
     known = sorted({each.record.name for each in CLASSES})
     raise Unsupported(
@@ -55,7 +56,7 @@ def model_config(source: GgufSet) -> tuple[HfClass, dict[str, Any]]:
     Raises what `find_class`, `config_of` and `hf.rope.rope_config` raise.
     """
     keys = TypedKeys(source.metadata, source.path)
-    known = find_class(keys)
+    known = find_class(keys, source.tensors)
     rope = rope_config(known.record, keys, lambda name: _vector(source, name))
     return known, config_of(known, keys, source.tensors, rope)
 
@@ -79,13 +80,13 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
 
     Malformed: a key that the class cannot do without is missing. Unsupported: biases that the class does not have.
     """
-    record, where = known.record, keys.where
+    record, where, given = known.record, keys.where, Given(known.record, keys, tensors)
     config: dict[str, Any] = {
         "architectures": [known.name],
         "model_type": known.model_type,
         **{key: allowed[0] for key, allowed in record.require.items() if len(allowed) == 1},
         **known.constants,
-        **_keys(record, keys),
+        **_keys(given),
     }
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
@@ -99,20 +100,25 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
         config["query_pre_attn_scalar"] = gemma_attention_scalar(config["num_hidden_layers"], embd, heads, head)
     if "sliding_window" in config:
         config["sliding_window"] = config["sliding_window"] or None  # 0: there is none
-    return {**config, **rope, **_biases(known, tensors, where)}
+    config |= {**rope, **_biases(known, tensors, where), **known.more(given)}
+    own = {usual: name for name, usual in record.aliases.items()}
+    own |= {"num_local_experts": own["num_experts"]} if "num_experts" in own else {}  # the usual names of one thing
+    own |= known.renamed
+    return {own.get(name, name): value for name, value in config.items() if name not in known.lost}
 
 
-def _keys(record: Architecture, keys: TypedKeys) -> dict[str, Any]:
+def _keys(given: Given) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key in record.keys:
+    for key in given.record.keys:
         if not key.names:
             continue
-        name = key.name.format(arch=record.name)
-        value = keys.number(name)
+        value = given.blocks if key.name == Keys.LLM.BLOCK_COUNT else given.value(key.name, key.make)
         if value is not None:
             found[key.names[0]] = value
         elif key in SIZES and key.name != Keys.Attention.HEAD_COUNT_KV:
-            raise Malformed("the key is missing", where=f"{keys.where}: {name}")
+            raise Malformed(
+                "the key is missing", where=f"{given.keys.where}: {key.name.format(arch=given.record.name)}"
+            )
     return found
 
 
@@ -122,7 +128,7 @@ def _biases(known: HfClass, tensors: Tensors, where: object) -> dict[str, bool]:
     def has(tensor: MODEL_TENSOR) -> bool:
         return f"{TENSOR_NAMES[tensor].format(bid=0)}.bias" in tensors
 
-    present = {rule.tensor for rule in known.record.tensors if rule.bias and has(rule.tensor)}
+    present = {rule.tensor for rule in known.record.tensors if rule.bias and has(rule.tensor)} - known.free
     config = {}
     for key, group in known.biases.items():
         if group <= present:

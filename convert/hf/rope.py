@@ -33,6 +33,8 @@ def rope_config(record: Architecture, keys: TypedKeys, vector: Vector) -> dict[s
     def number(name: str) -> float | None:
         return keys.number(name.format(arch=record.name))
 
+    if "proportional" in record.rope.scaling:
+        return {"rope_parameters": _proportional(number, vector)}
     config: dict[str, Any] = {}
     if record.rope.write_theta:
         theta = number(Keys.Rope.FREQ_BASE)
@@ -46,6 +48,19 @@ def rope_config(record: Architecture, keys: TypedKeys, vector: Vector) -> dict[s
         "rope_scaling": _scaling(record, keys, config, vector),
     }
     return config | {name: value for name, value in found.items() if value is not None}
+
+
+def _proportional(number: Callable[[str], float | None], vector: Vector) -> dict[str, Any]:
+    """Gemma 4's: blocks without a window rotate the first part of every head, the others all of it."""
+    freqs = vector(FREQS)
+    partial = 1.0 if freqs is None or not len(freqs) else float(np.mean(freqs == 1))
+    full = {
+        "rope_type": "proportional",
+        "rope_theta": number(Keys.Rope.FREQ_BASE),
+        "partial_rotary_factor": partial,
+    }
+    local = {"rope_type": "default", "rope_theta": number(Keys.Rope.FREQ_BASE_SWA)}
+    return {"full_attention": full, "sliding_attention": local}
 
 
 def _rotary(number: Callable[[str], float | None]) -> float | None:

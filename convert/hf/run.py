@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf.constants import Keys
 
 from ggufsmith.container.disk import force_folder
-from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.folder import new_folder
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec
@@ -119,16 +120,30 @@ def _prepare(job: ToHfJob, model: OpenedModel) -> PreparedFolder:
     source = model.files
     where, metadata = source.path, source.metadata
     known, config = model_config(source)
+    if known.pictures:
+        raise Unsupported(
+            f"this is the language model of a {known.name}, which would need its encoder for pictures too",
+            where=where,
+            fix="Use the checkpoint that the file was made from.",
+        )
+    keys = TypedKeys(metadata, where)
+    if keys.number(Keys.LLM.NEXTN_PREDICT_LAYERS.format(arch=known.record.name)):
+        raise Unsupported(
+            "blocks for multi-token prediction cannot be written into a folder",
+            where=where,
+            fix="Convert the model again without them: gguf-convert --mtp drop",
+        )
     vocabulary = vocabulary_of(metadata, where)
     config |= token_ids(vocabulary)
     format = DTYPES[job.dtype] if job.dtype is not None else None
     plan, tensors = restore(known, config, source, format, where)
     config["torch_dtype"] = _main_dtype(tensors)
     weights = plan_weights([TensorSpec(t.name, t.shape, t.format) for t in tensors], job.shard_size)
+    context = int(keys.number(Keys.LLM.CONTEXT_LENGTH.format(arch=known.record.name)) or 0)
     files = {
         "config.json": _json(config),
-        "generation_config.json": _json(generation_config(TypedKeys(metadata, where), vocabulary)),
-        **tokenizer_files(vocabulary, known.tokenizer, config["max_position_embeddings"]),
+        "generation_config.json": _json(generation_config(keys, vocabulary)),
+        **tokenizer_files(vocabulary, known.tokenizer, context),
     }
     for name, content in ((INDEX, weights.index()), ("README.md", model_card(metadata))):
         if content is not None:

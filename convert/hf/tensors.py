@@ -20,19 +20,20 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
-from ggufsmith.convert.architecture import TensorRule
+from ggufsmith.convert.architecture import Dims, TensorRule
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.rope import FACTORS
 from ggufsmith.convert.invert import inverses
 from ggufsmith.convert.ops import Array, Op
-from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, TensorPlan, make_plan
+from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, TensorPlan, make_plan, source_shape
 from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.pipeline.stream import Scratch
 from ggufsmith.quantize.rows import decode
 from ggufsmith.quantize.tensors import GgufTensor
 
 F16, F32 = BY_NAME["F16"], BY_NAME["F32"]
+BLOCK = re.compile(r"blk\.(\d{1,6})\.")
 NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?(.+)\.(weight|bias)")
 
 
@@ -112,7 +113,8 @@ def restore(
 
     Unsupported or Malformed: tensors that the class does not have, that it lacks, or of another shape.
     """
-    sources = list(_sources(known, model, format))
+    dims = make_plan(Config(config, where), None).dims
+    sources = list(_sources(known, dims, model, format))
     plan = make_plan(Config(config, where), {source.name: source for source in sources})
     infos = {output.name: _info(model, output, where) for output in plan.outputs if output.sources}
     restored = []
@@ -135,30 +137,45 @@ def _info(model: GgufSet, output: TensorPlan, where: Path) -> TensorInfo:
     return replace(info, shape=output.shape)
 
 
-def _sources(known: HfClass, model: GgufSet, format: Format | None) -> Iterator[StoredTensor]:
+def _sources(known: HfClass, dims: Dims, model: GgufSet, format: Format | None) -> Iterator[StoredTensor]:
     """What the checkpoint holds, by the names of the GGUF's tensors."""
-    rules = {TENSOR_NAMES[rule.tensor].removeprefix("blk.{bid}."): rule for rule in known.record.tensors}
+    # Of several rules for a tensor, the first is that of its weight.
+    rules = {TENSOR_NAMES[rule.tensor].removeprefix("blk.{bid}."): rule for rule in reversed(known.record.tensors)}
+    whole = {part: name for name, parts in known.sources.items() for part in parts}
     blocks: dict[str, set[str]] = {}
-    unknown = []
+    unknown, made = [], set[str]()
     for info in model.tensors.values():
         if info.name in FACTORS:
             continue  # made from the config
+        number = BLOCK.match(info.name)
+        name = whole.get(BLOCK.sub("blk.{bid}.", info.name))
         match = NAME.fullmatch(info.name)
         rule = rules.get(match[2]) if match else None
-        if match is None or rule is None or not _placed(rule, match[1]):
+        if name is not None:
+            name = name.format(bid=number[1] if number else "")
+            shape = source_shape(known.record, dims, name)
+            if shape is not None and name not in made:
+                made.add(name)
+                yield _stored(name, shape, info, format)
+        elif match is None or rule is None or not _placed(rule, match[1]) or known.tensor_name(rule.tensor) is None:
             unknown.append(info.name)
-            continue
-        if match[1] is not None:
-            blocks.setdefault(match[1], set()).add(f"{match[2]}.{match[3]}")
-        yield from _of(known, rule, info, match[1] or "", match[3], format)
+        else:
+            if match[1] is not None:
+                blocks.setdefault(match[1], set()).add(f"{match[2]}.{match[3]}")
+            yield from _of(known, dims, rule, info, match[1] or "", match[3], format)
     if unknown:
         raise Unsupported(
             f"{len(unknown)} tensors do not belong to {known.name}", where=model.path, also=sorted(unknown)[:20]
         )
     fullest = max(blocks.values(), key=len, default=set())
     uneven = [f"blk.{number}.{name}" for number, names in blocks.items() for name in sorted(fullest ^ names)]
-    if uneven:
+    if uneven and known.record.kinds is None:
         raise Malformed("the blocks do not have the same tensors", where=model.path, also=uneven[:20])
+
+
+def _stored(name: str, shape: tuple[int, ...], info: TensorInfo, format: Format | None) -> StoredTensor:
+    stored = format or (info.format if info.format.name in SOURCE_FORMATS else F16)
+    return StoredTensor(name, shape, stored.name, Path(), 0, math.prod(shape) * stored.size)
 
 
 def _placed(rule: TensorRule, block: str | None) -> bool:
@@ -166,20 +183,21 @@ def _placed(rule: TensorRule, block: str | None) -> bool:
 
 
 def _of(
-    known: HfClass, rule: TensorRule, info: TensorInfo, block: str, part: str, format: Format | None
+    known: HfClass, dims: Dims, rule: TensorRule, info: TensorInfo, block: str, part: str, format: Format | None
 ) -> Iterator[StoredTensor]:
     """The one source of a tensor, or one for each expert."""
-    name = known.tensor_name(rule.tensor) + f".{part}"
-    stored = format or (info.format if info.format.name in SOURCE_FORMATS else F16)
+    name = f"{known.tensor_name(rule.tensor)}.{part}"
     shape = info.shape
     if rule.tensor is MODEL_TENSOR.FFN_GATE_INP_SHEXP and len(shape) == 1:
         shape = (1, *shape)  # GGUF does not keep a leading one
+    if part == rule.part:
+        undo = rule.op(dims).inverse()
+        shape = undo.shape(shape) if undo is not None else shape
     count = shape[0] if rule.stacked else None
     if count is not None:
         shape = shape[1:]
-    nbytes = math.prod(shape) * stored.size
     for expert in range(1 if count is None else count):
-        yield StoredTensor(name.format(bid=block, xid=expert), shape, stored.name, Path(), 0, nbytes)
+        yield _stored(name.format(bid=block, xid=expert), shape, info, format)
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:

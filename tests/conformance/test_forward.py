@@ -88,12 +88,15 @@ LINES = [(name, False) for name in zoo.ZOO] + [(name, True) for name, line in zo
 @pytest.mark.parametrize(
     ("name", "published"), LINES, ids=lambda value: {True: "published", False: ""}.get(value, value)
 )
-def test_every_line_of_the_zoo(name: str, published: bool, tmp_path: Path) -> None:
+def test_every_line_of_the_zoo_and_its_gguf_file(name: str, published: bool, tmp_path: Path) -> None:
     folder = tmp_path / "Tiny-Fixture"
     folder.mkdir()
     model = zoo.write(name, folder, published=published)
     tokens = np.random.default_rng(5).integers(3, 300, (2, 48)).astype(np.int32)
-    assert error(streamed_logits(folder, tokens), plain_logits(model, tokens)) < 1e-10
+    expected = plain_logits(model, tokens)
+    assert error(streamed_logits(folder, tokens), expected) < 1e-10
+    run(request(folder, outtype="f32", outfile=tmp_path / "model.gguf"))
+    assert error(streamed_logits(tmp_path / "model.gguf", tokens), expected) < 1e-10
 
 
 def test_every_architecture_is_here() -> None:

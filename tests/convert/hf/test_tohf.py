@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf.constants import MODEL_TENSORS
 from gguf.tensor_mapping import get_tensor_name_map
 from numpy.typing import NDArray
 from small_models import write_gguf
@@ -19,9 +20,12 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.values import Metadata, f32, string, u32
 from ggufsmith.convert.checkpoint import open_checkpoint
-from ggufsmith.convert.hf.classes import CLASSES, HfClass
+from ggufsmith.convert.hf.classes import HfClass
+from ggufsmith.convert.hf.further import CLASSES
 from ggufsmith.convert.hf.run import Done, ToHfJob, prepare, run
+from ggufsmith.convert.plan import Slot, _places
 from ggufsmith.convert.rope import llama3_factors
+from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.quantize.rows import decode
 from requesting import request
 from requesting import run as convert
@@ -174,11 +178,24 @@ def test_names_are_kept_by_a_model_card(tmp_path: Path, llama: Path) -> None:
 
 
 @pytest.mark.parametrize("known", CLASSES, ids=lambda known: known.name)
-def test_every_name_is_one_that_gguf_knows(known: HfClass) -> None:
-    names = get_tensor_name_map(known.record.arch, 2)
-    for rule in known.record.tensors:
-        name = known.tensor_name(rule.tensor).format(bid=1, xid="").replace("..", ".")
-        assert names.get_type_and_name(name)[0] is rule.tensor  # type: ignore[index]
+def test_every_name_is_one_that_the_conversion_knows(known: HfClass) -> None:
+    """And the conversion makes of it the tensors that the class makes it of."""
+    names, record = get_tensor_name_map(known.record.arch, 2), known.record
+
+    def made_of(name: str) -> set[str]:
+        source = StoredTensor(name, (), "F32", Path(), 0, 0)
+        return {slot.name for slot, _ in _places(record, names, source, name)}
+
+    for name, parts in known.sources.items():
+        assert {part.format(bid=1) for part in parts} == made_of(name.format(bid=1))
+    whole = {part.format(bid=1) for parts in known.sources.values() for part in parts}
+    for rule in record.tensors:
+        if rule.tensor not in MODEL_TENSORS[record.arch]:
+            continue  # of a record that this one is made from
+        ours = Slot(rule.tensor, 1, rule.part).name
+        if ours not in whole and "mtp" not in rule.on:
+            name = f"{known.tensor_name(rule.tensor)}.{rule.part}".format(bid=1, xid=1)
+            assert made_of(name) == {Slot(rule.tensor, 1 if ".1." in name else None, rule.part).name}
 
 
 def longrope(config: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +251,7 @@ def adding(name: str, values: NDArray[np.float32] = ONES) -> Callable[[Metadata,
 REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]] = {
     "no architecture": (without("general.architecture"), Malformed, "general.architecture: the key is missing"),
     "adapter": (setting(general__type=string("adapter")), Unsupported, "only models"),
-    "unknown architecture": (setting(general__architecture=string("gptneox")), Unsupported, "Known: gemma2, gemma3"),
+    "unknown architecture": (setting(general__architecture=string("gptneox")), Unsupported, "Known: arcee, cohere2"),
     "experts without a class": (
         setting(general__architecture=string("qwen2"), qwen2__expert_count=u32(4)),
         Unsupported,
@@ -245,7 +262,7 @@ REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]
     "contradicting shape": (setting(llama__feed_forward_length=u32(512)), Unsupported, "the config says"),
     "contradicting key": (setting(llama__vocab_size=u32(9)), Malformed, "llama.vocab_size is 9, but would become 904"),
     "no vocabulary": (without("tokenizer.ggml.model"), Malformed, "no vocabulary"),
-    "another tokenizer": (setting(tokenizer__ggml__model=string("t5")), Unsupported, "only llama and gpt2"),
+    "another tokenizer": (setting(tokenizer__ggml__model=string("t5")), Unsupported, "only llama, gpt2"),
     "no scores": (without("tokenizer.ggml.scores"), Malformed, "no scores"),
     "no embedding": (without("token_embd.weight"), Malformed, "no weights"),
     "missing tensor": (without("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"), Unsupported, "source is missing"),
