@@ -40,6 +40,7 @@ COMMANDS = {
         for name in (
             "batch",
             "imatrix",
+            "sensitivity",
             "eval",
             "recipes",
             "inspect",

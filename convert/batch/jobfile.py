@@ -279,9 +279,6 @@ class _Reader(Tables):
             if said[key].value and not said["imatrix"].value:
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
 
-        if said["sensitivity"].value and not any(said[key].value for key in BUDGETS):
-            what = f"sensitivity says what types cost, but nothing chooses among them: set {' or '.join(BUDGETS)}"
-            self.wrong(said["sensitivity"].place, what)
         if said["keep_imatrix"].value and said["imatrix"].value != str(AUTO):
             self.wrong(said["keep_imatrix"].place, f'keep_imatrix keeps what imatrix = "{AUTO}" makes')
 
@@ -328,6 +325,10 @@ class _Reader(Tables):
                 f"{key} chooses all types itself and cannot be combined with pure, tensor_types and similar keys",
             )
         recipes = [each.recipe for each in wanted if each.recipe]
+        chosen = any(each.budget for each in wanted) or any(recipe.addition for recipe in recipes)
+        if said["sensitivity"].value and not chosen:
+            what = f"sensitivity says what types cost, but nothing chooses among them: set {' or '.join(BUDGETS)}"
+            self.wrong(said["sensitivity"].place, what)
         self.tried(said["recipes"].place, lambda: check_options(options, recipes))
 
     def check_shards(self, said: Mapping[str, Said]) -> None:
