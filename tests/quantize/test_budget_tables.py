@@ -157,6 +157,7 @@ def test_a_recipe_that_stands_for_a_size(model: Path, tmp_path: Path) -> None:
     recipes = ("q4_0", str(tmp_path / "grown.toml"))
     with opened(request(model, *recipes, outdir=tmp_path)) as planned:
         base, by_rules = (output.size for output in planned.outputs)
+        by_rules_types = planned.outputs[1].types
         assert {spec.format.name for spec in planned.outputs[1].shards.whole.tensors} == {"Q4_0", "Q8_0", "F32"}
     asked = request(model, *recipes, outdir=tmp_path, sensitivity=tmp_path / "t.json")
     made, answers = with_budgets(asked, open_file_pass, silently)
@@ -166,9 +167,10 @@ def test_a_recipe_that_stands_for_a_size(model: Path, tmp_path: Path) -> None:
     assert answers == () and same.size == base and grown.path.name == "Tiny-1M-GROWN.gguf"
     assert 1.1 * base < grown.size <= 1.2 * base and grown.size != by_rules
     assert all(type == "Q8_0" for name, type in types.items() if "ffn_down" in name)
-    changed = replace(asked, make=replace(asked.make, tensor_types=("attn_q=q5_0",)))
-    with opened(with_budgets(changed, open_file_pass, silently)[0]) as planned:
-        assert planned.outputs[1].types["Q8_0"] == 2, "options that change types leave the rules"
+    for sensitivity in (tmp_path / "t.json", None):
+        changed = replace(asked, make=replace(asked.make, tensor_types=("attn_q=q5_0",), sensitivity=sensitivity))
+        with opened(with_budgets(changed, open_file_pass, silently)[0]) as planned:
+            assert planned.outputs[1].types["Q8_0"] == by_rules_types["Q8_0"], "options leave the rules as they are"
 
 
 @pytest.mark.parametrize(
