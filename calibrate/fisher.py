@@ -84,7 +84,7 @@ class FisherCollector:
     def _fisher(self, key: tuple[str, int]) -> Fisher | None:
         if key not in self._outputs:
             return None
-        outputs = self._outputs.pop(key).double().cpu().numpy() / self._tokens
+        outputs = self._outputs.pop(key).cpu().double().numpy() / self._tokens
         inputs = (self._inputs.pop(key) / self._tokens).cpu().numpy()
         check_finite(key[0], outputs, inputs.diagonal())
         return Fisher(outputs, inputs)

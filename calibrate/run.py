@@ -30,7 +30,7 @@ from ggufsmith.pipeline.option import INPUTS
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, TextOptions
-from ggufsmith.quantize.measured import Progress, silently
+from ggufsmith.quantize.measured import Progress, silently, stand_for_sizes
 from ggufsmith.quantize.resolve import resolved
 from ggufsmith.quantize.sensitivity import write_sensitivity
 
@@ -79,7 +79,8 @@ def calibrated(
         effort = effort_of(make)
         plain = replace(request, make=settled(make))
         if weighs is None:
-            weighs = bool(resolved(request, *INPUTS)[0].budgets)
+            making = resolved(request, *INPUTS)[0]
+            weighs = bool(making.budgets or stand_for_sizes(making, AUTO))
         if weighs and make.sensitivity is None:
             table = measure_sensitivity(ready, effort, threads=request.write.threads, progress=progress)
             write_sensitivity(table, path := Path(folder) / "sensitivity.json")

@@ -53,6 +53,7 @@ COMMANDS = {
         for name in (
             "batch",
             "imatrix",
+            "sensitivity",
             "eval",
             "recipes",
             "inspect",

@@ -35,6 +35,7 @@ from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pic
 from ggufsmith.pipeline.parallel import available_cores
 
 PIECE = 4096  # rows of the vocabulary at once
+AT_ONCE = 8  # windows, of which all that a block computes is in memory
 SEED = 1412  # of the labels
 Places = NDArray[np.int64] | None
 
@@ -231,7 +232,7 @@ def _back_through(
     observe: Callable[[Sequence[Sequence[Told]]], None],
 ) -> None:
     """All windows back through one block: `slope`, the gradients of what it gives, become those of what it is given."""
-    at_once = threads if device.type == "cpu" else 1
+    at_once = min(threads, AT_ONCE) if device.type == "cpu" else 1
     for first in range(0, len(batches), at_once):
         group = batches[first : first + at_once]
         told: list[Sequence[Told]] = [() for _ in group]

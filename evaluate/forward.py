@@ -12,6 +12,7 @@ is what transformers itself gives it: the model's own forward runs once with blo
 """
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.container.errors import Malformed, NoSpace, Unsupported, Usage
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.evaluate.arguments import ArgumentStore, Call, argument_store, on_device
@@ -345,9 +346,17 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def room(shape: tuple[int, ...], memory: int) -> Iterator[States]:
-    """Memory for hidden states; a mapped temporary file if they have more bytes than `memory`."""
-    if 4 * math.prod(shape) <= memory:
+    """Memory for hidden states; a mapped temporary file if they have more bytes than `memory`. NoSpace without room."""
+    size = 4 * math.prod(shape)
+    if size <= memory:
         yield np.empty(shape, np.float32)
         return
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if size > free:  # a mapped file that cannot grow ends the process
+        raise NoSpace(
+            f"the hidden states of the text need {size} bytes, but only {free} are free",
+            where=tempfile.gettempdir(),
+            fix="Run the model on fewer windows, or set TMPDIR to a folder on another disk.",
+        )
     with tempfile.TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True) as folder:
         yield np.memmap(Path(folder) / "hidden", np.float32, "w+", shape=shape)

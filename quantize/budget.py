@@ -45,11 +45,15 @@ CANDIDATES = (
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes of the file, or bits per weight of its tensors, or the recipe whose file may not be smaller."""
+    """Bytes of the file, or bits per weight of its tensors, or a recipe whose file may not be smaller.
+
+    addition: a part of the recipe's file that it may be larger.
+    """
 
     size: int | None = None
     bits_per_weight: float | None = None
     match: Recipe | None = None
+    addition: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 from ggufsmith.pipeline.option import INPUTS
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.outputs import QuantizedFile
-from ggufsmith.quantize.resolve import resolved
+from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
+from ggufsmith.quantize.resolve import Making, resolved
 from ggufsmith.quantize.sensitivity import read_sensitivity
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -28,12 +30,18 @@ def with_budgets(
 ) -> tuple[Request, tuple[Solved, ...]]:
     """The request with the recipe that fits each budget best (see `budget.fit_budget`), and those recipes.
 
+    With a table of sensitivities, recipes that stand for a size (`Recipe.addition`) get their types in the same way,
+    unless options change types; they keep their names, and are not among the recipes that are returned.
+
     open_pass: opens a request. progress: shows the measuring of so many weights; gives what is told of them.
     budgets:   instead of those that the request has.
 
     Raises what `fit_budget` and `read_sensitivity` raise, and what planning a recipe to match raises.
     """
-    budgets = budgets or resolved(request, *INPUTS)[0].budgets
+    making = resolved(request, *INPUTS)[0]
+    budgets = budgets or making.budgets
+    grown = [] if budgets else stand_for_sizes(making, request.make.sensitivity)
+    budgets = budgets or [size_of(recipe) for recipe in grown]
     if not budgets:
         return request, ()
     table = read_sensitivity(request.make.sensitivity) if request.make.sensitivity else None
@@ -60,7 +68,23 @@ def with_budgets(
                     advance=advance,
                 )
                 solved.append(found)
-    return replace(request, make=replace(plain, recipes=tuple(each.recipe for each in solved))), tuple(solved)
+    if not grown:
+        return replace(request, make=replace(plain, recipes=tuple(each.recipe for each in solved))), tuple(solved)
+    named = {recipe.name: replace(each.recipe, name=recipe.name) for recipe, each in zip(grown, solved, strict=True)}
+    recipes = tuple(named.get(recipe.name, recipe) for recipe in making.recipes)
+    return replace(request, make=replace(plain, recipes=recipes)), ()
+
+
+def stand_for_sizes(making: Making, sensitivity: Path | None) -> list[Recipe]:
+    """The recipes of a request whose types are to be measured: those that stand for a size, if there is a table."""
+    if sensitivity is None or making.types != TypeOptions():
+        return []
+    return [recipe for recipe in making.recipes if recipe.addition]
+
+
+def size_of(recipe: Recipe) -> Budget:
+    """The size that a recipe stands for."""
+    return Budget(match=Recipe(recipe.file_type.name, recipe.file_type), addition=recipe.addition)
 
 
 def _sized(budget: Budget, probe: Request, open_pass: Callable[[Request], Pass]) -> Budget:
@@ -68,4 +92,4 @@ def _sized(budget: Budget, probe: Request, open_pass: Callable[[Request], Pass])
     if budget.match is None:
         return budget
     with open_pass(replace(probe, make=replace(probe.make, recipes=(budget.match,)))) as planned:
-        return Budget(planned.outputs[0].size)
+        return Budget(int(planned.outputs[0].size * (1 + budget.addition)))

@@ -86,7 +86,7 @@ def making_of(make: MakeOptions) -> Making:
             "--save-recipe saves what one --target-size, --target-bpw or --match chooses",
             fix="Give exactly one of them.",
         )
-    if make.sensitivity is not None and not budgets:
+    if make.sensitivity is not None and not budgets and not any(recipe.addition for recipe in recipes):
         raise Usage(
             "--sensitivity says what types cost, but nothing chooses among them",
             fix="Add --target-size, --target-bpw or --match.",

@@ -286,9 +286,6 @@ class _Reader(Tables):
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
         if said["quality"].value and not said["card"].value:
             self.wrong(said["quality"].place, "quality puts a table into the model card, but there is no card")
-        if said["sensitivity"].value and not any(said[key].value for key in BUDGETS):
-            what = f"sensitivity says what types cost, but nothing chooses among them: set {' or '.join(BUDGETS)}"
-            self.wrong(said["sensitivity"].place, what)
         if said["keep_imatrix"].value and said["imatrix"].value != str(AUTO):
             self.wrong(said["keep_imatrix"].place, f'keep_imatrix keeps what imatrix = "{AUTO}" makes')
 
@@ -340,6 +337,10 @@ class _Reader(Tables):
                 f"{key} chooses all types itself and cannot be combined with pure, tensor_types and similar keys",
             )
         recipes = [each.recipe for each in wanted if each.recipe]
+        chosen = any(each.budget for each in wanted) or any(recipe.addition for recipe in recipes)
+        if said["sensitivity"].value and not chosen:
+            what = f"sensitivity says what types cost, but nothing chooses among them: set {' or '.join(BUDGETS)}"
+            self.wrong(said["sensitivity"].place, what)
         self.tried(said["recipes"].place, lambda: check_options(options, recipes))
 
     def check_shards(self, said: Mapping[str, Said]) -> None:

@@ -16,7 +16,9 @@ from ggufsmith.convert.tensors import ConvertedTensor
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request
 from ggufsmith.pipeline.stream import CHUNK, RowSource
-from ggufsmith.quantize.measured import silently, with_budgets
+from ggufsmith.quantize.measured import silently, size_of, with_budgets
+from ggufsmith.quantize.recipes.assign import TypeOptions
+from ggufsmith.quantize.resolve import type_options
 
 # Memory, measured as peaks of whole processes: the interpreter with numpy, numba and the loaded kernels; what the
 # kernels and samples of all types take where a budget chooses among them; what is read ahead of a stream; and, of what
@@ -79,12 +81,19 @@ def _asking(
 def _solved(
     model: JobModel, wanted: WantedOutput, opener: Callable[[Request], Pass], threads: int | None
 ) -> WantedOutput:
-    """With the recipe that fits its budget best, if it has one and no recipe yet."""
-    if wanted.budget is None or wanted.recipe is not None:
+    """With the recipe that fits its budget best, if it has one and no recipe yet; with a table of sensitivities, so are
+    recipes that stand for a size.
+    """
+    make, budget = model.request.make, wanted.budget
+    if wanted.recipe is not None:
+        measured = make.sensitivity and wanted.recipe.addition and type_options(make) == TypeOptions()
+        budget = size_of(wanted.recipe) if measured else None
+    if budget is None:
         return wanted
     request = replace(model.request, write=replace(model.request.write, threads=threads))
-    (solved,) = with_budgets(request, opener, silently, budgets=(wanted.budget,))[1]
-    return replace(wanted, recipe=replace(solved.recipe, name=wanted.label))
+    (solved,) = with_budgets(request, opener, silently, budgets=(budget,))[1]
+    name = wanted.recipe.name if wanted.recipe else wanted.label
+    return replace(wanted, recipe=replace(solved.recipe, name=name))
 
 
 def memory(planned: JobPass, model: JobModel, threads: int) -> int:

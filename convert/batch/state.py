@@ -179,7 +179,7 @@ def _budget(budget: Budget) -> dict[str, Any]:
 
 
 def _recipe(recipe: Recipe) -> list[Any]:
-    return [recipe.file_type.name, *map(_override, recipe.overrides)]
+    return [recipe.file_type.name, *map(_override, recipe.overrides), *([recipe.addition] if recipe.addition else [])]
 
 
 def _override(rule: Override) -> list[Any]:

@@ -16,6 +16,9 @@
     type = "f16"
     tensors = ["blk.0.attn_v.weight"]
 
+`addition = 0.15` is for recipes that stand for a size: where types are measured (--calibrate), the rules give way to
+those that are best for the size of the file type that the recipe extends and 15 % more.
+
 A rule without conditions is for every matrix; one that names tensors or layers has to meet some. Outputs are called by
 `name = "..."`, or by the file's name.
 """
@@ -89,7 +92,7 @@ def read_recipe(path: Path, depth: int = 0) -> Recipe:
 def _recipe(name: str, document: Document, depth: int) -> Recipe:
     table, path = document.data, document.path
     source = _Source(document)
-    source.expect(table, {"name": str, "description": str, "extends": str, "rule": list}, ())
+    source.expect(table, {"name": str, "description": str, "extends": str, "rule": list, "addition": (int, float)}, ())
     if not NAME.fullmatch(table.get("name", "name")):
         raise Malformed(
             "a name may contain only letters, digits and _, because files are named after it",
@@ -104,8 +107,11 @@ def _recipe(name: str, document: Document, depth: int) -> Recipe:
     overrides = tuple(source.rule(rule, index) for index, rule in enumerate(table.get("rule", [])))
     if base.file_type.base is None and overrides:
         raise Malformed("COPY keeps every tensor; extend another recipe", where=document.place("extends"))
+    addition = table.get("addition", 0.0)
+    if not 0 <= addition <= 1:
+        raise Malformed("addition is a part of the size, from 0 to 1", where=document.place("addition"))
     name = table.get("name", name)
-    return Recipe(name, base.file_type, (*overrides, *base.overrides), table.get("description", ""))
+    return Recipe(name, base.file_type, (*overrides, *base.overrides), table.get("description", ""), float(addition))
 
 
 @dataclass(frozen=True)

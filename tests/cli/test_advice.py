@@ -24,6 +24,7 @@ import messages
 import seeing
 from ggufsmith.cli.app import app, convert_app, quant_app
 from ggufsmith.container.reader import open_gguf
+from ggufsmith.quantize.sensitivity import Sensitivity, TensorSensitivity, write_sensitivity
 
 APPS = {"gguf-convert": convert_app, "gguf-quant": quant_app, "ggufsmith": app}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
@@ -168,6 +169,12 @@ CASES = {
         "gguf-quant m.gguf -r q4_0 -r q8_0 -o x.gguf", "gguf-quant m.gguf -r q4_0 -r q8_0 --outdir new"
     ),
     "a budget and a recipe": Case("gguf-quant m.gguf -r q4_0 --target-bpw 8", "gguf-quant m.gguf -r q4_0"),
+    "a table and a recipe": Case(
+        "gguf-quant m.gguf -r q4_0 --sensitivity m.json", "gguf-quant m.gguf --match q4_0 --sensitivity m.json"
+    ),
+    "a table and fewer layers": Case(
+        "gguf-quant m.gguf --match q4_0 --sensitivity m.json --prune-layers 0", "gguf-quant m.gguf --match q4_0"
+    ),
     "entries of nothing": Case(
         "gguf-quant m.gguf -r q4_0 --include-weights blk",
         "gguf-quant m.gguf -r q4_0 --include-weights blk --imatrix i.gguf",
@@ -188,6 +195,7 @@ CASES = {
 ROOT = Path(__file__).parents[2]
 HUB = "tests/convert/hub/test_download.py::"
 WEIGHED = "tests/conformance/test_imatrix.py::test_llama_quantize_and_we_make_the_same_of_it"
+TABLE = "tests/conformance/test_sensitivity.py::test_the_command_writes_a_table_for_the_option"
 JUDGED = "tests/conformance/test_perplexity.py::test_a_recipe_is_judged_as_the_file_that_it_writes"
 # The beginnings of texts whose advice is followed by a test elsewhere.
 ELSEWHERE = {
@@ -207,6 +215,8 @@ ELSEWHERE = {
     "Name a branch, a tag or a commit": "tests/convert/hub/test_names.py::test_revisions",
     "pip install --upgrade 'ggufsmith[": "tests/cli/test_advice.py::test_what_is_to_be_installed_exists",
     "Make one for this model: ggufsmith imatrix": WEIGHED,
+    "`ggufsmith sensitivity MODEL` makes one.": TABLE,
+    "Make one of this model with `ggufsmith sensitivity`": TABLE,
     "Add --calibrate.": "tests/conformance/test_calibrated.py::test_llama_cpp_runs_the_file",
     "Pass files or folders with --text.": "tests/evaluate/test_windows.py::test_other_contradictions",
     ", or pass --context": "tests/evaluate/test_windows.py::test_texts_that_are_too_short_are_named_with_their_tokens",
@@ -265,11 +275,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "t.j2").write_text("{{ title }}", encoding="utf-8")
     (home / "old.toml").write_text("mine", encoding="utf-8")
     (home / "jobs.toml").write_text(JOB, encoding="utf-8")
+    write_table(home)
     write_small_models(home)
     return home
 
 
 JOB = "output = 'out'\n[defaults]\nrecipes = 'q8_0'\n[[model]]\nsource = 'model'\n"
+
+
+def write_table(home: Path) -> None:
+    """What types cost m.gguf."""
+    with open_gguf(home / "m.gguf") as file:
+        shapes = {name: info.shape for name, info in file.tensors.items() if len(info.shape) > 1}
+    tensors = {name: TensorSensitivity(shape, {"Q4_K": 0.1, "Q8_0": 0.01}) for name, shape in shapes.items()}
+    write_sensitivity(Sensitivity(tensors, "none", 512, ""), home / "m.json")
 
 
 def write_checkpoints(home: Path) -> None:

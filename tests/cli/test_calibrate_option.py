@@ -33,6 +33,10 @@ def test_it_may_stand_alone(typed: str, meant: str) -> None:
         ("--calibrate", "options for quantizing were given, but no recipe"),
         ("--calibrate -r q4_0 --effort huge", "unknown effort 'huge'"),
         ("--calibrate -r q4_0 --imatrix auto", "--imatrix cannot be combined with --calibrate"),
+        ("--calibrate -r q4_0 --match q4_0", "recipes and types cannot be given as well"),
+        ("--sensitivity t.json -r q4_0", "--sensitivity says what types cost, but nothing chooses among them"),
+        ("--match q4_0 --target-bpw 4", "--target-bpw and --match cannot be used together"),
+        ("--match q9", "there is no recipe 'q9'"),
         ("--calibrate -r q4_0", "pip install --upgrade 'ggufsmith[eval]'"),
     ],
 )

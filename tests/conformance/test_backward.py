@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import checkpoints
 import zoo
-from ggufsmith.container.errors import Malformed
-from ggufsmith.evaluate import backward
+from ggufsmith.container.errors import Malformed, NoSpace
+from ggufsmith.evaluate import backward, forward
 from ggufsmith.evaluate.backward import EmbeddingFisher, Finished, HeadFisher, Told, run_backward
 from ggufsmith.evaluate.skeleton import build_skeleton
 from ggufsmith.evaluate.variants import opened_model
@@ -195,6 +195,14 @@ def test_nothing_depends_on_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert np.array_equal(one[1].labels, two[1].labels) and np.array_equal(one[1].outputs, two[1].outputs)
     monkeypatch.setattr(backward, "SEED", 5)
     assert not np.array_equal(streamed(folder)[1].labels, one[1].labels)
+
+
+def test_hidden_states_that_no_disk_holds() -> None:
+    with (
+        pytest.raises(NoSpace, match="the hidden states of the text need"),
+        forward.room((1 << 20, 1 << 20, 1 << 12), 0),
+    ):
+        pass
 
 
 def test_windows_that_cannot_be_run(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What types cost, as it is measured, against sums over the whole model; and the files that are chosen by it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from llama_models import logits
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 import checkpoints
 from ggufsmith.calibrate import measure
@@ -18,6 +20,7 @@ from ggufsmith.calibrate.fisher import FisherCollector
 from ggufsmith.calibrate.measure import measure_sensitivity
 from ggufsmith.calibrate.ready import Readied, readied
 from ggufsmith.calibrate.run import calibrated
+from ggufsmith.cli.app import app
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.reader import open_gguf
@@ -171,6 +174,23 @@ def test_a_table_that_is_there_is_used(tmp_path: Path, monkeypatch: pytest.Monke
     asked = request(source, match=("q4_K_M",), sensitivity=tmp_path / "t.json", **options(tmp_path, "fast"))
     assert make(asked)[1] == [measured] and measured.read_bytes() == before
     assert read_sensitivity(tmp_path / "t.json").effort == "fast"
+
+
+def test_the_command_writes_a_table_for_the_option(tmp_path: Path) -> None:
+    source = checkpoints.write("llama", tmp_path / "Tiny-2M-v1.0", num_hidden_layers=1)
+    words = ["sensitivity", str(source), "--text", str(text(tmp_path)), "--chunks", "1", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*words, "--effort", "none", "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    path = source / "Tiny-2M-v1.0-sensitivity.json"
+    assert report["output"] == str(path) and report["tokens"] == 512
+    assert report["tensors"] == len(read_sensitivity(path).tensors) == 9
+    words = ["convert", str(source), "--match", "q4_K_M", "--sensitivity", str(path), "-o", str(tmp_path / "m.gguf")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and "predicted KL divergence" in " ".join(done.output.split()), done.output
+    for wrong, code, said in ((["--effort", "huge"], 2, "unknown effort 'huge'"), (["--no-overwrite"], 6, "exists")):
+        done = CliRunner().invoke(app, ["sensitivity", str(source), *wrong])
+        assert done.exit_code == code and said in done.output
 
 
 def test_with_the_best_effort_files_are_measured(tmp_path: Path) -> None:

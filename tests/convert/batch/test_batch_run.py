@@ -26,7 +26,8 @@ from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
 from ggufsmith.convert.open import open_pass
 from ggufsmith.quantize.measured import silently, with_budgets
-from requesting import request, run
+from ggufsmith.quantize.sensitivity import Sensitivity, TensorSensitivity, write_sensitivity
+from requesting import opened, request, run
 
 HEAD = 'output = "out"\n[defaults]\nrecipes = ["q4_K_M", "q8_0"]\n'
 RECIPES = ("q4_K_M", "q8_0")
@@ -140,6 +141,28 @@ def test_targets(home: Path) -> None:
     assert statuses(jobs.run(path)) == {"A": "finished"}
     (outcome,) = jobs.run(jobs.write(home / "jobs.toml", HEAD, [entry.replace("5.5", "5.25")]))
     assert outcome.new == {"5.25 bpw"}
+
+
+def test_matches_by_a_table(home: Path) -> None:
+    with opened(request(home / "A", "q4_0")) as planned:
+        matrices = {each.name: each.shape for each in planned.tensors if len(each.shape) > 1}
+    tensors = {name: TensorSensitivity(shape, {"Q4_K": 0.01, "Q8_0": 0.001}) for name, shape in matrices.items()}
+    write_sensitivity(Sensitivity(tensors, "none", 512, ""), home / "A.json")
+    path = jobs.write(
+        home / "jobs.toml", HEAD, ['source = "A"\nrecipes = []\nmatch = ["q5_0"]\nsensitivity = "{model}.json"']
+    )
+    (outcome,) = jobs.run(path)
+    assert outcome.status == "done", outcome.error
+    (made,) = outcome.made
+    assert made.label == "match q5_0" and [each.name for each in made.files] == ["A-Q5_0_MATCH.gguf"]
+    assert "predicted KL divergence" in made.notes[0] and set(made.types) == {"F32", "Q4_K", "Q8_0"}
+    asked = request(home / "A", outfile=home / "alone.gguf", match=("q5_0",), sensitivity=home / "A.json")
+    run(with_budgets(asked, open_pass, silently)[0])
+    assert file_sha256(home / "alone.gguf") == file_sha256(home / "out/A/A-Q5_0_MATCH.gguf")
+    assert statuses(jobs.run(path)) == {"A": "finished"}
+    tensors.popitem()
+    write_sensitivity(Sensitivity(tensors, "none", 512, ""), home / "A.json")
+    assert statuses(jobs.run(path)) == {"A": "done"}
 
 
 def test_options_of_types_and_shards(home: Path) -> None:

@@ -215,15 +215,14 @@ def test_shipped_files(name: str) -> None:
     recipe = recipe_of(name.lower())
     assert recipe.description and recipe.overrides
     found = formats(recipe, model(blocks=16))
-    edges = {found["token_embd.weight"], found["output.weight"]}
+    edges = ("token_embd.weight", "output.weight")
     if name.endswith("_DYN"):
-        assert edges == {"Q5_K"}
-        for part in ("attn_output", "ffn_down"):
-            kinds = [found[f"blk.{block}.{part}.weight"] for block in range(8)]
-            ends, middle = kinds[:2] + kinds[6:], set(kinds[2:6])
-            assert set(ends) == {"IQ4_XS"} and middle in ({"IQ2_XXS"}, {"IQ3_S"})
+        base = formats(Recipe(recipe.file_type.name, recipe.file_type), model(blocks=16))
+        assert all(found[edge] == base[edge] for edge in edges)
+        assert found["blk.0.ffn_up.weight"] != found["blk.4.ffn_up.weight"]
+        assert found["blk.4.attn_k.weight"] != base["blk.4.attn_k.weight"]
     else:
-        assert edges == {"Q8_0"}
+        assert {found[edge] for edge in edges} == {"Q8_0"}
 
 
 def test_extending(tmp_path: Path) -> None:
@@ -330,3 +329,36 @@ def test_written_files_are_read_back(tmp_path: Path) -> None:
     assert recipe.name == "Q5_X"
     found = formats(recipe, model())
     assert {name: found[name] for name in chosen} == chosen
+
+
+LLAMA_3_8B = {
+    **dict.fromkeys(("attn_q", "attn_output"), (4096, 4096)),
+    **dict.fromkeys(("attn_k", "attn_v"), (1024, 4096)),
+    **dict.fromkeys(("ffn_gate", "ffn_up"), (14336, 4096)),
+    "ffn_down": (4096, 14336),
+}
+# Of the published mixes, at the shape of Llama-3-8B.
+ADDITIONS = {"iq1_s": 0.3e9, "iq1_m": 0.3e9, "iq2_xxs": 0.1e9, "iq2_xs": 0.1e9, "iq2_s": 0.2e9}
+
+
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_dynamic_recipes_stay_within_the_published_additions(name: str) -> None:
+    """And no matrix has fewer bits than in the recipe that they extend."""
+    shapes = {f"blk.{k}.{part}.weight": shape for k in range(32) for part, shape in LLAMA_3_8B.items()}
+    shapes |= dict.fromkeys(("token_embd.weight", "output.weight"), (128256, 4096))
+    tensors = [Stored(each, shapes[each], BF16) for each in file_order(shapes)]
+    facts = Facts("llama", 32, heads=32, kv_heads=8, importance=True)
+    base, dynamic = (assign(recipe_of(each), tensors, facts) for each in (name, f"{name}_dyn"))
+    size, larger = (sum(each.nbytes for each in several) for several in (base, dynamic))
+    assert 0.85 * ADDITIONS[name] < larger - size <= ADDITIONS[name]
+    assert all(new.nbytes >= old.nbytes for old, new in zip(base, dynamic, strict=True))
+    recipe = recipe_of(f"{name}_dyn")
+    assert recipe.addition * size <= ADDITIONS[name] < (recipe.addition + 0.002) * size
+    assert base[0].format is dynamic[0].format, "embeddings are as they were"
+
+
+def test_an_addition_is_a_part(tmp_path: Path) -> None:
+    for text, said in (("1.5", "from 0 to 1"), ("-0.1", "from 0 to 1"), ('"x"', "addition cannot be 'x'")):
+        (tmp_path / "r.toml").write_text(f'extends = "q4_0"\naddition = {text}\n', encoding="utf-8")
+        with pytest.raises(Malformed, match=said):
+            read_recipe(tmp_path / "r.toml")

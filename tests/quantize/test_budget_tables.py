@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,32 @@ def test_a_matched_file_is_written(model: Path, tmp_path: Path) -> None:
     run(asked)
     (path,) = tmp_path.glob("*.gguf")
     assert path.stat().st_size == answer.size and path.name.startswith("Tiny-1M-Q5_")
+
+
+GROWN = 'extends = "q4_0"\naddition = 0.2\n[[rule]]\ntype = "q8_0"\nrole = "attn_v"\n'
+
+
+def test_a_recipe_that_stands_for_a_size(model: Path, tmp_path: Path) -> None:
+    """By its rules without a table; with one, the best types for the size of what it extends and so much more."""
+    (tmp_path / "grown.toml").write_text(GROWN, encoding="utf-8")
+    write_sensitivity(table(model, ffn_down=100.0), tmp_path / "t.json")
+    recipes = ("q4_0", str(tmp_path / "grown.toml"))
+    with opened(request(model, *recipes, outdir=tmp_path)) as planned:
+        base, by_rules = (output.size for output in planned.outputs)
+        by_rules_types = planned.outputs[1].types
+        assert {spec.format.name for spec in planned.outputs[1].shards.whole.tensors} == {"Q4_0", "Q8_0", "F32"}
+    asked = request(model, *recipes, outdir=tmp_path, sensitivity=tmp_path / "t.json")
+    made, answers = with_budgets(asked, open_file_pass, silently)
+    with opened(made) as planned:
+        same, grown = planned.outputs
+        types = {spec.name: spec.format.name for spec in grown.shards.whole.tensors}
+    assert answers == () and same.size == base and grown.path.name == "Tiny-1M-GROWN.gguf"
+    assert 1.1 * base < grown.size <= 1.2 * base and grown.size != by_rules
+    assert all(type == "Q8_0" for name, type in types.items() if "ffn_down" in name)
+    for sensitivity in (tmp_path / "t.json", None):
+        changed = replace(asked, make=replace(asked.make, tensor_types=("attn_q=q5_0",), sensitivity=sensitivity))
+        with opened(with_budgets(changed, open_file_pass, silently)[0]) as planned:
+            assert planned.outputs[1].types["Q8_0"] == by_rules_types["Q8_0"], "options leave the rules as they are"
 
 
 @pytest.mark.parametrize(
