@@ -28,6 +28,7 @@ from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
 from ggufsmith.convert.dequantize.detect import table
 from ggufsmith.convert.lora.peft import OTHER_MEANINGS, REWRITES_BASE
+from ggufsmith.convert.projectors import PROJECTORS
 from ggufsmith.evaluate.judged import Evaluation
 
 DOCS = Path(__file__).resolve().parent
@@ -123,6 +124,16 @@ def models() -> list[str]:
     return rows
 
 
+def projectors() -> list[str]:
+    """One row per projector."""
+    rows = ["| projector | Hugging Face classes | models | for |", "|---|---|---|---|"]
+    for record in PROJECTORS:
+        classes = ", ".join(f"`{name}`" for name in record.classes)
+        senses = " and ".join({"vision": "images", "audio": "sound"}[each.kind] for each in record.encoders)
+        rows.append(f"| {record.type} | {classes} | {record.models} | {senses} |")
+    return rows
+
+
 def harness() -> list[str]:
     """One row per tiny model that is compared with llama.cpp and transformers."""
     rows = [
@@ -161,7 +172,7 @@ def keyless() -> list[str]:
 
 SECTIONS: Mapping[str, Callable[[], list[str]]] = {
     section.__name__: section
-    for section in (schemes, refused_adapters, old_files, models, harness, tables, keys, keyless)
+    for section in (schemes, refused_adapters, old_files, models, projectors, harness, tables, keys, keyless)
 }
 
 

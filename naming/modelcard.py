@@ -350,7 +350,7 @@ def _running(files: Sequence[CardFile], publisher: Publisher) -> Iterator[str]:
 def _seeing(model: str, projector: CardFile, hub: str | None) -> Iterator[str]:
     """How the model gets images or sound. hub: the arguments that find both files there."""
     source = hub or f"-m {model} --mmproj {_quoted(projector.names[0])}"
-    found = "; it finds the projector in the repository by itself" if hub else ""
+    found = "; llama.cpp finds the projector in the repository by itself" if hub else ""
     yield f"With {' or '.join(projector.senses)}{found}:"
     examples = [EXAMPLES[sense] for sense in projector.senses]
     lines = [f"llama-mtmd-cli {source} --{flag} {name} -p {_quoted(prompt)}" for flag, name, prompt in examples]
