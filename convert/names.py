@@ -17,7 +17,7 @@ UNMERGED = re.compile(r"\.(lora_\w+|base_layer|original_module|modules_to_save|t
 
 def plain_name(name: str) -> str:
     """Without the place of a language model inside another, and experts under the name they have in most models."""
-    return SWITCH.sub(".mlp.experts.", name.replace("language_model.", ""))
+    return SWITCH.sub(".mlp.experts.", name.replace("language_model.", "").replace("text_model.", ""))
 
 
 def without_wrappers(name: str) -> str:

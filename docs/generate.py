@@ -31,6 +31,7 @@ from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
 from ggufsmith.convert.dequantize.detect import table
 from ggufsmith.convert.lora.peft import OTHER_MEANINGS, REWRITES_BASE
+from ggufsmith.convert.projectors import PROJECTORS
 from ggufsmith.evaluate.judged import Evaluation
 from ggufsmith.keywords import (
     ConvertKeywords,
@@ -149,6 +150,16 @@ def models() -> list[str]:
     return rows
 
 
+def projectors() -> list[str]:
+    """One row per projector."""
+    rows = ["| projector | Hugging Face classes | models | for |", "|---|---|---|---|"]
+    for record in PROJECTORS:
+        classes = ", ".join(f"`{name}`" for name in record.classes)
+        senses = " and ".join({"vision": "images", "audio": "sound"}[each.kind] for each in record.encoders)
+        rows.append(f"| {record.type} | {classes} | {record.models} | {senses} |")
+    return rows
+
+
 def harness() -> list[str]:
     """One row per tiny model that is compared with llama.cpp and transformers."""
     rows = [
@@ -264,6 +275,7 @@ SECTIONS: Mapping[str, Callable[[], list[str]]] = {
         refused_adapters,
         old_files,
         models,
+        projectors,
         harness,
         tables,
         keys,

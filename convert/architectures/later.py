@@ -25,12 +25,12 @@ LATER = frozenset(
     GraniteMoeSWAForCausalLM GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration
     GraniteSWAForCausalLM GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM
     HrmTextForCausalLM HunYuanMoEV1ForCausalLM HunYuanVLForConditionalGeneration HYV3ForCausalLM HYV4ForCausalLM
-    Idefics3ForConditionalGeneration InternLM2ForCausalLM InternLM3ForCausalLM InternVisionModel
+    InternLM2ForCausalLM InternLM3ForCausalLM InternVisionModel
     IQuestCoderForCausalLM JAISLMHeadModel JambaForCausalLM JanusForConditionalGeneration JinaBertForMaskedLM
     JinaBertModel JinaEmbeddingsV5Model KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration
     KimiLinearForCausalLM KimiLinearModel KimiVLForConditionalGeneration KORMoForCausalLM LagunaForCausalLM
     Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model
-    Lfm2VlForConditionalGeneration LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel
+    LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel
     LLaDAMoEModelLM LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaForConditionalGeneration
     LlavaStableLMEpochForCausalLM MaincoderForCausalLM Mamba2ForCausalLM MambaForCausalLM MambaLMHeadModel
     MapleForCausalLM MellumForCausalLM MERaLiON2ForConditionalGeneration MiMoV2FlashForCausalLM

@@ -1,4 +1,4 @@
-"""The language models of those that see: Qwen-VL and Mistral 3. Their encoders are left out."""
+"""The language models of those that see: Qwen-VL, Mistral 3, SmolVLM, LFM2-VL. Their encoders are left out."""
 
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ from ggufsmith.convert.architecture import ConfigKey, Dims, Fused, copy
 from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3, QWEN3_MOE
 from ggufsmith.convert.architectures.groups import PACKED_EXPERTS, VISION_TOWER, T, mrope_sections, rope_field
 from ggufsmith.convert.architectures.latent import MISTRAL4
+from ggufsmith.convert.architectures.lfm2 import LFM2
 from ggufsmith.convert.config import Config
 
 
@@ -87,4 +88,19 @@ MISTRAL3 = replace(
     variants={"mistral4": MISTRAL4},
 )
 
-VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3)
+SMOLVLM = replace(
+    LLAMA,
+    classes=("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration"),
+    models="SmolVLM, Idefics 3 (text)",
+    drop={**LLAMA.drop, **VISION_TOWER, "connector.": next(iter(VISION_TOWER.values()))},
+    pooling=False,
+)
+LFM2VL = replace(
+    LFM2,
+    classes=("Lfm2VlForConditionalGeneration",),
+    models="LFM2-VL (text)",
+    drop={**LFM2.drop, **VISION_TOWER},
+    pooling=False,
+)
+
+VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LFM2VL)

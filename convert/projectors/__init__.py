@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
-from ggufsmith.convert.projectors.gemma import GEMMA
+from ggufsmith.convert.projectors.gemma4 import GEMMA4
+from ggufsmith.convert.projectors.llama4 import LLAMA4
 from ggufsmith.convert.projectors.pixtral import PIXTRALS
 from ggufsmith.convert.projectors.qwen import QWEN
 from ggufsmith.convert.projectors.record import Projector
+from ggufsmith.convert.projectors.siglip import SIGLIP
 
-PROJECTORS = (*QWEN, *GEMMA, *PIXTRALS)
+PROJECTORS = (*QWEN, *SIGLIP, GEMMA4, *PIXTRALS, LLAMA4)
 PROJECTOR_OF_CLASS: Mapping[str, Projector] = {name: record for record in PROJECTORS for name in record.classes}

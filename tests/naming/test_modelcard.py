@@ -261,3 +261,38 @@ def test_a_header_stays_in_its_place(tmp_path: Path) -> None:
     assert all("<script>" not in block and "rm -rf" not in block.replace("\\`\\`\\`sh rm -rf", "") for block in outside)
     assert "`a b'$(touch x)&#124;.gguf`" in text
     assert "llama-cli -m 'a b'\\''$(touch x)|`.gguf'" in text
+
+
+SEEING = CardFile(("mmproj-Tiny-F16.gguf",), 8 * 10**8, 16.3, "F16", senses=("images",))
+
+
+def test_a_model_that_sees() -> None:
+    text = card(files=[*FILES, SEEING])
+    assert "pipeline_tag: image-text-to-text" in text
+    assert "| `mmproj-Tiny-F16.gguf` | F16 | 16.30 | 800.0 MB | For images, with any of the models |" in text
+    assert (
+        "llama-mtmd-cli -m Tiny-Q4_K_M.gguf --mmproj mmproj-Tiny-F16.gguf --image image.jpg -p 'What is in this image?'"
+        in text
+    )
+    assert "llama-server -m Tiny-Q4_K_M.gguf --mmproj mmproj-Tiny-F16.gguf" in text
+    assert "FROM ./Tiny-Q4_K_M.gguf\nFROM ./mmproj-Tiny-F16.gguf" in text
+    assert "llama-cli -m Tiny-Q4_K_M.gguf" in text
+
+
+def test_a_model_that_hears_too() -> None:
+    both = CardFile(("mmproj-a b.gguf",), 8 * 10**8, 16.3, "F16", senses=("images", "sound"))
+    text = card(files=[*FILES, both])
+    assert "pipeline_tag: any-to-any" in text
+    assert "With images or sound:" in text
+    assert "--mmproj 'mmproj-a b.gguf' --audio sound.wav -p 'What is said?'" in text
+
+
+def test_a_published_model_that_sees() -> None:
+    text = card(files=[*FILES, SEEING], publisher=Publisher(repo="me/Tiny-GGUF"))
+    assert "With images; llama.cpp finds the projector in the repository by itself:" in text
+    assert "llama-mtmd-cli -hf me/Tiny-GGUF:Q4_K_M --image image.jpg" in text
+
+
+def test_a_projector_alone() -> None:
+    text = card(files=[SEEING])
+    assert "llama-mtmd-cli" not in text

@@ -1,11 +1,8 @@
-"""The encoders of Gemma 3, which is SigLIP, and of Gemma 4, which sees and hears."""
+"""The encoders of Gemma 4, which sees and hears."""
 
-import math
-
-from gguf.constants import Keys, VisionProjectorType
+from gguf.constants import VisionProjectorType
 
 from ggufsmith.container.values import f32, string, u32
-from ggufsmith.convert.ops import AddOne
 from ggufsmith.convert.projectors.groups import (
     AUDIO_KEYS,
     HARMLESS,
@@ -16,7 +13,6 @@ from ggufsmith.convert.projectors.groups import (
     V,
     config_value,
     epsilon,
-    layers,
     number,
     rope_base,
     text_size,
@@ -25,7 +21,6 @@ from ggufsmith.convert.projectors.groups import (
 from ggufsmith.convert.projectors.ops import Bound, PixelsToPlanes, Softplus
 from ggufsmith.convert.projectors.record import (
     CONVOLUTION,
-    HALF,
     SINGLE,
     EncoderRecord,
     Projector,
@@ -37,69 +32,6 @@ from ggufsmith.convert.projectors.record import (
     weight,
 )
 from ggufsmith.convert.reorder import Squeeze
-
-# -- Gemma 3 ----------------------------------------------------------------------------------------------------------
-
-
-def pooled(facts: ProjectorFacts) -> int:
-    """How many patches each side of an image's token stands for."""
-    tokens = (
-        facts.text.integer("mm_tokens_per_image") or facts.processor.integer("image_seq_length", default=256) or 256
-    )
-    return facts.size("image") // facts.size("patch") // max(math.isqrt(max(tokens, 1)), 1)
-
-
-GEMMA3 = EncoderRecord(
-    "vision",
-    "vision_config",
-    ("vision_tower.", "multi_modal_projector."),
-    sizes={
-        "text": text_size,
-        "image": number("image_size"),
-        "patch": number("patch_size"),
-        "embd": number("hidden_size"),
-        "ff": number("intermediate_size"),
-        "blocks": number("num_hidden_layers"),
-        "heads": number("num_attention_heads"),
-        "positions": lambda facts: (facts.size("image") // facts.size("patch")) ** 2,
-        "pooled": pooled,
-    },
-    tensors=(
-        *biased("v.patch_embd", "vision_tower.embeddings.patch_embedding", "embd 3 patch patch", types=SINGLE),
-        *weight("v.position_embd", "vision_tower.embeddings.position_embedding", "positions embd", types=SINGLE),
-        *layers(
-            "vision_tower.encoder.layers.{}",
-            ("ln1", "layer_norm1", "embd"),
-            ("ln2", "layer_norm2", "embd"),
-            ("attn_q", "self_attn.q_proj", "embd embd"),
-            ("attn_k", "self_attn.k_proj", "embd embd"),
-            ("attn_v", "self_attn.v_proj", "embd embd"),
-            ("attn_out", "self_attn.out_proj", "embd embd"),
-            ("ffn_up", "mlp.fc1", "ff embd"),
-            ("ffn_down", "mlp.fc2", "embd ff"),
-        ),
-        *biased("v.post_ln", "vision_tower.post_layernorm", "embd"),
-        # llama.cpp multiplies by it turned, in half precision (ggml-org/llama.cpp#13025).
-        ProjectorRule(
-            "mm.input_projection.weight",
-            "multi_modal_projector.mm_input_projection_weight",
-            "embd text",
-            types=HALF,
-        ),
-        *weight("mm.soft_emb_norm", "multi_modal_projector.mm_soft_emb_norm", "embd", op=lambda facts: AddOne()),
-    ),
-    keys=(
-        *VISION_KEYS,
-        ProjectorKey(Keys.Clip.PROJECTOR_TYPE, string, fixed(VisionProjectorType.GEMMA3)),
-        epsilon(config_value("layer_norm_eps", 1e-6)),
-        USE_GELU,
-        ProjectorKey(V.Projector.SCALE_FACTOR, u32, unless(4, "pooled")),
-    ),
-    require={"hidden_act": ("gelu_pytorch_tanh",)},
-    harmless=HARMLESS,
-)
-
-# -- Gemma 4 ----------------------------------------------------------------------------------------------------------
 
 CLIPPED = ("input_min", "input_max", "output_min", "output_max")
 
@@ -308,19 +240,9 @@ GEMMA4_AUDIO = EncoderRecord(
     optional=True,
 )
 
-GEMMA = (
-    Projector(
-        ("Gemma3ForConditionalGeneration",),
-        "Gemma 3",
-        VisionProjectorType.GEMMA3,
-        (GEMMA3,),
-        renamed={"vision_tower.vision_model.": "vision_tower."},
-        drop={"vision_tower.head.": "a head that Gemma does not use"},
-    ),
-    Projector(
-        ("Gemma4ForConditionalGeneration",),
-        "Gemma 4",
-        f"{VisionProjectorType.GEMMA4V}, {VisionProjectorType.GEMMA4A}",
-        (GEMMA4_VISION, GEMMA4_AUDIO),
-    ),
+GEMMA4 = Projector(
+    ("Gemma4ForConditionalGeneration",),
+    "Gemma 4",
+    f"{VisionProjectorType.GEMMA4V}, {VisionProjectorType.GEMMA4A}",
+    (GEMMA4_VISION, GEMMA4_AUDIO),
 )
