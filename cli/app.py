@@ -19,6 +19,7 @@ from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.modelfile import modelfile
 from ggufsmith.cli.name import name
 from ggufsmith.cli.options import Version
+from ggufsmith.cli.push import push
 from ggufsmith.cli.quant import quant
 from ggufsmith.cli.recipes import recipes
 from ggufsmith.cli.split import merge, split
@@ -41,7 +42,7 @@ for command, alone in ((convert, convert_app), (quant, quant_app)):
         title = command.__name__
         program.command(title, cls=Command, epilog=epilog(title), no_args_is_help=True)(command)
 app.command(cls=Command, epilog=BATCH_EXAMPLES, no_args_is_help=True)(batch)
-for command in (imatrix, recipes, inspect, verify, name, split, merge, card, modelfile, which, to_hf):
+for command in (imatrix, recipes, inspect, verify, name, split, merge, card, push, modelfile, which, to_hf):
     title = command.__name__.replace("_", "-")
     app.command(title, cls=Command, epilog=epilog(title), no_args_is_help=command is not recipes)(command)
 

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ from ggufsmith.cli.options import AsJson, Quiet, with_records
 from ggufsmith.pipeline.request import WriteOptions
 
 if TYPE_CHECKING:
+    from ggufsmith.batch_push import PushingWatcher
     from ggufsmith.convert.batch.jobfile import JobFile
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
-    from ggufsmith.convert.batch.run import BatchOptions, Draft, Imatrices
+    from ggufsmith.convert.batch.run import BatchOptions, Draft, Imatrices, Watcher
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -195,8 +196,10 @@ def _run(
     started = time.perf_counter()
     outcomes: list[Outcome] = []
     try:
-        with board(quiet or machine) as watch:
-            run_job(job, options, watch, outcomes)
+        with board(quiet or machine) as watch, _pushing(job, watch) as pushing:
+            run_job(job, options, pushing or watch, outcomes)
+            if pushing is not None:
+                outcomes[:] = pushing.published(outcomes)
     finally:  # an interrupted job reports too
         seconds = time.perf_counter() - started
         body = as_dict(job_report(outcomes, seconds))
@@ -211,6 +214,15 @@ def _run(
     elif code or not quiet:
         (render.err if code else render.out).print(shown(verdict(outcomes), LINE), markup=False)
     return code
+
+
+def _pushing(job: "JobFile", watch: "Watcher") -> "AbstractContextManager[PushingWatcher | None]":
+    """What publishes the models of the job; None if it names no repository."""
+    if not any(model.settings["push"] for model in job.models):
+        return nullcontext()
+    from ggufsmith.batch_push import PushingWatcher
+
+    return PushingWatcher(job, watch)
 
 
 def _annotate(lines: Iterator[str], machine: bool) -> None:

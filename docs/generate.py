@@ -61,6 +61,7 @@ COMMANDS = {
             "split",
             "merge",
             "card",
+            "push",
             "modelfile",
             "which",
             "to-hf",
