@@ -24,7 +24,7 @@ class PushingWatcher(Watcher):
     Usage, before anything is done, without a token and for a name that is none.
     """
 
-    def __init__(self, job: JobFile, watch: Watcher) -> None:
+    def __init__(self, job: JobFile, watch: Watcher, thread_name: str = "upload") -> None:
         self.watch = watch
         self._repositories: dict[Path, tuple[PushTask, Repository]] = {}
         for model in job.models:
@@ -32,7 +32,7 @@ class PushingWatcher(Watcher):
                 task = _task(model)
                 self._repositories[model.key] = task, repository_of(task)
         self._uploads: dict[Path, Future[Uploaded]] = {}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=thread_name)
 
     def __enter__(self) -> Self:
         return self

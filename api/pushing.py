@@ -103,7 +103,9 @@ class Pushing:
 
         if options.push is None:
             if options.create or options.private or options.replace:
-                raise Usage("--create, --private and --replace are about --push", fix="Add --push ORG/NAME.")
+                raise Usage(
+                    "--create, --private and --replace are about --push", fix="Leave them out, or add --push ORG/NAME."
+                )
             return cls(options)
         task = PushTask((), options.push, token, options.create, options.private, options.replace)
         return cls(options, repository_of(task))

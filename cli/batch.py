@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -40,6 +41,7 @@ ggufsmith batch jobs.toml --shard 2/4
 2 usage, 4 the job file is wrong and nothing was done, 5 no space for all outputs, 130 or 143 interrupted
 """
 
+UPLOAD = "ggufsmith-upload"  # what the names of threads that upload begin with
 LINE = 4000  # characters of the last line
 
 
@@ -156,13 +158,14 @@ def _imatrices(job: "JobFile", threads: int | None) -> "Iterator[Imatrices | Non
 
 
 def _leave(code: int) -> None:
-    """End the process at once if threads of an interrupted job are in a flush or a check that takes long."""
+    """End the process at once if threads of an interrupted job are in a flush, a check or an upload that takes long."""
     import sys
 
     if "ggufsmith.convert.batch.run" in sys.modules:
         from ggufsmith.convert.batch.run import abandoned
 
-        if abandoned():
+        uploads = any(thread.name.startswith(UPLOAD) for thread in threading.enumerate())
+        if abandoned() or uploads:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -222,7 +225,7 @@ def _pushing(job: "JobFile", watch: "Watcher") -> "AbstractContextManager[Pushin
         return nullcontext()
     from ggufsmith.batch_push import PushingWatcher
 
-    return PushingWatcher(job, watch)
+    return PushingWatcher(job, watch, thread_name=UPLOAD)
 
 
 def _annotate(lines: Iterator[str], machine: bool) -> None:
