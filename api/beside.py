@@ -86,7 +86,7 @@ class Beside:
         if options.provenance:
             lines += [("record", str(path)) for path in _records(planned, hashed, self.display)]
         if options.card:
-            lines.append(("card", str(_card(outputs, digests, options.card_template))))
+            lines.append(("card", str(_card(outputs, digests, options.card_template, options.push))))
         return hashed, lines
 
 
@@ -145,14 +145,14 @@ def _records(planned: "Pass", entries: Sequence["OutputReport"], display: Displa
         yield path
 
 
-def _card(outputs: Sequence["OutputFile"], digests: Mapping[str, str], template: Path | None) -> Path:
+def _card(outputs: Sequence["OutputFile"], digests: Mapping[str, str], template: Path | None, repo: str | None) -> Path:
     from ggufsmith.naming.cardfacts import Publisher
     from ggufsmith.naming.filecard import card_of, write_card
 
     path = _card_path(outputs)
     text = card_of(
         [output.paths[0] for output in outputs],
-        Publisher(None, None, None),
+        Publisher(repo),
         digest=lambda file: digests[file.name],
         template=template,
     )

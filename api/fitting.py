@@ -20,7 +20,7 @@ MAX_TABLE = 2**24  # bytes
 
 
 @dataclass(frozen=True)
-class Fit:
+class RecipeFit:
     """One recipe beside the memory that there is. All sizes in bytes.
 
     divergence: from the source, if it was measured. fits: with cache and buffers. best: of those that fit.
@@ -47,10 +47,10 @@ class Fitting:
     cache_type: str
     cache: int
     buffers: int
-    recipes: Sequence[Fit]
+    recipes: Sequence[RecipeFit]
 
     @property
-    def best(self) -> Fit | None:
+    def best(self) -> RecipeFit | None:
         """The recommended recipe; None if none fits."""
         return next((fit for fit in self.recipes if fit.best), None)
 
@@ -98,7 +98,7 @@ def fitting_of(
             continue
         needed = entry["bytes"] + cache + buffers
         found.append(
-            Fit(
+            RecipeFit(
                 shown(name),
                 entry["bits_per_weight"],
                 entry["bytes"],
@@ -112,7 +112,7 @@ def fitting_of(
     return Fitting(model, there, wanted, kind, cache, buffers, list(_marked(ranked)))
 
 
-def _marked(fits: Sequence[Fit]) -> Iterator[Fit]:
+def _marked(fits: Sequence[RecipeFit]) -> Iterator[RecipeFit]:
     """The best marked: the least measured loss, or else the largest of the usual types."""
     from dataclasses import replace
 
@@ -141,7 +141,7 @@ def read_losses(path: Path) -> dict[str, float]:
     from ggufsmith.quantize.recipes.files import recipe_name
 
     if not path.is_file():
-        raise Usage("there is no such table", where=path, fix="Make one with ggufsmith eval --csv FILE.")
+        raise Usage("there is no such table", where=path, fix="Write one with `ggufsmith eval`, by its option --csv.")
     if path.stat().st_size > MAX_TABLE:
         raise Malformed(f"a table of more than {MAX_TABLE} bytes is not read", where=path)
     found: dict[str, float] = {}
@@ -153,7 +153,7 @@ def read_losses(path: Path) -> dict[str, float]:
             if known and math.isfinite(value):
                 found.setdefault(known.upper(), value)  # the first row of a file is that over all domains
     except (UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError, AttributeError):
-        fix = "Make one with ggufsmith eval --csv FILE."
+        fix = "Write one with `ggufsmith eval`, by its option --csv."
         raise Malformed("this is not a table of ggufsmith eval", where=path, fix=fix) from None
     return found
 

@@ -91,6 +91,10 @@ class WritingKeywords(TypedDict, total=False):
     sha256: bool
     provenance: bool
     card: bool
+    push: str | None
+    create: bool
+    private: bool
+    replace: bool
     modelfile: bool
     card_template: StrPath | None
 

@@ -41,7 +41,8 @@ def cache_type(name: str) -> Format:
 def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
     """Bytes of the cache for so many tokens, states of recurrent layers included; 0 for a model without one.
 
-    metadata: of the model. Where the header leaves something open, the larger number.
+    metadata: of the model. Where the header leaves something open, the larger number. With flash attention, as
+    programs have it by default.
     """
     model = _Hyper(metadata)
     cells, window = _padded(context), model.window
@@ -73,7 +74,7 @@ class _Hyper:
     def __init__(self, metadata: Metadata) -> None:
         self.metadata = metadata
         self.name = str(self._data("general.architecture") or "")
-        self.layers = self.number("block_count")
+        self.layers = self.number("block_count") - self.number("nextn_predict_layers")  # which are not run
 
     def _data(self, key: str) -> Any:
         value = self.metadata.get(key)
@@ -134,6 +135,9 @@ class _Hyper:
 
     def is_recurrent(self, layer: int) -> bool:
         """Whether a layer keeps a state instead of a cache."""
+        listed = self.said("attention.recurrent_layers")
+        if listed is not None and not isinstance(listed, int | float | str):
+            return layer < len(listed) and bool(listed[layer])
         every = self.number("full_attention_interval", FULL_EVERY.get(self.name, 0))
         return bool(every) and (layer + 1) % every != 0
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ggufsmith.beside import Beside
 from ggufsmith.calibrated import with_calibration
 from ggufsmith.progress import Display
+from ggufsmith.pushing import Pushing
 from ggufsmith.report import RunReport, output_report, run_report
 
 if TYPE_CHECKING:
@@ -43,14 +44,16 @@ def run_request(
     hashes: bool = False,
 ) -> RunOutcome:
     """Do what a request asks for. open_pass: plans it. hashes: report those of all files and tensors."""
+    pushing = Pushing.of(publish, request.source.token)
     with with_calibration(request, open_pass, display, dry_run=dry_run) as (ready, opener):
-        return _run(ready, opener, publish, display, dry_run=dry_run, hashes=hashes)
+        return _run(ready, opener, publish, pushing, display, dry_run=dry_run, hashes=hashes)
 
 
 def _run(
     request: "Request",
     open_pass: "Callable[[Request], Pass]",
     publish: "PublishOptions",
+    pushing: Pushing,
     display: Display,
     *,
     dry_run: bool,
@@ -58,6 +61,7 @@ def _run(
 ) -> RunOutcome:
     """As `run_request`, of a request that leaves no importance matrix to be made."""
     from ggufsmith.container.replace import replace_text
+    from ggufsmith.container.writer import noting_complete
     from ggufsmith.quantize.measured import with_budgets
 
     def measuring(weights: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -74,10 +78,24 @@ def _run(
             outcome = RunOutcome(planned, run_report(planned, entries))
         else:
             beside.check(planned.outputs)
+            pushing.check([output.paths for output in planned.outputs])
             outcome = _work(planned, solved_request, beside, display)
+            with noting_complete([path for output in planned.outputs for path in output.paths]):
+                lines = pushing.push(
+                    [path for output in planned.outputs for path in output.paths], _kept(planned, request), display
+                )
+            outcome = replace(outcome, beside=[*outcome.beside, *lines])
         for path, text in recipes:
             replace_text(path, text)
-    return RunOutcome(outcome.planned, outcome.report, outcome.written, outcome.beside, [path for path, _ in recipes])
+    return replace(outcome, recipes=[path for path, _ in recipes])
+
+
+def _kept(planned: "Pass", request: "Request") -> list[Path]:
+    """The importance matrix that was kept beside the outputs."""
+    if not request.make.keep_imatrix or request.make.imatrix is None:
+        return []
+    path = planned.outputs[0].paths[0].parent / request.make.imatrix.name
+    return [path] if path.is_file() else []
 
 
 def _work(planned: "Pass", request: "Request", beside: Beside, display: Display) -> RunOutcome:

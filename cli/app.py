@@ -22,6 +22,7 @@ from ggufsmith.cli.inspect import inspect
 from ggufsmith.cli.modelfile import modelfile
 from ggufsmith.cli.name import name
 from ggufsmith.cli.options import Version
+from ggufsmith.cli.push import push
 from ggufsmith.cli.quant import quant
 from ggufsmith.cli.recipes import recipes
 from ggufsmith.cli.sensitivity import sensitivity
@@ -41,7 +42,22 @@ def common(version: Version = False) -> None:
 add(app, convert)
 add(app, quant)
 app.command(cls=Command, epilog=BATCH_EXAMPLES, no_args_is_help=True)(batch)
-for command in (imatrix, sensitivity, recipes, inspect, verify, name, split, merge, card, modelfile, which, to_hf):
+COMMANDS = (
+    imatrix,
+    sensitivity,
+    recipes,
+    inspect,
+    verify,
+    name,
+    split,
+    merge,
+    card,
+    push,
+    modelfile,
+    which,
+    to_hf,
+)
+for command in COMMANDS:
     title = command.__name__.replace("_", "-")
     app.command(title, cls=Command, epilog=epilog(title), no_args_is_help=command is not recipes)(command)
 

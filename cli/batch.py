@@ -2,9 +2,10 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,12 @@ from ggufsmith.cli.options import AsJson, Quiet, with_records
 from ggufsmith.pipeline.request import WriteOptions
 
 if TYPE_CHECKING:
+    from ggufsmith.batch_push import PushingWatcher
     from ggufsmith.convert.batch.extras import Measures
     from ggufsmith.convert.batch.jobfile import JobFile
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
-    from ggufsmith.convert.batch.run import BatchOptions, Draft, Imatrices
+    from ggufsmith.convert.batch.run import BatchOptions, Draft, Imatrices, Watcher
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -40,6 +42,7 @@ ggufsmith batch jobs.toml --shard 2/4
 2 usage, 4 the job file is wrong and nothing was done, 5 no space for all outputs, 130 or 143 interrupted
 """
 
+UPLOAD = "ggufsmith-upload"  # what the names of threads that upload begin with
 LINE = 4000  # characters of the last line
 
 
@@ -168,13 +171,14 @@ def _measures(job: "JobFile") -> "Measures | None":
 
 
 def _leave(code: int) -> None:
-    """End the process at once if threads of an interrupted job are in a flush or a check that takes long."""
+    """End the process at once if threads of an interrupted job are in a flush, a check or an upload that takes long."""
     import sys
 
     if "ggufsmith.convert.batch.run" in sys.modules:
         from ggufsmith.convert.batch.run import abandoned
 
-        if abandoned():
+        uploads = any(thread.name.startswith(UPLOAD) for thread in threading.enumerate())
+        if abandoned() or uploads:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -208,8 +212,10 @@ def _run(
     started = time.perf_counter()
     outcomes: list[Outcome] = []
     try:
-        with board(quiet or machine) as watch:
-            run_job(job, options, watch, outcomes)
+        with board(quiet or machine) as watch, _pushing(job, watch) as pushing:
+            run_job(job, options, pushing or watch, outcomes)
+            if pushing is not None:
+                outcomes[:] = pushing.published(outcomes)
     finally:  # an interrupted job reports too
         seconds = time.perf_counter() - started
         body = as_dict(job_report(outcomes, seconds))
@@ -224,6 +230,15 @@ def _run(
     elif code or not quiet:
         (render.err if code else render.out).print(shown(verdict(outcomes), LINE), markup=False)
     return code
+
+
+def _pushing(job: "JobFile", watch: "Watcher") -> "AbstractContextManager[PushingWatcher | None]":
+    """What publishes the models of the job; None if it names no repository."""
+    if not any(model.settings["push"] for model in job.models):
+        return nullcontext()
+    from ggufsmith.batch_push import PushingWatcher
+
+    return PushingWatcher(job, watch, thread_name=UPLOAD)
 
 
 def _annotate(lines: Iterator[str], machine: bool) -> None:

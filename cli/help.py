@@ -151,6 +151,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("ggufsmith card *.gguf", "writes README.md for the files of this folder"),
         ("ggufsmith card *.gguf --repo me/Model-7B-GGUF --base-model org/Model-7B --output -", "prints it"),
     ),
+    "push": (
+        ("ggufsmith push out me/Model-7B-GGUF --create", "publishes the files of a folder in a new repository"),
+        ("ggufsmith push Model-7B-Q6_K.gguf me/Model-7B-GGUF", "adds a file to a repository"),
+    ),
     "modelfile": (
         ("ggufsmith modelfile Model-7B-Q4_K_M.gguf", "writes Model-7B-Q4_K_M.Modelfile, for `ollama create`"),
         ("ggufsmith modelfile my-adapter-F32-LoRA.gguf --base Model-7B-Q4_K_M.gguf -o -", "prints one for an adapter"),

@@ -11,7 +11,7 @@ from ggufsmith.cli.options import AsJson, with_records
 from ggufsmith.pipeline.request import SourceOptions
 
 if TYPE_CHECKING:
-    from ggufsmith.fitting import Fit, Fitting
+    from ggufsmith.fitting import Fitting, RecipeFit
 
 
 @with_records("model", "file", only="revision token")
@@ -60,7 +60,7 @@ def which(
     guarded(work, as_json)
 
 
-def _row(fit: "Fit") -> tuple[str, ...]:
+def _row(fit: "RecipeFit") -> tuple[str, ...]:
     from ggufsmith.cli import render
 
     notes = ["the best that fits"] if fit.best else ["fits"] if fit.fits else []

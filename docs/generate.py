@@ -63,6 +63,7 @@ COMMANDS = {
             "split",
             "merge",
             "card",
+            "push",
             "modelfile",
             "which",
             "to-hf",

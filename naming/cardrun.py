@@ -48,7 +48,7 @@ def _model(facts: CardFacts) -> Iterator[tuple[str, str, str]]:
     tag = f":{file.encoding}" if file.encoding else ""
     named = f"-hf {repo}{tag}" if repo else f"-m {quoted(file.names[0])}"
     if facts.kind == "embedding":
-        yield "llama.cpp", "sh", f"llama-embedding {named} -p 'Hello!'"
+        yield "llama.cpp", "sh", f"llama-server {named} --embeddings"
     elif facts.kind == "completion":
         yield "llama.cpp", "sh", f"llama-completion {named} -no-cnv -p 'Once upon a time'"
     else:

@@ -11,7 +11,7 @@ INPUTS: Mapping[Input, str] = {"model": "a model folder", "adapter": "an adapter
 CHECKPOINT: tuple[Input, ...] = ("model", "adapter")
 WEIGHTS: tuple[Input, ...] = ("model", "file")
 MODEL = "model"  # what may stand in braces in some keys of job files
-GROUPS = ("Input", "Types", "Calibration", "Output", "Work")
+GROUPS = ("Input", "Types", "Calibration", "Output", "Publishing", "Work")
 
 
 @dataclass(frozen=True)

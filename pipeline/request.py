@@ -413,6 +413,31 @@ class PublishOptions:
         "Output",
         keyless="the key `card` names the file",
     )
+    push: str | None = option(
+        None,
+        "Publish the outputs on the Hugging Face hub when they are verified, in one commit, with their card.",
+        "Publishing",
+        metavar="ORG/NAME",
+        keyless="it has a key of its own, `push`",
+    )
+    create: bool = option(
+        False,
+        "With --push: make the repository, if it does not exist.",
+        "Publishing",
+        keyless="it has a key of its own, `create`",
+    )
+    private: bool = option(
+        False,
+        "With --push: make it as a private one, if it does not exist.",
+        "Publishing",
+        keyless="it has a key of its own, `private`",
+    )
+    replace: bool = option(
+        False,
+        "With --push: add new versions of files that are there with other content.",
+        "Publishing",
+        keyless="it has a key of its own, `replace`",
+    )
     modelfile: bool = option(
         False,
         "Write FILE.Modelfile beside each output, with which Ollama runs it (see `ggufsmith modelfile`).",

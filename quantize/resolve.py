@@ -147,7 +147,7 @@ def signed(make: MakeOptions) -> Metadata:
         return {}
     if not make.quantized_by.strip() or is_path(make.quantized_by):
         raise Usage(
-            f"{make.quantized_by!r} is not a name", where="--quantized-by", fix="Write a name, such as that on the hub."
+            f"{make.quantized_by!r} is not a name", fix="Give a name with --quantized-by, such as that on the hub."
         )
     return {Keys.General.QUANTIZED_BY: string(make.quantized_by)}
 

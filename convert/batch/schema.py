@@ -82,6 +82,14 @@ SETTINGS: Mapping[str, JobKey] = {
     ),
     "repo": JobKey("For the card: the repository where the files will be published, org/name-GGUF.", fields=(MODEL,)),
     "base_model": JobKey("For the card: the original model, org/name.", fields=(MODEL,)),
+    "push": JobKey(
+        "The repository on the Hugging Face hub where the model is published when it is finished, org/name-GGUF; "
+        "meanwhile the job goes on.",
+        fields=(MODEL,),
+    ),
+    "create": JobKey("With `push`: make the repository, if it does not exist.", "flag", False),
+    "private": JobKey("With `push`: make it as a private one, if it does not exist.", "flag", False),
+    "replace": JobKey("With `push`: add new versions of files that are there with other content.", "flag", False),
     "author": JobKey("For the card: who quantized the model; by default the name in `quantized_by`."),
     "card_template": JobKey(
         "For the card: a Jinja2 template, relative to the job file, instead of the usual card.", fields=(MODEL,)

@@ -66,6 +66,20 @@ CASES = {
     "a path for a name": Case(
         "gguf-quant m.gguf -r q8_0 --quantized-by /home/me", "gguf-quant m.gguf -r q8_0 --quantized-by me"
     ),
+    "a Modelfile of shards": Case(
+        "gguf-quant m.gguf -r q8_0 --outdir new --split-max-tensors 5 --modelfile",
+        "gguf-quant m.gguf -r q8_0 --outdir new --split-max-tensors 5",
+    ),
+    "a Modelfile of an adapter": Case(
+        "ggufsmith modelfile chat.gguf -o -", "ggufsmith modelfile chat.gguf --base m.gguf -o -"
+    ),
+    "a base for a model": Case("ggufsmith modelfile m.gguf --base m.gguf -o -", "ggufsmith modelfile m.gguf -o -"),
+    "a Modelfile by hand": Case(
+        "ggufsmith modelfile cards/m.gguf", "ggufsmith modelfile cards/m.gguf --output x.Modelfile"
+    ),
+    "publishing without a place": Case(
+        "gguf-quant m.gguf -r q8_0 --outdir new --private", "gguf-quant m.gguf -r q8_0 --outdir new"
+    ),
     "a card is left out": Case(
         "gguf-quant m.gguf -r q8_0 --outdir cards --card", "gguf-quant m.gguf -r q8_0 --outdir cards"
     ),
@@ -227,6 +241,13 @@ ELSEWHERE = {
     "Write the files first, or leave out --engine": JUDGED,
     "pip install llama-cpp-python, or leave out": JUDGED,
     "Choose one of {', '.join(there)}, or leave --device out": JUDGED,
+    "Write one with `ggufsmith eval`": "tests/cli/test_which.py::test_what_is_wrong",
+    "no recipe fits; a shorter --context": "tests/cli/test_which.py::test_the_cache_follows_context_and_type",
+    "Log in with `hf auth login`, set HF_TOKEN, or pass --token; the": "tests/api/test_pushing.py::test_the_command",
+    "Check the name, or add --create": "tests/api/test_pushing.py::test_a_run_is_published_when_it_is_verified",
+    "Choose another repository, or add --replace": (
+        "tests/api/test_pushing.py::test_files_with_other_content_are_not_replaced_unasked"
+    ),
     "pip install 'ggufsmith[": "tests/cli/test_advice.py::test_what_is_to_be_installed_exists",
     "Choose entries with --include-weights": "tests/convert/test_resume_settings.py::test_an_option_of_quant",
 }
@@ -250,8 +271,8 @@ OTHERS = (
     "Convert the original model again. If the model is newer",
     "Quantize it without --prune-layers.",  # an encoder and a decoder, for which no fixture is complete
 )
-WITHOUT_JSON = ("ggufsmith card", "ggufsmith recipes")
-READS = ("ggufsmith inspect", "ggufsmith recipes", "ggufsmith card")
+WITHOUT_JSON = ("ggufsmith card", "ggufsmith modelfile", "ggufsmith recipes")
+READS = ("ggufsmith inspect", "ggufsmith recipes", "ggufsmith card", "ggufsmith modelfile")
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +293,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "parts" / "joined.gguf").write_bytes(b"".join(shard.read_bytes() for shard in shards))
     (home / "cards" / "m.gguf").write_bytes((home / "m.gguf").read_bytes())
     (home / "cards" / "README.md").write_text("mine", encoding="utf-8")
+    (home / "cards" / "m.Modelfile").write_text("mine", encoding="utf-8")
     (home / "t.j2").write_text("{{ title }}", encoding="utf-8")
     (home / "old.toml").write_text("mine", encoding="utf-8")
     (home / "jobs.toml").write_text(JOB, encoding="utf-8")

@@ -21,7 +21,8 @@ LOADER = """
 import sys, llama_cpp
 for context in sys.argv[2:]:
     print("CONTEXT", context, file=sys.stderr, flush=True)
-    llm = llama_cpp.Llama(sys.argv[1], n_ctx=int(context), n_batch=512, n_ubatch=512, swa_full=False, n_threads=1)
+    options = dict(n_batch=512, n_ubatch=512, swa_full=False, flash_attn=True, n_threads=1)
+    llm = llama_cpp.Llama(sys.argv[1], n_ctx=int(context), **options)
     llm.close()
 """
 

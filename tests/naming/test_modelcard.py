@@ -153,7 +153,7 @@ def test_a_model_without_a_template_is_not_asked_to_chat() -> None:
 def test_an_embedding_model(tags: list[str], task: str) -> None:
     text = card({"qwen2.pooling_type": u32(3), "general.tags": strings(tags)})
     assert f"pipeline_tag: {task}\n" in text
-    assert "llama-embedding -m Tiny-Q4_K_M.gguf" in text and "embedding=True" in text
+    assert "llama-server -m Tiny-Q4_K_M.gguf --embeddings" in text and "embedding=True" in text
     assert "create_chat_completion" not in text and "Ollama" not in text and "Prompt template" not in text
 
 

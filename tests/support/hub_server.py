@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from hub_uploads import Uploads, take
+
 MODEL = "org/Tiny-1B"  # what the tests mostly ask for
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 100_000  # bytes; larger files go to large-file storage
@@ -67,6 +69,8 @@ class Hub(ThreadingHTTPServer):
         self.used: dict[int, int] = {}
         self.requests: list[Request] = []
         self.token: str | None = None
+        self.readers: set[str] = set()  # tokens that may not write
+        self.uploads = Uploads()
         self.hashes: dict[Path, tuple[str, str]] = {}
         self._lock = threading.Lock()
 
@@ -116,6 +120,44 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(body=True)
 
+    def do_POST(self) -> None:
+        self._take()
+
+    def do_PUT(self) -> None:
+        self._take()
+
+    def _take(self) -> None:
+        """An upload. cut of a fault: read so many bytes, then hang up."""
+        path = unquote(urlsplit(self.path).path)
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        self.server.requests.append(Request(self.command, path, None, token, self.headers["Host"].split(":")[0]))
+        fault = self.server.fault(self.command, path) or Fault(path)
+        size = int(self.headers.get("Content-Length") or 0)
+        if fault.cut is not None or fault.drop:
+            self.rfile.read(min(fault.cut or 0, size))
+            self.close_connection = True
+            return
+        body = self.rfile.read(size) if "Content-Length" in self.headers else self._chunked()
+        signed = path.startswith("/lfs/")  # by its address
+        if fault.status:
+            self._send(fault.status, fault.headers, fault.body)
+        elif self.server.token not in (None, token) and token not in self.server.readers and not signed:
+            self._send(401, {}, b'{"error": "Invalid credentials"}')
+        elif token in self.server.readers and not signed:
+            self._send(403, {}, b'{"error": "You do not have the required permissions"}')
+        else:
+            status, answer = take(self.server, self.command, path, body, LARGE)
+            headers = {"X-Error-Code": "RepoNotFound"} if status == 404 else {}
+            self._send(status, {"Content-Type": "application/json", **headers}, json.dumps(answer).encode())
+
+    def _chunked(self) -> bytes:
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0] or b"0", 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def _answer(self, body: bool) -> None:
         parts = urlsplit(self.path)
         path = unquote(parts.path)
@@ -131,6 +173,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(fault.status, fault.headers, fault.body if body else None)
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._listing(found[1], found[2] or "main", token)
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(?:main|[0-9a-f]{40})/?(.*)", path):
+            self._tree(found[1])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(self.server.root / found[1] / found[3], body, fault)
         elif found := re.fullmatch(r"/cdn/(.+)", path):
@@ -157,6 +201,16 @@ class Handler(BaseHTTPRequestHandler):
                 lfs = {"lfs": {"size": size, "sha256": large, "pointerSize": 134}} if size > LARGE else {}
                 siblings.append({"rfilename": name, "size": size, "blobId": git, **lfs})
             self._json({"id": model, "modelId": model, "sha": COMMIT, "siblings": siblings})
+
+    def _tree(self, model: str) -> None:
+        """All files, at any depth."""
+        entries = []
+        for name, path in self.server.files(model):
+            large, git = self.server.digests(path)
+            size = path.stat().st_size
+            lfs = {"lfs": {"oid": large, "size": size, "pointerSize": 134}} if size > LARGE else {}
+            entries.append({"type": "file", "oid": git, "size": size, "path": name, **lfs})
+        self._json(entries)
 
     def _modelscope_listing(self, model: str, revision: str) -> None:
         if not (self.server.root / model).is_dir() or revision != "master":
