@@ -18,7 +18,7 @@ from ggufsmith.pipeline.request import Request
 from ggufsmith.pipeline.stream import CHUNK, RowSource
 from ggufsmith.quantize.measured import silently, with_budgets
 
-# Memory, measured as peaks of whole processes: the interpreter with numpy, numba and the loaded kernels; what the
+# Memory, measured as peaks of whole processes: the interpreter with numpy and the loaded kernels; what the
 # kernels and samples of all types take where a budget chooses among them; what is read ahead of a stream; and, of what
 # a vocabulary takes while it is read and held, the share of the header that it becomes.
 PROCESS = 200 * 10**6

@@ -148,6 +148,25 @@ def test_a_cache_that_cannot_be_written(package: Path, copied: Path, tmp_path: P
     assert len(found["notes"]) == 2 and "no cache folder can be written" in found["notes"][1]
 
 
+@pytest.mark.parametrize("interpreter", ["", "no such program", os.devnull])
+def test_without_other_processes_kernels_are_compiled_here(interpreter: str, package: Path, tmp_path: Path) -> None:
+    """Python may be embedded in another program, or forbidden to start one."""
+    script = USE.replace(
+        "import hashlib, json, sys\n", f"import hashlib, json, sys\nsys.executable = {interpreter!r}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "no package")],
+        env={**os.environ, **environment(tmp_path)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["compiled"] and found["numba"] and found["bytes"] == used(package, tmp_path)["bytes"]
+
+
 # ---- levels ----
 
 
