@@ -46,11 +46,13 @@ def _unfinished(spec: ModuleSpec) -> ModuleType:
 def leave_out(unused: Mapping[str, str]) -> None:
     """Let these modules be imported for one class each, without running their code before the class is used.
 
-    unused: module -> class.
+    unused: module in a package -> class.
     """
     for name, title in unused.items():
         if name not in sys.modules:
+            package, _, last = name.rpartition(".")
             sys.modules[name] = _stand_in(name, title)
+            setattr(import_module(package), last, sys.modules[name])
 
 
 def _stand_in(name: str, title: str) -> ModuleType:
