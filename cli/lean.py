@@ -33,6 +33,8 @@ def _unfinished(spec: ModuleSpec) -> ModuleType:
     module.__package__ = spec.name
 
     def finish(name: str) -> Any:
+        if name.startswith("__") and name != "__all__":  # what the import system and others ask of every module
+            raise AttributeError(name)
         if PathFinder.find_spec(f"{spec.name}.{name}", module.__path__):
             return import_module(f"{spec.name}.{name}")
         del module.__getattr__
@@ -59,7 +61,7 @@ def _stand_in(name: str, title: str) -> ModuleType:
     module = ModuleType(name)
 
     def real(attribute: str) -> Any:
-        if attribute.startswith("__"):  # what the import system asks of every module
+        if attribute.startswith("__"):
             raise AttributeError(attribute)
         if sys.modules.get(name) is module:
             del sys.modules[name]

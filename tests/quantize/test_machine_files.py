@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from apart import environment
 
+from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.quantize import cpu, machine_code
-from ggufsmith.quantize.workers import compiled_apart
+from ggufsmith.quantize.workers import Crew, compiled_apart
 
 NAMES = ["floats.copied", "floats.narrowed"]
 USE = """
@@ -165,6 +166,15 @@ def test_without_other_processes_kernels_are_compiled_here(interpreter: str, pac
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["compiled"] and found["numba"] and found["bytes"] == used(package, tmp_path)["bytes"]
+
+
+def test_processes_end_with_what_they_are_for(tmp_path: Path) -> None:
+    """However it ends: here at once, as after Ctrl-C."""
+    crew = Crew(NAMES, tmp_path)
+    crew.dismiss()
+    assert len(crew.processes) == min(2, available_cores())
+    assert all(process.poll() is not None for process in crew.processes)
+    assert not list(crew.files())
 
 
 # ---- levels ----
