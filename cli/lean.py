@@ -2,12 +2,15 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+# What typer imports for help as Markdown, and for tracebacks; ours is neither. They bring a parser and pygments.
+UNUSED = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
 PLAIN: dict[Any, Any] = {str: str, Path: Path}
 LISTS: dict[Any, Any] = {list[str]: str, list[Path]: Path}
 
@@ -30,6 +33,8 @@ def _unfinished(spec: ModuleSpec) -> ModuleType:
     module.__package__ = spec.name
 
     def finish(name: str) -> Any:
+        if name.startswith("__") and name != "__all__":  # what the import system and others ask of every module
+            raise AttributeError(name)
         if PathFinder.find_spec(f"{spec.name}.{name}", module.__path__):
             return import_module(f"{spec.name}.{name}")
         del module.__getattr__
@@ -37,6 +42,36 @@ def _unfinished(spec: ModuleSpec) -> ModuleType:
         return getattr(module, name)
 
     module.__getattr__ = finish  # type: ignore[method-assign]
+    return module
+
+
+def leave_out(unused: Mapping[str, str]) -> None:
+    """Let these modules be imported for one class each, without running their code before the class is used.
+
+    unused: module in a package -> class.
+    """
+    for name, title in unused.items():
+        if name not in sys.modules:
+            package, _, last = name.rpartition(".")
+            sys.modules[name] = _stand_in(name, title)
+            setattr(import_module(package), last, sys.modules[name])
+
+
+def _stand_in(name: str, title: str) -> ModuleType:
+    module = ModuleType(name)
+
+    def real(attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+        return getattr(import_module(name), attribute)
+
+    def made(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return real(title)(*args, **kwargs)
+
+    setattr(module, title, type(title, (), {"__new__": made}))
+    module.__getattr__ = real  # type: ignore[method-assign]
     return module
 
 

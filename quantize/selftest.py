@@ -142,10 +142,11 @@ def _noise(size: int, seed: int) -> NDArray[np.float32]:
 
 
 def _broken(what: str) -> Failure:
-    from ggufsmith.quantize.cache import folder
+    from ggufsmith.quantize.machine_code import folder, packaged
 
+    place = packaged() if packaged().is_dir() else folder()
     return Failure(
         f"the compiled code that {what} gives wrong results",
-        where=str(folder() or "this machine"),
+        where=str(place or "this machine"),
         fix="Remove this folder, so that the code is compiled again. If that does not help, please report it.",
     )

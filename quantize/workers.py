@@ -15,6 +15,8 @@ from ggufsmith.quantize import cpu
 
 PROGRAM = "import sys; sys.path[:] = {path!r}; from ggufsmith.quantize.worker import main; main()"
 
+MOST = 16  # processes: each takes some 300 MB
+
 
 @contextmanager
 def compiled_apart(names: Sequence[str], place: Path | None) -> Iterator[Iterator[Path]]:
@@ -31,7 +33,7 @@ def compiled_apart(names: Sequence[str], place: Path | None) -> Iterator[Iterato
 
 
 class Crew:
-    """As many processes as there are cores, or kernels."""
+    """As many processes as there are cores, or kernels, if those are fewer."""
 
     def __init__(self, names: Sequence[str], place: Path) -> None:
         self.todo: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -43,7 +45,7 @@ class Crew:
         environment = {**os.environ, cpu.VARIABLE: cpu.level().name, "PYTHONIOENCODING": "utf-8"}
         self.processes = []
         with suppress(OSError):  # no interpreter, or no room for another process
-            for _ in range(min(available_cores(), len(names))):
+            for _ in range(min(available_cores(), len(names), MOST)):
                 self.processes.append(
                     subprocess.Popen(
                         command,

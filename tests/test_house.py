@@ -142,7 +142,8 @@ def test_help_needs_nothing_heavy() -> None:
         "from ggufsmith.cli.app import convert_main\n"
         "try: convert_main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'numba', 'gguf.constants', 'torch', 'transformers', 'tokenizers', 'sentencepiece'}\n"
+        "heavy = {'numpy', 'numba', 'gguf.constants', 'torch', 'transformers', 'tokenizers', 'sentencepiece',"
+        " 'safetensors', 'pydantic', 'yaml', 'llvmlite', 'markdown_it', 'pygments'}\n"
         "sys.exit(repr(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)

@@ -20,7 +20,7 @@ from ggufsmith.quantize.measured import silently, size_of, with_budgets
 from ggufsmith.quantize.recipes.assign import TypeOptions
 from ggufsmith.quantize.resolve import type_options
 
-# Memory, measured as peaks of whole processes: the interpreter with numpy, numba and the loaded kernels; what the
+# Memory, measured as peaks of whole processes: the interpreter with numpy and the loaded kernels; what the
 # kernels and samples of all types take where a budget chooses among them; what is read ahead of a stream; and, of what
 # a vocabulary takes while it is read and held, the share of the header that it becomes.
 PROCESS = 200 * 10**6

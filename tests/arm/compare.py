@@ -2,6 +2,7 @@
 
     python compare.py inputs FILE                       writes what needs a BLAS, whose sums depend on the CPU
     python compare.py digests FILE RESULTS [FORMAT...]  writes a digest of each format's bytes and numbers, as JSON
+    python compare.py table RESULTS...                  prints several of these as one table, named after their files
 
 `tools/arm.py` runs it on this machine and on emulated arm64.
 """
@@ -200,8 +201,21 @@ def tasks(given: Arrays, names: list[str]) -> Iterator[tuple[str, Callable[[], I
             yield f"{name} descent", lambda name=name: descent(name, given)  # type: ignore[misc]
 
 
+def table(files: list[Path]) -> Iterator[str]:
+    """The digests of each format as one, a column for each file, in Markdown."""
+    columns = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    yield f"| | {' | '.join(file.stem for file in files)} |"
+    yield "|---" * (len(files) + 1) + "|"
+    for name in dict.fromkeys(key.split()[0] for key in columns[0]):
+        parts = ["".join(found[key] for key in columns[0] if key.split()[0] == name) for found in columns]
+        yield f"| {name} | {' | '.join(hashlib.sha256(part.encode()).hexdigest()[:12] for part in parts)} |"
+
+
 def main() -> None:
     command, file, *rest = sys.argv[1:]
+    if command == "table":
+        print(*table([Path(file), *map(Path, rest)]), sep="\n")
+        return
     if command == "inputs":
         np.savez(file, **inputs())
         return

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=… measures another CPU's code
+# GGUFSMITH_CPU=x86-64-v3 measures another level of machine code
 os.environ["XDG_CACHE_HOME"] = os.environ["LOCALAPPDATA"] = tempfile.mkdtemp()  # so that every kernel is compiled here
 sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
 

@@ -14,7 +14,7 @@ from ggufsmith.quantize import rows
 # In the order of how long they take; none of them is needed to quantize a file.
 HEAVY = (
     "numba torch transformers huggingface_hub tokenizers sentencepiece pydantic yaml safetensors requests asyncio "
-    "gguf.gguf_reader gguf.metadata gguf.vocab rich.markdown "
+    "gguf.gguf_reader gguf.metadata gguf.vocab markdown_it "
     "ggufsmith.convert ggufsmith.evaluate ggufsmith.calibrate ggufsmith.cli.app ggufsmith.cli.batch"
 ).split()
 RUN = """
@@ -50,3 +50,19 @@ def test_quantizing_imports_nothing_that_it_does_not_need(more: list[str], tmp_p
     allowed = {"pydantic", "asyncio"} if more else set()
     assert (set(HEAVY) - allowed) & loaded == set()
     assert (tmp_path / "q.gguf").is_file()
+
+
+def test_what_is_left_out_is_there_when_it_is_used() -> None:
+    """Whoever asks for it in the same process gets the real one, whether before or after."""
+    code = (
+        "import sys, ggufsmith.cli\n"
+        "from rich.markdown import Markdown\n"
+        "assert 'markdown_it' not in sys.modules\n"
+        "shown = Markdown('*a*')\n"
+        "import rich.markdown, gguf, rich.traceback\n"
+        "assert type(shown) is rich.markdown.Markdown is not Markdown\n"
+        "assert issubclass(rich.markdown.Heading, object) and rich.traceback.install\n"
+        "assert gguf.GGUFReader and gguf.quants.Q4_0 and not hasattr(gguf, 'nothing')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from apart import environment
 
+from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.quantize import cpu, machine_code
-from ggufsmith.quantize.workers import compiled_apart
+from ggufsmith.quantize.workers import Crew, compiled_apart
 
 NAMES = ["floats.copied", "floats.narrowed"]
 USE = """
@@ -146,6 +147,34 @@ def test_a_cache_that_cannot_be_written(package: Path, copied: Path, tmp_path: P
     found = used(copied, blocked)
     assert found["compiled"] and found["bytes"] == good["bytes"]
     assert len(found["notes"]) == 2 and "no cache folder can be written" in found["notes"][1]
+
+
+@pytest.mark.parametrize("interpreter", ["", "no such program", os.devnull])
+def test_without_other_processes_kernels_are_compiled_here(interpreter: str, package: Path, tmp_path: Path) -> None:
+    """Python may be embedded in another program, or forbidden to start one."""
+    script = USE.replace(
+        "import hashlib, json, sys\n", f"import hashlib, json, sys\nsys.executable = {interpreter!r}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "no package")],
+        env={**os.environ, **environment(tmp_path)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["compiled"] and found["numba"] and found["bytes"] == used(package, tmp_path)["bytes"]
+
+
+def test_processes_end_with_what_they_are_for(tmp_path: Path) -> None:
+    """However it ends: here at once, as after Ctrl-C."""
+    crew = Crew(NAMES, tmp_path)
+    crew.dismiss()
+    assert len(crew.processes) == min(2, available_cores())
+    assert all(process.poll() is not None for process in crew.processes)
+    assert not list(crew.files())
 
 
 # ---- levels ----
