@@ -21,7 +21,8 @@ unsigned elements and copies of the sign for signed), comparisons, & | ^ ~ on ma
 one is a Python or NumPy scalar, which takes the vector's type. Write constants that matter as `f32(0.1)`. A variable
 keeps its type: start an accumulator with `broadcast(f32(0))`, not with 0.
 
-**Floats** behave as IEEE 754 says: no contraction to FMA, no reassociation, denormals kept.
+**Floats** behave as IEEE 754 says: no contraction to FMA but where `multiply_add` asks for it, no reassociation,
+denormals kept.
 """
 
 from collections.abc import Callable
@@ -68,6 +69,11 @@ def load(array: Any, at: int) -> Any:
     return array[at : at + W].copy()
 
 
+def load_one(array: Any, at: int) -> Any:
+    """array[at] in every lane. Nothing is checked."""
+    return np.full(W, array[at])
+
+
 def store(array: Any, at: int, v: Any) -> None:
     """array[at : at + W] = v; the element types are the same."""
     array[at : at + W] = v
@@ -91,6 +97,7 @@ vectors.define(
     broadcast, vectors.type_broadcast, lambda context, builder, sig, args: vectors.splat(builder, args[0]), 1
 )
 vectors.define(load, vectors.of_array, vectors.emit_load, 2)
+vectors.define(load_one, vectors.of_array, vectors.emit_load_one, 2)
 vectors.define(store, vectors.type_store, vectors.emit_store, 3)
 vectors.define(gather, vectors.type_gather, vectors.emit_gather, 2)
 vectors.define(transpose, vectors.type_transpose, vectors.emit_transpose, 6)
@@ -139,6 +146,20 @@ def sqrt(x: Any) -> Any:
     return np.sqrt(x)
 
 
+def multiply_add(x: Any, y: Any, z: Any) -> Any:
+    """x * y + z of f32, rounded once, on every CPU; slow on one that has no instruction for it (x86 before 2013).
+
+    Here the sum in float64 is rounded to odd, after which rounding it to float32 is as if it had been exact.
+    """
+    product, addend = np.float64(x) * np.float64(y), np.float64(z)
+    total = product + addend
+    other = total - product
+    lost = (product - (total - other)) + (addend - other)  # the exact sum is total + lost
+    whole = np.broadcast_to(total, W).copy().view(np.int64)
+    odd = (whole - ((lost < 0) != (total < 0))) | 1
+    return np.where((lost != 0) & np.isfinite(lost), odd, whole).view(np.float64).astype(np.float32)
+
+
 def bits(x: Any) -> Any:
     """The bits of f32 as u32."""
     return x.view(np.uint32)
@@ -149,6 +170,7 @@ def from_bits(x: Any) -> Any:
     return x.view(np.float32)
 
 
+vectors.define(multiply_add, vectors.type_multiply_add, vectors.emit_multiply_add, 3)
 vectors.unary(absolute, vectors.llvm_unary("fabs"), "f")
 vectors.unary(sqrt, vectors.llvm_unary("sqrt"), "f")
 
