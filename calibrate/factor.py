@@ -46,14 +46,17 @@ class Factor:
     tiles: tuple[TileFactor, ...]
 
 
-def factor_of(h: NDArray[np.float32], spread: Map = map) -> Factor | None:
-    """The factor of h, float32 [n, n]; None if it is not positive definite even with its damping.
+def damping_of(diagonal: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is added to a diagonal, float32 [n]: what H says is known from a sample."""
+    return OF_ITSELF * diagonal + np.maximum(OF_MEDIAN * np.median(diagonal), LEAST * diagonal.max())
+
+
+def factor_of(h: NDArray[np.float32], damping: NDArray[np.float32], spread: Map = map) -> Factor | None:
+    """The factor of h, float32 [n, n], with its damping; None if it is not positive definite even so.
 
     spread: calls a function for each number of an iterable, on as many threads as it likes.
     """
-    diagonal = h.diagonal()
-    n, median = len(diagonal), np.median(diagonal)
-    damping = OF_ITSELF * diagonal + np.maximum(OF_MEDIAN * median, LEAST * diagonal.max())
+    n = len(h)
     # From the last row and column on, the factor is that of Cholesky: H = L L^T.
     a = h[::-1, ::-1].copy()
     a[np.arange(n), np.arange(n)] += damping[::-1]

@@ -5,7 +5,7 @@ have been summed to Hessians; its tensors are encoded under them, and both are f
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ from ggufsmith.container.text import some
 from ggufsmith.container.values import Metadata, string, u32
 from ggufsmith.pipeline.option import INPUTS
 from ggufsmith.pipeline.parallel import available_cores
+from ggufsmith.pipeline.outputs import Conductor, Make, Needed
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, TextOptions
 from ggufsmith.quantize.measured import Progress, silently
@@ -42,17 +43,21 @@ def calibrated(
     open_pass: Opener,
     *,
     progress: Progress = silently,
+    weighs: bool | None = None,
 ) -> Iterator[tuple[Request, Opener]]:
     """Ready the model for a request with `make.calibrate`, and keep it open.
 
     Yields a request that leaves nothing to be made any more, and what opens it as a pass with the calibrated encoder.
 
     progress: shows a run of the model that weighs the types for a budget.
+    weighs:   whether there is such a budget, for those who keep what is made apart from the request.
 
     Usage for options that do not go together, and what `readied` raises.
     """
     make = request.make
     check(request)
+    if weighs is None:
+        weighs = bool(resolved(request, *INPUTS)[0].budgets)  # which needs a recipe
     reading = reading_of(make)
     with (
         readied(unquantized(request), open_pass, reading) as ready,
@@ -68,7 +73,7 @@ def calibrated(
         effort = effort_of(make)
         encoder = CalibratedEncoder(effort, ready.windows.digest)
         plain = replace(request, make=replace(settled(make), method=method_of(ready, effort)))
-        if resolved(plain, *INPUTS)[0].budgets:  # which weigh by the importance matrix
+        if weighs:  # by the importance matrix
             weighed = auto.made(plain, open_pass, progress=progress)
         else:
             weighed = auto.promised(plain, open_pass)
@@ -97,7 +102,6 @@ def check(request: Request) -> None:
     ):
         if given:
             raise Usage(f"{flag} cannot be combined with --calibrate, {why}", fix=f"Leave out {flag}.")
-    resolved(request, *INPUTS)  # which needs a recipe
 
 
 def settled(make: MakeOptions) -> MakeOptions:
@@ -129,15 +133,18 @@ def method_of(ready: Readied, effort: Effort) -> Metadata:
 
 def conductor(
     planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, threads: int | None
-) -> Callable[[Callable[[Collection[str]], None]], None]:
+) -> Conductor:
     """Makes the tensors of a pass in the order in which their Hessians become known (see `pipeline.outputs`)."""
     threads = threads or available_cores()
-    collector = GramCollector(refined_shapes(planned))
+    shapes = refined_shapes(planned)
     skeleton, shelf = ready.skeleton, encoder.shelf
     blocks = [[each.name for each in skeleton.outputs(block)] for block in range(len(skeleton.blocks))]
 
-    def conduct(make: Callable[[Collection[str]], None]) -> None:
+    def conduct(make: Make, needed: Needed) -> None:
         from ggufsmith.evaluate.forward import run_model
+
+        wanted = needed(shapes)  # an interrupted run is resumed at its block: of those before, nothing is summed
+        collector = GramCollector({name: shape for name, shape in shapes.items() if name in wanted})
 
         def finish(names: Collection[str]) -> None:
             shelf.put(collector.take(names), threads)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ggufsmith.convert.batch.jobfile import JobFile
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
-    from ggufsmith.convert.batch.run import BatchOptions, Draft, Imatrices
+    from ggufsmith.convert.batch.run import BatchOptions, Calibrated, Draft, Imatrices
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -126,7 +126,7 @@ def batch(
             _annotate(problem_annotations(error.also, Path.cwd()), as_json)
             raise
         with _imatrices(read, write.threads) as imatrices:
-            options = replace(options, imatrices=imatrices)
+            options = replace(options, imatrices=imatrices, calibrated=_calibrated(read))
             code = _price(read, options, as_json) if dry_run else _run(read, options, report, junit, as_json, quiet)
 
     try:
@@ -152,6 +152,15 @@ def _imatrices(job: "JobFile", threads: int | None) -> "Iterator[Imatrices | Non
 
     with AutoImatrix(partial(shipped_imatrix, threads=threads), text_names()) as imatrices:
         yield imatrices
+
+
+def _calibrated(job: "JobFile") -> "Calibrated | None":
+    """What readies the models of a job that are calibrated, if there are any."""
+    if not any(model.request.make.calibrate for model in job.models):
+        return None
+    from ggufsmith.calibrate.run import calibrated
+
+    return calibrated
 
 
 def _leave(code: int) -> None:

@@ -170,7 +170,9 @@ class MakeOptions:
         "Calibration",
         metavar="[FILE]",
         inputs=WEIGHTS,
-        keyless="a job does not calibrate",
+        keyed="Texts, or folders of them, to run the model on, or auto for the text that ships with ggufsmith: the bytes "
+        "are chosen with which the layers of the model compute most nearly what they computed before.",
+        fields=(MODEL,),
     )
     calibrate_chunks: int | None = option(
         None,
@@ -178,7 +180,7 @@ class MakeOptions:
         "Calibration",
         metavar="NUMBER",
         inputs=WEIGHTS,
-        keyless="a job does not calibrate",
+        decides=True,
     )
     effort: str | None = option(
         None,
@@ -186,7 +188,7 @@ class MakeOptions:
         "Calibration",
         metavar="NAME",
         inputs=WEIGHTS,
-        keyless="a job does not calibrate",
+        decides=True,
     )
     calibrate_device: str | None = option(
         None,
@@ -195,7 +197,7 @@ class MakeOptions:
         flag="--device",
         metavar="NAME",
         inputs=WEIGHTS,
-        keyless="a job does not calibrate",
+        key="device",
     )
     include_weights: tuple[str, ...] = option(
         (),
