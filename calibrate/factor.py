@@ -48,7 +48,8 @@ class Factor:
 
 def damping_of(diagonal: NDArray[np.float32]) -> NDArray[np.float32]:
     """What is added to a diagonal, float32 [n]: what H says is known from a sample."""
-    return OF_ITSELF * diagonal + np.maximum(OF_MEDIAN * np.median(diagonal), LEAST * diagonal.max())
+    least = np.maximum(OF_MEDIAN * np.median(diagonal), LEAST * diagonal.max())
+    return np.asarray(OF_ITSELF * diagonal + least, np.float32)
 
 
 def factor_of(h: NDArray[np.float32], damping: NDArray[np.float32], spread: Map = map) -> Factor | None:

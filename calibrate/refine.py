@@ -85,7 +85,9 @@ def refine_block(
     """Data, start and end of a few rows; `plain` is what ggml makes of them."""
     layout = fields.layout_of(target.name)
     x = to_lanes(w)
-    start = losses(x - to_lanes(fields.values(layout, fields.unpack(layout, plain))), hessian)
+    decoded = np.empty_like(w)
+    rows.decode(target, plain, decoded)
+    start = losses(x - to_lanes(decoded), hessian)
     first, sweeps, passes = SWEEPS[effort]
     assert hessian.factor is not None, "there is no trouble"
     state, e = feed_back(layout, x, hessian.factor, first)

@@ -22,8 +22,8 @@ from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.text import some
 from ggufsmith.container.values import Metadata, string, u32
 from ggufsmith.pipeline.option import INPUTS
-from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.outputs import Conductor, Make, Needed
+from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, TextOptions
 from ggufsmith.quantize.measured import Progress, silently
@@ -131,9 +131,7 @@ def method_of(ready: Readied, effort: Effort) -> Metadata:
     }
 
 
-def conductor(
-    planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, threads: int | None
-) -> Conductor:
+def conductor(planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, threads: int | None) -> Conductor:
     """Makes the tensors of a pass in the order in which their Hessians become known (see `pipeline.outputs`)."""
     threads = threads or available_cores()
     shapes = refined_shapes(planned)

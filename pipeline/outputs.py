@@ -27,7 +27,8 @@ MAX_NOTED = 8  # tensors that have a note each
 # Decides when tensors are made: it calls the first function that it is given with the names of some of them, until all
 # are made. By default they are all made at once; an encoder that has to learn about them first is given them in turn.
 # The second function says which of some names are not in every output yet, where an interrupted run is resumed.
-Make, Needed = Callable[[Collection[str]], None], Callable[[Collection[str]], frozenset[str]]
+Make = Callable[[Collection[str]], None]
+Needed = Callable[[Collection[str]], frozenset[str]]
 Conductor = Callable[[Make, Needed], None]
 
 

@@ -170,8 +170,8 @@ class MakeOptions:
         "Calibration",
         metavar="[FILE]",
         inputs=WEIGHTS,
-        keyed="Texts, or folders of them, to run the model on, or auto for the text that ships with ggufsmith: the bytes "
-        "are chosen with which the layers of the model compute most nearly what they computed before.",
+        keyed="Texts, or folders of them, to run the model on, or auto for the text that ships with ggufsmith. The "
+        "bytes are chosen with which the layers compute most nearly what they computed before.",
         fields=(MODEL,),
     )
     calibrate_chunks: int | None = option(

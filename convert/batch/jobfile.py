@@ -443,7 +443,9 @@ def _read_by(model: JobModel) -> tuple[Path | None, ...]:
 
 def _named(value: Any, name: str) -> Any:
     """A text, or each of several, with the name of the model where it is asked for."""
-    return tuple(_named(each, name) for each in value) if isinstance(value, tuple) else value.replace(f"{{{MODEL}}}", name)
+    return (
+        tuple(_named(each, name) for each in value) if isinstance(value, tuple) else value.replace(f"{{{MODEL}}}", name)
+    )
 
 
 def _plain(value: Any) -> Any:

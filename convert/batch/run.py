@@ -69,8 +69,8 @@ class BatchOptions:
     side_by_side: models at one time. threads: of each; None takes every core.
     by_content: know large inputs by their hash, not by size and time. verify: hash finished outputs again.
     fail_fast: the first failure stops the job.
-    imatrices: make the importance matrices that jobs leave to us; None if no model of the job does. calibrated: the same
-    for models that are calibrated.
+    imatrices: make the importance matrices that jobs leave to us; None if no model of the job does.
+    calibrated: readies the models that are calibrated; None if there are none.
     """
 
     memory: int | None = None

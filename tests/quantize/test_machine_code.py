@@ -132,11 +132,15 @@ def test_two_runs_and_a_third_with_both(tmp_path: Path) -> None:
     assert run(["-c", CROSSED, *recipes[1], *recipes[0]], environment(tmp_path)) == other + one
 
 
+# They ask for it, with `multiply_add`; what they compute is nobody else's.
+ASKING = ("tile_sums.", "descent.", "descent_lattice.")
+
+
 def test_no_fused_multiply_add(cached: dict[str, objects.Object]) -> None:
     for name, (_, module) in cached.items():
         text = objects.assembly(module)
         assert re.search(r"^\s+(v?movups|movq|mov[lq]?|ld[rp]|str)\b", text, re.MULTILINE), f"{name}: no machine code"
-        assert not FUSED.findall(text), name
+        assert name.startswith(ASKING) or not FUSED.findall(text), name
 
 
 @pytest.mark.skipif(not binding.get_host_cpu_features().get("fma", False), reason="this CPU has no fused multiply-add")

@@ -193,7 +193,11 @@ def test_multiply_add_rounds_once() -> None:
     """Of any numbers, and of sums that nearly cancel, as exact fractions have them."""
     rng = np.random.default_rng(3)
     x, y = (rng.standard_normal(200 * W).astype(np.float32) for _ in range(2))
-    z = -(x * y) * (1 + rng.integers(-3, 4, x.size) * np.float32(2**-23)) * np.float32(2) ** rng.integers(-60, 2, x.size)
+    z = (
+        -(x * y)
+        * (1 + rng.integers(-3, 4, x.size) * np.float32(2**-23))
+        * np.float32(2) ** rng.integers(-60, 2, x.size)
+    )
     z = z.astype(np.float32)
     assert_twins(fused, wild(1), wild(2), wild(3), np.zeros(wild(1).size, np.float32))
     out = assert_twins(fused, x, y, z, np.zeros(x.size, np.float32))[3]
