@@ -2,6 +2,7 @@
 have these inputs.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +33,11 @@ class Hessian:
     trouble: str | None = None
 
 
-def prepare(h: NDArray[np.float32], spread: Map = map) -> Hessian:
+def prepare(h: NDArray[np.float32], spread: Map = map, *, tokens: float = math.inf) -> Hessian:
     """Check and factor H, float32 [n, n], and say what is wrong with it in `Hessian.trouble`.
+
+    tokens: that it is the mean of. Fewer than columns cannot tell all directions from one another: the damping is
+    raised, by the root of how many times fewer they are.
 
     An H is refused if a number is not finite, if it is not symmetric, if a diagonal entry is negative or all are zero,
     or if it is not positive definite after damping. Columns of zeros are fine. `spread`: see factor.factor_of.
@@ -50,9 +54,9 @@ def prepare(h: NDArray[np.float32], spread: Map = map) -> Hessian:
         if abs(exponent) > 40:  # squares and products of sums stay in the range of float32
             h = np.ldexp(h, -exponent)
             diagonal = h.diagonal().copy()
-        damping = damping_of(diagonal)
+        damping = damping_of(diagonal) * np.float32(math.sqrt(max(1, len(h) / max(tokens, 1))))
         factor = factor_of(h, damping, spread)
-        trouble = None if factor else "H is not positive semidefinite"
+        trouble = None if factor else "H is not positive definite, even with damping"
     return Hessian(h, diagonal, damping, factor, trouble)
 
 

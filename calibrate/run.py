@@ -5,14 +5,14 @@ have been summed to Hessians; its tensors are encoded under them, and both are f
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from ggufsmith.calibrate.auto import AutoImatrix, Opener, unquantized
-from ggufsmith.calibrate.encoder import CalibratedEncoder, Gain
+from ggufsmith.calibrate.encoder import CalibratedEncoder, Shelf
 from ggufsmith.calibrate.gram import GramCollector
 from ggufsmith.calibrate.make import shipped_imatrix
 from ggufsmith.calibrate.ready import Readied, readied
@@ -85,7 +85,7 @@ def calibrated(
                 planned,
                 encoder=encoder,
                 conduct=conduct,
-                learned=partial(learned, encoder.shelf.gains),
+                learned=partial(learned, encoder.shelf),
                 notes=(*planned.notes, *ready.windows.notes),
             )
 
@@ -169,8 +169,9 @@ def conductor(planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, thre
     return conduct
 
 
-def learned(gains: Mapping[tuple[str, str], Gain]) -> Iterator[str]:
+def learned(shelf: Shelf) -> Iterator[str]:
     """What the refinement gained in every type, and where it could not be done."""
+    gains = shelf.gains
     for type in sorted({type for _, type in gains}):
         found = [gain for (_, each), gain in gains.items() if each == type]
         better = [gain.end / gain.start for gain in found if gain.start > 0]
@@ -182,8 +183,19 @@ def learned(gains: Mapping[tuple[str, str], Gain]) -> Iterator[str]:
             )
         if unchanged := [name for (name, each), gain in gains.items() if each == type and gain.end >= gain.start > 0]:
             yield f"{type}: nothing was gained for {some(unchanged)}"
-    for why in sorted({gain.trouble for gain in gains.values() if gain.trouble}):
-        yield f"{some([name for (name, _), gain in gains.items() if gain.trouble == why])} were not refined: {why}"
+    for why, tensors in sorted(shelf.plain.items()):
+        names = [
+            f"{name} (expert{'s' * (len(which) > 1)} {some(list(map(str, sorted(which))))})" if which else name
+            for name, which in sorted(tensors.items())
+        ]
+        yield f"quantized as without calibration, because {why}: {some(names)}"
+    if shelf.short:
+        fewest = min(tokens for tokens, _ in shelf.short.values())
+        most = max(columns for _, columns in shelf.short.values())
+        yield (
+            f"the text is short: {fewest} tokens for matrices of {most} columns; the damping was raised for "
+            f"{some(sorted(shelf.short))}; a longer text refines them better"
+        )
 
 
 def refined_shapes(planned: Pass) -> dict[str, tuple[int, ...]]:

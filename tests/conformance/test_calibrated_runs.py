@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader
+from safetensors.torch import load_file, save_file
 
 import checkpoints
 import hub_server
@@ -137,3 +139,29 @@ def test_a_model_on_a_hub(stream: bool, tmp_path: Path) -> None:
     (made,) = (tmp_path / "out").glob("*.gguf")
     assert len(made.read_bytes()) == pytest.approx(len(expected), abs=4096)
     assert made.read_bytes()[-200_000:] == expected[-200_000:]
+
+
+def test_activations_that_are_not_finite(tmp_path: Path) -> None:
+    """From the block on in which they overflow, matrices have the bytes of a run without calibration."""
+    source, words = checkpoints.write("llama", tmp_path / NAME, **LAYERS), text(tmp_path)
+    weights = load_file(source / "model.safetensors")
+    weights["model.layers.1.post_attention_layernorm.weight"] *= 1e30
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    done = convert(PLAIN, source, "-r", "q4_K_M", "--calibrate", words, *SETTINGS, "--outdir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "because the inputs of the layer are not all finite: blk.1.ffn_down.weight" in said and "blk.2." in said
+    assert convert(PLAIN, source, "-r", "q4_K_M", "--outdir", tmp_path / "plain").returncode == 0
+    (made,), (plain,) = ((tmp_path / name).glob("*.gguf") for name in ("out", "plain"))
+    tensors = [{each.name: each.data.tobytes() for each in GGUFReader(path).tensors} for path in (made, plain)]
+    for name, data in tensors[0].items():
+        refined = name.startswith(("blk.0.", "blk.1.attn")) and "norm" not in name
+        assert (data == tensors[1][name]) != refined, name
+
+
+def test_a_text_that_is_shorter_than_the_matrices_are_wide(tmp_path: Path) -> None:
+    source, words = checkpoints.write("llama", tmp_path / NAME, intermediate_size=768, **LAYERS), text(tmp_path)
+    settings = ["--calibrate-chunks", "1", *SETTINGS[2:]]
+    done = convert(PLAIN, source, "-r", "q4_K_M", "--calibrate", words, *settings, "--outdir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "the text is short: 512 tokens for matrices of 768 columns" in " ".join((done.stdout + done.stderr).split())
