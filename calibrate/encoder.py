@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from ggufsmith.quantize.fields import is_refinable, layout_of
 from ggufsmith.quantize.kernels import descent, descent_lattice, tile_sums
 from ggufsmith.quantize.lattice_fields import LatticeLayout
 from ggufsmith.quantize.reference import dequantize, widen
+from ggufsmith.quantize.rows import codec_of
 
 KERNELS = (tile_sums.project, tile_sums.inner, descent.descend, descent.feed)
 LATTICE_KERNELS = (descent_lattice.descend_lattice, descent_lattice.feed_lattice)
@@ -38,7 +39,11 @@ class Gain:
 
     start: float = 0.0
     end: float = 0.0
-    trouble: str | None = None
+
+
+# Why matrices have ggml's bytes, as the end of a sentence.
+UNREACHED = "the text did not reach them"
+UNREFINED = "there is no refinement for {}"
 
 
 @dataclass
@@ -48,11 +53,15 @@ class Shelf:
     hessians: by the names of the tensors of a block; one for all matrices of a stack, or one for each.
     importance: their diagonals, (width,) or (matrices, width).
     gains:    by tensor and type, of all blocks so far.
+    plain:    why there are matrices that have ggml's bytes: of each tensor which of its stack they are, or none of it.
+    short:    tensors whose text had fewer tokens than they have columns: both numbers.
     """
 
     hessians: Mapping[str, Sequence[Hessian]] = field(default_factory=dict)
     importance: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     gains: dict[tuple[str, str], Gain] = field(default_factory=dict)
+    plain: dict[str, dict[str, set[int]]] = field(default_factory=dict)
+    short: dict[str, tuple[int, int]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, inputs: Mapping[str, Inputs], threads: int) -> None:
@@ -61,9 +70,15 @@ class Shelf:
         with ThreadPoolExecutor(threads) as pool:
             for given in inputs.values():
                 if id(given) not in made:
-                    hessians = [prepare(h, pool.map) for h in given.h]
+                    hessians = [
+                        prepare(h, pool.map, tokens=tokens) for h, tokens in zip(given.h, given.tokens, strict=True)
+                    ]
                     diagonals = np.stack([_importance(each) for each in hessians])
                     made[id(given)] = hessians, diagonals if len(hessians) > 1 else diagonals[0]
+        for name, given in inputs.items():
+            tokens, columns = int(min(given.tokens)), len(given.h[0])
+            if 0 < tokens < columns:
+                self.short[name] = tokens, columns
         self.hessians = {name: made[id(given)][0] for name, given in inputs.items()}
         self.importance = {name: made[id(given)][1] for name, given in inputs.items()}
 
@@ -71,13 +86,18 @@ class Shelf:
         """Forget the block."""
         self.hessians, self.importance = {}, {}
 
-    def add(self, tensor: str, type: str, start: float, end: float, trouble: str | None) -> None:
+    def leave(self, tensor: str, why: str, matrix: int | None = None) -> None:
+        """Note that a tensor, or a matrix of a stack, has ggml's bytes."""
+        with self.lock:
+            found = self.plain.setdefault(why, {}).setdefault(tensor, set())
+            found |= set() if matrix is None else {matrix}
+
+    def add(self, tensor: str, type: str, start: float, end: float) -> None:
         """Note a gain."""
         with self.lock:
             gain = self.gains.setdefault((tensor, type), Gain())
             gain.start += start
             gain.end += end
-            gain.trouble = gain.trouble or trouble
 
 
 @dataclass(frozen=True)
@@ -120,26 +140,39 @@ class CalibratedEncoder:
         """See `Encoder.encode`. importance: is not used; the diagonals of the Hessians are better known."""
         hessians = self.shelf.hessians.get(place.tensor)
         if hessians is None or importance is None:
-            return self.plain.encode(target, rows, out, source=source, importance=None, place=place)
+            if importance is not None:
+                self.shelf.leave(place.tensor, UNREACHED)
+                importance = _even(target, rows.shape[1])
+            return self.plain.encode(target, rows, out, source=source, importance=importance, place=place)
         weights = self.shelf.importance[place.tensor]
         report = self.plain.encode(target, rows, out, source=source, importance=weights, place=place)
-        if is_refinable(target.name):
-            for k, part in place.parts(len(hessians), len(rows)):
+        for k, part in place.parts(len(hessians), len(rows)):
+            why = hessians[k].trouble
+            if why is not None:
+                self.shelf.leave(place.tensor, why, k if len(hessians) > 1 else None)
+                here = replace(place, first=place.first + part.start)
+                even = _even(target, rows.shape[1])
+                self.plain.encode(target, rows[part], out[part], source=source, importance=even, place=here)
+            elif is_refinable(target.name):
                 self._refine(target, np.ascontiguousarray(widen(rows[part], source)), out[part], hessians[k], place)
+            else:
+                self.shelf.leave(place.tensor, UNREFINED.format(target.name))
         return report
 
     def _refine(
         self, target: Format, w: NDArray[np.float32], out: NDArray[np.uint8], hessian: Hessian, place: RowRange
     ) -> None:
         """Make ggml's bytes in `out` better."""
-        if hessian.trouble is not None:
-            self.shelf.add(place.tensor, target.name, 0.0, 0.0, hessian.trouble)
-            return
         for at in range(0, len(w), BLOCK):
             part = slice(at, at + BLOCK)
             out[part], start, end = refine_block(target, w[part], out[part], hessian, self.effort)
             _check_loss(target, w[part][-1], out[part][-1:], hessian, float(end[-1]), place)
-            self.shelf.add(place.tensor, target.name, float(start.sum()), float(end.sum()), None)
+            self.shelf.add(place.tensor, target.name, float(start.sum()), float(end.sum()))
+
+
+def _even(target: Format, width: int) -> NDArray[np.float32] | None:
+    """The importance of columns of which nothing is known: none, but for formats that cannot do without."""
+    return np.ones(width, np.float32) if codec_of(target).encode is None else None
 
 
 def _importance(hessian: Hessian) -> NDArray[np.float32]:

@@ -25,12 +25,18 @@ LEAN = 0.25
 class Inputs:
     """What the matrices of a layer were given. Two are shared by several layers if they are the same object.
 
-    h:      float32 [n, n], mean of x x^T; one for all matrices of a stack, or one for each.
+    h:      float32 [n, n], mean of x x^T; one for all matrices of a stack, or one for each. Zeros without tokens.
     counts: tokens, in the same order.
     """
 
     h: tuple[NDArray[np.float32], ...]
     counts: tuple[int, ...]
+
+    @property
+    def tokens(self) -> tuple[float, ...]:
+        """The tokens that each h counts for, those of other experts included."""
+        lean = LEAN * len(self.h[0]) if len(self.h) > 1 else 0
+        return tuple(count + lean for count in self.counts)
 
 
 class GramCollector:
@@ -95,7 +101,7 @@ class GramCollector:
         means = []
         for key, count in zip(keys, counts, strict=True):
             if not count:
-                means.append(of_all)
+                means.append(np.zeros_like(of_all))
                 continue
             own = self._sums[key].cpu().numpy()
             means.append(np.asarray((own + np.float32(lean) * of_all) / np.float32(count + lean), np.float32))

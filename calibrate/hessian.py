@@ -2,17 +2,14 @@
 have these inputs.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.calibrate.factor import Factor, Map, factor_of
+from ggufsmith.calibrate.factor import Factor, Map, damping_of, factor_of
 
-# Added to the diagonal for the descent, as a part of itself: what H says is known from a sample.
-DAMPING = np.float32(0.03)
-# And as a part of its mean, so that a column without inputs is rounded to the nearest level.
-FLOOR = np.float32(1e-9)
 # What rounding may do to |h_ij| <= sqrt(h_ii h_jj), which holds for every H that is a mean of x x^T.
 SLACK = 1e-3
 ROWS = 256  # rows of H that are checked at once
@@ -24,8 +21,8 @@ class Hessian:
 
     h:        float32 [n, n], symmetric, C-contiguous.
     diagonal: float32 [n]: the importance of the columns.
-    damping:  float32 [n], what a descent adds to the diagonal.
-    factor:   for error feedback; None if there is trouble.
+    damping:  float32 [n], what is added to the diagonal.
+    factor:   of H and its damping, for error feedback; None if there is trouble.
     trouble:  why H cannot be used, as the end of a sentence; None if it can.
     """
 
@@ -36,8 +33,11 @@ class Hessian:
     trouble: str | None = None
 
 
-def prepare(h: NDArray[np.float32], spread: Map = map) -> Hessian:
+def prepare(h: NDArray[np.float32], spread: Map = map, *, tokens: float = math.inf) -> Hessian:
     """Check and factor H, float32 [n, n], and say what is wrong with it in `Hessian.trouble`.
+
+    tokens: that it is the mean of. Fewer than columns cannot tell all directions from one another: the damping is
+    raised, by the root of how many times fewer they are.
 
     An H is refused if a number is not finite, if it is not symmetric, if a diagonal entry is negative or all are zero,
     or if it is not positive definite after damping. Columns of zeros are fine. `spread`: see factor.factor_of.
@@ -54,9 +54,9 @@ def prepare(h: NDArray[np.float32], spread: Map = map) -> Hessian:
         if abs(exponent) > 40:  # squares and products of sums stay in the range of float32
             h = np.ldexp(h, -exponent)
             diagonal = h.diagonal().copy()
-        damping = DAMPING * diagonal + FLOOR * np.float32(diagonal.mean(dtype=np.float64))
-        factor = factor_of(h, spread)
-        trouble = None if factor else "H is not positive semidefinite"
+        damping = damping_of(diagonal) * np.float32(math.sqrt(max(1, len(h) / max(tokens, 1))))
+        factor = factor_of(h, damping, spread)
+        trouble = None if factor else "H is not positive definite, even with damping"
     return Hessian(h, diagonal, damping, factor, trouble)
 
 

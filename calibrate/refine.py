@@ -25,13 +25,11 @@ from ggufsmith.quantize.simd import W
 
 Effort = Literal["fast", "normal", "best"]
 TILE, BLOCK = 256, 128  # columns, and rows that one thread works on at a time
-# Of each effort: how often a row is gone through, and how often each tile of it. A row is gone through again only if
-# the last time took more than this part off the loss.
-SWEEPS: Mapping[Effort, tuple[int, int]] = {"fast": (1, 2), "normal": (2, 3), "best": (8, 3)}
+# Of each effort: how often a tile is gone through when it is first quantized; how often the whole row is gone through
+# after that, and how often each tile of it then. A row is gone through again only if the last time took more than WORTH
+# off the loss.
+SWEEPS: Mapping[Effort, tuple[int, int, int]] = {"fast": (1, 0, 0), "normal": (2, 0, 0), "best": (3, 8, 3)}
 WORTH = 0.002
-# Formats that start from ggml's bytes and not from error feedback. Feedback alone made models with Q3_K worse; with the
-# signs of IQ3_XXS, of which every second four have to follow the four before, it gains nothing.
-UNFED = frozenset(("Q3_K", "IQ3_XXS"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,20 +84,19 @@ def refine_block(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
     """Data, start and end of a few rows; `plain` is what ggml makes of them."""
     layout = fields.layout_of(target.name)
-    first = fields.unpack(layout, plain)
     x = to_lanes(w)
-    e = x - to_lanes(fields.values(layout, first))
-    state = to_state(layout, first)
-    start = end = np.zeros(0)
-    if target.name not in UNFED and hessian.factor:
-        start = losses(e, hessian)
-        state, e = feed_back(layout, x, hessian.factor)
-    sweeps, passes = SWEEPS[effort]
+    decoded = np.empty_like(w)
+    rows.decode(target, plain, decoded)
+    start = losses(x - to_lanes(decoded), hessian)
+    first, sweeps, passes = SWEEPS[effort]
+    assert hessian.factor is not None, "there is no trouble"
+    state, e = feed_back(layout, x, hessian.factor, first)
+    end = None
     for _ in range(sweeps):
         before, end = sweep(layout, x, e, state, hessian, passes)
-        start = start if start.size else before
         if not before.sum() - end.sum() > WORTH * before.sum():
             break
+    end = losses(e, hessian) if end is None else end
     data = fields.pack(layout, to_fields(layout, state, len(w)))
     start, end = start[: len(w)], end[: len(w)]
     worse = ~(end < start)
@@ -137,13 +134,17 @@ def sweep(
     return before, after
 
 
-def feed_back(layout: fields.CodeLayout, x: Lanes, factor: Factor) -> tuple[descent.State, Lanes]:
-    """Rows quantized with error feedback, and their errors; scales are those of ggml's search for a tile."""
+def feed_back(layout: fields.CodeLayout, x: Lanes, factor: Factor, passes: int) -> tuple[descent.State, Lanes]:
+    """Rows quantized with error feedback, and their errors.
+
+    Scales begin as those of ggml's search for a tile. Each tile is gone through `passes` times before the next comes,
+    under the loss that is left if the columns behind do what is best for its errors.
+    """
     form = layout.format
     groups, n, _ = x.shape
     state = empty_state(layout, groups, n)
     e = np.zeros_like(x)
-    for at in range(0, n, TILE):
+    for at, tile_factor in zip(range(0, n, TILE), factor.tiles, strict=True):
         tile = slice(at, min(at + TILE, n))
         fed = x[:, tile].copy()
         add_products(e, factor.t, at, 0, at, fed)
@@ -155,6 +156,10 @@ def feed_back(layout: fields.CodeLayout, x: Lanes, factor: Factor) -> tuple[desc
             first = at * wide.shape[1] // n
             wide[:, first : first + share.shape[1]] = share
         feed(layout, fed, x, e, state, factor.t[tile, tile], factor.d[tile], at)
+        if passes:
+            g = np.zeros_like(fed)
+            add_products(fed, tile_factor.back, 0, 0, len(tile_factor.back), g)
+            descend(layout, x, e, state, tile_factor.s, g, at, passes)
     return state, e
 
 

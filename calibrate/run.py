@@ -8,7 +8,7 @@ is all: the bytes are ggml's.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, get_args
 
 from ggufsmith.calibrate.auto import AutoImatrix, Opener, unquantized
-from ggufsmith.calibrate.encoder import CalibratedEncoder, Gain
+from ggufsmith.calibrate.encoder import CalibratedEncoder, Shelf
 from ggufsmith.calibrate.gram import GramCollector
 from ggufsmith.calibrate.make import shipped_imatrix
 from ggufsmith.calibrate.measure import measure_sensitivity
@@ -27,6 +27,7 @@ from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.text import some
 from ggufsmith.container.values import Metadata, string, u32
 from ggufsmith.pipeline.option import INPUTS
+from ggufsmith.pipeline.outputs import Conductor, Make, Needed
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, TextOptions
@@ -63,6 +64,9 @@ def calibrated(
     """
     make = request.make
     check(request)
+    if weighs is None:
+        making = resolved(request, *INPUTS)[0]  # which needs a recipe
+        weighs = bool(making.budgets or stand_for_sizes(making, AUTO))
     reading = reading_of(make)
     with (
         readied(unquantized(request), open_pass, reading) as ready,
@@ -78,9 +82,6 @@ def calibrated(
     ):
         effort = effort_of(make)
         plain = replace(request, make=settled(make))
-        if weighs is None:
-            making = resolved(request, *INPUTS)[0]
-            weighs = bool(making.budgets or stand_for_sizes(making, AUTO))
         if weighs and make.sensitivity is None:
             table = measure_sensitivity(ready, effort, threads=request.write.threads, progress=progress)
             write_sensitivity(table, path := Path(folder) / "sensitivity.json")
@@ -100,7 +101,7 @@ def calibrated(
                 encoder=encoder,
                 conduct=conduct,
                 learned=lambda: [
-                    *learned(encoder.shelf.gains),
+                    *learned(encoder.shelf),
                     *(divergences(unquantized(request), open_pass, planned, ready.device) if effort == "best" else ()),
                 ],
                 notes=(*planned.notes, *ready.windows.notes),
@@ -119,7 +120,6 @@ def check(request: Request) -> None:
     ):
         if given:
             raise Usage(f"{flag} cannot be combined with --calibrate, {why}", fix=f"Leave out {flag}.")
-    resolved(request, *INPUTS)  # which needs a recipe
 
 
 def settled(make: MakeOptions) -> MakeOptions:
@@ -151,17 +151,18 @@ def method_of(ready: Readied, effort: Effort) -> Metadata:
     }
 
 
-def conductor(
-    planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, threads: int | None
-) -> Callable[[Callable[[Collection[str]], None]], None]:
+def conductor(planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, threads: int | None) -> Conductor:
     """Makes the tensors of a pass in the order in which their Hessians become known (see `pipeline.outputs`)."""
     threads = threads or available_cores()
-    collector = GramCollector(refined_shapes(planned))
+    shapes = refined_shapes(planned)
     skeleton, shelf = ready.skeleton, encoder.shelf
     blocks = [[each.name for each in skeleton.outputs(block)] for block in range(len(skeleton.blocks))]
 
-    def conduct(make: Callable[[Collection[str]], None]) -> None:
+    def conduct(make: Make, needed: Needed) -> None:
         from ggufsmith.evaluate.forward import run_model
+
+        wanted = needed(shapes)  # an interrupted run is resumed at its block: of those before, nothing is summed
+        collector = GramCollector({name: shape for name, shape in shapes.items() if name in wanted})
 
         def finish(names: Collection[str]) -> None:
             shelf.put(collector.take(names), threads)
@@ -188,8 +189,9 @@ def conductor(
     return conduct
 
 
-def learned(gains: Mapping[tuple[str, str], Gain]) -> Iterator[str]:
+def learned(shelf: Shelf) -> Iterator[str]:
     """What the refinement gained in every type, and where it could not be done."""
+    gains = shelf.gains
     for type in sorted({type for _, type in gains}):
         found = [gain for (_, each), gain in gains.items() if each == type]
         better = [gain.end / gain.start for gain in found if gain.start > 0]
@@ -201,8 +203,19 @@ def learned(gains: Mapping[tuple[str, str], Gain]) -> Iterator[str]:
             )
         if unchanged := [name for (name, each), gain in gains.items() if each == type and gain.end >= gain.start > 0]:
             yield f"{type}: nothing was gained for {some(unchanged)}"
-    for why in sorted({gain.trouble for gain in gains.values() if gain.trouble}):
-        yield f"{some([name for (name, _), gain in gains.items() if gain.trouble == why])} were not refined: {why}"
+    for why, tensors in sorted(shelf.plain.items()):
+        names = [
+            f"{name} (expert{'s' * (len(which) > 1)} {some(list(map(str, sorted(which))))})" if which else name
+            for name, which in sorted(tensors.items())
+        ]
+        yield f"quantized as without calibration, because {why}: {some(names)}"
+    if shelf.short:
+        fewest = min(tokens for tokens, _ in shelf.short.values())
+        most = max(columns for _, columns in shelf.short.values())
+        yield (
+            f"the text is short: {fewest} tokens for matrices of {most} columns; the damping was raised for "
+            f"{some(sorted(shelf.short))}; a longer text refines them better"
+        )
 
 
 def divergences(source: Request, open_pass: Opener, planned: Pass, device: str) -> Iterator[str]:

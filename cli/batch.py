@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ggufsmith.convert.batch.jobfile import JobFile
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
-    from ggufsmith.convert.batch.run import BatchOptions, Draft, Imatrices, Watcher
+    from ggufsmith.convert.batch.run import BatchOptions, Calibrated, Draft, Imatrices, Watcher
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -130,7 +130,7 @@ def batch(
             _annotate(problem_annotations(error.also, Path.cwd()), as_json)
             raise
         with _imatrices(read, write.threads) as imatrices:
-            options = replace(options, imatrices=imatrices, measures=_measures(read))
+            options = replace(options, imatrices=imatrices, measures=_measures(read), calibrated=_calibrated(read))
             code = _price(read, options, as_json) if dry_run else _run(read, options, report, junit, as_json, quiet)
 
     try:
@@ -168,6 +168,15 @@ def _measures(job: "JobFile") -> "Measures | None":
     from ggufsmith.evaluate.jobs import JobMeasures
 
     return JobMeasures()
+
+
+def _calibrated(job: "JobFile") -> "Calibrated | None":
+    """What readies the models of a job that are calibrated, if there are any."""
+    if not any(model.request.make.calibrate for model in job.models):
+        return None
+    from ggufsmith.calibrate.run import calibrated
+
+    return calibrated
 
 
 def _leave(code: int) -> None:

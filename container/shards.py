@@ -347,6 +347,11 @@ class SetWriter:
         writer, offset = self._home(offset)
         writer.record(offset, size, checksum)
 
+    def keep(self) -> None:
+        """See `Writer.keep`."""
+        for writer in self.writers:
+            writer.keep()
+
     def holds(self, offset: int, size: int) -> bool:
         """See `Writer.holds`."""
         writer, offset = self._home(offset)

@@ -238,6 +238,11 @@ class Writer:
         if self._flusher:
             self._flusher.count(size)
 
+    def keep(self) -> None:
+        """See that a run that is killed from now on can be resumed here. Cheap, but not for every write."""
+        if self._journal is not None:
+            self._journal.write_out()
+
     def _journal_for(self, offset: int, size: int) -> Journal:
         """Where a write of these bytes is noted. Failure if they have no place in this file."""
         end = offset + size

@@ -21,12 +21,15 @@ from ggufsmith.container.writer import check_apart
 from ggufsmith.pipeline.encoder import Encoder
 from ggufsmith.pipeline.findings import Finding
 from ggufsmith.pipeline.parallel import available_cores
-from ggufsmith.pipeline.stream import Opening, RowSource, SharedTarget, load_kernels, stream
+from ggufsmith.pipeline.stream import Opening, RowSource, SharedTarget, chunks, is_held, load_kernels, stream
 
 MAX_NOTED = 8  # tensors that have a note each
-# Decides when tensors are made: it calls the function that it is given with the names of some of them, until all are
-# made. By default they are all made at once; an encoder that has to learn about them first is given them in turn.
-Conductor = Callable[[Callable[[Collection[str]], None]], None]
+# Decides when tensors are made: it calls the first function that it is given with the names of some of them, until all
+# are made. By default they are all made at once; an encoder that has to learn about them first is given them in turn.
+# The second function says which of some names are not in every output yet, where an interrupted run is resumed.
+Make = Callable[[Collection[str]], None]
+Needed = Callable[[Collection[str]], frozenset[str]]
+Conductor = Callable[[Make, Needed], None]
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,14 @@ def _stream_here(
         now = left & set(names)
         left.difference_update(now)
         found.extend(stream(tensors, targets, threads=threads, only=now, advance=advance))
+        for target in targets:
+            target.writer.keep()
 
-    conduct(make)
+    def needed(names: Collection[str]) -> frozenset[str]:
+        wanted = (chunk for chunk in chunks(tensors) if tensors[chunk[0]].name in names)
+        return frozenset(tensors[chunk[0]].name for chunk in wanted if not is_held(tensors, chunk, targets))
+
+    conduct(make, needed)
     if left:
         raise ValueError(f"tensors were not made: {sorted(left)}")
     return found

@@ -184,7 +184,9 @@ class MakeOptions:
         "Calibration",
         metavar="[FILE]",
         inputs=WEIGHTS,
-        keyless="a job does not calibrate",
+        keyed="Texts, or folders of them, to run the model on, or auto for the text that ships with ggufsmith. The "
+        "bytes are chosen with which the layers compute most nearly what they computed before.",
+        fields=(MODEL,),
     )
     calibrate_chunks: int | None = option(
         None,
@@ -192,7 +194,7 @@ class MakeOptions:
         "Calibration",
         metavar="NUMBER",
         inputs=WEIGHTS,
-        keyless="a job does not calibrate",
+        decides=True,
     )
     effort: str | None = option(
         None,
@@ -202,7 +204,7 @@ class MakeOptions:
         "Calibration",
         metavar="NAME",
         inputs=WEIGHTS,
-        keyless="a job does not calibrate",
+        decides=True,
     )
     calibrate_device: str | None = option(
         None,
@@ -211,7 +213,7 @@ class MakeOptions:
         flag="--device",
         metavar="NAME",
         inputs=WEIGHTS,
-        keyless="a job does not calibrate",
+        key="device",
     )
     include_weights: tuple[str, ...] = option(
         (),

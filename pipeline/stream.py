@@ -123,6 +123,9 @@ class SharedSink(Sink, Protocol):
     def starts(self) -> Sequence[int]:
         """Where each file begins, in bytes, if all stood one behind the other."""
 
+    def keep(self) -> None:
+        """See that a run that is killed from now on can be resumed here."""
+
     def record(self, offset: int, size: int, checksum: int) -> None:
         """Note a write that another process did, with the checksum of its bytes (see `container.checksum`)."""
 

@@ -7,8 +7,9 @@ bytes that ggml writes, `pack(unpack(b))` is b.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +31,19 @@ class Numbers:
     bits: NDArray[np.intp]
     lowest: int = 0
     signed: bool = False
+
+    @cached_property
+    def pieces(self) -> tuple[tuple[NDArray[np.intp], NDArray[np.uint8], int, int], ...]:
+        """The same as runs of bits that every number has side by side in one byte: the bytes, how far up in them the
+        runs are, how many bits they have, and which bit of the number is their first.
+        """
+        width = self.bits.shape[1]
+        apart = (np.diff(self.bits, axis=1) != 1) | (self.bits[:, 1:] % 8 == 0)
+        starts = [0, *(1 + np.flatnonzero(apart.any(0))), width]
+        return tuple(
+            (self.bits[:, first] // 8, (self.bits[:, first] % 8).astype(np.uint8), int(end - first), int(first))
+            for first, end in pairwise(starts)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +76,9 @@ class CodeLayout:
         """Whether the levels are neighbouring integers."""
         return bool(np.all(np.diff(self.levels) == 1))
 
-    def read_levels(self, bits: NDArray[np.uint8]) -> NDArray[Any]:
+    def read_levels(self, data: NDArray[np.uint8]) -> NDArray[Any]:
         """The level of each weight, [blocks, weights]; see read_numbers."""
-        codes = read_numbers(bits, self.codes)
+        codes = read_numbers(data, self.codes)
         return codes if self.even else self.levels[codes]
 
     def write_levels(self, bits: NDArray[np.uint8], levels: NDArray[np.int8]) -> None:
@@ -182,17 +196,19 @@ LAYOUTS = layouts()
 # ---- bytes and numbers ----
 
 
-def read_numbers(bits: NDArray[np.uint8], numbers: Numbers) -> NDArray[np.int16]:
-    """int16 [blocks, count] from the single bits of blocks, uint8 [blocks, 8 * size]."""
-    count, width = numbers.bits.shape
-    found = np.zeros((len(bits), count), np.int16)
-    for k in range(width):
-        found |= bits[:, numbers.bits[:, k]].astype(np.int16) << k
+def read_numbers(data: NDArray[np.uint8], numbers: Numbers) -> NDArray[np.int16]:
+    """int16 [blocks, count] from the bytes of blocks, uint8 [blocks, size]."""
+    found = np.zeros((len(data), len(numbers.bits)), np.int16)
+    for places, shifts, width, first in numbers.pieces:
+        run = data.take(places, axis=1)
+        run >>= shifts
+        run &= np.uint8((1 << width) - 1)
+        found |= run.astype(np.int16) << first
     return (found ^ sign_of(numbers)) + np.int16(numbers.lowest)
 
 
 def write_numbers(bits: NDArray[np.uint8], numbers: Numbers, values: NDArray[Any]) -> None:
-    """The inverse, into `bits`; the values fit."""
+    """The inverse, into the single bits of blocks, uint8 [blocks, 8 * size]; the values fit."""
     raw = (values.astype(np.int16) - np.int16(numbers.lowest)) ^ sign_of(numbers)
     for k in range(numbers.bits.shape[1]):
         bits[:, numbers.bits[:, k]] = raw >> k & 1
@@ -212,13 +228,13 @@ def unpack(layout: CodeLayout, data: NDArray[np.uint8]) -> RowFields:
     """The numbers of rows, uint8 [n, bytes per row]."""
     n, form = len(data), layout.format
     records = blocks_of(form, data)
-    bits = np.unpackbits(records.view(np.uint8).reshape(-1, form.size), axis=1, bitorder="little")
+    whole = records.view(np.uint8).reshape(-1, form.size)
     subs = (len(records), form.weights // layout.sub)
-    scales = read_numbers(bits, layout.scales) if layout.scales else np.ones(subs, np.int16)
-    minima = read_numbers(bits, layout.minima) if layout.minima else np.full(subs, layout.minimum, np.int16)
+    scales = read_numbers(whole, layout.scales) if layout.scales else np.ones(subs, np.int16)
+    minima = read_numbers(whole, layout.minima) if layout.minima else np.full(subs, layout.minimum, np.int16)
     d = halves(records["d"])
     dmin = halves(records[layout.dmin]) if layout.dmin else np.zeros_like(d)
-    narrow = layout.read_levels(bits).astype(np.int8)
+    narrow = layout.read_levels(whole).astype(np.int8)
     return RowFields(*(cast(Any, a.reshape(n, -1)) for a in (narrow, scales, minima, d, dmin)))
 
 

@@ -42,10 +42,10 @@ class LatticeLayout(CodeLayout):
         """Values that a weight of a point can have."""
         return len(self.levels)
 
-    def read_levels(self, bits: NDArray[np.uint8]) -> NDArray[Any]:
+    def read_levels(self, data: NDArray[np.uint8]) -> NDArray[Any]:
         """See CodeLayout."""
-        size = self.points[read_numbers(bits, self.codes)].reshape(len(bits), -1)
-        stored = read_numbers(bits, self.signs)
+        size = self.points[read_numbers(data, self.codes)].reshape(len(data), -1)
+        stored = read_numbers(data, self.signs)
         eight = grids.EVEN_SIGNS[stored] if self.pairs else stored.astype(np.uint8)
         minus = np.unpackbits(eight, axis=1, bitorder="little").view(bool)
         return np.where(minus, -size, size)

@@ -21,7 +21,8 @@ unsigned elements and copies of the sign for signed), comparisons, & | ^ ~ on ma
 one is a Python or NumPy scalar, which takes the vector's type. Write constants that matter as `f32(0.1)`. A variable
 keeps its type: start an accumulator with `broadcast(f32(0))`, not with 0.
 
-**Floats** behave as IEEE 754 says: no contraction to FMA, no reassociation, denormals kept.
+**Floats** behave as IEEE 754 says: no contraction to FMA but where `multiply_add` asks for it, no reassociation,
+denormals kept.
 """
 
 from collections.abc import Callable
@@ -66,6 +67,11 @@ def broadcast(x: Any) -> Any:
 def load(array: Any, at: int) -> Any:
     """array[at : at + W] of a C-contiguous 1-D array, any alignment. Nothing is checked."""
     return array[at : at + W].copy()
+
+
+def load_one(array: Any, at: int) -> Any:
+    """array[at] in every lane. Nothing is checked."""
+    return np.full(W, array[at])
 
 
 def store(array: Any, at: int, v: Any) -> None:
@@ -120,6 +126,20 @@ def absolute(x: Any) -> Any:
 def sqrt(x: Any) -> Any:
     """The correctly rounded square root of f32."""
     return np.sqrt(x)
+
+
+def multiply_add(x: Any, y: Any, z: Any) -> Any:
+    """x * y + z of f32, rounded once, on every CPU; slow on one that has no instruction for it (x86 before 2013).
+
+    Here the sum in float64 is rounded to odd, after which rounding it to float32 is as if it had been exact.
+    """
+    product, addend = np.float64(x) * np.float64(y), np.float64(z)
+    total = product + addend
+    other = total - product
+    lost = (product - (total - other)) + (addend - other)  # the exact sum is total + lost
+    whole = np.broadcast_to(total, W).copy().view(np.int64)
+    odd = (whole - ((lost < 0) != (total < 0))) | 1
+    return np.where((lost != 0) & np.isfinite(lost), odd, whole).view(np.float64).astype(np.float32)
 
 
 def bits(x: Any) -> Any:

@@ -116,7 +116,7 @@ def test_the_examples_of_files_are_read(tmp_path: Path) -> None:
 
 def test_every_benchmark_has_its_place() -> None:
     text = (ROOT / "tests" / "bench" / "all.py").read_text(encoding="utf-8")
-    (names,) = re.findall(r"^NAMES = \((.*)\)$", text, re.MULTILINE)
+    (names,) = re.findall(r"^NAMES = \((.*?)\)$", text, re.MULTILINE | re.DOTALL)
     pages = read("docs/benchmarks.md") + read("docs/quality.md")
     assert re.findall(r'"(\w+)"', names)
     for name in re.findall(r'"(\w+)"', names):

@@ -49,10 +49,11 @@ from ggufsmith.quantize.overrides import parse_override
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
-from ggufsmith.quantize.resolve import PROJECTOR_TYPES, check_projector_type
+from ggufsmith.quantize.resolve import EFFORTS, PROJECTOR_TYPES, check_projector_type
 
 MAKING = ("recipes", "outtypes", "target_size", "target_bpw", "match")  # the keys that ask for outputs
 BUDGETS = ("target_size", "target_bpw", "match")  # those of them that choose types
+QUANTIZING = ("recipes", *BUDGETS)
 CONFIGS = ("config.json", "params.json", "adapter_config.json")  # of a model, of Meta's own release, of an adapter
 OUTTYPES = ("f32", "f16", "bf16")
 Record = TypeVar("Record", SourceOptions, MakeOptions, WriteOptions)
@@ -203,7 +204,7 @@ class _Reader(Tables):
         values = {key: said[key] if key in said else Said(record.default, place) for key, record in SETTINGS.items()}
         for key, record in SETTINGS.items():
             if record.fields:
-                values[key] = replace(values[key], value=values[key].value.replace(f"{{{MODEL}}}", name))
+                values[key] = replace(values[key], value=_named(values[key].value, name))
         folder = output / values["folder"].value
         wanted = tuple(self.wanted(values, folder))
         if not hub and is_adapter(source):
@@ -224,6 +225,7 @@ class _Reader(Tables):
         paths = {
             "imatrix": AUTO if said["imatrix"].value == str(AUTO) else self.existing(said["imatrix"]),
             "sensitivity": self.existing(said["sensitivity"]),
+            "calibrate": tuple(self.texts(said["calibrate"])),
             "metadata": self.existing(said["metadata"]),
             "tokenizer": self.folder(said["tokenizer"]),
             "base": self.folder(said["base"]) if on_hub else self.base(source, said["base"]),
@@ -286,8 +288,29 @@ class _Reader(Tables):
                 self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
         if said["quality"].value and not said["card"].value:
             self.wrong(said["quality"].place, "quality puts a table into the model card, but there is no card")
+        self.check_calibration(said)
         if said["keep_imatrix"].value and said["imatrix"].value != str(AUTO):
             self.wrong(said["keep_imatrix"].place, f'keep_imatrix keeps what imatrix = "{AUTO}" makes')
+
+    def check_calibration(self, said: Mapping[str, Said]) -> None:
+        """What does not go with calibrating, and what means nothing without it."""
+        place = said["calibrate"].place
+        effort = said["effort"]
+        if effort.value and effort.value not in EFFORTS:
+            self.wrong(effort.place, *unknown("effort", effort.value, EFFORTS))
+        if not said["calibrate"].value:
+            for key in ("calibrate_chunks", "effort", "device"):
+                if said[key].value:
+                    self.wrong(said[key].place, f"{key} is about calibrating, but there is no calibrate")
+            return
+        for key, why in (
+            ("imatrix", "which makes an importance matrix of its own"),
+            ("prune_layers", "which runs the whole model"),
+        ):
+            if said[key].value:
+                self.wrong(said[key].place, f"{key} cannot be combined with calibrate, {why}")
+        if not any(said[key].value for key in QUANTIZING):
+            self.wrong(place, f"calibrate is about quantizing: set at least one of {', '.join(QUANTIZING)}")
 
     def wanted(self, said: Mapping[str, Said], folder: Path) -> Iterator[WantedOutput]:
         """The outputs, unquantized ones first."""
@@ -378,6 +401,14 @@ class _Reader(Tables):
             self.wrong(said.place, f"there is no such file: {path}")
         return path
 
+    def texts(self, said: Said) -> Iterator[Path]:
+        """Files and folders to calibrate with."""
+        for text in said.value:
+            path = AUTO if text == str(AUTO) else self.beside(text)
+            if path != AUTO and not path.exists():
+                self.wrong(said.place, f"there is no such file or folder: {path}")
+            yield path
+
     def folder(self, said: Said) -> Path | None:
         path = self.beside(said.value) if said.value else None
         if path and not path.is_dir():
@@ -425,7 +456,15 @@ class _Reader(Tables):
 def _read_by(model: JobModel) -> tuple[Path | None, ...]:
     """The files that a model is made from, besides those of folders."""
     make = model.request.make
-    return model.source, make.imatrix if make.imatrix != AUTO else None, make.sensitivity, model.request.source.metadata
+    given = (path for path in (make.imatrix, make.sensitivity, *make.calibrate) if path != AUTO)
+    return model.source, *given, model.request.source.metadata
+
+
+def _named(value: Any, name: str) -> Any:
+    """A text, or each of several, with the name of the model where it is asked for."""
+    return (
+        tuple(_named(each, name) for each in value) if isinstance(value, tuple) else value.replace(f"{{{MODEL}}}", name)
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,12 @@ PROCESS = 200 * 10**6
 MEASURING = 200 * 10**6
 STREAMING = KEPT * BLOCK
 PER_HEADER_BYTE = 40
+# What a model takes that is run to be calibrated: torch and transformers; matrices of the size of H; windows
+# and tokens.
+TORCH = 700 * 10**6
+MATRICES = 4
+WINDOWS, CONTEXT = 300, 512
+STATES = 1 << 30  # see evaluate.forward.MEMORY
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ def memory(planned: JobPass, model: JobModel, threads: int) -> int:
         + PER_HEADER_BYTE * header
         + 3 * importance
         + _factors(made.tensors, threads)
+        + _learning(model, made.tensors)
         + fixed(model, planned.wanted)
     )
 
@@ -118,6 +125,27 @@ def fixed(model: JobModel, wanted: Sequence[WantedOutput]) -> int:
     """The part of `memory` that is known before anything is planned."""
     measuring = MEASURING if any(each.budget for each in wanted) else 0
     return measuring + (STREAMING if model.hub and model.request.source.stream else 0)
+
+
+def _learning(model: JobModel, tensors: Sequence[RowSource]) -> int:
+    """What calibrating takes besides: torch, a block of the model, H and its factor for every width of its inputs, and
+    the hidden states of the text.
+    """
+    if not model.request.make.calibrate:
+        return 0
+    blocks: dict[str, list[tuple[int, ...]]] = {}
+    for tensor in tensors:
+        if len(tensor.shape) > 1 and tensor.name.startswith("blk."):
+            blocks.setdefault(tensor.name.split(".")[1], []).append(tensor.shape)
+    matrices = [
+        sum(8 * math.prod(shape) for shape in shapes)
+        + sum(MATRICES * 4 * math.prod(key[:-1]) * key[-1] ** 2 for key in {(*s[:-2], s[-1]) for s in shapes})
+        for shapes in blocks.values()
+    ]
+    hidden = max((min(shape) for shapes in blocks.values() for shape in shapes), default=0)
+    windows = model.request.make.calibrate_chunks or WINDOWS
+    states = min(4 * windows * CONTEXT * hidden, STATES)
+    return TORCH + max(matrices, default=0) + states
 
 
 def _factors(tensors: Sequence[RowSource], threads: int) -> int:

@@ -7,7 +7,7 @@ model lacks is made in one pass over its weights; one that fails does not stop t
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
@@ -57,6 +57,11 @@ class Imatrices(Protocol):
         """The request with its own, which is also kept at `keep`."""
 
 
+# Readies a request that is to be calibrated (`calibrate.run.calibrated`): the request with nothing left to be made, and
+# what opens it. It is told of progress, and whether types are to be weighed, for which the model is run beforehand.
+Calibrated = Callable[..., AbstractContextManager[tuple[Request, Callable[[Request], Pass]]]]
+
+
 @dataclass(frozen=True)
 class BatchOptions:
     """memory, disk: bytes, of the whole process, and of the outputs in the making at one time.
@@ -66,6 +71,7 @@ class BatchOptions:
     fail_fast: the first failure stops the job.
     imatrices: make the importance matrices that jobs leave to us; None if no model of the job does.
     measures: measures what outputs have lost; None if no model of the job asks for it.
+    calibrated: readies the models that are calibrated; None if there are none.
     """
 
     memory: int | None = None
@@ -78,6 +84,7 @@ class BatchOptions:
     fail_fast: bool = False
     imatrices: "Imatrices | None" = None
     measures: Measures | None = None
+    calibrated: "Calibrated | None" = None
 
     @property
     def cores(self) -> int:
@@ -213,15 +220,10 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
     check_extras(model)
     _check_memory(model, fixed(model, wanted), options)
     threads = options.cores
-    with located(model, plan=True) as (there, opener):
-        if there.request.make.imatrix == AUTO and options.imatrices:
-            if not dry and any(each.budget for each in wanted):  # which weighs by it
-                request = options.imatrices.made(there.request, opener, keep=model.kept_imatrix)
-            else:
-                request = options.imatrices.promised(there.request, opener)
-            there = replace(there, request=request)
+    weighs = not dry and any(each.budget for each in wanted)
+    with located(model, plan=True) as (found, finder), readied(found, finder, options, weighs) as (there, opener):
         if model.settings["quality"] and options.measures:
-            options.measures.check(there.request, opener)
+            options.measures.check(found.request, finder)
         planned = plan_model(there, wanted, opener, threads=threads)
         with planned.made as made:
             made.check_apart()
@@ -237,6 +239,34 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
         what = f"the outputs need {draft.size} bytes, but the budget is {options.disk}"
         raise NoSpace(what, where=model.folder, fix="Raise --max-disk.")
     return draft
+
+
+@contextmanager
+def readied(
+    model: JobModel,
+    opener: Callable[[Request], Pass],
+    options: BatchOptions,
+    making: bool,
+    progress: Progress = silently,
+) -> Iterator[tuple[JobModel, Callable[[Request], Pass]]]:
+    """The model with what it leaves to us to learn of its activations, and what opens it.
+
+    making: run the model for it, if that is wanted; else the plan has the sizes that it will have.
+    """
+    make, write = model.request.make, replace(model.request.write, threads=options.threads)
+    if make.calibrate and options.calibrated:
+        asked = replace(model.request, write=write)
+        weighs = making and any(each.budget and not each.recipe for each in model.wanted)
+        with options.calibrated(asked, opener, progress=progress, weighs=weighs) as (request, opened):
+            yield replace(model, request=request), opened
+    elif make.imatrix == AUTO and options.imatrices:
+        if making:
+            request = options.imatrices.made(model.request, opener, keep=model.kept_imatrix, progress=progress)
+        else:
+            request = options.imatrices.promised(model.request, opener)
+        yield replace(model, request=request), opener
+    else:
+        yield model, opener
 
 
 def _check_memory(model: JobModel, needed: int, options: BatchOptions) -> None:
@@ -383,12 +413,10 @@ class _Runner:
             self.watch.advanced(model, weights)
 
         self.check()
-        with located(model, plan=False, told=lambda size: self.check()) as (there, opener):
-            if there.request.make.imatrix == AUTO and self.options.imatrices:
-                request = self.options.imatrices.made(
-                    there.request, opener, keep=model.kept_imatrix, progress=lambda weights: self.stoppable()
-                )
-                there = replace(there, request=request)
+        with (
+            located(model, plan=False, told=lambda size: self.check()) as (found, finder),
+            readied(found, finder, self.options, True, lambda weights: self.stoppable()) as (there, opener),
+        ):
             planned = plan_model(there, draft.wanted, opener)
             with planned.made as made:
                 self.check()

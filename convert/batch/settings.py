@@ -75,6 +75,8 @@ class Tables:
             elif keys[name].kind == "texts":
                 texts = value if isinstance(value, list) else [value]
                 found[name] = Said(tuple(self.expanded(each, place) for each in texts), place)
+                for each in found[name].value:
+                    self.check_fields(each, keys[name], place)
             else:
                 text = self.expanded(value, place)
                 self.check_fields(text, keys[name], place)

@@ -199,7 +199,11 @@ def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
     imatrix = make.imatrix
     if imatrix == AUTO:
         yield [str(AUTO)]  # what it is follows from the model and from our version
+    texts = [path for path in model.request.make.calibrate if path != AUTO]
+    if len(texts) < len(model.request.make.calibrate):
+        yield [f"{AUTO} text"]
     folders = [
+        *(path for path in texts if path.is_dir()),
         *(folder for folder, _ in adapters_of(options).values()),
         *([options.tokenizer] if options.tokenizer else []),
     ]
@@ -212,6 +216,7 @@ def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
             for path in (imatrix if imatrix != AUTO else None, make.sensitivity, options.metadata)
             if path
         ),
+        *((path.parent, path) for path in texts if not path.is_dir()),
     ]:
         found = path.stat()
         identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns

@@ -186,6 +186,17 @@ def llvm_unary(name: str) -> Callable[[Any, Vec, Any], Any]:
     return emit
 
 
+def type_multiply_add(x: Any, y: Any, z: Any) -> Any:
+    """See simd.multiply_add; None for other elements than f32."""
+    return signature(F32, F32, F32, F32) if same(x, y, z) == F32 else None
+
+
+def emit_multiply_add(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """One instruction where the CPU has it, else a call of C's fmaf for each lane."""
+    kind = ir.FunctionType(args[0].type, [args[0].type] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{W}f32"), args)
+
+
 # ---- memory ----
 
 
@@ -232,6 +243,12 @@ def emit_load(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     """See simd.load."""
     vec = sig.return_type
     return unaligned(builder.load(pointer(context, builder, sig, args, 0, 1, vector_of(vec.element))))
+
+
+def emit_load_one(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    """See simd.load_one. Indexing, as Numba has it, would look for negative indices in every inner loop."""
+    scalar = SCALARS[sig.return_type.element][0]
+    return splat(builder, builder.load(pointer(context, builder, sig, args, 0, 1, scalar)))
 
 
 def emit_store(context: Any, builder: Any, sig: Any, args: Any) -> Any:

@@ -11,6 +11,7 @@ vectors.define(
     simd.broadcast, vectors.type_broadcast, lambda context, builder, sig, args: vectors.splat(builder, args[0]), 1
 )
 vectors.define(simd.load, vectors.of_array, vectors.emit_load, 2)
+vectors.define(simd.load_one, vectors.of_array, vectors.emit_load_one, 2)
 vectors.define(simd.store, vectors.type_store, vectors.emit_store, 3)
 vectors.define(simd.gather, vectors.type_gather, vectors.emit_gather, 2)
 vectors.define(simd.transpose, vectors.type_transpose, vectors.emit_transpose, 6)
@@ -20,6 +21,7 @@ vectors.define(simd.any_lane, lambda mask: types.boolean if mask == vectors.MASK
 vectors.lift(simd.minimum, lambda b, vec, x, y: b.select(vectors.comparison("<")(b, vec, x, y), x, y), "fiu")
 vectors.lift(simd.maximum, lambda b, vec, x, y: b.select(vectors.comparison(">")(b, vec, x, y), x, y), "fiu")
 
+vectors.define(simd.multiply_add, vectors.type_multiply_add, vectors.emit_multiply_add, 3)
 vectors.unary(simd.absolute, vectors.llvm_unary("fabs"), "f")
 vectors.unary(simd.sqrt, vectors.llvm_unary("sqrt"), "f")
 vectors.define_cast(simd.bits, ("f32",), "u32", lambda b, vec, x, kind: b.bitcast(x, kind))

@@ -19,7 +19,7 @@ from ggufsmith.quantize.fields import CodeLayout
 from ggufsmith.quantize.kernels.blocks import get, half_bits, put, room
 from ggufsmith.quantize.kernels.iq4 import VALUES, nearest_code
 from ggufsmith.quantize.kernels.tables import entry
-from ggufsmith.quantize.kernels.tile_sums import PANEL, add_products, spread
+from ggufsmith.quantize.kernels.tile_sums import PANEL, add_product, add_products, spread
 from ggufsmith.quantize.simd import (
     W,
     absolute,
@@ -30,6 +30,7 @@ from ggufsmith.quantize.simd import (
     half_to_f32,
     jitable,
     maximum,
+    multiply_add,
     nearest_small,
     select,
     to_f32,
@@ -216,19 +217,21 @@ def recode(work: Room, at: int, tile: Tile, to: Trial, coding: Coding, last: boo
         r1, r2, r3 = r0 + tile.columns, r0 + 2 * tile.columns, r0 + 3 * tile.columns
         ga = get(lg, j)
         a = settle(ga, inverse[k], j, work.x, work.level, to, coding)
-        gb = get(lg, j + 1) + a * h[r1 + j]
+        gb = add_product(a, h, r1 + j, get(lg, j + 1))
         b = settle(gb, inverse[k + 1], j + 1, work.x, work.level, to, coding)
-        gc = get(lg, j + 2) + a * h[r2 + j] + b * h[r2 + j + 1]
+        gc = add_product(b, h, r2 + j + 1, add_product(a, h, r2 + j, get(lg, j + 2)))
         c = settle(gc, inverse[k + 2], j + 2, work.x, work.level, to, coding)
-        gd = get(lg, j + 3) + a * h[r3 + j] + b * h[r3 + j + 1] + c * h[r3 + j + 2]
+        gd = add_product(b, h, r3 + j + 1, add_product(a, h, r3 + j, get(lg, j + 3)))
+        gd = add_product(c, h, r3 + j + 2, gd)
         d = settle(gd, inverse[k + 3], j + 3, work.x, work.level, to, coding)
-        total = total + a * (ga + ga + a * h[r0 + j])
-        total = total + b * (gb + gb + b * h[r1 + j + 1])
-        total = total + c * (gc + gc + c * h[r2 + j + 2])
-        total = total + d * (gd + gd + d * h[r3 + j + 3])
+        total = multiply_add(a, add_product(a, h, r0 + j, ga + ga), total)
+        total = multiply_add(b, add_product(b, h, r1 + j + 1, gb + gb), total)
+        total = multiply_add(c, add_product(c, h, r2 + j + 2, gc + gc), total)
+        total = multiply_add(d, add_product(d, h, r3 + j + 3, gd + gd), total)
         if any_lane((a != f32(0)) | (b != f32(0)) | (c != f32(0)) | (d != f32(0))):
             for i in range(j + 4 if last else 0, n):
-                put(lg, i, get(lg, i) + a * h[r0 + i] + b * h[r1 + i] + c * h[r2 + i] + d * h[r3 + i])
+                both = add_product(b, h, r1 + i, add_product(a, h, r0 + i, get(lg, i)))
+                put(lg, i, add_product(d, h, r3 + i, add_product(c, h, r2 + i, both)))
     return total
 
 
@@ -312,7 +315,8 @@ def visit(state: State, place: Place, tile: Tile, g: Any, work: Room, coding: Co
 def feed(x: Any, w: Any, e: Any, state: Any, factor: Any, n: int, at: int, columns: int, coding: Any) -> None:
     """Give the columns of a tile levels in turn, each nearest to its weight and what the errors before it make of it.
 
-    x: in lanes, `columns` numbers of each row: the weights with what the errors of earlier tiles add to them; used up.
+    x: in lanes, `columns` numbers of each row: the weights with what the errors of earlier tiles add to them. In the
+    end, by how much each level misses what was wanted of it.
     w, e: as in `descend`. factor: float32 [columns * columns]; row k has what the errors add to column k.
     """
     groups, sub = x.size // (columns * W), coding.sub
@@ -328,10 +332,12 @@ def feed(x: Any, w: Any, e: Any, state: Any, factor: Any, n: int, at: int, colum
                 wanted = (get(x, to + j) + low) * reciprocal
                 q = nearest_level(select(fits, wanted, f32(0)), coding)
                 put(state.level, column + j, to_i8(to_i32(q)))
-                error = get(w, column + j) - (scale * q - low)
+                value = scale * q - low
+                error = get(w, column + j) - value
                 put(e, column + j, error)
+                put(x, to + j, get(x, to + j) - value)
                 for k in range(j + 1, o + sub):
-                    put(x, to + k, get(x, to + k) + error * factor[k * columns + j])
+                    put(x, to + k, add_product(error, factor, k * columns + j, get(x, to + k)))
             for k in range(o + sub, columns, PANEL):
                 add_products(e, column, factor, k * columns, columns, o, o + sub, x, to + k)
 
@@ -386,11 +392,11 @@ def refit(state: State, place: Place, tile: Tile, g: Any, fit: BlockFit, coding:
     aa, ab, bb, ga, gb = zero, zero, zero, zero, zero
     for j in range(n):
         a, b, grad = get(fit.a, j), get(fit.b, j // sub), get(g, place.to + place.at + j)
-        aa = aa + a * get(fit.ha, place.at + j)
-        ab = ab + b * get(fit.ha, place.at + j)
-        bb = bb + b * get(fit.hb, place.at + j)
-        ga = ga + a * grad
-        gb = gb + b * grad
+        aa = multiply_add(a, get(fit.ha, place.at + j), aa)
+        ab = multiply_add(b, get(fit.ha, place.at + j), ab)
+        bb = multiply_add(b, get(fit.hb, place.at + j), bb)
+        ga = multiply_add(a, grad, ga)
+        gb = multiply_add(b, grad, gb)
     d, dmin = get(state.d, place.block), get(state.dmin, place.block)
     det = aa * bb - ab * ab
     both = det > f32(1e-5) * aa * bb

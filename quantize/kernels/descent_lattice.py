@@ -22,7 +22,7 @@ from ggufsmith.quantize.kernels.descent import (
     Tile,
     refit,
 )
-from ggufsmith.quantize.kernels.tile_sums import add_products, spread
+from ggufsmith.quantize.kernels.tile_sums import add_product, add_products, spread
 from ggufsmith.quantize.lattice_fields import LatticeLayout
 from ggufsmith.quantize.simd import (
     W,
@@ -33,6 +33,7 @@ from ggufsmith.quantize.simd import (
     f32,
     gather,
     jitable,
+    multiply_add,
     nearest_small,
     select,
     to_f32,
@@ -157,8 +158,8 @@ def choose(
             at = row + a * stride
             part = get(group.gradient, a)
             for b in range(a):
-                part = part + get(group.change, b) * h[at + b]
-            total = total + change * (part + part + change * h[at + a])
+                part = add_product(get(group.change, b), h, at + b, part)
+            total = multiply_add(change, add_product(change, h, at + a, part + part), total)
         better = total < found
         found, point = select(better, total, found), select(better, packed, point)
     return found, point
@@ -224,7 +225,7 @@ def repoint_group(
     for a in range(dims):
         best = get(work.x, o + a)
         for b in range(dims):
-            best = best + get(work.gradient, o + b) * tile.inverse[inverse + a * dims + b]
+            best = add_product(get(work.gradient, o + b), tile.inverse, inverse + a * dims + b, best)
         put(group.best, a, best)
         put(group.x, a, get(work.x, o + a))
         put(group.gradient, a, get(work.gradient, o + a))
@@ -240,7 +241,7 @@ def repoint_group(
         for i in range(n):
             lg = get(work.gradient, i)
             for a in range(dims):
-                lg = lg + get(group.change, a) * h[(at + o + a) * columns + at + i]
+                lg = add_product(get(group.change, a), h, (at + o + a) * columns + at + i, lg)
             put(work.gradient, i, lg)
     return select(take, total, f32(0))
 
@@ -391,6 +392,10 @@ def feed_lattice(
                 minus = minus + to_i32(level < f32(0))
                 put(state.level, here + a, to_i8(to_i32(level)))
                 put(e, here + a, get(w, here + a) - level * scale)
+                missed = get(x, to + o + a) - level * scale
+                for b in range(a):
+                    missed = add_product(get(e, here + b), factor, (o + a) * columns + o + b, missed)
+                put(x, to + o + a, missed)
             odd = (minus & 1) if lattice.pairs and dims == 4 and o % 8 == 0 else broadcast(0)
             for k in range(o + dims, columns, 4):
                 add_products(e, column, factor, k * columns, columns, o, o + dims, x, to + k)

@@ -7,10 +7,16 @@ from typing import Any
 
 from ggufsmith.quantize.cache import INT, READ_F32, WRITE_F32, kernel
 from ggufsmith.quantize.kernels.blocks import get, put
-from ggufsmith.quantize.simd import W, broadcast, f32, jitable
+from ggufsmith.quantize.simd import W, broadcast, f32, jitable, load_one, multiply_add
 
 PANEL = 4  # sums that `add_products` keeps in registers
-DEPTH = 1024  # columns of the errors that are used again while they are in the cache
+DEPTH = 512  # columns of the errors that are used again while they are in the cache
+
+
+@jitable
+def add_product(x: Any, h: Any, at: int, to: Any) -> Any:
+    """to + x * h[at]."""
+    return multiply_add(x, load_one(h, at), to)
 
 
 @jitable
@@ -20,10 +26,10 @@ def add_products(e: Any, at: int, h: Any, row: int, stride: int, first: int, las
     second, third, fourth = row + stride, row + 2 * stride, row + 3 * stride
     for k in range(first, last):
         x = get(e, at + k)
-        a = a + x * h[row + k]
-        b = b + x * h[second + k]
-        c = c + x * h[third + k]
-        d = d + x * h[fourth + k]
+        a = add_product(x, h, row + k, a)
+        b = add_product(x, h, second + k, b)
+        c = add_product(x, h, third + k, c)
+        d = add_product(x, h, fourth + k, d)
     put(g, to, a)
     put(g, to + 1, b)
     put(g, to + 2, c)
@@ -50,7 +56,7 @@ def inner(e: Any, g: Any, n: int, at: int, columns: int, out: Any) -> None:
     for group in range(out.size // W):
         total = broadcast(f32(0))
         for j in range(columns):
-            total = total + get(e, group * n + at + j) * get(g, group * columns + j)
+            total = multiply_add(get(e, group * n + at + j), get(g, group * columns + j), total)
         put(out, group, total)
 
 

@@ -1,6 +1,7 @@
 """Runs the benchmarks, and puts what they print between their marks in docs/benchmarks.md or docs/quality.md.
 
-usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [forward] [quality]
+usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [forward] [calibrate]
+              [quality]
 
 default: all of them
 """
@@ -12,7 +13,19 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent
 DOCS = BENCH.parents[1] / "docs"
 PAGES = {"quality": "quality.md"}  # of benchmarks that have a page of their own
-NAMES = ("convert", "quant", "sources", "kernels", "container", "resume", "batch", "hub", "cluster", "quality")
+NAMES = (
+    "convert",
+    "quant",
+    "sources",
+    "kernels",
+    "container",
+    "resume",
+    "batch",
+    "hub",
+    "cluster",
+    "calibrate",
+    "quality",
+)
 
 
 def insert(name: str, text: str) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ggufsmith.calibrate import encoder as module
 from ggufsmith.calibrate.encoder import CalibratedEncoder, Shelf
 from ggufsmith.calibrate.gram import Inputs
+from ggufsmith.calibrate.run import learned
 from ggufsmith.container.errors import Failure, Malformed
 from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import BY_NAME
@@ -40,12 +41,20 @@ def encoder_with(**inputs: Inputs) -> CalibratedEncoder:
 
 
 def encoded(
-    encoder: CalibratedEncoder | module.Encoder, type: str, w: NDArray[np.float32], *, first: int = 0, count: int = 0
+    encoder: CalibratedEncoder | module.Encoder,
+    type: str,
+    w: NDArray[np.float32],
+    *,
+    first: int = 0,
+    count: int = 0,
+    tensor: str = "m",
+    importance: bool = True,
 ) -> NDArray[np.uint8]:
     form = BY_NAME[type]
     out = np.empty((len(w), form.nbytes((WIDTH,))), np.uint8)
-    place = RowRange("m", "m of the source", first, count or len(w))
-    encoder.encode(form, w, out, source=F32, importance=np.ones(WIDTH, np.float32), place=place)
+    place = RowRange(tensor, f"{tensor} of the source", first, count or len(w))
+    given = np.ones(WIDTH, np.float32) if importance else None
+    encoder.encode(form, w, out, source=F32, importance=given, place=place)
     return out
 
 
@@ -87,19 +96,74 @@ def test_each_matrix_of_a_stack_has_its_own_hessian() -> None:
     assert np.array_equal(again, data[half - 2 : half + 3])
 
 
-def test_a_tensor_without_inputs_has_the_plain_bytes() -> None:
+@pytest.mark.parametrize("type", ["Q4_K", "IQ2_XS"])
+def test_a_tensor_without_inputs_has_the_plain_bytes(type: str) -> None:
     encoder, w = encoder_with(), weights(5)
-    plain = np.empty((ROWS, BY_NAME["Q4_K"].nbytes((WIDTH,))), np.uint8)
-    GGML.encode(BY_NAME["Q4_K"], w, plain, source=F32, importance=None, place=RowRange("m", "m", 0, ROWS))
-    assert np.array_equal(encoded(encoder, "Q4_K", w), plain)
+    assert np.array_equal(encoded(encoder, type, w), plain(type, w))
 
 
-def test_inputs_that_cannot_be_used_are_said() -> None:
+def plain(type: str, w: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The bytes without any importance; all the same importance, for a type that cannot do without."""
+    return encoded(GGML, type, w, importance=type == "IQ2_XS")
+
+
+def not_definite() -> NDArray[np.float32]:
+    """Any two of three columns could be like this, but not all three."""
     h = correlated(1)
-    h[3, 3] = np.nan
+    for i, j in ((10, 11), (10, 12), (11, 12)):
+        h[i, j] = h[j, i] = -0.9 * np.sqrt(h[i, i] * h[j, j])
+    return h
+
+
+@pytest.mark.parametrize("type", ["Q4_K", "Q8_0", "IQ2_XS"])
+@pytest.mark.parametrize(
+    ("h", "words"),
+    [
+        (correlated(1) * np.float32(np.nan), "the inputs of the layer are not all finite"),
+        (np.zeros((WIDTH, WIDTH), np.float32), "the layer had no inputs, or they were all zero"),
+        (not_definite(), "H is not positive definite, even with damping"),
+    ],
+    ids=["NaN", "unused", "not definite"],
+)
+def test_inputs_that_cannot_be_used_are_said(h: NDArray[np.float32], words: str, type: str) -> None:
+    """The matrix has plain bytes, and is named; in a stack, only the one."""
+    w = weights(6)
     encoder = encoder_with(m=Inputs((h,), (2000,)))
-    encoded(encoder, "Q4_K", weights(6))
-    assert encoder.shelf.gains["m", "Q4_K"].trouble == "the inputs of the layer are not all finite"
+    assert np.array_equal(encoded(encoder, type, w), plain(type, w))
+    assert encoder.shelf.plain == {words: {"m": set()}} and not encoder.shelf.gains
+    stack = encoder_with(m=Inputs((correlated(1), h), (2000, 2000)))
+    data, half = encoded(stack, type, w), ROWS // 2
+    assert np.array_equal(data[half:], plain(type, w)[half:])
+    assert stack.shelf.plain == {words: {"m": {1}}}
+    alone = encoder_with(m=Inputs((correlated(1),), (2000 + WIDTH // 4,)))
+    assert np.array_equal(data[:half], encoded(alone, type, w[:half]))
+    (said,) = (line for line in learned(stack.shelf) if "because" in line)
+    assert said == f"quantized as without calibration, because {words}: m (expert 1)"
+
+
+def test_what_has_no_refinement_is_said() -> None:
+    encoder, w = encoder_with(m=Inputs((correlated(1),), (2000,))), weights(5)
+    encoded(encoder, "IQ1_S", w)
+    encoded(encoder, "IQ1_S", w, tensor="other")
+    assert list(learned(encoder.shelf)) == [
+        "quantized as without calibration, because the text did not reach them: other",
+        "quantized as without calibration, because there is no refinement for IQ1_S: m",
+    ]
+
+
+def test_a_text_that_is_too_short_raises_the_damping_and_is_said() -> None:
+    """Fewer tokens than columns cannot tell all directions from one another: what they say counts for less."""
+    rng, w = np.random.default_rng(2), weights(8, 100)
+    x = (
+        rng.standard_normal((2000, 24)) @ rng.standard_normal((24, WIDTH)) + rng.standard_normal((2000, WIDTH))
+    ).astype(np.float32)
+    few, truth = x[:128], x.T @ x / len(x)
+    h = few.T @ few / len(few)
+    short, blind = (encoder_with(m=Inputs((h,), (tokens,))) for tokens in (128, 10**6))
+    assert short.shelf.short == {"m": (128, WIDTH)} and not blind.shelf.short
+    assert np.allclose(short.shelf.hessians["m"][0].damping, 2 * blind.shelf.hessians["m"][0].damping)
+    assert loss("Q4_K", w, encoded(short, "Q4_K", w), truth) < 0.8 * loss("Q4_K", w, plain("Q4_K", w), truth)
+    assert any("the text is short: 128 tokens for matrices of 512 columns" in line for line in learned(short.shelf))
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

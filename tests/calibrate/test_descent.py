@@ -9,14 +9,15 @@ from correlated import correlated
 from numpy.typing import NDArray
 
 from ggufsmith.calibrate import refine
-from ggufsmith.calibrate.factor import OF_ITSELF, OF_MEDIAN, factor_of
+from ggufsmith.calibrate.factor import OF_ITSELF, OF_MEDIAN, damping_of, factor_of
 from ggufsmith.calibrate.hessian import Hessian, prepare
 from ggufsmith.calibrate.lanes import from_lanes, to_lanes
-from ggufsmith.calibrate.tiles import blocks_of
+from ggufsmith.calibrate.tiles import blocks_of, feed
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize import fields, lattice_fields, rows
 from ggufsmith.quantize.cache import Kernel
 from ggufsmith.quantize.kernels import descent, descent_lattice, tile_sums
+from ggufsmith.quantize.kernels.cholesky import factor_and_invert
 
 NAMES = sorted(fields.LAYOUTS)
 LATTICES = sorted(lattice_fields.LAYOUTS)
@@ -200,7 +201,7 @@ def test_feedback_is_ldlq() -> None:
     w, hessian, _ = start("Q4_K")
     factor, layout = hessian.factor, fields.layout_of("Q4_K")
     assert factor
-    state, e = refine.feed_back(layout, to_lanes(w), factor)
+    state, e = refine.feed_back(layout, to_lanes(w), factor, 0)
     found = refine.to_fields(layout, state, len(w))
     assert np.array_equal(from_lanes(e, len(w)), w - fields.values(layout, found))
     scale = np.repeat(np.repeat(found.d, 8, 1) * found.scales, 32, 1).astype(np.float64)
@@ -216,10 +217,58 @@ def test_feedback_is_ldlq() -> None:
 @pytest.mark.parametrize("n", [64, 288, 640])
 def test_the_factor(n: int) -> None:
     _, h = correlated(n, 1)
-    factor = factor_of(h)
+    factor = factor_of(h, damping_of(h.diagonal()))
     assert factor
     t = np.tril(factor.t, -1).astype(np.float64) + np.eye(n)
     diagonal = h.diagonal().astype(np.float64)
     wanted = h + np.diag(OF_ITSELF * diagonal + OF_MEDIAN * np.median(diagonal))
     unit = np.sqrt(np.outer(diagonal, diagonal))
     assert np.abs((t.T * factor.d @ t - wanted) / unit).max() < 1e-5
+    for at, tile in zip(range(0, n, refine.TILE), factor.tiles, strict=True):
+        part = slice(at, at + refine.TILE)
+        s = t[part, part].T * factor.d[part] @ t[part, part]
+        assert np.abs((tile.s - s) / unit[part, part]).max() < 1e-5
+        assert np.abs((tile.back @ t[part, part] - s) / unit[part, part]).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "IQ2_S", "IQ3_XXS"])
+def test_what_a_tile_misses_tells_its_gradient(name: str) -> None:
+    """From what feedback leaves in x follows what the errors of a tile add, as if all its columns came at once."""
+    w, hessian, _ = start(name, 8)
+    factor, layout = hessian.factor, fields.layout_of(name)
+    assert factor
+    state, e = refine.feed_back(layout, to_lanes(w), factor, 0)
+    x, (tile,) = to_lanes(w), factor.tiles
+    feed(layout, x, to_lanes(w), e, state, factor.t, factor.d, 0)
+    missed, errors = from_lanes(x, 8).astype(np.float64), from_lanes(e, 8).astype(np.float64)
+    wanted = errors @ tile.s
+    assert np.allclose(missed @ tile.back.T, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_feedback_with_a_descent_in_each_tile_adds_less() -> None:
+    """Under the loss that it is done for: that of H with its damping."""
+    w, h = correlated(640, 40)
+    hessian = prepare(h[:512, :512].copy())
+    layout, x = fields.layout_of("Q4_K"), to_lanes(w[:, :512].copy())
+    damped = (hessian.h + np.diag(hessian.damping)).astype(np.float64)
+    assert hessian.factor
+    found = []
+    for passes in (0, 1, 2):
+        e = from_lanes(refine.feed_back(layout, x, hessian.factor, passes)[1], 40).astype(np.float64)
+        found.append(((e @ damped) * e).sum())
+    assert found[2] < found[1] < 0.9 * found[0]
+
+
+@pytest.mark.parametrize("n", [1, 5, 256])
+def test_cholesky(n: int) -> None:
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((n + 3, n))
+    a = x.T @ x
+    for run in (factor_and_invert, factor_and_invert.py_func):
+        if n == 256 and run is factor_and_invert.py_func:
+            continue
+        lower, inverse = a.copy(), np.zeros_like(a)
+        assert run(lower.reshape(-1), inverse.reshape(-1), n)
+        assert np.allclose(lower, np.linalg.cholesky(a)) and np.allclose(inverse @ lower, np.eye(n))
+        bad = a - 2 * np.diag(a.diagonal())
+        assert not run(bad.reshape(-1), inverse.reshape(-1), n)

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ from ggufsmith.quantize.simd import (
     jitable,
     lanes,
     load,
+    load_one,
     maximum,
     minimum,
+    multiply_add,
     nearest,
     nearest_small,
     round_away,
@@ -168,14 +171,39 @@ def memory(x: Any, b: Any, index: Any, out: Any, small: Any) -> None:
     s = scratch(W, np.float32)
     store(s, 0, to_f32(lanes()))
     store(out, 1 + 3 * W, load(s, 0) + to_f32(broadcast(np.uint32(7))))
+    store(out, 1 + 4 * W, load_one(x, 17))
 
 
 def test_memory() -> None:
     rng = np.random.default_rng(0)
     x, b = np.arange(100, dtype=np.float32), np.arange(100, dtype=np.uint8)
     index = rng.integers(0, 100, W).astype(np.int32)
-    out, small = assert_twins(memory, x, b, index, np.zeros(5 * W, np.float32), np.zeros(W, np.uint8))[3:]
+    out, small = assert_twins(memory, x, b, index, np.zeros(6 * W, np.float32), np.zeros(W, np.uint8))[3:]
     assert np.array_equal(out[1 + W : 1 + 2 * W], x[index]) and np.array_equal(small, b[index])
+
+
+@kernel(READ_F32, READ_F32, READ_F32, WRITE_F32)
+def fused(x: Any, y: Any, z: Any, out: Any) -> None:
+    for i in range(0, x.size, W):
+        store(out, i, multiply_add(load(x, i), load(y, i), load(z, i)))
+
+
+def test_multiply_add_rounds_once() -> None:
+    """Of any numbers, and of sums that nearly cancel, as exact fractions have them."""
+    rng = np.random.default_rng(3)
+    x, y = (rng.standard_normal(200 * W).astype(np.float32) for _ in range(2))
+    z = (
+        -(x * y)
+        * (1 + rng.integers(-3, 4, x.size) * np.float32(2**-23))
+        * np.float32(2) ** rng.integers(-60, 2, x.size)
+    )
+    z = z.astype(np.float32)
+    assert_twins(fused, wild(1), wild(2), wild(3), np.zeros(wild(1).size, np.float32))
+    out = assert_twins(fused, x, y, z, np.zeros(x.size, np.float32))[3]
+    for a, b, c, found in zip(x, y, z, out, strict=True):
+        exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+        other = np.nextafter(found, np.float32(np.copysign(np.inf, float(exact - Fraction(float(found))))))
+        assert abs(exact - Fraction(float(found))) <= abs(exact - Fraction(float(other)))
 
 
 @jitable
