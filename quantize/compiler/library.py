@@ -125,6 +125,11 @@ def object_code(function: Any, signature: tuple[Type, ...], entry: str) -> bytes
             asked = "@llvm.fma." in str(library._final_module)  # by simd.multiply_add
             if not asked and (fused := FUSED.search(target.emit_assembly(library._final_module))):
                 raise RuntimeError(f"{function.__qualname__} would be compiled with {fused[1]}")
+            declared = [each.name for each in library._final_module.functions if each.is_declaration]
+            if lacking := [name for name in declared if name.startswith(("NRT_", "numba_"))]:  # LLVM would abort
+                raise RuntimeError(
+                    f"{function.__qualname__} needs {', '.join(lacking)} of Numba's runtime; see scratch"
+                )
             code: bytes = target.emit_object(library._final_module)
             return code
 

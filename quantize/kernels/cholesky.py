@@ -5,24 +5,24 @@ depends on its threads and on the CPU.
 from typing import Any
 
 import numpy as np
-from numba import types
 
 from ggufsmith.quantize.cache import INT, kernel, write
+from ggufsmith.quantize.simd import scratch
 
-WRITE_F64 = write(types.float64)
+WRITE_F64 = write(np.float64)
 
 
 @kernel(WRITE_F64, WRITE_F64, INT)
-def factor_and_invert(a: Any, inverse: Any, n: int) -> bool:
+def factor_and_invert(a: Any, inverse: Any, n: int) -> int:
     """Make the symmetric matrix a, [n * n], its lower triangular factor L with L L^T = a, and give the inverse of L.
 
-    Only the lower triangle of a is read; above it are zeros in the end. inverse: [n * n], zeros. False if a is not
-    positive definite; then both are used up.
+    Only the lower triangle of a is read; above it are zeros in the end. inverse: [n * n], zeros. Returns 1, or 0 if a
+    is not positive definite; then both are used up.
     """
-    column = np.empty(n, np.float64)
+    column = scratch(n, np.float64)
     for j in range(n):
         if not a[j * n + j] > 0:
-            return False
+            return 0
         root = np.sqrt(a[j * n + j])
         for i in range(j):
             a[i * n + j] = 0
@@ -39,4 +39,4 @@ def factor_and_invert(a: Any, inverse: Any, n: int) -> bool:
         inverse[j * n + j] += 1
         for k in range(j + 1):
             inverse[j * n + k] /= a[j * n + j]
-    return True
+    return 1
