@@ -110,6 +110,12 @@ def sections(interleaved: bool) -> Callable[[Given], dict[str, Any]]:
     return rope
 
 
+def qwen3_vl(given: Given) -> dict[str, Any]:
+    """Of Qwen3-VL, whose encoder reaches into so many of the first blocks."""
+    layers = list(range(given.whole(L.NUM_DEEPSTACK_LAYERS)))
+    return {**sections(interleaved=True)(given), "vision_config": {"deepstack_visual_indexes": layers}}
+
+
 def linear(given: Given) -> dict[str, Any]:
     """What linear attention has besides its keys."""
     pattern = given.each("{arch}.attention.recurrent_layers", given.blocks + given.whole(L.NEXTN_PREDICT_LAYERS))
@@ -311,12 +317,12 @@ PICTURES = (
         lost=("rope_theta",),
         pictures=True,
     ),
-    HfClass(vision.QWEN3VL, "qwen3_vl", more=sections(interleaved=True), lost=("rope_theta",), pictures=True),
+    HfClass(vision.QWEN3VL, "qwen3_vl", more=qwen3_vl, lost=("rope_theta",), pictures=True),
     HfClass(
         vision.QWEN3VL_MOE,
         "qwen3_vl_moe",
         sparse=True,
-        more=sections(interleaved=True),
+        more=qwen3_vl,
         lost=("rope_theta",),
         pictures=True,
     ),
