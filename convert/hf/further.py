@@ -112,7 +112,7 @@ def sections(interleaved: bool) -> Callable[[Given], dict[str, Any]]:
 
 def qwen3_vl(given: Given) -> dict[str, Any]:
     """Of Qwen3-VL, whose encoder reaches into so many of the first blocks."""
-    layers = list(range(given.whole(L.NUM_DEEPSTACK_LAYERS)))
+    layers = list(range(min(given.whole(L.NUM_DEEPSTACK_LAYERS), given.blocks)))
     return {**sections(interleaved=True)(given), "vision_config": {"deepstack_visual_indexes": layers}}
 
 
@@ -173,7 +173,8 @@ def gemma4_layers(given: Given) -> dict[str, Any]:
     """What differs from block to block in Gemma 4."""
     blocks = given.blocks
     types = windows(given)["layer_types"]
-    lengths, heads = given.each(L.FEED_FORWARD_LENGTH, blocks) or [0], given.each(A.HEAD_COUNT_KV, blocks) or [1]
+    lengths = given.each(L.FEED_FORWARD_LENGTH, blocks) or [0] * blocks
+    heads = given.each(A.HEAD_COUNT_KV, blocks) or [given.whole(A.HEAD_COUNT)] * blocks
     by_kind = dict(zip(types, heads, strict=True))
     alone = [block for block in range(blocks) if types[block] == FULL and not given.has(f"blk.{block}.attn_v.weight")]
     own = blocks - given.whole(A.SHARED_KV_LAYERS)
