@@ -44,24 +44,19 @@ class Merge(Op):
         return as_matrix(self.whole)[-2]
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
-        each = self.granule(*sources)
+        each, one = self.granule(*sources), self._one
         first, last = start // each, -(-stop // each)
-        merged = [self._matrix(read, number) for number in range(first, last)]
-        rows = merged[0] if len(merged) == 1 else np.concatenate(merged)
-        return rows[start - first * each : stop - first * each]
-
-    def _matrix(self, read: Read, number: int) -> Array:
-        """One matrix of a stack, as rows."""
+        counts = [rows_of(op.shape(one))[0] for op in self.taken]
         made: Array | None = None
-        for k, op in enumerate(self.taken):
-            count = rows_of(op.shape(self._one))[0]
-            part = read(k, number * count, (number + 1) * count)
-            if made is None:  # rows that stay whole may be blocks, whose bytes are not as many as their numbers
-                width = part.shape[-1] if self.whole_rows else self._one[-1]
-                made = np.empty((*self._one[:-1], width) if len(self._one) > 1 else self._one, part.dtype)
-            op.put(part, made)
+        for number in range(first, last):
+            for k, (op, count) in enumerate(zip(self.taken, counts, strict=True)):
+                part = read(k, number * count, (number + 1) * count)
+                if made is None:  # rows that stay whole may be blocks, whose bytes are not as many as their numbers
+                    width = part.shape[-1:] if self.whole_rows else one[-1:]
+                    made = np.empty((last - first, *one[:-1], *width) if len(one) > 1 else (1, *one), part.dtype)
+                op.put(part, made[number - first])
         assert made is not None
-        return made.reshape(self.granule(), -1)
+        return made.reshape((last - first) * each, -1)[start - first * each : stop - first * each]
 
 
 class Inverse(NamedTuple):

@@ -173,6 +173,12 @@ def make_plan(
         appended = max(config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) or 0, 0)
     announced = None if partial or tensors is None else mtp.note(record, config, appended)
     slots, left_out = _assign(record, blocks, blocks + appended, tensors or {}, problems)
+    if left_out and not slots and not partial:
+        raise Unsupported(
+            f"this checkpoint holds no tensor of a language model, only {left_out[0].reason.partition(';')[0]}",
+            where=config.path.parent,
+            fix="Use the checkpoint of the whole model. convert_hf_to_gguf.py --mmproj of llama.cpp converts encoders.",
+        )
     dims = _dimensions(record, config, blocks + appended, {} if partial else slots)
     rope_keys, generated, rope_notes = rope_metadata(config, record.rope, dims)
     outputs: list[TensorPlan] = []

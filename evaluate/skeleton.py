@@ -20,6 +20,7 @@ from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.typed import TypedKeys
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.hf.config import check_keys
 from ggufsmith.convert.invert import Inverse, inverses
 from ggufsmith.convert.ops import Array, Constant
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
@@ -144,6 +145,9 @@ def build_skeleton(source: SourceModel) -> Skeleton:
         found = tuple(inverses(plan.outputs))
     except Failure as error:
         raise _not_here(source, model, "its parameters are not those of the checkpoint", error) from error
+    appended = Keys.LLM.NEXTN_PREDICT_LAYERS.format(arch=plan.architecture.name)
+    if source.where.is_file() and not TypedKeys(source.source.metadata, source.where).number(appended):
+        check_keys(plan.metadata, source.source.metadata, source.where)
     norm = _norm(model, decoder, plan)
     if norm is None:
         raise _not_here(source, model, "its last norm was not found")

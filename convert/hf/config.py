@@ -3,6 +3,7 @@
 The keys of the architecture's record, read backwards; rope parameters by `hf.rope`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
 from ggufsmith.container.typed import TypedKeys
 from ggufsmith.container.untrusted import shown
-from ggufsmith.container.values import string
+from ggufsmith.container.values import Data, Metadata, string
 from ggufsmith.convert.architectures.classic import gemma_attention_scalar
 from ggufsmith.convert.architectures.groups import SIZES
 from ggufsmith.convert.hf.classes import HfClass
@@ -158,3 +159,21 @@ def generation_config(keys: TypedKeys, vocabulary: Vocabulary) -> dict[str, Any]
         ids["eos_token_id"] = list(ends)
     sampling = {name: keys.optional(key, str) if make is string else keys.number(key) for key, name, make in SAMPLING}
     return {**ids, **{name: value for name, value in sampling.items() if value is not None}}
+
+
+def check_keys(made: Metadata, stated: Metadata, where: object) -> None:
+    """Malformed if a config.json that was made of these keys would give one of them another value than it has."""
+    wrong = [
+        f"{key} is {shown(stated[key].data)}, but would become {shown(value.data)}"
+        for key, value in made.items()
+        if key in stated and not _same(stated[key].data, value.data)
+    ]
+    if wrong:
+        raise Malformed("these keys contradict the tensors, or each other", where=where, also=wrong)
+
+
+def _same(stated: Data, made: Data) -> bool:
+    """Equal; numbers that were computed may differ in the last bits, as other converters round otherwise."""
+    if isinstance(stated, float) and isinstance(made, float):
+        return math.isclose(stated, made, rel_tol=1e-6)
+    return bool(np.array_equal(stated, made))

@@ -110,6 +110,12 @@ def sections(interleaved: bool) -> Callable[[Given], dict[str, Any]]:
     return rope
 
 
+def qwen3_vl(given: Given) -> dict[str, Any]:
+    """Of Qwen3-VL, whose encoder reaches into so many of the first blocks."""
+    layers = list(range(min(given.whole(L.NUM_DEEPSTACK_LAYERS), given.blocks)))
+    return {**sections(interleaved=True)(given), "vision_config": {"deepstack_visual_indexes": layers}}
+
+
 def linear(given: Given) -> dict[str, Any]:
     """What linear attention has besides its keys."""
     pattern = given.each("{arch}.attention.recurrent_layers", given.blocks + given.whole(L.NEXTN_PREDICT_LAYERS))
@@ -167,7 +173,8 @@ def gemma4_layers(given: Given) -> dict[str, Any]:
     """What differs from block to block in Gemma 4."""
     blocks = given.blocks
     types = windows(given)["layer_types"]
-    lengths, heads = given.each(L.FEED_FORWARD_LENGTH, blocks) or [0], given.each(A.HEAD_COUNT_KV, blocks) or [1]
+    lengths = given.each(L.FEED_FORWARD_LENGTH, blocks) or [0] * blocks
+    heads = given.each(A.HEAD_COUNT_KV, blocks) or [given.whole(A.HEAD_COUNT)] * blocks
     by_kind = dict(zip(types, heads, strict=True))
     alone = [block for block in range(blocks) if types[block] == FULL and not given.has(f"blk.{block}.attn_v.weight")]
     own = blocks - given.whole(A.SHARED_KV_LAYERS)
@@ -311,12 +318,12 @@ PICTURES = (
         lost=("rope_theta",),
         pictures=True,
     ),
-    HfClass(vision.QWEN3VL, "qwen3_vl", more=sections(interleaved=True), lost=("rope_theta",), pictures=True),
+    HfClass(vision.QWEN3VL, "qwen3_vl", more=qwen3_vl, lost=("rope_theta",), pictures=True),
     HfClass(
         vision.QWEN3VL_MOE,
         "qwen3_vl_moe",
         sparse=True,
-        more=sections(interleaved=True),
+        more=qwen3_vl,
         lost=("rope_theta",),
         pictures=True,
     ),

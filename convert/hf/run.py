@@ -10,21 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from gguf.constants import Keys
 
 from ggufsmith.container.disk import force_folder
-from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.folder import new_folder
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.shards import SUFFIX, GgufSet, SetWriter
 from ggufsmith.container.typed import TypedKeys
-from ggufsmith.container.untrusted import shown
-from ggufsmith.container.values import Data, Metadata
+from ggufsmith.container.values import Metadata
 from ggufsmith.convert.hf.card import model_card
 from ggufsmith.convert.hf.classes import HfClass
-from ggufsmith.convert.hf.config import generation_config, model_config, token_ids
+from ggufsmith.convert.hf.config import check_keys, generation_config, model_config, token_ids
 from ggufsmith.convert.hf.safetensors import INDEX, SHARD_SIZE, WeightsPlan, plan_weights, stored_tensors
 from ggufsmith.convert.hf.tensors import Restored, restore
 from ggufsmith.convert.plan import SOURCE_FORMATS
@@ -148,7 +146,7 @@ def _prepare(job: ToHfJob, model: OpenedModel) -> PreparedFolder:
     for name, content in ((INDEX, weights.index()), ("README.md", model_card(metadata))):
         if content is not None:
             files[name] = content
-    _check_keys(plan.metadata, metadata, source)
+    check_keys(plan.metadata, metadata, where)
     notes = (*model.told(), *plan.notes, *_notes(known, source, plan.metadata))
     return PreparedFolder(job, source, known, _folder(job, model), files, tensors, weights, vocabulary, notes)
 
@@ -160,24 +158,6 @@ def _main_dtype(tensors: tuple[Restored, ...]) -> str:
         counts[tensor.format.name] += math.prod(tensor.shape)
     most = max(SOURCE_FORMATS, key=lambda name: counts[name])
     return next(name for name, format in DTYPES.items() if format.name == most)
-
-
-def _check_keys(made: Metadata, stated: Metadata, source: GgufSet) -> None:
-    """Converting the folder must not give a key another value than it has."""
-    wrong = [
-        f"{key} is {shown(stated[key].data)}, but would become {shown(value.data)}"
-        for key, value in made.items()
-        if key in stated and not _same(stated[key].data, value.data)
-    ]
-    if wrong:
-        raise Malformed("these keys contradict the tensors, or each other", where=source.path, also=wrong)
-
-
-def _same(stated: Data, made: Data) -> bool:
-    """Equal; numbers that were computed may differ in the last bits, as other converters round otherwise."""
-    if isinstance(stated, float) and isinstance(made, float):
-        return math.isclose(stated, made, rel_tol=1e-6)
-    return bool(np.array_equal(stated, made))
 
 
 def _notes(known: HfClass, source: GgufSet, made: Metadata) -> Iterator[str]:

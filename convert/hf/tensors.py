@@ -7,6 +7,7 @@ converted. What that plan would make must be the GGUF file; each of its outputs,
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,8 @@ def _of(
         shape = (1, *shape)  # GGUF does not keep a leading one
     if part == rule.part:
         undo = rule.op(dims).inverse()
-        shape = undo.shape(shape) if undo is not None else shape
+        with suppress(ValueError):  # a shape that does not fit, which the plan says better
+            shape = undo.shape(shape) if undo is not None else shape
     count = shape[0] if rule.stacked else None
     if count is not None:
         shape = shape[1:]

@@ -9,6 +9,7 @@ import torch
 from llama_models import logits
 
 import checkpoints
+import zoo
 from ggufsmith.calibrate.gram import GramCollector
 from ggufsmith.calibrate.run import calibrated
 from ggufsmith.container.errors import Usage
@@ -63,6 +64,36 @@ def test_llama_cpp_runs_the_file(kind: str, tmp_path: Path) -> None:
     assert said["quantize.calibration.tokens"] == 4 * 512 and said["quantize.imatrix.chunks_count"] == 4
     assert any("calibration took" in note for note in written.notes)
     assert np.isfinite(logits(better, range(3, 40))).all()
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "deepseek-v3", "gemma4-26b"])
+def test_of_what_is_written_otherwise_in_transformers(name: str, tmp_path: Path) -> None:
+    """Linear attention with regrouped heads, latent attention, experts with gate and up in one."""
+    source = tmp_path / "Tiny-2M-v1.0"
+    source.mkdir()
+    zoo.write(name, source, wide=True, dtype="bfloat16")
+    written = make(request(source, "q4_K_M", outdir=tmp_path / "made", **options(tmp_path, chunks=2)))
+    assert not any("were not refined" in note or "without importance" in note for note in written.notes)
+    assert np.isfinite(logits(next((tmp_path / "made").glob("*.gguf")), range(3, 40))).all()
+
+
+def test_experts_in_mxfp4_stay_as_they_are(tmp_path: Path) -> None:
+    source = tmp_path / "Tiny-2M-v1.0"
+    source.mkdir()
+    zoo.write("gpt-oss", source, wide=True, dtype="bfloat16")
+    zoo.to_mxfp4(source)
+    convert(request(source, "mxfp4_moe", outfile=tmp_path / "plain.gguf"))
+    make(request(source, "mxfp4_moe", outfile=tmp_path / "made.gguf", **options(tmp_path, chunks=2)))
+    one, other = tensors(tmp_path / "plain.gguf"), tensors(tmp_path / "made.gguf")
+    experts = [name for name, (kind, _) in one.items() if kind == "MXFP4"]
+    assert len(experts) == 12 and all(one[name] == other[name] for name in experts)
+    assert any(one[name] != other[name] for name in one)
+
+
+def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
+    data = path.read_bytes()
+    with open_gguf(path) as file:
+        return {i.name: (i.format.name, data[i.offset : i.offset + i.nbytes]) for i in file.tensors.values()}
 
 
 def test_the_bytes_do_not_depend_on_threads(tmp_path: Path) -> None:

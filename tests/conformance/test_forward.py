@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +18,7 @@ import checkpoints
 import original
 import quantized
 import zoo
-from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.hf.run import ToHfJob, prepare
 from ggufsmith.convert.hf.run import run as write_folder
@@ -287,6 +288,22 @@ def test_a_file_of_another_model_is_refused(llama: Path, tmp_path: Path, what: s
         with pytest.raises(Malformed, match=message) as raised:
             run_model(build_skeleton(model), (model.source, file), np.ones((1, 8), np.int32), device="cpu")
         assert str(tmp_path / "other.gguf") in str(raised.value)
+
+
+def test_a_class_that_this_release_of_transformers_lacks(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers, "LlamaForCausalLM", None)
+    with opened_model(request(llama)) as model, pytest.raises(Unsupported, match="does not have the class LlamaForCau"):
+        build_skeleton(model)
+
+
+def test_a_file_whose_keys_contradict_its_tensors(llama: Path, tmp_path: Path) -> None:
+    """What no config.json can say would be computed otherwise than llama.cpp does."""
+    run(request(llama, outtype="f32", outfile=tmp_path / "a.gguf"))
+    wrong = request(tmp_path / "a.gguf", "copy", outfile=tmp_path / "b.gguf", override_kv=("llama.vocab_size=int:7",))
+    run(wrong)
+    with opened_model(request(tmp_path / "b.gguf")) as model, pytest.raises(Malformed, match="contradict") as raised:
+        build_skeleton(model)
+    assert "llama.vocab_size is 7" in str(raised.value)
 
 
 def test_tokens_that_the_model_does_not_have(llama: Path) -> None:

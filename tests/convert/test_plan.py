@@ -53,6 +53,14 @@ def test_every_kind_uses_every_tensor(kind: str) -> None:
     assert all(output.shape for output in plan.outputs)
 
 
+def test_an_encoder_alone_is_no_language_model() -> None:
+    config = {**config_of("qwen3"), "architectures": ["Qwen3VLForConditionalGeneration"]}
+    with pytest.raises(Unsupported, match="no tensor of a language model, only the vision encoder"):
+        plan_of(
+            config, sources({"model.visual.blocks.0.norm1.weight": (64,), "model.visual.pos_embed.weight": (16, 64)})
+        )
+
+
 def test_query_and_key_are_permuted_by_their_own_heads() -> None:
     made = outputs(plan_of(config_of("llama-bias")))
     assert made["blk.0.attn_q.weight"] == ((256, 256), "RopePermute(heads=4, undo=False)", False)
