@@ -47,7 +47,7 @@ LATER = frozenset(
     Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration QWenLMHeadModel
     RADIOModel RND1 RobertaForSequenceClassification RobertaModel RuGPT3XLForCausalLM RWForCausalLM
     Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM
-    Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM SmolVLMForConditionalGeneration
+    Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM
     Spark2_5ForCausalLM Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration
     T5EncoderModel T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM UltravoxModel
     UMT5ForConditionalGeneration UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM
