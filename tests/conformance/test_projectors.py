@@ -203,6 +203,7 @@ def of_lfm2(model: Any, pixels: Any) -> Any:
 SCALED = {
     "llama4": Scaled(((112, 112),), 112, "BILINEAR", of_llama4, columns_first),
     "smolvlm": Scaled(((112, 112), (224, 224)), 112, "LANCZOS", of_smolvlm),
+    "idefics3": Scaled(((112, 112), (224, 224)), 112, "LANCZOS", of_smolvlm),
     "lfm2": Scaled(((256, 256), (128, 128)), 256, "BILINEAR", of_lfm2, max_tokens=64),
 }
 
@@ -255,7 +256,7 @@ def test_images_become_the_embeddings_of_transformers(name: str, tmp_path: Path)
         seen = by_scaling if isinstance(how, Scaled) else by_transformers
         theirs = seen(model, how, colours, image)
         ours = mtmd.embeddings(text, files["f32"], image, max_tokens=how.max_tokens)
-        if name == "smolvlm":  # the parts of the image follow, here the whole once more
+        if name in ("smolvlm", "idefics3"):  # the parts of the image follow, here the whole once more
             ours = ours[: len(theirs)]
         if len(ours) > len(theirs):  # Pixtral's rows end in the embedding of a token
             ours = without_breaks(ours, len(theirs))
