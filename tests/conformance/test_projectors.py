@@ -153,6 +153,13 @@ HOW = {
         features=("pixel_values", "image_sizes"),
         max_tokens=12,
     ),
+    "pixtral": Seeing(
+        "pixtral.image_processing_pil_pixtral.PixtralImageProcessorPil",
+        sizes=((96, 128), (192, 256)),
+        options={"size": {"longest_edge": 128}},
+        features=("pixel_values", "image_sizes"),
+        max_tokens=48,
+    ),
 }
 
 
