@@ -44,6 +44,6 @@ IGNORED = frozenset(
     attn_temperature_tuning initial_context_length experts_per_token mamba_ssm_dtype audio_config audio_token_id
     boa_token_id eoa_token_id boi_token_id eoi_token_id vision_soft_tokens_per_image ep_size aux_loss_alpha
     seq_aux moe_layer_freq _pad_token_id scale_factor downsample_factor projector_bias projector_hidden_size
-    projector_use_layernorm eoa_token_index
+    projector_use_layernorm eoa_token_index image_seq_length vision_feature_select_strategy
     """.split()
 )
