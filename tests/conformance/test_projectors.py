@@ -266,20 +266,25 @@ def test_images_become_the_embeddings_of_transformers(name: str, tmp_path: Path)
         if name in ("smolvlm", "idefics3"):  # the parts of the image follow, here the whole once more
             ours = ours[: len(theirs)]
         if len(ours) > len(theirs):  # Pixtral's rows end in the embedding of a token
-            ours = without_breaks(ours, len(theirs))
+            info = open_gguf(files["f32"]).tensors["v.token_embd.img_break"]
+            row = np.frombuffer(files["f32"].read_bytes()[info.offset :][: info.nbytes], np.float32)
+            ours = without_breaks(ours, len(theirs), row)
         assert ours.shape == theirs.shape, size
         error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
         print(f"{name} {size}: {error:.2e}")
         assert error < 1e-5, size
 
 
-def without_breaks(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """The embeddings of an image without those of the token between its lines."""
+def without_breaks(rows: NDArray[np.float32], count: int, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The embeddings of an image without those of the token between its lines.
+
+    llama.cpp makes these of memory that it has not cleared, times zero, and so some of their numbers may be NaN.
+    """
     lines = len(rows) - count + 1
     width = count // lines
     kept = [rows[line * (width + 1) : line * (width + 1) + width] for line in range(lines)]
-    breaks = rows[width :: width + 1]
-    assert np.ptp(breaks, axis=0).max() == 0, "the rows between the lines are not the same"
+    for each in rows[width :: width + 1]:
+        assert np.array_equal(each[np.isfinite(each)], embedding[np.isfinite(each)])
     return np.concatenate(kept)
 
 
