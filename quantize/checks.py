@@ -142,7 +142,7 @@ def row_fit(
     format: Format, encoded: NDArray[np.uint8], row: NDArray[np.float32], importance: NDArray[np.float32] | None
 ) -> RowFit | None:
     """Of (1, bytes) beside the (width,) weights. None for a row that is not ordinary."""
-    with np.errstate(over="ignore"):  # such a row is not ordinary
+    with np.errstate(over="ignore"):  # rope factors of 1e30 mean "do not rotate"; such rows are not ordinary
         powers = np.square(row)
     counted = [powers] if importance is None else [powers, importance, powers * importance]
     if float(powers.mean()) < FAINTEST**2 or not all(map(_even, counted)):

@@ -43,6 +43,7 @@ IGNORED = frozenset(
     num_nextn_predict_layers qk_head_dim topk_method mlp_layer_types moe_layers no_rope_layers
     attn_temperature_tuning initial_context_length experts_per_token mamba_ssm_dtype audio_config audio_token_id
     boa_token_id eoa_token_id boi_token_id eoi_token_id vision_soft_tokens_per_image ep_size aux_loss_alpha
-    seq_aux moe_layer_freq
+    seq_aux moe_layer_freq _pad_token_id scale_factor downsample_factor projector_bias projector_hidden_size
+    projector_use_layernorm eoa_token_index image_seq_length vision_feature_select_strategy
     """.split()
 )

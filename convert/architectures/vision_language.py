@@ -92,7 +92,15 @@ SMOLVLM = replace(
     LLAMA,
     classes=("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration"),
     models="SmolVLM, Idefics 3 (text)",
+    defaults={**LLAMA.defaults, "num_attention_heads": 32},  # which SmolVLM 2.2B leaves out
     drop={**LLAMA.drop, **VISION_TOWER, "connector.": next(iter(VISION_TOWER.values()))},
+    pooling=False,
+)
+LLAVA = replace(
+    LLAMA,
+    classes=("LlavaForConditionalGeneration",),
+    models="Pixtral 12B, LLaVA 1.5 (text)",
+    drop={**LLAMA.drop, **VISION_TOWER},
     pooling=False,
 )
 LFM2VL = replace(
@@ -103,4 +111,4 @@ LFM2VL = replace(
     pooling=False,
 )
 
-VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LFM2VL)
+VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LLAVA, LFM2VL)

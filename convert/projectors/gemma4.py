@@ -14,6 +14,7 @@ from ggufsmith.convert.projectors.groups import (
     config_value,
     epsilon,
     number,
+    positive,
     rope_base,
     text_size,
     unless,
@@ -145,7 +146,8 @@ def channel(index: int) -> Size:
     """The number of channels behind one of the two convolutions."""
 
     def size(facts: ProjectorFacts) -> int:
-        return int(facts.config.items_of("subsampling_conv_channels", int, 2)[index])
+        found = facts.config.items_of("subsampling_conv_channels", int)
+        return positive(found[index] if len(found) == 2 else None, "each of two subsampling_conv_channels", facts)
 
     return size
 

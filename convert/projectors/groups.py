@@ -64,7 +64,7 @@ def pixels(name: str) -> Callable[[ProjectorFacts], list[float]]:
 
 def rope_base(facts: ProjectorFacts) -> object:
     """The base of the rotary embedding that the section names, None if it names none."""
-    return {**facts.config, **facts.config.mapping("rope_parameters")}.get("rope_theta")
+    return facts.config.mapping("rope_parameters").get("rope_theta", facts.config.first("rope_theta"))
 
 
 def unless(usual: int, size: str) -> Callable[[ProjectorFacts], int | None]:

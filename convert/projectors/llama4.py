@@ -34,7 +34,7 @@ from ggufsmith.convert.projectors.record import (
 def merged(facts: ProjectorFacts) -> int:
     """How many patches of each side become one."""
     ratio = facts.config.number("pixel_shuffle_ratio", default=0.5) or 0
-    return positive(round(1 / ratio) if 0 < ratio <= 1 else None, "pixel_shuffle_ratio", facts)
+    return positive(round(1 / ratio) if 1 / 64 <= ratio <= 1 else None, "pixel_shuffle_ratio", facts)
 
 
 def llama4_check(facts: ProjectorFacts) -> str | None:

@@ -1,5 +1,7 @@
 """The encoder of Pixtral and Mistral 3, which ends every row of an image with the embedding of a token."""
 
+from dataclasses import replace
+
 from gguf.constants import Keys, VisionProjectorType
 
 from ggufsmith.container.errors import Malformed
@@ -31,6 +33,10 @@ from ggufsmith.convert.projectors.record import (
 )
 
 BREAK = "[IMG_BREAK]"
+RENAMED = {
+    "language_model.model.embed_tokens.": "language_model.embed_tokens.",
+    "embed_tokens.": "language_model.embed_tokens.",
+}
 BLOCK = "vision_tower.transformer.layers.{}"
 
 
@@ -66,7 +72,8 @@ def pixtral_check(facts: ProjectorFacts) -> str | None:
 
 def has_bias(facts: ProjectorFacts) -> bool:
     """Whether the matrices of the projector have biases."""
-    return bool(facts.text.first("multimodal_projector_bias"))
+    stated = facts.text.first("multimodal_projector_bias")
+    return facts.text.first("model_type") == "llava" if stated is None else bool(stated)
 
 
 def activation(name: str, key: ProjectorKey) -> ProjectorKey:
@@ -77,7 +84,17 @@ def activation(name: str, key: ProjectorKey) -> ProjectorKey:
     )
 
 
-PIXTRAL = EncoderRecord(
+MERGER = (
+    *weight("mm.input_norm", "multi_modal_projector.norm", "embd"),
+    *weight(
+        "mm.patch_merger",
+        "multi_modal_projector.patch_merger.merging_layer",
+        "embd merge*merge*embd",
+        types=CONVOLUTION,
+    ),
+)
+MERGE = ProjectorKey(V.SPATIAL_MERGE_SIZE, u32, lambda facts: facts.size("merge"))
+MISTRAL3 = EncoderRecord(
     "vision",
     "vision_config",
     ("vision_tower.", "multi_modal_projector."),
@@ -105,13 +122,7 @@ PIXTRAL = EncoderRecord(
         *weight("v.blk.{}.ffn_gate", f"{BLOCK}.feed_forward.gate_proj", "ff embd"),
         *weight("v.blk.{}.ffn_up", f"{BLOCK}.feed_forward.up_proj", "ff embd"),
         *weight("v.blk.{}.ffn_down", f"{BLOCK}.feed_forward.down_proj", "embd ff"),
-        *weight("mm.input_norm", "multi_modal_projector.norm", "embd"),
-        *weight(
-            "mm.patch_merger",
-            "multi_modal_projector.patch_merger.merging_layer",
-            "embd merge*merge*embd",
-            types=CONVOLUTION,
-        ),
+        *MERGER,
         *weight("mm.1", "multi_modal_projector.linear_1", "text embd"),
         *weight("mm.2", "multi_modal_projector.linear_2", "text text"),
         ProjectorRule("mm.1.bias", "multi_modal_projector.linear_1.bias", "text", when=has_bias),
@@ -124,11 +135,18 @@ PIXTRAL = EncoderRecord(
         epsilon(config_value("layer_norm_eps", 1e-5)),
         activation("silu", USE_SILU),
         activation("gelu", USE_GELU),
-        ProjectorKey(V.SPATIAL_MERGE_SIZE, u32, lambda facts: facts.size("merge")),
+        MERGE,
     ),
     require={"hidden_act": ("silu", "gelu")},
     harmless=HARMLESS,
     check=pixtral_check,
+)
+
+PIXTRAL = replace(
+    MISTRAL3,
+    tensors=tuple(rule for rule in MISTRAL3.tensors if rule not in MERGER),
+    keys=tuple(key for key in MISTRAL3.keys if key is not MERGE),
+    require={**MISTRAL3.require, "model_type": ("pixtral",)},  # the class has encoders of other kinds too
 )
 
 PIXTRALS = (
@@ -136,10 +154,8 @@ PIXTRALS = (
         ("Mistral3ForConditionalGeneration",),
         "Mistral Small 3.1 and 3.2, Devstral, Magistral, Ministral 3",
         VisionProjectorType.PIXTRAL,
-        (PIXTRAL,),
-        renamed={
-            "language_model.model.embed_tokens.": "language_model.embed_tokens.",
-            "embed_tokens.": "language_model.embed_tokens.",
-        },
+        (MISTRAL3,),
+        renamed=RENAMED,
     ),
+    Projector(("LlavaForConditionalGeneration",), "Pixtral 12B", VisionProjectorType.PIXTRAL, (PIXTRAL,), RENAMED),
 )

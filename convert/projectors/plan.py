@@ -140,6 +140,7 @@ def plan_projector(
     notes: list[str] = []
     for encoder in wanted:
         _plan_encoder(_Work(record, encoder, sources, outputs, metadata, notes, problems), config, processor, token)
+    problems = list(dict.fromkeys(problems))  # one source may be missing for several tensors
     if problems:
         raise Unsupported(
             f"the {record.classes[0]} projector cannot be converted faithfully; problems found: {len(problems)}",
@@ -228,14 +229,11 @@ def _plan_rule(work: _Work, rule: ProjectorRule, facts: ProjectorFacts) -> set[s
         name, wanted = rule.name.format(block), rule.source.format(number)
         source = work.sources.get(wanted)
         if source is None:
-            problem = f"{wanted} is missing from the checkpoint"
-            if problem not in work.problems:
-                work.problems.append(problem)
+            work.problems.append(f"{wanted} is missing from the checkpoint")
             continue
         used.add(wanted)
         if misfit := _misfit(source, expected, rule):
-            if misfit not in work.problems:
-                work.problems.append(misfit)
+            work.problems.append(misfit)
             continue
         op = rule.op(facts)
         shape = op.shape(source.shape)

@@ -89,7 +89,11 @@ def full_attention_period(facts: ProjectorFacts) -> int:
     """After how many blocks one attends to the whole image. Malformed if they do not stand at equal distances."""
     found = facts.config.items_of(FULL_BLOCKS, int)
     period = found[0] + 1 if found else 0
-    if not found or period < 1 or found != list(range(period - 1, period * len(found), period)):
+    if (
+        not found
+        or not 0 < period <= facts.size("blocks")
+        or found != list(range(period - 1, period * len(found), period))
+    ):
         raise Malformed(f"{FULL_BLOCKS} must be blocks at equal distances, not {found!r:.80}", where=facts.config.path)
     return period
 
@@ -188,8 +192,10 @@ QWEN25VL = EncoderRecord(
 def deepstack_layers(facts: ProjectorFacts) -> list[int]:
     """The blocks whose output also reaches a layer of the text model. Malformed for a block that there is not."""
     found = facts.config.items_of(DEEPSTACK, int)
-    if not all(0 <= layer < facts.size("blocks") for layer in found):
-        raise Malformed(f"{DEEPSTACK} names blocks that there are not: {found!r:.80}", where=facts.config.path)
+    if not all(0 <= layer < facts.size("blocks") for layer in found) or len(set(found)) < len(found):
+        raise Malformed(
+            f"{DEEPSTACK} names blocks that there are not, or one twice: {found!r:.80}", where=facts.config.path
+        )
     return found
 
 

