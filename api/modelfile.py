@@ -32,6 +32,8 @@ PARAMETERS = {
     Keys.General.SAMPLING_PENALTY_LAST_N: "repeat_last_n",
 }
 ENDS = (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)
+# Pre-tokenizers of byte-level vocabularies that begin with the first token, if the header does not say.
+BEGINNING = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken chameleon".split()
 COMPLETION = "{{ .Prompt }}"
 UNKNOWN = "the format of the chat template is not known here, so the Modelfile has no TEMPLATE, and Ollama guesses one"
 
@@ -142,7 +144,7 @@ def go_template(chat: ChatFormat, metadata: Metadata) -> str:
     bos = _token(metadata, Keys.Tokenizer.BOS_ID)
     (user, user_end), (answer, answer_end) = chat.turns["user"], chat.turns["assistant"]
     again = f"{{{{ if $later }}}}{bos}{{{{ end }}}}{{{{ $later = true }}}}" if BOS in user else ""
-    if _data(metadata, Keys.Tokenizer.ADD_BOS):
+    if _adds_bos(metadata):
         bos = ""
     else:
         again = ""
@@ -165,6 +167,15 @@ def go_template(chat: ChatFormat, metadata: Metadata) -> str:
         + f"{{{{ if not $last }}}}{text(answer_end)}{{{{ end }}}}"
         + "{{ end }}{{ end }}"
     )
+
+
+def _adds_bos(metadata: Metadata) -> bool:
+    """Whether programs put the first token before a text; without the key, as llama.cpp does (src/llama-vocab.cpp)."""
+    said = _data(metadata, Keys.Tokenizer.ADD_BOS)
+    if said is not None:
+        return bool(said)
+    kind, pre = _data(metadata, Keys.Tokenizer.MODEL), _data(metadata, Keys.Tokenizer.PRE)
+    return kind == "llama" or (kind == "gpt2" and pre in BEGINNING)
 
 
 def stop_words(chat: ChatFormat | None, metadata: Metadata) -> list[str]:

@@ -164,7 +164,7 @@ def _card(
 ) -> "list[UploadFile]":
     """The card: the one that is named or lies beside the files; or one that is made, if the repository has none.
 
-    A card in the repository that ggufsmith did not write is never replaced by one that it writes.
+    A card in the repository that ggufsmith did not write is never replaced by one that it writes; its own is renewed.
     """
     from ggufsmith.container.provenance import file_sha256
     from ggufsmith.convert.hub.upload import UploadFile
@@ -176,10 +176,11 @@ def _card(
     if given is None and task.beside and models:
         given = _beside(models[0][0].parent)
     if given is not None:
-        ours = task.card is None and MARK in given.read_text(encoding="utf-8", errors="replace")
-        if ours and listing is not None and CARD in listing.files and MARK not in repository.read(listing, CARD):
+        old = repository.read(listing, CARD) if listing is not None and CARD in listing.files else None
+        ours = MARK in given.read_text(encoding="utf-8", errors="replace")
+        if old is not None and MARK not in old and ours and task.card is None:
             return []
-        return [UploadFile(CARD, given)]
+        return [UploadFile(CARD, given, renews=old is not None and MARK in old)]
     if not models or (listing is not None and CARD in listing.files):
         return []
     made = card_of([paths[0] for paths in models], Publisher(task.repo), digest=file_sha256)

@@ -33,12 +33,13 @@ Result = TypeVar("Result")
 class UploadFile:
     """One file. place: its name in the repository, with slashes. content: its path, or its bytes.
 
-    sha256: of a path, if it is known.
+    sha256: of a path, if it is known. renews: it may take the place of another version.
     """
 
     place: str
     content: Path | bytes
     sha256: str | None = None
+    renews: bool = False
 
     @property
     def size(self) -> int:
@@ -132,7 +133,7 @@ class Repository:
         found = self.check()
         known = found.files if found is not None else {}
         there = [file for file in files if file.place in known and self._same(file, known[file.place])]
-        changed = [file.place for file in files if file.place in known and file not in there]
+        changed = [file.place for file in files if file.place in known and file not in there and not file.renews]
         if changed and not self._replace:
             raise self._taken(changed)
         for file in there:

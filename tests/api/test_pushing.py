@@ -99,6 +99,16 @@ def test_another_file_is_added_and_the_card_stays(hub: hub_server.Hub, folder: P
     assert (hub.root / REPO / "README.md").read_bytes() == text
 
 
+def test_our_own_card_is_renewed(hub: hub_server.Hub, folder: Path) -> None:
+    pushed(hub, folder / "Tiny-Q8_0.gguf")
+    files = (folder / "Tiny-Q4_0.gguf", folder / "Tiny-Q8_0.gguf")
+    assert run(card, *files, "--repo", REPO).exit_code == 0
+    done = pushed(hub, *files)
+    assert done.sent == ("Tiny-Q4_0.gguf", "README.md") and done.there == ("Tiny-Q8_0.gguf",)
+    text = (hub.root / REPO / "README.md").read_text(encoding="utf-8")
+    assert "blob/main/Tiny-Q4_0.gguf" in text and "blob/main/Tiny-Q8_0.gguf" in text
+
+
 @pytest.mark.parametrize("cut", [0, 50_000])
 def test_a_broken_connection_is_taken_up_again(hub: hub_server.Hub, folder: Path, cut: int) -> None:
     hub.faults.append(Fault(r"/lfs/[0-9a-f]{64}", methods="PUT", cut=cut, times=2))

@@ -10,6 +10,9 @@ import adapters
 import checkpoints
 from ggufsmith.cli.convert import convert
 from ggufsmith.cli.modelfile import modelfile
+from ggufsmith.container.values import Metadata, boolean, string, strings, u32
+from ggufsmith.evaluate.chat import recognised
+from ggufsmith.modelfile import go_template
 
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
 
@@ -94,3 +97,24 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert run(convert, folder, "--outdir", tmp_path / "v", "--vocab-only", "--no-sync").exit_code == 0
     assert run(modelfile, next((tmp_path / "v").iterdir())).exit_code == 2
     assert run(modelfile, tmp_path / "absent.gguf").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "written"),
+    [
+        ({"tokenizer.ggml.add_bos_token": boolean(True)}, False),
+        ({"tokenizer.ggml.add_bos_token": boolean(False)}, True),
+        ({"tokenizer.ggml.model": string("llama")}, False),
+        ({"tokenizer.ggml.model": string("gpt2"), "tokenizer.ggml.pre": string("llama-bpe")}, False),
+        ({"tokenizer.ggml.model": string("gpt2"), "tokenizer.ggml.pre": string("qwen2")}, True),
+    ],
+)
+def test_the_first_token_is_written_only_if_nobody_else_adds_it(keys: Metadata, written: bool) -> None:
+    template = "{{ bos_token }}<|start_header_id|>{{ role }}<|end_header_id|>"
+    metadata: Metadata = {
+        "tokenizer.ggml.tokens": strings(["<first>", "<last>"]),
+        "tokenizer.ggml.bos_token_id": u32(0),
+        "tokenizer.ggml.eos_token_id": u32(1),
+        **keys,
+    }
+    assert go_template(recognised(template), metadata).startswith("<first>") == written
