@@ -19,7 +19,7 @@ from ggufsmith.quantize.kernels.cholesky import factor_and_invert
 # Added to the diagonal, as a part of each entry and of their median. A part of their mean would drown all columns but
 # one, where one has half a million times the median; without the median, columns almost without inputs would take up
 # the errors of all others.
-OF_ITSELF, OF_MEDIAN = np.float32(0.05), np.float32(0.2)
+OF_ITSELF, OF_MEDIAN = np.float32(0.2), np.float32(0.8)
 LEAST = np.float32(1e-6)  # of the largest diagonal entry, where most of the others are zero
 TILE, BLOCK = 256, 128  # columns and rows at a time
 Map = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]

@@ -30,6 +30,8 @@ TILE, BLOCK = 256, 128  # columns, and rows that one thread works on at a time
 # off the loss.
 SWEEPS: Mapping[Effort, tuple[int, int, int]] = {"fast": (1, 0, 0), "normal": (2, 0, 0), "best": (3, 8, 3)}
 WORTH = 0.002
+# Formats of fewer bits, which lose most, have one more time at normal effort: (times, times for each tile).
+COARSE, COARSE_SWEEPS = 3.5, (1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,8 @@ def refine_block(
     rows.decode(target, plain, decoded)
     start = losses(x - to_lanes(decoded), hessian)
     first, sweeps, passes = SWEEPS[effort]
+    if effort == "normal" and 8 * target.size < COARSE * target.weights:
+        sweeps, passes = COARSE_SWEEPS
     assert hessian.factor is not None, "there is no trouble"
     state, e = feed_back(layout, x, hessian.factor, first)
     end = None

@@ -41,7 +41,6 @@ from ggufsmith.quantize.simd import (
 WRITE_I8 = write(np.int8)
 LARGEST_HALF = f32(65504)
 LEAST_HALF = f32(2.0**-24)
-REPEATS = 2  # how often a sub-block's columns are gone through for each step of its scale
 # Steps of a sub-block's scale and minimum, in units of their codes.
 MOVES = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0))
 # Where no scale is stored in codes: the same in parts of d, and for the minimum in parts of a level.
@@ -282,9 +281,7 @@ def visit(state: State, place: Place, tile: Tile, g: Any, work: Room, coding: Co
         for j in range(n):
             put(work.x, j, get(work.first_x, j))
             put(work.gradient, j, get(work.first_gradient, j))
-        change = broadcast(f32(0))
-        for repeat in range(REPEATS):
-            change = change + recode(work, place.at, tile, trial(scale2, low2), coding, repeat == REPEATS - 1)
+        change = recode(work, place.at, tile, trial(scale2, low2), coding, True)
         better = change < best
         if any_lane(better):
             best = select(better, change, best)

@@ -49,17 +49,18 @@ def measure(name: str, w: "np.ndarray[tuple[int, int], np.dtype[np.float32]]", h
     def speed(work: Callable[[], object]) -> str:
         return f"{w.size / 1e6 / seconds(work):.3g}"
 
-    def whole(effort: refine.Effort) -> None:
-        done[effort] = refine.refine(form, w, hessian, effort=effort)
-
-    def search() -> None:
+    def search() -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
         data = np.empty((len(w), form.nbytes((w.shape[1],))), np.uint8)
         rows.encode(form, w, data, importance=hessian.diagonal)
+        return data
+
+    def whole(effort: refine.Effort) -> None:
+        done[effort] = refine.refine_block(form, w, search(), hessian, effort)
 
     cells = [speed(search), speed(lambda: refine.feed_back(layout, to_lanes(w), factor, 0))]
     cells += [speed(lambda effort=effort: whole(effort)) for effort in refine.SWEEPS]  # type: ignore[misc]
-    normal = done["normal"]
-    return [name, str(w.shape[1]), *cells, f"{normal.end.sum() / normal.start.sum():.0%}"]
+    _, start, end = done["normal"]
+    return [name, str(w.shape[1]), *cells, f"{end.sum() / start.sum():.0%}"]
 
 
 def main() -> None:

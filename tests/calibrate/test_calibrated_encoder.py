@@ -1,5 +1,6 @@
 """The encoder of --calibrate: blocks refined under Hessians, in chunks, for stacks, and checked."""
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -108,9 +109,9 @@ def plain(type: str, w: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def not_definite() -> NDArray[np.float32]:
-    """Any two of three columns could be like this, but not all three."""
+    """Any two of four columns could be like this, but not all four."""
     h = correlated(1)
-    for i, j in ((10, 11), (10, 12), (11, 12)):
+    for i, j in combinations(range(10, 14), 2):
         h[i, j] = h[j, i] = -0.9 * np.sqrt(h[i, i] * h[j, j])
     return h
 

@@ -256,7 +256,7 @@ def test_feedback_with_a_descent_in_each_tile_adds_less() -> None:
     for passes in (0, 1, 2):
         e = from_lanes(refine.feed_back(layout, x, hessian.factor, passes)[1], 40).astype(np.float64)
         found.append(((e @ damped) * e).sum())
-    assert found[2] < found[1] < 0.9 * found[0]
+    assert found[2] < found[1] < 0.97 * found[0]
 
 
 @pytest.mark.parametrize("n", [1, 5, 256])

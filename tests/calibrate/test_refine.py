@@ -1,5 +1,7 @@
 """Rows under a whole Hessian: what is promised of every format, and what damaged inputs do."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from correlated import correlated
@@ -121,8 +123,8 @@ def damaged(kind: str) -> NDArray[np.float32]:
         h[3, 200] += h[3, 3] + h[200, 200]
     elif kind == "pair":
         h[3, 200] = h[200, 3] = 2 * np.sqrt(h[3, 3] * h[200, 200])
-    elif kind == "three":
-        for i, j in ((10, 11), (10, 12), (11, 12)):  # each pair could be, but not all three
+    elif kind == "four":
+        for i, j in combinations(range(10, 14), 2):  # each pair could be, but not all four
             h[i, j] = h[j, i] = -0.9 * np.sqrt(h[i, i] * h[j, j])
     elif kind == "nothing":
         h[:] = 0
@@ -137,7 +139,7 @@ def damaged(kind: str) -> NDArray[np.float32]:
         ("negative", "input 7 is negative"),
         ("symmetric", "not symmetric"),
         ("pair", "not positive"),
-        ("three", "not positive"),
+        ("four", "not positive"),
         ("nothing", "no inputs"),
     ],
 )
