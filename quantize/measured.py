@@ -38,10 +38,11 @@ def with_budgets(
 
     Raises what `fit_budget` and `read_sensitivity` raise, and what planning a recipe to match raises.
     """
-    making = resolved(request, *INPUTS)[0]
-    budgets = budgets or making.budgets
-    grown = [] if budgets else stand_for_sizes(making, request.make.sensitivity)
-    budgets = budgets or [size_of(recipe) for recipe in grown]
+    recipes, grown = tuple[Recipe, ...](), list[Recipe]()
+    if not budgets:
+        making = resolved(request, *INPUTS)[0]
+        recipes, grown = making.recipes, stand_for_sizes(making, request.make.sensitivity)
+        budgets = making.budgets or [size_of(recipe) for recipe in grown]
     if not budgets:
         return request, ()
     table = read_sensitivity(request.make.sensitivity) if request.make.sensitivity else None
@@ -71,7 +72,7 @@ def with_budgets(
     if not grown:
         return replace(request, make=replace(plain, recipes=tuple(each.recipe for each in solved))), tuple(solved)
     named = {recipe.name: replace(each.recipe, name=recipe.name) for recipe, each in zip(grown, solved, strict=True)}
-    recipes = tuple(named.get(recipe.name, recipe) for recipe in making.recipes)
+    recipes = tuple(named.get(recipe.name, recipe) for recipe in recipes)
     return replace(request, make=replace(plain, recipes=recipes)), ()
 
 

@@ -152,6 +152,16 @@ def test_a_match_is_written_and_read(effort: str, tmp_path: Path) -> None:
     assert np.isfinite(logits(path, range(3, 20))).all()
 
 
+def test_a_dynamic_recipe_spends_its_addition_by_measurement(tmp_path: Path) -> None:
+    source = checkpoints.write("llama", tmp_path / "Tiny-2M-v1.0")
+    _, (base, path) = make(request(source, recipes=("iq2_xxs", "iq2_xxs_dyn"), **options(tmp_path, "none")))
+    size = base.stat().st_size
+    assert path.name == "Tiny-2M-v1.0-IQ2_XXS_DYN.gguf" and size < path.stat().st_size <= 1.041 * size
+    with open_gguf(path) as file:
+        types = {info.format.name for info in file.tensors.values()}
+    assert len(types - {"F32"}) > 5, "the rules have fewer"
+
+
 def test_without_effort_the_bytes_are_those_of_the_plain_quantizer(tmp_path: Path) -> None:
     source = checkpoints.write("llama", tmp_path / "Tiny-2M-v1.0")
     _, (path,) = make(request(source, recipes=("q4_K_M",), **options(tmp_path, "none")))

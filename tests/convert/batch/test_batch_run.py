@@ -165,6 +165,23 @@ def test_matches_by_a_table(home: Path) -> None:
     assert statuses(jobs.run(path)) == {"A": "done"}
 
 
+def test_recipes_that_stand_for_a_size(home: Path) -> None:
+    """They spend it by the table, and keep their names; beside them, others are as they were."""
+    with opened(request(home / "A", "q4_0")) as planned:
+        matrices = {each.name: each.shape for each in planned.tensors if len(each.shape) > 1}
+        base = planned.outputs[0].size
+    tensors = {name: TensorSensitivity(shape, {"Q4_0": 0.01, "Q8_0": 0.001}) for name, shape in matrices.items()}
+    write_sensitivity(Sensitivity(tensors, "none", 512, ""), home / "A.json")
+    (home / "grown.toml").write_text('extends = "q4_0"\naddition = 0.3\n', encoding="utf-8")
+    entry = 'source = "A"\nrecipes = ["grown.toml", "q4_0"]\nsensitivity = "A.json"'
+    path = jobs.write(home / "jobs.toml", HEAD, [entry])
+    (outcome,) = jobs.run(path)
+    assert outcome.status == "done", outcome.error
+    sizes = {each.files[0].name: each.size for each in outcome.made}
+    assert sizes["A-Q4_0.gguf"] == base and 1.1 * base < sizes["A-GROWN.gguf"] <= 1.3 * base
+    assert statuses(jobs.run(path)) == {"A": "finished"}
+
+
 def test_options_of_types_and_shards(home: Path) -> None:
     options = 'pure = true\noutput_tensor_type = "q8_0"\ntensor_types = ["attn_v=q6_K"]\nshard_tensors = 4'
     path = jobs.write(home / "jobs.toml", HEAD, [f'source = "A"\n{options}\nno_tensor_first_split = true'])
