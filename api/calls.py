@@ -30,7 +30,7 @@ from ggufsmith.pipeline.request import (
     TextOptions,
     WriteOptions,
 )
-from ggufsmith.progress import Callback, Display, Told
+from ggufsmith.progress import Callback, CallbackDisplay, Display
 
 if TYPE_CHECKING:
     from ggufsmith.convert.hub.names import Located
@@ -278,7 +278,7 @@ def _display(progress: Callback | None) -> Display:
         return Display()
     if not callable(progress):
         raise WrongArgument(f"progress is a {type(progress).__name__}", fix="Pass a function that takes one argument.")
-    return Told(progress)
+    return CallbackDisplay(progress)
 
 
 def _switch(name: str, given: object) -> bool:

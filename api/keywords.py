@@ -67,6 +67,8 @@ class MakingKeywords(TypedDict, total=False):
     tensor_type_file: StrPath | None
     target_size: Texts
     target_bpw: float | Sequence[float]
+    match: Texts
+    sensitivity: StrPath | None
     save_recipe: StrPath | None
     strict: bool
     allow_requantize: bool
@@ -105,6 +107,9 @@ class QuantizeKeywords(FileKeywords, MakingKeywords, WritingKeywords, total=Fals
 
 class ConvertKeywords(CheckpointKeywords, FileKeywords, MakingKeywords, WritingKeywords, total=False):
     """Of `convert`."""
+
+    mmproj: bool
+    mmproj_outtype: str | None
 
 
 class ReadingKeywords(TypedDict, total=False):

@@ -73,7 +73,7 @@ Callback = Callable[[ProgressEvent], None]
 
 
 @dataclass(frozen=True)
-class Told(Display):
+class CallbackDisplay(Display):
     """Tells a callback, never from two threads at once. What the callback raises ends the run."""
 
     callback: Callback
@@ -94,7 +94,7 @@ class Told(Display):
 class _Counted(Progress):
     """Adds up what is done of one step."""
 
-    def __init__(self, told: Told, step: str, total: int | None, unit: str, files: tuple[str, ...]) -> None:
+    def __init__(self, told: CallbackDisplay, step: str, total: int | None, unit: str, files: tuple[str, ...]) -> None:
         self.told, self.step, self.total, self.unit, self.files = told, step, total, unit, files
         self.done, self.lock = 0, threading.Lock()
 

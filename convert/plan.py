@@ -177,7 +177,7 @@ def make_plan(
         raise Unsupported(
             f"this checkpoint holds no tensor of a language model, only {left_out[0].reason.partition(';')[0]}",
             where=config.path.parent,
-            fix="Use the checkpoint of the whole model. convert_hf_to_gguf.py --mmproj of llama.cpp converts encoders.",
+            fix="Use the checkpoint of the whole model.",
         )
     dims = _dimensions(record, config, blocks + appended, {} if partial else slots)
     rope_keys, generated, rope_notes = rope_metadata(config, record.rope, dims)

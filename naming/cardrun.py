@@ -70,7 +70,7 @@ def _seeing(facts: CardFacts, named: str) -> tuple[str, str, str]:
         for flag, name, prompt in (SENSES[sense] for sense in senses)
     ]
     lines.append(f"llama-server {named}  # its web page and API take files")
-    return f"llama.cpp, on {' or '.join(senses)}", "sh", "\n".join(lines)
+    return f"llama.cpp, given {' or '.join(senses)}", "sh", "\n".join(lines)
 
 
 def _ollama(facts: CardFacts, tag: str) -> str:

@@ -36,6 +36,7 @@ from ggufsmith.container.shards import SUFFIX
 from ggufsmith.container.units import parse_size
 from ggufsmith.convert.batch.schema import ENCODING, MODELS, OUTPUT, SETTINGS, TABLES, meant
 from ggufsmith.convert.batch.settings import Result, Said, Tables, unknown
+from ggufsmith.convert.batch.together import BUDGETS, misfits
 from ggufsmith.convert.hub.names import ID, HubModel, hub_model
 from ggufsmith.convert.lora.base import find_base, parse_adapter
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter
@@ -49,11 +50,9 @@ from ggufsmith.quantize.overrides import parse_override
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
-from ggufsmith.quantize.resolve import EFFORTS, PROJECTOR_TYPES, check_projector_type
+from ggufsmith.quantize.resolve import PROJECTOR_TYPES, check_projector_type
 
 MAKING = ("recipes", "outtypes", "target_size", "target_bpw", "match")  # the keys that ask for outputs
-BUDGETS = ("target_size", "target_bpw", "match")  # those of them that choose types
-QUANTIZING = ("recipes", *BUDGETS)
 CONFIGS = ("config.json", "params.json", "adapter_config.json")  # of a model, of Meta's own release, of an adapter
 OUTTYPES = ("f32", "f16", "bf16")
 Record = TypeVar("Record", SourceOptions, MakeOptions, WriteOptions)
@@ -283,34 +282,8 @@ class _Reader(Tables):
             self.wrong(said["recipes"].place, f"there is nothing to make: set at least one of {', '.join(MAKING)}")
         make = MakeOptions(mmproj=said["mmproj"].value, mmproj_outtype=said["mmproj_outtype"].value or None)
         self.tried(said["mmproj_outtype"].place, lambda: check_projector_type(make))
-        for key in ("include_weights", "exclude_weights"):
-            if said[key].value and not said["imatrix"].value:
-                self.wrong(said[key].place, f"{key} chooses entries of an importance matrix, but there is no imatrix")
-        if said["quality"].value and not said["card"].value:
-            self.wrong(said["quality"].place, "quality puts a table into the model card, but there is no card")
-        self.check_calibration(said)
-        if said["keep_imatrix"].value and said["imatrix"].value != str(AUTO):
-            self.wrong(said["keep_imatrix"].place, f'keep_imatrix keeps what imatrix = "{AUTO}" makes')
-
-    def check_calibration(self, said: Mapping[str, Said]) -> None:
-        """What does not go with calibrating, and what means nothing without it."""
-        place = said["calibrate"].place
-        effort = said["effort"]
-        if effort.value and effort.value not in EFFORTS:
-            self.wrong(effort.place, *unknown("effort", effort.value, EFFORTS))
-        if not said["calibrate"].value:
-            for key in ("calibrate_chunks", "effort", "device"):
-                if said[key].value:
-                    self.wrong(said[key].place, f"{key} is about calibrating, but there is no calibrate")
-            return
-        for key, why in (
-            ("imatrix", "which makes an importance matrix of its own"),
-            ("prune_layers", "which runs the whole model"),
-        ):
-            if said[key].value:
-                self.wrong(said[key].place, f"{key} cannot be combined with calibrate, {why}")
-        if not any(said[key].value for key in QUANTIZING):
-            self.wrong(place, f"calibrate is about quantizing: set at least one of {', '.join(QUANTIZING)}")
+        for misfit in misfits(said):
+            self.wrong(*misfit)
 
     def wanted(self, said: Mapping[str, Said], folder: Path) -> Iterator[WantedOutput]:
         """The outputs, unquantized ones first."""

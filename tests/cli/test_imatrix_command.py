@@ -104,7 +104,7 @@ def test_without_torch_nothing_begins(
     models.write_model(home / "Tiny-F16.gguf", width=256)
     before = sorted(home.iterdir())
     done = run(*arguments)
-    assert done.exit_code == 2 and "ggufsmith[eval]" in done.output, done.output
+    assert done.exit_code == 3 and "ggufsmith[eval]" in done.output, done.output
     assert sorted(home.iterdir()) == before
 
 

@@ -15,7 +15,7 @@ from ggufsmith.quantize import rows
 HEAVY = (
     "numba torch transformers huggingface_hub tokenizers sentencepiece pydantic yaml safetensors requests asyncio "
     "gguf.gguf_reader gguf.metadata gguf.vocab markdown_it "
-    "ggufsmith.convert ggufsmith.evaluate ggufsmith.calibrate ggufsmith.cli.app ggufsmith.cli.batch"
+    "ggufsmith.convert.open ggufsmith.evaluate.forward ggufsmith.calibrate ggufsmith.cli.app ggufsmith.cli.batch"
 ).split()
 RUN = """
 import json, sys

@@ -275,7 +275,7 @@ def test_a_model_that_sees() -> None:
         in text
     )
     assert "llama-server -m Tiny-Q4_K_M.gguf --mmproj mmproj-Tiny-F16.gguf" in text
-    assert "FROM ./Tiny-Q4_K_M.gguf\nFROM ./mmproj-Tiny-F16.gguf" in text
+    assert "printf '%s\\n' 'FROM ./Tiny-Q4_K_M.gguf' 'FROM ./mmproj-Tiny-F16.gguf' > Modelfile" in text
     assert "llama-cli -m Tiny-Q4_K_M.gguf" in text
 
 
@@ -283,13 +283,13 @@ def test_a_model_that_hears_too() -> None:
     both = CardFile(("mmproj-a b.gguf",), 8 * 10**8, 16.3, "F16", senses=("images", "sound"))
     text = card(files=[*FILES, both])
     assert "pipeline_tag: any-to-any" in text
-    assert "With images or sound:" in text
+    assert "With llama.cpp, given images or sound:" in text
     assert "--mmproj 'mmproj-a b.gguf' --audio sound.wav -p 'What is said?'" in text
 
 
 def test_a_published_model_that_sees() -> None:
     text = card(files=[*FILES, SEEING], publisher=Publisher(repo="me/Tiny-GGUF"))
-    assert "With images; llama.cpp finds the projector in the repository by itself:" in text
+    assert "With llama.cpp, given images:" in text
     assert "llama-mtmd-cli -hf me/Tiny-GGUF:Q4_K_M --image image.jpg" in text
 
 

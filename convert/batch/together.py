@@ -1,0 +1,43 @@
+"""Keys of a job file that mean nothing without others, or that do not go together."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ggufsmith.convert.batch.settings import Said, unknown
+from ggufsmith.pipeline.request import AUTO
+from ggufsmith.quantize.resolve import EFFORTS
+
+BUDGETS = ("target_size", "target_bpw", "match")  # the keys that ask for outputs whose types are chosen
+QUANTIZING = ("recipes", *BUDGETS)
+# Key -> what it needs, and why that is missing if it is.
+NEEDS: Mapping[str, tuple[str, str]] = {
+    "include_weights": ("imatrix", "chooses entries of an importance matrix, but there is no imatrix"),
+    "exclude_weights": ("imatrix", "chooses entries of an importance matrix, but there is no imatrix"),
+    "quality": ("card", "puts a table into the model card, but there is no card"),
+    "calibrate_chunks": ("calibrate", "is about calibrating, but there is no calibrate"),
+    "effort": ("calibrate", "is about calibrating, but there is no calibrate"),
+    "device": ("calibrate", "is about calibrating, but there is no calibrate"),
+}
+# What does not go with `calibrate`, and why.
+NOT_CALIBRATED = {
+    "imatrix": "which makes an importance matrix of its own",
+    "prune_layers": "which runs the whole model",
+}
+
+
+def misfits(said: Mapping[str, Said]) -> Iterator[tuple[Any, ...]]:
+    """(place, what is wrong, perhaps the next step), of everything that does not fit together."""
+    for key, (needed, why) in NEEDS.items():
+        if said[key].value and not said[needed].value:
+            yield said[key].place, f"{key} {why}"
+    effort, calibrate = said["effort"], said["calibrate"]
+    if effort.value and effort.value not in EFFORTS:
+        yield effort.place, *unknown("effort", effort.value, EFFORTS)
+    if calibrate.value:
+        for key, why in NOT_CALIBRATED.items():
+            if said[key].value:
+                yield said[key].place, f"{key} cannot be combined with calibrate, {why}"
+        if not any(said[key].value for key in QUANTIZING):
+            yield calibrate.place, f"calibrate is about quantizing: set at least one of {', '.join(QUANTIZING)}"
+    if said["keep_imatrix"].value and said["imatrix"].value != str(AUTO):
+        yield said["keep_imatrix"].place, f'keep_imatrix keeps what imatrix = "{AUTO}" makes'
