@@ -23,12 +23,12 @@ from ggufsmith.pipeline.findings import Report
 from ggufsmith.quantize.cache import compile_all
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.fields import is_refinable, layout_of
-from ggufsmith.quantize.kernels import descent, descent_lattice, tile_sums
+from ggufsmith.quantize.kernels import cholesky, descent, descent_lattice, tile_sums
 from ggufsmith.quantize.lattice_fields import LatticeLayout
 from ggufsmith.quantize.reference import dequantize, widen
 from ggufsmith.quantize.rows import codec_of
 
-KERNELS = (tile_sums.project, tile_sums.inner, descent.descend, descent.feed)
+KERNELS = (tile_sums.project, tile_sums.inner, descent.descend, descent.feed, cholesky.factor_and_invert)
 LATTICE_KERNELS = (descent_lattice.descend_lattice, descent_lattice.feed_lattice)
 TOLERANCE = 1e-2  # of a loss that is computed in another way and order; a wrong byte is far more
 

@@ -220,7 +220,7 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
     check_extras(model)
     _check_memory(model, fixed(model, wanted), options)
     threads = options.cores
-    weighs = not dry and any(each.budget for each in wanted)
+    weighs = not dry and any(map(_chooses, wanted))
     with located(model, plan=True) as (found, finder), readied(found, finder, options, weighs) as (there, opener):
         if model.settings["quality"] and options.measures:
             options.measures.check(found.request, finder)
@@ -241,6 +241,11 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
     return draft
 
 
+def _chooses(wanted: WantedOutput) -> bool:
+    """Whether the types of an output are still to be chosen by what they cost."""
+    return wanted.recipe.addition is not None if wanted.recipe else wanted.budget is not None
+
+
 @contextmanager
 def readied(
     model: JobModel,
@@ -256,7 +261,7 @@ def readied(
     make, write = model.request.make, replace(model.request.write, threads=options.threads)
     if make.calibrate and options.calibrated:
         asked = replace(model.request, write=write)
-        weighs = making and any(each.budget and not each.recipe for each in model.wanted)
+        weighs = making and any(map(_chooses, model.wanted))
         with options.calibrated(asked, opener, progress=progress, weighs=weighs) as (request, opened):
             yield replace(model, request=request), opened
     elif make.imatrix == AUTO and options.imatrices:

@@ -80,7 +80,7 @@ def test_what_is_refused_before_anything_is_opened(
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     refused(3, "pip install llama-cpp-python", model, *against, "--engine", "llama.cpp")
     monkeypatch.setattr(needed, "LIBRARIES", ("torch_that_nobody_has",))
-    refused(2, r"pip install --upgrade 'ggufsmith\[eval\]'", model, *against)
+    refused(3, r"pip install --upgrade 'ggufsmith\[eval\]'", model, *against)
 
 
 def test_errors_are_json_where_that_was_asked_for(model: Path) -> None:
