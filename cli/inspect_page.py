@@ -18,14 +18,14 @@ BLOCK = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 LEAST, MOST = 1.5, 8.5  # bits per weight, between which colors go from red to blue
 LONG = 60  # rows of a table that is folded
 STYLE = """
-:root{color-scheme:light dark;--line:#8884;--bar:#4a7dbd}
+:root{color-scheme:light dark}
 body{margin:0 auto;padding:1rem;max-width:75rem;font:15px/1.45 system-ui,sans-serif}
 h1{font-size:1.3rem;overflow-wrap:anywhere}h2{font-size:1.05rem;margin:1.6rem 0 .4rem}
 div.wide{overflow-x:auto}table{border-collapse:collapse}
-td,th{padding:.15rem .6rem .15rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+td,th{padding:.15rem .6rem .15rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8884}
 td.number,th.number{text-align:right}td.number,th{white-space:nowrap}.wide td{overflow-wrap:break-word}
-.rest{width:100%}.bar{display:block;height:.8rem;min-width:1px;background:var(--bar);border-radius:2px}
-.map td,.map th{padding:.05rem .3rem;font-size:12px;text-align:center;border:1px solid var(--line);white-space:nowrap}
+.rest{width:100%}.bar{display:block;height:.8rem;min-width:1px;background:#4a7dbd;border-radius:2px}
+.map td,.map th{padding:.05rem .3rem;font-size:12px;text-align:center;border:1px solid #8884;white-space:nowrap}
 .map td.type{color:#111}.map td.changed{outline:2px solid #c00;outline-offset:-2px;font-weight:bold}
 summary{cursor:pointer;font-weight:bold}
 """

@@ -15,6 +15,7 @@ from typing import Any
 from ggufsmith.pipeline.option import CHECKPOINT, MODEL, WEIGHTS, option
 
 AUTO = Path("auto")  # instead of a file: make the importance matrix on the way
+NO_RUN = "a job does not run the model"
 
 
 @dataclass(frozen=True)
@@ -469,24 +470,22 @@ class TextOptions:
         "that comes with ggufsmith).",
         "Input",
         metavar="FILE",
-        keyless="a job does not run the model",
+        keyless=NO_RUN,
     )
-    context: int = option(
-        512, "The number of tokens in a window.", "Input", metavar="NUMBER", keyless="a job does not run the model"
-    )
+    context: int = option(512, "The number of tokens in a window.", "Input", metavar="NUMBER", keyless=NO_RUN)
     chunks: int | None = option(
         None,
         "The number of windows at most (default: all that the text has).",
         "Input",
         metavar="NUMBER",
-        keyless="a job does not run the model",
+        keyless=NO_RUN,
     )
     device: str | None = option(
         None,
         "Where the model runs: cpu, cuda or mps (default: the best there is).",
         "Work",
         metavar="NAME",
-        keyless="a job does not run the model",
+        keyless=NO_RUN,
     )
 
 

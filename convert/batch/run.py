@@ -243,7 +243,7 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
 
 def _chooses(wanted: WantedOutput) -> bool:
     """Whether the types of an output are still to be chosen by what they cost."""
-    return wanted.recipe.addition is not None if wanted.recipe else wanted.budget is not None
+    return bool(wanted.recipe.addition) if wanted.recipe else wanted.budget is not None
 
 
 @contextmanager
