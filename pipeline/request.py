@@ -209,7 +209,7 @@ class MakeOptions:
     )
     calibrate_device: str | None = option(
         None,
-        "Where the model runs: cpu, cuda or mps (default: the best there is).",
+        "Where the model runs: cpu, cuda, mps (default: the best one).",
         "Calibration",
         flag="--device",
         metavar="NAME",
@@ -474,18 +474,10 @@ class TextOptions:
     )
     context: int = option(512, "The number of tokens in a window.", "Input", metavar="NUMBER", keyless=NO_RUN)
     chunks: int | None = option(
-        None,
-        "The number of windows at most (default: all that the text has).",
-        "Input",
-        metavar="NUMBER",
-        keyless=NO_RUN,
+        None, "The number of windows at most (default: all there are).", "Input", metavar="NUMBER", keyless=NO_RUN
     )
     device: str | None = option(
-        None,
-        "Where the model runs: cpu, cuda or mps (default: the best there is).",
-        "Work",
-        metavar="NAME",
-        keyless=NO_RUN,
+        None, "Where the model runs: cpu, cuda, mps (default: the best one).", "Work", metavar="NAME", keyless=NO_RUN
     )
 
 
