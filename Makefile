@@ -69,7 +69,7 @@ $(VENV)/.docs: $(VENV)/.setup
 	touch $@
 
 # mkdocs announces another major release with every build.
-SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(VENV)/.docs
 	$(BIN)/python fixtures/link.py
