@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Its warnings are of how packages are built, and say nothing to who uses them.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --quiet
 # In the order of their names: by itself xdist keeps files of few tests for the end, and those are the slow ones.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # The CPU build of torch is enough for every test; an unpinned one pulls gigabytes of CUDA.
