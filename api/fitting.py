@@ -72,6 +72,7 @@ def fitting_of(
     """
     from ggufsmith.container.errors import Usage
     from ggufsmith.container.units import parse_size
+    from ggufsmith.quantize.model_check import other_kind
     from ggufsmith.quantize.recipes.files import recipe_of, shipped
     from ggufsmith.quantize.recipes.filetypes import FILE_TYPES, shown
     from ggufsmith.recipe_sizes import recipe_entry, shape_of
@@ -80,6 +81,8 @@ def fitting_of(
     losses = read_losses(table) if table is not None else {}
     shape = shape_of(model, options, display)
     metadata = shape.metadata or {}
+    if failure := other_kind(metadata, (), model):
+        raise failure
     longest = _number(metadata, "context_length")
     wanted = context or min(longest or 8192, 8192)
     if longest and wanted > longest:

@@ -20,6 +20,7 @@ from ggufsmith.container.shards import GgufSet, open_gguf_set
 from ggufsmith.container.text import shell_command
 from ggufsmith.container.values import Metadata
 from ggufsmith.evaluate.chat import BOS, EOS, PLAIN, ChatFormat, recognised
+from ggufsmith.quantize.model_check import other_kind
 
 MARK = "# written by ggufsmith modelfile"
 # Key of the header -> the parameter's name.
@@ -59,11 +60,13 @@ def modelfile_of(
 
     beside: where it will stand; by default beside the file.
 
-    Unsupported for a model in several files. Usage for a vocabulary, an adapter without base, a base for a model, and a
-    name that a Modelfile cannot hold.
+    Unsupported for a model in several files, and for what is neither a model nor an adapter. Usage for a vocabulary, an
+    adapter without base, a base for a model, and a name that a Modelfile cannot hold.
     """
     with open_gguf_set(file) as model:
         adapter = _data(model.metadata, Keys.General.TYPE) == GGUFType.ADAPTER
+        if not adapter and (failure := other_kind(model.metadata, (), file)):
+            raise failure
         _check(file, model, base, adapter=adapter)
         if not adapter:
             return _written(model.metadata, [f"FROM {_place(file, beside or file)}"], context)

@@ -8,7 +8,7 @@ is all: the bytes are ggml's.
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.text import some
 from ggufsmith.container.values import Metadata, string, u32
 from ggufsmith.pipeline.option import INPUTS
-from ggufsmith.pipeline.outputs import Conductor, Make, Needed
+from ggufsmith.pipeline.outputs import Conductor, Make, Needed, OutputFile
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, TextOptions
@@ -100,9 +100,9 @@ def calibrated(
                 planned,
                 encoder=encoder,
                 conduct=conduct,
-                learned=lambda: [
+                learned=lambda outputs: [
                     *learned(encoder.shelf),
-                    *(divergences(unquantized(request), open_pass, planned, ready.device) if effort == "best" else ()),
+                    *(divergences(unquantized(request), open_pass, outputs, ready.device) if effort == "best" else ()),
                 ],
                 notes=(*planned.notes, *ready.windows.notes),
             )
@@ -218,11 +218,11 @@ def learned(shelf: Shelf) -> Iterator[str]:
         )
 
 
-def divergences(source: Request, open_pass: Opener, planned: Pass, device: str) -> Iterator[str]:
-    """What the files of a pass, which are written, have lost on text that they were not calibrated on."""
+def divergences(source: Request, open_pass: Opener, outputs: Sequence[OutputFile], device: str) -> Iterator[str]:
+    """What outputs, which are written, have lost on text that they were not calibrated on."""
     from ggufsmith.evaluate.evaluation import EvalTask, evaluate
 
-    files = tuple(output.paths[0] for output in planned.outputs)
+    files = tuple(output.paths[0] for output in outputs)
     reading = TextOptions(chunks=MEASURED, device=device)
     found = evaluate(EvalTask(source, files, reading), opener=open_pass)
     for row in found.files:

@@ -75,7 +75,7 @@ def evaluate(
 
     def work() -> None:
         from ggufsmith.cli import render
-        from ggufsmith.container.replace import replace_bytes, replace_text
+        from ggufsmith.container.replace import check_place, replace_bytes, replace_text
         from ggufsmith.evaluate.evaluation import EvalTask, check_task
         from ggufsmith.evaluate.judged import csv_of
         from ggufsmith.evaluate.plot import check_plot, picture
@@ -93,7 +93,7 @@ def evaluate(
         if plot is not None:
             check_plot(plot)
         for path in (csv, plot):
-            _check_folder(path)
+            check_place(path)
         if card:
             _check_card(task)
         found = evaluated(task, against, render.display(quiet or as_json))
@@ -109,13 +109,6 @@ def evaluate(
             _show(found, [(label, str(path)) for label, path in written if path is not None])
 
     guarded(work, as_json)
-
-
-def _check_folder(path: Path | None) -> None:
-    from ggufsmith.container.errors import Usage
-
-    if path is not None and not path.parent.is_dir():
-        raise Usage("the folder does not exist", where=path.parent, fix="Make it, or choose another.")
 
 
 # ---- what a person sees ----

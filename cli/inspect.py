@@ -38,7 +38,7 @@ def inspect(
         from ggufsmith.cli import render
         from ggufsmith.cli.inspect_page import page
         from ggufsmith.container.errors import Usage
-        from ggufsmith.container.replace import replace_text
+        from ggufsmith.container.replace import check_place, replace_text
         from ggufsmith.container.shards import open_gguf_set
         from ggufsmith.container.summary import difference, shown, summary, without_tensors
 
@@ -48,7 +48,8 @@ def inspect(
                 fix="If the model is split, name any one shard.",
             )
         if html and html.suffix.lower() != ".html":
-            raise Usage("the name of a page ends in .html", where=html)
+            raise Usage("the name of a page ends in .html", where=html, fix=f"--html {html.name}.html")
+        check_place(html)
         with ExitStack() as opened:
             models = [opened.enter_context(open_gguf_set(file)) for file in files]
             report = difference(*models) if len(models) == 2 else summary(*models)

@@ -15,11 +15,12 @@ from ggufsmith.pipeline.option import Declared, Input, declared
 def show_version(wanted: bool) -> None:
     """Print the version, and what CPU kernels are for, and leave, if that was asked for."""
     if wanted:
+        from ggufsmith.cli.guard import guarded
         from ggufsmith.container.release import own_version
         from ggufsmith.quantize import cpu, machine_code
 
         print(f"ggufsmith {own_version()}")
-        print(f"machine code for {cpu.level().name}, {machine_code.origin()}")
+        guarded(lambda: print(f"machine code for {cpu.level().name}, {machine_code.origin()}"), False)
         raise typer.Exit
 
 

@@ -6,8 +6,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ggufsmith.container.errors import Failure, NoSpace
+from ggufsmith.container.errors import Failure, NoSpace, Usage
 from ggufsmith.container.writer import FULL
+
+
+def check_place(path: Path | None) -> None:
+    """Usage, before the work, if no file can be put there. None is fine."""
+    if path is not None and path.is_dir():
+        raise Usage("there is a folder of this name", where=path, fix="Choose another name for the file.")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise Usage("the folder does not exist", where=path.parent, fix="Make it, or choose another.")
 
 
 def replace_text(path: Path, text: str, *, alone: bool = False) -> None:

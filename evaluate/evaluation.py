@@ -3,14 +3,15 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from gguf.constants import Keys
+from gguf.constants import GGUFType, Keys
 
-from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.errors import Failure, Malformed, Usage
+from ggufsmith.container.shards import open_gguf_set
 from ggufsmith.convert.open import open_pass
 from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged
 from ggufsmith.evaluate.llamacpp import check_llama_cpp, run_files
@@ -24,11 +25,14 @@ from ggufsmith.evaluate.windows import Windows, make_windows
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import MakeOptions, Request, TextOptions
+from ggufsmith.quantize.model_check import kind_of
 from ggufsmith.tokenizer.restore import vocabulary_of
 
 Engine = Literal["torch", "llama.cpp"]
 ENGINES: tuple[Engine, ...] = ("torch", "llama.cpp")
 SCHEMA = 1
+# What lies beside models in a folder, by general.type.
+BESIDE = {GGUFType.MMPROJ: "a projector", GGUFType.IMATRIX: "an importance matrix"}
 RECIPES = "recipes"  # the group of what has no file yet
 Opener = Callable[[Request], Pass]
 # What the work is, and how much of it there is -> within, how much of it has been done.
@@ -65,6 +69,7 @@ def evaluate(task: EvalTask, *, opener: Opener = open_pass, progress: Progress =
     """
     started = time.perf_counter()
     check_task(task)
+    task, left_out = _models_only(task)
     device = find_device(task.reading.device) if task.engine == "torch" else None
     documents = documents_of(task.reading)
     with ExitStack() as stack:
@@ -74,7 +79,7 @@ def evaluate(task: EvalTask, *, opener: Opener = open_pass, progress: Progress =
         candidates = [_candidate(each) for each in variants]
         places = [tuple(find_place(candidates, task.files, name) for name in pair) for pair in task.pairs]
         windows = _windows(model, documents, task.reading)
-        notes = [*model.notes, *windows.notes]
+        notes = [*left_out, *model.notes, *windows.notes]
         speeds: Sequence[TokenSpeed | None] = [None] * len(variants)
         if task.engine == "torch":
             scores = _run_torch(model, variants, windows, str(device), progress)
@@ -108,6 +113,19 @@ def evaluate(task: EvalTask, *, opener: Opener = open_pass, progress: Progress =
         notes=notes,
         seconds=time.perf_counter() - started,
     )
+
+
+def _models_only(task: EvalTask) -> tuple[EvalTask, list[str]]:
+    """Without what lies beside models in a folder, and sentences on it. Usage if nothing is left."""
+    kinds = {}
+    for path in task.files:
+        with suppress(Failure), open_gguf_set(path) as file:  # what cannot be opened is reported with the others
+            kinds[path] = BESIDE.get(kind_of(file.metadata, ()) or "")
+    left_out = [f"{path.name} is {kinds[path]}, so it is left out" for path in task.files if kinds.get(path)]
+    kept = replace(task, files=tuple(path for path in task.files if not kinds.get(path)))
+    if left_out and not kept.files and not kept.request.make.recipes:
+        raise Usage("none of the files is a language model", also=left_out, fix="Name GGUF files of the model.")
+    return kept, left_out
 
 
 def check_task(task: EvalTask) -> None:

@@ -46,6 +46,8 @@ def card_facts(
     metadata, seeing = None, False
     for path in files:
         with open_gguf_set(path) as model:
+            if (kind := model.metadata.get(Keys.General.TYPE)) is not None and kind.data == "imatrix":
+                continue  # it lies beside the models, and is none
             senses = senses_of(model.metadata)
             if metadata is None or (seeing and not senses):  # what the card says of a model is not in a projector
                 metadata, seeing = model.metadata, bool(senses)

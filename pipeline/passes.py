@@ -36,6 +36,11 @@ class SourceInfo:
     adapters: Mapping[str, float] = field(default_factory=dict)
 
 
+def _nothing(outputs: Sequence[OutputFile]) -> tuple[str, ...]:
+    """A pass that learns nothing on the way."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Pass:
     """Several outputs of one model, planned. Use it in a `with`, which opens the source for reading.
@@ -58,7 +63,7 @@ class Pass:
     opening: Opening
     encoder: Encoder
     conduct: Conductor | None = field(default=None, repr=False)
-    learned: Callable[[], Iterable[str]] = field(default=tuple, repr=False)
+    learned: Callable[[Sequence[OutputFile]], Iterable[str]] = field(default=_nothing, repr=False)
     importance: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __enter__(self) -> Self:
@@ -116,7 +121,7 @@ class Pass:
             compiling=compiling,
             loaded=loaded,
         )
-        return replace(written, notes=(*written.notes, *self.learned()))
+        return replace(written, notes=(*written.notes, *self.learned(self.outputs)))
 
 
 def in_order(output: OutputFile, names: Sequence[str]) -> OutputFile:

@@ -60,7 +60,7 @@ def check_model(metadata: Metadata, names: Sequence[str], where: object) -> None
     if kind_of(metadata, names) == GGUFType.MMPROJ:
         return
     failure = (
-        _other_kind(metadata, names, where)
+        other_kind(metadata, names, where)
         or _nameless(metadata, where)
         or _unknown(metadata, names, where)
         or _beyond(metadata, names, where)
@@ -82,7 +82,8 @@ def kind_of(metadata: Metadata, names: Iterable[str]) -> str | None:
     return kind or next((kind for name in names for end, kind in BY_ENDING.items() if name.endswith(end)), None)
 
 
-def _other_kind(metadata: Metadata, names: Iterable[str], where: object) -> Failure | None:
+def other_kind(metadata: Metadata, names: Iterable[str], where: object) -> Failure | None:
+    """What is wrong with a file that is not a model; None for a model."""
     kind = kind_of(metadata, names)
     if kind is None:
         return None

@@ -18,8 +18,10 @@ from schemas import faults
 
 from ggufsmith.cli import eval as command
 from ggufsmith.cli import render
+from ggufsmith.container.formats import format_of
+from ggufsmith.container.values import string
 from ggufsmith.evaluate import needed
-from ggufsmith.evaluate.evaluation import EvalTask
+from ggufsmith.evaluate.evaluation import EvalTask, _models_only
 from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged
 from ggufsmith.evaluate.quality import compare, qualities
 from ggufsmith.evaluate.token_scores import TokenScores
@@ -81,6 +83,20 @@ def test_what_is_refused_before_anything_is_opened(
     refused(3, "pip install llama-cpp-python", model, *against, "--engine", "llama.cpp")
     monkeypatch.setattr(needed, "LIBRARIES", ("torch_that_nobody_has",))
     refused(3, r"pip install --upgrade 'ggufsmith\[eval\]'", model, *against)
+
+
+def test_what_lies_beside_models_is_left_out(model: Path, tmp_path: Path) -> None:
+    for kind in ("mmproj", "imatrix"):
+        models.write_gguf(
+            tmp_path / f"{kind}.gguf",
+            {"general.type": string(kind)},
+            {"a": models.plain(np.ones((2, 32), np.float32), format_of("F32"))},
+        )
+    files = [tmp_path / "mmproj.gguf", tmp_path / "imatrix.gguf"]
+    refused(2, "mmproj.gguf is a projector, so it is left out", *files, "--against", model)
+    kept, notes = _models_only(EvalTask(Request(model), (*files, model), TextOptions()))
+    assert kept.files == (model,)
+    assert notes[1] == "imatrix.gguf is an importance matrix, so it is left out"
 
 
 def test_errors_are_json_where_that_was_asked_for(model: Path) -> None:

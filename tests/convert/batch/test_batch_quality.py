@@ -6,6 +6,7 @@ from pathlib import Path
 import jobs
 import pytest
 
+import seeing
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.batch.jobfile import JobModel, read_job
 from ggufsmith.pipeline.passes import Pass
@@ -71,3 +72,11 @@ def test_a_table_needs_a_card(home: Path) -> None:
     with pytest.raises(Malformed) as caught:
         read_job(path, {})
     assert "quality puts a table into the model card, but there is no card" in str(caught.value)
+
+
+def test_a_projector_is_not_measured(tmp_path: Path) -> None:
+    seeing.write(tmp_path / "Sees")
+    path, table = jobs.write(tmp_path / "jobs.toml", HEAD, ['source = "Sees"\nmmproj = true']), Table()
+    assert [each.status for each in jobs.run(path, measures=table)] == ["done"]
+    card = (tmp_path / "out/Sees/README.md").read_text(encoding="utf-8")
+    assert "mmproj-Sees-F16.gguf" in card and "measured: Sees-Q4_K_M.gguf, Sees-Q8_0.gguf\n" in card
