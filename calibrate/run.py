@@ -24,7 +24,7 @@ from ggufsmith.calibrate.ready import Readied, readied
 from ggufsmith.calibrate.refine import Effort
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import FLOATS
-from ggufsmith.container.text import some
+from ggufsmith.container.text import counted, some
 from ggufsmith.container.values import Metadata, string, u32
 from ggufsmith.pipeline.option import INPUTS
 from ggufsmith.pipeline.outputs import Conductor, Make, Needed, OutputFile
@@ -197,10 +197,8 @@ def learned(shelf: Shelf) -> Iterator[str]:
         better = [gain.end / gain.start for gain in found if gain.start > 0]
         if better:
             mean = 100 * (1 - math.exp(sum(math.log(max(ratio, 1e-9)) for ratio in better) / len(better)))
-            yield (
-                f"{type}: calibration took {mean:.0f} % off what the outputs of {len(better)} matrices lose "
-                f"(geometric mean)"
-            )
+            matrices = counted(len(better), "matrix", "matrices")
+            yield f"{type}: calibration took {mean:.0f} % off what the outputs of {matrices} lose (geometric mean)"
         if unchanged := [name for (name, each), gain in gains.items() if each == type and gain.end >= gain.start > 0]:
             yield f"{type}: nothing was gained for {some(unchanged)}"
     for why, tensors in sorted(shelf.plain.items()):

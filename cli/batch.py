@@ -320,12 +320,13 @@ def _totals(
     import shutil
 
     from ggufsmith.cli import render
+    from ggufsmith.container.text import counted
     from ggufsmith.convert.batch.passes import PROCESS
     from ggufsmith.convert.batch.run import above
 
     files, size = sum(len(draft.made) for draft in drafts), sum(draft.size for draft in drafts)
     there = sum(len(draft.record.outputs) for draft in drafts) + sum(len(outcome.made) for outcome in outcomes)
-    yield "to make", f"{files} outputs of {len(drafts)} models; {there} already exist"
+    yield "to make", f"{counted(files, 'output')} of {counted(len(drafts), 'model')}; {there} already exist"
     free = shutil.disk_usage(above(job.output)).free
     yield "disk", f"{render.size(size)} ({size} bytes), {render.size(free)} are free"
     if drafts:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ggufsmith.pipeline.option import INPUTS
 from ggufsmith.pipeline.passes import Pass
-from ggufsmith.pipeline.request import Request
+from ggufsmith.pipeline.request import MakeOptions, Request
 from ggufsmith.quantize.budget import PLACEHOLDER, Budget, Solved, fit_budget
 from ggufsmith.quantize.outputs import QuantizedFile
 from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
 from ggufsmith.quantize.resolve import Making, resolved
-from ggufsmith.quantize.sensitivity import read_sensitivity
+from ggufsmith.quantize.sensitivity import Sensitivity, read_sensitivity
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -68,12 +68,22 @@ def with_budgets(
                     threads=request.write.threads,
                     advance=advance,
                 )
-                solved.append(found)
+                solved.append(_told(found, table, request.make))
     if not grown:
         return replace(request, make=replace(plain, recipes=tuple(each.recipe for each in solved))), tuple(solved)
     named = {recipe.name: replace(each.recipe, name=recipe.name) for recipe, each in zip(grown, solved, strict=True)}
     recipes = tuple(named.get(recipe.name, recipe) for recipe in recipes)
     return replace(request, make=replace(plain, recipes=recipes)), ()
+
+
+def _told(found: Solved, table: Sensitivity | None, make: MakeOptions) -> Solved:
+    """With a remark on a table that was measured for other bytes than those that are made."""
+    plain = not make.method
+    if table is None or plain == (table.effort == "none"):
+        return found
+    made = "as without calibration" if plain else "calibrated"
+    remark = f"the table was measured with --effort {table.effort}, and the bytes here are {made}: expect another loss"
+    return replace(found, recipe=replace(found.recipe, description=f"{found.recipe.description}; {remark}"))
 
 
 def stand_for_sizes(making: Making, sensitivity: Path | None) -> list[Recipe]:
