@@ -82,7 +82,7 @@ def _told(found: Solved, table: Sensitivity | None, make: MakeOptions) -> Solved
     if table is None or plain == (table.effort == "none"):
         return found
     made = "as without calibration" if plain else "calibrated"
-    remark = f"the table was measured with --effort {table.effort}, and the bytes here are {made}: expect another loss"
+    remark = f"the table was measured with effort {table.effort}, and the bytes here are {made}: expect another loss"
     return replace(found, recipe=replace(found.recipe, description=f"{found.recipe.description}; {remark}"))
 
 

@@ -107,6 +107,7 @@ CASES = {
     ),
     "a folder that is there": Case("ggufsmith to-hf m.gguf --outdir model", "ggufsmith to-hf m.gguf --outdir new"),
     "shards that were joined": Case("ggufsmith inspect parts/joined.gguf"),
+    "a page that is not one": Case("ggufsmith inspect m.gguf --html page", "ggufsmith inspect m.gguf --html page.html"),
     "no memory in the budget": Case(
         "ggufsmith batch jobs.toml --max-memory 1M", "ggufsmith batch jobs.toml --max-memory 4G"
     ),

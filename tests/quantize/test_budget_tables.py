@@ -241,7 +241,5 @@ def test_a_budget_below_what_is_possible(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("effort", "said"), [("none", False), ("normal", True)])
 def test_a_table_for_other_bytes_is_named(effort: str, said: bool, model: Path, tmp_path: Path) -> None:
     answer, _ = solved(model, replace(table(model), effort=effort), tmp_path, target_bpw=(5.5,))
-    found = (
-        f"measured with --effort {effort}, and the bytes here are as without calibration" in answer.recipe.description
-    )
+    found = f"measured with effort {effort}, and the bytes here are as without calibration" in answer.recipe.description
     assert found is said
