@@ -70,7 +70,7 @@ def rows_of(reports: Sequence[dict[str, Any]]) -> list[Judged]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", default=[shown(name) for name in FILE_TYPES if name not in LEFT_OUT])
-    parser.add_argument("--chunks", type=int, default=40)
+    parser.add_argument("--chunks", type=int, default=64)
     parser.add_argument("--imatrix-chunks", type=int, default=64)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
