@@ -139,8 +139,8 @@ class CalibratedEncoder:
     ) -> Report:
         """See `Encoder.encode`. importance: is not used; the diagonals of the Hessians are better known."""
         hessians = self.shelf.hessians.get(place.tensor)
-        if hessians is None or importance is None:
-            if importance is not None:
+        if target.plain or hessians is None or importance is None:
+            if importance is not None and not target.plain:
                 self.shelf.leave(place.tensor, UNREACHED)
                 importance = _even(target, rows.shape[1])
             return self.plain.encode(target, rows, out, source=source, importance=importance, place=place)

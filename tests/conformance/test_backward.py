@@ -228,7 +228,7 @@ NOT_TOLD = {
     "ffn_down_exps.bias",
     "attn_k_b.weight",
 }
-BETWEEN = {"gpt-oss", "llama4"}  # gate and up of experts
+BETWEEN = {"gpt-oss", "llama4", "llama4-vl"}  # gate and up of experts
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)

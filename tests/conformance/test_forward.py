@@ -94,7 +94,8 @@ def test_every_line_of_the_zoo_and_its_gguf_file(name: str, published: bool, tmp
     folder.mkdir()
     model = zoo.write(name, folder, published=published)
     tokens = np.random.default_rng(5).integers(3, 300, (2, 48)).astype(np.int32)
-    expected = plain_logits(model, tokens)
+    # The class around Llama 4 with pictures cannot be run without any.
+    expected = plain_logits(model.language_model if name == "llama4-vl" else model, tokens)
     assert error(streamed_logits(folder, tokens), expected) < 1e-10
     run(request(folder, outtype="f32", outfile=tmp_path / "model.gguf"))
     assert error(streamed_logits(tmp_path / "model.gguf", tokens), expected) < 1e-10
