@@ -102,8 +102,8 @@ def test_every_line_of_the_zoo_comes_back(name: str, tmp_path: Path) -> None:
     ids = torch.from_numpy(np.random.default_rng(5).integers(3, 300, (2, 48)))
     with torch.no_grad():
         # The class around Llama 4 with pictures cannot be run without any.
-        text = [each.language_model if name == "llama4-vl" else each for each in (model, again)]
-        was, now = (each.eval()(ids).logits for each in text)
+        whole = model.language_model if name == "llama4-vl" else model
+        was, now = (each.eval()(ids).logits for each in (whole, again))
     assert torch.allclose(now, was, rtol=0, atol=1e-4 * float(was.abs().max()))
 
 
