@@ -304,11 +304,11 @@ from pathlib import Path
 from ggufsmith.container.errors import Failure
 from ggufsmith.convert.open import open_pass
 from ggufsmith.pipeline import cluster
-from ggufsmith.pipeline.request import Request, WriteOptions
-folder, output, scheduler, number, cluster.TASK = *sys.argv[1:5], int(sys.argv[5])
+from ggufsmith.pipeline.request import MakeOptions, Request, WriteOptions
+folder, output, scheduler, number, cluster.TASK, recipe = *sys.argv[1:5], int(sys.argv[5]), sys.argv[6]
 try:
     write = WriteOptions(outfile=Path(output), sync=False, scheduler=scheduler)
-    with open_pass(Request(Path(folder), write=write)) as made:
+    with open_pass(Request(Path(folder), make=MakeOptions(recipes=(recipe,)), write=write)) as made:
         made.run(write, advance=lambda weights: weights and os.kill(int(number), signal.SIGKILL))
 except Failure as error:
     print(error, file=sys.stderr)
@@ -320,7 +320,7 @@ except Failure as error:
 def test_a_lost_scheduler_is_one_message(large: Path, tmp_path: Path, task: int) -> None:
     """What Dask logs about it is not for users. When all is done the scheduler is no longer needed."""
     with dask_processes.cluster(tmp_path / "dask") as found:
-        arguments = [large, tmp_path / "a.gguf", found.address, found.scheduler.pid, task]
+        arguments = [large, tmp_path / "a.gguf", found.address, found.scheduler.pid, task, SLOW]
         done = subprocess.run([sys.executable, "-c", CLIENT, *map(str, arguments)], capture_output=True, text=True)
     assert ("scheduler is lost" in done.stderr) is (task == 1 << 18) is not (tmp_path / "a.gguf").exists()
     assert "Traceback" not in done.stderr and "distributed" not in done.stderr, done.stderr
