@@ -97,8 +97,7 @@ def _of_model(task: ImatrixTask, format: "ImatrixFormat", display: Display) -> M
     from ggufsmith.calibrate.auto import imatrix_path, unquantized
     from ggufsmith.calibrate.make import make_imatrix
     from ggufsmith.calibrated import running
-    from ggufsmith.container.errors import OutputConflict
-    from ggufsmith.container.replace import check_place
+    from ggufsmith.container.replace import check_new
     from ggufsmith.convert.open import file_of, open_pass
     from ggufsmith.evaluate.needed import need_libraries
     from ggufsmith.located import HubRequest, located
@@ -115,9 +114,7 @@ def _of_model(task: ImatrixTask, format: "ImatrixFormat", display: Display) -> M
         with opener(request) as planned:
             path = write.outfile or imatrix_path(planned, here, format)
             inputs = tuple(planned.inputs.values())
-        check_place(path)
-        if not write.overwrite and path.exists():
-            raise OutputConflict("the output already exists", where=path, fix="Choose another with -o.")
+        check_new(path, overwrite=write.overwrite)
         made = make_imatrix(
             request,
             opener,

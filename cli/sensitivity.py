@@ -65,8 +65,8 @@ def _made(
     from ggufsmith.calibrate.run import effort_of
     from ggufsmith.calibrated import running
     from ggufsmith.cli import render
-    from ggufsmith.container.errors import OutputConflict, Usage
-    from ggufsmith.container.replace import check_place
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.container.replace import check_new
     from ggufsmith.convert.open import file_of, open_pass
     from ggufsmith.evaluate.needed import need_libraries
     from ggufsmith.located import HubRequest, located
@@ -87,9 +87,7 @@ def _made(
             beside = imatrix_path(planned, here)
             name = replace(parse(beside.name), encoding=NAME).format().removesuffix(".gguf")
             path = write.outfile or beside.with_name(f"{name}.json")
-        check_place(path)
-        if not write.overwrite and path.exists():
-            raise OutputConflict("the output already exists", where=path, fix="Choose another with -o.")
+        check_new(path, overwrite=write.overwrite)
         with readied(request, opener, reading) as ready:
             wanted = effort_of(MakeOptions(effort=effort))
             table = measure_sensitivity(ready, wanted, threads=write.threads, progress=running(display))

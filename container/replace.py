@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ggufsmith.container.errors import Failure, NoSpace, Usage
+from ggufsmith.container.errors import Failure, NoSpace, OutputConflict, Usage
 from ggufsmith.container.writer import FULL
 
 
@@ -16,6 +16,13 @@ def check_place(path: Path | None) -> None:
         raise Usage("there is a folder of this name", where=path, fix="Choose another name for the file.")
     if path is not None and not path.absolute().parent.is_dir():
         raise Usage("the folder does not exist", where=path.parent, fix="Make it, or choose another.")
+
+
+def check_new(path: Path, *, overwrite: bool) -> None:
+    """`check_place`, and OutputConflict for a file that is there and may not be replaced."""
+    check_place(path)
+    if not overwrite and path.exists():
+        raise OutputConflict("the output already exists", where=path, fix="Choose another with -o.")
 
 
 def replace_text(path: Path, text: str, *, alone: bool = False) -> None:

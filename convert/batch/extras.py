@@ -45,7 +45,8 @@ def write_extras(
         files = [model.folder / made.files[0].name for made in outputs]
         card = card_of(files, _publisher(model), digest=lambda file: digests[file.name], template=_template(model))
         if model.settings["quality"] and measures:
-            models = [file for file, made in zip(files, outputs, strict=True) if not made.label.startswith("mmproj ")]
+            projectors = {each.label for each in model.wanted if each.projector}
+            models = [file for file, made in zip(files, outputs, strict=True) if made.label not in projectors]
             card = measures.with_table(card, model, models, check)
         replace_text(path, card, alone=True)
 

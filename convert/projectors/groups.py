@@ -1,6 +1,6 @@
 """What the records of projectors have in common: sizes out of configs, keys, blocks of encoders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gguf.constants import Keys
@@ -70,6 +70,18 @@ def rope_base(facts: ProjectorFacts) -> object:
 def unless(usual: int, size: str) -> Callable[[ProjectorFacts], int | None]:
     """A size that llama.cpp assumes to be this one, if it is another."""
     return lambda facts: None if facts.size(size) == usual else facts.size(size)
+
+
+# The sizes of an encoder whose config has the usual names.
+VISION_SIZES: Mapping[str, Size] = {
+    "text": text_size,
+    "image": number("image_size"),
+    "patch": number("patch_size"),
+    "embd": number("hidden_size"),
+    "ff": number("intermediate_size"),
+    "blocks": number("num_hidden_layers"),
+    "heads": number("num_attention_heads"),
+}
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from ggufsmith.convert.projectors.groups import (
     HARMLESS,
     USE_GELU,
     VISION_KEYS,
+    VISION_SIZES,
     V,
     config_value,
     epsilon,
@@ -14,7 +15,6 @@ from ggufsmith.convert.projectors.groups import (
     number,
     positive,
     rope_base,
-    text_size,
 )
 from ggufsmith.convert.projectors.record import (
     CONVOLUTION,
@@ -50,13 +50,7 @@ ENCODER = EncoderRecord(
     "vision_config",
     ("vision_model.", "multi_modal_projector."),
     sizes={
-        "text": text_size,
-        "image": number("image_size"),
-        "patch": number("patch_size"),
-        "embd": number("hidden_size"),
-        "ff": number("intermediate_size"),
-        "blocks": number("num_hidden_layers"),
-        "heads": number("num_attention_heads"),
+        **VISION_SIZES,
         "positions": lambda facts: (facts.size("image") // facts.size("patch")) ** 2 + 1,
         "factor": merged,
         "inner": number("projector_input_dim"),

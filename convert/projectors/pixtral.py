@@ -12,13 +12,12 @@ from ggufsmith.convert.projectors.groups import (
     USE_GELU,
     USE_SILU,
     VISION_KEYS,
+    VISION_SIZES,
     V,
     config_value,
     epsilon,
-    number,
     positive,
     rope_base,
-    text_size,
 )
 from ggufsmith.convert.projectors.ops import RowAsVector
 from ggufsmith.convert.projectors.record import (
@@ -99,13 +98,7 @@ MISTRAL3 = EncoderRecord(
     "vision_config",
     ("vision_tower.", "multi_modal_projector."),
     sizes={
-        "text": text_size,
-        "image": number("image_size"),
-        "patch": number("patch_size"),
-        "embd": number("hidden_size"),
-        "ff": number("intermediate_size"),
-        "blocks": number("num_hidden_layers"),
-        "heads": number("num_attention_heads"),
+        **VISION_SIZES,
         "head_dim": lambda facts: facts.config.integer("head_dim") or facts.size("embd") // facts.size("heads"),
         "merge": merge_size,
         "vocab": lambda facts: facts.text.integer("vocab_size") or 0,

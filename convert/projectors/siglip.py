@@ -11,6 +11,7 @@ from ggufsmith.convert.projectors.groups import (
     HARMLESS,
     USE_GELU,
     VISION_KEYS,
+    VISION_SIZES,
     Size,
     V,
     config_value,
@@ -18,7 +19,6 @@ from ggufsmith.convert.projectors.groups import (
     layers,
     number,
     positive,
-    text_size,
     unless,
 )
 from ggufsmith.convert.projectors.ops import PixelsToPlanes
@@ -39,15 +39,6 @@ from ggufsmith.convert.projectors.record import (
 
 TOWER = "vision_tower"
 RENAMED = {"vision_tower.vision_model.": "vision_tower.", "vision_model.": "vision_tower."}
-SIZES: Mapping[str, Size] = {
-    "text": text_size,
-    "image": number("image_size"),
-    "patch": number("patch_size"),
-    "embd": number("hidden_size"),
-    "ff": number("intermediate_size"),
-    "blocks": number("num_hidden_layers"),
-    "heads": number("num_attention_heads"),
-}
 BLOCKS = (
     *layers(
         f"{TOWER}.encoder.layers.{{}}",
@@ -91,7 +82,7 @@ GEMMA3 = EncoderRecord(
     "vision",
     "vision_config",
     ("vision_tower.", "multi_modal_projector."),
-    sizes={**SIZES, "positions": square, "pooled": pooled},
+    sizes={**VISION_SIZES, "positions": square, "pooled": pooled},
     tensors=(
         *PATCHES,
         *POSITIONS,
@@ -134,7 +125,7 @@ LFM2 = EncoderRecord(
     "vision_config",
     ("vision_tower.", "multi_modal_projector."),
     sizes={
-        **SIZES,
+        **VISION_SIZES,
         "image": lambda facts: 256,  # as in the reference; images may have any size
         "positions": number("num_patches", default=256),
         "factor": of_model("downsample_factor", 2),
@@ -181,7 +172,7 @@ IDEFICS3 = EncoderRecord(
     "vision",
     "vision_config",
     ("vision_tower.", "connector."),
-    sizes={**SIZES, "positions": square, "factor": of_model("scale_factor", 2)},
+    sizes={**VISION_SIZES, "positions": square, "factor": of_model("scale_factor", 2)},
     tensors=(
         *PATCHES,
         *POSITIONS,
