@@ -32,6 +32,7 @@ from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, TextOptions
 from ggufsmith.quantize.measured import Progress, silently, stand_for_sizes
+from ggufsmith.quantize.plan import CALIBRATED
 from ggufsmith.quantize.resolve import resolved
 from ggufsmith.quantize.sensitivity import write_sensitivity
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-METHOD = "ggufsmith-calibrated"
 HEAD = "output.weight"
 MEASURED = 10  # windows of the test text
 
@@ -144,7 +144,7 @@ def method_of(ready: Readied, effort: Effort) -> Metadata:
     """The keys that say that the bytes are not those of ggml's quantizer, and what decided them."""
     windows, context = ready.windows.tokens.shape
     return {
-        "quantize.method": string(METHOD),
+        "quantize.method": string(CALIBRATED),
         "quantize.calibration.effort": string(effort),
         "quantize.calibration.tokens": u32(windows * context),
         "quantize.calibration.sha256": string(ready.windows.digest),

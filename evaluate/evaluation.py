@@ -26,6 +26,7 @@ from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import MakeOptions, Request, TextOptions
 from ggufsmith.quantize.model_check import kind_of
+from ggufsmith.quantize.plan import CALIBRATED, METHOD
 from ggufsmith.tokenizer.restore import vocabulary_of
 
 Engine = Literal["torch", "llama.cpp"]
@@ -176,6 +177,9 @@ def find_place(candidates: Sequence[Candidate], files: Sequence[Path], wanted: s
 
 def _candidate(variant: ModelVariant) -> Candidate:
     group = variant.paths[0].resolve().parent.name if variant.paths else RECIPES
+    method = variant.metadata.get(METHOD[0])
+    if method is not None and method.data == CALIBRATED:
+        group += ", calibrated"
     return Candidate(variant.label, group, variant.size, variant.bits_per_weight)
 
 

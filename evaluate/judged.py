@@ -25,9 +25,10 @@ class TokenSpeed:
 class Judged:
     """One file, or one recipe that was judged without a file.
 
-    name: of the file, or of the recipe. label: what distinguishes it, for pictures. group: the folder of the file;
-    files of one group are one series. bytes: of all its shards; for a recipe, what they would be. pareto: no other one
-    is both smaller and closer to the source. quality: over all domains first, then of each, if there are several.
+    name: of the file, or of the recipe. label: what distinguishes it, for pictures. group: the folder of the file, and
+    whether it is calibrated; files of one group are one series. bytes: of all its shards; for a recipe, what they would
+    be. pareto: no other one is both smaller and closer to the source. quality: over all domains first, then of each, if
+    there are several.
     """
 
     name: str

@@ -21,6 +21,7 @@ from ggufsmith.quantize.rows import MODULES
 MAX_LISTED = 8  # tensors that a message names
 IMATRIX = "quantize.imatrix."
 METHOD = ("quantize.method", "quantize.calibration.")  # see calibrate/run.py
+CALIBRATED = "ggufsmith-calibrated"  # the method, if it was not plain
 READABLE = (*FLOATS, *MODULES)
 MAKEABLE = tuple(name for name in READABLE if name != "Q8_K")  # that is for activations, and no file has it
 VERSION, FILE_TYPE = Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE

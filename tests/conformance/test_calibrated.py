@@ -149,8 +149,9 @@ def test_a_trained_model_loses_less(tmp_path: Path) -> None:
     )
     reading = TextOptions(text=(text(tmp_path, "quantizing", "hub"),), context=256, chunks=4, device="cpu")
     files = tuple(tmp_path / name for name in ("plain.gguf", "calibrated.gguf"))
-    found = {row.name: row.whole.divergence for row in evaluate(EvalTask(Request(source), files, reading)).files}
-    assert found["calibrated.gguf"] < 0.75 * found["plain.gguf"]
+    plain, calibrated = evaluate(EvalTask(Request(source), files, reading)).files
+    assert calibrated.whole.divergence < 0.75 * plain.whole.divergence
+    assert (plain.group, calibrated.group) == (tmp_path.name, f"{tmp_path.name}, calibrated")
 
 
 def test_sums_are_those_of_the_inputs() -> None:
