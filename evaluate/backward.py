@@ -359,19 +359,28 @@ def _of_embedding(
 
 
 def output_rows(output: TensorPlan) -> Places:
-    """For every row of a GGUF tensor, which row of its parameter it is: (rows,), or (matrices, rows) for a stack.
+    """For every row of a GGUF tensor, which output of its linear it makes: (rows,), or (matrices, rows) for a stack.
 
-    A parameter that is a stack counts the rows of the first matrix, then those of the second. None if rows of the
-    tensor are no rows of a parameter.
+    A parameter that is a stack counts the rows of the first matrix, then those of the second, unless it has its outputs
+    in columns, as gpt-oss and Llama 4 have. None if rows of the tensor are neither rows nor columns of a parameter.
     """
-    if not output.op.whole_rows:
-        return None
+    across = not output.op.whole_rows
 
     def read(source: int, first: int, last: int) -> NDArray[np.float32]:
-        """The numbers of rows, in two digits that float32 holds."""
+        """The numbers of rows, in two digits that float32 holds; the number of each column, in rows of two inputs."""
+        if across:
+            return np.tile(np.arange(shapes[source][-1], dtype=np.float32), (last - first, 1))
         numbers = np.arange(first, last)
         return np.stack([numbers >> 16, numbers & 0xFFFF], axis=1).astype(np.float32)
 
-    shapes = tuple((*each.shape[:-1], 2) for each in output.sources)
-    digits = output.op.rows(read, shapes, 0, math.prod(output.shape[:-1])).astype(np.int64)
-    return ((digits[:, 0] << 16) + digits[:, 1]).reshape(output.shape[:-1])
+    if across:
+        if output.op.computes or any(len(each.shape) < 3 for each in output.sources):
+            return None
+        shapes = tuple((*each.shape[:-2], 2, each.shape[-1]) for each in output.sources)
+    else:
+        shapes = tuple((*each.shape[:-1], 2) for each in output.sources)
+    found = output.op.rows(read, shapes, 0, math.prod(output.shape[:-1])).astype(np.int64)
+    if across:
+        same = found.shape[1] == 2 and np.array_equal(found[:, 0], found[:, 1])
+        return found[:, 0].reshape(output.shape[:-1]) if same else None
+    return ((found[:, 0] << 16) + found[:, 1]).reshape(output.shape[:-1])
