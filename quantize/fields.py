@@ -58,6 +58,7 @@ class CodeLayout:
     minimum: 0 where a format has no dmin, and -1 where it is added as it stands.
     dmin:    the name of its field; None: there is none.
     unit, half: a scale is (its code + half) * unit.
+    d:       the bits of d; None: they are its field.
     """
 
     format: Format
@@ -70,6 +71,7 @@ class CodeLayout:
     dmin: str | None = None
     unit: float = 1
     half: float = 0
+    d: Numbers | None = None
 
     @property
     def even(self) -> bool:
@@ -232,7 +234,7 @@ def unpack(layout: CodeLayout, data: NDArray[np.uint8]) -> RowFields:
     subs = (len(records), form.weights // layout.sub)
     scales = read_numbers(whole, layout.scales) if layout.scales else np.ones(subs, np.int16)
     minima = read_numbers(whole, layout.minima) if layout.minima else np.full(subs, layout.minimum, np.int16)
-    d = halves(records["d"])
+    d = halves(read_numbers(whole, layout.d).view(np.uint16)[:, 0] if layout.d else records["d"])
     dmin = halves(records[layout.dmin]) if layout.dmin else np.zeros_like(d)
     narrow = layout.read_levels(whole).astype(np.int8)
     return RowFields(*(cast(Any, a.reshape(n, -1)) for a in (narrow, scales, minima, d, dmin)))
@@ -247,8 +249,12 @@ def pack(layout: CodeLayout, fields: RowFields) -> NDArray[np.uint8]:
     for numbers, values in ((layout.scales, fields.scales), (layout.minima, fields.minima)):
         if numbers:
             write_numbers(bits, numbers, values.reshape(count, -1))
+    d = fields.d.reshape(-1).astype(np.float16).view(np.uint16)
+    if layout.d:
+        write_numbers(bits, layout.d, d[:, None])
     records = blocks_of(form, np.packbits(bits, axis=1, bitorder="little"))
-    records["d"] = fields.d.reshape(-1).astype(np.float16).view(np.uint16)
+    if not layout.d:
+        records["d"] = d
     if layout.dmin:
         records[layout.dmin] = fields.dmin.reshape(-1).astype(np.float16).view(np.uint16)
     return records.view(np.uint8).reshape(len(fields.d), -1)

@@ -1,7 +1,8 @@
-"""The steps of descent.py for IQ2 and IQ3 types, whose weights are in groups: points of a lattice, with signs.
+"""The steps of descent.py for IQ1, IQ2 and IQ3 types, whose weights are in groups: points of a lattice, with signs.
 
 A group's four or eight weights are chosen together. What is best for them if they could be any numbers tells signs and
 a vector of codes; of the lattice's points that are nearest to those codes, each is tried under the group's part of H.
+Where groups share a sign, as those of IQ1 do, both are tried.
 """
 
 from functools import cache
@@ -23,7 +24,7 @@ from ggufsmith.quantize.kernels.descent import (
     refit,
 )
 from ggufsmith.quantize.kernels.tile_sums import add_product, add_products, spread
-from ggufsmith.quantize.lattice_fields import LatticeLayout
+from ggufsmith.quantize.lattice_fields import LatticeLayout, ShiftedLayout, SignedLayout
 from ggufsmith.quantize.simd import (
     W,
     absolute,
@@ -43,7 +44,8 @@ from ggufsmith.quantize.simd import (
 
 TRIED = 32  # points for a group
 REPEATS = 2
-STEPS = (1.0, -1.0, 2.0, -2.0)  # of a sub-block's scale, in units of its code
+# Of a sub-block: a step of its scale, in units of its code; and whether the sign that its groups share changes.
+TRIALS = ((1.0, False), (-1.0, False), (2.0, False), (-2.0, False), (0.0, True))
 FAR = f32(3e38)
 ANY = -1  # the number of minus signs may be even or odd
 
@@ -52,8 +54,10 @@ class LatticeCoding(NamedTuple):
     """A format of fields.LatticeLayout, as the kernels take it.
 
     dims, base: weights of a point, and values that one can have: first, first + step, and so on; `extra` more for the
-    last. pairs: whether eight weights have an even number of minus signs. unit: the step of a scale.
-    near: int32 [base ** dims * TRIED], for a vector of codes the points nearest to it: codes of four bits each.
+    last. pairs: whether eight weights have an even number of minus signs. shared: groups that share a sign; 0: each
+    weight has its own. unit: the step of a scale.
+    near: int32 [base ** dims * TRIED], for a vector of codes the points nearest to it: codes of four bits each. Where
+    signs are shared, those for minus follow.
     """
 
     dims: int
@@ -62,17 +66,25 @@ class LatticeCoding(NamedTuple):
     step: np.float32
     extra: np.float32
     pairs: bool
+    shared: int
     unit: np.float32
     near: Any
 
 
 @cache
-def nearest_points(name: str) -> Any:
+def nearest_points(layout: LatticeLayout) -> Any:
     """`LatticeCoding.near` of a lattice."""
-    codes, levels = grids.codes(name).astype(np.int64), np.array(grids.levels(name))
+    if isinstance(layout, SignedLayout):
+        return nearest_to(layout.digit[layout.points].astype(np.int64), layout.levels)
+    codes = layout.points.astype(np.int64) + 1
+    return np.concatenate([nearest_to(codes, layout.levels), nearest_to(2 - codes, layout.levels)])
+
+
+def nearest_to(codes: Any, levels: Any) -> Any:
+    """Of points with these codes, int64 [points, dims], those nearest to every vector of levels."""
     base, dims = len(levels), codes.shape[1]
     every = np.arange(base**dims)[:, None] // base ** np.arange(dims) % base
-    a, b = levels[every].astype(np.float32), levels[codes].astype(np.float32)
+    a, b = levels[every], levels[codes]
     distance = (b * b).sum(1) - 2 * a @ b.T  # small integers, which float32 holds exactly
     order = np.argsort(distance, axis=1, kind="stable")[:, :TRIED]
     return grids.nibbles(codes)[order].reshape(-1)
@@ -83,11 +95,13 @@ def lattice_coding(layout: LatticeLayout) -> LatticeCoding:
     first, second, last = layout.levels[0], layout.levels[1], layout.levels[-1]
     step = f32(second - first)
     extra = f32(last - (first + step * (layout.base - 1)))
-    near = nearest_points(layout.format.name)
-    return LatticeCoding(layout.dims, layout.base, first, step, extra, layout.pairs, f32(layout.unit), near)
+    pairs = isinstance(layout, SignedLayout) and layout.pairs
+    shared = layout.shared if isinstance(layout, ShiftedLayout) else 0
+    near = nearest_points(layout)
+    return LatticeCoding(layout.dims, layout.base, first, step, extra, pairs, shared, f32(layout.unit), near)
 
 
-LATTICE = LatticeCoding(8, 3, f32(8), f32(17), f32(1), True, f32(0.25), np.empty(0, np.int32))
+LATTICE = LatticeCoding(8, 3, f32(8), f32(17), f32(1), True, 0, f32(0.25), np.empty(0, np.int32))
 
 
 class PointGroup(NamedTuple):
@@ -121,12 +135,17 @@ def choose(
     """The point for a group, as its codes, and what it adds to the loss; its signs are in `group.sign`.
 
     h: the group's part of H begins at `row`; its rows are `stride` apart. odd: i32, 1 where the number of minus signs
-    has to be odd, 0 where even; it may be any if `free`.
+    has to be odd, 0 where even; it may be any if `free`. Where signs are shared, 1 where it is minus.
     """
     dims = coding.dims
     reciprocal = select(scale != f32(0), f32(1) / scale, f32(0))
     minus, least, where = broadcast(0), broadcast(FAR), broadcast(0)
-    for a in range(dims):
+    if coding.shared > 0:
+        common = select(odd == 1, f32(-1), broadcast(f32(1)))
+        for a in range(dims):
+            put(group.sign, a, common)
+            put(group.best, a, get(group.best, a) * reciprocal * common)
+    for a in range(0 if coding.shared > 0 else dims):
         t = get(group.best, a) * reciprocal
         negative = t < f32(0)
         put(group.sign, a, select(negative, f32(-1), broadcast(f32(1))))
@@ -142,6 +161,8 @@ def choose(
             put(group.sign, a, select(flip, -get(group.sign, a), get(group.sign, a)))
             put(group.best, a, select(flip, f32(0), get(group.best, a)))
     vector, power = broadcast(0), 1
+    if coding.shared > 0:  # minus: in the second half of the table
+        vector = odd * coding.base**dims
     for a in range(dims):
         code = (get(group.best, a) - coding.first) * (f32(1) / coding.step)
         vector = vector + to_i32(nearest_small(clamp(code, f32(0), f32(coding.base - 1)))) * power
@@ -163,6 +184,13 @@ def choose(
         better = total < found
         found, point = select(better, total, found), select(better, packed, point)
     return found, point
+
+
+@jitable
+def shared_sign(level: Any) -> Any:
+    """i32, 1 where a level of IQ1 is one less than a multiple of eight: its sign is minus."""
+    whole = to_i32(level) + 9
+    return to_i32((whole & 7) == 0)
 
 
 @jitable
@@ -248,18 +276,25 @@ def repoint_group(
 
 @jitable
 def repoint(
-    work: LatticeRoom, group: PointGroup, at: int, n: int, tile: Tile, scale: Any, coding: LatticeCoding, forced: bool
-) -> Any:
+    work: LatticeRoom, group: PointGroup, at: int, n: int, tile: Tile, scale: Any, minus: Any, coding: LatticeCoding,
+    forced: bool,
+) -> Any:  # fmt: skip
     """Choose the points of a sub-block in turn; returns what this adds to the loss.
 
-    forced: x is not of this scale yet, so that every group has to change.
+    minus: i32, 1 where the sign of all groups is minus, if they share it. forced: x is not of this scale or sign yet,
+    so that every group has to change.
     """
     dims = coding.dims
     split = coding.pairs and dims == 4  # eight weights, of which the signs of four depend on those of the others
     added = broadcast(f32(0))
     for o in range(0, n, dims):
-        odd = minus_signs(work.level, o ^ 4, 4) if split else broadcast(0)
+        odd = minus_signs(work.level, o ^ 4, 4) if split else minus
+        if coding.shared == 1:
+            odd = shared_sign(get(work.level, o))
         added = added + repoint_group(work, group, o, at, n, tile, scale, odd, coding, forced)
+        if coding.shared == 1:
+            odd = 1 - shared_sign(get(work.level, o))
+            added = added + repoint_group(work, group, o, at, n, tile, scale, odd, coding, False)
     for o in range(0, n if split else 0, 8):
         for i in range(n):
             put(work.spare_x, i, get(work.x, i))
@@ -297,7 +332,8 @@ def revisit(
         put(work.old, j, level * (d * s))
         put(work.x, j, level * (d * s))
         put(work.gradient, j, get(g, place.to + place.at + j))
-    repoint(work, group, place.at, n, tile, d * s, lattice, False)
+    minus = shared_sign(get(work.level, 0)) if lattice.shared > 0 else broadcast(0)
+    repoint(work, group, place.at, n, tile, d * s, minus, lattice, False)
     for j in range(n):
         put(work.first_x, j, get(work.x, j))
         put(work.first_level, j, get(work.level, j))
@@ -305,16 +341,18 @@ def revisit(
         put(work.best_x, j, get(work.x, j))
         put(work.best_level, j, get(work.level, j))
     best, best_s = broadcast(f32(0)), s
-    for c in range(len(STEPS)):
-        s2 = clamp(s + f32(STEPS[c]) * lattice.unit, coding.least, coding.most)
+    for c in range(len(TRIALS) if lattice.shared > 1 else len(TRIALS) - 1):
+        step, other = TRIALS[c]
+        s2 = clamp(s + f32(step) * lattice.unit, coding.least, coding.most)
+        sign = 1 - minus if other else minus
         for j in range(n):
             put(work.x, j, get(work.first_x, j))
             put(work.level, j, get(work.first_level, j))
             put(work.gradient, j, get(work.first_gradient, j))
         change = broadcast(f32(0))
         for repeat in range(REPEATS):
-            change = change + repoint(work, group, place.at, n, tile, d * s2, lattice, repeat == 0)
-        better = (change < best) & (s2 != s)
+            change = change + repoint(work, group, place.at, n, tile, d * s2, sign, lattice, repeat == 0)
+        better = (change < best) & ((s2 != s) | (sign != minus))
         if any_lane(better):
             best, best_s = select(better, change, best), select(better, s2, best_s)
             for j in range(n):
@@ -384,6 +422,8 @@ def feed_lattice(
                 put(group.best, a, get(x, to + o + a))
                 put(group.x, a, get(x, to + o + a))
                 put(group.gradient, a, broadcast(f32(0)))
+            if lattice.shared > 0:  # as ggml's search has it
+                odd = shared_sign(to_f32(get(state.level, here)))
             free = not lattice.pairs or (dims == 4 and o % 8 == 0)
             _, point = choose(group, metric, o * dims, dims, scale, odd, free, lattice)
             minus = broadcast(0)

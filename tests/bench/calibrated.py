@@ -10,7 +10,8 @@ so that an interrupted run goes on where it was.
 
 With --confirm, the llama-perplexity that `make conformance` built judges the first and the last file of every row.
 
-usage: calibrated.py [--model smollm2|gemma3] [--exchanged] [--confirm] [--chunks N] [--calibrate-chunks N] [ROW ...]
+usage: calibrated.py [--model smollm2|gemma3] [--exchanged] [--confirm] [--chunks N] [--calibrate-chunks N]
+                     [--kinds KIND,...] [ROW ...]
 
 A ROW is a recipe, a recipe and a share of its size that is added (iq2_xxs+7), or pure:RECIPE (two files of one type).
 """
@@ -71,25 +72,25 @@ class Setting:
 
 @dataclass(frozen=True)
 class Row:
-    """recipe: of the plain file. added: per cent of its size that the others may have more. pure: one type for all."""
+    """recipe: of the plain file. added: per cent of its size that the others may have more. pure: one type for all.
+    kinds: the files, of KINDS.
+    """
 
     recipe: str
-    added: int = 0
-    pure: bool = False
-
-    @property
-    def kinds(self) -> Sequence[str]:
-        return ("plain", "calibrated") if self.pure else ("plain", "spent", "matched") if self.added else tuple(KINDS)
+    added: int
+    pure: bool
+    kinds: Sequence[str]
 
     @property
     def label(self) -> str:
         return f"pure {self.recipe}" if self.pure else f"{self.recipe} + {self.added} %" if self.added else self.recipe
 
 
-def row_of(text: str) -> Row:
+def row_of(text: str, kinds: Sequence[str]) -> Row:
     pure, recipe = text.startswith("pure:"), text.removeprefix("pure:")
     recipe, _, added = recipe.partition("+")
-    return Row(recipe, int(added or 0), pure)
+    possible = {"plain", "calibrated"} if pure else set(KINDS) - ({"calibrated"} if added else set())
+    return Row(recipe, int(added or 0), pure, [kind for kind in kinds if kind in possible])
 
 
 def ggufsmith(*words: str | Path) -> None:
@@ -148,7 +149,7 @@ def file_of(setting: Setting, row: Row, kind: str) -> Path:
 
 def report(setting: Setting, row: Row) -> dict[str, Any]:
     """What `ggufsmith eval` says of the files of a row, with every one compared with the plain one."""
-    path = setting.folder / f"{row.label.replace(' ', '')}-{setting.chunks}.json"
+    path = setting.folder / f"{row.label.replace(' ', '')}-{'-'.join(row.kinds)}-{setting.chunks}.json"
     if not path.exists():
         files = [file_of(setting, row, kind) for kind in row.kinds]
         path.write_text(evaluated(setting, files), encoding="utf-8")
@@ -170,10 +171,17 @@ def evaluated(setting: Setting, files: Sequence[Path]) -> str:
     return json.dumps(as_dict(evaluated(task, str(setting.source), Display())))
 
 
+def files_in(row: Row, found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a report, which has the smallest first, says of the file of each kind."""
+    by_name = {file["name"]: file for file in found["files"]}
+    return {kind: by_name[f"{row.label.replace(' ', '')}-{kind}.gguf"] for kind in row.kinds}
+
+
 def lines(row: Row, found: dict[str, Any]) -> Iterator[str]:
     """The lines of the table: one for every file of the row."""
-    compared = [None, *found["comparisons"]]
-    for kind, file, pair in zip(row.kinds, found["files"], compared, strict=True):
+    compared = {pair["second"]: pair for pair in found["comparisons"]}
+    for kind, file in files_in(row, found).items():
+        pair = compared.get(file["name"])
         whole = file["quality"][0]
         cells = [row.label, KINDS[kind], f"{file['bytes']:,}", f"{whole['perplexity']:.4g}"]
         cells += [f"{whole['divergence']:.4f} ± {whole['divergence_error']:.4f}", f"{100 * whole['same_top']:.1f} %"]
@@ -188,7 +196,7 @@ def lines(row: Row, found: dict[str, Any]) -> Iterator[str]:
 
 def domains(row: Row, found: dict[str, Any]) -> str:
     """The change of the divergence in every domain, from the plain file to the last of the row."""
-    plain, last = found["files"][0]["quality"], found["files"][-1]["quality"]
+    plain, *_, last = (file["quality"] for file in files_in(row, found).values())
     cells = [
         f"{100 * b['divergence'] / a['divergence'] - 100:+.0f} %" for a, b in zip(plain[1:], last[1:], strict=True)
     ]
@@ -218,6 +226,7 @@ def main() -> None:
     parser.add_argument("--model", choices=tuple(real_model.REAL), default="smollm2")
     parser.add_argument("--exchanged", action="store_true", help="calibrate on the test text, and judge on the other")
     parser.add_argument("--confirm", action="store_true", help="measure with llama-perplexity")
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=tuple(KINDS), help="plain first")
     parser.add_argument("--chunks", type=int, default=64)
     parser.add_argument("--calibrate-chunks", type=int, default=64)
     given = parser.parse_args()
@@ -225,7 +234,7 @@ def main() -> None:
     setting = Setting(given.model, calibration, test, given.calibrate_chunks, given.chunks)
     setting.folder.mkdir(parents=True, exist_ok=True)
     prepared(setting)
-    rows = [row_of(text) for text in given.rows]
+    rows = [row_of(text, given.kinds) for text in given.rows]
     if given.confirm:
         print("| size of | plain | last of the row | change |\n|---|---|---|---:|")
         print("\n".join(confirmed(setting, rows)))

@@ -80,8 +80,9 @@ def main() -> None:
     found = report(setting, given.bases)
     print("| base | file | size | Δ size | perplexity | Δ perplexity | KL divergence | tokens per second |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
-    for number, base in enumerate(given.bases):
-        print("\n".join(lines(base, found["files"][3 * number : 3 * number + 3])))
+    by_name = {file["name"]: file for file in found["files"]}
+    for base in given.bases:
+        print("\n".join(lines(base, [by_name[path.name] for path in files_of(setting, base)])))
     own = found["source_quality"][0]
     print(
         f"\n{found['windows']} windows of {found['context']} tokens, {own['tokens']} tokens scored in llama.cpp; "

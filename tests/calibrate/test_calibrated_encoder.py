@@ -144,11 +144,11 @@ def test_inputs_that_cannot_be_used_are_said(h: NDArray[np.float32], words: str,
 
 def test_what_has_no_refinement_is_said() -> None:
     encoder, w = encoder_with(m=Inputs((correlated(1),), (2000,))), weights(5)
-    encoded(encoder, "IQ1_S", w)
-    encoded(encoder, "IQ1_S", w, tensor="other")
+    encoded(encoder, "TQ2_0", w)
+    encoded(encoder, "TQ2_0", w, tensor="other")
     assert list(learned(encoder.shelf)) == [
         "quantized as without calibration, because the text did not reach them: other",
-        "quantized as without calibration, because there is no refinement for IQ1_S: m",
+        "quantized as without calibration, because there is no refinement for TQ2_0: m",
     ]
 
 

@@ -59,7 +59,7 @@ def test_descent_of_lattices_as_its_twin(name: str) -> None:
     assert np.array_equal(error, twins_error)
 
 
-@pytest.mark.parametrize("name", ["IQ2_S", "IQ3_XXS"])
+@pytest.mark.parametrize("name", ["IQ2_S", "IQ3_XXS", "IQ1_S"])
 def test_feedback_of_lattices_as_its_twin(name: str) -> None:
     w, hessian, found = start(name, 8)
     layout, factor = fields.layout_of(name), hessian.factor
@@ -96,9 +96,12 @@ def test_no_point_with_these_signs_could_be_better(name: str) -> None:
     scale = np.repeat(scale, layout.sub, 1).astype(np.float64)
     for at in range(0, 256, dims):
         part = slice(at, at + dims)
-        signs = np.where(found.levels[:, part] < 0, -1, 1)
         old = found.levels[:, part].astype(np.float64)
-        change = (old[:, None] - signs[:, None] * layout.points) * scale[:, None, part]  # of the error
+        if isinstance(layout, lattice_fields.ShiftedLayout):
+            levels = 8 * layout.points + np.where(old % 8 == 1, 1, -1)[:, None]
+        else:
+            levels = np.where(old < 0, -1, 1)[:, None] * layout.points
+        change = (old[:, None] - levels) * scale[:, None, part]  # of the error
         added = (change * (2 * g[:, None, part] + change @ h[part, part])).sum(2)
         missed += int((added.min(1) < -1e-4 * loss).sum())
     assert missed <= 0.01 * 8 * 256 / dims
