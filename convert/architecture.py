@@ -5,6 +5,7 @@ to GGUF tensors come from the `gguf` package (`gguf.constants`, `gguf.tensor_map
 tensors must be there, what shape they must have, and which op makes them.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -209,6 +210,7 @@ class Architecture:
     variants: model types that the same classes can have inside -> their own records.
     appended: blocks for multi-token prediction are further layers in the checkpoint itself.
     beyond:   why further layers are left out, where they are.
+    spellings: patterns in names of tensors -> what stands there in those that `gguf.tensor_mapping` knows.
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     """
 
@@ -233,7 +235,14 @@ class Architecture:
     variants: Mapping[str, "Architecture"] = field(default_factory=dict)
     appended: bool = False
     beyond: str = ""
+    spellings: Mapping[str, str] = field(default_factory=dict)
     head_rows: int = 1
+
+    def known_name(self, source: str) -> str:
+        """The name of a tensor as `gguf.tensor_mapping` spells it (see `spellings`)."""
+        for pattern, known in self.spellings.items():
+            source = re.sub(pattern, known, source)
+        return source
 
     def why_dropped(self, source: str) -> str | None:
         """Why a source of this name is left out; None if it is not."""

@@ -260,7 +260,7 @@ def _places(
 
     Names with and without the "model." prefix are the same tensor (see also `names.plain_name`).
     """
-    whole = base = plain_name(name)
+    whole = base = record.known_name(plain_name(name))
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
     block = next((int(piece) for piece in base.split(".") if NUMBER.fullmatch(piece)), None)
     expert = EXPERT.search(base)

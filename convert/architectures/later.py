@@ -7,13 +7,12 @@ LATER = frozenset(
     """
     AfmoeForCausalLM ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration
     BaichuanForCausalLM BaiChuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM
-    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BambaForCausalLM BertForMaskedLM
-    BertForSequenceClassification BertModel BitNetForCausalLM BitnetForCausalLM BloomForCausalLM BloomModel
-    CamembertModel ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
-    ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM Cohere2MoeForCausalLM DbrxForCausalLM DeciLMForCausalLM
-    DeepseekForCausalLM DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV32ForCausalLM
-    DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel DFlashDraftModel DistilBertForMaskedLM
-    DistilBertForSequenceClassification DistilBertModel Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
+    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitNetForCausalLM
+    BitnetForCausalLM BloomForCausalLM BloomModel ChameleonForCausalLM ChameleonForConditionalGeneration
+    ChatGLMForConditionalGeneration ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM Cohere2MoeForCausalLM
+    DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM
+    DeepseekV32ForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel DFlashDraftModel
+    DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
     Eagle3LlamaForCausalLM Eagle3Speculator EuroBertModel Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
     FalconForCausalLM FalconH1ForCausalLM FalconMambaForCausalLM Gemma3nForCausalLM
@@ -44,13 +43,12 @@ LATER = frozenset(
     PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
     Qwen2AudioForConditionalGeneration Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
     Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
-    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RobertaForSequenceClassification
-    RobertaModel RuGPT3XLForCausalLM RWForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM RWKV7ForCausalLM
-    Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM SarvamMoEForCausalLM
-    SmallThinkerForCausalLM Spark2_5ForCausalLM Step3p5ForCausalLM Step3p7ForConditionalGeneration
-    StepVLForConditionalGeneration T5EncoderModel T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM
-    UltravoxModel UMT5ForConditionalGeneration UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM
-    VoxtralForConditionalGeneration WavTokenizerDec XLMRobertaForSequenceClassification XLMRobertaModel
+    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM RWForCausalLM
+    Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM
+    Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM
+    Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration T5EncoderModel
+    T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM UltravoxModel UMT5ForConditionalGeneration
+    UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM VoxtralForConditionalGeneration WavTokenizerDec
     XverseForCausalLM YoutuForCausalLM YoutuVLForConditionalGeneration
     """.split()
 )
