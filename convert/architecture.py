@@ -207,7 +207,7 @@ class Architecture:
     sizes:    further sizes for the shapes, or other ways to find the usual ones, from the config.
     kinds:    the words that say what kind of block each one is, in one string for every block.
     mtp:      what stands around appended blocks (see `convert.mtp`): its name -> the name inside the first of them.
-    variants: model types that the same classes can have inside -> their own records.
+    variants: what `chosen` makes of the config of the same classes, mostly a model type inside -> their own records.
     appended: blocks for multi-token prediction are further layers in the checkpoint itself.
     beyond:   why further layers are left out, where they are.
     spellings: patterns in names of tensors -> what stands there in those that `gguf.tensor_mapping` knows.
@@ -233,6 +233,7 @@ class Architecture:
     kinds: Callable[[Config, int], Sequence[str]] | None = None
     mtp: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, "Architecture"] = field(default_factory=dict)
+    chosen: Callable[[Config], Any] = lambda config: config.first("model_type")
     appended: bool = False
     beyond: str = ""
     spellings: Mapping[str, str] = field(default_factory=dict)

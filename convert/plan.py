@@ -130,7 +130,8 @@ def find_architecture(config: Config) -> Architecture:
         raise Malformed('"architectures" must name the model class', where=config.path)
     for name in classes:
         if name in BY_CLASS:
-            record, inside = BY_CLASS[name], config.first("model_type")
+            record = BY_CLASS[name]
+            inside = record.chosen(config)
             return record.variants.get(inside, record) if isinstance(inside, str) else record
     near = next(iter(nearest(classes[0], BY_CLASS)), None)
     later = next((name for name in classes if name in LATER), None)

@@ -21,7 +21,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 
 import encoders
-
 import ggufsmith
 import zoo
 from ggufsmith import report

@@ -52,6 +52,10 @@ IGNORED = frozenset(
     attention_probs_dropout_prob hidden_dropout_prob classifier_dropout gradient_checkpointing pooler_fc_size
     pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type directionality dropout qa_dropout
     seq_classif_dropout sinusoidal_pos_embds sentence_transformers sbert_ce_default_activation_function
-    cls_token_id mask_token_id classifier_bias classifier_activation
+    cls_token_id mask_token_id classifier_pooling decoder_bias sparse_prediction sparse_pred_ignore_index
+    deterministic_flash_attn initializer_cutoff_factor mlp_dropout dense_seq_output fused_bias_fc fused_dropout_add_ln
+    max_trained_positions pad_vocab_size_multiple parallel_block_tied_norm scale_attn_by_inverse_layer_idx
+    scale_attn_weights use_flash_attn use_xentropy ffn_div moe_impl moe_resid_pdrop moe_every_n_layers
+    expert_choice_router num_shared_experts router_aux_loss_coef add_pooling_layer use_bidirectional_attention
     """.split()
 )

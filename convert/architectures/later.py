@@ -14,9 +14,9 @@ LATER = frozenset(
     DeepseekV32ForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel DFlashDraftModel
     DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
-    Eagle3LlamaForCausalLM Eagle3Speculator EuroBertModel Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
+    Eagle3LlamaForCausalLM Eagle3Speculator Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
     FalconForCausalLM FalconH1ForCausalLM FalconMambaForCausalLM Gemma3nForCausalLM
-    Gemma3nForConditionalGeneration Gemma3TextModel Gemma4AssistantForCausalLM Gemma4DSparkModel
+    Gemma3nForConditionalGeneration Gemma4AssistantForCausalLM Gemma4DSparkModel
     Gemma4UnifiedAssistantForCausalLM Gemma4UnifiedForConditionalGeneration Glm4vForConditionalGeneration
     Glm4vMoeForConditionalGeneration Glm5NextForConditionalGeneration Glm5vForConditionalGeneration GlmasrModel
     GlmForCausalLM GlmMoeDsaForCausalLM GlmOcrForConditionalGeneration GPTNeoXForCausalLM GPTRefactForCausalLM
@@ -34,11 +34,10 @@ LATER = frozenset(
     Mamba2ForCausalLM MambaForCausalLM MambaLMHeadModel MapleForCausalLM MellumForCausalLM
     MERaLiON2ForConditionalGeneration MiMoV2FlashForCausalLM MiMoV2ForCausalLM MiniCPM3ForCausalLM
     MiniCPMForCausalLM MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM MiniMaxM3SparseForCausalLM
-    MiniMaxM3SparseForConditionalGeneration MiniMaxText01ForCausalLM ModernBertForMaskedLM
-    ModernBertForSequenceClassification ModernBertModel MPTForCausalLM MT5ForConditionalGeneration
+    MiniMaxM3SparseForConditionalGeneration MiniMaxText01ForCausalLM MPTForCausalLM MT5ForConditionalGeneration
     MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration NanbeigeForCausalLM NemotronH_Nano_VL_V2
     NemotronHForCausalLM NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead
-    NomicBertModel OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
+    OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
     PanguEmbeddedForCausalLM Phi4ForCausalLMV PhiMoEForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM
     PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
     Qwen2AudioForConditionalGeneration Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel

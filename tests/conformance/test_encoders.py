@@ -4,10 +4,10 @@ GELU is exact in most of them, but llama.cpp looks an approximation up in a tabl
 the same, so that nothing else can differ.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
-import encoders
 import numpy as np
 import pytest
 import tokenizer_oracles as oracles
@@ -16,7 +16,10 @@ from llama_models import embeddings
 from numpy.typing import NDArray
 from test_convert import PRE, ours, tensors
 
+import checkpoints
+import encoders
 import reference
+import vocabularies
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.plan import make_plan
@@ -105,3 +108,54 @@ def test_a_line(name: str, published: bool, tmp_path: Path) -> None:
         if mine.metadata.get(key) != theirs.metadata.get(key)
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("hidden", [192, 128])
+def test_the_matrices_behind_an_embedding(hidden: int, tmp_path: Path) -> None:
+    """EmbeddingGemma's: llama.cpp's vector is that of the pooled hidden states and two products."""
+    import torch
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = encoders.write("embedding-gemma", folder)
+    encoders.write_pooling(folder, "mean")
+    seeded = torch.Generator().manual_seed(3)
+    matrices = encoders.write_dense(folder, ((128, hidden), (hidden, 128)), seeded)
+    mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    _, hidden_states = outputs(model, IDS)
+    expected = hidden_states.mean(0)
+    for matrix in matrices:
+        expected = matrix.numpy() @ expected
+    assert error(embeddings(mine.path, IDS, PoolingType.MEAN), expected) < 1e-7
+    options = ("--outtype", "f32", "--sentence-transformers-dense-modules")
+    theirs = open_gguf(reference.convert(folder, tmp_path / "theirs.gguf", *options, raw=True))
+    a, b = tensors(mine), tensors(theirs)
+    assert a.keys() == b.keys() and not [each for each in a if a[each] != b[each]]
+    assert not [k for k in theirs.metadata if "tokenizer" not in k and mine.metadata.get(k) != theirs.metadata[k]]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_that_says_yes_or_no(tied: bool, tmp_path: Path) -> None:
+    """Qwen3-Reranker: llama.cpp's scores are the softmax of two of transformers' logits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": "float32", "vocab_size": 640, "tie_word_embeddings": tied}
+    folder = checkpoints.write("qwen3", tmp_path / "Tiny-Qwen3-Reranker", **options)
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    known = {**whole["model"]["vocab"], **{each["content"]: each["id"] for each in whole["added_tokens"]}}
+    for text in ("yes", "no"):
+        if text not in known:
+            known[text] = len(known)
+            whole["added_tokens"].append(vocabularies.added_token(known[text], text, False))
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(torch.tensor([IDS])).logits[0, -1, [known["yes"], known["no"]]].softmax(-1).numpy()
+    assert error(embeddings(mine.path, IDS, PoolingType.RANK), expected) < 1e-9
+    theirs = open_gguf(reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "f32", pre="qwen2", raw=True))
+    a, b = tensors(mine), tensors(theirs)
+    assert a.keys() == b.keys() and not [each for each in a if a[each] != b[each]]
+    assert not [k for k in theirs.metadata if mine.metadata.get(k) != theirs.metadata[k]]

@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import encoder_vocabularies
 import pytest
 import tokenizer_oracles as oracles
 from gguf.constants import Keys, TokenType
 
+import encoder_vocabularies
 import frames
 import published
 import vocabularies

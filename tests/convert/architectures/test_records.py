@@ -1,9 +1,9 @@
 """Records, fixtures and the harness of tests/conformance belong together: none without the others."""
 
-import encoders
 import pytest
 
 import checkpoints
+import encoders
 import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
