@@ -5,6 +5,7 @@ to GGUF tensors come from the `gguf` package (`gguf.constants`, `gguf.tensor_map
 tensors must be there, what shape they must have, and which op makes them.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -206,9 +207,10 @@ class Architecture:
     sizes:    further sizes for the shapes, or other ways to find the usual ones, from the config.
     kinds:    the words that say what kind of block each one is, in one string for every block.
     mtp:      what stands around appended blocks (see `convert.mtp`): its name -> the name inside the first of them.
-    variants: model types that the same classes can have inside -> their own records.
+    variants: what `chosen` makes of the config of the same classes, mostly a model type inside -> their own records.
     appended: blocks for multi-token prediction are further layers in the checkpoint itself.
     beyond:   why further layers are left out, where they are.
+    spellings: patterns in names of tensors -> what stands there in those that `gguf.tensor_mapping` knows.
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     """
 
@@ -231,9 +233,17 @@ class Architecture:
     kinds: Callable[[Config, int], Sequence[str]] | None = None
     mtp: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, "Architecture"] = field(default_factory=dict)
+    chosen: Callable[[Config], Any] = lambda config: config.first("model_type")
     appended: bool = False
     beyond: str = ""
+    spellings: Mapping[str, str] = field(default_factory=dict)
     head_rows: int = 1
+
+    def known_name(self, source: str) -> str:
+        """The name of a tensor as `gguf.tensor_mapping` spells it (see `spellings`)."""
+        for pattern, known in self.spellings.items():
+            source = re.sub(pattern, known, source)
+        return source
 
     def why_dropped(self, source: str) -> str | None:
         """Why a source of this name is left out; None if it is not."""

@@ -22,6 +22,7 @@ from ggufsmith.convert.lora.export import plan_adapter
 from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_dropped
 from ggufsmith.convert.model_config import open_config
+from ggufsmith.convert.modules import with_dense
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
 from ggufsmith.convert.projectors.opened import OpenedProjector
@@ -35,6 +36,7 @@ from ggufsmith.convert.projectors.plan import (
     together_with,
 )
 from ggufsmith.convert.redundant import check_left_out
+from ggufsmith.convert.rerank import ranks, with_prompt, with_scores
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
 from ggufsmith.naming.filename import FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
@@ -109,6 +111,8 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     config, origin = open_config(folder), Origin.of_folder(folder)
     record = find_architecture(config)
     checkpoint = Checkpoint(folder, {}) if source.vocab_only else detect(open_checkpoint(folder, open_files), config)
+    if not source.vocab_only:
+        checkpoint, config = with_dense(checkpoint, config, record, folder)
     changed: frozenset[str] = frozenset()
     wants_projector = request.make.mmproj
     encoders = find_projector(config) if wants_projector else None
@@ -141,9 +145,12 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         model=folder,
         base=origin.under,
     )
+    ids = {token: number for number, token in enumerate(vocabulary.tokens)}
+    if ranks(folder, config, plan):
+        vocabulary = with_prompt(vocabulary)
+        plan = plan if source.vocab_only else with_scores(plan, config, ids)
     seeing: ProjectorPlan | None = None
     if wants_projector:
-        ids = {token: number for number, token in enumerate(vocabulary.tokens)}
         seeing = plan_projector(config, processor, checkpoint.tensors, ids.get)
     check_used(changed, plan, seeing.outputs if seeing else ())
     notes: list[str] = [
@@ -168,7 +175,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
 
     def metadata(format: Format) -> Metadata:
         named, _ = fit_name(general(format), vocabulary, stated=stated)
-        return {**named, **plan.metadata, **pooling, **vocabulary.metadata()}
+        return {**named, **pooling, **plan.metadata, **vocabulary.metadata()}
 
     def of_projector(parameters: Parameters, file_type: int) -> Metadata:
         return _keys(source, folder, config, parameters, CLIP, {**origin.general, **overrides}, file_type)

@@ -130,7 +130,8 @@ def find_architecture(config: Config) -> Architecture:
         raise Malformed('"architectures" must name the model class', where=config.path)
     for name in classes:
         if name in BY_CLASS:
-            record, inside = BY_CLASS[name], config.first("model_type")
+            record = BY_CLASS[name]
+            inside = record.chosen(config)
             return record.variants.get(inside, record) if isinstance(inside, str) else record
     near = next(iter(nearest(classes[0], BY_CLASS)), None)
     later = next((name for name in classes if name in LATER), None)
@@ -260,7 +261,7 @@ def _places(
 
     Names with and without the "model." prefix are the same tensor (see also `names.plain_name`).
     """
-    whole = base = plain_name(name)
+    whole = base = record.known_name(plain_name(name))
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
     block = next((int(piece) for piece in base.split(".") if NUMBER.fullmatch(piece)), None)
     expert = EXPERT.search(base)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from gguf.constants import Keys, PoolingType
 
-from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.container.untrusted import contained, load_json, read_object
+from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.modules import ALONE, POOLING, is_a, module_config, read_modules
 
 # Value of "pooling_mode", or suffix of a switch "pooling_mode_..." -> type.
 MODES: Mapping[str, PoolingType] = {
@@ -30,27 +30,17 @@ def pooling_metadata(folder: Path, record: Architecture) -> Metadata:
 
     Malformed: a list of modules that is none, or leads out of the folder. Unsupported: a pooling llama.cpp has not.
     """
-    listed = folder / "modules.json"
-    if not record.pooling or not listed.is_file():
+    pools = [module for module in read_modules(folder) if is_a(module, POOLING)] if record.pooling else []
+    if not pools or pools[0].get("path") is None:
         return {}
-    modules = load_json(listed, inside=folder)
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise Malformed("a list of objects was expected", where=listed)
-    path = next((module.get("path") for module in modules if str(module.get("type")).endswith("Pooling")), None)
-    if path is None:
-        return {}
-    file = contained(folder, folder / str(path) / "config.json")
-    if not file.is_file():
-        raise Malformed(
-            f"{listed.name} names this file, but it is missing", where=file, fix="Download the missing file."
-        )
-    config = read_object(file, inside=folder)
+    home, config = module_config(folder, pools[0])
+    file = home / "config.json"
     switched = (mode for mode in MODES if config.get(f"pooling_mode_{mode}"))
     kind = MODES.get(next(switched, str(config.get("pooling_mode"))))
     if kind is None:
         raise Unsupported(
             "llama.cpp pools by the mean, the first or the last token, but this model does not",
             where=file,
-            fix="Move modules.json away to convert the language model alone.",
+            fix=ALONE,
         )
     return {Keys.LLM.POOLING_TYPE.format(arch=record.name): u32(kind.value)}

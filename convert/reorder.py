@@ -78,6 +78,31 @@ class Unsqueeze(Op):
 
 
 @dataclass(frozen=True)
+class Split(Op):
+    """Matrices that lie one behind the other, seen as a stack: (parts * r, c) becomes (parts, r, c)."""
+
+    parts: int
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if self.parts < 1 or source[0] % self.parts:
+            raise ValueError(f"{source[0]} rows cannot be divided into {self.parts} matrices")
+        return (self.parts, source[0] // self.parts, *source[1:])
+
+    def inverse(self, source: int = 0) -> "Joined":
+        return Joined()
+
+
+@dataclass(frozen=True)
+class Joined(Op):
+    """A stack seen as one matrix: (parts, r, c) becomes (parts * r, c)."""
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return (source[0] * source[1], *source[2:])
+
+
+@dataclass(frozen=True)
 class NegativeExp(Op):
     """-exp(x) in float32: state space models store the logarithm of their decay, ggml wants the decay itself.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 
+import encoders
 import ggufsmith
 import zoo
 from ggufsmith import report
@@ -167,7 +168,7 @@ def harness() -> list[str]:
         "| model | architecture | class | vocabulary | error below | keys unlike the converter's |",
         "|---|---|---|---|---|---|",
     ]
-    for name, line in zoo.ZOO.items():
+    for name, line in {**zoo.ZOO, **encoders.ENCODERS}.items():
         error = f"{line.nmse:g}".replace("e-0", "e-") + (f": {line.why}" if line.why else "")
         differs = "; ".join(f"`{key}`: {why}" for key, why in line.differs.items())
         record = BY_CLASS[line.model_class].name

@@ -30,14 +30,13 @@ class BpeModel:
 
 
 def read_bpe(tokenizer: Json, where: Path) -> BpeModel:
-    """The BPE model, checked. Unsupported: WordPiece, Unigram, and subword prefixes, which llama.cpp lacks."""
+    """The BPE model, checked. Unsupported: other models, and subword prefixes, which llama.cpp lacks."""
     model = expect(tokenizer.get("model"), dict, where=where, key="model")
     kind = model.get("type", "BPE")
     if kind != "BPE":
         raise Unsupported(
-            f"model.type is {shown(kind)}, but only BPE can be converted from tokenizer.json",
+            f"model.type is {shown(kind)}, but only BPE, WordPiece and Unigram can be converted from tokenizer.json",
             where=where,
-            fix="A SentencePiece vocabulary is converted from its tokenizer.model. Put that file into the folder.",
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
@@ -76,6 +75,17 @@ def check_vocab(vocab: Mapping[str, Any], where: object, key: str) -> None:
             owner[token] = text
 
 
+def check_room(vocab: Mapping[str, int], size: int | None, where: Path) -> None:
+    """Malformed if a vocabulary does not fit into the rows of the embedding."""
+    last = max(vocab.values())
+    if size is not None and last >= size:
+        raise Malformed(
+            f"model.vocab goes up to id {last}, but the embedding has {size} rows",
+            where=where,
+            fix="The tokenizer belongs to another model, or the embedding was cut.",
+        )
+
+
 def _merges(stated: list[Any], vocab: Mapping[str, int], where: Path) -> tuple[str, ...]:
     """Merges as "left right". Both forms are read: "a b" and, since transformers 4.45, ["a", "b"]."""
     pairs = []
@@ -102,13 +112,8 @@ def table_of(bpe: BpeModel, added: AddedTokens, size: int | None, where: Path, *
 
     scored: give the tokens the scores of `_score`, and bytes and the unknown token their types.
     """
+    check_room(bpe.vocab, size, where)
     last = max(bpe.vocab.values())
-    if size is not None and last >= size:
-        raise Malformed(
-            f"model.vocab goes up to id {last}, but the embedding has {size} rows",
-            where=where,
-            fix="The tokenizer belongs to another model, or the embedding was cut.",
-        )
     table = TokenTable.of(1 + max(last, added.last) if size is None else size)
     for text, token in bpe.vocab.items():
         table.tokens[token] = text

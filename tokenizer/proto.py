@@ -46,6 +46,14 @@ def piece_types(raw: bytes) -> list[int]:
     ]
 
 
+def charsmap(raw: bytes) -> bytes:
+    """NormalizerSpec.precompiled_charsmap of a ModelProto; empty if it has none. ValueError as `piece_types`."""
+    specs = [spec for field, spec in _fields(raw) if field == 3 and isinstance(spec, bytes)]
+    return next(
+        (value for spec in specs for field, value in _fields(spec) if field == 2 and isinstance(value, bytes)), b""
+    )
+
+
 def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The fields of a message by number: numbers of variable length as such, all else as bytes."""
     at = 0

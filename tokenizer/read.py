@@ -1,12 +1,12 @@
 """A Hugging Face model folder -> Vocabulary.
 
-tokenizer.model (SentencePiece) is preferred, as in llama.cpp's converter; then tokenizer.json; then vocab.json with
-merges.txt. transformers is not used.
+tokenizer.model (SentencePiece) is preferred, as in llama.cpp's converter; then tokenizer.json; then the files that
+`completed` makes one of; then vocab.json with merges.txt. transformers is not used.
 """
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.untrusted import Json, child, expect, shown
 from ggufsmith.tokenizer import bpe, pretokenizers, spm
 from ggufsmith.tokenizer.added import ADDED, DECODER, JSON, AddedToken, listing, read_added
-from ggufsmith.tokenizer.around import TextFrame, read_frame
+from ggufsmith.tokenizer.around import read_frame
+from ggufsmith.tokenizer.completed import completed
 from ggufsmith.tokenizer.files import TokenizerFiles, optional_bytes, optional_object, optional_text
+from ggufsmith.tokenizer.parts import Parts
 from ggufsmith.tokenizer.source import MAX_TOKENS
 from ggufsmith.tokenizer.special import find_special
-from ggufsmith.tokenizer.table import TokenTable
 from ggufsmith.tokenizer.templates import read_templates
-from ggufsmith.tokenizer.vocabulary import Vocabulary
+from ggufsmith.tokenizer.unigram import read_unigram
+from ggufsmith.tokenizer.vocabulary import SCORED, Vocabulary
+from ggufsmith.tokenizer.wordpiece import read_wordpiece
 
 # Classes for which llama.cpp's converter copies `add_prefix_space` of tokenizer_config.json (conversion/llama.py).
 LLAMA_CLASSES = frozenset(
@@ -42,28 +45,6 @@ GEMMA4_CLASSES = frozenset(
 GEMMA4_SHOWN = frozenset(
     ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
 )
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What the kinds of folders have in common.
-
-    further:   the added tokens.
-    added:     text -> id of those among which names are looked up first; of two ids the first.
-    frame:     what tokenizer.json puts around a text, None without that file.
-    adds_bos:  what llama.cpp does where the GGUF does not say.
-    """
-
-    model: str
-    pre: str
-    table: TokenTable
-    tokens: tuple[str, ...]
-    further: tuple[AddedToken, ...]
-    added: Mapping[str, int]
-    frame: TextFrame | None
-    merges: tuple[str, ...] = ()
-    adds_bos: bool = False
-    space_prefix: bool | None = None
 
 
 def read_vocabulary(
@@ -93,7 +74,7 @@ def read_vocabulary(
         pretokenizers.named(pre)
     notes: list[str] = []
     rows = _rows(folder, config, size, notes)
-    files = TokenizerFiles.read(folder, config, model=model, base=base)
+    files = completed(TokenizerFiles.read(folder, config, model=model, base=base))
     parts = _parts(files, rows, pre, notes)
     if architecture in GEMMA4_CLASSES:
         parts = _gemma4(parts, files)
@@ -118,7 +99,7 @@ def read_vocabulary(
         pre=parts.pre,
         tokens=parts.tokens,
         types=parts.table.types,
-        scores=parts.table.scores if parts.model in ("llama", "gemma4") else None,
+        scores=parts.table.scores if parts.model in SCORED else None,
         merges=parts.merges,
         special=special.ids,
         eog=special.eog,
@@ -128,12 +109,13 @@ def read_vocabulary(
         rstrip=tuple(token.id for token in further if token.rstrip),
         chat_template=template,
         chat_templates=named,
+        more=parts.more,
         notes=(*notes, *parts.table.notes, *special.notes, *more),
     )
     return _for_class(vocabulary, architecture, files, index)
 
 
-def _gemma4(parts: _Parts, files: TokenizerFiles) -> _Parts:
+def _gemma4(parts: Parts, files: TokenizerFiles) -> Parts:
     """The same vocabulary for llama.cpp's tokenizer "gemma4", which merges as tokenizer.json says."""
     if files.tokenizer is None:
         raise Unsupported(
@@ -166,15 +148,28 @@ def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list
     return size
 
 
-def _parts(files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]) -> _Parts:
+def _parts(files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]) -> Parts:
     """Choose the file that holds the vocabulary and read it."""
     raw = optional_bytes(files.home(files.sentencepiece), files.sentencepiece, spm.MAX_MODEL)
     if raw is not None and not spm.is_tiktoken(raw):
         return _from_sentencepiece(raw, files, rows, pre, notes)
+    kind = _model_type(files.tokenizer)
+    if files.tokenizer is not None and kind in ENCODERS:
+        _refuse_pre(pre)
+        return ENCODERS[kind](files, rows, notes)
     if files.tokenizer is not None:
         stages = pretokenizers.stages_of(files.tokenizer, files.path("tokenizer.json"))
         return _from_bpe(files.tokenizer, stages, files, rows, pre, notes)
     return _from_bpe(*_from_pairs(files), files, rows, pre, notes)
+
+
+# Types of the model in a tokenizer.json that vocabularies of encoders have.
+ENCODERS = {"WordPiece": read_wordpiece, "Unigram": read_unigram}
+
+
+def _model_type(tokenizer: Json | None) -> str:
+    model = (tokenizer or {}).get("model")
+    return str(model.get("type")) if isinstance(model, dict) else ""
 
 
 def _from_bpe(
@@ -184,7 +179,7 @@ def _from_bpe(
     rows: int | None,
     pre: str | None,
     notes: list[str],
-) -> _Parts:
+) -> Parts:
     where = files.path("tokenizer.json")
     model = bpe.read_bpe(tokenizer, where)
     added = read_added(files, model.vocab, rows, renames=False)
@@ -200,7 +195,7 @@ def _from_bpe(
         _refuse_pre(pre)
         notes += (f"llama.cpp does not apply the pre-tokenizer {s}" for s in stages if not _only_spaces(s))
         prefix = _prepends(normalizers, stages)
-        return _Parts("llama", "default", table, tokens, added.tokens, by_text, frame, (), True, prefix)
+        return Parts("llama", "default", table, tokens, added.tokens, by_text, frame, (), True, prefix)
     notes += (f"llama.cpp does not apply the normalizer {kind}" for kind in sorted(normalizers - {"NFC"}))
     if pre is not None:
         name, row = pre, pretokenizers.named(pre)
@@ -208,12 +203,12 @@ def _from_bpe(
         name, row = pretokenizers.match(stages, model.ignore_merges, {*model.vocab, *stated}, where)
     if row.ignore_merges != model.ignore_merges:
         notes.append(f"ignore_merges is {model.ignore_merges}, llama.cpp's {name} assumes {row.ignore_merges}")
-    return _Parts("gpt2", name, table, tokens, added.tokens, by_text, frame, model.merges, row.adds_bos)
+    return Parts("gpt2", name, table, tokens, added.tokens, by_text, frame, model.merges, row.adds_bos)
 
 
 def _from_sentencepiece(
     raw: bytes, files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]
-) -> _Parts:
+) -> Parts:
     """tokenizer.model; a tokenizer.json of the same vocabulary beside it tells of added tokens."""
     _refuse_pre(pre)
     where = files.path(files.sentencepiece)
@@ -239,7 +234,7 @@ def _from_sentencepiece(
     prefix = None if pieces.dummy_prefix else False
     by_text = {text: vocabulary.get(text, token) for text, token in added.ids[JSON].items()}
     tokens = table.finish(where)
-    return _Parts("llama", "default", table, tokens, added.tokens, by_text, frame, (), True, prefix)
+    return Parts("llama", "default", table, tokens, added.tokens, by_text, frame, (), True, prefix)
 
 
 def _flag_notes(added: Sequence[AddedToken], files: TokenizerFiles) -> Iterator[str]:
@@ -276,7 +271,7 @@ def _changes(normalizer: Json, text: str) -> bool:
 def _refuse_pre(pre: str | None) -> None:
     if pre not in (None, "default"):
         raise Usage(
-            f"--pre {pre} applies to byte-level BPE, but this vocabulary is a SentencePiece one", fix="Leave out --pre."
+            f"--pre {pre} applies to byte-level BPE, but this vocabulary is another one", fix="Leave out --pre."
         )
 
 

@@ -8,10 +8,14 @@ from ggufsmith.container.typed import TypedKeys
 from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Metadata
 from ggufsmith.tokenizer.special import EOG_TEXTS
-from ggufsmith.tokenizer.vocabulary import ADD_KEYS, ID_KEYS, Vocabulary
+from ggufsmith.tokenizer.vocabulary import ADD_KEYS, ID_KEYS, SCORED, Vocabulary
+from ggufsmith.tokenizer.wordpiece import LOWERCASE, STRIP_ACCENTS
 
 KEY = Keys.Tokenizer
-MODELS = ("llama", "gpt2", "gemma4")
+MODELS = ("llama", "gpt2", "gemma4", "bert", "t5")
+# A key that files had for what begins a text, before llama.cpp took it for the BOS.
+CLS_ID = "tokenizer.ggml.cls_token_id"
+MORE = (LOWERCASE, STRIP_ACCENTS, KEY.REMOVE_EXTRA_WS, KEY.PRECOMPILED_CHARSMAP)
 
 
 def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
@@ -34,11 +38,12 @@ def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
     types[types == 0] = TokenType.NORMAL  # "undefined", which llama.cpp takes for an ordinary token
     if count and not (types.min() >= TokenType.NORMAL and types.max() <= TokenType.BYTE):
         raise Malformed("contains a number that is not a token type", where=f"{where}: {KEY.TOKEN_TYPE}")
-    scores = keys.numbers(KEY.SCORES, np.float32, count) if model in ("llama", "gemma4") else None
-    if model == "llama" and scores is None:
+    scores = keys.numbers(KEY.SCORES, np.float32, count) if model in SCORED else None
+    if model in ("llama", "t5") and scores is None:
         raise Malformed("there are no scores, which a SentencePiece vocabulary needs", where=f"{where}: {KEY.SCORES}")
     templates = keys.texts(KEY.CHAT_TEMPLATES) if KEY.CHAT_TEMPLATES in metadata else ()
     texts = ((name, keys.optional(KEY.CHAT_TEMPLATE_N.format(name=name), str)) for name in templates)
+    names = [*((("bos", CLS_ID),) if model == "bert" else ()), *ID_KEYS.items()]
     return Vocabulary(
         model=model,
         pre=keys.optional(KEY.PRE, str) or ("" if model == "gemma4" else "default"),
@@ -46,10 +51,11 @@ def vocabulary_of(metadata: Metadata, where: object) -> Vocabulary:
         types=types,
         scores=scores,
         merges=keys.texts(KEY.MERGES) if model in ("gpt2", "gemma4") else (),
-        special={role: token for role, key in ID_KEYS.items() if (token := _token(keys, key, count)) is not None},
+        special={role: token for role, key in names if (token := _token(keys, key, count)) is not None},
         add={role: flag for role, key in ADD_KEYS.items() if (flag := keys.optional(key, bool)) is not None},
         add_space_prefix=keys.optional(KEY.ADD_PREFIX, bool),
         chat_template=keys.optional(KEY.CHAT_TEMPLATE, str),
+        more={key: metadata[key] for key in MORE if key in metadata},
         chat_templates={name: text for name, text in texts if text is not None},
     )
 

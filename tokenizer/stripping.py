@@ -81,12 +81,14 @@ def name_notes(vocabulary: Vocabulary, name: str, *, stated: bool) -> Iterator[s
 def strip_notes(vocabulary: Vocabulary, name: str) -> Iterator[str]:
     """Tokens whose white space llama.cpp will treat otherwise than their source, in a file of this name."""
     mask = MASKS.get(vocabulary.pre)
+    masks = {token for role, token in vocabulary.special.items() if role == "mask"}
     taken = (phi3_rstrip(vocabulary) if PHI3.search(name) else None) or frozenset()
     for where, wanted, done in (
         ("before", set(vocabulary.lstrip), {vocabulary.tokens.index(mask)} if mask in vocabulary.tokens else set()),
         ("after", set(vocabulary.rstrip), taken),
     ):
-        if missed := sorted(wanted - done):
+        # Encoders were trained to fill in masks; nobody who embeds or ranks texts writes one.
+        if missed := sorted(wanted - done - masks):
             yield (
                 f"this tokenizer removes the white space {where} {_texts(vocabulary, missed)}; llama.cpp does not, and "
                 "prompts with spaces or line breaks there get extra tokens"

@@ -26,6 +26,8 @@ ID_KEYS: Mapping[str, str] = {
     "fim_suf": KEY.FIM_SUF_ID,
     "fim_mid": KEY.FIM_MID_ID,
 }
+# Tokenizers whose tokens have scores.
+SCORED = ("llama", "gemma4", "t5")
 ADD_KEYS: Mapping[str, str] = {"bos": KEY.ADD_BOS, "eos": KEY.ADD_EOS, "sep": KEY.ADD_SEP}
 
 
@@ -33,12 +35,12 @@ ADD_KEYS: Mapping[str, str] = {"bos": KEY.ADD_BOS, "eos": KEY.ADD_EOS, "sep": KE
 class Vocabulary:
     """Everything llama.cpp needs to turn text into token ids and back.
 
-    model:            "llama" (SentencePiece-like merging by score), "gpt2" (byte-level BPE by merges) or "gemma4"
-                      (byte-fallback BPE by merges).
-    pre:              name of the pre-tokenizer, "default" for "llama".
+    model:            "llama" (SentencePiece-like merging by score), "gpt2" (byte-level BPE by merges), "gemma4"
+                      (byte-fallback BPE by merges), "bert" (WordPiece) or "t5" (Unigram).
+    pre:              name of the pre-tokenizer, "default" for those that have none.
     tokens:           text of every id, padding included; no two are equal.
     types:            int32, one gguf.TokenType per token.
-    scores:           float32 per token for "llama", None for "gpt2".
+    scores:           float32 per token, for those of SCORED.
     merges:           "left right" in order of rank, empty for "llama".
     special:          role (bos, eos, eot, ...) -> token id, only those that are stated somewhere.
     eog:              every id that a file of the model states as end of generation.
@@ -46,6 +48,7 @@ class Vocabulary:
     add_space_prefix: None means llama.cpp's default (true for "llama").
     lstrip, rstrip:   ids of tokens that take the white space before, or behind, them; GGUF has no place for it.
     chat_template:    the default template; chat_templates: the named ones. Copied, never rendered.
+    more:             further keys: of normalizing texts.
     notes:            sentences for the report: what was padded, dropped, or contradictory.
     """
 
@@ -63,6 +66,7 @@ class Vocabulary:
     rstrip: tuple[int, ...] = ()
     chat_template: str | None = None
     chat_templates: Mapping[str, str] = field(default_factory=dict)
+    more: Metadata = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def metadata(self) -> Metadata:
@@ -80,6 +84,7 @@ class Vocabulary:
         keys |= {key: boolean(self.add[role]) for role, key in ADD_KEYS.items() if role in self.add}
         if self.add_space_prefix is not None:
             keys[KEY.ADD_PREFIX] = boolean(self.add_space_prefix)
+        keys |= self.more
         for name, template in sorted(self.chat_templates.items()):
             keys[KEY.CHAT_TEMPLATE_N.format(name=name)] = string(template)
         if self.chat_templates:

@@ -1,7 +1,8 @@
 """A vocabulary as the files of a Hugging Face folder; `read` makes the same vocabulary of them.
 
-Byte-level BPE becomes a tokenizer.json, SentencePiece a tokenizer.model, each with a tokenizer_config.json. What GGUF
-does not hold is chosen as publishers do: Qwen's texts are normalized to NFC, added tokens are matched as they stand.
+Byte-level BPE, WordPiece and Unigram become a tokenizer.json, SentencePiece a tokenizer.model, each with a
+tokenizer_config.json. What GGUF does not hold is chosen as publishers do: Qwen's texts are normalized to NFC, added
+tokens are matched as they stand.
 """
 
 import json
@@ -17,7 +18,10 @@ from ggufsmith.tokenizer.added import INFILL, ROLES, SPACE
 from ggufsmith.tokenizer.proto import model_proto
 from ggufsmith.tokenizer.table import NO_SCORE
 from ggufsmith.tokenizer.vocabulary import Vocabulary
+from ggufsmith.tokenizer.write_encoders import bert_settings, unigram_json, wordpiece_json
 
+# Classes of transformers that read a tokenizer.json of these models.
+CLASSES = {"bert": "BertTokenizer", "t5": "XLMRobertaTokenizer"}
 NFC = frozenset(("qwen2", "qwen35"))  # rows of pretokenizers.TABLE
 
 
@@ -31,9 +35,11 @@ def tokenizer_files(vocabulary: Vocabulary, tokenizer_class: str, context: int) 
     if vocabulary.model == "llama":
         name, content = "tokenizer.model", _sentencepiece(vocabulary, core)
     else:
-        name, content = "tokenizer.json", _json(_byte_level(vocabulary, core))
-        tokenizer_class = "PreTrainedTokenizerFast"
-    config = _config(vocabulary, _added(vocabulary, core))
+        made = {"bert": wordpiece_json, "t5": unigram_json}.get(vocabulary.model)
+        whole = made(vocabulary, _added(vocabulary, core)) if made else _byte_level(vocabulary, core)
+        name, content = "tokenizer.json", _json(whole)
+        tokenizer_class = CLASSES.get(vocabulary.model, "PreTrainedTokenizerFast")
+    config = {**_config(vocabulary, _added(vocabulary, core)), **bert_settings(vocabulary)}
     config |= {"model_max_length": context, "tokenizer_class": tokenizer_class}
     return {name: content, "tokenizer_config.json": _json(config)}
 
@@ -62,7 +68,7 @@ def _is_added(vocabulary: Vocabulary) -> Any:
 def _added(vocabulary: Vocabulary, core: int) -> list[Json]:
     """The added tokens. Of a SentencePiece vocabulary, control tokens with a score are pieces and nothing else."""
     ids = np.flatnonzero(_is_added(vocabulary))
-    if vocabulary.scores is not None:
+    if vocabulary.model == "llama" and vocabulary.scores is not None:
         piece = (ids < core) & (vocabulary.types[ids] == TokenType.CONTROL) & (vocabulary.scores[ids] != NO_SCORE)
         ids = ids[~piece]
     return [
@@ -153,16 +159,24 @@ def _template(vocabulary: Vocabulary, bos: bool, eos: bool) -> Json | None:
     if not before and not after:
         return None
     a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    texts = {piece["SpecialToken"]["id"] for piece in before + after}
+    between = _between(vocabulary, before, after)
+    texts = {piece["SpecialToken"]["id"] for piece in before + between + after}
     return {
         "type": "TemplateProcessing",
         "single": [*before, a, *after],
-        # The key about separators is there only if the source's template had something between two texts.
-        "pair": [*before, a, *(before if "sep" in vocabulary.add else ()), b, *after],
+        "pair": [*before, a, *between, b, *after],
         "special_tokens": {
             text: {"id": text, "ids": [vocabulary.tokens.index(text)], "tokens": [text]} for text in sorted(texts)
         },
     }
+
+
+def _between(vocabulary: Vocabulary, before: list[Json], after: list[Json]) -> list[Json]:
+    """What is put between two texts, of which one key tells: a separator of its own, or nothing that is one."""
+    if not vocabulary.add.get("sep"):
+        return before if "sep" in vocabulary.add else []
+    token = vocabulary.special.get("sep")
+    return [] if token is None else [*after, {"SpecialToken": {"id": vocabulary.tokens[token], "type_id": 0}}]
 
 
 def _sentencepiece(vocabulary: Vocabulary, core: int) -> bytes:

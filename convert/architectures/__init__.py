@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
+from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
@@ -18,7 +19,10 @@ from ggufsmith.convert.architectures.moe import MOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 
-ARCHITECTURES = (*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *LATENT, *LFM2_FAMILY, *GPT)
+ARCHITECTURES = (
+    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *LATENT, *LFM2_FAMILY, *GPT),
+    *ENCODERS,
+)
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
 # Config keys that say nothing about the converted model: training, generation defaults, bookkeeping. Special token ids
@@ -45,5 +49,13 @@ IGNORED = frozenset(
     boa_token_id eoa_token_id boi_token_id eoi_token_id vision_soft_tokens_per_image ep_size aux_loss_alpha
     seq_aux moe_layer_freq _pad_token_id scale_factor downsample_factor projector_bias projector_hidden_size
     projector_use_layernorm eoa_token_index image_seq_length vision_feature_select_strategy
+    attention_probs_dropout_prob hidden_dropout_prob classifier_dropout gradient_checkpointing pooler_fc_size
+    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type directionality dropout qa_dropout
+    seq_classif_dropout sinusoidal_pos_embds sentence_transformers sbert_ce_default_activation_function
+    cls_token_id mask_token_id classifier_pooling decoder_bias sparse_prediction sparse_pred_ignore_index
+    deterministic_flash_attn initializer_cutoff_factor mlp_dropout dense_seq_output fused_bias_fc fused_dropout_add_ln
+    max_trained_positions pad_vocab_size_multiple parallel_block_tied_norm scale_attn_by_inverse_layer_idx
+    scale_attn_weights use_flash_attn use_xentropy ffn_div moe_impl moe_resid_pdrop moe_every_n_layers
+    expert_choice_router num_shared_experts router_aux_loss_coef add_pooling_layer use_bidirectional_attention
     """.split()
 )

@@ -7,17 +7,16 @@ LATER = frozenset(
     """
     AfmoeForCausalLM ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration
     BaichuanForCausalLM BaiChuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM
-    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BambaForCausalLM BertForMaskedLM
-    BertForSequenceClassification BertModel BitNetForCausalLM BitnetForCausalLM BloomForCausalLM BloomModel
-    CamembertModel ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
-    ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM Cohere2MoeForCausalLM DbrxForCausalLM DeciLMForCausalLM
-    DeepseekForCausalLM DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV32ForCausalLM
-    DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel DFlashDraftModel DistilBertForMaskedLM
-    DistilBertForSequenceClassification DistilBertModel Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
+    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitNetForCausalLM
+    BitnetForCausalLM BloomForCausalLM BloomModel ChameleonForCausalLM ChameleonForConditionalGeneration
+    ChatGLMForConditionalGeneration ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM Cohere2MoeForCausalLM
+    DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM
+    DeepseekV32ForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel DFlashDraftModel
+    DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
-    Eagle3LlamaForCausalLM Eagle3Speculator EuroBertModel Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
+    Eagle3LlamaForCausalLM Eagle3Speculator Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
     FalconForCausalLM FalconH1ForCausalLM FalconMambaForCausalLM Gemma3nForCausalLM
-    Gemma3nForConditionalGeneration Gemma3TextModel Gemma4AssistantForCausalLM Gemma4DSparkModel
+    Gemma3nForConditionalGeneration Gemma4AssistantForCausalLM Gemma4DSparkModel
     Gemma4UnifiedAssistantForCausalLM Gemma4UnifiedForConditionalGeneration Glm4vForConditionalGeneration
     Glm4vMoeForConditionalGeneration Glm5NextForConditionalGeneration Glm5vForConditionalGeneration GlmasrModel
     GlmForCausalLM GlmMoeDsaForCausalLM GlmOcrForConditionalGeneration GPTNeoXForCausalLM GPTRefactForCausalLM
@@ -35,22 +34,20 @@ LATER = frozenset(
     Mamba2ForCausalLM MambaForCausalLM MambaLMHeadModel MapleForCausalLM MellumForCausalLM
     MERaLiON2ForConditionalGeneration MiMoV2FlashForCausalLM MiMoV2ForCausalLM MiniCPM3ForCausalLM
     MiniCPMForCausalLM MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM MiniMaxM3SparseForCausalLM
-    MiniMaxM3SparseForConditionalGeneration MiniMaxText01ForCausalLM ModernBertForMaskedLM
-    ModernBertForSequenceClassification ModernBertModel MPTForCausalLM MT5ForConditionalGeneration
+    MiniMaxM3SparseForConditionalGeneration MiniMaxText01ForCausalLM MPTForCausalLM MT5ForConditionalGeneration
     MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration NanbeigeForCausalLM NemotronH_Nano_VL_V2
     NemotronHForCausalLM NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead
-    NomicBertModel OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
+    OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
     PanguEmbeddedForCausalLM Phi4ForCausalLMV PhiMoEForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM
     PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
     Qwen2AudioForConditionalGeneration Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
     Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
-    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RobertaForSequenceClassification
-    RobertaModel RuGPT3XLForCausalLM RWForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM RWKV7ForCausalLM
-    Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM SarvamMoEForCausalLM
-    SmallThinkerForCausalLM Spark2_5ForCausalLM Step3p5ForCausalLM Step3p7ForConditionalGeneration
-    StepVLForConditionalGeneration T5EncoderModel T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM
-    UltravoxModel UMT5ForConditionalGeneration UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM
-    VoxtralForConditionalGeneration WavTokenizerDec XLMRobertaForSequenceClassification XLMRobertaModel
+    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM RWForCausalLM
+    Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM
+    Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM
+    Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration T5EncoderModel
+    T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM UltravoxModel UMT5ForConditionalGeneration
+    UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM VoxtralForConditionalGeneration WavTokenizerDec
     XverseForCausalLM YoutuForCausalLM YoutuVLForConditionalGeneration
     """.split()
 )

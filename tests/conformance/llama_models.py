@@ -57,3 +57,43 @@ def logits(path: Path, ids: Sequence[int]) -> NDArray[np.float32]:
     found = np.array(llama.scores[: len(ids)], np.float32)
     llama.close()
     return found
+
+
+def embeddings(path: Path, ids: Sequence[int], pooling: int) -> NDArray[np.float32]:
+    """What llama.cpp makes of these tokens, with this type of pooling (gguf.PoolingType).
+
+    (positions, width) without pooling (0), (width,) with it; with 4, the scores of the classifier.
+    """
+    import os
+
+    import llama_cpp as llama
+
+    with logged():
+        llama.llama_backend_init()
+        plain = llama.llama_model_default_params()
+        plain.use_extra_bufts = False
+        model = llama.llama_model_load_from_file(os.fsencode(path), plain)
+        if not model:
+            raise RuntimeError(f"llama.cpp cannot load {path}")
+        settings = llama.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = 128
+        settings.embeddings, settings.pooling_type = True, pooling
+        settings.type_k = settings.type_v = 0
+        settings.flash_attn_type = 0
+        context = llama.llama_init_from_model(model, settings)
+        batch = llama.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for k, token in enumerate(ids):
+            batch.token[k], batch.pos[k], batch.n_seq_id[k], batch.logits[k] = token, k, 1, 1
+            batch.seq_id[k][0] = 0
+        assert llama.llama_decode(context, batch) == 0
+        width = llama.llama_model_n_cls_out(model) if pooling == 4 else llama.llama_model_n_embd_out(model)
+        if pooling == 0:
+            rows = [llama.llama_get_embeddings_ith(context, k)[:width] for k in range(len(ids))]
+        else:
+            rows = llama.llama_get_embeddings_seq(context, 0)[:width]
+        found = np.array(rows, np.float32)
+        llama.llama_batch_free(batch)
+        llama.llama_free(context)
+        llama.llama_model_free(model)
+    return found

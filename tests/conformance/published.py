@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gguf.constants import Keys
+
 import checkpoints
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.values import Metadata
@@ -39,6 +41,17 @@ SHAPE = {
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **SHAPE}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", **SHAPE}
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **SHAPE}
+ENCODER = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+}
+BERT = {"architectures": ["BertModel"], "model_type": "bert", **ENCODER, "type_vocab_size": 2}
+XLMR = {"architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", **ENCODER, "type_vocab_size": 1}
 PHI3 = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **SHAPE, "sliding_window": 2047}
 
 # What Qwen 2.5 and DeepSeek-R1-Distill-Qwen have behind the 151643 tokens of Qwen 2; True: it is special.
@@ -171,6 +184,12 @@ FOLDERS: Mapping[str, Published] = {
         {**QWEN2, "vocab_size": 151936, "bos_token_id": 151643, "eos_token_id": 151643}, gguf="qwen35"
     ),
     "command-r": Published(llama(256000, 5, 255001), gguf="command-r"),
+    "bge": Published({**BERT, "vocab_size": 30522, "pad_token_id": 0}, gguf="bert-bge"),
+    "nomic-moe": Published(
+        {**XLMR, "vocab_size": 250048, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
+        gguf="nomic-bert-moe",
+        tokenizer={"clean_up_tokenization_spaces": True},
+    ),
 }
 WHOLE = tuple(name for name, record in FOLDERS.items() if record.weights)
 
@@ -183,7 +202,9 @@ def gguf_path(name: str) -> Path:
 def published_keys(name: str) -> Metadata:
     """The `tokenizer.*` keys that llama.cpp published for a vocabulary."""
     with open_gguf(gguf_path(name)) as file:
-        return {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
+        keys = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
+    keys.pop(Keys.Tokenizer.TOKEN_TYPE_COUNT, None)  # a size of the model
+    return keys
 
 
 def published_ids(name: str) -> list[tuple[str, list[int]]]:

@@ -22,7 +22,7 @@ from requesting import request, run
 pytestmark = pytest.mark.conformance
 
 # The pre-tokenizer of each fixture vocabulary, which the reference has to be told.
-PRE = {"llama3-bpe": "llama-bpe", "qwen2-bpe": "qwen2"}
+PRE = {"llama3-bpe": "llama-bpe", "qwen2-bpe": "qwen2", "roberta-bpe": "roberta-bpe"}
 OUTTYPES = ("f16", "bf16", "f32")
 
 # Keys that differ from the reference on purpose, with the reason.

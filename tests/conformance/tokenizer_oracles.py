@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ def reference_metadata(folder: Path, config: Mapping[str, Any], scratch: Path) -
     out = reference.convert(model, scratch / "reference.gguf", "--vocab-only")
     with open_gguf(out) as file:
         keys = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.")}
+        keys.pop(KEY.TOKEN_TYPE_COUNT, None)  # a size of the model
     if names := keys.get("tokenizer.chat_templates"):
         # gguf-py collects them in a set, so that their order changes from process to process; readers look names up.
         keys["tokenizer.chat_templates"] = strings(sorted(names.data))
@@ -105,6 +107,10 @@ class Oracle(Protocol):
 
     def comparable(self, text: str, *, parse_special: bool) -> bool: ...
 
+    def within(self, text: str) -> str:
+        """The text without what llama.cpp does not know."""
+        ...
+
 
 class HuggingFace:
     """The tokenizers library on a tokenizer.json.
@@ -112,6 +118,12 @@ class HuggingFace:
     Two things are llama.cpp's design and are done here before comparing, so that nothing else can differ: it applies no
     Unicode normalization (so it gets the normalized text), and tokens that look special are not parsed as ordinary text
     even where a publisher forgot to mark them (`does_token_look_special` in its converter).
+
+    Left out of texts for WordPiece are the mark that llama.cpp puts before a word, words of more than 100 characters,
+    which BERT does not look up, and, where accents are removed, characters of which llama.cpp keeps the first part
+    alone (syllables of Korean), and vowels that BERT keeps (spacing marks). Not comparable are, of Unigram, the visible
+    space before a combining mark, which the library takes for one character, and texts with a special token that is not
+    to be parsed, which the library finds among the pieces; and white space before a token that takes it (lstrip).
     """
 
     LOOKS_SPECIAL = ("<|", "<｜", "<unused", "<pad>", "<mask>")
@@ -122,7 +134,15 @@ class HuggingFace:
         whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         for token in whole["added_tokens"]:
             token["special"] = token["special"] or token["content"].startswith(self.LOOKS_SPECIAL)
-        self.normal = (whole["normalizer"] or {}).get("type") == "NFC"
+        normalizer = whole["normalizer"] or {}
+        self.normal = normalizer.get("type") == "NFC"
+        self.kind = whole["model"].get("type")
+        self.strips = normalizer.get("strip_accents") or (
+            normalizer.get("strip_accents") is None and normalizer.get("lowercase", False)
+        )
+        self.special = [token["content"] for token in whole["added_tokens"] if token["special"]]
+        taking = [re.escape(token["content"]) for token in whole["added_tokens"] if token["lstrip"]]
+        self.taking = re.compile(rf"\s(?:{'|'.join(taking)})") if taking else None
         self.tokenizer = Tokenizer.from_str(json.dumps(whole))
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -133,7 +153,24 @@ class HuggingFace:
         return unicodedata.normalize("NFC", text) if self.normal else text
 
     def comparable(self, text: str, *, parse_special: bool) -> bool:
-        return True
+        if parse_special and self.taking and self.taking.search(text):
+            return False
+        if self.kind != "Unigram":
+            return True
+        plain = not parse_special and any(token in text for token in self.special)
+        return not plain and not any(a == "▁" and unicodedata.combining(b) for a, b in pairwise(text))
+
+    def within(self, text: str) -> str:
+        if self.kind != "WordPiece":
+            return text
+        kept = "".join(c for c in text if c != "▁" and not (self.strips and _unlike(c)))
+        return re.sub(r"\S{90,}", lambda match: match[0][:90], kept)
+
+
+def _unlike(character: str) -> bool:
+    """Whether it is a spacing mark, or consists of several characters that are no accents."""
+    parts = [part for part in unicodedata.normalize("NFD", character) if unicodedata.category(part) != "Mn"]
+    return len(parts) > 1 or unicodedata.category(character) == "Mc"
 
 
 class SentencePiece:
@@ -166,6 +203,9 @@ class SentencePiece:
         return ids
 
     def for_llama(self, text: str) -> str:
+        return text
+
+    def within(self, text: str) -> str:
         return text
 
     def comparable(self, text: str, *, parse_special: bool) -> bool:

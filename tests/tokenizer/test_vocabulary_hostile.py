@@ -133,8 +133,8 @@ def test_damaged_tokenizer_json(path: list[Any], value: Any, message: str, tmp_p
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["model", "type"], "WordPiece", "'WordPiece'"),
-        (["model", "type"], "Unigram", "'Unigram'"),
+        (["model", "type"], "WordLevel", "'WordLevel'"),
+        (["model", "type"], "WordPiece", "BertPreTokenizer"),
         (["model", "continuing_subword_prefix"], "##", "'##'"),
         (["model", "end_of_word_suffix"], "</w>", "'</w>'"),
     ],

@@ -164,7 +164,7 @@ BAD: dict[str, tuple[Metadata, type[Failure], str]] = {
     "no such type": ({"tokenizer.ggml.token_type": array(np.full(5, 9, np.int32))}, Malformed, "not a token type"),
     "id of another type": ({"tokenizer.ggml.eos_token_id": string("x")}, Malformed, "holds STRING"),
     "no merges": ({"tokenizer.ggml.merges": i32(1)}, Malformed, "array of strings"),
-    "model": ({"tokenizer.ggml.model": string("bert")}, Unsupported, "only llama, gpt2, gemma4"),
+    "model": ({"tokenizer.ggml.model": string("rwkv")}, Unsupported, "only llama, gpt2, gemma4, bert, t5"),
     "scores not finite": (
         {
             "tokenizer.ggml.model": string("llama"),

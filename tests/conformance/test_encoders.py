@@ -1,0 +1,161 @@
+"""Every tiny encoder: our conversion against the converter's, and what llama.cpp makes of it against transformers.
+
+GELU is exact in most of them, but llama.cpp looks an approximation up in a table of float16; transformers is told to do
+the same, so that nothing else can differ.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizer_oracles as oracles
+from gguf import PoolingType
+from llama_models import embeddings
+from numpy.typing import NDArray
+from test_convert import PRE, ours, tensors
+
+import checkpoints
+import encoders
+import reference
+import vocabularies
+from ggufsmith.container.reader import open_gguf
+from ggufsmith.convert.model_config import open_config
+from ggufsmith.convert.plan import make_plan
+
+pytestmark = pytest.mark.conformance
+
+LINES = [(name, False) for name in encoders.ENCODERS]
+LINES += [(name, True) for name, line in encoders.ENCODERS.items() if line.two_spellings]
+IDS = np.random.default_rng(5).integers(7, 300, 48).tolist()
+
+
+def as_ggml(model: Any) -> Any:
+    """The model, with ggml's GELU."""
+    import torch
+
+    def gelu(x: Any) -> Any:
+        return torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+
+    for module in model.modules():
+        if type(module).__name__ in ("GELUTanh", "NewGELUActivation", "GELUActivation"):
+            module.forward = gelu
+    return model
+
+
+def outputs(model: Any, ids: list[int]) -> tuple[NDArray[np.float32] | None, NDArray[np.float32]]:
+    """The scores of a classifier, if it is one, and the hidden states."""
+    import torch
+
+    with torch.no_grad():
+        found = as_ggml(model)(torch.tensor([ids]), output_hidden_states=True)
+    scores = getattr(found, "logits", None)
+    hidden = getattr(found, "last_hidden_state", None)
+    hidden = found.hidden_states[-1] if hidden is None else hidden
+    scored = scores is not None and scores.ndim == 2
+    return (scores[0].numpy() if scored else None), hidden[0].numpy()
+
+
+def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    assert found.shape == expected.shape
+    return float(((found - expected) ** 2).sum() / (expected**2).sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), LINES, ids=lambda value: {True: "published", False: ""}.get(value, value)
+)
+def test_a_line(name: str, published: bool, tmp_path: Path) -> None:
+    line = encoders.ENCODERS[name]
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = encoders.write(name, folder, published=published)
+    notes = make_plan(open_config(folder), None).notes
+    assert not [note for note in notes if note.startswith("these keys of config.json")]
+    mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    scores, hidden = outputs(model, IDS)
+    found = embeddings(mine.path, IDS, PoolingType.NONE)
+    print(f"{name}: {error(found, hidden):.2e}")
+    assert error(found, hidden) < line.nmse
+    pooled = {PoolingType.MEAN: hidden.mean(0), PoolingType.CLS: hidden[0], PoolingType.LAST: hidden[-1]}
+    for kind, expected in pooled.items():
+        assert error(embeddings(mine.path, IDS, kind), expected) < line.nmse
+    if scores is not None:
+        ranked = embeddings(mine.path, IDS, PoolingType.RANK)
+        print(f"scores: {error(ranked, scores):.2e}")
+        assert error(ranked, scores) < line.nmse
+    if line.reference or (not published and line.two_spellings):
+        return
+    theirs = open_gguf(
+        reference.convert(
+            folder,
+            tmp_path / "theirs.gguf",
+            *("--outtype", "f32", *line.options),
+            pre=PRE.get(line.vocabulary, "default"),
+            raw=True,
+            generic=line.generic,
+        )
+    )
+    a, b = tensors(mine), tensors(theirs)
+    assert a.keys() == b.keys()
+    assert not [each for each in a if a[each] != b[each]], "tensors that differ"
+    llama = oracles.LlamaVocabulary(mine.path)
+    allowed = line.differs.keys() | oracles.only_stated(mine.metadata, theirs.metadata, llama)
+    llama.close()
+    wrong = {
+        key: (mine.metadata.get(key), theirs.metadata.get(key))
+        for key in sorted((mine.metadata.keys() | theirs.metadata.keys()) - allowed)
+        if mine.metadata.get(key) != theirs.metadata.get(key)
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("hidden", [192, 128])
+def test_the_matrices_behind_an_embedding(hidden: int, tmp_path: Path) -> None:
+    """EmbeddingGemma's: llama.cpp's vector is that of the pooled hidden states and two products."""
+    import torch
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = encoders.write("embedding-gemma", folder)
+    encoders.write_pooling(folder, "mean")
+    seeded = torch.Generator().manual_seed(3)
+    matrices = encoders.write_dense(folder, ((128, hidden), (hidden, 128)), seeded)
+    mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    _, hidden_states = outputs(model, IDS)
+    expected = hidden_states.mean(0)
+    for matrix in matrices:
+        expected = matrix.numpy() @ expected
+    assert error(embeddings(mine.path, IDS, PoolingType.MEAN), expected) < 1e-7
+    options = ("--outtype", "f32", "--sentence-transformers-dense-modules")
+    theirs = open_gguf(reference.convert(folder, tmp_path / "theirs.gguf", *options, raw=True))
+    a, b = tensors(mine), tensors(theirs)
+    assert a.keys() == b.keys() and not [each for each in a if a[each] != b[each]]
+    assert not [k for k in theirs.metadata if "tokenizer" not in k and mine.metadata.get(k) != theirs.metadata[k]]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_that_says_yes_or_no(tied: bool, tmp_path: Path) -> None:
+    """Qwen3-Reranker: llama.cpp's scores are the softmax of two of transformers' logits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": "float32", "vocab_size": 640, "tie_word_embeddings": tied}
+    folder = checkpoints.write("qwen3", tmp_path / "Tiny-Qwen3-Reranker", **options)
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    known = {**whole["model"]["vocab"], **{each["content"]: each["id"] for each in whole["added_tokens"]}}
+    for text in ("yes", "no"):
+        if text not in known:
+            known[text] = len(known)
+            whole["added_tokens"].append(vocabularies.added_token(known[text], text, False))
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(torch.tensor([IDS])).logits[0, -1, [known["yes"], known["no"]]].softmax(-1).numpy()
+    assert error(embeddings(mine.path, IDS, PoolingType.RANK), expected) < 1e-9
+    theirs = open_gguf(reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "f32", pre="qwen2", raw=True))
+    a, b = tensors(mine), tensors(theirs)
+    assert a.keys() == b.keys() and not [each for each in a if a[each] != b[each]]
+    assert not [k for k in theirs.metadata if mine.metadata.get(k) != theirs.metadata[k]]
