@@ -1,19 +1,19 @@
 """What an architecture is: a frozen record of the Hugging Face classes it takes, its keys and its tensors.
 
-The records themselves are in `convert/architectures.py`. Key names, tensor names and the table from Hugging Face names
-to GGUF tensors come from the `gguf` package (`gguf.constants`, `gguf.tensor_mapping`); a record says which of those
-tensors must be there, what shape they must have, and which op makes them.
+The records themselves are in `convert/architectures`. Key names, tensor names and the table from Hugging Face names to
+GGUF tensors come from the `gguf` package, and from `convert.gguf_names` where it knows less; a record says which of
+those tensors must be there, what shape they must have, and which op makes them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
-
-from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, MODEL_TENSOR
 
 from ggufsmith.container.values import Value, u32
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.gguf_names import Arch, Tensor, arch_name
 from ggufsmith.convert.ops import Copy, Op
 
 
@@ -114,7 +114,7 @@ class TensorRule:
     stacked:  the sources may also be one tensor per expert, stacked in front.
     """
 
-    tensor: MODEL_TENSOR
+    tensor: Tensor
     shape: str
     op: Callable[[Dims], Op] = copy
     on: str = ""
@@ -122,7 +122,7 @@ class TensorRule:
     need: Need = Need.REQUIRED
     bias: bool = False
     stacked: bool = False
-    fallback: MODEL_TENSOR | None = None
+    fallback: Tensor | None = None
     when: Callable[[Dims], bool] = lambda dims: True
 
 
@@ -138,12 +138,12 @@ class Fused:
 
     suffix: str
     shape: str | None
-    parts: tuple[tuple[MODEL_TENSOR, Callable[[Dims], Op] | None], ...]
+    parts: tuple[tuple[Tensor, Callable[[Dims], Op] | None], ...]
     part: str | None = None
     either: bool = False
 
 
-def named(suffix: str, tensor: MODEL_TENSOR, part: str | None = None) -> Fused:
+def named(suffix: str, tensor: Tensor, part: str | None = None) -> Fused:
     """A source of one tensor, by the end of its name."""
     return Fused(suffix, None, ((tensor, None),), part)
 
@@ -212,7 +212,7 @@ class Architecture:
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     """
 
-    arch: MODEL_ARCH
+    arch: Arch
     classes: tuple[str, ...]
     tensors: tuple[TensorRule, ...]
     keys: tuple[ConfigKey, ...]
@@ -222,7 +222,7 @@ class Architecture:
     require: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     drop: Mapping[str, str] = field(default_factory=dict)
-    tied: Mapping[str, MODEL_TENSOR] = field(default_factory=dict)
+    tied: Mapping[str, Tensor] = field(default_factory=dict)
     warn: Mapping[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
     check: Callable[[Config, Dims], str | None] | None = None
     pooling: bool = False
@@ -239,7 +239,12 @@ class Architecture:
         """Why a source of this name is left out; None if it is not."""
         return next((why for part, why in self.drop.items() if part in source), None)
 
+    @cached_property
+    def known(self) -> frozenset[Tensor]:
+        """The GGUF tensors that it can have."""
+        return frozenset(rule.tensor for rule in self.tensors)
+
     @property
     def name(self) -> str:
         """general.architecture."""
-        return str(MODEL_ARCH_NAMES[self.arch])
+        return arch_name(self.arch)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
-from gguf.tensor_mapping import TensorNameMap, get_tensor_name_map
+from gguf.constants import MODEL_TENSOR
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
@@ -24,6 +23,7 @@ from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
+from ggufsmith.convert.gguf_names import Tensor, base_name, source_names
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack
 from ggufsmith.convert.reorder import Chain, Turn
@@ -99,14 +99,14 @@ class Plan:
 class Slot(NamedTuple):
     """A place for one GGUF tensor: block is None for tensors outside the blocks, part is mostly "weight" or "bias"."""
 
-    tensor: MODEL_TENSOR
+    tensor: Tensor
     block: int | None
     part: str
 
     @property
     def name(self) -> str:
         """Of the GGUF tensor."""
-        base = str(TENSOR_NAMES[self.tensor].format(bid=self.block))
+        base = base_name(self.tensor).format(bid=self.block)
         return f"{base}.{self.part}" if self.part else base
 
 
@@ -224,11 +224,10 @@ def _assign(
     record: Architecture, own: int, blocks: int, tensors: Mapping[str, StoredTensor], problems: list[str]
 ) -> tuple[dict[Slot, list[SlotSource]], list[LeftOut]]:
     """Sort the source tensors into slots, and those that have none aside. own: the blocks without the appended ones."""
-    names = get_tensor_name_map(record.arch, blocks)
-    rules = {rule.tensor for rule in record.tensors}
+    names = source_names(record.known, blocks)
     slots: dict[Slot, list[SlotSource]] = {}
     left_out: list[LeftOut] = []
-    tied: list[tuple[StoredTensor, MODEL_TENSOR]] = []
+    tied: list[tuple[StoredTensor, Tensor]] = []
     for source in tensors.values():
         reason = record.why_dropped(source.name)
         if reason is None and record.beyond and mtp.layer_of(source.name) >= own:
@@ -241,7 +240,7 @@ def _assign(
             tied.append((source, taken))
             continue
         places = list(_places(record, names, source, mtp.appended_name(record, source.name, own)))
-        if not places or any(slot.tensor not in rules for slot, _ in places):
+        if not places or any(slot.tensor not in record.known for slot, _ in places):
             problems.append(_unknown(source.name, names))
         for slot, piece in places:
             slots.setdefault(slot, []).append(piece)
@@ -254,7 +253,7 @@ def _assign(
 
 
 def _places(
-    record: Architecture, names: TensorNameMap, source: StoredTensor, name: str
+    record: Architecture, names: Mapping[str, Tensor], source: StoredTensor, name: str
 ) -> Iterator[tuple[Slot, SlotSource]]:
     """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
 
@@ -273,15 +272,14 @@ def _places(
                 yield Slot(tensor, block, end), SlotSource(source, number, op, fused.shape, fused.either)
             return
     for candidate in (key, f"model.{key}"):
-        found = names.get_type_and_name(candidate)
-        if found is not None:
-            yield Slot(found[0], block, part), SlotSource(source, number)
+        if candidate in names:
+            yield Slot(names[candidate], block, part), SlotSource(source, number)
             return
 
 
 def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
     """The shape that a checkpoint of these dimensions has under this name; None if the model has no such tensor."""
-    names = get_tensor_name_map(record.arch, dims.blocks)
+    names = source_names(record.known, dims.blocks)
     for slot, piece in _places(record, names, StoredTensor(name, (), "F32", Path(), 0, 0), name):
         for rule in record.tensors:
             named = slot.tensor is rule.tensor and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
@@ -291,11 +289,11 @@ def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
     return None
 
 
-def _unknown(name: str, names: TensorNameMap) -> str:
+def _unknown(name: str, names: Mapping[str, Tensor]) -> str:
     last = name.rpartition(".")[2]
     if last in COMPANIONS:  # what quantization the tensors are, `dequantize.detect` has found before
         return f"{name}: a companion of a quantized tensor ({last}) that is not used"
-    aliases = (alias for alias in names.mapping if alias.startswith(("model.", "lm_head")))
+    aliases = (alias for alias in names if alias.startswith(("model.", "lm_head")))
     near = next(iter(nearest(name, aliases)), None)
     return f"{name}: there is no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"
 
@@ -359,7 +357,7 @@ def _outputs(
     """Every output tensor: those outside the blocks first, then block by block, in the order of the record."""
     left = dict(slots)
     rules = [rule for rule in record.tensors if rule.when(dims)]
-    in_blocks = [rule for rule in rules if "{bid}" in TENSOR_NAMES[rule.tensor]]
+    in_blocks = [rule for rule in rules if "{bid}" in base_name(rule.tensor)]
     places: list[tuple[TensorRule, int | None]] = [(rule, None) for rule in rules if rule not in in_blocks]
     places += [
         (rule, block)
@@ -380,7 +378,7 @@ def _outputs(
             elif part == rule.part and rule.need is Need.REQUIRED and not partial:
                 problems.append(f"{slot.name}: its source is missing from the checkpoint")
     for slot, pieces in left.items():
-        if slot.tensor in {rule.tensor for rule in record.tensors}:  # else reported as unknown
+        if slot.tensor in record.known:  # else reported as unknown
             problems.append(f"{pieces[0].source.name}: {slot.name} does not exist in this model")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGUFType, Keys
+from gguf.constants import GGUFType, Keys
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
@@ -19,6 +19,7 @@ from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Data, Metadata, string
 from ggufsmith.convert.architectures.classic import gemma_attention_scalar
 from ggufsmith.convert.architectures.groups import SIZES
+from ggufsmith.convert.gguf_names import Tensor, base_name
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.further import CLASSES
 from ggufsmith.convert.hf.given import Given
@@ -126,8 +127,8 @@ def _keys(given: Given) -> dict[str, Any]:
 def _biases(known: HfClass, tensors: Tensors, where: object) -> dict[str, bool]:
     """The config keys that announce biases."""
 
-    def has(tensor: MODEL_TENSOR) -> bool:
-        return f"{TENSOR_NAMES[tensor].format(bid=0)}.bias" in tensors
+    def has(tensor: Tensor) -> bool:
+        return f"{base_name(tensor).format(bid=0)}.bias" in tensors
 
     present = {rule.tensor for rule in known.record.tensors if rule.bias and has(rule.tensor)} - known.free
     config = {}
@@ -139,7 +140,7 @@ def _biases(known: HfClass, tensors: Tensors, where: object) -> dict[str, bool]:
         elif not key:
             raise Unsupported(f"{known.name} has biases that this file lacks", where=where)
     if present:
-        names = ", ".join(sorted(f"{TENSOR_NAMES[tensor].format(bid=0)}.bias" for tensor in present))
+        names = ", ".join(sorted(f"{base_name(tensor).format(bid=0)}.bias" for tensor in present))
         raise Unsupported(f"{known.name} cannot hold {names} alone", where=where)
     return config
 
