@@ -205,7 +205,8 @@ class Architecture:
     aliases:  config keys of this architecture -> the key that most models have for the same.
     sizes:    further sizes for the shapes, or other ways to find the usual ones, from the config.
     kinds:    the words that say what kind of block each one is, in one string for every block.
-    mtp:      what stands around appended blocks (see `convert.mtp`): its name -> the name inside the first of them.
+    mtp:      what stands around blocks that are called mtp.layers.N (see `convert.mtp`): its name -> the name inside
+              the first of them; None where there are no such blocks.
     variants: model types that the same classes can have inside -> their own records.
     appended: blocks for multi-token prediction are further layers in the checkpoint itself.
     beyond:   why further layers are left out, where they are.
@@ -229,7 +230,7 @@ class Architecture:
     aliases: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
     kinds: Callable[[Config, int], Sequence[str]] | None = None
-    mtp: Mapping[str, str] = field(default_factory=dict)
+    mtp: Mapping[str, str] | None = None
     variants: Mapping[str, "Architecture"] = field(default_factory=dict)
     appended: bool = False
     beyond: str = ""
@@ -238,6 +239,11 @@ class Architecture:
     def why_dropped(self, source: str) -> str | None:
         """Why a source of this name is left out; None if it is not."""
         return next((why for part, why in self.drop.items() if part in source), None)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it can have blocks for multi-token prediction."""
+        return self.appended or self.mtp is not None
 
     @cached_property
     def known(self) -> frozenset[Tensor]:

@@ -35,6 +35,9 @@ class NewKeys:
     """Keys of metadata."""
 
     ATTENTION_VALUE_SCALE = "{arch}.attention.value_scale"
+    INDEXER_BLOCK_SIZE = "{arch}.attention.indexer.block_size"
+    INDEXER_LOCAL_BLOCKS = "{arch}.attention.indexer.local_blocks"
+    INDEXER_TYPES = "{arch}.attention.indexer.types"
 
 
 Arch: TypeAlias = MODEL_ARCH | NewArch

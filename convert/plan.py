@@ -23,7 +23,7 @@ from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
-from ggufsmith.convert.gguf_names import Tensor, base_name, source_names
+from ggufsmith.convert.gguf_names import NewTensor, Tensor, base_name, source_names
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack
 from ggufsmith.convert.reorder import Chain, Turn
@@ -40,6 +40,8 @@ ALWAYS_F32 = frozenset(
         MODEL_TENSOR.TOKEN_TYPES,
         MODEL_TENSOR.SSM_CONV1D,
         MODEL_TENSOR.SHORTCONV_CONV,
+        NewTensor.INDEXER_Q_PROJ,
+        NewTensor.INDEXER_K_PROJ,
     }
 )
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
@@ -165,11 +167,11 @@ def make_plan(
     blocks = config.integer("num_hidden_layers", "n_layers")
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
-    if drop_mtp and (record.mtp or record.appended):
+    if drop_mtp and record.predicts:
         drop = {**record.drop, "mtp.": mtp.DROPPED}
-        record = replace(record, mtp={}, appended=False, drop=drop, beyond=mtp.DROPPED)
+        record = replace(record, mtp=None, appended=False, drop=drop, beyond=mtp.DROPPED)
     appended = mtp.count(record, tensors or {}, blocks)
-    if tensors is None and (record.mtp or record.appended):
+    if tensors is None and record.predicts:
         appended = max(config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) or 0, 0)
     announced = None if partial or tensors is None else mtp.note(record, config, appended)
     slots, left_out = _assign(record, blocks, blocks + appended, tensors or {}, problems)

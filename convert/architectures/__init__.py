@@ -12,13 +12,21 @@ from ggufsmith.convert.architectures.dense import DENSE
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
+from ggufsmith.convert.architectures.laguna import LAGUNA
 from ggufsmith.convert.architectures.latent import LATENT
 from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
+from ggufsmith.convert.architectures.mimo import MIMO2
+from ggufsmith.convert.architectures.minimax_m3 import MINIMAX_M3
 from ggufsmith.convert.architectures.moe import MOE
+from ggufsmith.convert.architectures.newer_moe import NEWER_MOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
+from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 
-ARCHITECTURES = (*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *LATENT, *LFM2_FAMILY, *GPT)
+ARCHITECTURES = (
+    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
+    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT),
+)
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
 # Config keys that say nothing about the converted model: training, generation defaults, bookkeeping. Special token ids
@@ -45,5 +53,8 @@ IGNORED = frozenset(
     boa_token_id eoa_token_id boi_token_id eoi_token_id vision_soft_tokens_per_image ep_size aux_loss_alpha
     seq_aux moe_layer_freq _pad_token_id scale_factor downsample_factor projector_bias projector_hidden_size
     projector_use_layernorm eoa_token_index image_seq_length vision_feature_select_strategy
+    merged_hidden_size video_token_index shared_intermediate_size prefix_dense_sliding_window_pattern
+    enable_moe_fp32_combine add_full_attention_sink_bias
+    add_swa_attention_sink_bias
     """.split()
 )

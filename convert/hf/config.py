@@ -83,6 +83,7 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
     Malformed: a key that the class cannot do without is missing. Unsupported: biases that the class does not have.
     """
     record, where, given = known.record, keys.where, Given(known.record, keys, tensors)
+    made = known.more(given)
     config: dict[str, Any] = {
         "architectures": [known.name],
         "model_type": known.model_type,
@@ -90,6 +91,7 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
         **known.constants,
         **_keys(given),
     }
+    config |= {name: made[name] for name in ("num_attention_heads", "num_key_value_heads") if name in made}
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise Malformed("token_embd.weight is missing: the file has no weights", where=where)
@@ -102,7 +104,7 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
         config["query_pre_attn_scalar"] = gemma_attention_scalar(config["num_hidden_layers"], embd, heads, head)
     if "sliding_window" in config:
         config["sliding_window"] = config["sliding_window"] or None  # 0: there is none
-    config |= {**rope, **_biases(known, tensors, where), **known.more(given)}
+    config |= {**rope, **_biases(known, tensors, where), **made}
     own = {usual: name for name, usual in record.aliases.items()}
     own |= {"num_local_experts": own["num_experts"]} if "num_experts" in own else {}  # the usual names of one thing
     own |= known.renamed

@@ -15,9 +15,11 @@ pytestmark = pytest.mark.conformance
 NAMES = """
 import inspect, json
 from gguf import constants as c
-groups = [vars(group) for name, group in vars(c.Keys).items() if inspect.isclass(group) and name != "__class__"]
-keys = {value: 0 for group in groups for value in group.values() if isinstance(value, str)}
-print(json.dumps([{m.name: n for m, n in c.MODEL_ARCH_NAMES.items()}, {m.name: n for m, n in c.TENSOR_NAMES.items()}, keys]))
+groups = [group for group in vars(c.Keys).values() if inspect.isclass(group)]
+groups += [inner for group in groups for inner in vars(group).values() if inspect.isclass(inner)]
+keys = {value: 0 for group in groups for value in vars(group).values() if isinstance(value, str)}
+archs, tensors = ({each.name: name for each, name in names.items()} for names in (c.MODEL_ARCH_NAMES, c.TENSOR_NAMES))
+print(json.dumps([archs, tensors, keys]))
 """
 
 

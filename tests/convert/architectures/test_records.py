@@ -13,6 +13,7 @@ OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
     "LLaMAForCausalLM",
+    "MiniMaxM3SparseForCausalLM",
     "LlamaModel",
     "MistralModel",
     "ExaoneMoEForCausalLM",
