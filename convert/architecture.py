@@ -1,20 +1,20 @@
 """What an architecture is: a frozen record of the Hugging Face classes it takes, its keys and its tensors.
 
-The records themselves are in `convert/architectures.py`. Key names, tensor names and the table from Hugging Face names
-to GGUF tensors come from the `gguf` package (`gguf.constants`, `gguf.tensor_mapping`); a record says which of those
-tensors must be there, what shape they must have, and which op makes them.
+The records themselves are in `convert/architectures`. Key names, tensor names and the table from Hugging Face names to
+GGUF tensors come from the `gguf` package, and from `convert.gguf_names` where it knows less; a record says which of
+those tensors must be there, what shape they must have, and which op makes them.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
-
-from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, MODEL_TENSOR
 
 from ggufsmith.container.values import Value, u32
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.gguf_names import Arch, Tensor, arch_name
 from ggufsmith.convert.ops import Copy, Op
 
 
@@ -115,7 +115,7 @@ class TensorRule:
     stacked:  the sources may also be one tensor per expert, stacked in front.
     """
 
-    tensor: MODEL_TENSOR
+    tensor: Tensor
     shape: str
     op: Callable[[Dims], Op] = copy
     on: str = ""
@@ -123,7 +123,7 @@ class TensorRule:
     need: Need = Need.REQUIRED
     bias: bool = False
     stacked: bool = False
-    fallback: MODEL_TENSOR | None = None
+    fallback: Tensor | None = None
     when: Callable[[Dims], bool] = lambda dims: True
 
 
@@ -139,12 +139,12 @@ class Fused:
 
     suffix: str
     shape: str | None
-    parts: tuple[tuple[MODEL_TENSOR, Callable[[Dims], Op] | None], ...]
+    parts: tuple[tuple[Tensor, Callable[[Dims], Op] | None], ...]
     part: str | None = None
     either: bool = False
 
 
-def named(suffix: str, tensor: MODEL_TENSOR, part: str | None = None) -> Fused:
+def named(suffix: str, tensor: Tensor, part: str | None = None) -> Fused:
     """A source of one tensor, by the end of its name."""
     return Fused(suffix, None, ((tensor, None),), part)
 
@@ -206,7 +206,8 @@ class Architecture:
     aliases:  config keys of this architecture -> the key that most models have for the same.
     sizes:    further sizes for the shapes, or other ways to find the usual ones, from the config.
     kinds:    the words that say what kind of block each one is, in one string for every block.
-    mtp:      what stands around appended blocks (see `convert.mtp`): its name -> the name inside the first of them.
+    mtp:      what stands around blocks that are called mtp.layers.N (see `convert.mtp`): its name -> the name inside
+              the first of them; None where there are no such blocks.
     variants: what `chosen` makes of the config of the same classes, mostly a model type inside -> their own records.
     appended: blocks for multi-token prediction are further layers in the checkpoint itself.
     beyond:   why further layers are left out, where they are.
@@ -214,7 +215,7 @@ class Architecture:
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     """
 
-    arch: MODEL_ARCH
+    arch: Arch
     classes: tuple[str, ...]
     tensors: tuple[TensorRule, ...]
     keys: tuple[ConfigKey, ...]
@@ -224,14 +225,14 @@ class Architecture:
     require: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     drop: Mapping[str, str] = field(default_factory=dict)
-    tied: Mapping[str, MODEL_TENSOR] = field(default_factory=dict)
+    tied: Mapping[str, Tensor] = field(default_factory=dict)
     warn: Mapping[str, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
     check: Callable[[Config, Dims], str | None] | None = None
     pooling: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
     kinds: Callable[[Config, int], Sequence[str]] | None = None
-    mtp: Mapping[str, str] = field(default_factory=dict)
+    mtp: Mapping[str, str] | None = None
     variants: Mapping[str, "Architecture"] = field(default_factory=dict)
     chosen: Callable[[Config], Any] = lambda config: config.first("model_type")
     appended: bool = False
@@ -250,6 +251,16 @@ class Architecture:
         return next((why for part, why in self.drop.items() if part in source), None)
 
     @property
+    def predicts(self) -> bool:
+        """Whether it can have blocks for multi-token prediction."""
+        return self.appended or self.mtp is not None
+
+    @cached_property
+    def known(self) -> frozenset[Tensor]:
+        """The GGUF tensors that it can have."""
+        return frozenset(rule.tensor for rule in self.tensors)
+
+    @property
     def name(self) -> str:
         """general.architecture."""
-        return str(MODEL_ARCH_NAMES[self.arch])
+        return arch_name(self.arch)

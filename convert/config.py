@@ -43,8 +43,10 @@ class Config(Mapping[str, Any]):
         return next((self._values[name] for name in names if name in self._values), None)
 
     def integer(self, *names: str, default: int | None = None) -> int | None:
-        """A whole number; Malformed names the key if it holds anything else."""
+        """A whole number, or a list of one for all layers; Malformed names the key if it holds anything else."""
         value = self.first(*names)
+        if isinstance(value, list) and value and value.count(value[0]) == len(value):
+            value = value[0]
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int):

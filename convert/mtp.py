@@ -28,13 +28,13 @@ def count(record: Architecture, names: Iterable[str], blocks: int) -> int:
     """The number of blocks that the checkpoint holds behind those of the model."""
     if record.appended:
         return max(max(map(layer_of, names), default=-1) + 1 - blocks, 0)
-    found = (LAYER.fullmatch(plain_name(name)) for name in names) if record.mtp else ()
+    found = (LAYER.fullmatch(plain_name(name)) for name in names) if record.mtp is not None else ()
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def appended_name(record: Architecture, name: str, blocks: int) -> str:
     """The name of a tensor among the model's layers, for a model of so many layers without the appended ones."""
-    if not record.mtp:
+    if record.mtp is None:
         return name
     plain = plain_name(name)
     if match := LAYER.fullmatch(plain):
@@ -47,7 +47,7 @@ def appended_name(record: Architecture, name: str, blocks: int) -> str:
 def note(record: Architecture, config: Config, found: int) -> str | None:
     """A sentence if the config announces other blocks than the checkpoint holds."""
     names = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
-    announced = config.integer(*names, default=0) if record.mtp or record.appended else 0
+    announced = config.integer(*names, default=0) if record.predicts else 0
     if announced == found:
         return None
     return (

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
-from gguf.tensor_mapping import TensorNameMap, get_tensor_name_map
+from gguf.constants import MODEL_TENSOR
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.formats import BY_NAME, Format
@@ -24,6 +23,7 @@ from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
+from ggufsmith.convert.gguf_names import NewTensor, Tensor, base_name, source_names
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack
 from ggufsmith.convert.reorder import Chain, Turn
@@ -40,6 +40,8 @@ ALWAYS_F32 = frozenset(
         MODEL_TENSOR.TOKEN_TYPES,
         MODEL_TENSOR.SSM_CONV1D,
         MODEL_TENSOR.SHORTCONV_CONV,
+        NewTensor.INDEXER_Q_PROJ,
+        NewTensor.INDEXER_K_PROJ,
     }
 )
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
@@ -99,14 +101,14 @@ class Plan:
 class Slot(NamedTuple):
     """A place for one GGUF tensor: block is None for tensors outside the blocks, part is mostly "weight" or "bias"."""
 
-    tensor: MODEL_TENSOR
+    tensor: Tensor
     block: int | None
     part: str
 
     @property
     def name(self) -> str:
         """Of the GGUF tensor."""
-        base = str(TENSOR_NAMES[self.tensor].format(bid=self.block))
+        base = base_name(self.tensor).format(bid=self.block)
         return f"{base}.{self.part}" if self.part else base
 
 
@@ -166,11 +168,11 @@ def make_plan(
     blocks = config.integer("num_hidden_layers", "n_layers")
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
-    if drop_mtp and (record.mtp or record.appended):
+    if drop_mtp and record.predicts:
         drop = {**record.drop, "mtp.": mtp.DROPPED}
-        record = replace(record, mtp={}, appended=False, drop=drop, beyond=mtp.DROPPED)
+        record = replace(record, mtp=None, appended=False, drop=drop, beyond=mtp.DROPPED)
     appended = mtp.count(record, tensors or {}, blocks)
-    if tensors is None and (record.mtp or record.appended):
+    if tensors is None and record.predicts:
         appended = max(config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) or 0, 0)
     announced = None if partial or tensors is None else mtp.note(record, config, appended)
     slots, left_out = _assign(record, blocks, blocks + appended, tensors or {}, problems)
@@ -225,11 +227,10 @@ def _assign(
     record: Architecture, own: int, blocks: int, tensors: Mapping[str, StoredTensor], problems: list[str]
 ) -> tuple[dict[Slot, list[SlotSource]], list[LeftOut]]:
     """Sort the source tensors into slots, and those that have none aside. own: the blocks without the appended ones."""
-    names = get_tensor_name_map(record.arch, blocks)
-    rules = {rule.tensor for rule in record.tensors}
+    names = source_names(record.known, blocks)
     slots: dict[Slot, list[SlotSource]] = {}
     left_out: list[LeftOut] = []
-    tied: list[tuple[StoredTensor, MODEL_TENSOR]] = []
+    tied: list[tuple[StoredTensor, Tensor]] = []
     for source in tensors.values():
         reason = record.why_dropped(source.name)
         if reason is None and record.beyond and mtp.layer_of(source.name) >= own:
@@ -242,7 +243,7 @@ def _assign(
             tied.append((source, taken))
             continue
         places = list(_places(record, names, source, mtp.appended_name(record, source.name, own)))
-        if not places or any(slot.tensor not in rules for slot, _ in places):
+        if not places or any(slot.tensor not in record.known for slot, _ in places):
             problems.append(_unknown(source.name, names))
         for slot, piece in places:
             slots.setdefault(slot, []).append(piece)
@@ -255,7 +256,7 @@ def _assign(
 
 
 def _places(
-    record: Architecture, names: TensorNameMap, source: StoredTensor, name: str
+    record: Architecture, names: Mapping[str, Tensor], source: StoredTensor, name: str
 ) -> Iterator[tuple[Slot, SlotSource]]:
     """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
 
@@ -274,15 +275,14 @@ def _places(
                 yield Slot(tensor, block, end), SlotSource(source, number, op, fused.shape, fused.either)
             return
     for candidate in (key, f"model.{key}"):
-        found = names.get_type_and_name(candidate)
-        if found is not None:
-            yield Slot(found[0], block, part), SlotSource(source, number)
+        if candidate in names:
+            yield Slot(names[candidate], block, part), SlotSource(source, number)
             return
 
 
 def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
     """The shape that a checkpoint of these dimensions has under this name; None if the model has no such tensor."""
-    names = get_tensor_name_map(record.arch, dims.blocks)
+    names = source_names(record.known, dims.blocks)
     for slot, piece in _places(record, names, StoredTensor(name, (), "F32", Path(), 0, 0), name):
         for rule in record.tensors:
             named = slot.tensor is rule.tensor and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
@@ -292,11 +292,11 @@ def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
     return None
 
 
-def _unknown(name: str, names: TensorNameMap) -> str:
+def _unknown(name: str, names: Mapping[str, Tensor]) -> str:
     last = name.rpartition(".")[2]
     if last in COMPANIONS:  # what quantization the tensors are, `dequantize.detect` has found before
         return f"{name}: a companion of a quantized tensor ({last}) that is not used"
-    aliases = (alias for alias in names.mapping if alias.startswith(("model.", "lm_head")))
+    aliases = (alias for alias in names if alias.startswith(("model.", "lm_head")))
     near = next(iter(nearest(name, aliases)), None)
     return f"{name}: there is no GGUF tensor for it{f'; the nearest known name is {near}' if near else ''}"
 
@@ -360,7 +360,7 @@ def _outputs(
     """Every output tensor: those outside the blocks first, then block by block, in the order of the record."""
     left = dict(slots)
     rules = [rule for rule in record.tensors if rule.when(dims)]
-    in_blocks = [rule for rule in rules if "{bid}" in TENSOR_NAMES[rule.tensor]]
+    in_blocks = [rule for rule in rules if "{bid}" in base_name(rule.tensor)]
     places: list[tuple[TensorRule, int | None]] = [(rule, None) for rule in rules if rule not in in_blocks]
     places += [
         (rule, block)
@@ -381,7 +381,7 @@ def _outputs(
             elif part == rule.part and rule.need is Need.REQUIRED and not partial:
                 problems.append(f"{slot.name}: its source is missing from the checkpoint")
     for slot, pieces in left.items():
-        if slot.tensor in {rule.tensor for rule in record.tensors}:  # else reported as unknown
+        if slot.tensor in record.known:  # else reported as unknown
             problems.append(f"{pieces[0].source.name}: {slot.name} does not exist in this model")
 
 

@@ -13,15 +13,20 @@ from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
+from ggufsmith.convert.architectures.laguna import LAGUNA
 from ggufsmith.convert.architectures.latent import LATENT
 from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
+from ggufsmith.convert.architectures.mimo import MIMO2
+from ggufsmith.convert.architectures.minimax_m3 import MINIMAX_M3
 from ggufsmith.convert.architectures.moe import MOE
+from ggufsmith.convert.architectures.newer_moe import NEWER_MOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
+from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 
 ARCHITECTURES = (
-    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *LATENT, *LFM2_FAMILY, *GPT),
-    *ENCODERS,
+    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
+    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *ENCODERS),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -57,5 +62,8 @@ IGNORED = frozenset(
     max_trained_positions pad_vocab_size_multiple parallel_block_tied_norm scale_attn_by_inverse_layer_idx
     scale_attn_weights use_flash_attn use_xentropy ffn_div moe_impl moe_resid_pdrop moe_every_n_layers
     expert_choice_router num_shared_experts router_aux_loss_coef add_pooling_layer use_bidirectional_attention
+    merged_hidden_size video_token_index shared_intermediate_size prefix_dense_sliding_window_pattern
+    enable_moe_fp32_combine add_full_attention_sink_bias
+    add_swa_attention_sink_bias
     """.split()
 )

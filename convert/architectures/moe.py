@@ -1,6 +1,6 @@
 """Mixtures of experts: every block sparse, or the first ones dense, or every so many-th sparse."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gguf.constants import MODEL_ARCH, ExpertGatingFuncType, Keys
@@ -62,6 +62,32 @@ def dense_lead(name: str) -> Callable[[Config, int], list[str]]:
     return lambda config, blocks: ["dense" if block < whole(config, name) else "moe" for block in range(blocks)]
 
 
+def with_mtp(kinds: Callable[[Config, int], Sequence[str]]) -> Callable[[Config, int], list[str]]:
+    """The same kinds, with mtp for the blocks behind those of the model."""
+    return lambda config, blocks: [
+        kind + " mtp" * (block >= whole(config, "num_hidden_layers", blocks))
+        for block, kind in enumerate(kinds(config, blocks))
+    ]
+
+
+def lead(config: Config) -> int:
+    """How many of the first blocks are dense."""
+    kinds = config.items_of("mlp_layer_types", str)
+    first = next((block for block, kind in enumerate(kinds) if kind != "dense"), len(kinds))
+    return first if kinds else whole(config, "first_k_dense_replace")
+
+
+def led(config: Config, blocks: int) -> list[str]:
+    """dense for the first blocks, moe for the others."""
+    return ["dense" if block < lead(config) else "moe" for block in range(blocks)]
+
+
+def only_first_dense(config: Config) -> str | None:
+    """A sentence if blocks behind the first sparse one are dense."""
+    later = config.items_of("mlp_layer_types", str)[lead(config) :]
+    return "llama.cpp assumes that every block behind the first sparse one is sparse" if "dense" in later else None
+
+
 def shared(count: str) -> Callable[[Config], int]:
     """The length of all shared experts together."""
     return lambda config: whole(config, count) * whole(config, "moe_intermediate_size")
@@ -76,6 +102,9 @@ SHARED_BLOCKS = (
 )
 ROUTED = {"n_routed_experts": "num_experts"}
 LEAD = ConfigKey(Keys.LLM.LEADING_DENSE_BLOCK_COUNT, names=("first_k_dense_replace",), default=0)
+LEADING = ConfigKey(
+    Keys.LLM.LEADING_DENSE_BLOCK_COUNT, names=("first_k_dense_replace",), computed=lambda config, dims: lead(config)
+)
 GROUPS = (
     ConfigKey(Keys.LLM.EXPERT_GROUP_COUNT, u32, ("n_group",), None),
     ConfigKey(Keys.LLM.EXPERT_GROUP_USED_COUNT, u32, ("topk_group",), None),
@@ -88,11 +117,26 @@ WEIGHTS_NORM = ConfigKey(
     ("norm_topk_prob",),
     computed=lambda config, dims: bool(config.first("norm_topk_prob")),
 )
+NORMALISED = ConfigKey(Keys.LLM.EXPERT_WEIGHTS_NORM, boolean, computed=constant(True))
 ROTARY_STATED = ConfigKey(
     Keys.Rope.DIMENSION_COUNT,
     names=("rotary_dim",),
     computed=lambda config, dims: config.integer("rotary_dim", default=dims.rotary),
 )
+# Blocks for multi-token prediction, of architectures that have them as further layers.
+NEXTN = (
+    TensorRule(T.NEXTN_EH_PROJ, "embd embd2", on="mtp"),
+    TensorRule(T.NEXTN_ENORM, "embd", on="mtp"),
+    TensorRule(T.NEXTN_HNORM, "embd", on="mtp"),
+    TensorRule(T.NEXTN_EMBED_TOKENS, "vocab embd", on="mtp", need=OPTIONAL),
+    TensorRule(T.NEXTN_SHARED_HEAD_HEAD, "vocab embd", on="mtp", need=OPTIONAL),
+    TensorRule(T.NEXTN_SHARED_HEAD_NORM, "embd", on="mtp", need=OPTIONAL),
+)
+DOUBLE: Mapping[str, Callable[[Config], int]] = {"embd2": lambda config: 2 * whole(config, "hidden_size")}
+NEXTN_COUNT = ConfigKey(
+    Keys.LLM.NEXTN_PREDICT_LAYERS, computed=lambda config, dims: sum("mtp" in kind for kind in dims.kinds)
+)
+NEXTN_IF_ANY = replace(NEXTN_COUNT, computed=lambda config, dims: sum("mtp" in kind for kind in dims.kinds) or None)
 BEYOND = "blocks for multi-token prediction, which llama.cpp does not run for this architecture"
 
 GRANITE_MOE = replace(
@@ -164,19 +208,12 @@ GLM4_MOE = Architecture(
         *SPARSE_BLOCKS,
         replace(PROBS_BIAS, on="moe"),
         *SHARED_BLOCKS,
-        TensorRule(T.NEXTN_EH_PROJ, "embd embd2", on="mtp"),
-        TensorRule(T.NEXTN_ENORM, "embd", on="mtp"),
-        TensorRule(T.NEXTN_HNORM, "embd", on="mtp"),
-        TensorRule(T.NEXTN_EMBED_TOKENS, "vocab embd", on="mtp", need=OPTIONAL),
-        TensorRule(T.NEXTN_SHARED_HEAD_HEAD, "vocab embd", on="mtp", need=OPTIONAL),
-        TensorRule(T.NEXTN_SHARED_HEAD_NORM, "embd", on="mtp", need=OPTIONAL),
+        *NEXTN,
     ),
     keys=(
         *(*SIZES, *HEAD_SIZE, *EXPERT_COUNTS, *GROUPS, *EXPERT_LENGTH, SHARED_COUNT, LEAD),
         *(gating(SIGMOID), WEIGHTS_SCALE, WEIGHTS_NORM, ROTARY),
-        ConfigKey(
-            Keys.LLM.NEXTN_PREDICT_LAYERS, computed=lambda config, dims: sum("mtp" in kind for kind in dims.kinds)
-        ),
+        NEXTN_COUNT,
     ),
     models="GLM-4.5, GLM-4.6, GLM-4.7",
     rope=Rope(scaling=("linear", "yarn"), partial=0.5),
@@ -184,11 +221,8 @@ GLM4_MOE = Architecture(
     require=SILU,
     defaults={"max_position_embeddings": 131072, "norm_topk_prob": True, "num_experts_per_tok": 8},
     aliases=ROUTED,
-    sizes={"shared_ff": shared("n_shared_experts"), "embd2": lambda config: 2 * whole(config, "hidden_size")},
-    kinds=lambda config, blocks: [
-        kind + " mtp" * (block >= whole(config, "num_hidden_layers", blocks))
-        for block, kind in enumerate(dense_lead("first_k_dense_replace")(config, blocks))
-    ],
+    sizes={"shared_ff": shared("n_shared_experts"), **DOUBLE},
+    kinds=with_mtp(dense_lead("first_k_dense_replace")),
     appended=True,
 )
 ERNIE4_5_MOE = replace(

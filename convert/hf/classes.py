@@ -12,18 +12,19 @@ from gguf.constants import MODEL_TENSOR
 
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import classic
+from ggufsmith.convert.gguf_names import Tensor
 from ggufsmith.convert.hf.given import Given
 
 T = MODEL_TENSOR
 BLOCK = "model.layers.{bid}."
 
 
-def in_blocks(names: Mapping[MODEL_TENSOR, str]) -> dict[MODEL_TENSOR, str]:
+def in_blocks(names: Mapping[Tensor, str]) -> dict[Tensor, str]:
     """The names of parts of a block."""
     return {tensor: BLOCK + name for tensor, name in names.items()}
 
 
-NAMES: Mapping[MODEL_TENSOR, str] = {
+NAMES: Mapping[Tensor, str] = {
     T.TOKEN_EMBD: "model.embed_tokens",
     T.OUTPUT_NORM: "model.norm",
     T.OUTPUT: "lm_head",
@@ -105,9 +106,9 @@ class HfClass:
     record: Architecture
     model_type: str
     sparse: bool | None = False
-    names: Mapping[MODEL_TENSOR, str] = field(default_factory=dict)
-    biases: Mapping[str, frozenset[MODEL_TENSOR]] = field(default_factory=dict)
-    free: frozenset[MODEL_TENSOR] = frozenset()
+    names: Mapping[Tensor, str] = field(default_factory=dict)
+    biases: Mapping[str, frozenset[Tensor]] = field(default_factory=dict)
+    free: frozenset[Tensor] = frozenset()
     constants: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str = "LlamaTokenizer"
     called: str = ""
@@ -123,7 +124,7 @@ class HfClass:
         """The entry of "architectures" in config.json."""
         return self.called or self.record.classes[0]
 
-    def tensor_name(self, tensor: MODEL_TENSOR) -> str | None:
+    def tensor_name(self, tensor: Tensor) -> str | None:
         """What the class calls this GGUF tensor, without `.weight` or `.bias`; {bid} and {xid} stand for numbers."""
         return self.names.get(tensor) or NAMES.get(tensor)
 

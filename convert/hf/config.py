@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGUFType, Keys
+from gguf.constants import GGUFType, Keys
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
@@ -19,6 +19,7 @@ from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Data, Metadata, string
 from ggufsmith.convert.architectures.classic import gemma_attention_scalar
 from ggufsmith.convert.architectures.groups import SIZES
+from ggufsmith.convert.gguf_names import Tensor, base_name
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.further import CLASSES
 from ggufsmith.convert.hf.given import Given
@@ -82,6 +83,7 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
     Malformed: a key that the class cannot do without is missing. Unsupported: biases that the class does not have.
     """
     record, where, given = known.record, keys.where, Given(known.record, keys, tensors)
+    made = known.more(given)
     config: dict[str, Any] = {
         "architectures": [known.name],
         "model_type": known.model_type,
@@ -89,6 +91,7 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
         **known.constants,
         **_keys(given),
     }
+    config |= {name: made[name] for name in ("num_attention_heads", "num_key_value_heads") if name in made}
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise Malformed("token_embd.weight is missing: the file has no weights", where=where)
@@ -101,7 +104,7 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
         config["query_pre_attn_scalar"] = gemma_attention_scalar(config["num_hidden_layers"], embd, heads, head)
     if "sliding_window" in config:
         config["sliding_window"] = config["sliding_window"] or None  # 0: there is none
-    config |= {**rope, **_biases(known, tensors, where), **known.more(given)}
+    config |= {**rope, **_biases(known, tensors, where), **made}
     own = {usual: name for name, usual in record.aliases.items()}
     own |= {"num_local_experts": own["num_experts"]} if "num_experts" in own else {}  # the usual names of one thing
     own |= known.renamed
@@ -126,8 +129,8 @@ def _keys(given: Given) -> dict[str, Any]:
 def _biases(known: HfClass, tensors: Tensors, where: object) -> dict[str, bool]:
     """The config keys that announce biases."""
 
-    def has(tensor: MODEL_TENSOR) -> bool:
-        return f"{TENSOR_NAMES[tensor].format(bid=0)}.bias" in tensors
+    def has(tensor: Tensor) -> bool:
+        return f"{base_name(tensor).format(bid=0)}.bias" in tensors
 
     present = {rule.tensor for rule in known.record.tensors if rule.bias and has(rule.tensor)} - known.free
     config = {}
@@ -139,7 +142,7 @@ def _biases(known: HfClass, tensors: Tensors, where: object) -> dict[str, bool]:
         elif not key:
             raise Unsupported(f"{known.name} has biases that this file lacks", where=where)
     if present:
-        names = ", ".join(sorted(f"{TENSOR_NAMES[tensor].format(bid=0)}.bias" for tensor in present))
+        names = ", ".join(sorted(f"{base_name(tensor).format(bid=0)}.bias" for tensor in present))
         raise Unsupported(f"{known.name} cannot hold {names} alone", where=where)
     return config
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf.constants import MODEL_TENSOR, TENSOR_NAMES
+from gguf.constants import MODEL_TENSOR
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.fingerprint import fingerprint
@@ -23,6 +23,7 @@ from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.shards import GgufSet
 from ggufsmith.convert.architecture import Dims, TensorRule
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.gguf_names import base_name
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.rope import FACTORS
 from ggufsmith.convert.invert import inverses
@@ -141,7 +142,7 @@ def _info(model: GgufSet, output: TensorPlan, where: Path) -> TensorInfo:
 def _sources(known: HfClass, dims: Dims, model: GgufSet, format: Format | None) -> Iterator[StoredTensor]:
     """What the checkpoint holds, by the names of the GGUF's tensors."""
     # Of several rules for a tensor, the first is that of its weight.
-    rules = {TENSOR_NAMES[rule.tensor].removeprefix("blk.{bid}."): rule for rule in reversed(known.record.tensors)}
+    rules = {base_name(rule.tensor).removeprefix("blk.{bid}."): rule for rule in reversed(known.record.tensors)}
     whole = {part: name for name, parts in known.sources.items() for part in parts}
     blocks: dict[str, set[str]] = {}
     unknown, made = [], set[str]()
@@ -180,7 +181,7 @@ def _stored(name: str, shape: tuple[int, ...], info: TensorInfo, format: Format 
 
 
 def _placed(rule: TensorRule, block: str | None) -> bool:
-    return ("{bid}" in TENSOR_NAMES[rule.tensor]) == (block is not None)
+    return ("{bid}" in base_name(rule.tensor)) == (block is not None)
 
 
 def _of(

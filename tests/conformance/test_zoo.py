@@ -23,8 +23,19 @@ from requesting import request, run
 
 pytestmark = pytest.mark.conformance
 
-# One for each shape of the models that are downloaded most.
-QUANTIZED = ("qwen3_5-vl", "qwen3_5-moe", "gemma4-31b", "gemma4-e2b", "gemma4-26b", "gpt-oss", "ministral3", "qwen3-vl")
+# One for each shape of the models that are downloaded most, and two of the newest.
+QUANTIZED = (
+    "north-mini",
+    "glm-dsa",
+    "qwen3_5-vl",
+    "qwen3_5-moe",
+    "gemma4-31b",
+    "gemma4-e2b",
+    "gemma4-26b",
+    "gpt-oss",
+    "ministral3",
+    "qwen3-vl",
+)
 LINES = [(name, False) for name in zoo.ZOO] + [(name, True) for name, line in zoo.ZOO.items() if line.two_spellings]
 
 

@@ -15,6 +15,7 @@ OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
     "LLaMAForCausalLM",
+    "MiniMaxM3SparseForCausalLM",
     "LlamaModel",
     "MistralModel",
     "ExaoneMoEForCausalLM",

@@ -1,0 +1,71 @@
+"""The names of GGUF: those of the `gguf` package, and of what it does not know yet.
+
+Source: llama.cpp, gguf-py/gguf/constants.py and tensor_mapping.py, of the release that the tests compare with. When the
+package has a name, the one here goes.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from functools import lru_cache
+from typing import TypeAlias
+
+from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, MODEL_TENSOR, TENSOR_NAMES
+from gguf.tensor_mapping import TensorNameMap
+
+
+class NewArch(Enum):
+    """Architectures, by general.architecture."""
+
+    COHERE2MOE = "cohere2moe"
+    DEEPSEEK32 = "deepseek32"
+    HY_V3 = "hy_v3"
+    LAGUNA = "laguna"
+    MINIMAXM3 = "minimax-m3"
+
+
+class NewTensor(Enum):
+    """Tensors, by the name in front of .weight; {bid} is the number of the block."""
+
+    INDEXER_K_PROJ = "blk.{bid}.indexer.k_proj"
+    INDEXER_Q_NORM = "blk.{bid}.indexer.q_norm"
+    INDEXER_Q_PROJ = "blk.{bid}.indexer.q_proj"
+
+
+class NewKeys:
+    """Keys of metadata."""
+
+    ATTENTION_VALUE_SCALE = "{arch}.attention.value_scale"
+    INDEXER_BLOCK_SIZE = "{arch}.attention.indexer.block_size"
+    INDEXER_LOCAL_BLOCKS = "{arch}.attention.indexer.local_blocks"
+    INDEXER_TYPES = "{arch}.attention.indexer.types"
+
+
+Arch: TypeAlias = MODEL_ARCH | NewArch
+Tensor: TypeAlias = MODEL_TENSOR | NewTensor
+
+
+def arch_name(arch: Arch) -> str:
+    """general.architecture."""
+    return str(arch.value) if isinstance(arch, NewArch) else str(MODEL_ARCH_NAMES[arch])
+
+
+def base_name(tensor: Tensor) -> str:
+    """The name of a tensor in front of .weight or .bias, with {bid} for the number of the block."""
+    return str(tensor.value) if isinstance(tensor, NewTensor) else str(TENSOR_NAMES[tensor])
+
+
+@lru_cache(maxsize=8)
+def source_names(tensors: frozenset[Tensor], blocks: int) -> Mapping[str, Tensor]:
+    """The names that Hugging Face checkpoints, and GGUF files, have for these tensors, without .weight or .bias.
+
+    A name that stands for one tensor here and for another there is the one of these.
+    """
+    found: dict[str, Tensor] = {}
+    for tensor, names in TensorNameMap.mappings_cfg.items():
+        if tensor in tensors:
+            found |= dict.fromkeys((base_name(tensor), *names), tensor)
+    inside = [(tensor, names) for tensor, names in TensorNameMap.block_mappings_cfg.items() if tensor in tensors]
+    for block in range(blocks):
+        for tensor, names in inside:
+            found |= {name.format(bid=block): tensor for name in (base_name(tensor), *names)}
+    return found
