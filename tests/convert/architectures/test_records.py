@@ -3,11 +3,16 @@
 import pytest
 
 import checkpoints
+import mistral
 import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 
-TRIED = {kind.model_class for kind in checkpoints.KINDS.values()} | {line.model_class for line in zoo.ZOO.values()}
+TRIED = {
+    *(kind.model_class for kind in checkpoints.KINDS.values()),
+    *(line.model_class for line in zoo.ZOO.values()),
+    *mistral.CLASSES,
+}
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
