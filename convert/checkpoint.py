@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.untrusted import contained, read_object
-from ggufsmith.convert.mistral import to_hugging_face
+from ggufsmith.convert.dequantize.detect import detect
+from ggufsmith.convert.mistral import quantization_of, to_hugging_face
 from ggufsmith.convert.names import unwrapped
 from ggufsmith.convert.original import join
 from ggufsmith.convert.params import params_config
@@ -66,8 +67,8 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     notes = list(chosen.notes)
     if extra:
         notes.append(f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}")
-    own, passed = unwrapped(tensors, folder)
-    tensors = {own[name]: replace(source, name=own[name]) for name, source in tensors.items()}
+    plain, passed = unwrapped(tensors, folder)
+    tensors = {plain[name]: replace(source, name=plain[name]) for name, source in tensors.items()}
     notes += passed
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
@@ -75,7 +76,9 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
         notes.append("lm_head.weight equals the token embeddings, so it is stored only once")
     if fnmatchcase(paths[0].name, MISTRAL):
         config, open_questions = params_config(folder / PARAMS)
-        return Checkpoint(folder, to_hugging_face(tensors.values(), config), (*notes, *open_questions), open_files)
+        own = Checkpoint(folder, tensors, (*notes, *open_questions), open_files)
+        whole = detect(own, quantization_of(folder / PARAMS))  # first, as its parts have Mistral's names
+        return replace(whole, tensors=to_hugging_face(whole.tensors.values(), config))
     return Checkpoint(folder, tensors, tuple(notes), open_files)
 
 

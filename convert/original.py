@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.untrusted import read_object
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape
-from ggufsmith.convert.dequantize.store import Store, to_f32
+from ggufsmith.convert.dequantize.scheme import DequantizedTensor, Shape, read_f32
+from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.ops import RopePermute
 from ggufsmith.convert.stored import StoredTensor
 
@@ -78,7 +78,7 @@ class Joined:
     @property
     def nominal(self) -> str:
         """See `Weights.nominal`."""
-        return self.parts[0].dtype
+        return self.parts[0].nominal
 
     @property
     def shape(self) -> Shape:
@@ -100,15 +100,20 @@ class Joined:
 
     def _straight(self, store: Store, first: int, last: int) -> NDArray[np.float32]:
         if self.axis == 1:
-            pieces = [to_f32(store.rows(part, first, last), part.dtype) for part in self.parts]
-            return np.concatenate(pieces, axis=1)
+            return np.concatenate([_floats(store, part, first, last) for part in self.parts], axis=1)
         each = self.parts[0].shape[0]
         return np.concatenate(
             [
-                to_f32(store.rows(self.parts[k], max(first - k * each, 0), min(last - k * each, each)), self.nominal)
+                _floats(store, self.parts[k], max(first - k * each, 0), min(last - k * each, each))
                 for k in range(first // each, -(-last // each))
             ]
         )
+
+
+def _floats(store: Store, part: StoredTensor, first: int, last: int) -> NDArray[np.float32]:
+    found = np.empty((last - first, part.shape[1]), np.float32)
+    read_f32(store, part, first, last, found)
+    return found
 
 
 def check_heads(part: StoredTensor, count: int, heads: int) -> None:

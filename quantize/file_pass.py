@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from gguf.constants import GGUFType
+
 from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.ggml import is_ggml
 from ggufsmith.container.shards import GgufSet, Limits
@@ -11,7 +13,7 @@ from ggufsmith.naming.suggest import name_of
 from ggufsmith.pipeline.passes import Pass, SourceInfo
 from ggufsmith.pipeline.request import MakeOptions, Request
 from ggufsmith.quantize.encoder import GGML
-from ggufsmith.quantize.model_check import check_model
+from ggufsmith.quantize.model_check import check_model, kind_of
 from ggufsmith.quantize.opened import OpenedModel
 from ggufsmith.quantize.outputs import Quantizable, check_names, fit_importance, output_paths, plan_outputs
 from ggufsmith.quantize.overrides import overrides_of
@@ -44,6 +46,8 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
     if not source.tensors:
         raise Malformed("this file has no tensors", where=request.path, fix="Pass a model; this may be a vocabulary.")
     check_model(source.metadata, list(source.tensors), request.path)
+    if kind_of(source.metadata, ()) == GGUFType.MMPROJ:
+        _refuse_measurements(request)
     plain, recipes = _unquantized(make), _recipes(request, making, source)
     keys = overrides_of(request.source.override_kv)
     if request.source.model_name is not None:
@@ -105,6 +109,19 @@ def _plan(request: Request, making: Making, limits: Limits, model: OpenedModel, 
         encoder=GGML,
         importance=importance.coverage.summary() if importance else None,
     )
+
+
+def _refuse_measurements(request: Request) -> None:
+    """Usage if the types or bytes of a projector are to follow from what a text model did with a text."""
+    make = request.make
+    given = {"--imatrix": make.imatrix, "--sensitivity": make.sensitivity, "--calibrate": make.calibrate}
+    if named := [flag for flag, value in given.items() if value]:
+        raise Usage(
+            f"{' and '.join(named)} cannot be used with a projector: a text measures the text model, and a projector "
+            "reads images or sound",
+            where=request.path,
+            fix="Leave it out. q8_0 and the other recipes, --target-size, --target-bpw and --match work without.",
+        )
 
 
 def _unquantized(make: MakeOptions) -> tuple[Recipe, ...]:

@@ -44,6 +44,10 @@ OTHER_KINDS: Mapping[str, tuple[str, str]] = {
         "gguf-convert BASE --lora FOLDER, with the folder of the PEFT adapter that it was made from.",
     ),
     GGUFType.IMATRIX: ("an importance matrix", "Pass the model here, and this file with --imatrix FILE."),
+    GGUFType.MMPROJ: (
+        "a projector",
+        "It turns images or sound into embeddings for a text model and cannot be used alone. Pass the text model.",
+    ),
     "controlvector": ("a control vector", "llama.cpp takes it unchanged, with --control-vector FILE."),
 }
 BY_ARCHITECTURE = {"clip": GGUFType.MMPROJ, "imatrix": GGUFType.IMATRIX, "controlvector": "controlvector"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.untrusted import MAX_BYTES, Json, child, read_bytes, read_object, read_text
+from ggufsmith.tokenizer import tekken
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class TokenizerFiles:
     base:       another folder, whose files stand in for those that `folder` lacks (an adapter's base model).
     config:     config.json. generation: generation_config.json.
     tokenizer:  tokenizer.json, None if there is none.
+    named:      what stands in for tokenizer.json, if another file does.
     """
 
     folder: Path
@@ -26,6 +28,7 @@ class TokenizerFiles:
     special_tokens_map: Json
     added_tokens: Json
     tokenizer: Json | None
+    named: str = "tokenizer.json"
 
     @classmethod
     def read(
@@ -36,15 +39,20 @@ class TokenizerFiles:
         def whole(name: str) -> Json | None:
             return optional_object(home_of(name, folder, base), name)
 
+        tokenizer, tokenizer_config, named = whole("tokenizer.json"), whole("tokenizer_config.json") or {}, cls.named
+        if tokenizer is None and (listed := whole(tekken.NAME)) is not None:
+            tokenizer, roles = tekken.read_tekken(listed, home_of(tekken.NAME, folder, base) / tekken.NAME)
+            tokenizer_config, named = {**roles, **tokenizer_config}, tekken.NAME
         return cls(
             folder,
             base,
             config,
             optional_object(model or folder, "generation_config.json") or {},
-            whole("tokenizer_config.json") or {},
+            tokenizer_config,
             whole("special_tokens_map.json") or {},
             whole("added_tokens.json") or {},
-            whole("tokenizer.json"),
+            tokenizer,
+            named,
         )
 
     @property
@@ -63,7 +71,8 @@ class TokenizerFiles:
         return home_of(name, self.folder, self.base)
 
     def path(self, name: str) -> Path:
-        """Where a file is, or would be."""
+        """Where a file is, or would be; what stands in for tokenizer.json counts as that."""
+        name = self.named if name == "tokenizer.json" else name
         return self.home(name) / name
 
     @property

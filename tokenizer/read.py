@@ -1,7 +1,7 @@
 """A Hugging Face model folder -> Vocabulary.
 
-tokenizer.model (SentencePiece) is preferred, as in llama.cpp's converter; then tokenizer.json; then the files that
-`completed` makes one of; then vocab.json with merges.txt. transformers is not used.
+tokenizer.model (SentencePiece) is preferred, as in llama.cpp's converter; then tokenizer.json, for which tekken.json
+stands in; then the files that `completed` makes one of; then vocab.json with merges.txt. transformers is not used.
 """
 
 import unicodedata
@@ -15,7 +15,7 @@ from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.untrusted import Json, child, expect, shown
-from ggufsmith.tokenizer import bpe, pretokenizers, spm
+from ggufsmith.tokenizer import bpe, pretokenizers, spm, tekken
 from ggufsmith.tokenizer.added import ADDED, DECODER, JSON, AddedToken, listing, read_added
 from ggufsmith.tokenizer.around import read_frame
 from ggufsmith.tokenizer.completed import completed
@@ -151,7 +151,7 @@ def _rows(folder: Path, config: Mapping[str, Any], size: int | None, notes: list
 def _parts(files: TokenizerFiles, rows: int | None, pre: str | None, notes: list[str]) -> Parts:
     """Choose the file that holds the vocabulary and read it."""
     raw = optional_bytes(files.home(files.sentencepiece), files.sentencepiece, spm.MAX_MODEL)
-    if raw is not None and not spm.is_tiktoken(raw):
+    if raw is not None and not spm.is_tiktoken(raw) and files.named != tekken.NAME:
         return _from_sentencepiece(raw, files, rows, pre, notes)
     kind = _model_type(files.tokenizer)
     if files.tokenizer is not None and kind in ENCODERS:
@@ -279,18 +279,13 @@ def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
     """vocab.json and merges.txt in the shape of a tokenizer.json. UTF-8, whatever the platform's default is."""
     vocab = optional_object(files.home("vocab.json"), "vocab.json")
     lines = optional_text(files.home("merges.txt"), "merges.txt")
-    if (vocab is None or lines is None) and files.path("tekken.json").is_file():
-        raise Unsupported(
-            "its vocabulary is a tekken.json, which is not supported",
-            where=files.folder,
-            fix="Put the tokenizer.json of the same model's Hugging Face repository into the folder.",
-        )
     if vocab is None or lines is None:
         raise Unsupported(
-            "there is no vocabulary: no tokenizer.model, no tokenizer.json, and no vocab.json with merges.txt",
+            "there is no vocabulary: no tokenizer.model, no tokenizer.json, no tekken.json, and no vocab.json with "
+            "merges.txt",
             where=files.folder,
-            fix="Copy the tokenizer files of the base model into the folder. Rank lists (tiktoken, tekken.json) are "
-            "not supported, but transformers can turn them into a tokenizer.json.",
+            fix="Copy the tokenizer files of the base model into the folder. Rank lists of tiktoken are not supported, "
+            "but transformers can turn them into a tokenizer.json.",
         )
     kind = child(files.tokenizer_config, "tokenizer_class", str, where=files.path("tokenizer_config.json"))
     stages = pretokenizers.BY_CLASS.get(kind or "")

@@ -90,6 +90,16 @@ def log_multiplier(config: Config, dims: Dims) -> float | None:
     return None if found is None else 0.1 * found
 
 
+def scaled_from(config: Config, dims: Dims) -> int | None:
+    """The position from which attention is scaled on, of models that scale it."""
+    scale, first = rope_field("llama_4_scaling_beta"), rope_field("original_max_position_embeddings")
+    return None if scale(config, dims) is None else int(first(config, dims) or 0) or None
+
+
+BY_POSITION = (
+    ConfigKey(Keys.Attention.TEMPERATURE_SCALE, f32, computed=rope_field("llama_4_scaling_beta")),
+    ConfigKey(Keys.Attention.TEMPERATURE_LENGTH, u32, computed=scaled_from),
+)
 DEEPSEEK2 = Architecture(
     MODEL_ARCH.DEEPSEEK2,
     ("DeepseekV2ForCausalLM",),
@@ -172,11 +182,20 @@ MISTRAL4 = replace(
         *(rule for rule in DEEPSEEK2.tensors if rule.tensor not in (T.FFN_GATE_EXP, T.FFN_UP_EXP, T.FFN_EXP_PROBS_B)),
         TensorRule(T.FFN_GATE_UP_EXP, "experts expert_gate_up embd", on="moe"),
     ),
-    keys=tuple(key for key in DEEPSEEK2.keys if key.name != Keys.LLM.EXPERT_GATING_FUNC),
+    keys=(*(key for key in DEEPSEEK2.keys if key.name != Keys.LLM.EXPERT_GATING_FUNC), *BY_POSITION),
     models="Mistral Small 4 (text)",
     fused=DEEPSEEK2.fused[:-1],
     drop={**DEEPSEEK2.drop, **VISION_TOWER},
     beyond="",
 )
 
-LATENT = (DEEPSEEK2, DEEPSEEK3, GLM4_MOE_LITE, MISTRAL4)
+MISTRAL_LARGE3 = replace(
+    DEEPSEEK2,
+    classes=("MistralLarge3ForCausalLM",),
+    keys=(*DEEPSEEK2.keys, *BY_POSITION),
+    models="Mistral Large 3, Mistral Small 4 (Mistral's own layout)",
+    drop=MISTRAL4.drop,
+    beyond="",
+)
+
+LATENT = (DEEPSEEK2, DEEPSEEK3, GLM4_MOE_LITE, MISTRAL4, MISTRAL_LARGE3)

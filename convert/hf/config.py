@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gguf.constants import GGUFType, Keys
+from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGUFType, Keys
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
@@ -25,6 +25,7 @@ from ggufsmith.convert.hf.further import CLASSES
 from ggufsmith.convert.hf.given import Given
 from ggufsmith.convert.hf.rope import rope_config
 from ggufsmith.naming.metadata import SAMPLING
+from ggufsmith.quantize.model_check import other_kind
 from ggufsmith.tokenizer.added import ROLES
 from ggufsmith.tokenizer.restore import ends_of_generation
 from ggufsmith.tokenizer.vocabulary import Vocabulary
@@ -36,9 +37,8 @@ GENERATION_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def find_class(keys: TypedKeys, tensors: Tensors) -> HfClass:
     """The class for this file. Unsupported: no model, or an architecture that has no class here."""
-    kind = keys.optional(Keys.General.TYPE, str)
-    if kind not in (None, GGUFType.MODEL):
-        raise Unsupported(f"general.type is {shown(kind)}; only models can be converted back", where=keys.where)
+    if failure := other_kind(keys.metadata, (), keys.where):
+        raise failure
     name = keys.text(Keys.General.ARCHITECTURE)
     sparse = bool(keys.number(Keys.LLM.EXPERT_COUNT.format(arch=name)))
     for each in CLASSES:

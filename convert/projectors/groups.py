@@ -50,10 +50,13 @@ def config_value(name: str, default: float) -> Callable[[ProjectorFacts], float 
 
 
 def pixels(name: str) -> Callable[[ProjectorFacts], list[float]]:
-    """Three numbers that say how the colours of a pixel are scaled. Malformed if the processor's config lacks them."""
+    """Three numbers that say how the colours of a pixel are scaled. Malformed if no config has them.
+
+    They stand in the processor's config; in Mistral's own layout, which has none, they are made part of the encoder's.
+    """
 
     def three(facts: ProjectorFacts) -> list[float]:
-        found = facts.processor.first(name)
+        found = facts.processor.first(name) or facts.config.first(name)
         if not isinstance(found, list) or len(found) != 3:
             said = "is missing" if found is None else f"must be three numbers, not {found!r:.60}"
             raise Malformed(f"{name} {said}", where=facts.processor.path)

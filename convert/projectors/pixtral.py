@@ -1,7 +1,5 @@
 """The encoder of Pixtral and Mistral 3, which ends every row of an image with the embedding of a token."""
 
-from dataclasses import replace
-
 from gguf.constants import Keys, VisionProjectorType
 
 from ggufsmith.container.errors import Malformed
@@ -37,6 +35,12 @@ RENAMED = {
     "embed_tokens.": "language_model.embed_tokens.",
 }
 BLOCK = "vision_tower.transformer.layers.{}"
+
+
+def merges(facts: ProjectorFacts) -> bool:
+    """Whether patches are merged, as Mistral 3 does, and Pixtral does not."""
+    classes = facts.text.first("architectures") or ()
+    return facts.text.first("spatial_merge_size") is not None or "Mistral3ForConditionalGeneration" in classes
 
 
 def merge_size(facts: ProjectorFacts) -> int:
@@ -84,16 +88,16 @@ def activation(name: str, key: ProjectorKey) -> ProjectorKey:
 
 
 MERGER = (
-    *weight("mm.input_norm", "multi_modal_projector.norm", "embd"),
+    *weight("mm.input_norm", "multi_modal_projector.norm", "embd", when=merges),
     *weight(
         "mm.patch_merger",
         "multi_modal_projector.patch_merger.merging_layer",
         "embd merge*merge*embd",
         types=CONVOLUTION,
+        when=merges,
     ),
 )
-MERGE = ProjectorKey(V.SPATIAL_MERGE_SIZE, u32, lambda facts: facts.size("merge"))
-MISTRAL3 = EncoderRecord(
+PIXTRAL = EncoderRecord(
     "vision",
     "vision_config",
     ("vision_tower.", "multi_modal_projector."),
@@ -128,26 +132,19 @@ MISTRAL3 = EncoderRecord(
         epsilon(config_value("layer_norm_eps", 1e-5)),
         activation("silu", USE_SILU),
         activation("gelu", USE_GELU),
-        MERGE,
+        ProjectorKey(V.SPATIAL_MERGE_SIZE, u32, lambda facts: facts.size("merge") if merges(facts) else None),
     ),
-    require={"hidden_act": ("silu", "gelu")},
+    require={"hidden_act": ("silu", "gelu"), "model_type": ("pixtral",)},  # LLaVA has encoders of other kinds too
     harmless=HARMLESS,
     check=pixtral_check,
 )
 
-PIXTRAL = replace(
-    MISTRAL3,
-    tensors=tuple(rule for rule in MISTRAL3.tensors if rule not in MERGER),
-    keys=tuple(key for key in MISTRAL3.keys if key is not MERGE),
-    require={**MISTRAL3.require, "model_type": ("pixtral",)},  # the class has encoders of other kinds too
-)
-
 PIXTRALS = (
     Projector(
-        ("Mistral3ForConditionalGeneration",),
-        "Mistral Small 3.1 and 3.2, Devstral, Magistral, Ministral 3",
+        ("Mistral3ForConditionalGeneration", "MistralLarge3ForCausalLM"),
+        "Mistral Small 3.1 and 3.2, Devstral, Magistral, Ministral 3, Mistral Large 3",
         VisionProjectorType.PIXTRAL,
-        (MISTRAL3,),
+        (PIXTRAL,),
         renamed=RENAMED,
     ),
     Projector(("LlavaForConditionalGeneration",), "Pixtral 12B", VisionProjectorType.PIXTRAL, (PIXTRAL,), RENAMED),

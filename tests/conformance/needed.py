@@ -29,6 +29,7 @@ def libmtmd() -> Path:
 # Kind -> a path that is there if the whole is, as every fetch makes its folder at once, and what it is.
 KINDS: Mapping[str, tuple[Path, str]] = {
     "converter": (REFERENCE / "conversion", "llama.cpp's own converter"),
+    "mistral": (REFERENCE / "python" / "mistral_common", "what llama.cpp's converter reads Mistral's own layout with"),
     "vocabularies": (REFERENCE / "models", "the published vocabularies"),
     "snapshots": (REFERENCE / "tests" / "snapshots", "llama.cpp's snapshots of recipes"),
     "tools": (REFERENCE / "build" / "bin", "llama.cpp's own tools"),

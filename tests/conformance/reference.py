@@ -66,7 +66,8 @@ for line in sys.stdin:
 
 def environment() -> dict[str, str]:
     """What a process needs to import the converter."""
-    return {**os.environ, "PYTHONPATH": str(REFERENCE), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
+    paths = os.pathsep.join(map(str, (REFERENCE, REFERENCE / "python")))
+    return {**os.environ, "PYTHONPATH": paths, "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @functools.cache

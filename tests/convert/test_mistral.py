@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tekken
 
 import adapters
 import checkpoints
@@ -98,9 +99,13 @@ def refused(folder: Path) -> Failure:
     ("changes", "kind", "message"),
     [
         ({"lora": {"enable": True, "rank": 4, "scaling": 2.0}}, Unsupported, "LoRA adapter of mistral-finetune"),
-        ({"quantization": {"qformat_weight": "fp8_e4m3"}}, Unsupported, "quantized in Mistral's own way"),
-        ({"vision_encoder": {"hidden_size": 8}}, Unsupported, "vision encoder"),
-        ({"yarn": {"factor": 4}}, Unsupported, "yarn"),
+        ({"quantization": {"qformat_weight": "int3"}}, Unsupported, "quantized in a way that is not known"),
+        ({"vision_encoder": 3}, Malformed, "must be an object"),
+        ({"multimodal": {"whisper_model_args": {}}}, Unsupported, "encoder of sound"),
+        ({"yarn": {"factor": 4}}, Unsupported, "the same original_max_position_embeddings"),
+        ({"llama_4_scaling": {"beta": 0.1}}, Unsupported, "the same original_max_position_embeddings"),
+        ({"yarn": 4, "llama_4_scaling": {"beta": 0.1}}, Malformed, "must be an object"),
+        ({"kv_lora_rank": 32, "moe": {"route_every_n": 2}}, Unsupported, "route_every_n is 2"),
         ({"model_type": "mamba"}, Unsupported, "'mamba'"),
         ({"use_biases": True}, Unsupported, "biases"),
         ({"sliding_window": [4096, None]}, Unsupported, "different sliding windows"),
@@ -127,8 +132,11 @@ def test_an_adapter_of_mistral_finetune(tmp_path: Path, models: dict[str, Path])
 def test_a_tekken_vocabulary(tmp_path: Path, models: dict[str, Path]) -> None:
     folder = own(models, tmp_path / "own")
     (folder / "tokenizer.model").unlink()
-    (folder / "tekken.json").write_text("{}", encoding="utf-8")
-    assert "tekken.json, which is not supported" in str(refused(folder))
+    rows = json.loads((folder / "params.json").read_text(encoding="utf-8"))["vocab_size"]
+    tekken.write(folder, rows)
+    metadata = plan(request(folder)).layout.metadata
+    assert metadata["tokenizer.ggml.pre"].data == "tekken"
+    assert len(metadata["tokenizer.ggml.tokens"].data) == rows
 
 
 def test_weights_without_params(tmp_path: Path, models: dict[str, Path]) -> None:

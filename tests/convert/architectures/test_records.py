@@ -4,12 +4,16 @@ import pytest
 
 import checkpoints
 import encoders
+import mistral
 import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 
 LINES = {**zoo.ZOO, **encoders.ENCODERS}
-TRIED = {each.model_class for each in (*checkpoints.KINDS.values(), *LINES.values())}
+TRIED = {
+    *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
+    *mistral.CLASSES,
+}
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
