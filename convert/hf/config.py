@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGUFType, Keys
+from gguf.constants import Keys
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed, Unsupported
