@@ -27,7 +27,7 @@ def projector(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("quant", ["--target-bpw", "5", "--calibrate", "{here}/text.txt"], "this is a projector, not a model"),
         ("imatrix", ["--text", "{here}/text.txt"], "this is a projector, not a model"),
         ("sensitivity", ["--text", "{here}/text.txt"], "this is a projector, not a model"),
-        ("to-hf", ["-o", "{here}/back"], "this is a projector, not a model"),
+        ("to-hf", ["--outdir", "{here}/back"], "this is a projector, not a model"),
     ],
 )
 def test_a_text_measures_no_projector(
