@@ -67,7 +67,9 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     if extra:
         notes.append(f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}")
     own, passed = unwrapped(tensors, folder)
-    tensors = {own[name]: replace(source, name=own[name]) for name, source in tensors.items()}
+    tensors = {
+        own[name]: source if own[name] == name else replace(source, name=own[name]) for name, source in tensors.items()
+    }
     notes += passed
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can
