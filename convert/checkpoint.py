@@ -68,7 +68,10 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     if extra:
         notes.append(f"{len(extra)} tensors that the index does not list are left out, such as {extra[0]}")
     plain, passed = unwrapped(tensors, folder)
-    tensors = {plain[name]: replace(source, name=plain[name]) for name, source in tensors.items()}
+    tensors = {
+        plain[name]: source if plain[name] == name else replace(source, name=plain[name])
+        for name, source in tensors.items()
+    }
     notes += passed
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head and embedding and (head.path, head.offset) == (embedding.path, embedding.offset):  # only pickles can

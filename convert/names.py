@@ -9,6 +9,7 @@ from ggufsmith.container.errors import Malformed, Unsupported
 SWITCH = re.compile(r"\.(?:mlp|block_sparse_moe)\.switch_mlp\.")
 # Modules around others, which torch.compile, FSDP, activation checkpointing and Lightning leave in names, anywhere.
 WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"))
+WRAPPED = re.compile("|".join(sorted(WRAPPERS)))
 # How names begin; what stands before it in all of them is the name of a wrapper, such as DDP's "module.".
 ROOTS = ("model.layers.", "layers.", "language_model.", "model.language_model.")
 # What peft puts into the names of a model whose adapters were not merged.
@@ -37,8 +38,9 @@ def unwrapped(names: Collection[str], where: object) -> tuple[Mapping[str, str],
             where=where,
             fix="Load the model where it was trained, merge (model.merge_and_unload()), and save it again.",
         )
-    found = {name: without_wrappers(name) for name in names}
-    wrappers = sorted(WRAPPERS & {part for name in names for part in name.split(".")})
+    wrapped = [name for name in names if WRAPPED.search(name)]  # of the names of a large model, mostly none
+    found = {name: name for name in names} | {name: without_wrappers(name) for name in wrapped}
+    wrappers = sorted(WRAPPERS & {part for name in wrapped for part in name.split(".")})
     before = _before(list(found.values()))
     own = {name: inner.removeprefix(before) for name, inner in found.items()}
     if len(set(own.values())) < len(own):
@@ -52,10 +54,10 @@ def _before(names: list[str]) -> str:
     """What stands in every name before the model's own, with the point behind it."""
     if not names:
         return ""
-    parts = [name.split(".")[:-1] for name in names]
-    common = next((k for k, each in enumerate(zip(*parts, strict=False)) if len(set(each)) > 1), min(map(len, parts)))
-    for count in range(common + 1):
-        before = "".join(f"{part}." for part in parts[0][:count])
+    first, last = (name.split(".")[:-1] for name in (min(names), max(names)))  # all others are between the two
+    common = next((k for k, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    for count in range(min(common, len(last)) + 1):
+        before = "".join(f"{part}." for part in first[:count])
         if any(name.removeprefix(before).startswith(ROOTS) for name in names):
             return before
     return ""

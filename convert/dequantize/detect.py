@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from ggufsmith.container.errors import Malformed, Unsupported
@@ -28,6 +29,8 @@ SCHEMES: tuple[Scheme, ...] = (
     *(GPTQ, AWQ_GEMM, AWQ_GEMV, BNB_4BIT, BNB_8BIT, FP8),
     *(PACK_QUANTIZED, INT8, MXFP4_PACKED, MXFP4, NVFP4_PACKED, NVFP4, BITNET, HQQ, MLX),
 )
+# Ends of names that only a quantized weight has.
+NAMED = tuple({end for scheme in SCHEMES if scheme.dense != "{main}" for end in scheme.main})
 METHODS = tuple(dict.fromkeys(method for scheme in SCHEMES for method in scheme.methods))
 # The last parts of the names of companions: a tensor so named that is left over is part of something quantized.
 COMPANIONS = frozenset(
@@ -121,6 +124,12 @@ def _known(settings: Config, method: object) -> str | None:
     )
 
 
+@cache
+def _of_type(dtype: str) -> tuple[Scheme, ...]:
+    """The schemes whose main tensor may hold this; a large model has a hundred thousand tensors to ask about."""
+    return tuple(scheme for scheme in SCHEMES if dtype in scheme.dtypes)
+
+
 def _scheme(
     source: StoredTensor, tensors: Mapping[str, StoredTensor], method: str | None
 ) -> tuple[Scheme, Parts] | None:
@@ -129,7 +138,7 @@ def _scheme(
     A tensor of an ordinary name marks a weight only together with a companion.
     """
     candidates = []
-    for scheme in SCHEMES:
+    for scheme in _of_type(source.dtype):
         parts = scheme.parts(source, tensors)
         if parts is None or not scheme.fits(parts):
             continue
@@ -148,8 +157,8 @@ def _scheme(
                 where=source.path,
                 fix="Add the quantization_config (or quantize_config.json) that says which it is.",
             )
-    near = [scheme for scheme in SCHEMES if scheme.dense != "{main}" and source.name.endswith(scheme.main)]
-    if near:
+    if source.name.endswith(NAMED):
+        near = [scheme for scheme in SCHEMES if scheme.dense != "{main}" and source.name.endswith(scheme.main)]
         raise Unsupported(
             f"{source.name} is {source.dtype} {list(source.shape)}, which is not the layout of any known scheme",
             where=source.path,

@@ -164,9 +164,9 @@ class Scheme:
 
     def parts(self, source: StoredTensor, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor] | None:
         """The tensors of the weight that `source` marks, by role ("main" first); None if it marks none."""
-        main = next((end for end in self.main if source.name.endswith(end)), None)
-        if main is None or source.dtype not in self.dtypes:
+        if source.dtype not in self.dtypes or not source.name.endswith(self.main):
             return None
+        main = next(end for end in self.main if source.name.endswith(end))
         stem = source.name.removesuffix(main)
         found = {"main": source}
         for role, ends in self.companions.items():

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tekken
 
 import adapters
 import checkpoints
 import mistral
+import tekken
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.reader import open_gguf
 from requesting import plan, request, run

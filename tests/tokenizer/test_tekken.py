@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tekken
 from gguf.constants import TokenType
 
+import tekken
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.tokenizer.read import read_vocabulary
 from ggufsmith.tokenizer.vocabulary import Vocabulary
