@@ -23,7 +23,12 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
 PROGRAMS = {"gguf-convert": ["convert"], "gguf-quant": ["quant"], "ggufsmith": []}
 # Options of other programs, and of benchmarks, that the documents mention.
-FOREIGN = {"--image", "--imatrix-chunks", "--in-file", "--measure", "--no-nanny", "--nthreads"}
+FOREIGN = {"--image", "--in-file", "--no-nanny", "--nthreads"}
+FOREIGN |= {
+    option
+    for script in (ROOT / "tests" / "bench").glob("*.py")
+    for option in re.findall(r'"(--[a-z-]+)"', script.read_text(encoding="utf-8"))
+}
 
 
 def read(name: str) -> str:
