@@ -28,8 +28,11 @@ from ggufsmith.convert.architectures.moe import (
     BEYOND,
     BIAS,
     DENSE_BLOCKS,
+    DOUBLE,
     GROUPS,
     LEAD,
+    NEXTN,
+    NEXTN_IF_ANY,
     PROBS_BIAS,
     ROUTED,
     SHARED_BLOCKS,
@@ -43,6 +46,7 @@ from ggufsmith.convert.architectures.moe import (
     gating,
     shared,
     whole,
+    with_mtp,
 )
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Array, Op, Part, Shape
@@ -171,8 +175,20 @@ DEEPSEEK3 = replace(
 GLM4_MOE_LITE = replace(
     DEEPSEEK3,
     classes=("Glm4MoeLiteForCausalLM",),
+    tensors=(*DEEPSEEK3.tensors, *NEXTN),
+    keys=(*DEEPSEEK3.keys, NEXTN_IF_ANY),
     models="GLM-4.7-Flash",
     defaults={"max_position_embeddings": 202752, "first_k_dense_replace": 1, "norm_topk_prob": True},
+    sizes={**DEEPSEEK3.sizes, **DOUBLE},
+    kinds=with_mtp(dense_lead("first_k_dense_replace")),
+    beyond="",
+    appended=True,
+)
+KIMI_K25 = replace(
+    DEEPSEEK3,
+    classes=("Kimi_K25ForConditionalGeneration", "KimiK25ForConditionalGeneration"),
+    models="Kimi-K2.5 (text)",
+    drop={**DEEPSEEK3.drop, **VISION_TOWER, "mm_projector.": VISION_TOWER["visual."]},
 )
 MISTRAL4 = replace(
     DEEPSEEK2,
@@ -198,4 +214,4 @@ MISTRAL_LARGE3 = replace(
     beyond="",
 )
 
-LATENT = (DEEPSEEK2, DEEPSEEK3, GLM4_MOE_LITE, MISTRAL4, MISTRAL_LARGE3)
+LATENT = (DEEPSEEK2, DEEPSEEK3, KIMI_K25, GLM4_MOE_LITE, MISTRAL4, MISTRAL_LARGE3)

@@ -8,6 +8,7 @@ so.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -170,8 +171,8 @@ class Scheme:
         stem = source.name.removesuffix(main)
         found = {"main": source}
         for role, ends in self.companions.items():
-            for end in ends:
-                companion = tensors.get(stem + end.format(main=main))
+            for end in _written(ends, main):
+                companion = tensors.get(stem + end)
                 if companion is not None and companion is not source:
                     found[role] = companion
                     break
@@ -185,8 +186,14 @@ class Scheme:
     def unused_by(self, source: StoredTensor, tensors: Mapping[str, StoredTensor]) -> list[str]:
         """Companions that are there and do not touch the weights."""
         main = next(end for end in self.main if source.name.endswith(end))
-        names = (source.name.removesuffix(main) + end.format(main=main) for end in self.unused)
-        return [name for name in names if name in tensors]
+        stem = source.name.removesuffix(main)
+        return [stem + end for end in _written(self.unused, main) if stem + end in tensors]
+
+
+@cache
+def _written(ends: tuple[str, ...], main: str) -> tuple[str, ...]:
+    """Ends of names, with that of the main tensor in them."""
+    return tuple(end.format(main=main) for end in ends)
 
 
 def floats(source: StoredTensor) -> str:

@@ -274,6 +274,9 @@ SPARSE = (
         renamed={"intermediate_size": "intermediate_size_mlp", "moe_intermediate_size": "intermediate_size"},
     ),
     HfClass(latent.DEEPSEEK2, "deepseek_v2", when=gating(ExpertGatingFuncType.SOFTMAX), **LATENT),
+    HfClass(
+        latent.GLM4_MOE_LITE, "glm4_moe_lite", when=lambda given: given.whole(L.NEXTN_PREDICT_LAYERS) > 0, **LATENT
+    ),
     HfClass(latent.DEEPSEEK3, "deepseek_v3", **LATENT),
     HfClass(latent.MISTRAL4, "mistral4", sparse=True, names=LATENT_NAMES, sources=MISTRAL4_SOURCES, more=mistral4),
 )

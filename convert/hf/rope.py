@@ -65,8 +65,9 @@ def _proportional(number: Callable[[str], float | None], vector: Vector) -> dict
 
 def _rotary(number: Callable[[str], float | None]) -> float | None:
     """partial_rotary_factor, for heads of which only a part rotates."""
-    rotary, heads = number(Keys.Rope.DIMENSION_COUNT) or 0, number(Keys.Attention.HEAD_COUNT) or 0
-    head = number(Keys.Attention.KEY_LENGTH) or (number(Keys.LLM.EMBEDDING_LENGTH) or 0) // max(heads, 1)
+    rotary, head = number(Keys.Rope.DIMENSION_COUNT) or 0, number(Keys.Attention.KEY_LENGTH)
+    if not head:  # the same in every block, then
+        head = (number(Keys.LLM.EMBEDDING_LENGTH) or 0) // max(number(Keys.Attention.HEAD_COUNT) or 0, 1)
     return rotary / head if 0 < rotary < head else None
 
 

@@ -84,6 +84,25 @@ def test_a_line(name: str, published: bool, tmp_path: Path) -> None:
         assert not wrong
 
 
+def test_the_gating_that_transformers_5_leaves_out_of_config_json(tmp_path: Path) -> None:
+    """llama.cpp's converter then says nothing, and softmax is assumed: the file loads, and computes something else."""
+    import torch
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = zoo.write("deepseek-v3", folder)
+    assert "scoring_func" not in (folder / "config.json").read_text(encoding="utf-8")
+    theirs = reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "f32", pre="qwen2", raw=True)
+    ids = np.random.default_rng(5).integers(3, 300, 48).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    errors = [
+        ((logits(path, ids) - expected) ** 2).sum() / (expected**2).sum()
+        for path in (ours(folder, tmp_path / "ours.gguf", "f32").path, theirs)
+    ]
+    assert errors[0] < 1e-9 and errors[1] > 1e-3
+
+
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, tmp_path: Path) -> None:
     line = zoo.ZOO[name]

@@ -18,6 +18,7 @@ TRIED = {
 OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
+    "KimiK25ForConditionalGeneration",
     "LLaMAForCausalLM",
     "MiniMaxM3SparseForCausalLM",
     "LlamaModel",
