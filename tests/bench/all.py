@@ -1,7 +1,7 @@
 """Runs the benchmarks, and puts what they print between their marks in docs/benchmarks.md or docs/quality.md.
 
 usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [forward] [calibrate]
-              [quality]
+              [quality] [calibrated] [dynamic]
 
 default: all of them
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
 DOCS = BENCH.parents[1] / "docs"
-PAGES = {"quality": "quality.md"}  # of benchmarks that have a page of their own
+# Of benchmarks that have a page of their own.
+PAGES = {"quality": "quality.md", "calibrated": "quality.md", "dynamic": "quality.md"}
 NAMES = (
     "convert",
     "quant",
@@ -25,6 +26,8 @@ NAMES = (
     "cluster",
     "calibrate",
     "quality",
+    "calibrated",
+    "dynamic",
 )
 
 
