@@ -23,7 +23,8 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
 PROGRAMS = {"gguf-convert": ["convert"], "gguf-quant": ["quant"], "ggufsmith": []}
 # Options of other programs, and of benchmarks, that the documents mention.
-FOREIGN = {"--image", "--imatrix-chunks", "--in-file", "--measure", "--no-nanny", "--nthreads"}
+FOREIGN = {"--embeddings", "--pooling", "--reranking"}  # of llama-server
+FOREIGN |= {"--image", "--imatrix-chunks", "--in-file", "--measure", "--no-nanny", "--nthreads"}
 
 
 def read(name: str) -> str:
