@@ -7,6 +7,7 @@ patterns of sliding windows, of src/models.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ggufsmith.container.encoders import is_encoder
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.values import Metadata
@@ -44,6 +45,8 @@ def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
     metadata: of the model. Where the header leaves something open, the larger number. With flash attention, as
     programs have it by default.
     """
+    if is_encoder(metadata):
+        return 0
     model = _Hyper(metadata)
     cells, window = _padded(context), model.window
     near = _padded(min(cells, window + BATCH)) if window else cells

@@ -14,6 +14,7 @@ from typing import Any
 
 from gguf.constants import GGUFType, Keys
 
+from ggufsmith.container.encoders import is_encoder
 from ggufsmith.container.errors import OutputConflict, Unsupported, Usage
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import GgufSet, open_gguf_set
@@ -116,6 +117,9 @@ def _place(target: Path, modelfile: Path) -> str:
 
 
 def _written(metadata: Metadata, lines: list[str], context: int | None) -> Modelfile:
+    if is_encoder(metadata):  # which writes nothing: Ollama's `embed` needs no template
+        sized = [f"PARAMETER num_ctx {context}"] if context else []
+        return Modelfile("\n".join([MARK, *lines, *sized]) + "\n", (), None)
     template = _data(metadata, Keys.Tokenizer.CHAT_TEMPLATE)
     chat = recognised(template) if isinstance(template, str) else None
     notes: tuple[str, ...] = ()

@@ -89,12 +89,12 @@ class Split(Op):
             raise ValueError(f"{source[0]} rows cannot be divided into {self.parts} matrices")
         return (self.parts, source[0] // self.parts, *source[1:])
 
-    def inverse(self, source: int = 0) -> "Joined":
-        return Joined()
+    def inverse(self, source: int = 0) -> "StackJoined":
+        return StackJoined()
 
 
 @dataclass(frozen=True)
-class Joined(Op):
+class StackJoined(Op):
     """A stack seen as one matrix: (parts, r, c) becomes (parts * r, c)."""
 
     def shape(self, *sources: Shape) -> Shape:

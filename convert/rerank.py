@@ -36,7 +36,7 @@ TEMPLATE = (
 
 
 @dataclass(frozen=True)
-class Rows(Gather):
+class ChosenRows(Gather):
     """These rows of a matrix, in this order."""
 
     numbers: tuple[int, ...]
@@ -65,7 +65,7 @@ def with_scores(plan: Plan, config: Config, tokens: Mapping[str, int]) -> Plan:
     by_name = {output.name: output for output in plan.outputs}
     tied = bool(config.first("tie_word_embeddings")) or HEAD not in by_name
     (source,) = by_name[EMBEDDING if tied else HEAD].sources
-    op = Rows(tuple(tokens[text] for text in LABELS))
+    op = ChosenRows(tuple(tokens[text] for text in LABELS))
     scores = TensorPlan(SCORES, op.shape(source.shape), op, (source,), False)
     kept = [output for output in plan.outputs if output.name != HEAD or tied]
     name = plan.architecture.name

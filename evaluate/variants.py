@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.container.encoders import is_encoder
+from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.parallel import parallel_for
@@ -108,6 +110,13 @@ def opened_by(opener: Callable[[Request], Pass], request: Request) -> Iterator[S
         allow_requantize=request.path.is_file(),  # a file that is quantized already is the source all the same
     )
     with opener(replace(request, make=make)) as planned:
+        if is_encoder(planned.info.metadata):
+            raise Unsupported(
+                f"{planned.info.architecture} models turn texts into vectors and predict no token, so that there is no "
+                "loss to measure and nothing to calibrate with",
+                where=request.path,
+                fix="Quantize without an importance matrix, and compare vectors: llama-server --embeddings.",
+            )
         config = _config(request.path, planned)
         variants = tuple(_variant(planned, output) for output in planned.outputs)
         first = replace(

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from gguf.constants import GGUFType, Keys
 
+from ggufsmith.container.encoders import is_encoder, ranks
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.text import size
@@ -26,7 +27,7 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 IMATRIX = "quantize.imatrix."
 SENSED = {frozenset(("images",)): "image-text-to-text", frozenset(("sound",)): "audio-text-to-text"}
 TASKS = ("text-generation", "feature-extraction", "sentence-similarity", "fill-mask", "text-ranking")
-Kind = Literal["chat", "completion", "embedding", "adapter", "vocabulary"]
+Kind = Literal["chat", "completion", "embedding", "reranking", "adapter", "vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,8 @@ def kind_of(metadata: Metadata, files: Sequence[CardFile]) -> Kind:
     if files and all(file.bits == 0 for file in files) and metadata:
         return "vocabulary"
     pooling = metadata.get(Keys.LLM.POOLING_TYPE.format(arch=_said(metadata, General.ARCHITECTURE) or ""))
-    if pooling is not None and pooling.data:
-        return "embedding"
+    if is_encoder(metadata) or (pooling is not None and pooling.data):
+        return "reranking" if ranks(metadata) else "embedding"
     return "chat" if _said(metadata, Keys.Tokenizer.CHAT_TEMPLATE) else "completion"
 
 
@@ -233,6 +234,8 @@ def _task(metadata: Metadata, files: Sequence[CardFile], kind: Kind) -> str | No
         return None
     if senses := frozenset(sense for file in files for sense in file.senses):
         return SENSED.get(senses, "any-to-any")
+    if kind == "reranking":
+        return "text-ranking"
     usual = "feature-extraction" if kind == "embedding" else "text-generation"
     tags = _listed(metadata, General.TAGS)
     return next((tag for tag in tags if tag in TASKS and (kind == "embedding") == (tag != TASKS[0])), usual)

@@ -17,6 +17,9 @@ SENSES = {
 }
 LM_STUDIO = "https://lmstudio.ai"
 
+# What models that write nothing do -> the option with which llama-server does it.
+SERVED = {"embedding": "--embeddings", "reranking": "--reranking"}
+
 
 @dataclass(frozen=True)
 class RunExample:
@@ -47,16 +50,18 @@ def _model(facts: CardFacts) -> Iterator[tuple[str, str, str]]:
     file, repo = facts.best, facts.repo
     tag = f":{file.encoding}" if file.encoding else ""
     named = f"-hf {repo}{tag}" if repo else f"-m {quoted(file.names[0])}"
-    if facts.kind == "embedding":
-        yield "llama.cpp", "sh", f"llama-server {named} --embeddings"
+    if facts.kind in SERVED:
+        yield "llama.cpp", "sh", f"llama-server {named} {SERVED[facts.kind]}"
     elif facts.kind == "completion":
         yield "llama.cpp", "sh", f"llama-completion {named} -no-cnv -p 'Once upon a time'"
     else:
         yield "llama.cpp", "sh", f"llama-cli {named} --jinja"
     if facts.projector:
         yield _seeing(facts, named)
-    if facts.kind != "embedding":
+    if facts.kind not in SERVED:
         yield "Ollama", "sh", _ollama(facts, tag)
+    if facts.kind == "reranking":
+        return
     yield "llama-cpp-python", "python", _python(facts)
 
 

@@ -7,7 +7,9 @@ import numpy as np
 from gguf.constants import Keys
 from numpy.typing import NDArray
 
+from ggufsmith.container.encoders import embeds, ranks, server_flag
 from ggufsmith.container.shards import SUFFIX
+from ggufsmith.container.text import shell_command
 from ggufsmith.container.values import Metadata
 from ggufsmith.pipeline.outputs import OutputFile
 
@@ -17,7 +19,13 @@ RECENT = ("Q1_0", "Q2_0", "NVFP4")
 
 def remarks(outputs: Sequence[OutputFile]) -> tuple[str, ...]:
     """All remarks on the outputs of one pass, as sentences for the report."""
-    return (*same_files(outputs), *recent_types(outputs), *other_endings(outputs), *no_template(outputs))
+    return (
+        *same_files(outputs),
+        *recent_types(outputs),
+        *other_endings(outputs),
+        *no_template(outputs),
+        *how_it_is_served(outputs),
+    )
 
 
 def same_files(outputs: Sequence[OutputFile]) -> Iterator[str]:
@@ -79,13 +87,22 @@ def no_template(outputs: Sequence[OutputFile]) -> Iterator[str]:
 
 def _chats(metadata: Metadata) -> bool:
     """Whether a chat template is there, or would not make sense: for adapters, and for models that embed or rank."""
-    kind, architecture = metadata.get(Keys.General.TYPE), metadata.get(Keys.General.ARCHITECTURE)
-    causal = metadata.get(Keys.Attention.CAUSAL.format(arch=architecture.data if architecture else ""))
+    kind = metadata.get(Keys.General.TYPE)
     return (
         Keys.Tokenizer.CHAT_TEMPLATE in metadata
         or Keys.Tokenizer.CHAT_TEMPLATES in metadata
         or Keys.Tokenizer.MODEL not in metadata
         or (kind is not None and kind.data == "adapter")
-        or (causal is not None and not causal.data)
-        or any(key.endswith(".pooling_type") for key in metadata)
+        or embeds(metadata)
     )
+
+
+def how_it_is_served(outputs: Sequence[OutputFile]) -> Iterator[str]:
+    """How to run a model that writes nothing, which few programs do by themselves."""
+    for output in outputs[:1]:
+        metadata = output.shards.whole.metadata
+        kind = metadata.get(Keys.General.TYPE)
+        flag = server_flag(metadata) if output.shards.whole.tensors else ""
+        if flag and (kind is None or kind.data != "adapter"):
+            made = "scores texts" if ranks(metadata) else "turns texts into vectors"
+            yield f"this model {made}: {shell_command('llama-server', '-m', output.path.name, flag)}"

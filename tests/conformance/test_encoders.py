@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import quantizer
 import tokenizer_oracles as oracles
 from gguf import PoolingType
 from llama_models import embeddings
@@ -20,9 +21,16 @@ import checkpoints
 import encoders
 import reference
 import vocabularies
+from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.reader import open_gguf
+from ggufsmith.convert.hf.run import ToHfJob, prepare
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.plan import make_plan
+from ggufsmith.evaluate.variants import opened_model
+from ggufsmith.kvcache import cache_bytes, cache_type
+from ggufsmith.modelfile import modelfile_of
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
+from requesting import request, run
 
 pytestmark = pytest.mark.conformance
 
@@ -150,6 +158,10 @@ def test_a_language_model_that_says_yes_or_no(tied: bool, tmp_path: Path) -> Non
             known[text] = len(known)
             whole["added_tokens"].append(vocabularies.added_token(known[text], text, False))
     path.write_text(json.dumps(whole), encoding="utf-8")
+    path = folder / "tokenizer_config.json"  # which transformers reads beside the vocabulary
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["added_tokens_decoder"] = vocabularies.decoder_of(whole["added_tokens"])
+    path.write_text(json.dumps(config), encoding="utf-8")
     mine = ours(folder, tmp_path / "ours.gguf", "f32")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -159,3 +171,39 @@ def test_a_language_model_that_says_yes_or_no(tied: bool, tmp_path: Path) -> Non
     a, b = tensors(mine), tensors(theirs)
     assert a.keys() == b.keys() and not [each for each in a if a[each] != b[each]]
     assert not [k for k in theirs.metadata if mine.metadata.get(k) != theirs.metadata[k]]
+
+
+@pytest.mark.parametrize("name", ["bert", "xlm-roberta-classifier", "modernbert", "embedding-gemma"])
+@pytest.mark.parametrize("recipe", ["q8_0", "q4_K_M"])
+def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, recipe: str, tmp_path: Path) -> None:
+    line = encoders.ENCODERS[name]
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    encoders.write(name, folder, published=line.two_spellings, wide=True, dtype="bfloat16")
+    run(request(folder, recipe, outfile=tmp_path / "ours.gguf"))
+    path, pre = tmp_path / "middle.gguf", PRE.get(line.vocabulary, "default")
+    reference.convert(folder, path, "--outtype", "bf16", pre=pre, raw=True, generic=line.generic)
+    quantizer.quantize(path, tmp_path / "theirs.gguf", quantizer.Settings(FILE_TYPES[recipe.upper()].number or 0))
+    a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(tmp_path / "theirs.gguf"))
+    assert a.keys() == b.keys()
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if a[each] != b[each]], "tensors that differ"
+
+
+def test_what_makes_no_sense_for_an_encoder_is_refused_and_the_rest_fits_it(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny-bert"
+    folder.mkdir()
+    encoders.write("bert", folder)
+    encoders.write_pooling(folder, "cls")
+    notes = run(request(folder)).notes
+    file = folder / "tiny-bert-F16.gguf"
+    served = f"llama-server -m {file.name} --embeddings"
+    assert [note for note in notes if note.endswith(served)]
+    for path in (folder, file):
+        with pytest.raises(Unsupported, match="predict no token"), opened_model(request(path)):
+            pass
+    with open_gguf(file) as made:
+        assert made.metadata["bert.pooling_type"].data == PoolingType.CLS
+        assert cache_bytes(made.metadata, 512, cache_type("f16")) == 0
+    assert modelfile_of(file).text.splitlines()[1:] == [f"FROM ./{file.name}"]
+    with pytest.raises(Unsupported, match="no Hugging Face class"):
+        prepare(ToHfJob(file, tmp_path / "back", sync=False))

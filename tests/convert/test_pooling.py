@@ -66,3 +66,19 @@ def test_a_language_model_has_none(tmp_path: Path) -> None:
 def test_what_it_cannot_be(tmp_path: Path, pooling: Any, modules: Any, error: type[Failure]) -> None:
     with pytest.raises(error):
         pooling_metadata(folder_with(tmp_path, pooling, modules), QWEN3)
+
+
+@pytest.mark.parametrize("kind", ["sentence_transformers.models.Dense", "pylate.models.Router"])
+def test_modules_that_llama_cpp_has_no_place_for(tmp_path: Path, kind: str) -> None:
+    """Left out, they would change every vector."""
+    folder = checkpoints.write("qwen3", tmp_path / "m")
+    folder_with(folder, {"pooling_mode": "mean"}, [*MODULES, {"idx": 2, "path": "2_More", "type": kind}])
+    with pytest.raises(Unsupported, match=f"no place for the module '{kind.rpartition('.')[2]}'"):
+        plan(request(folder))
+
+
+def test_what_llama_cpp_does_by_itself_is_no_hindrance(tmp_path: Path) -> None:
+    folder = checkpoints.write("qwen3", tmp_path / "m")
+    normalize = {"idx": 2, "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}
+    folder_with(folder, {"pooling_mode": "mean"}, [*MODULES, normalize])
+    assert plan(request(folder)).layout.metadata["qwen3.pooling_type"] == u32(1)
