@@ -1,7 +1,7 @@
 """Runs the benchmarks, and puts what they print between their marks in docs/benchmarks.md or docs/quality.md.
 
-usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [forward] [calibrate]
-              [quality]
+usage: all.py [convert] [experts] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [forward]
+              [calibrate] [quality]
 
 default: all of them
 """
@@ -15,6 +15,7 @@ DOCS = BENCH.parents[1] / "docs"
 PAGES = {"quality": "quality.md"}  # of benchmarks that have a page of their own
 NAMES = (
     "convert",
+    "experts",
     "quant",
     "sources",
     "kernels",
