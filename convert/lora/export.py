@@ -31,7 +31,6 @@ from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_pla
 from ggufsmith.convert.stored import StoredTensor
 
 ONE = 'If the embedding and the head were trained as one, say so in adapter_config.json: "ensure_weight_tying": true.'
-WAY_OUT = "Merge it into the base instead: {}"
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,13 @@ def _check_expressible(adapter: Adapter, config: Config, record: Architecture, s
             raise Unsupported(
                 f"a GGUF adapter cannot hold {what}, and {names[0]} is one",
                 where=adapter.folder,
-                fix=WAY_OUT.format(shell_command("gguf-convert", "BASE", "--lora", adapter.folder)),
+                fix=_merging(adapter),
             )
+
+
+def _merging(adapter: Adapter) -> str:
+    """The way out of what a GGUF adapter cannot hold."""
+    return f"Merge it into the base instead: {shell_command('gguf-convert', 'BASE', '--lora', adapter.folder)}"
 
 
 def _parted(adapter: Adapter) -> str | None:
@@ -172,7 +176,7 @@ def _pair(output: TensorPlan, updates: Mapping[str, Update], alpha: float, adapt
         raise Unsupported(
             f"{output.name} is not made of whole rows of {found[0].target}, and a GGUF adapter holds no other update",
             where=adapter.folder,
-            fix=WAY_OUT.format(folder=adapter.folder),
+            fix=_merging(adapter),
         )
     down, up = [narrowed(update.down) for update in found], [narrowed(_scaled(update, alpha)) for update in found]
     gather: Op = Stack() if isinstance(output.op, Stack) else Transpose() if found[0].embedding else Copy()
@@ -183,7 +187,7 @@ def _pair(output: TensorPlan, updates: Mapping[str, Update], alpha: float, adapt
             raise Unsupported(
                 f"{output.name}: experts of different rank or dtype cannot be stacked",
                 where=adapter.folder,
-                fix=WAY_OUT.format(shell_command("gguf-convert", "BASE", "--lora", adapter.folder)),
+                fix=_merging(adapter),
             )
         pair.append(
             TensorPlan(

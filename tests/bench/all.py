@@ -1,7 +1,7 @@
 """Runs the benchmarks, and puts what they print between their marks in docs/benchmarks.md or docs/quality.md.
 
-usage: all.py [convert] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [forward] [calibrate]
-              [quality] [calibrated] [dynamic]
+usage: all.py [convert] [experts] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster] [forward]
+              [calibrate] [quality] [calibrated] [dynamic]
 
 default: all of them
 """
@@ -16,6 +16,7 @@ DOCS = BENCH.parents[1] / "docs"
 PAGES = {"quality": "quality.md", "calibrated": "quality.md", "dynamic": "quality.md"}
 NAMES = (
     "convert",
+    "experts",
     "quant",
     "sources",
     "kernels",
