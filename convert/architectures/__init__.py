@@ -9,16 +9,22 @@ from collections.abc import Mapping
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
+from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
+from ggufsmith.convert.architectures.hybrid import HYBRID
 from ggufsmith.convert.architectures.latent import LATENT
 from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
 from ggufsmith.convert.architectures.moe import MOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
+from ggufsmith.convert.architectures.state_space import STATE_SPACE
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 
-ARCHITECTURES = (*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *LATENT, *LFM2_FAMILY, *GPT)
+ARCHITECTURES = (
+    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *LATENT, *LFM2_FAMILY, *GPT),
+    *(*STATE_SPACE, *HYBRID, FALCON_H1),
+)
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
 # Config keys that say nothing about the converted model: training, generation defaults, bookkeeping. Special token ids
@@ -45,5 +51,9 @@ IGNORED = frozenset(
     boa_token_id eoa_token_id boi_token_id eoi_token_id vision_soft_tokens_per_image ep_size aux_loss_alpha
     seq_aux moe_layer_freq _pad_token_id scale_factor downsample_factor projector_bias projector_hidden_size
     projector_use_layernorm eoa_token_index image_seq_length vision_feature_select_strategy
+    rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_init_scheme time_step_max time_step_min
+    time_step_scale use_associative_scan use_mambapy use_mamba_kernels mamba_ssm_cache_dtype chunk_size
+    mamba_chunk_size num_logits_to_keep pad_vocab_size_multiple norm_before_gate fused_add_norm time_step_rank
+    moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
     """.split()
 )

@@ -5,7 +5,16 @@ from typing import Any
 
 from gguf.constants import ExpertGatingFuncType, Keys
 
-from ggufsmith.convert.architectures import dense, gemma4, gpt, gpt_oss, latent, lfm2, moe, qwen_hybrid
+from ggufsmith.convert.architectures import (
+    dense,
+    gemma4,
+    gpt,
+    gpt_oss,
+    latent,
+    lfm2,
+    moe,
+    qwen_hybrid,
+)
 from ggufsmith.convert.architectures import vision_language as vision
 from ggufsmith.convert.hf.classes import (
     ATTENTION,
@@ -44,6 +53,7 @@ from ggufsmith.convert.hf.names import (
     STARCODER2_NAMES,
     correction,
 )
+from ggufsmith.convert.hf.states import STATES
 
 A, L, R = Keys.Attention, Keys.LLM, Keys.Rope
 NORM_BIASES = frozenset((T.OUTPUT_NORM, T.ATTN_NORM, T.FFN_NORM))
@@ -451,4 +461,4 @@ LEARNED = (
         renamed={"layer_norm_eps": "layer_norm_epsilon", "intermediate_size": "n_inner"},
     ),
 )
-CLASSES = (*CLASSIC, *DENSE, *HYBRID, *PICTURES, *SPARSE, *LEARNED)
+CLASSES = (*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *LEARNED)
