@@ -29,6 +29,12 @@ WINDOWED: Mapping[str, int] = {
 }
 CHUNK = 8192  # the window of Llama 4, whose header has none
 FULL_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # architecture -> which layers attend, if no key says it
+# Architectures whose layers keep a state, all of them; beside a cache; where they have no heads; or where they have
+# neither heads nor a feed-forward.
+STATES_ALONE = ("mamba", "mamba2")
+STATES_BESIDE = ("falcon-h1",)
+STATES_OR_HEADS = ("granitehybrid", "jamba")
+ONE_OF_THREE = ("nemotron_h", "nemotron_h_moe")
 
 
 def cache_type(name: str) -> Format:
@@ -53,7 +59,7 @@ def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
     total = 0
     for layer in range(model.cached_layers):
         heads = model.kv_heads(layer)
-        if not heads or model.is_recurrent(layer):
+        if not heads or (model.is_recurrent(layer) and model.name not in STATES_BESIDE):
             continue
         windowed = bool(window) and model.is_windowed(layer)
         rows = near if windowed else cells
@@ -137,7 +143,13 @@ class _Hyper:
         return key, 0 if self.number("attention.key_length_mla") else value
 
     def is_recurrent(self, layer: int) -> bool:
-        """Whether a layer keeps a state instead of a cache."""
+        """Whether a layer keeps a state, mostly instead of a cache."""
+        if self.name in STATES_ALONE or self.name in STATES_BESIDE:
+            return True
+        if self.name in STATES_OR_HEADS:
+            return not self.kv_heads(layer)
+        if self.name in ONE_OF_THREE:
+            return not self.kv_heads(layer) and not self.at("feed_forward_length", layer, 0)
         listed = self.said("attention.recurrent_layers")
         if listed is not None and not isinstance(listed, int | float | str):
             return layer < len(listed) and bool(listed[layer])

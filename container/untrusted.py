@@ -19,6 +19,8 @@ from ggufsmith.container.errors import Malformed
 from ggufsmith.container.positional import unreadable
 
 MAX_BYTES = 256 * 2**20  # the largest tokenizer.json known (Gemma 3) has 33 MiB
+# How transformers 5 writes numbers that JSON does not have, such as the upper limit of a time step.
+FLOAT, SPECIAL_FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 
 Json = dict[str, Any]
 
@@ -103,8 +105,10 @@ def _decoded(raw: bytes, where: object) -> str:
         raise Malformed(f"not UTF-8 at byte {error.start}", where=where) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> Json:
+def _unique(pairs: list[tuple[str, Any]]) -> Any:
     whole = dict(pairs)
+    if len(whole) == 1 and whole.get(FLOAT) in SPECIAL_FLOATS:
+        return float(whole[FLOAT])
     if len(whole) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:

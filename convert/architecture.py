@@ -28,6 +28,7 @@ class Dims:
     expert_ff: feed-forward length of one expert; shared_ff: of the shared expert.
     more:      the further sizes that the record names.
     kinds:     the words that say what kind of block each one is; empty where all are alike.
+    factors:   numbers that weights are multiplied by.
     """
 
     blocks: int
@@ -44,6 +45,7 @@ class Dims:
     one: int = 1
     more: Mapping[str, int] = field(default_factory=dict)
     kinds: tuple[frozenset[str], ...] = ()
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def q(self) -> int:
@@ -179,6 +181,7 @@ class Rope:
     write_theta:      False where llama.cpp's graph has the base built in.
     original_context: always write the context length the model was first trained for.
     partial:          the part of every head that rotates, where config.json is silent.
+    rotates:          False where none does: positions are told by a state, or by the mask alone.
     """
 
     theta: float = 10000.0
@@ -187,6 +190,7 @@ class Rope:
     write_theta: bool = True
     original_context: bool = False
     partial: float = 1.0
+    rotates: bool = True
 
 
 @dataclass(frozen=True)
@@ -205,10 +209,12 @@ class Architecture:
     pooling:  sentence-transformers folders say how the hidden states are pooled; write it.
     aliases:  config keys of this architecture -> the key that most models have for the same.
     sizes:    further sizes for the shapes, or other ways to find the usual ones, from the config.
+    factors:  numbers of the config that weights are multiplied by. folded: their config keys; where these are absent,
+              transformers multiplies by 1, which is what converted weights want.
     kinds:    the words that say what kind of block each one is, in one string for every block.
     mtp:      what stands around blocks that are called mtp.layers.N (see `convert.mtp`): its name -> the name inside
               the first of them; None where there are no such blocks.
-    variants: what `chosen` makes of the config of the same classes, mostly a model type inside -> their own records.
+    variants: what the same classes can have inside -> their own records. variant: what that is; mostly a model type.
     appended: blocks for multi-token prediction are further layers in the checkpoint itself.
     beyond:   why further layers are left out, where they are.
     spellings: patterns in names of tensors -> what stands there in those that `gguf.tensor_mapping` knows.
@@ -231,10 +237,12 @@ class Architecture:
     pooling: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
+    factors: Mapping[str, Callable[[Config], float]] = field(default_factory=dict)
+    folded: tuple[str, ...] = ()
     kinds: Callable[[Config, int], Sequence[str]] | None = None
     mtp: Mapping[str, str] | None = None
     variants: Mapping[str, "Architecture"] = field(default_factory=dict)
-    chosen: Callable[[Config], Any] = lambda config: config.first("model_type")
+    variant: Callable[[Config], Any] = lambda config: config.first("model_type")
     appended: bool = False
     beyond: str = ""
     spellings: Mapping[str, str] = field(default_factory=dict)

@@ -133,7 +133,7 @@ def find_architecture(config: Config) -> Architecture:
     for name in classes:
         if name in BY_CLASS:
             record = BY_CLASS[name]
-            inside = record.chosen(config)
+            inside = record.variant(config)
             return record.variants.get(inside, record) if isinstance(inside, str) else record
     near = next(iter(nearest(classes[0], BY_CLASS)), None)
     later = next((name for name in classes if name in LATER), None)
@@ -165,7 +165,8 @@ def make_plan(
     record = find_architecture(config)
     config = config.renamed(record.aliases).with_defaults(record.defaults)
     problems: list[str] = []
-    blocks = config.integer("num_hidden_layers", "n_layers")
+    listed = record.sizes.get("blocks")
+    blocks = listed(config) if listed else config.integer("num_hidden_layers", "n_layers")
     if blocks is None or not 0 < blocks <= MAX_BLOCKS:
         raise Malformed(f"num_hidden_layers must be 1 to {MAX_BLOCKS}, not {blocks}", where=config.path)
     if drop_mtp and record.predicts:
@@ -260,7 +261,8 @@ def _places(
 ) -> Iterator[tuple[Slot, SlotSource]]:
     """The slots a source fills: one, or several for a fused tensor; none if its name is unknown.
 
-    Names with and without the "model." prefix are the same tensor (see also `names.plain_name`).
+    Names with and without the "model." prefix are the same tensor (see also `names.plain_name`), and where Mamba began,
+    that is called "backbone.".
     """
     whole = base = record.known_name(plain_name(name))
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
@@ -274,7 +276,8 @@ def _places(
                 end = part if fused.part is None else fused.part
                 yield Slot(tensor, block, end), SlotSource(source, number, op, fused.shape, fused.either)
             return
-    for candidate in (key, f"model.{key}"):
+    inside = key.removeprefix("model.").removeprefix("backbone.")
+    for candidate in (key, f"model.{key}", inside, f"backbone.{inside}"):
         if candidate in names:
             yield Slot(names[candidate], block, part), SlotSource(source, number)
             return
@@ -317,11 +320,15 @@ def _dimensions(record: Architecture, config: Config, blocks: int, slots: Mappin
             raise Malformed(f"{names[0]} must be a positive number, not {value}", where=config.path)
         return value
 
+    def stated(size: str, *names: str, default: int | None = None) -> int:
+        """A size that the record may find in its own way."""
+        return record.sizes[size](config) if size in record.sizes else positive(*names, default=default)
+
     embedding = shape(MODEL_TENSOR.TOKEN_EMBD, None)
     embd = positive("hidden_size", "dim")
-    heads = positive("num_attention_heads", "n_heads")
+    heads = stated("heads", "num_attention_heads", "n_heads")
     query = shape(MODEL_TENSOR.ATTN_Q, 0)
-    head_dim = positive("head_dim", default=max(embd // heads, 1))
+    head_dim = positive("head_dim", default=max(embd // max(heads, 1), 1))
     if query and record.head_rows and query[0] % (heads * record.head_rows) == 0:
         head_dim = query[0] // (heads * record.head_rows)
     if head_dim > MAX_HEAD_DIM:
@@ -337,7 +344,7 @@ def _dimensions(record: Architecture, config: Config, blocks: int, slots: Mappin
         vocab=embedding[0] if embedding else positive("vocab_size"),
         embd=embd,
         heads=heads,
-        kv_heads=positive("num_key_value_heads", "n_kv_heads", default=heads),
+        kv_heads=stated("kv_heads", "num_key_value_heads", "n_kv_heads", default=heads),
         head_dim=head_dim,
         rotary=int(partial * head_dim),
         ff=ff,
@@ -348,7 +355,8 @@ def _dimensions(record: Architecture, config: Config, blocks: int, slots: Mappin
     own = {name: size(config) for name, size in record.sizes.items()}
     usual = {name: own.pop(name) for name in list(own) if hasattr(found, name)}
     kinds = tuple(frozenset(words.split()) for words in record.kinds(config, blocks)) if record.kinds else ()
-    return replace(found, **usual, more=own, kinds=kinds)
+    factors = {name: factor(config) for name, factor in record.factors.items()}
+    return replace(found, **usual, more=own, kinds=kinds, factors=factors)
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 See `convert/ops.py` for what an op is. A gather reads runs of neighbouring rows, so that it costs what its runs cost.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +101,57 @@ class StackJoined(Op):
     def shape(self, *sources: Shape) -> Shape:
         (source,) = sources
         return (source[0] * source[1], *source[2:])
+
+    def inverse(self, source: int = 0) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Fold(Op):
+    """A vector as so many rows of equal length, one after the other: (rows * width,) becomes (rows, width)."""
+
+    count: int
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if len(source) != 1 or self.count < 1 or source[0] % self.count:
+            raise ValueError(f"{list(source)} cannot be divided into {self.count} rows")
+        return (self.count, source[0] // self.count)
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        width = self.shape(*sources)[1]
+        return read(0, start * width, stop * width).reshape(stop - start, width)
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def inverse(self, source: int = 0) -> "Unfold":
+        return Unfold()
+
+
+@dataclass(frozen=True)
+class Unfold(Op):
+    """The rows of a matrix as one vector."""
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return (math.prod(source),)
+
+    def granule(self, *sources: Shape) -> int:
+        return sources[0][-1]
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        width = sources[0][-1]
+        first, last = start // width, -(-stop // width)
+        return read(0, first, last).reshape(-1, 1)[start - first * width : stop - first * width]
+
+    def inverse(self, source: int = 0) -> None:
+        return None
 
 
 @dataclass(frozen=True)

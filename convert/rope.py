@@ -27,6 +27,9 @@ YARN = (
     (Keys.Rope.SCALING_YARN_BETA_SLOW, ("beta_slow",)),
 )
 
+# What configs of models without a rotary embedding may have of one.
+UNREAD = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+
 
 @dataclass(frozen=True)
 class Rotary:
@@ -93,6 +96,9 @@ def rope_metadata(
 
     Unsupported: a rope type llama.cpp cannot run for this architecture. Malformed: missing or impossible parameters.
     """
+    if not rope.rotates:
+        config.first(*UNREAD)
+        return {}, {}, ()
     rotary = read_rope(config, rope)
     keys: Metadata = {}
     tensors: dict[MODEL_TENSOR, tuple[float, ...]] = {}

@@ -28,10 +28,12 @@ from ggufsmith.cli.batch_report import JobReport
 from ggufsmith.container.formats import FORMATS, Format
 from ggufsmith.container.ggml import VARIANTS
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
+from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
+from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import table
 from ggufsmith.convert.lora.peft import OTHER_MEANINGS, REWRITES_BASE
+from ggufsmith.convert.plan import find_architecture
 from ggufsmith.convert.projectors import PROJECTORS
 from ggufsmith.evaluate.judged import Evaluation
 from ggufsmith.keywords import (
@@ -145,10 +147,14 @@ def models() -> list[str]:
     records: dict[str, list[Architecture]] = {}
     for record in ARCHITECTURES:
         records.setdefault(record.name, []).append(record)
+        for other in record.variants.values():
+            if other not in (*ARCHITECTURES, *records.get(other.name, [])):
+                records.setdefault(other.name, []).append(other)
     rows = ["| architecture | Hugging Face classes | models |", "|---|---|---|"]
     for name in sorted(records):
-        classes = ", ".join(f"`{each}`" for record in records[name] for each in record.classes)
-        rows.append(f"| {name} | {classes} | {', '.join(record.models for record in records[name])} |")
+        classes = ", ".join(dict.fromkeys(f"`{each}`" for record in records[name] for each in record.classes))
+        models = ", ".join(dict.fromkeys(record.models for record in records[name]))
+        rows.append(f"| {name} | {classes} | {models} |")
     return rows
 
 
@@ -171,7 +177,7 @@ def harness() -> list[str]:
     for name, line in {**zoo.ZOO, **encoders.ENCODERS}.items():
         error = f"{line.nmse:g}".replace("e-0", "e-") + (f": {line.why}" if line.why else "")
         differs = "; ".join(f"`{key}`: {why}" for key, why in line.differs.items())
-        record = BY_CLASS[line.model_class].name
+        record = find_architecture(Config({**line.config, "architectures": [line.model_class]}, Path(name))).name
         rows.append(
             f"| {name} | {record} | `{line.model_class}` | {line.vocabulary} | {error} | {line.reference or differs} |"
         )

@@ -322,12 +322,15 @@ def _install(module: Any, parameters: Mapping[str, Any]) -> None:
 
 @contextmanager
 def recording(blocks: Sequence[Any]) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Within, blocks give back the hidden states as they are; yields the arguments of every call."""
+    """Within, blocks give back the hidden states as they are; yields the arguments of every call.
+
+    Those of the first block: some models take the first part of what a block gives back, which is a tuple there.
+    """
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def record(*args: Any, **kwargs: Any) -> Any:
         calls.append((args, kwargs))
-        return args[0]
+        return calls[0][0][0]
 
     with replaced(*blocks, record):
         yield calls

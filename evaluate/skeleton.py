@@ -7,7 +7,7 @@ skeleton's parameters go through `make_plan`, as if they were to be converted, a
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ class Skeleton:
 def build_skeleton(source: SourceModel) -> Skeleton:
     """The skeleton of a model. Unsupported: transformers lacks the class, or cannot make it from this config."""
     transformers.logging.set_verbosity_error()
+    source = _unfolded(source)
     model = _model(source)
     blocks = _blocks(model)
     if blocks is None:
@@ -152,6 +153,12 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     if norm is None:
         raise _not_here(source, model, "its last norm was not found")
     return Skeleton(model, base, decoder, blocks, norm, plan, found, model.config._attn_implementation)
+
+
+def _unfolded(source: SourceModel) -> SourceModel:
+    """The same model with a config that does not name the scales which conversion has multiplied into the weights."""
+    folded = find_architecture(Config(source.config, source.where)).folded
+    return replace(source, config={key: value for key, value in source.config.items() if key not in folded})
 
 
 def _blocks(model: Any) -> Any:
@@ -247,22 +254,32 @@ def _class_name(source: SourceModel) -> str:
 
 def _compute_buffers(model: Any, where: Path) -> None:
     """Buffers are no weights: transformers computes them from the config, by what it calls initializing a module."""
-    for module in model.modules():
-        buffers = dict(module.named_buffers(recurse=False))
-        if not buffers:
-            continue
-        for name, value in buffers.items():
+    holders = [module for module in model.modules() if dict(module.named_buffers(recurse=False))]
+    for module in holders:
+        for name, value in module.named_buffers(recurse=False):
             fill = float("nan") if value.is_floating_point() else 0
             setattr(module, name, torch.full(tuple(value.shape), fill, dtype=value.dtype))
         model._init_weights(module)
-        kept = module.state_dict(keep_vars=True)
-        if any(bool(value.isnan().any()) for name, value in module.named_buffers(recurse=False) if name not in kept):
-            raise Unsupported(
-                f"transformers {transformers.__version__} does not compute {', '.join(buffers)} of "
-                f"{type(module).__name__}",
-                where=where,
-                fix="Install another release of transformers, at least 5.0.",
-            )
+    if any(map(_unset, holders)):  # those of Falcon-H1 are computed by the module around all blocks
+        for module in model.modules():
+            model._init_weights(module)
+    for module in filter(_unset, holders):
+        raise Unsupported(
+            f"transformers {transformers.__version__} does not compute {', '.join(_unset(module))} of "
+            f"{type(module).__name__}",
+            where=where,
+            fix="Install another release of transformers, at least 5.0.",
+        )
+
+
+def _unset(module: Any) -> list[str]:
+    """The module's own buffers that were not computed, but for those that a checkpoint holds."""
+    kept = module.state_dict(keep_vars=True)
+    return [
+        name
+        for name, value in module.named_buffers(recurse=False)
+        if name not in kept and value.is_floating_point() and bool(value.isnan().any())
+    ]
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
 from ggufsmith.convert.architectures.encoders import ENCODERS
+from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
+from ggufsmith.convert.architectures.hybrid import HYBRID
 from ggufsmith.convert.architectures.laguna import LAGUNA
 from ggufsmith.convert.architectures.latent import LATENT
 from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
@@ -22,11 +24,13 @@ from ggufsmith.convert.architectures.moe import MOE
 from ggufsmith.convert.architectures.newer_moe import NEWER_MOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
 from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
+from ggufsmith.convert.architectures.state_space import STATE_SPACE
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 
 ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *ENCODERS),
+    *(*STATE_SPACE, *HYBRID, FALCON_H1),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -65,5 +69,9 @@ IGNORED = frozenset(
     merged_hidden_size video_token_index shared_intermediate_size prefix_dense_sliding_window_pattern
     enable_moe_fp32_combine add_full_attention_sink_bias
     add_swa_attention_sink_bias
+    rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_init_scheme time_step_max time_step_min
+    time_step_scale use_associative_scan use_mambapy use_mamba_kernels mamba_ssm_cache_dtype chunk_size
+    mamba_chunk_size num_logits_to_keep pad_vocab_size_multiple norm_before_gate fused_add_norm time_step_rank
+    moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
     """.split()
 )

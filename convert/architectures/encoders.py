@@ -271,7 +271,7 @@ NOMIC = replace(
     },
     defaults={"max_position_embeddings": 2048, "type_vocab_size": 2},
     sizes={"types": SIZES["types"]},
-    chosen=lambda config: "moe" if config.first("moe_every_n_layers") else "",
+    variant=lambda config: "moe" if config.first("moe_every_n_layers") else "",
     models="nomic-embed-text v1, v1.5",
 )
 NOMIC_MOE = replace(

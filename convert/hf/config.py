@@ -97,8 +97,8 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
         raise Malformed("token_embd.weight is missing: the file has no weights", where=where)
     config["vocab_size"] = embedding.shape[0]
     config["tie_word_embeddings"] = "output.weight" not in tensors
-    config.setdefault("num_key_value_heads", config["num_attention_heads"])
-    heads, embd = config["num_attention_heads"], config["hidden_size"]
+    heads, embd = config.setdefault("num_attention_heads", 0), config["hidden_size"]
+    config.setdefault("num_key_value_heads", heads)
     if "query_pre_attn_scalar" in record.defaults:
         head = config.setdefault("head_dim", embd // max(heads, 1))
         config["query_pre_attn_scalar"] = gemma_attention_scalar(config["num_hidden_layers"], embd, heads, head)

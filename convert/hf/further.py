@@ -2,7 +2,16 @@
 
 from gguf.constants import ExpertGatingFuncType, Keys
 
-from ggufsmith.convert.architectures import dense, gemma4, gpt, gpt_oss, latent, lfm2, moe, qwen_hybrid
+from ggufsmith.convert.architectures import (
+    dense,
+    gemma4,
+    gpt,
+    gpt_oss,
+    latent,
+    lfm2,
+    moe,
+    qwen_hybrid,
+)
 from ggufsmith.convert.architectures import vision_language as vision
 from ggufsmith.convert.hf.classes import (
     ATTENTION,
@@ -57,6 +66,7 @@ from ggufsmith.convert.hf.several import (
     windows,
     yarn,
 )
+from ggufsmith.convert.hf.states import STATES
 
 L, A = Keys.LLM, Keys.Attention
 NORM_BIASES = frozenset((T.OUTPUT_NORM, T.ATTN_NORM, T.FFN_NORM))
@@ -297,4 +307,4 @@ LEARNED = (
         renamed={"layer_norm_eps": "layer_norm_epsilon", "intermediate_size": "n_inner"},
     ),
 )
-CLASSES = (*CLASSIC, *DENSE, *HYBRID, *PICTURES, *SPARSE, *NEWER, *LEARNED)
+CLASSES = (*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *NEWER, *LEARNED)

@@ -1,5 +1,7 @@
 """What the classes of `hf.further` call their tensors: transformers' modeling files, and published checkpoints."""
 
+from gguf.constants import MODEL_TENSOR
+
 from ggufsmith.convert.hf.classes import BLOCK, GEMMA_NAMES, T, in_blocks
 
 POST_NORMS = in_blocks({T.ATTN_POST_NORM: "post_attention_layernorm", T.FFN_POST_NORM: "post_feedforward_layernorm"})
@@ -158,3 +160,82 @@ GPT2_NAMES = {
     T.FFN_UP: "transformer.h.{bid}.mlp.c_fc",
     T.FFN_DOWN: "transformer.h.{bid}.mlp.c_proj",
 }
+
+
+def mamba_names(module: str) -> dict[MODEL_TENSOR, str]:
+    """The matrices of a state space, inside this module of a block."""
+    names = {T.SSM_IN: "in_proj", T.SSM_CONV1D: "conv1d", T.SSM_NORM: "norm", T.SSM_OUT: "out_proj"}
+    first = {T.SSM_X: "x_proj", T.SSM_DT: "dt_proj"}  # of Mamba 1
+    return {tensor: f"{module}.{name}" for tensor, name in (names | first).items()}
+
+
+def mamba_sources(module: str, *, first: bool = False) -> dict[str, tuple[str, ...]]:
+    """The vectors of a state space, whose names follow no rule. first: of Mamba 1."""
+    found: dict[str, tuple[str, ...]] = {f"{module}.A_log": ("blk.{bid}.ssm_a",), f"{module}.D": ("blk.{bid}.ssm_d",)}
+    return found if first else found | {f"{module}.dt_bias": ("blk.{bid}.ssm_dt.bias",)}
+
+
+BACKBONE = {T.TOKEN_EMBD: "backbone.embeddings", T.OUTPUT_NORM: "backbone.norm_f", T.OUTPUT: "lm_head"}
+MIXER = "backbone.layers.{bid}.mixer"
+MAMBA_NAMES = BACKBONE | mamba_names(MIXER) | {T.ATTN_NORM: "backbone.layers.{bid}.norm"}
+GRANITE_SHARED_SOURCES = GRANITE_SOURCES | {
+    f"{BLOCK}shared_mlp.input_linear.weight": ("blk.{bid}.ffn_gate_shexp.weight", "blk.{bid}.ffn_up_shexp.weight")
+}
+GRANITE_SHARED_NAMES = GRANITE_NAMES | in_blocks({T.FFN_DOWN_SHEXP: "shared_mlp.output_linear"})
+GRANITE_DENSE_NAMES = in_blocks({T.FFN_DOWN: "shared_mlp.output_linear"})
+GRANITE_DENSE_SOURCES = {
+    f"{BLOCK}shared_mlp.input_linear.weight": ("blk.{bid}.ffn_gate.weight", "blk.{bid}.ffn_up.weight")
+}
+INSIDE = f"{BLOCK}mamba"
+HYBRID_NAMES = mamba_names(INSIDE)
+HYBRID_SOURCES = mamba_sources(INSIDE)
+NEMOTRON_NAMES = MAMBA_NAMES | {
+    T.ATTN_Q: f"{MIXER}.q_proj",
+    T.ATTN_K: f"{MIXER}.k_proj",
+    T.ATTN_V: f"{MIXER}.v_proj",
+    T.ATTN_OUT: f"{MIXER}.o_proj",
+    T.FFN_UP: f"{MIXER}.up_proj",
+    T.FFN_DOWN: f"{MIXER}.down_proj",
+    T.FFN_GATE_INP: f"{MIXER}.gate",
+    T.FFN_UP_EXP: f"{MIXER}.experts.{{xid}}.up_proj",
+    T.FFN_DOWN_EXP: f"{MIXER}.experts.{{xid}}.down_proj",
+    T.FFN_UP_SHEXP: f"{MIXER}.shared_experts.up_proj",
+    T.FFN_DOWN_SHEXP: f"{MIXER}.shared_experts.down_proj",
+    T.MOE_LATENT_DOWN: f"{MIXER}.fc1_latent_proj",
+    T.MOE_LATENT_UP: f"{MIXER}.fc2_latent_proj",
+}
+NEMOTRON_MOE_SOURCES = mamba_sources(MIXER) | {
+    f"{MIXER}.gate.e_score_correction_bias": ("blk.{bid}.exp_probs_b.bias",),
+}
+JAMBA_NAMES = (
+    {T.OUTPUT_NORM: "model.final_layernorm"}
+    | mamba_names(INSIDE)
+    | in_blocks(
+        {
+            T.FFN_NORM: "pre_ff_layernorm",
+            T.SSM_DT_NORM: "mamba.dt_layernorm",
+            T.SSM_B_NORM: "mamba.b_layernorm",
+            T.SSM_C_NORM: "mamba.c_layernorm",
+            T.FFN_GATE: "feed_forward.gate_proj",
+            T.FFN_UP: "feed_forward.up_proj",
+            T.FFN_DOWN: "feed_forward.down_proj",
+            T.FFN_GATE_INP: "feed_forward.router",
+            T.FFN_GATE_EXP: "feed_forward.experts.{xid}.gate_proj",
+            T.FFN_UP_EXP: "feed_forward.experts.{xid}.up_proj",
+            T.FFN_DOWN_EXP: "feed_forward.experts.{xid}.down_proj",
+        }
+    )
+)
+JAMBA_SOURCES = mamba_sources(INSIDE, first=True)
+FALCON_H1_NAMES = (
+    {T.OUTPUT_NORM: "model.final_layernorm"}
+    | HYBRID_NAMES
+    | in_blocks(
+        {
+            T.FFN_GATE: "feed_forward.gate_proj",
+            T.FFN_UP: "feed_forward.up_proj",
+            T.FFN_DOWN: "feed_forward.down_proj",
+        }
+    )
+)
+FALCON_H1_SOURCES = HYBRID_SOURCES | {f"{BLOCK}pre_ff_layernorm.weight": ("blk.{bid}.ffn_norm",)}

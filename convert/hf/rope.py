@@ -33,6 +33,8 @@ def rope_config(record: Architecture, keys: TypedKeys, vector: Vector) -> dict[s
     def number(name: str) -> float | None:
         return keys.number(name.format(arch=record.name))
 
+    if not record.rope.rotates:
+        return {}
     if "proportional" in record.rope.scaling:
         return {"rope_parameters": _proportional(number, vector)}
     config: dict[str, Any] = {}

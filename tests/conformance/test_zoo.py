@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ QUANTIZED = (
     "ministral3",
     "qwen3-vl",
 )
+QUANTIZED += ("mamba2", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1", "jamba")
 LINES = [(name, False) for name in zoo.ZOO] + [(name, True) for name, line in zoo.ZOO.items() if line.two_spellings]
 
 
@@ -71,7 +73,7 @@ def test_a_line(name: str, published: bool, tmp_path: Path) -> None:
         )
         a, b = tensors(mine), tensors(theirs)
         assert a.keys() == b.keys()
-        assert not [each for each in a if a[each] != b[each]], "tensors that differ"
+        assert not [each for each in a if not same(each, a[each], b[each])], "tensors that differ"
         llama = oracles.LlamaVocabulary(mine.path)
         ids = {key for key in mine.metadata.keys() | theirs.metadata.keys() if line.generic and "tokenizer." in key}
         allowed = ids | line.differs.keys() | oracles.only_stated(mine.metadata, theirs.metadata, llama)
@@ -103,6 +105,14 @@ def test_the_gating_that_transformers_5_leaves_out_of_config_json(tmp_path: Path
     assert errors[0] < 1e-9 and errors[1] > 1e-3
 
 
+def same(name: str, ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
+    """Whether two tensors are equal; torch rounds exponentials otherwise from processor to processor."""
+    if name.endswith(".ssm_a") and ours[:2] == theirs[:2] == (ours[0], "F32"):
+        one, other = (np.frombuffer(each[2], np.float32) for each in (ours, theirs))
+        return bool(np.allclose(one, other, rtol=2e-7, atol=0))
+    return ours == theirs
+
+
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, tmp_path: Path) -> None:
     line = zoo.ZOO[name]
@@ -111,11 +121,14 @@ def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, 
     zoo.write(name, folder, published=line.two_spellings, wide=True, dtype="bfloat16")
     run(request(folder, "q4_K_M", outfile=tmp_path / "ours.gguf"))
     path, pre = tmp_path / "middle.gguf", PRE.get(line.vocabulary, "")
-    reference.convert(folder, path, "--outtype", "bf16", *line.options, pre=pre, raw=True, generic=line.generic)
+    middle = "f32" if line.folded else "bf16"  # we quantize the products themselves
+    reference.convert(folder, path, "--outtype", middle, *line.options, pre=pre, raw=True, generic=line.generic)
     quantizer.quantize(path, tmp_path / "theirs.gguf", quantizer.Settings(FILE_TYPES["Q4_K_M"].number or 0))
     a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(tmp_path / "theirs.gguf"))
     assert a.keys() == b.keys()
-    assert not [(each, a[each][:2], b[each][:2]) for each in a if a[each] != b[each]], "tensors that differ"
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if not same(each, a[each], b[each])], (
+        "tensors that differ"
+    )
 
 
 @pytest.mark.parametrize("recipe", ["copy", "mxfp4_moe"])

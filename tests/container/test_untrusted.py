@@ -42,6 +42,12 @@ def test_what_json_can_hold(tmp_path: Path) -> None:
     assert parse_json(b'{"a": 1}', "where") == {"a": 1}
 
 
+def test_numbers_that_json_lacks_as_transformers_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"time_step_limit": [0.0, {"__float__": "Infinity"}], "other": {"__float__": "12"}}')
+    assert load_json(path) == {"time_step_limit": [0.0, float("inf")], "other": {"__float__": "12"}}
+
+
 def test_a_file_that_is_too_large_or_missing(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(b"x" * 101)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ggufsmith.convert.ops import AddOne, Array, Op, Part, RopePermute
 from ggufsmith.convert.reorder import (
     Chain,
+    Fold,
     NegativeExp,
     Regroup,
     RegroupColumns,
@@ -16,8 +17,10 @@ from ggufsmith.convert.reorder import (
     Strided,
     StridedColumns,
     Turn,
+    Unfold,
     Unsqueeze,
 )
+from ggufsmith.convert.scale import Multiplied, MultipliedRows
 
 Whole = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -43,6 +46,16 @@ CASES: dict[str, tuple[Op, tuple[int, ...], Whole]] = {
     ),
     "squeeze": (Squeeze(), (6, 1, 4), lambda x: x[:, 0]),
     "unsqueeze": (Unsqueeze(), (6, 4), lambda x: x[:, None]),
+    "fold": (Fold(3), (12,), lambda x: x.reshape(3, 4)),
+    "column": (Chain(NegativeExp(), Fold(7)), (7,), lambda x: -np.exp(x)[:, None]),
+    "unfold": (Unfold(), (3, 4), lambda x: x.ravel()),
+    "scaled": (Multiplied((0.6, 0.9)), (5, 4), lambda x: x * np.float32(0.6) * np.float32(0.9)),
+    "undone": (Multiplied((0.6, 0.9), undo=True), (5, 4), lambda x: x / np.float32(0.9) / np.float32(0.6)),
+    "scaled rows": (
+        MultipliedRows(((2, 0.5), (1, 3.0), (4, 1.1))),
+        (7, 3),
+        lambda x: x * np.float32([0.5, 0.5, 3, 1.1, 1.1, 1.1, 1.1])[:, None],
+    ),
     "exp": (NegativeExp(), (7,), lambda x: -np.exp(x)),
     "part of a vector": (Part(2, 5), (9,), lambda x: x[2:5]),
     "chain": (Chain(Turn(), Strided(1, 2)), (3, 4, 6), lambda x: x.swapaxes(-1, -2)[:, 1::2]),
