@@ -102,9 +102,6 @@ class StackJoined(Op):
         (source,) = sources
         return (source[0] * source[1], *source[2:])
 
-    def inverse(self, source: int = 0) -> None:
-        return None
-
 
 @dataclass(frozen=True)
 class Fold(Op):

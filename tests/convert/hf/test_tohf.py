@@ -248,8 +248,8 @@ def adding(name: str, values: NDArray[np.float32] = ONES) -> Callable[[Metadata,
 
 REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]] = {
     "no architecture": (without("general.architecture"), Malformed, "general.architecture: the key is missing"),
-    "adapter": (setting(general__type=string("adapter")), Unsupported, "only models"),
-    "unknown architecture": (setting(general__architecture=string("gptneox")), Unsupported, "Known: arcee, cohere2"),
+    "adapter": (setting(general__type=string("adapter")), Unsupported, "this is a LoRA adapter"),
+    "unknown architecture": (setting(general__architecture=string("gptneox")), Unsupported, "arcee, cohere2, "),
     "experts without a class": (
         setting(general__architecture=string("qwen2"), qwen2__expert_count=u32(4)),
         Unsupported,
@@ -260,7 +260,7 @@ REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]
     "contradicting shape": (setting(llama__feed_forward_length=u32(512)), Unsupported, "the config says"),
     "contradicting key": (setting(llama__vocab_size=u32(9)), Malformed, "llama.vocab_size is 9, but would become 904"),
     "no vocabulary": (without("tokenizer.ggml.model"), Malformed, "no vocabulary"),
-    "another tokenizer": (setting(tokenizer__ggml__model=string("t5")), Unsupported, "only llama, gpt2"),
+    "another tokenizer": (setting(tokenizer__ggml__model=string("rwkv")), Unsupported, "only llama, gpt2"),
     "no scores": (without("tokenizer.ggml.scores"), Malformed, "no scores"),
     "no embedding": (without("token_embd.weight"), Malformed, "no weights"),
     "missing tensor": (without("blk.0.ffn_up.weight", "blk.1.ffn_up.weight"), Unsupported, "source is missing"),
