@@ -2,6 +2,7 @@
 these.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,11 @@ class ModelReport:
 
 @dataclass(frozen=True, kw_only=True)
 class JobReport:
-    """One run of ggufsmith batch. bytes: of what was made, or is to be made. verdict: the last line for people."""
+    """One run of ggufsmith batch. bytes: of what was made, or is to be made. verdict: the last line for people.
+
+    estimated_seconds: of a dry run, with running the models, but without uploads. upload_bytes: what would be uploaded
+    at most, by repository; what is there already is not sent again.
+    """
 
     schema: int = SCHEMA
     bytes: int
@@ -74,6 +79,7 @@ class JobReport:
     verdict: str
     seconds: float | None = None
     estimated_seconds: float | None = None
+    upload_bytes: dict[str, int] | None = None
 
 
 def job_report(outcomes: "Sequence[Outcome]", seconds: float) -> JobReport:
@@ -90,8 +96,26 @@ def job_report(outcomes: "Sequence[Outcome]", seconds: float) -> JobReport:
     )
 
 
-def dry_report(drafts: "Sequence[Draft]", outcomes: "Sequence[Outcome]", seconds: Mapping[Path, float]) -> JobReport:
-    """What a job would make: the drafts, and what became of the other models. seconds: by the key of a model."""
+def upload_sizes(drafts: "Sequence[Draft]", outcomes: "Sequence[Outcome]") -> dict[str, int]:
+    """Repository -> bytes of the outputs that a job would publish in it."""
+    sizes: Counter[str] = Counter()
+    pairs = [(draft.model, (*draft.record.outputs, *draft.made)) for draft in drafts]
+    for model, outputs in [*pairs, *((outcome.model, outcome.made) for outcome in outcomes if not outcome.error)]:
+        if model.settings["push"]:
+            sizes[model.settings["push"]] += sum(made.size for made in outputs)
+    return dict(sizes)
+
+
+def dry_report(
+    drafts: "Sequence[Draft]",
+    outcomes: "Sequence[Outcome]",
+    seconds: Mapping[Path, float],
+    uploads: Mapping[str, int],
+) -> JobReport:
+    """What a job would make: the drafts, and what became of the other models. seconds: by the key of a model.
+
+    uploads: see `upload_sizes`.
+    """
     from ggufsmith.convert.batch.report import exit_code, verdict
 
     return JobReport(
@@ -101,6 +125,7 @@ def dry_report(drafts: "Sequence[Draft]", outcomes: "Sequence[Outcome]", seconds
         exit_code=exit_code(outcomes),
         verdict=verdict(outcomes),
         estimated_seconds=sum(seconds.values()),
+        upload_bytes=dict(uploads) or None,
     )
 
 
