@@ -357,7 +357,10 @@ def _totals(
         yield "time", f"about {_duration(seconds)}{share}, estimated from a short measurement on this machine"
     if uploads:
         total = render.size(sum(uploads.values()))
-        yield "upload", f"{total} at most, to {some(list(uploads))}; the time depends on the connection and comes on top"
+        yield (
+            "upload",
+            f"{total} at most, to {some(list(uploads))}; the time depends on the connection and comes on top",
+        )
 
 
 def _duration(seconds: float) -> str:
