@@ -45,7 +45,8 @@ class ErrorReport:
 class ModelReport:
     """One model of a job. place: FILE:LINE of the job file. input: its folder or file, or its name on a hub. status:
     'done' if something was made, 'finished' if all existed, 'failed', 'interrupted', 'not begun', or 'to make' in a dry
-    run. outputs: those that exist, and in a dry run those that are to be made.
+    run. outputs: those that exist, and in a dry run those that are to be made. kept_imatrix: the path of the importance
+    matrix that keep_imatrix kept.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ModelReport:
     error: ErrorReport | None = None
     seconds: float | None = None
     weights_per_second: float | None = None
+    kept_imatrix: str | None = None
     estimated_memory: int | None = None
     estimated_seconds: float | None = None
 
@@ -153,6 +155,7 @@ def _ended(outcome: "Outcome") -> ModelReport:
         error=ErrorReport(error.code, error.what, error.where, error.fix, list(error.also)) if error else None,
         seconds=outcome.seconds,
         weights_per_second=outcome.rate or None,
+        kept_imatrix=str(kept) if (kept := model.kept_imatrix) and kept.is_file() else None,
     )
 
 

@@ -112,4 +112,4 @@ def test_what_is_wrong(model: Path, tmp_path: Path) -> None:
     assert run(which, model, "--memory", "1G", "--table", tmp_path / "absent").exit_code == 2
     (tmp_path / "no.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     assert run(which, model, "--memory", "1G", "--table", tmp_path / "no.csv").exit_code == 4
-    assert run(which, tmp_path / "absent" / "x" / "y", "--memory", "1G").exit_code == 4
+    assert run(which, tmp_path / "absent" / "x" / "y", "--memory", "1G").exit_code == 2
