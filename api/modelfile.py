@@ -87,7 +87,7 @@ def modelfile_of(
 
 def is_projector(metadata: Metadata) -> bool:
     """Whether a file holds the encoders of a model that sees or hears."""
-    return kind_of(metadata, ()) == GGUFType.MMPROJ
+    return bool(kind_of(metadata, ()) == GGUFType.MMPROJ)
 
 
 def checked_projector(path: Path) -> Path:

@@ -15,8 +15,8 @@ ADAPTER = "adapter_config.json"  # in the folder of an adapter, which is never q
 UsageError = cast(type[Exception], BadParameter.__mro__[1])
 
 EXIT_CODES = (
-    "0 done and verified, 1 failed while working, 2 usage, or a path that does not exist, 3 input not supported, 4 input malformed or unsafe, "
-    "5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted"
+    "0 done and verified, 1 failed while working, 2 usage, or a path that does not exist, 3 input not supported, "
+    "4 input malformed or unsafe, 5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted"
 )
 
 # Command -> (command line, what it does).

@@ -7,7 +7,6 @@ from pathlib import Path
 import adapters
 import checkpoints
 import seeing
-
 from install import CLIENTS
 
 FILES = CLIENTS / "files"
