@@ -33,7 +33,7 @@ const server = http.createServer((request, response) => {
 });
 await new Promise((ready) => server.listen(0, "127.0.0.1", ready));
 const address = `http://127.0.0.1:${server.address().port}`;
-const browser = await chromium.launch({ executablePath: asked.chromium, args: ["--no-sandbox"] });
+const browser = await chromium.launch({ executablePath: asked.chromium, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
 const found = {};
 for (const [name, files] of Object.entries(asked.models)) {
   const page = await browser.newPage();

@@ -11,10 +11,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from files import FILES, every_kind, of_published, smith
 from install import LINTERS, MODELS, NPM, PUBLISHED, TOOLS, browser
@@ -25,6 +29,7 @@ PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "Once upon a time,
 CHAT = [{"role": "user", "content": "Name three colours of the rainbow."}]
 STRINGS = 300
 MAX_TOKENS = 16
+TIE = 0.5  # logits: less is no difference between the tokens of one place
 SAME = ("f16", "q8_0", "shards")  # files that lose too little of the original for another answer
 TOO_NEW = {"Q1_0", "Q2_0"}  # types that gguf-py 0.19 cannot decode, or does not know
 NOT_MODELS = ("LoRA", "vocab", "mmproj", "imatrix")  # in names of files that llama.cpp does not run
@@ -82,29 +87,71 @@ def llama_cpp_python() -> Iterator[Finding]:
     for original in originals():
         expected = in_llama_cpp(original)
         for kind, path in of_published(original).items():
-            found = in_llama_cpp(path)
-            yield differing(f"{original.name}, {kind}: ids of {STRINGS} texts", expected["tokens"], found["tokens"])
-            if kind in SAME:
-                yield differing(f"{original.name}, {kind}: answers", expected["answers"], found["answers"])
+            found = in_llama_cpp(path, original if kind in SAME else None)
+            yield differing(f"{original.name}, {kind}: ids of {STRINGS} texts", expected.tokens, found.tokens)
+            yield f"{original.name}, {kind}: a chat", None if found.chat != "" else "no answer"
+            for prompt, answer, said in zip(expected.prompts, expected.answers, found.answers, strict=False):
+                wrong = astray(answer, said)
+                yield f"{original.name}, {kind}: {prompt[-40:]!r}", wrong
     for path in every_kind():
         if not any(word in path.name for word in NOT_MODELS) and "Sees" not in path.name:
             yield path.name, loads(path)
 
 
-@cache
-def in_llama_cpp(path: Path) -> Mapping[str, Any]:
-    """Token ids, with special tokens read and not, and answers."""
-    from llama_cpp import Llama
+@dataclass(frozen=True)
+class Heard:
+    """What llama.cpp says of a file.
 
-    llama = Llama(str(path), n_ctx=512, n_gpu_layers=0, verbose=False, seed=0)
+    tokens:  ids of every text, with special tokens read and not. prompts: texts that are continued.
+    answers: of each prompt, float32 [MAX_TOKENS, vocabulary], the logits of the original's greedy continuation.
+    chat:    the answer of a chat; None without a template.
+    """
+
+    tokens: list[list[int]]
+    prompts: list[str]
+    answers: list[NDArray[np.float32]]
+    chat: str | None
+
+
+@cache
+def in_llama_cpp(path: Path, along: Path | None = None) -> Heard:
+    """Run a file. along: the file whose greedy continuations are followed; its own by default."""
+    from llama_cpp import Llama
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    llama = Llama(str(path), n_ctx=128, n_batch=128, n_gpu_layers=0, verbose=False, seed=0, logits_all=True)
     encoded = [text.encode() for text in texts()]
     tokens = [llama.tokenize(text, add_bos=False, special=special) for text in encoded for special in (False, True)]
-    greedy = {"max_tokens": MAX_TOKENS, "temperature": 0.0}
-    answers = [llama(prompt, **greedy)["choices"][0]["text"] for prompt in PROMPTS]
-    if "tokenizer.chat_template" in llama.metadata:
-        answers.append(llama.create_chat_completion(CHAT, **greedy)["choices"][0]["message"]["content"])
+    prompts, chat = list(PROMPTS), None
+    if template := llama.metadata.get("tokenizer.chat_template"):
+        completed = llama.create_chat_completion(CHAT, max_tokens=MAX_TOKENS, temperature=0.0)
+        chat = completed["choices"][0]["message"]["content"]
+        prompts.append(Jinja2ChatFormatter(template, "", "")(messages=CHAT).prompt)
+    followed = in_llama_cpp(along).answers if along is not None else [None] * len(prompts)
+    answers = []
+    for prompt, leader in zip(prompts, followed, strict=True):
+        begin = llama.tokenize(prompt.encode(), special=True)
+        llama.reset()
+        llama.eval(begin)
+        rows = [llama.scores[llama.n_tokens - 1].copy()]
+        while len(rows) < MAX_TOKENS:
+            llama.eval([int((rows if leader is None else leader)[len(rows) - 1].argmax())])
+            rows.append(llama.scores[llama.n_tokens - 1].copy())
+        answers.append(np.stack(rows))
     llama.close()
-    return {"tokens": tokens, "answers": answers}
+    return Heard(tokens, prompts, answers, chat)
+
+
+def astray(expected: NDArray[np.float32], found: NDArray[np.float32]) -> str | None:
+    """Where another token is the most probable one, unless the original thinks both as good as equally probable.
+
+    The original computes with activations in 8 bits, so that its own logits are off by some tenths.
+    """
+    for place, (row, other) in enumerate(zip(expected, found, strict=True)):
+        best, said = int(row.argmax()), int(other.argmax())
+        if row[best] - row[said] > TIE:
+            return f"token {place} is {said} instead of {best}, whose logit is {row[best] - row[said]:.2f} higher"
+    return None
 
 
 def loads(path: Path) -> str | None:
@@ -130,7 +177,7 @@ def tokenizers() -> Iterator[Finding]:
             smith("to-hf", of_published(original)["f16"], "--outdir", folder, "--dtype", "bfloat16")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         ours = [tokenizer.encode(text, add_special_tokens=False) for text in texts()]
-        yield differing(f"{original.name}: ids of {STRINGS} texts", in_llama_cpp(original)["tokens"][1::2], ours)
+        yield differing(f"{original.name}: ids of {STRINGS} texts", in_llama_cpp(original).tokens[1::2], ours)
 
 
 def transformers_gguf() -> Iterator[Finding]:
@@ -139,7 +186,7 @@ def transformers_gguf() -> Iterator[Finding]:
     from transformers import AutoModelForCausalLM
 
     original = originals()[0]
-    prompt = torch.tensor([in_llama_cpp(original)["tokens"][0][:12]])
+    prompt = torch.tensor([in_llama_cpp(original).tokens[0][:12]])
 
     def continued(path: Path) -> list[int]:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
