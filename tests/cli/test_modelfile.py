@@ -11,6 +11,7 @@ import checkpoints
 import seeing
 from ggufsmith.cli.convert import convert
 from ggufsmith.cli.modelfile import modelfile
+from ggufsmith.cli.quant import quant
 from ggufsmith.container.values import Metadata, boolean, string, strings, u32
 from ggufsmith.evaluate.chat import recognised
 from ggufsmith.modelfile import go_template
@@ -55,6 +56,9 @@ def test_a_model_that_sees(tmp_path: Path) -> None:
     assert again.exit_code == 0 and both in again.stdout
     wrong = run(modelfile, model, "--mmproj", model, "-o", "-")
     assert wrong.exit_code == 2 and "not a projector" in wrong.output
+    alone = run(quant, projector, "-r", "q8_0", "--outdir", tmp_path / "new", "--modelfile", "--no-sync")
+    assert alone.exit_code == 3 and "only a projector is written" in alone.output
+    assert not list((tmp_path / "new").glob("*")), "nothing was done"
 
 
 def test_a_missing_folder_is_found_before_anything_is_announced(tmp_path: Path) -> None:
