@@ -254,7 +254,9 @@ ELSEWHERE = {
     "Name a file, or leave out --card": (
         "tests/api/test_pushing.py::test_what_is_wrong_here_is_said_before_what_is_wrong_there"
     ),
-    "The file is a projector. Pass the model": "tests/cli/test_verify.py::test_a_projector_and_a_source_that_does_not_see",
+    "The file is a projector. Pass the model": (
+        "tests/cli/test_verify.py::test_a_projector_and_a_source_that_does_not_see"
+    ),
     "Write one with `ggufsmith eval`": "tests/cli/test_which.py::test_what_is_wrong",
     "no recipe fits; a shorter --context": "tests/cli/test_which.py::test_the_cache_follows_context_and_type",
     "Log in with `hf auth login`, set HF_TOKEN, or pass --token; the": "tests/api/test_pushing.py::test_the_command",
