@@ -19,6 +19,7 @@ help:
 	@echo "make run          convert the bundled fixture checkpoint"
 	@echo "make test         the tests"
 	@echo "make conformance  compare with llama.cpp and transformers (builds llama.cpp once, fetches what it compares with)"
+	@echo "make clients      programs that others wrote read our files (installs them into build/clients)"
 	@echo "make check        format, lint, types, generated documents, docstrings, links between documents"
 	@echo "make docs         write the generated documents anew, and build them all as a site in build/site"
 	@echo "make bench        speed and memory, against the reference tools"
@@ -65,6 +66,11 @@ reference: $(REFERENCE)
 conformance: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(PYTEST) tests/conformance
 
+# With CHECKS="npm_parsers wllama", those alone; tests/clients/check.py lists them.
+clients: $(VENV)/.conformance
+	$(BIN)/python tests/clients/install.py
+	PYTHONPATH=fixtures $(BIN)/python tests/clients/check.py $(CHECKS)
+
 $(VENV)/.docs: $(VENV)/.setup
 	$(PIP) install --editable '.[docs]'
 	touch $@
@@ -96,4 +102,4 @@ arm: setup
 bench: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(BIN)/python tests/bench/all.py
 
-.PHONY: help setup run test reference conformance check docs bench wheel arm
+.PHONY: help setup run test reference conformance clients check docs bench wheel arm

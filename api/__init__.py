@@ -12,7 +12,7 @@ See docs/api.md. Only the names in `__all__` are meant for other programs.
 import ggufsmith.convert
 import ggufsmith.evaluate
 import ggufsmith.quantize  # noqa: F401
-from ggufsmith.calls import convert, evaluate, imatrix, inspect, quantize, verify
+from ggufsmith.calls import convert, evaluate, imatrix, inspect, quantize, sensitivity, verify
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Unsupported, Usage
 from ggufsmith.keywords import WrongArgument
 from ggufsmith.progress import ProgressEvent
@@ -34,6 +34,7 @@ __all__ = [
     "imatrix",
     "inspect",
     "quantize",
+    "sensitivity",
     "verify",
 ]
 

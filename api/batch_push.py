@@ -1,12 +1,12 @@
 """The publishing of a job: a model is uploaded as soon as it is finished, while the next ones are being made."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from ggufsmith.container.errors import Failure
+from ggufsmith.container.errors import Failure, Usage
 from ggufsmith.convert.batch.jobfile import JobFile, JobModel
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
@@ -21,7 +21,8 @@ class PushingWatcher(Watcher):
     Models that were finished before are uploaded too: what is there is not sent again, and what an earlier run did not
     get there is. One upload runs at a time.
 
-    Usage, before anything is done, without a token and for a name that is none.
+    Before anything is done: Usage without a token, and for repositories that do not exist and are not to be made. That
+    the hub cannot be reached at the moment does not stop a job.
     """
 
     def __init__(self, job: JobFile, watch: Watcher, thread_name: str = "upload") -> None:
@@ -31,6 +32,7 @@ class PushingWatcher(Watcher):
             if model.settings["push"]:
                 task = _task(model)
                 self._repositories[model.key] = task, repository_of(task)
+        _check(job, self._repositories)
         self._uploads: dict[Path, Future[Uploaded]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=thread_name)
 
@@ -78,6 +80,22 @@ class PushingWatcher(Watcher):
             )
             found.append(replace(outcome, status="failed", error=failure))
         return found
+
+
+def _check(job: JobFile, repositories: Mapping[Path, tuple[PushTask, Repository]]) -> None:
+    """Usage, with all of them, for repositories that are missing."""
+    missing = []
+    for model in job.models:
+        if model.key in repositories:
+            try:
+                repositories[model.key][1].check()
+            except Usage as error:
+                missing.append(f"{model.place}: {error.where}: {error.what}")
+            except Failure:
+                continue
+    if missing:
+        fix = "Check the names, or set create = true, which makes a repository, or private = true."
+        raise Usage("there is nowhere to publish; nothing was done", where=job.path, also=missing, fix=fix)
 
 
 def _task(model: JobModel) -> PushTask:

@@ -95,7 +95,14 @@ def _check_modelfiles(outputs: Sequence["OutputFile"], overwrite: bool) -> None:
     from ggufsmith.container.errors import Unsupported
     from ggufsmith.modelfile import check_modelfile, modelfile_path
 
-    for output in outputs:
+    models, _ = _with_projector(outputs)
+    if not models:
+        raise Unsupported(
+            "a Modelfile is about a model, and only a projector is written",
+            where=outputs[0].path,
+            fix="Leave out --modelfile, or pass the projector with `ggufsmith modelfile MODEL.gguf --mmproj FILE`.",
+        )
+    for output in models:
         if len(output.paths) > 1:
             fix = "Leave out --modelfile, or do not split the output."
             raise Unsupported("Ollama takes no model in several files", where=output.path, fix=fix)
@@ -103,14 +110,25 @@ def _check_modelfiles(outputs: Sequence["OutputFile"], overwrite: bool) -> None:
 
 
 def _modelfiles(outputs: Sequence["OutputFile"]) -> Iterator[tuple[str, str]]:
-    """Write the Modelfile of every output; lines for a summary."""
+    """Write the Modelfile of every model, with the projector if there is one; lines for a summary."""
     from ggufsmith.modelfile import modelfile_of, modelfile_path, summary_of, write_modelfile
 
-    for output in outputs:
-        found, path = modelfile_of(output.path), modelfile_path(output.path)
+    models, projector = _with_projector(outputs)
+    for output in models:
+        found, path = modelfile_of(output.path, projector=projector), modelfile_path(output.path)
         write_modelfile(path, found)
         yield "Modelfile", str(path)
         yield from summary_of(found)
+
+
+def _with_projector(outputs: Sequence["OutputFile"]) -> tuple[list["OutputFile"], Path | None]:
+    """The models among the outputs, and where the projector is."""
+    from ggufsmith.modelfile import is_projector
+
+    sorted_out: dict[bool, list[OutputFile]] = {False: [], True: []}
+    for output in outputs:
+        sorted_out[is_projector(output.shards.whole.metadata)].append(output)
+    return sorted_out[False], next((output.path for output in sorted_out[True]), None)
 
 
 def _hashed(output: "OutputFile", tensors: bool, advance: Any) -> tuple[list["FileReport"], dict[str, str]]:

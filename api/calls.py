@@ -16,6 +16,7 @@ from ggufsmith.keywords import (
     ImatrixKeywords,
     Paths,
     QuantizeKeywords,
+    SensitivityKeywords,
     StrPath,
     VerifyKeywords,
     WrongArgument,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ggufsmith.imatrices import MadeImatrix
     from ggufsmith.memory import InMemory
     from ggufsmith.report import RunReport
+    from ggufsmith.sensitivities import MadeSensitivity
 
 
 class ModelInMemory(Protocol):
@@ -205,6 +207,39 @@ def imatrix(
         place=memory.located() if memory else None,
     )
     return made_imatrix(task, _display(progress))
+
+
+def sensitivity(
+    source: Source,
+    *,
+    config: Any = None,
+    tokenizer: Any = None,
+    effort: str = "normal",
+    progress: Callback | None = None,
+    **options: Unpack[SensitivityKeywords],
+) -> "MadeSensitivity":
+    """Measure what each type would cost the predictions of a model, tensor by tensor, as `ggufsmith sensitivity` does.
+
+    source, config, tokenizer: as in `convert`.
+    effort: that of `calibrate` with which the files will be made; "none" for the bytes of llama.cpp's quantizer.
+
+    Returns the table, and where it was written: `convert` and `quantize` take that path as `sensitivity`.
+    """
+    from ggufsmith.sensitivities import SensitivityTask, made_sensitivity
+
+    memory = _memory(source, config, tokenizer, options)
+    source_options, reading, write = records_of(
+        "sensitivity", SensitivityKeywords, options, SourceOptions, TextOptions, WriteOptions
+    )
+    task = SensitivityTask(
+        "" if memory else _name(source),
+        source_options,
+        reading,
+        write,
+        effort,
+        place=memory.located() if memory else None,
+    )
+    return made_sensitivity(task, _display(progress))
 
 
 def evaluate(

@@ -112,16 +112,29 @@ class ConvertKeywords(CheckpointKeywords, FileKeywords, MakingKeywords, WritingK
     mmproj_outtype: str | None
 
 
-class ReadingKeywords(TypedDict, total=False):
+class RunKeywords(TypedDict, total=False):
     """Which text the model is run on, and where (see `pipeline.request.TextOptions`)."""
 
     text: Paths
-    context: int
     chunks: int | None
     device: str | None
     lora: "StrPath | Sequence[StrPath | tuple[StrPath, float]]"
     revision: str | None
     token: str | None
+
+
+class ReadingKeywords(RunKeywords, total=False):
+    """As well, in which windows."""
+
+    context: int
+
+
+class SensitivityKeywords(RunKeywords, total=False):
+    """Of `sensitivity`."""
+
+    outfile: StrPath | None
+    overwrite: bool
+    threads: int | None
 
 
 class ImatrixKeywords(ReadingKeywords, total=False):

@@ -21,7 +21,7 @@ from ggufsmith.container.shards import GgufSet, open_gguf_set
 from ggufsmith.container.text import shell_command
 from ggufsmith.container.values import Metadata
 from ggufsmith.evaluate.chat import BOS, EOS, PLAIN, ChatFormat, recognised
-from ggufsmith.quantize.model_check import other_kind
+from ggufsmith.quantize.model_check import kind_of, other_kind
 
 MARK = "# written by ggufsmith modelfile"
 # Key of the header -> the parameter's name.
@@ -55,28 +55,49 @@ def modelfile_path(file: Path) -> Path:
 
 
 def modelfile_of(
-    file: Path, *, base: Path | None = None, context: int | None = None, beside: Path | None = None
+    file: Path,
+    *,
+    base: Path | None = None,
+    context: int | None = None,
+    beside: Path | None = None,
+    projector: Path | None = None,
 ) -> Modelfile:
     """The Modelfile of a model, or of an adapter with its base. base: a GGUF file. context: tokens (num_ctx).
 
-    beside: where it will stand; by default beside the file.
+    beside: where it will stand; by default beside the file. projector: of a model that sees or hears; Ollama knows it
+    by what is in it, so that it is one more FROM.
 
     Unsupported for a model in several files, and for what is neither a model nor an adapter. Usage for a vocabulary, an
-    adapter without base, a base for a model, and a name that a Modelfile cannot hold.
+    adapter without base, a base for a model, a projector that is none, and a name that a Modelfile cannot hold.
     """
+    encoders = [] if projector is None else [f"FROM {_place(checked_projector(projector), beside or file)}"]
     with open_gguf_set(file) as model:
         adapter = _data(model.metadata, Keys.General.TYPE) == GGUFType.ADAPTER
         if not adapter and (failure := other_kind(model.metadata, (), file)):
             raise failure
         _check(file, model, base, adapter=adapter)
         if not adapter:
-            return _written(model.metadata, [f"FROM {_place(file, beside or file)}"], context)
+            return _written(model.metadata, [f"FROM {_place(file, beside or file)}", *encoders], context)
     if base is None:
         raise Usage("an adapter needs a base model", where=file, fix="Name its GGUF file with --base.")
     with open_gguf_set(base) as under:
         _check(base, under, None, adapter=False)
-        lines = [f"FROM {_place(base, beside or file)}", f"ADAPTER {_place(file, beside or file)}"]
+        lines = [f"FROM {_place(base, beside or file)}", *encoders, f"ADAPTER {_place(file, beside or file)}"]
         return _written(under.metadata, lines, context)
+
+
+def is_projector(metadata: Metadata) -> bool:
+    """Whether a file holds the encoders of a model that sees or hears."""
+    return bool(kind_of(metadata, ()) == GGUFType.MMPROJ)
+
+
+def checked_projector(path: Path) -> Path:
+    """The path. Usage if it is not that of a projector."""
+    with open_gguf_set(path) as found:
+        if not is_projector(found.metadata):
+            fix = "Name the file that gguf-convert --mmproj wrote, mmproj-MODEL-TYPE.gguf."
+            raise Usage("this is not a projector", where=path, fix=fix)
+    return path
 
 
 def write_modelfile(path: Path, found: Modelfile, *, overwrite: bool = True) -> None:

@@ -20,12 +20,14 @@ class OpenedSource:
 
     tensors:   rows of its tensors. specs: names, shapes and types of the same tensors in a GGUF file made of it.
     alignment: of that file.
+    copied:    specs of the tensors in a file whose types are those of the source, as far as GGUF has them.
     """
 
     tensors: "Sequence[RowSource]"
     specs: "Sequence[TensorSpec]"
     metadata: "Metadata"
     alignment: int
+    copied: "Sequence[TensorSpec]" = ()
 
 
 @contextmanager
@@ -39,6 +41,7 @@ def opened_source(
     Raises what is wrong with the source; Usage for options that mean nothing for it.
     """
     from ggufsmith.container.layout import TensorSpec
+    from ggufsmith.convert.lora.peft import is_adapter
     from ggufsmith.convert.open import file_of, open_pass
     from ggufsmith.located import HubRequest, located
     from ggufsmith.pipeline.request import MakeOptions, Request
@@ -52,13 +55,15 @@ def opened_source(
         with open_model(file).files as files:
             tensors = [GgufTensor(files, info, info.name) for info in files.tensors.values()]
             specs = [TensorSpec(info.name, info.shape, info.format) for info in files.tensors.values()]
-            yield OpenedSource(tensors, specs, files.metadata, files.alignment)
+            yield OpenedSource(tensors, specs, files.metadata, files.alignment, specs)
         return
     wanted = HubRequest(name, options.revision, options.token, stream=True, weights=True)
     with located(wanted, display) as found:
-        make = MakeOptions(outtypes=(outtype,) if outtype else (), mmproj=projector)
+        copies = ("copy",) if outtype and not is_adapter(found.folder) else ()
+        make = MakeOptions(outtypes=(outtype,) if outtype else (), recipes=copies, mmproj=projector)
         with open_pass(Request(found.folder, options, make), found.open_files) as planned:
             output = planned.outputs[-1 if projector else 0]
             layout = output.shards.whole
             metadata = layout.metadata if projector else planned.info.metadata
-            yield OpenedSource(planned.tensors_of(output), layout.tensors, metadata, layout.alignment)
+            copied = planned.outputs[1].shards.whole.tensors if copies else ()
+            yield OpenedSource(planned.tensors_of(output), layout.tensors, metadata, layout.alignment, copied)

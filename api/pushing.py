@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from ggufsmith.container.errors import Usage
 from ggufsmith.progress import Display
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class PushTask:
 
 
 def repository_of(task: PushTask, endpoint: str | None = None, pause: float = 1.0) -> "Repository":
-    """The repository. Usage without a token, and for a name that is none."""
+    """The repository. Usage for a name that is none, without a token, and under HF_HUB_OFFLINE."""
     from ggufsmith.convert.hub.upload import Repository
 
     return Repository(
@@ -56,8 +57,6 @@ def repository_of(task: PushTask, endpoint: str | None = None, pause: float = 1.
 
 def gguf_files(places: Sequence[Path]) -> list[Path]:
     """The GGUF files that are named, or lie in the folders that are named. Usage if there are none."""
-    from ggufsmith.container.errors import Usage
-
     found: list[Path] = []
     for place in places:
         if place.is_dir():
@@ -75,10 +74,13 @@ def gguf_files(places: Sequence[Path]) -> list[Path]:
 def push(task: PushTask, display: Display, repository: "Repository | None" = None) -> "Uploaded":
     """Publish: the models, every file checked to be whole; then importance matrices, and the card last. One commit.
 
-    Raises what is wrong with a file before anything is sent, and see `Repository.upload`.
+    Raises what is wrong with a file before the hub is asked for anything, and see `Repository.upload`.
     """
+    found = gguf_files(task.files)
+    if task.card is not None and not task.card.is_file():
+        raise Usage("there is no such model card", where=task.card, fix="Name a file, or leave out --card.")
     repository = repository or repository_of(task)
-    models, matrices = _sorted(gguf_files(task.files))
+    models, matrices = _sorted(found)
     listing = repository.check()
     card = _card(task, models, listing, repository)
     files = [*_placed(models, task.hashes), *_single([*matrices, *task.extra]), *card]
@@ -98,9 +100,7 @@ class Pushing:
 
     @classmethod
     def of(cls, options: "PublishOptions", token: str | None) -> "Pushing":
-        """Usage for options without --push, without a token, and for a name that is none."""
-        from ggufsmith.container.errors import Usage
-
+        """Usage for options without --push, and see `repository_of`."""
         if options.push is None:
             if options.create or options.private or options.replace:
                 raise Usage(

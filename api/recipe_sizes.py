@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ggufsmith.progress import Display
 
 if TYPE_CHECKING:
+    from ggufsmith.container.layout import TensorSpec
     from ggufsmith.container.values import Metadata
     from ggufsmith.pipeline.request import SourceOptions
     from ggufsmith.quantize.recipes.assign import Assignment, Recipe, Stored
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model as far as recipes and sizes depend on it. metadata: None for one that is not there, but for its shape."""
+    """A model as far as recipes and sizes depend on it. metadata: None for one that is not there, but for its shape.
+
+    stored: the tensors in the types that the source has, if some of them are quantized.
+    """
 
     tensors: Sequence["Stored"]
     facts: "Facts"
     metadata: "Metadata | None" = None
     alignment: int = 32
     headers: dict[bool, int] = field(default_factory=dict)
+    stored: Sequence["Stored"] = ()
 
     def file_size(self, recipe: "Recipe", found: Sequence["Assignment"]) -> int | None:
         """Bytes of the file. Laying out a header takes long; all have one length but COPY, which sets no file type."""
@@ -84,13 +89,17 @@ def shape_of(name: str, options: "SourceOptions", display: Display) -> Shape:
     from ggufsmith.opened import opened_source
     from ggufsmith.quantize.recipes.assign import Stored, facts_of, file_order
 
+    def ordered(specs: "Sequence[TensorSpec]") -> list[Stored]:
+        stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in specs}
+        return [stored[each] for each in file_order(stored)]
+
     with opened_source(name, options, "auto", display) as source:
         kind = source.metadata.get("general.type")
         if kind is not None and kind.data == "adapter":
             raise Usage("recipes apply to models, but this is an adapter", where=name, fix="Pass the model itself.")
-        stored = {spec.name: Stored(spec.name, spec.shape, spec.format) for spec in source.specs}
-        tensors = [stored[name] for name in file_order(stored)]
-        return Shape(tensors, facts_of(source.metadata), source.metadata, source.alignment)
+        copied = ordered(source.copied) if any(not each.format.plain for each in source.copied) else []
+        metadata = source.metadata
+        return Shape(ordered(source.specs), facts_of(metadata), metadata, source.alignment, stored=copied)
 
 
 def llama_8b() -> Shape:

@@ -72,7 +72,9 @@ class ImportanceReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """One run of gguf-convert or gguf-quant. found: what the work showed. Without a dry run, the last three are set."""
+    """One run of gguf-convert or gguf-quant. found: what the work showed. Without a dry run, it, seconds and
+    weights_per_second are set. kept_imatrix: the path of the importance matrix that --keep-imatrix kept.
+    """
 
     schema: int
     input: "list[str]"
@@ -86,6 +88,7 @@ class RunReport:
     found: "list[str] | None" = None
     seconds: "float | None" = None
     weights_per_second: "float | None" = None
+    kept_imatrix: "str | None" = None
 
 
 def run_report(planned: "Pass", entries: "Sequence[OutputReport]", written: "Written | None" = None) -> RunReport:

@@ -45,8 +45,9 @@ def run_request(
 ) -> RunOutcome:
     """Do what a request asks for. open_pass: plans it. hashes: report those of all files and tensors."""
     pushing = Pushing.of(publish, request.source.token)
+    keeps = request.make.keep_imatrix  # which is done with, when the request is ready
     with with_calibration(request, open_pass, display, dry_run=dry_run) as (ready, opener):
-        return _run(ready, opener, publish, pushing, display, dry_run=dry_run, hashes=hashes)
+        return _run(ready, opener, publish, pushing, display, dry_run=dry_run, hashes=hashes, keeps=keeps)
 
 
 def _run(
@@ -58,8 +59,9 @@ def _run(
     *,
     dry_run: bool,
     hashes: bool,
+    keeps: bool,
 ) -> RunOutcome:
-    """As `run_request`, of a request that leaves no importance matrix to be made."""
+    """As `run_request`, of a request that leaves no importance matrix to be made. keeps: it was kept."""
     from ggufsmith.container.replace import replace_text
     from ggufsmith.container.writer import noting_complete
     from ggufsmith.quantize.measured import with_budgets
@@ -80,11 +82,13 @@ def _run(
             beside.check(planned.outputs)
             pushing.check([output.paths for output in planned.outputs])
             outcome = _work(planned, solved_request, beside, display)
-            with noting_complete([path for output in planned.outputs for path in output.paths]):
-                lines = pushing.push(
-                    [path for output in planned.outputs for path in output.paths], _kept(planned, request), display
-                )
-            outcome = replace(outcome, beside=[*outcome.beside, *lines])
+            kept = _kept(planned, request) if keeps else []
+            files = [path for output in planned.outputs for path in output.paths]
+            with noting_complete(files):
+                lines = pushing.push(files, kept, display)
+            named = [("imatrix", str(path)) for path in kept]
+            report = replace(outcome.report, kept_imatrix=str(kept[0]) if kept else None)
+            outcome = replace(outcome, report=report, beside=[*outcome.beside, *named, *lines])
         for path, text in recipes:
             replace_text(path, text)
     return replace(outcome, recipes=[path for path, _ in recipes])
@@ -92,7 +96,7 @@ def _run(
 
 def _kept(planned: "Pass", request: "Request") -> list[Path]:
     """The importance matrix that was kept beside the outputs."""
-    if not request.make.keep_imatrix or request.make.imatrix is None:
+    if request.make.imatrix is None:
         return []
     path = planned.outputs[0].paths[0].parent / request.make.imatrix.name
     return [path] if path.is_file() else []

@@ -1,6 +1,8 @@
 """Is a finished file sound, and is it what its source gives? For `verify`, the call and the command."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +106,7 @@ def _compared(
     from ggufsmith.quantize.verify import compare, unpaired
 
     projector = kind_of(model.metadata, ()) == GGUFType.MMPROJ
-    with opened_source(source, options, "", display, projector=projector) as made_from:
+    with _naming_projector(projector), opened_source(source, options, "", display, projector=projector) as made_from:
         sources, metadata = made_from.tensors, made_from.metadata
         report["problems"] += [f"{name}: {problem}" for name, problem in unpaired(model, sources).items()]
         weights = sum(math.prod(each.shape) for each in sources)
@@ -121,6 +123,20 @@ def _compared(
         for key in [*metadata, *(key for key in model.metadata if key not in metadata)]
         if metadata.get(key) != model.metadata.get(key) and not key.startswith(MADE)
     ]
+
+
+@contextmanager
+def _naming_projector(wanted: bool) -> Iterator[None]:
+    """Says of a source without encoders that a projector cannot come from it, which no option changes here."""
+    from ggufsmith.container.errors import Unsupported
+
+    try:
+        yield
+    except Unsupported as error:
+        if not wanted or "--mmproj" not in (error.fix or ""):
+            raise
+        fix = "The file is a projector. Pass the model whose encoders it holds with --source."
+        raise Unsupported(error.what, where=error.where, fix=fix) from None
 
 
 def _too_far(tensor: "Compared") -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,8 +18,10 @@ from ggufsmith.pipeline.request import WriteOptions
 
 if TYPE_CHECKING:
     from ggufsmith.batch_push import PushingWatcher
+    from ggufsmith.calibrate.price import ModelRuns
     from ggufsmith.convert.batch.extras import Measures
     from ggufsmith.convert.batch.jobfile import JobFile
+    from ggufsmith.convert.batch.passes import JobPass
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
     from ggufsmith.convert.batch.run import BatchOptions, Calibrated, Draft, Imatrices, Watcher
@@ -262,7 +264,7 @@ def _annotate(lines: Iterator[str], machine: bool) -> None:
 def _price(job: "JobFile", options: "BatchOptions", machine: bool) -> int:
     """Show what the job would make and take. Returns the exit code."""
     from ggufsmith.cli import render
-    from ggufsmith.cli.batch_report import dry_report
+    from ggufsmith.cli.batch_report import dry_report, upload_sizes
     from ggufsmith.cli.board import described
     from ggufsmith.container.summary import shown
     from ggufsmith.convert.batch.price import calibrate, work_of
@@ -271,24 +273,39 @@ def _price(job: "JobFile", options: "BatchOptions", machine: bool) -> int:
     from ggufsmith.report import as_dict
 
     works: dict[Path, Work] = {}
-    drafts, outcomes = plan_job(
-        job, options, Watcher(), lambda draft, planned: works.update({draft.model.key: work_of(planned.made)}), dry=True
-    )
+    runs: dict[Path, ModelRuns] = {}
+
+    def look(draft: "Draft", planned: "JobPass") -> None:
+        works[draft.model.key] = work_of(planned.made)
+        if draft.model.is_run:
+            from ggufsmith.calibrate.price import runs_of
+
+            runs[draft.model.key] = runs_of(draft.model, planned)
+
+    drafts, outcomes = plan_job(job, options, Watcher(), look, dry=True)
     speed = calibrate(works.values(), above(job.output))
-    seconds = {key: speed.seconds(work, options.cores) for key, work in works.items()}
+    running = {key: _run_seconds(each, options.cores) for key, each in runs.items()}
+    seconds = {key: speed.seconds(work, options.cores) + running.get(key, 0) for key, work in works.items()}
+    uploads = upload_sizes(drafts, outcomes)
     code = exit_code(outcomes)
     if machine:
-        render.as_json(as_dict(dry_report(drafts, outcomes, seconds)))
+        render.as_json(as_dict(dry_report(drafts, outcomes, seconds, uploads)))
         return code
     _show(_rows(drafts))
     for outcome in outcomes:
         if outcome.error:
             for line in described(outcome):
                 render.err.print(line, markup=False)
-    render.lines(_totals(job, drafts, outcomes, sum(seconds.values())))
+    render.lines(_totals(job, drafts, outcomes, sum(seconds.values()), sum(running.values()), uploads))
     if code:
         render.err.print(shown(verdict(outcomes), LINE), markup=False)
     return code
+
+
+def _run_seconds(runs: "ModelRuns", threads: int) -> float:
+    from ggufsmith.calibrate.price import run_seconds
+
+    return run_seconds(runs, threads)
 
 
 def _rows(drafts: Sequence["Draft"]) -> Iterator[tuple[str, ...]]:
@@ -315,12 +332,17 @@ def _show(rows: Iterator[tuple[str, ...]]) -> None:
 
 
 def _totals(
-    job: "JobFile", drafts: Sequence["Draft"], outcomes: Sequence["Outcome"], seconds: float
+    job: "JobFile",
+    drafts: Sequence["Draft"],
+    outcomes: Sequence["Outcome"],
+    seconds: float,
+    running: float,
+    uploads: Mapping[str, int],
 ) -> Iterator[tuple[str, str]]:
     import shutil
 
     from ggufsmith.cli import render
-    from ggufsmith.container.text import counted
+    from ggufsmith.container.text import counted, some
     from ggufsmith.convert.batch.passes import PROCESS
     from ggufsmith.convert.batch.run import above
 
@@ -331,7 +353,14 @@ def _totals(
     yield "disk", f"{render.size(size)} ({size} bytes), {render.size(free)} are free"
     if drafts:
         yield "memory", f"about {render.size(max(draft.memory for draft in drafts) + PROCESS)} for the largest"
-        yield "time", f"about {_duration(seconds)}, estimated from a short measurement on this machine"
+        share = f", of which running the models takes {_duration(running)}" if running else ""
+        yield "time", f"about {_duration(seconds)}{share}, estimated from a short measurement on this machine"
+    if uploads:
+        total = render.size(sum(uploads.values()))
+        yield (
+            "upload",
+            f"{total} at most, to {some(list(uploads))}; the time depends on the connection and comes on top",
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 these.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ class ErrorReport:
 class ModelReport:
     """One model of a job. place: FILE:LINE of the job file. input: its folder or file, or its name on a hub. status:
     'done' if something was made, 'finished' if all existed, 'failed', 'interrupted', 'not begun', or 'to make' in a dry
-    run. outputs: those that exist, and in a dry run those that are to be made.
+    run. outputs: those that exist, and in a dry run those that are to be made. kept_imatrix: the path of the importance
+    matrix that keep_imatrix kept.
     """
 
     name: str
@@ -58,13 +60,18 @@ class ModelReport:
     error: ErrorReport | None = None
     seconds: float | None = None
     weights_per_second: float | None = None
+    kept_imatrix: str | None = None
     estimated_memory: int | None = None
     estimated_seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobReport:
-    """One run of ggufsmith batch. bytes: of what was made, or is to be made. verdict: the last line for people."""
+    """One run of ggufsmith batch. bytes: of what was made, or is to be made. verdict: the last line for people.
+
+    estimated_seconds: of a dry run, with running the models, but without uploads. upload_bytes: what would be uploaded
+    at most, by repository; what is there already is not sent again.
+    """
 
     schema: int = SCHEMA
     bytes: int
@@ -74,6 +81,7 @@ class JobReport:
     verdict: str
     seconds: float | None = None
     estimated_seconds: float | None = None
+    upload_bytes: dict[str, int] | None = None
 
 
 def job_report(outcomes: "Sequence[Outcome]", seconds: float) -> JobReport:
@@ -90,8 +98,26 @@ def job_report(outcomes: "Sequence[Outcome]", seconds: float) -> JobReport:
     )
 
 
-def dry_report(drafts: "Sequence[Draft]", outcomes: "Sequence[Outcome]", seconds: Mapping[Path, float]) -> JobReport:
-    """What a job would make: the drafts, and what became of the other models. seconds: by the key of a model."""
+def upload_sizes(drafts: "Sequence[Draft]", outcomes: "Sequence[Outcome]") -> dict[str, int]:
+    """Repository -> bytes of the outputs that a job would publish in it."""
+    sizes: Counter[str] = Counter()
+    pairs = [(draft.model, (*draft.record.outputs, *draft.made)) for draft in drafts]
+    for model, outputs in [*pairs, *((outcome.model, outcome.made) for outcome in outcomes if not outcome.error)]:
+        if model.settings["push"]:
+            sizes[model.settings["push"]] += sum(made.size for made in outputs)
+    return dict(sizes)
+
+
+def dry_report(
+    drafts: "Sequence[Draft]",
+    outcomes: "Sequence[Outcome]",
+    seconds: Mapping[Path, float],
+    uploads: Mapping[str, int],
+) -> JobReport:
+    """What a job would make: the drafts, and what became of the other models. seconds: by the key of a model.
+
+    uploads: see `upload_sizes`.
+    """
     from ggufsmith.convert.batch.report import exit_code, verdict
 
     return JobReport(
@@ -101,6 +127,7 @@ def dry_report(drafts: "Sequence[Draft]", outcomes: "Sequence[Outcome]", seconds
         exit_code=exit_code(outcomes),
         verdict=verdict(outcomes),
         estimated_seconds=sum(seconds.values()),
+        upload_bytes=dict(uploads) or None,
     )
 
 
@@ -128,6 +155,7 @@ def _ended(outcome: "Outcome") -> ModelReport:
         error=ErrorReport(error.code, error.what, error.where, error.fix, list(error.also)) if error else None,
         seconds=outcome.seconds,
         weights_per_second=outcome.rate or None,
+        kept_imatrix=str(kept) if (kept := model.kept_imatrix) and kept.is_file() else None,
     )
 
 

@@ -31,6 +31,8 @@ def described(outcome: Outcome) -> Iterator[str]:
             if made.label in outcome.new:
                 for file in made.files:
                     yield f"  {shown(file.name)}  {render.size(file.bytes)}  {made.bits_per_weight:.2f} bits per weight"
+        if (kept := outcome.model.kept_imatrix) and kept.is_file():
+            yield f"  {shown(kept.name)}"
         yield from (f"  note: {shown(warning, 500)}" for warning in outcome.warnings)
 
 

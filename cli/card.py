@@ -40,15 +40,18 @@ def card(
     def work() -> None:
         from ggufsmith.cli import render
         from ggufsmith.container.provenance import file_sha256
+        from ggufsmith.container.replace import check_place
         from ggufsmith.naming.cardfacts import Publisher
         from ggufsmith.naming.filecard import card_of, write_card
 
+        path = output or files[0].parent / "README.md"
+        if output != Path("-"):
+            check_place(path)
         publisher = Publisher(repo, base_model, author)
         text = card_of(files, publisher, digest=None if no_hashes else file_sha256, template=card_template)
         if output == Path("-"):
             render.document(text)
             return
-        path = output or files[0].parent / "README.md"
         write_card(path, text)
         render.lines(iter([("card", str(path))]))
 

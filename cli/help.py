@@ -7,18 +7,16 @@ from typing import Any, cast
 from typer import BadParameter, Exit
 from typer.core import TyperCommand, TyperGroup
 
-from ggufsmith.cli.hints import advice, suspicious
+from ggufsmith.cli.hints import ALONE, advice, suspicious
 from ggufsmith.cli.lean import plain_values
 
 ADAPTER = "adapter_config.json"  # in the folder of an adapter, which is never quantized
 # Of click, which some releases of typer carry themselves.
 UsageError = cast(type[Exception], BadParameter.__mro__[1])
 
-# Options that may be given without a value -> what that means.
-ALONE = {"--calibrate": "auto"}
 EXIT_CODES = (
-    "0 done and verified, 1 failed while working, 2 usage, 3 input not supported, 4 input malformed or unsafe, "
-    "5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted"
+    "0 done and verified, 1 failed while working, 2 usage, or a path that does not exist, 3 input not supported, "
+    "4 input malformed or unsafe, 5 no space, 6 output locked or would be overwritten, 130 or 143 interrupted"
 )
 
 # Command -> (command line, what it does).

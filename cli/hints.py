@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from ggufsmith.container.text import shell_command
 
+# Options that may be given without a value -> what that means.
+ALONE = {"--calibrate": "auto"}
+TEXTS = (".txt", ".md", ".jsonl", ".parquet")  # what is no model
 UNQUANTIZED = ("f32", "f16", "bf16", "auto")  # what --outtype takes
 TYPE_OPTIONS = ("--type", "--quant", "--quantize", "--quantization", "--qtype", "--ftype", "--format", "-q")
 RECIPE_OPTIONS = ("--recipe", "-r")
@@ -33,6 +36,8 @@ NEEDLESS = {
 def suspicious(words: Sequence[str]) -> bool:
     """Whether words that could be parsed may yet be another program's. Cheap: it is asked of every command line."""
     text = " ".join(words).replace("=", " ") + " "
+    if any(f"{name} " in text for name in ALONE):
+        return True
     if "--outtype " in text and not any(f"--outtype {kind} " in text.lower() for kind in UNQUANTIZED):
         return True
     return any("," in word for word in words)
@@ -62,6 +67,7 @@ def advice(
     """
     reading = _Reading(command, options, recipe_name)
     reading.read(list(words))
+    reading.find_swallowed()
     if not reading.why or reading.unknown:
         return None
     return Advice(reading.why[0], tuple(reading.written()))
@@ -110,6 +116,15 @@ class _Reading:
                 if self.options.get(name) and not joined:
                     self.kept += words[:1]
                     del words[:1]
+
+    def find_swallowed(self) -> None:
+        """An option that may stand alone has taken the model, if a value of it is all that the model could be."""
+        pairs = enumerate(zip(self.kept, self.kept[1:], strict=False), 1)
+        taken = [k for k, (name, word) in pairs if name in ALONE and word != ALONE[name] and not word.endswith(TEXTS)]
+        if self.makes and not self.places and len(taken) == 1 and "--lora" not in self.kept:
+            name, word = self.kept[taken[0] - 1], self.kept.pop(taken[0])
+            self.why.append(f"{name} took {word} as its text, so that no model is left")
+            self.places.append(word)
 
     def says_recipes(self, name: str, value: str, foreign: bool) -> bool:
         """Whether an option whose value names recipes should have been --recipe."""

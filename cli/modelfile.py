@@ -17,6 +17,10 @@ def modelfile(
     base: Annotated[
         Path | None, typer.Option("--base", metavar="BASE.gguf", help="For an adapter: the base model, as GGUF.")
     ] = None,
+    projector: Annotated[
+        Path | None,
+        typer.Option("--mmproj", metavar="FILE.gguf", help="For a model that sees or hears: its projector."),
+    ] = None,
     context: Annotated[
         int | None,
         typer.Option(
@@ -33,11 +37,16 @@ def modelfile(
 
     def work() -> None:
         from ggufsmith.cli import render
+        from ggufsmith.container.replace import check_place
         from ggufsmith.container.text import shell_command
-        from ggufsmith.modelfile import modelfile_of, modelfile_path, summary_of, write_modelfile
+        from ggufsmith.modelfile import check_modelfile, modelfile_of, modelfile_path, summary_of, write_modelfile
 
         path = output or modelfile_path(file)
-        found = modelfile_of(file, base=base, context=context, beside=file if str(output) == "-" else path)
+        place = file if str(output) == "-" else path
+        if place is path:
+            check_place(path)
+            check_modelfile(path)
+        found = modelfile_of(file, base=base, context=context, beside=place, projector=projector)
         if str(output) == "-":
             render.document(found.text)
             for note in found.notes:

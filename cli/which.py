@@ -64,6 +64,7 @@ def _row(fit: "RecipeFit") -> tuple[str, ...]:
     from ggufsmith.cli import render
 
     notes = ["the best that fits"] if fit.best else ["fits"] if fit.fits else []
+    notes += ["larger than the quantized source"] if fit.pointless else []
     notes += ["needs --imatrix"] if fit.needs_importance else []
     loss = "" if fit.divergence is None else f"{fit.divergence:.3g}"
     size = render.size
@@ -76,8 +77,13 @@ def _summary(found: "Fitting") -> Iterator[tuple[str, str]]:
     yield "memory", f"{render.size(found.memory)} ({found.memory} bytes)"
     yield "cache", f"{render.size(found.cache)} for {found.context} tokens in {found.cache_type}"
     yield "buffers", f"about {render.size(found.buffers)}"
+    if found.measured:
+        yield "table", f"divergences of {', '.join(found.measured)}"
     if found.best is None:
         yield "answer", "no recipe fits; a shorter --context or a smaller --cache-type takes less"
         return
     weighted = " with an importance matrix" if found.best.needs_importance else ""
-    yield "answer", f"{found.best.recipe}{weighted}, which needs {render.size(found.best.needed)}"
+    kept = " (the types that the source has)" if found.best.recipe == "copy" else ""
+    yield "answer", f"{found.best.recipe}{kept}{weighted}, which needs {render.size(found.best.needed)}"
+    if found.quantized and not kept:
+        yield "note", "the source is quantized; a file of that size loses less if it is made of the original model"

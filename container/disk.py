@@ -12,6 +12,7 @@ from types import ModuleType
 
 from ggufsmith.container.errors import NoSpace, Usage
 from ggufsmith.container.parallel import TICK
+from ggufsmith.container.text import shell_command
 
 fcntl: ModuleType | None
 try:
@@ -102,6 +103,15 @@ def reserve(fd: int, size: int) -> None:
             raise
     if os.fstat(fd).st_size < size:
         os.ftruncate(fd, size)
+
+
+def check_folder(folder: Path) -> None:
+    """Usage for a folder of an output that does not exist, or is none."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise Usage("the output's parent is not a folder", where=folder, fix="Choose another folder for the output.")
+    raise Usage("the output folder does not exist", where=folder, fix=shell_command("mkdir", "-p", folder))
 
 
 def make_folder(path: Path) -> None:

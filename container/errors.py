@@ -1,7 +1,7 @@
 """The one family of exceptions. Each class is one exit code of the command line.
 
     Failure                    1    something failed while working
-    ├── Usage                  2    options that contradict each other, an unknown name
+    ├── Usage                  2    options that contradict each other, an unknown name, a path that does not exist
     ├── Unsupported            3    a valid input that this version cannot convert
     ├── Malformed              4    an input that is damaged, inconsistent or unsafe
     ├── NoSpace                5    the output does not fit on the disk
@@ -39,7 +39,7 @@ class Failure(Exception):
 
 
 class Usage(Failure):
-    """Exit code 2: options that contradict each other, or a name that is not known."""
+    """Exit code 2: options that contradict each other, a name that is not known, a path that does not exist."""
 
     code = 2
 

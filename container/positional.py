@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Failure
+from ggufsmith.container.errors import Failure, Usage
 
 Buffer = bytes | bytearray | memoryview | NDArray[Any]
 
@@ -85,11 +85,13 @@ def _write(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 def unreadable(path: Path, error: OSError, what: str = "the file cannot be read") -> Failure:
-    """What the system said of a file that should be read, as one of ours. Of a folder Windows says that access to it
-    was denied.
+    """What the system said of a file that should be read, as one of ours: Usage for one that is not there. Of a folder
+    Windows says that access to it was denied.
     """
     if os.path.isdir(path):
         return Failure("this is a folder", where=path, fix="Pass a file.")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Usage("there is no such file", where=path)
     return Failure(f"{what}: {error.strerror or error}", where=path)
 
 

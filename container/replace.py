@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from ggufsmith.container.disk import check_folder
 from ggufsmith.container.errors import Failure, NoSpace, OutputConflict, Usage
 from ggufsmith.container.writer import FULL
 
@@ -14,8 +15,8 @@ def check_place(path: Path | None) -> None:
     """Usage, before the work, if no file can be put there. None is fine."""
     if path is not None and path.is_dir():
         raise Usage("there is a folder of this name", where=path, fix="Choose another name for the file.")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise Usage("the folder does not exist", where=path.parent, fix="Make it, or choose another.")
+    if path is not None:
+        check_folder(path.absolute().parent)
 
 
 def check_new(path: Path, *, overwrite: bool) -> None:

@@ -32,6 +32,12 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def choice(names: Iterable[str]) -> str:
+    """The sentence that says what can be chosen, which is sometimes only one."""
+    known = list(names)
+    return f"Choose one of {', '.join(known)}." if len(known) > 1 else f"Choose {''.join(known)}, the only one here."
+
+
 def nearest(name: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> list[str]:
     """The known names most like `name`, best first, whatever their case. cutoff: how like, from 0 to 1 (difflib)."""
     by_key: dict[str, str] = {}

@@ -26,6 +26,7 @@ from ggufsmith.container.disk import (
     LOCKS,
     WINDOWS,
     Flusher,
+    check_folder,
     check_space,
     force,
     force_folder,
@@ -340,12 +341,7 @@ class Writer:
 
     def _check_destination(self) -> None:
         folder = self.path.parent
-        if not folder.is_dir():
-            if folder.exists():
-                raise Usage(
-                    "the output's parent is not a folder", where=folder, fix="Choose another folder for the output."
-                )
-            raise Usage("the output folder does not exist", where=folder, fix=f"mkdir -p '{folder}'")
+        check_folder(folder)
         try:
             mode = self.path.stat().st_mode
         except FileNotFoundError:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.untrusted import contained, read_object
 from ggufsmith.convert.dequantize.detect import detect
 from ggufsmith.convert.mistral import quantization_of, to_hugging_face
@@ -30,7 +30,7 @@ def open_checkpoint(folder: Path, open_files: Opener = LocalFiles) -> Checkpoint
     Unsupported: a folder without weights that can be read, or torch is missing for pickled ones.
     """
     if not folder.is_dir():
-        raise Malformed("there is no such folder", where=folder)
+        raise Usage("there is no such folder", where=folder)
     chosen = choose_weights(_names(folder), lambda name: weight_map(folder / name), where=folder)
     listed = chosen.listed
     if chosen.index is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gguf.constants import Keys, LlamaFileType
 
-from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata
@@ -99,7 +99,7 @@ def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderMode
     """Read headers, configs and vocabulary. Raises what is wrong with the input. open_files: see `Checkpoint`."""
     folder = Path(os.path.abspath(request.path))
     if not folder.is_dir():
-        raise Malformed("there is no such folder", where=request.path, fix="Pass the folder of a Hugging Face model.")
+        raise Usage("there is no such folder", where=request.path, fix="Pass the folder of a Hugging Face model.")
     return _adapter(request, folder, open_files) if is_adapter(folder) else _model(request, folder, open_files)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gguf.constants import Keys
 
-from ggufsmith.container.errors import Malformed
+from ggufsmith.container.errors import Usage
 from ggufsmith.container.values import Metadata
 from ggufsmith.quantize.source import open_model
 from ggufsmith.tokenizer.files import optional_object
@@ -18,7 +18,7 @@ def vocabulary_of(file: Path, folder: Path) -> tuple[Metadata, tuple[str, ...]]:
     Malformed and Unsupported as `read_vocabulary`.
     """
     if not folder.is_dir():
-        raise Malformed("there is no such folder", where=folder, fix="Pass the folder with the tokenizer's files.")
+        raise Usage("there is no such folder", where=folder, fix="Pass the folder with the tokenizer's files.")
     with open_model(file).files as model:
         embedding = model.tensors.get("token_embd.weight")
         named = {key: value for key, value in model.metadata.items() if key == Keys.General.NAME}

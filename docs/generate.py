@@ -41,6 +41,7 @@ from ggufsmith.keywords import (
     EvaluateKeywords,
     ImatrixKeywords,
     QuantizeKeywords,
+    SensitivityKeywords,
     VerifyKeywords,
 )
 from ggufsmith.naming.cardtemplate import FIELDS
@@ -81,6 +82,7 @@ CALLS: Mapping[str, type | None] = {
     "inspect": None,
     "verify": VerifyKeywords,
     "imatrix": ImatrixKeywords,
+    "sensitivity": SensitivityKeywords,
     "evaluate": EvaluateKeywords,
 }
 

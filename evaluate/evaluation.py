@@ -170,9 +170,9 @@ def find_place(candidates: Sequence[Candidate], files: Sequence[Path], wanted: s
     if len(found) == 1:
         return found[0]
     what = "is not one of those that are judged" if not found else f"fits {len(found)} of those that are judged"
-    raise Usage(
-        f"{wanted!r} {what}", where="--compare", fix=f"Choose two of {', '.join(each.name for each in candidates)}."
-    )
+    names_there = ", ".join(each.name for each in candidates)
+    fix = f"Choose two of {names_there}." if len(candidates) > 1 else "Name a second file or recipe to compare with."
+    raise Usage(f"{wanted!r} {what}", where="--compare", fix=fix)
 
 
 def _candidate(variant: ModelVariant) -> Candidate:

@@ -4,6 +4,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from ggufsmith.container.errors import Unsupported, Usage
+from ggufsmith.container.text import choice
 
 LIBRARIES = ("torch", "transformers")
 LEAST = 5  # the release of transformers that keeps buffers apart from weights, and experts in one parameter
@@ -43,10 +44,10 @@ def find_device(wanted: str | None = None) -> str:
         return there[0]
     kind, colon, number = wanted.partition(":")
     if kind not in DEVICES or (colon and not number.isdecimal()):
-        raise Usage(f"unknown device {wanted!r}", fix=f"Choose one of {', '.join(DEVICES)}.")
+        raise Usage(f"unknown device {wanted!r}", fix=choice(DEVICES))
     if int(number or 0) >= counts[kind]:
         raise Usage(
             f"there is no device {wanted} here, or this build of torch cannot use it",
-            fix=f"Choose one of {', '.join(there)}, or leave --device out to take the best there is.",
+            fix=f"{choice(there)} Leaving --device out takes the best there is.",
         )
     return wanted

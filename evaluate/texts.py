@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.positional import unreadable
 from ggufsmith.container.untrusted import parse_json, read_bytes, shown
 
@@ -79,7 +79,7 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
     """The files to read and their domains."""
     if not path.is_dir():
         if not path.exists():
-            raise Malformed("there is no such file or folder", where=path, fix="Pass a text file, or a folder of them.")
+            raise Usage("there is no such file or folder", where=path, fix="Pass a text file, or a folder of them.")
         yield path, path.stem
         return
     found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]

@@ -34,7 +34,7 @@ FIELDS: Mapping[str, str] = {
     "files": "the files, the smallest first; each has name, names, place, url, type, size, bytes, bits_per_weight, use "
     "and sha256",
     "best": "the file that the examples use",
-    "imatrix": "dataset and chunks of the importance matrix",
+    "imatrix": "dataset and chunks of the importance matrix; empty without one",
     "download": "a command that fetches the file of the examples",
     "examples": "how to run it; each has title, language and code",
     "default": "the card as it is without a template, after its front matter",
@@ -90,7 +90,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def fields_of(facts: CardFacts) -> dict[str, Any]:
-    """Plain data for a template, under the names of FIELDS."""
+    """Plain data for a template, under the names of FIELDS. What is not known is an empty text, not the word None."""
     download = download_command(facts)
     default = card_text(facts).removeprefix(front_matter_text(facts)).lstrip()
     text, chunks = facts.imatrix or (None, None)
@@ -99,27 +99,27 @@ def fields_of(facts: CardFacts) -> dict[str, Any]:
         "title": inline(facts.title),
         "name": _line(facts.name),
         "kind": facts.kind,
-        "base_model": facts.base_model,
-        "repo": facts.repo,
+        "base_model": facts.base_model or "",
+        "repo": facts.repo or "",
         "author": _line(facts.author),
         "architecture": _line(facts.architecture),
         "size_label": _line(facts.size_label),
         "context_length": _line(facts.context_length),
-        "prompt_format": facts.prompt[0] if facts.prompt else None,
-        "prompt": facts.prompt[1] if facts.prompt else None,
-        "chat_template": facts.template,
+        "prompt_format": facts.prompt[0] if facts.prompt else "",
+        "prompt": facts.prompt[1] if facts.prompt else "",
+        "chat_template": facts.template or "",
         "files": [_file(facts, each) for each in facts.files],
         "best": _file(facts, facts.best),
-        "imatrix": {"dataset": text, "chunks": chunks} if facts.imatrix else None,
-        "download": download,
+        "imatrix": {"dataset": text or "", "chunks": "" if chunks is None else chunks} if facts.imatrix else "",
+        "download": download or "",
         "examples": [{"title": e.title, "language": e.language, "code": e.code} for e in examples_of(facts)],
         "default": default,
         "version": facts.version,
     }
 
 
-def _line(text: str | None) -> str | None:
-    return None if text is None else inline(text)
+def _line(text: str | None) -> str:
+    return "" if text is None else inline(text)
 
 
 def _file(facts: CardFacts, file: CardFile) -> dict[str, Any]:
@@ -127,8 +127,8 @@ def _file(facts: CardFacts, file: CardFile) -> dict[str, Any]:
         "name": file.names[0],
         "names": list(file.names),
         "place": file.place,
-        "url": facts.url(file),
-        "type": file.encoding,
+        "url": facts.url(file) or "",
+        "type": file.encoding or "",
         "size": file.size_text,
         "bytes": file.size,
         "bits_per_weight": round(file.bits, 4),

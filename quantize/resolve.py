@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from gguf.constants import Keys
 
+from ggufsmith.container.disk import check_folder
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS, Format, format_of
 from ggufsmith.container.shards import Limits
@@ -50,6 +51,8 @@ def resolved(request: Request, *kinds: Input) -> tuple[Making, Limits]:
             "--outfile names one file, but several recipes or types would each write one",
             fix="Leave out --outfile, or choose a folder with --outdir.",
         )
+    if request.write.outfile is not None:
+        check_folder(request.write.outfile.absolute().parent)
     if request.make.sensitivity is not None and request.source.prune_layers:
         raise Usage(
             "--prune-layers renumbers the layers, so --sensitivity cannot say what they cost",

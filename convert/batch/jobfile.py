@@ -115,6 +115,12 @@ class JobModel:
         """Where the importance matrix that is made on the way stays, if it does."""
         return self.folder / f"{self.name}-imatrix.gguf" if self.request.make.keep_imatrix else None
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the model is run: to learn of its activations, or to measure what outputs have lost."""
+        make = self.request.make
+        return bool(make.calibrate or make.imatrix == AUTO or self.settings["quality"])
+
     def beside(self, key: str) -> Path | None:
         """The file that the setting `key` names, in the model's folder."""
         name = self.settings[key]
@@ -210,7 +216,7 @@ class _Reader(Tables):
             wanted = named_as_adapter(wanted)
         self.check_types(values, wanted)
         self.check_shards(values)
-        self.check_settings(None if hub else source, values, output)
+        self.check_settings(None if hub else source, values, output, place)
         settings = {key: said.value for key, said in values.items()}
         settings["card_template"] = str(self.existing(values["card_template"]) or "")
         return JobModel(
@@ -263,8 +269,8 @@ class _Reader(Tables):
             )
         return source
 
-    def check_settings(self, source: Path | None, said: Mapping[str, Said], output: Path) -> None:
-        """What does not fit together. source: None if it is on a hub."""
+    def check_settings(self, source: Path | None, said: Mapping[str, Said], output: Path, at: str) -> None:
+        """What does not fit together. source: None if it is on a hub. at: where the model stands."""
         folder = said["folder"]
         if not _is_inside(output, folder.value):
             self.wrong(folder.place, f"folder {folder.value!r} is outside the output folder {output}")
@@ -282,7 +288,7 @@ class _Reader(Tables):
             self.wrong(said["recipes"].place, f"there is nothing to make: set at least one of {', '.join(MAKING)}")
         make = MakeOptions(mmproj=said["mmproj"].value, mmproj_outtype=said["mmproj_outtype"].value or None)
         self.tried(said["mmproj_outtype"].place, lambda: check_projector_type(make))
-        for misfit in misfits(said):
+        for misfit in misfits(said, at):
             self.wrong(*misfit)
 
     def wanted(self, said: Mapping[str, Said], folder: Path) -> Iterator[WantedOutput]:

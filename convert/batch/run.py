@@ -21,6 +21,7 @@ from ggufsmith.convert.batch.jobfile import JobFile, JobModel, WantedOutput
 from ggufsmith.convert.batch.located import located, pinned
 from ggufsmith.convert.batch.passes import PROCESS, JobPass, fixed, memory, plan_model
 from ggufsmith.convert.batch.report import Outcome
+from ggufsmith.convert.batch.schema import in_keys
 from ggufsmith.convert.batch.state import (
     FinishedFile,
     FinishedOutput,
@@ -232,7 +233,8 @@ def _draft(model: JobModel, options: BatchOptions, look: Callable[[Draft, JobPas
                     threads -= 1
             needed = memory(planned, there, threads)
             outputs = _drafted(planned, plans)
-            draft = Draft(model, record, planned.wanted, outputs, needed, threads, made.weights, made.notes)
+            notes = tuple(map(in_keys, made.notes))
+            draft = Draft(model, record, planned.wanted, outputs, needed, threads, made.weights, notes)
             look(draft, planned)
     _check_memory(model, needed, options)
     if options.disk is not None and draft.size > options.disk:
@@ -294,7 +296,7 @@ def _drafted(planned: JobPass, plans: Mapping[str, str]) -> tuple[FinishedOutput
             output.types,
             output.fallbacks,
             output.requantized,
-            output.notes,
+            tuple(map(in_keys, output.notes)),
         )
         for wanted, output in zip(planned.wanted, planned.made.outputs, strict=True)
     )
@@ -430,7 +432,7 @@ class _Runner:
                     there.request.write, threads=draft.threads, sync=self.options.sync, resume=True, overwrite=True
                 )
                 written = made.run(write, advance=advance, loaded=self.watch.loaded)
-                notes = (*made.notes, *written.notes)
+                notes = tuple(map(in_keys, (*made.notes, *written.notes)))
         known = {each.label: each for each in (*draft.record.outputs, *draft.made)}
         outputs = tuple(known[wanted.label] for wanted in model.wanted)
         self.published.append(draft)
@@ -468,7 +470,8 @@ def _finish(
 
 def _failure(error: Exception) -> Failure:
     if isinstance(error, Failure):
-        return error
+        fix = in_keys(error.fix) if error.fix else None
+        return type(error)(in_keys(error.what), where=error.where, fix=fix, also=map(in_keys, error.also))
     if isinstance(error, OSError):
         return Failure(error.strerror or str(error), where=error.filename)
     return Failure(f"internal error: {type(error).__name__}: {error}", fix="Please report it.")

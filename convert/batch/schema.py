@@ -3,6 +3,7 @@
 Most keys are the options of the commands, and follow from the records of `pipeline.request`.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -110,6 +111,17 @@ KEYLESS: Mapping[str, str] = {
     "--outtype auto": "a job knows the names of its files before it reads a checkpoint",
     "--dry-run, --json, --quiet": "they are options of the command",
 }
+# Option of the commands -> the key that stands for it.
+KEY_OF_FLAG: Mapping[str, str] = {
+    field.flag: field.key for record in RECORDS for field in declared(record) if field.key
+} | {f"--{key.replace('_', '-')}": key for key in ("card", "push", "create", "private", "replace", "card_template")}
+# What is meant by `KEY = true`, where that is not a value of the key.
+SWITCHED_ON: Mapping[str, str] = {
+    "calibrate": "auto",
+    "imatrix": "auto",
+    "card": "README.md",
+    "checksums": "SHA256SUMS",
+}
 OUTPUT = JobKey("The folder that everything is written into, relative to the job file.")
 TABLES = {
     "defaults": "Settings for all models, unless a model or a set says otherwise.",
@@ -172,6 +184,11 @@ def described(key: JobKey) -> str:
     fields = " and ".join(f"{{{field}}}" for field in key.fields)
     inputs = meant(key.inputs) if len(key.inputs) < len(INPUTS) else ""
     return " ".join([key.about, *([f"May hold {fields}."] if fields else []), *([f"For {inputs}."] if inputs else [])])
+
+
+def in_keys(text: str) -> str:
+    """A message of the commands with the keys of a job file in the place of their options."""
+    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", lambda found: KEY_OF_FLAG.get(found[0], found[0]), text)
 
 
 def meant(inputs: Iterable[Input]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ggufsmith.container.documents import Document, Keys
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.text import did_you_mean
-from ggufsmith.convert.batch.schema import FITTING, JobKey, Kind
+from ggufsmith.convert.batch.schema import FITTING, SWITCHED_ON, JobKey, Kind, in_keys
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}", re.ASCII)
 _FIELD = re.compile(r"\{([^{}]*)\}")
@@ -44,7 +44,8 @@ class Tables:
         try:
             return make()
         except Failure as error:
-            self.wrong(place, f"{error.where}: {error.what}" if error.where else error.what, error.fix)
+            what = f"{error.where}: {error.what}" if error.where else error.what
+            self.wrong(place, in_keys(what), in_keys(error.fix) if error.fix else None)
             return None
 
     # ---- values ----
@@ -67,7 +68,7 @@ class Tables:
             if name not in keys:
                 self.wrong(place, *unknown("key", name, keys))
             elif not _fits(value, keys[name].kind):
-                self.wrong(place, f"{name} cannot be {value!r}: it is {FITTING[keys[name].kind]}")
+                self.wrong(place, *misfit(name, value, keys[name].kind))
             elif keys[name].kind in ("flag", "number"):
                 found[name] = Said(value, place)
             elif keys[name].kind == "numbers":
@@ -140,6 +141,16 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> tuple[str, str]
     names = list(map(str, known))
     fix = did_you_mean(str(name), names, cutoff=0.5) or f"Known: {', '.join(names) or 'none'}."
     return f"unknown {kind} {name!r}", fix
+
+
+def misfit(name: str, value: Any, kind: Kind) -> tuple[str, str | None]:
+    """What to say of a value of the wrong kind: the problem, and the way out if it is plain what was meant."""
+    fix = None
+    if isinstance(value, bool) and kind in ("text", "texts"):
+        usual = SWITCHED_ON.get(name) if value else ""
+        fix = None if usual is None else f'Write {name} = "{usual}".'
+    shown = str(value).lower() if isinstance(value, bool) else repr(value)
+    return f"{name} cannot be {shown}: it is {FITTING[kind]}", fix
 
 
 def _fits(value: Any, kind: Kind) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ggufsmith.convert.batch.settings import Said, unknown
+from ggufsmith.convert.hub.names import HUGGING_FACE, ID
 from ggufsmith.pipeline.request import AUTO
 from ggufsmith.quantize.resolve import EFFORTS
 
@@ -17,7 +18,12 @@ NEEDS: Mapping[str, tuple[str, str]] = {
     "calibrate_chunks": ("calibrate", "is about calibrating, but there is no calibrate"),
     "effort": ("calibrate", "is about calibrating, but there is no calibrate"),
     "device": ("calibrate", "is about calibrating, but there is no calibrate"),
+    "card_template": ("card", "makes the model card, but there is no card"),
+    "create": ("push", "is about publishing, but there is no push"),
+    "private": ("push", "is about publishing, but there is no push"),
+    "replace": ("push", "is about publishing, but there is no push"),
 }
+REPOSITORIES = ("push", "repo", "base_model")  # keys that name one on the hub
 # What does not go with `calibrate`, and why.
 NOT_CALIBRATED = {
     "imatrix": "which makes an importance matrix of its own",
@@ -25,11 +31,19 @@ NOT_CALIBRATED = {
 }
 
 
-def misfits(said: Mapping[str, Said]) -> Iterator[tuple[Any, ...]]:
-    """(place, what is wrong, perhaps the next step), of everything that does not fit together."""
+def misfits(said: Mapping[str, Said], place: str) -> Iterator[tuple[Any, ...]]:
+    """(place, what is wrong, perhaps the next step), of everything that does not fit together.
+
+    place: of the model, which is that of what nobody has set. What one model has set to nothing, such as `push = ""`,
+    may leave without a meaning what all models have in common.
+    """
     for key, (needed, why) in NEEDS.items():
-        if said[key].value and not said[needed].value:
+        if said[key].value and not said[needed].value and said[needed].place == place:
             yield said[key].place, f"{key} {why}"
+    for key in REPOSITORIES:
+        name = said[key].value.removeprefix(f"{HUGGING_FACE}://") if key == "push" else said[key].value
+        if name and not ID.fullmatch(name):
+            yield said[key].place, f"{name!r:.100} is not the name of a repository", "Write ORGANIZATION/NAME."
     effort, calibrate = said["effort"], said["calibrate"]
     if effort.value and effort.value not in EFFORTS:
         yield effort.place, *unknown("effort", effort.value, EFFORTS)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.errors import Usage
 from ggufsmith.convert.stored import LocalFiles, Opener
 
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -56,7 +56,7 @@ def stays_inside(name: object) -> bool:
 def hub_model(text: str, revision: str | None = None) -> HubModel | None:
     """The model that `text` names on a hub; None if it is a path.
 
-    Usage for a malformed name, and for a revision of something local. Malformed if it is neither a path nor a name.
+    Usage for a malformed name, and for a revision of something local, and if it is neither a path nor a name.
     """
     scheme, separator, rest = text.partition("://")
     if separator:
@@ -74,7 +74,7 @@ def hub_model(text: str, revision: str | None = None) -> HubModel | None:
         return None
     if ID.fullmatch(text):
         return HubModel(HUGGING_FACE, text, revision)
-    raise Malformed(
+    raise Usage(
         "there is no such folder or file",
         where=text,
         fix="Pass the folder of a Hugging Face model, or its name on the hub: ORGANIZATION/NAME.",

@@ -59,8 +59,8 @@ class Uploaded:
 class Repository:
     """A repository on the hub that files are put into.
 
-    Usage for a name that is none, and without a token. create: make it if it is missing; private: so that only its
-    owners see it. replace: files that are there with other content may get a new version.
+    Usage for a name that is none, under HF_HUB_OFFLINE, and without a token. create: make it if it is missing; private:
+    so that only its owners see it. replace: files that are there with other content may get a new version.
     """
 
     def __init__(
@@ -78,6 +78,8 @@ class Repository:
         if not ID.fullmatch(name):
             raise Usage(f"{name!r:.100} is not the name of a repository", fix="Write ORGANIZATION/NAME.")
         self.model = HubModel(HUGGING_FACE, name)
+        if constants.HF_HUB_OFFLINE:
+            raise Usage("nothing can be published while HF_HUB_OFFLINE is set", where=self.model, fix="Unset it.")
         self._token = token or huggingface_hub.get_token()
         if not self._token:
             raise Usage("there is no token to publish with", where=self.model, fix=LOGIN)
@@ -94,14 +96,19 @@ class Repository:
         return f"{self._endpoint}/{self.model.id}"
 
     def listing(self) -> Listing | None:
-        """What is there; None if there is no such repository, or it is not shown to this token."""
+        """What is there; None if there is no such repository, or it is not shown to this token.
+
+        Failure if the hub cannot be reached: what the cache knows of a repository does not count here.
+        """
         try:
             found = self._hub.listing(self.model)
         except Usage as error:
             if isinstance(error.__cause__, errors.RepositoryNotFoundError):
                 return None
             raise
-        return None if found.unreachable else found
+        if found.unreachable:
+            raise found.unreachable
+        return found
 
     def check(self, places: Sequence[str] = ()) -> Listing | None:
         """What is there, before the work; None if the repository will be made.

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.untrusted import contained, read_object
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.checkpoint import read_tensors
@@ -141,7 +141,7 @@ def open_adapter(folder: Path) -> Adapter:
     Unsupported: another method than LoRA, or a variant of it whose tensors mean something else.
     """
     if not folder.is_dir():
-        raise Malformed("there is no such folder", where=folder, fix="Pass the folder of a PEFT adapter.")
+        raise Usage("there is no such folder", where=folder, fix="Pass the folder of a PEFT adapter.")
     if not (folder / CONFIG).is_file():
         raise Malformed(f"there is no {CONFIG}, so this is not a PEFT adapter", where=folder)
     config = Config(read_object(folder / CONFIG, inside=folder), folder / CONFIG)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.formats import format_of
+from ggufsmith.container.positional import unreadable
 from ggufsmith.quantize.recipes.assign import Override, Recipe, TypeOptions
 
 MAX_SIZE = 4 << 20  # bytes of a file of types
@@ -33,7 +34,7 @@ def overrides_of_file(path: Path) -> list[Override]:
     except UnicodeDecodeError:
         raise Malformed("the file is not UTF-8", where=path) from None
     except OSError as error:
-        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
+        raise unreadable(path, error) from error
     found = [
         override_of(text, f"{path}:{number}: {text}") for number, line in enumerate(lines, 1) for text in line.split()
     ]

@@ -76,3 +76,25 @@ def test_without_a_token_nothing_is_made(hub: hub_server.Hub, job: Path) -> None
     done = run(batch, job)
     assert done.exit_code == 2 and "no token" in done.output
     assert not (job.parent / "out").exists() or not list((job.parent / "out").rglob("*.gguf"))
+
+
+def test_a_missing_repository_is_found_before_the_work(
+    hub: hub_server.Hub, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    job.write_text(job.read_text(encoding="utf-8").replace("private = true\n", ""), encoding="utf-8")
+    done = run(batch, job)
+    assert done.exit_code == 2 and "create = true" in done.output
+    for line, name in ((7, "A"), (9, "B")):
+        assert f"jobs.toml:{line}: hf://me/{name}-GGUF: " in done.output.replace("\n", "")
+    assert not (job.parent / "out").exists()
+
+
+def test_a_dry_run_says_what_would_be_uploaded(hub: hub_server.Hub, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    report = json.loads(run(batch, job, "--dry-run", "--json").stdout)
+    assert report["upload_bytes"].keys() == {"me/A-GGUF", "me/B-GGUF"}
+    assert sum(report["upload_bytes"].values()) == report["bytes"]
+    shown = " ".join(run(batch, job, "--dry-run").output.split())
+    assert "to me/A-GGUF, me/B-GGUF; the time depends on the connection and comes on top" in shown
+    assert not hub.uploads.commits

@@ -18,6 +18,7 @@ from ggufsmith.cli import eval as eval_command
 from ggufsmith.cli.convert import convert as convert_command
 from ggufsmith.cli.imatrix import imatrix as imatrix_command
 from ggufsmith.cli.quant import quant as quant_command
+from ggufsmith.cli.sensitivity import sensitivity as sensitivity_command
 from ggufsmith.cli.verify import verify as verify_command
 from ggufsmith.keywords import (
     KINDS,
@@ -25,6 +26,7 @@ from ggufsmith.keywords import (
     EvaluateKeywords,
     ImatrixKeywords,
     QuantizeKeywords,
+    SensitivityKeywords,
     VerifyKeywords,
     value_of,
 )
@@ -46,6 +48,7 @@ def model(tmp_path: Path) -> Path:
         (QuantizeKeywords, quant_command, "tokenizer"),
         (VerifyKeywords, verify_command, ""),
         (ImatrixKeywords, imatrix_command, ""),
+        (SensitivityKeywords, sensitivity_command, "effort"),
         (EvaluateKeywords, eval_command.evaluate, "card"),
     ],
 )
@@ -120,6 +123,15 @@ def test_merging_importance_matrices(tmp_path: Path) -> None:
     assert made.path == tmp_path / "both.dat" and made.path.is_file()
     with pytest.raises(ggufsmith.Usage, match="no name yet"):
         ggufsmith.imatrix(inputs=[tmp_path / "one.gguf"])
+
+
+def test_what_is_wrong_with_a_table_of_sensitivities_is_said_before_the_work(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ggufsmith.Usage, match="unknown effort 'huge'"):
+        ggufsmith.sensitivity(model, effort="huge")
+    with pytest.raises(ggufsmith.Usage, match="output folder does not exist"):
+        ggufsmith.sensitivity(model, outfile=tmp_path / "absent" / "t.json")
+    with pytest.raises(ggufsmith.WrongArgument, match="no keyword 'context'"):
+        ggufsmith.sensitivity(model, context=4)  # type: ignore[call-arg]
 
 
 def test_progress_is_told(model: Path, tmp_path: Path) -> None:
@@ -197,5 +209,5 @@ def test_one_value_is_a_list_of_one_and_none_is_the_default() -> None:
 
 
 def test_every_call_is_documented() -> None:
-    for name in ("convert", "quantize", "inspect", "verify", "imatrix", "evaluate"):
+    for name in ("convert", "quantize", "inspect", "verify", "imatrix", "sensitivity", "evaluate"):
         assert getattr(calls, name).__doc__ and name in ggufsmith.__all__

@@ -200,6 +200,41 @@ def test_the_command(hub: hub_server.Hub, folder: Path, monkeypatch: pytest.Monk
     assert run(command, folder.parent / "cache", REPO).exit_code == 2
 
 
+def test_what_is_wrong_here_is_said_before_what_is_wrong_there(
+    hub: hub_server.Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a token too, a file that is missing is the first that one has to know."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    for token in ((), ("--token", TOKEN)):
+        absent = run(command, folder / "absent.gguf", REPO, *token)
+        assert absent.exit_code == 2 and "not a GGUF file or a folder" in absent.output
+        card = run(command, folder, REPO, "--card", folder / "absent.md", *token)
+        assert card.exit_code == 2 and "no such model card" in card.output
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("token", [(), ("--token", TOKEN)])
+def test_offline_nothing_is_published(
+    hub: hub_server.Hub, folder: Path, token: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = run(command, folder / "Tiny-Q8_0.gguf", REPO, "--create", *token)
+    assert done.exit_code == 2 and "HF_HUB_OFFLINE" in done.output and "cache" not in done.output
+    assert not hub.requests
+
+
+def test_what_the_cache_knows_does_not_count(hub: hub_server.Hub, folder: Path, tmp_path: Path) -> None:
+    """A repository that was downloaded before, and a hub that does not answer."""
+    snapshot = tmp_path / "cache" / "models--me--Tiny-GGUF" / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}", encoding="utf-8")
+    hub.faults.append(Fault("/api/models/", drop=True, times=None))
+    with pytest.raises(Failure) as caught:
+        pushed(hub, folder / "Tiny-Q8_0.gguf", create=False)
+    assert "no such repository" not in str(caught.value) and caught.value.code == 1
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 500])
 def test_the_token_is_never_shown(
     hub: hub_server.Hub,

@@ -247,7 +247,16 @@ ELSEWHERE = {
     "Add --recipe, or leave out --imatrix.": JUDGED,
     "Write the files first, or leave out --engine": JUDGED,
     "pip install llama-cpp-python, or leave out": JUDGED,
-    "Choose one of {', '.join(there)}, or leave --device out": JUDGED,
+    "{choice(there)} Leaving --device out": JUDGED,
+    "Measure this model with `ggufsmith eval`": "tests/cli/test_which.py::test_what_was_measured_decides",
+    "Leave out --modelfile, or pass the projector": "tests/cli/test_modelfile.py::test_a_model_that_sees",
+    "Name the file that gguf-convert --mmproj wrote": "tests/cli/test_modelfile.py::test_a_model_that_sees",
+    "Name a file, or leave out --card": (
+        "tests/api/test_pushing.py::test_what_is_wrong_here_is_said_before_what_is_wrong_there"
+    ),
+    "The file is a projector. Pass the model": (
+        "tests/cli/test_verify.py::test_a_projector_and_a_source_that_does_not_see"
+    ),
     "Write one with `ggufsmith eval`": "tests/cli/test_which.py::test_what_is_wrong",
     "no recipe fits; a shorter --context": "tests/cli/test_which.py::test_the_cache_follows_context_and_type",
     "Log in with `hf auth login`, set HF_TOKEN, or pass --token; the": "tests/api/test_pushing.py::test_the_command",

@@ -51,8 +51,8 @@ def test_a_card_is_written_again_but_nothing_else_is_replaced(model: Path) -> No
 
 
 def test_errors(model: Path, tmp_path: Path) -> None:
-    assert run(card, tmp_path / "absent.gguf").exit_code == 1
-    assert run(card, model, "-o", tmp_path / "absent" / "README.md").exit_code == 1
+    assert run(card, tmp_path / "absent.gguf").exit_code == 2
+    assert run(card, model, "-o", tmp_path / "absent" / "README.md").exit_code == 2
 
 
 def test_who_quantized_is_written_into_quantized_files_only(model: Path, tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def fails(code: int, *arguments: object) -> str:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    assert "there is no such folder" in fails(4, tmp_path / "nowhere")
+    assert "there is no such folder" in fails(2, tmp_path / "nowhere")
 
 
 def test_a_place_that_is_none(model: Path, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_an_empty_name_is_not_the_current_folder(home: Path, monkeypatch: pytest
 
 def test_a_vocabulary_from_nowhere(model: Path, tmp_path: Path) -> None:
     done = run(convert, model, "-r", "q8_0", "--tokenizer", tmp_path / "absent")
-    assert done.exit_code == 4 and "no such folder" in done.output
+    assert done.exit_code == 2 and "no such folder" in done.output
 
 
 def test_to_hf_and_back(model: Path, tmp_path: Path) -> None:

@@ -45,6 +45,36 @@ HABITS = {
 }
 
 
+CALIBRATING = {**OPTIONS, **FLAGS, "--calibrate": True, "--lora": True}
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "expected"),
+    [
+        ("convert", "--calibrate ./model -r q4_0", "./model --calibrate -r q4_0"),
+        ("quant", "-r q4_0 --calibrate m.gguf", "m.gguf -r q4_0 --calibrate"),
+        ("convert", "--calibrate o/n -r q4_0 --calibrate a.txt", "o/n --calibrate -r q4_0 --calibrate a.txt"),
+        ("convert", "model --calibrate texts -r q4_0", None),
+        ("convert", "--calibrate mine.txt -r q4_0", None),  # a model is missing, and this is none
+        ("convert", "--calibrate texts --lora adapter -r q4_0", None),  # which names its base
+        ("convert", "model --calibrate auto -r q4_0", None),
+    ],
+)
+def test_a_model_that_calibrate_took_for_its_text(command: str, words: str, expected: str | None) -> None:
+    assert suspicious(words.split())
+    found = advice(command, words.split(), CALIBRATING, recipe_name)
+    assert (found and " ".join(found.words)) == expected
+
+
+def test_it_is_said_instead_of_that_there_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for program in ("gguf-convert", "gguf-quant"):
+        done = CliRunner().invoke(APPS[program], ["--calibrate", "m.gguf", "-r", "q4_0"])
+        said = " ".join(done.output.split())
+        assert done.exit_code == 2 and "--calibrate took m.gguf as its text" in said
+        assert "m.gguf --calibrate -r q4_0" in said
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, and a file of it."""

@@ -143,7 +143,7 @@ def test_no_difference(model: Path) -> None:
 
 
 def test_errors(model: Path, tmp_path: Path) -> None:
-    assert run(inspect, tmp_path / "absent.gguf").exit_code == 1
+    assert run(inspect, tmp_path / "absent.gguf").exit_code == 2
     assert run(inspect, model, model, model).exit_code == 2
     (tmp_path / "no.gguf").write_bytes(b"no GGUF at all, but long enough")
     assert run(inspect, tmp_path / "no.gguf").exit_code == 4

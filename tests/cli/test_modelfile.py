@@ -8,8 +8,10 @@ from commands import run
 
 import adapters
 import checkpoints
+import seeing
 from ggufsmith.cli.convert import convert
 from ggufsmith.cli.modelfile import modelfile
+from ggufsmith.cli.quant import quant
 from ggufsmith.container.values import Metadata, boolean, string, strings, u32
 from ggufsmith.evaluate.chat import recognised
 from ggufsmith.modelfile import go_template
@@ -38,6 +40,33 @@ def test_a_modelfile_after_a_run(tmp_path: Path) -> None:
         assert 'PARAMETER stop "<|im_end|>"\n' in text
         assert "PARAMETER temperature 0.6\nPARAMETER top_k 20\nPARAMETER top_p 0.95\n" in text
     assert "chatml" in done.output
+
+
+def test_a_model_that_sees(tmp_path: Path) -> None:
+    seeing.write(tmp_path / "Sees")
+    words = ("--mmproj", "--outdir", tmp_path / "out", "--no-sync")
+    done = run(convert, tmp_path / "Sees", *words, "--modelfile")
+    assert done.exit_code == 0, done.output
+    (path,) = (tmp_path / "out").glob("*.Modelfile")
+    assert path.name == "Sees-F16.Modelfile"
+    both = "FROM ./Sees-F16.gguf\nFROM ./mmproj-Sees-F16.gguf\n"
+    assert both in path.read_text(encoding="utf-8")
+    model, projector = tmp_path / "out" / "Sees-F16.gguf", tmp_path / "out" / "mmproj-Sees-F16.gguf"
+    again = run(modelfile, model, "--mmproj", projector, "-o", "-")
+    assert again.exit_code == 0 and both in again.stdout
+    wrong = run(modelfile, model, "--mmproj", model, "-o", "-")
+    assert wrong.exit_code == 2 and "not a projector" in wrong.output
+    alone = run(quant, projector, "-r", "q8_0", "--outdir", tmp_path / "new", "--modelfile", "--no-sync")
+    assert alone.exit_code == 3 and "only a projector is written" in alone.output
+    assert not list((tmp_path / "new").glob("*")), "nothing was done"
+
+
+def test_a_missing_folder_is_found_before_anything_is_announced(tmp_path: Path) -> None:
+    seeing.write(tmp_path / "Sees")
+    for more in ((), ("--mmproj",), ("--mmproj", "--dry-run"), ("-r", "q8_0")):
+        done = run(convert, tmp_path / "Sees", "-o", tmp_path / "absent" / "x.gguf", *more)
+        assert done.exit_code == 2 and "output folder does not exist" in done.output
+        assert "writing" not in done.output and "note" not in done.output
 
 
 def made(tmp_path: Path, template: str | None) -> Path:
@@ -96,7 +125,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert done.exit_code == 3 and f"ggufsmith merge {first}" in done.output
     assert run(convert, folder, "--outdir", tmp_path / "v", "--vocab-only", "--no-sync").exit_code == 0
     assert run(modelfile, next((tmp_path / "v").iterdir())).exit_code == 2
-    assert run(modelfile, tmp_path / "absent.gguf").exit_code == 1
+    assert run(modelfile, tmp_path / "absent.gguf").exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_an_adapter(home: Path, tmp_path: Path) -> None:
     [
         ("out/Tiny-F16.gguf", ["--lora", "x"], 2, "--lora cannot be used with a GGUF file"),
         ("source/config.json", [], 2, "one file of a checkpoint"),
-        ("absent", [], 4, "there is no such folder"),
+        ("absent", [], 2, "there is no such folder"),
     ],
 )
 def test_what_cannot_be_a_source(home: Path, source: str, options: list[str], code: int, message: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from commands import run
 
 import checkpoints
+import seeing
 from ggufsmith.cli.split import split
 from ggufsmith.cli.verify import verify
 from ggufsmith.container.errors import Failure, Malformed
@@ -249,3 +250,14 @@ def test_what_is_no_record(tmp_path: Path, content: str) -> None:
 def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="cannot write"):
         write_record(tmp_path / "absent" / "r.json", {})
+
+
+def test_a_projector_and_a_source_that_does_not_see(tmp_path: Path) -> None:
+    """The advice is about what was given: not about --mmproj, which this command does not have."""
+    seeing.write(tmp_path / "Sees")
+    checkpoints.write("llama", tmp_path / "Reads", num_hidden_layers=1)
+    convert(request(tmp_path / "Sees", outdir=tmp_path, mmproj=True))
+    (file,) = tmp_path.glob("mmproj-*.gguf")
+    done = run(verify, file, "--source", tmp_path / "Reads")
+    assert done.exit_code == 3 and "Leave out" not in done.output and "with --source" in " ".join(done.output.split())
+    assert run(verify, file, "--source", tmp_path / "Sees").exit_code == 0

@@ -6,7 +6,7 @@ import pytest
 
 from ggufsmith.container import documents
 from ggufsmith.container.documents import parse_document, read_document
-from ggufsmith.container.errors import Failure, Malformed
+from ggufsmith.container.errors import Malformed, Usage
 
 TOML = '''# a comment with "quotes", [brackets] and = signs
 title = "a # b"
@@ -138,7 +138,7 @@ def test_damaged(name: str, text: str, message: str) -> None:
 
 def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "j.toml"
-    with pytest.raises(Failure, match="cannot be read"):
+    with pytest.raises(Usage, match="there is no such file"):
         read_document(path)
     path.write_bytes(b"a = '\xff'")
     with pytest.raises(Malformed, match="UTF-8"):

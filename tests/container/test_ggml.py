@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from old_ggml import Tensor
 
-from ggufsmith.container.errors import Failure, Malformed, Unsupported
+from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.ggml import GgmlFile, is_ggml, open_ggml
 from ggufsmith.container.reader import Gguf
@@ -161,5 +161,5 @@ def test_what_is_no_file_is_no_old_file(tmp_path: Path) -> None:
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         assert not is_ggml(tmp_path / "pipe")
-    with pytest.raises(Failure, match="cannot be opened"):
+    with pytest.raises(Usage, match="there is no such file"):
         open_ggml(tmp_path / "nothing")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufsmith.container.text import count, counted, printable, size
+from ggufsmith.container.text import choice, count, counted, printable, size
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,3 +55,8 @@ def test_no_other_rule_for_sizes() -> None:
 def test_printable() -> None:
     assert printable("a\x1b[2J\n龙") == r"a\x1b[2J\n龙"
     assert printable("a\n\t", keep="\n") == "a\n\\t"
+
+
+def test_a_choice_of_one() -> None:
+    assert choice(["cpu"]) == "Choose cpu, the only one here."
+    assert choice(["cuda", "cpu"]) == "Choose one of cuda, cpu."

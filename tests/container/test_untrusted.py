@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ggufsmith.container.errors import Failure, Malformed
+from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.untrusted import contained, is_inside, load_json, parse_json, read_bytes, read_object
 
 DAMAGED = [
@@ -53,7 +53,7 @@ def test_a_file_that_is_too_large_or_missing(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 101)
     with pytest.raises(Malformed, match="101 bytes, more than the 100 read at most"):
         read_bytes(path, limit=100)
-    with pytest.raises(Failure, match="cannot be read"):
+    with pytest.raises(Usage, match="there is no such file"):
         read_bytes(tmp_path / "absent")
 
 

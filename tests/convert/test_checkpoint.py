@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import checkpoints
-from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.convert.checkpoint import open_checkpoint
 
 TENSORS = {
@@ -249,5 +249,5 @@ def test_other_weights_are_named(tmp_path: Path, name: str, what: str) -> None:
 def test_an_empty_folder_and_none(tmp_path: Path) -> None:
     with pytest.raises(Malformed, match=r"no \*.safetensors files"):
         open_checkpoint(tmp_path)
-    with pytest.raises(Malformed, match="no such folder"):
+    with pytest.raises(Usage, match="no such folder"):
         open_checkpoint(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ggufsmith.container.errors import Failure, Malformed, Unsupported
+from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
 from ggufsmith.evaluate.texts import ROLES, TextDocument, read_texts, shipped
 
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
@@ -85,7 +85,7 @@ def test_what_is_not_a_text_is_named_with_its_line(name: str, tmp_path: Path) ->
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(Malformed, match="there is no such file or folder"):
+    with pytest.raises(Usage, match="there is no such file or folder"):
         read_texts([tmp_path / "none.txt"])
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
     with pytest.raises(Malformed, match="no texts in this folder"):

@@ -53,6 +53,17 @@ def test_a_template(tmp_path: Path, facts: CardFacts) -> None:
     assert again.count("---\npipeline_tag") == 1 and again.count(MARK) == 1 and "## How to run" in again
 
 
+def test_what_is_not_known_is_empty(tmp_path: Path) -> None:
+    """Not the word None, wherever a template puts it."""
+    files = [CardFile(("adapter.gguf",), 10, 32, None, ())]
+    bare = facts_of({"general.architecture": string("llama")}, files, Publisher(), version="1.2.3")
+    scalars = [name for name in FIELDS if name not in ("default", "front_matter", "examples")]
+    fields = "".join(f"[{{{{ {name} }}}}]" for name in scalars)
+    file = "{% for f in files %}<{{ f.url }}{{ f.type }}{{ f.place ~ f.url ~ f.type }}>{% endfor %}"
+    text = rendered(tmp_path, f"{fields}{file}{{% if author or imatrix or files[0].url %}}known{{% endif %}}", bare)
+    assert "None" not in text and "known" not in text and "[]" in text
+
+
 @pytest.mark.parametrize(
     "text",
     [

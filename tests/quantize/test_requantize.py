@@ -13,7 +13,7 @@ import small_models as models
 from small_models import F16, F32
 
 from ggufsmith.container.copy import copy, plan_split
-from ggufsmith.container.errors import Failure, Malformed, OutputConflict, Unsupported, Usage
+from ggufsmith.container.errors import Malformed, OutputConflict, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME, format_of
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.container.shards import Limits, open_gguf_set
@@ -263,7 +263,7 @@ def test_refused_before_anything_is_written(model: Path, tmp_path: Path) -> None
         (request(odd, "q8_0"), Unsupported, "F64"),
         (request(wide, "q8_0", tensor_types=("attn_v=q8_K",)), Unsupported, "Q8_K"),
         (request(empty, "q8_0"), Malformed, "no tensors"),
-        (request(tmp_path / "absent.gguf", "q8_0"), Failure, "cannot be opened"),
+        (request(tmp_path / "absent.gguf", "q8_0"), Usage, "there is no such file"),
         (request(model, "f16"), OutputConflict, "is the input"),
         (request(model, "q8_0", overwrite=False), OutputConflict, "already exists"),
     ):

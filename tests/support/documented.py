@@ -5,7 +5,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 # What needs torch and transformers, which plain tests do without.
-HEAVY = re.compile(r"from transformers|ggufsmith\.(imatrix|evaluate)\(")
+HEAVY = re.compile(r"from transformers|ggufsmith\.(imatrix|evaluate|sensitivity)\(")
 
 
 def blocks(page: str) -> list[str]:

@@ -96,7 +96,7 @@ def test_a_wrong_job_file(home: Path, tmp_path: Path) -> None:
     assert done.exit_code == 4
     assert f"{path}:4: unknown key 'colour'" in done.stderr and f"{path}:8: there is no such folder" in done.stderr
     assert not (tmp_path / "out").exists()
-    assert jobs.cli(tmp_path / "none.toml").exit_code == 1
+    assert jobs.cli(tmp_path / "none.toml").exit_code == 2
 
 
 def test_a_wrong_job_file_is_annotated(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

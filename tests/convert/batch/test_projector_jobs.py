@@ -58,14 +58,21 @@ def test_one_model_may_have_none(home: Path) -> None:
     job = jobs.write(home / "jobs.toml", HEAD, ['source = "Sees"', 'source = "Reads"'])
     outcomes = jobs.run(job)
     assert [outcome.status for outcome in outcomes] == ["finished", "failed"]
-    assert outcomes[1].error is not None and "is a text model" in outcomes[1].error.what
+    error = outcomes[1].error
+    assert error is not None and "is a text model" in error.what and error.fix == "Leave out mmproj."
+
+
+def test_notes_name_keys(home: Path) -> None:
+    """Not the options of the commands."""
+    (outcome,) = jobs.run(jobs.write(home / "jobs.toml", HEAD.replace("mmproj = true\n", ""), ['source = "Sees"']))
+    assert any("which mmproj writes" in note for note in outcome.notes)
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ('mmproj_outtype = "q4_K_M"\n', "unknown type 'q4_K_M'"),
-        ('mmproj = false\nmmproj_outtype = "f16"\n', "--mmproj was not given"),
+        ('mmproj = false\nmmproj_outtype = "f16"\n', "but mmproj was not given. Add mmproj."),
         ('mmproj = "yes"\n', "mmproj cannot be 'yes'"),
     ],
 )

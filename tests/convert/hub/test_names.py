@@ -36,7 +36,7 @@ def test_a_folder_of_that_name_wins() -> None:
 
 @pytest.mark.parametrize("text", ["missing", "./org/name", "/tmp/no/such/folder", "a/b/c", "../org", "org/", "-o/x"])
 def test_neither_a_path_nor_a_name(text: str) -> None:
-    with pytest.raises(Malformed, match="no such folder"):
+    with pytest.raises(Usage, match="no such folder"):
         hub_model(text)
 
 

@@ -113,7 +113,7 @@ def test_sums_without_counts(tmp_path: Path) -> None:
         open_imatrix(path)
     with pytest.raises(Usage, match="not an importance matrix"):
         open_imatrix(models.write_model(tmp_path / "model.gguf"))
-    with pytest.raises(Failure, match="cannot be opened"):
+    with pytest.raises(Usage, match="there is no such file"):
         open_imatrix(tmp_path / "absent")
 
 

