@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from files import FILES, every_kind, of_published, smith
-from install import LINTERS, MODELS, NPM, PUBLISHED, TOOLS, browser
+from install import LINTERS, MODELS, NPM, TOOLS, browser
 
 HERE = Path(__file__).resolve().parent
 PROBES = HERE.parent / "conformance" / "probes.txt"
@@ -54,7 +54,7 @@ def texts() -> list[str]:
 
 def originals() -> list[Path]:
     """The published models. NotInstalledError if none could be fetched."""
-    there = [MODELS / name for name in PUBLISHED if (MODELS / name).is_file()]
+    there = sorted(MODELS.glob("*-published.gguf"))
     if not there:
         raise NotInstalledError("published models")
     return there

