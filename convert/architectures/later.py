@@ -42,7 +42,7 @@ LATER = frozenset(
     NomicBertModel OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
     PanguEmbeddedForCausalLM Phi4ForCausalLMV PhiMoEForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM
     PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
-    Qwen2AudioForConditionalGeneration Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
+    Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
     Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
     Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RobertaForSequenceClassification
     RobertaModel RuGPT3XLForCausalLM RWForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM RWKV7ForCausalLM
@@ -50,7 +50,7 @@ LATER = frozenset(
     SmallThinkerForCausalLM Spark2_5ForCausalLM Step3p5ForCausalLM Step3p7ForConditionalGeneration
     StepVLForConditionalGeneration T5EncoderModel T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM
     UltravoxModel UMT5ForConditionalGeneration UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM
-    VoxtralForConditionalGeneration WavTokenizerDec XLMRobertaForSequenceClassification XLMRobertaModel
+    WavTokenizerDec XLMRobertaForSequenceClassification XLMRobertaModel
     XverseForCausalLM YoutuForCausalLM YoutuVLForConditionalGeneration
     """.split()
 )
