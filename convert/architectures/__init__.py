@@ -46,7 +46,7 @@ IGNORED = frozenset(
     qkv_bias quantization quantization_config resid_pdrop return_dict router_aux_loss_coef router_jitter_noise
     sep_token_id sliding_window task_specific_params tie_word_embeddings tokenizer_class torch_dtype
     transformers_version unk_token_id unsloth_fixed unsloth_version use_cache use_sliding_window vocab_size
-    rope_interleaved boi_token_index eoi_token_index image_token_index mm_tokens_per_image text_config
+    rope_interleaved boi_token_index eoi_token_index image_token_index audio_token_index mm_tokens_per_image text_config
     vision_config _sliding_window_pattern sliding_window_pattern residual_dropout embedding_dropout use_bias
     use_qkv_bias qk_layernorm use_qk_norm image_token_id video_token_id vision_start_token_id
     vision_end_token_id projector_hidden_act vision_feature_layer multimodal_projector_bias spatial_merge_size

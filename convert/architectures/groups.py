@@ -211,4 +211,7 @@ VISION_TOWER = dict.fromkeys(
     ("visual.", "vision_tower.", "vision_model.", "multi_modal_projector.", "vision_encoder."),
     "the vision encoder; this converts the text model",
 )
+AUDIO_TOWER = dict.fromkeys(
+    ("audio_tower.", "multi_modal_projector."), "the encoder of sound; this converts the text model"
+)
 MTP_HEAD = {"mtp.": "the multi-token prediction head, which llama.cpp does not run for this architecture"}

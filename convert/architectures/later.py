@@ -5,9 +5,9 @@
 
 LATER = frozenset(
     """
-    ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaiChuanForCausalLM
-    BaichuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
-    BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitNetForCausalLM BitnetForCausalLM BloomForCausalLM
+    ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaichuanForCausalLM
+    BaiChuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
+    BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitnetForCausalLM BitNetForCausalLM BloomForCausalLM
     BloomModel ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
     ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel
@@ -33,16 +33,15 @@ LATER = frozenset(
     MT5ForConditionalGeneration MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration
     NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification
     NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
-    PanguEmbeddedForCausalLM Phi4ForCausalLMV PhiMoEForCausalLM Plamo2ForCausalLM PLaMo2ForCausalLM
-    Plamo3ForCausalLM PLaMo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
-    Qwen2AudioForConditionalGeneration Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
-    Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
-    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM RWForCausalLM
-    Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM
-    Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM
-    Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration T5EncoderModel
-    T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM UltravoxModel UMT5ForConditionalGeneration
-    UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM VoxtralForConditionalGeneration WavTokenizerDec
-    XverseForCausalLM YoutuForCausalLM YoutuVLForConditionalGeneration
+    PanguEmbeddedForCausalLM Phi4ForCausalLMV PhiMoEForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM
+    PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
+    Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel Qwen3OmniMoeForConditionalGeneration
+    Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration QWenLMHeadModel
+    RADIOModel RND1 RuGPT3XLForCausalLM RWForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM
+    RWKV7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM SarvamMoEForCausalLM
+    SmallThinkerForCausalLM Spark2_5ForCausalLM Step3p5ForCausalLM Step3p7ForConditionalGeneration
+    StepVLForConditionalGeneration T5EncoderModel T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM
+    UltravoxModel UMT5ForConditionalGeneration UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM
+    WavTokenizerDec XverseForCausalLM YoutuForCausalLM YoutuVLForConditionalGeneration
     """.split()
 )

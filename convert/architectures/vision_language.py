@@ -1,4 +1,7 @@
-"""The language models of those that see: Qwen-VL, Mistral 3, SmolVLM, LFM2-VL. Their encoders are left out."""
+"""The language models of those that see or hear: Qwen-VL, Mistral 3, SmolVLM, LFM2-VL, Voxtral, Qwen2-Audio.
+
+Their encoders are left out.
+"""
 
 from dataclasses import replace
 
@@ -7,7 +10,14 @@ from gguf.constants import MODEL_ARCH, Keys
 from ggufsmith.container.values import f32, i32s
 from ggufsmith.convert.architecture import ConfigKey, Dims, Fused, copy
 from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3, QWEN3_MOE
-from ggufsmith.convert.architectures.groups import PACKED_EXPERTS, VISION_TOWER, T, mrope_sections, rope_field
+from ggufsmith.convert.architectures.groups import (
+    AUDIO_TOWER,
+    PACKED_EXPERTS,
+    VISION_TOWER,
+    T,
+    mrope_sections,
+    rope_field,
+)
 from ggufsmith.convert.architectures.latent import MISTRAL4
 from ggufsmith.convert.architectures.lfm2 import LFM2
 from ggufsmith.convert.config import Config
@@ -111,4 +121,29 @@ LFM2VL = replace(
     pooling=False,
 )
 
-VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LLAVA, LFM2VL)
+VOXTRAL = replace(
+    LLAMA,
+    classes=("VoxtralForConditionalGeneration",),
+    models="Voxtral (text)",
+    rope=replace(LLAMA.rope, theta=1e8),
+    defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
+    drop={**LLAMA.drop, **AUDIO_TOWER},
+    pooling=False,
+)
+QWEN2_AUDIO = replace(
+    QWEN2,
+    classes=("Qwen2AudioForConditionalGeneration",),
+    models="Qwen2-Audio (text)",
+    drop={**QWEN2.drop, **AUDIO_TOWER},
+    defaults={
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+    },
+    pooling=False,
+)
+
+VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LLAVA, LFM2VL, VOXTRAL, QWEN2_AUDIO)

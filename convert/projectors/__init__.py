@@ -8,6 +8,7 @@ from ggufsmith.convert.projectors.pixtral import PIXTRALS
 from ggufsmith.convert.projectors.qwen import QWEN
 from ggufsmith.convert.projectors.record import Projector
 from ggufsmith.convert.projectors.siglip import SIGLIP
+from ggufsmith.convert.projectors.whisper import WHISPERS
 
-PROJECTORS = (*QWEN, *SIGLIP, GEMMA4, *PIXTRALS, LLAMA4)
+PROJECTORS = (*QWEN, *SIGLIP, GEMMA4, *PIXTRALS, LLAMA4, *WHISPERS)
 PROJECTOR_OF_CLASS: Mapping[str, Projector] = {name: record for record in PROJECTORS for name in record.classes}

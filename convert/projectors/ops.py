@@ -105,6 +105,15 @@ class RowAsVector(Op):
 
 
 @dataclass(frozen=True)
+class AsColumn(Op):
+    """A vector as a matrix of one column: (n,) becomes (n, 1). No number moves."""
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return (*source, 1)
+
+
+@dataclass(frozen=True)
 class Softplus(Op):
     """log(1 + exp(x)), computed in float64 and rounded to float32; x itself above 20, as torch does."""
 
