@@ -227,6 +227,11 @@ NOT_TOLD = {
     "ffn_up_exps.bias",
     "ffn_down_exps.bias",
     "attn_k_b.weight",
+    # of state spaces: numbers for each channel, head or group, and a matrix that stands before its inputs
+    "ssm_a",
+    "ssm_d",
+    "ssm_norm.weight",
+    "ssm_dt.weight",
 }
 
 

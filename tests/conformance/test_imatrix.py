@@ -101,6 +101,8 @@ WRITTEN_OTHERWISE = {
     "llama4": 1e-3,  # experts that are all given all tokens
     "gpt2": 1e-3,  # weights that are turned
     "olmo2": 1e-3,  # attention is given the hidden states as they are
+    "nemotron_h_moe": 1e-3,  # state spaces, and experts in a latent
+    "falcon-h1": 1e-3,  # scales that are folded into the weights
     "gpt-oss": 5e-3,  # llama.cpp rounds the ends of the ramp of YaRN to whole dimensions
     "gemma4-e2b": 1e-2,  # GELU from a table
     "gemma4-26b": 1e-2,
