@@ -12,7 +12,6 @@ TRIED = {kind.model_class for kind in checkpoints.KINDS.values()} | {line.model_
 OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
-    "KimiK25ForConditionalGeneration",
     "LLaMAForCausalLM",
     "MiniMaxM3SparseForCausalLM",
     "LlamaModel",
