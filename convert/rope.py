@@ -8,7 +8,7 @@ Sources: transformers' modeling_rope_utils.py for parameters and defaults; llama
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ YARN = (
 
 # What configs of models without a rotary embedding may have of one.
 UNREAD = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
+
+
+# Tokens that Hunyuan's models have been trained for, whose configs say less: conversion/hunyuan.py of llama.cpp.
+ALPHA_CONTEXT = 262144
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ def rope_metadata(
     keys: Metadata = {}
     tensors: dict[MODEL_TENSOR, tuple[float, ...]] = {}
     notes: list[str] = []
-    if rotary.kind != "default" and rotary.kind not in rope.scaling:
+    static = "alpha" in rope.scaling and rotary.kind == "dynamic" and bool(rotary.fields.get("alpha"))
+    if rotary.kind != "default" and rotary.kind not in rope.scaling and not static:
         raise Unsupported(
             f"rope type {rotary.kind!r} cannot be expressed for this architecture",
             where=config.path,
@@ -165,6 +170,15 @@ def rope_metadata(
             tensors[MODEL_TENSOR.ROPE_FREQS] = proportional_factors(
                 dims.size("g_head_dim"), partial_rotary_factor(config, rope)
             )
+        case "dynamic" if static:
+            alpha = _positive(number("alpha"), "alpha", config)
+            keys |= {
+                Keys.Rope.SCALING_TYPE: string(RopeScalingType.NONE.value),
+                Keys.Rope.SCALING_FACTOR: f32(1.0),
+                Keys.Rope.SCALING_ORIG_CTX_LEN: u32(ALPHA_CONTEXT),
+                Keys.LLM.CONTEXT_LENGTH: u32(ALPHA_CONTEXT),
+            }
+            rotary = replace(rotary, theta=rotary.theta * alpha ** (dims.head_dim / (dims.head_dim - 2)))
         case "dynamic":
             notes.append(
                 "llama.cpp does not support dynamic NTK rope scaling; longer contexts need its --rope-* options"

@@ -223,7 +223,7 @@ HUNYUAN_DENSE = Architecture(
     ("HunYuanDenseV1ForCausalLM",),
     tensors=(*EMBEDDINGS, *NORMS, *ATTENTION, *HEAD_NORMS, *FEED_FORWARD),
     keys=(*SIZES, *STATED_HEAD_SIZE),
-    rope=Rope(scaling=("linear", "yarn")),
+    rope=Rope(scaling=("linear", "yarn", "alpha")),
     require=SILU,
     defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048},
     models="Hunyuan (dense)",

@@ -184,12 +184,6 @@ GLM4_MOE_LITE = replace(
     beyond="",
     appended=True,
 )
-KIMI_K25 = replace(
-    DEEPSEEK3,
-    classes=("Kimi_K25ForConditionalGeneration", "KimiK25ForConditionalGeneration"),
-    models="Kimi-K2.5 (text)",
-    drop={**DEEPSEEK3.drop, **VISION_TOWER, "mm_projector.": VISION_TOWER["visual."]},
-)
 MISTRAL4 = replace(
     DEEPSEEK2,
     arch=MODEL_ARCH.MISTRAL4,
@@ -214,4 +208,4 @@ MISTRAL_LARGE3 = replace(
     beyond="",
 )
 
-LATENT = (DEEPSEEK2, DEEPSEEK3, KIMI_K25, GLM4_MOE_LITE, MISTRAL4, MISTRAL_LARGE3)
+LATENT = (DEEPSEEK2, DEEPSEEK3, GLM4_MOE_LITE, MISTRAL4, MISTRAL_LARGE3)

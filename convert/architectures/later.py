@@ -5,8 +5,8 @@
 
 LATER = frozenset(
     """
-    ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaichuanForCausalLM
-    BaiChuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
+    ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaiChuanForCausalLM
+    BaichuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
     BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitnetForCausalLM BitNetForCausalLM BloomForCausalLM
     BloomModel ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
     ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM
@@ -23,25 +23,26 @@ LATER = frozenset(
     GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM HrmTextForCausalLM
     HunYuanVLForConditionalGeneration HYV4ForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM
     InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel JanusForConditionalGeneration JinaBertForMaskedLM
-    JinaBertModel JinaEmbeddingsV5Model KimiK3ForConditionalGeneration KimiLinearForCausalLM KimiLinearModel
-    KimiVLForConditionalGeneration KORMoForCausalLM Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration
-    Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model LightOnOCRForConditionalGeneration LingDSparkModel
-    LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM LlamaBidirectionalModel LlamaForCausalLMEagle3
-    LlavaStableLMEpochForCausalLM MaincoderForCausalLM MambaLMHeadModel MapleForCausalLM MellumForCausalLM
-    MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM
-    MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM MPTForCausalLM
-    MT5ForConditionalGeneration MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration
-    NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification
-    NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
-    PanguEmbeddedForCausalLM Phi4ForCausalLMV PhiMoEForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM
-    PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
-    Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel Qwen3OmniMoeForConditionalGeneration
-    Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration QWenLMHeadModel
-    RADIOModel RND1 RuGPT3XLForCausalLM RWForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM
-    RWKV7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM SarvamMoEForCausalLM
-    SmallThinkerForCausalLM Spark2_5ForCausalLM Step3p5ForCausalLM Step3p7ForConditionalGeneration
-    StepVLForConditionalGeneration T5EncoderModel T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM
-    UltravoxModel UMT5ForConditionalGeneration UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM
-    WavTokenizerDec XverseForCausalLM YoutuForCausalLM YoutuVLForConditionalGeneration
+    JinaBertModel JinaEmbeddingsV5Model KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration
+    KimiLinearForCausalLM KimiLinearModel KimiVLForConditionalGeneration KORMoForCausalLM Lfm25AudioTokenizer
+    Lfm2AudioForConditionalGeneration Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model
+    LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM
+    LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM
+    MambaLMHeadModel MapleForCausalLM MellumForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM
+    MiniCPM3ForCausalLM MiniCPMForCausalLM MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM
+    MiniMaxText01ForCausalLM MPTForCausalLM MT5ForConditionalGeneration MuseGlimmerAssistantModel
+    MuseGlimmerForConditionalGeneration NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM
+    NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM
+    PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration PanguEmbeddedForCausalLM Phi4ForCausalLMV
+    PhiMoEForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM
+    PLMForCausalLM PocketTTSModel Qwen2_5OmniModel Qwen2VLModel Qwen3ASRForConditionalGeneration
+    Qwen3DSparkModel Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
+    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM RWForCausalLM
+    Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM RwkvHybridForCausalLM
+    Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM
+    Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration T5EncoderModel
+    T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM UltravoxModel UMT5ForConditionalGeneration
+    UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM YoutuForCausalLM
+    YoutuVLForConditionalGeneration
     """.split()
 )

@@ -157,7 +157,7 @@ HUNYUAN_MOE = Architecture(
         ConfigKey(Keys.LLM.EXPERT_SHARED_COUNT, computed=lambda config, dims: whole(config, "num_shared_expert", 1)),
     ),
     models="Hunyuan-A13B",
-    rope=Rope(scaling=("linear", "yarn")),
+    rope=Rope(scaling=("linear", "yarn", "alpha")),
     fused=PACKED_EXPERTS,
     require=SILU,
     defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "num_experts": 1, "num_experts_per_tok": 1},

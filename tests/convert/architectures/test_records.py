@@ -18,7 +18,6 @@ TRIED = {
 OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
-    "KimiK25ForConditionalGeneration",
     "LLaMAForCausalLM",
     "MiniMaxM3SparseForCausalLM",
     "LlamaModel",
