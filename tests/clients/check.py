@@ -295,7 +295,7 @@ def linters() -> Iterator[Finding]:
 ARGUMENTS: Mapping[str, Callable[[Path], Sequence[str | Path]]] = {
     "modelvet": lambda file: (
         "-c",
-        f"import modelvet, sys; sys.exit(int(modelvet.verify_path({str(file)!r}).verdict))",
+        f"from modelvet import verify_path as v; exit(v({str(file)!r}).verdict.name != 'ACCEPT')",
     ),
     "ggufdoctor": lambda file: (TOOLS / "ggufdoctor/bin/ggufdoctor", file),
     "c4nary": lambda file: (TOOLS / "c4nary/bin/c4nary", "scan", file),
