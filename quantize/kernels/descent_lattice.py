@@ -161,13 +161,13 @@ def choose(
             put(group.sign, a, select(flip, -get(group.sign, a), get(group.sign, a)))
             put(group.best, a, select(flip, f32(0), get(group.best, a)))
     vector, power = broadcast(0), 1
-    if coding.shared > 0:  # minus: in the second half of the table
-        vector = odd * coding.base**dims
     for a in range(dims):
         code = (get(group.best, a) - coding.first) * (f32(1) / coding.step)
         vector = vector + to_i32(nearest_small(clamp(code, f32(0), f32(coding.base - 1)))) * power
         power *= coding.base
         put(group.best, a, get(group.sign, a) * scale)
+    if coding.shared > 0:  # minus: in the second half of the table
+        vector = vector + odd * power
     vector = vector * TRIED
     found, point = broadcast(FAR), broadcast(0)
     for k in range(TRIED):

@@ -68,7 +68,7 @@ def test_statistics_write_nothing_and_say_what_is_not_covered(home: Path) -> Non
         (["--in", "one.gguf", "-o", "x", "--format", "json"], 2, "gguf, dat"),
         (["--in", "one.gguf", "-o", "one.gguf"], 6, "input"),
         (["--in", "one.gguf", "-o", "two.dat", "--no-overwrite"], 6, "exists"),
-        (["--in", "absent", "-o", "x"], 1, "absent"),
+        (["--in", "absent", "-o", "x"], 2, "absent"),
         (["--in", "one.gguf", "--in", "other.gguf", "-o", "x"], 4, "different models"),
         (["--in", "model.gguf", "-o", "x"], 2, "not an importance matrix"),
     ],

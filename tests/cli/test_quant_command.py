@@ -94,8 +94,8 @@ def test_a_budget_leaves_its_recipe(model: Path) -> None:
         (["-r", "f16", "-o", "MODEL"], 6, "input"),
         (["-r", "q8_0", "-o", "x.gguf", "--outdir", "x"], 2, "both say"),
         (["-r", "q8_0", "--outdir", "MODEL"], 2, "cannot be used as the output folder"),
-        (["-r", "absent.toml"], 1, "absent.toml"),
-        (["-r", "q8_0", "--imatrix", "absent"], 1, "absent"),
+        (["-r", "absent.toml"], 2, "absent.toml"),
+        (["-r", "q8_0", "--imatrix", "absent"], 2, "absent"),
     ],
 )
 def test_errors(model: Path, options: list[str], code: int, message: str) -> None:
