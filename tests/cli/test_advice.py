@@ -267,7 +267,9 @@ ELSEWHERE = {
     "Quantize without an importance matrix, and compare vectors": (
         "tests/conformance/test_encoders.py::test_what_makes_no_sense_for_an_encoder_is_refused_and_the_rest_fits_it"
     ),
-    "Leave it out. q8_0 and the other recipes": "tests/cli/test_projectors_unmeasured.py::test_a_text_measures_no_projector",
+    "Leave it out. q8_0 and the other recipes": (
+        "tests/cli/test_projectors_unmeasured.py::test_a_text_measures_no_projector"
+    ),
     "pip install 'ggufsmith[": "tests/cli/test_advice.py::test_what_is_to_be_installed_exists",
     "Choose entries with --include-weights": "tests/convert/test_resume_settings.py::test_an_option_of_quant",
 }
