@@ -37,6 +37,7 @@ pytestmark = pytest.mark.conformance
 
 LINES = [(name, False) for name in encoders.ENCODERS]
 LINES += [(name, True) for name, line in encoders.ENCODERS.items() if line.two_spellings]
+EXPERTS = 4  # of nomic-embed-text v2 here
 IDS = np.random.default_rng(5).integers(7, 300, 48).tolist()
 
 
@@ -117,6 +118,54 @@ def test_a_line(name: str, published: bool, tmp_path: Path) -> None:
         if mine.metadata.get(key) != theirs.metadata.get(key)
     }
     assert not wrong
+
+
+def with_experts(folder: Path) -> None:
+    """Make a folder of nomic-embed-text v1 one of v2: biases, and experts in every second block."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_bytes())
+    seeded = torch.Generator().manual_seed(3)
+
+    def drawn(*shape: int) -> Any:
+        return torch.randn(shape, generator=seeded) * 0.05
+
+    size = vocabularies.write("xlmr-unigram", folder)
+    embd, inner = config["n_embd"], config["n_inner"]
+    kept = {name: value for name, value in weights.items() if ".mlp." not in name}
+    kept["embeddings.word_embeddings.weight"] = drawn(size, embd)
+    kept["embeddings.token_type_embeddings.weight"] = drawn(1, embd)
+    for block in range(config["n_layer"]):
+        layer = f"encoder.layers.{block}."
+        kept |= {f"{layer}attn.Wqkv.bias": drawn(3 * embd), f"{layer}attn.out_proj.bias": drawn(embd)}
+        if block % 2:
+            kept |= {f"{layer}mlp.experts.mlp.{name}": drawn(EXPERTS * inner, embd) for name in ("w1", "w2")}
+            kept |= {f"{layer}mlp.experts.bias": drawn(embd), f"{layer}mlp.router.layer.weight": drawn(EXPERTS, embd)}
+        else:
+            kept |= {f"{layer}mlp.fc1.weight": drawn(inner, embd), f"{layer}mlp.fc1.bias": drawn(inner)}
+            kept |= {f"{layer}mlp.fc2.weight": drawn(embd, inner), f"{layer}mlp.fc2.bias": drawn(embd)}
+    save_file(kept, folder / "model.safetensors")
+    config |= dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), True)
+    config |= {"activation_function": "gelu", "moe_every_n_layers": 2, "num_experts": EXPERTS, "moe_top_k": 2}
+    config |= {"moe_normalize_expert_weights": False, "type_vocab_size": 1, "vocab_size": size, "pad_token_id": 1}
+    config |= {"n_positions": 2048, "max_trained_positions": 2048}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_experts_in_an_encoder_are_those_of_the_converter_and_run(tmp_path: Path) -> None:
+    """transformers has no class for nomic-embed-text v2, so that what llama.cpp computes is only looked at."""
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    encoders.write("nomic", folder, published=True)
+    with_experts(folder)
+    mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    theirs = open_gguf(reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "f32", pre="default", raw=True))
+    assert tensors(mine) == tensors(theirs)
+    keys = {key for key in mine.metadata | theirs.metadata if key.startswith("nomic-bert-moe.")}
+    assert {key: mine.metadata.get(key) for key in keys} == {key: theirs.metadata.get(key) for key in keys}
+    found = embeddings(mine.path, IDS, PoolingType.NONE)
+    assert np.isfinite(found).all() and found.std() > 0.1
 
 
 @pytest.mark.parametrize("hidden", [192, 128])
