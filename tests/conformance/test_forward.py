@@ -87,19 +87,28 @@ def error(found: NDArray[Any], expected: NDArray[Any]) -> float:
 LINES = [(name, False) for name in zoo.ZOO] + [(name, True) for name, line in zoo.ZOO.items() if line.two_spellings]
 
 
-WHOLE_ONLY = {"glm-dsa"}  # blocks that hand over which tokens they chose
+UNLIKE = "cannot be run here yet: its parameters are not those of the checkpoint"
+# Lines, and whether as they are published, that cannot be run here, and what is said: blocks of GLM-5 hand over which
+# tokens they chose; of MiMo's published config, transformers reads no dense block but the first.
+NOT_RUN = {
+    ("glm-dsa", False): "cannot be run block by block yet",
+    ("glm-dsa", True): "cannot be run block by block yet",
+    ("mimo2", True): UNLIKE,
+}
+# Those that cannot be run from a GGUF file: there is no class for the text model alone.
+FOLDER_ONLY = {"minimax-m3"}
 
 
-@pytest.mark.parametrize("name", WHOLE_ONLY)
-def test_blocks_that_hand_over_more_are_refused(name: str, tmp_path: Path) -> None:
-    zoo.write(name, tmp_path)
-    with pytest.raises(Unsupported, match="cannot be run block by block yet"):
+@pytest.mark.parametrize(("name", "published"), NOT_RUN)
+def test_what_cannot_be_run_is_refused(name: str, published: bool, tmp_path: Path) -> None:
+    zoo.write(name, tmp_path, published=published)
+    with pytest.raises(Unsupported, match=NOT_RUN[name, published]):
         streamed_logits(tmp_path, np.random.default_rng(5).integers(3, 300, (2, 48)).astype(np.int32))
 
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    [line for line in LINES if line[0] not in WHOLE_ONLY],
+    [line for line in LINES if line not in NOT_RUN],
     ids=lambda value: {True: "published", False: ""}.get(value, value),
 )
 def test_every_line_of_the_zoo_and_its_gguf_file(name: str, published: bool, tmp_path: Path) -> None:
@@ -111,6 +120,10 @@ def test_every_line_of_the_zoo_and_its_gguf_file(name: str, published: bool, tmp
     expected = plain_logits(model.language_model if name == "llama4-vl" else model, tokens)
     assert error(streamed_logits(folder, tokens), expected) < 1e-10
     run(request(folder, outtype="f32", outfile=tmp_path / "model.gguf"))
+    if name in FOLDER_ONLY:
+        with pytest.raises(Unsupported, match=UNLIKE):
+            streamed_logits(tmp_path / "model.gguf", tokens)
+        return
     assert error(streamed_logits(tmp_path / "model.gguf", tokens), expected) < 1e-10
 
 
