@@ -232,10 +232,17 @@ NOT_TOLD = {
     "ssm_d",
     "ssm_norm.weight",
     "ssm_dt.weight",
+    # of indexers, which choose tokens: no gradient goes through a choice
+    "indexer.attn_k.weight",
+    "indexer.attn_q_b.weight",
+    "indexer.k_proj.weight",
+    "indexer.proj.weight",
+    "indexer.q_proj.weight",
 }
+NOT_RUN = {"glm-dsa"}  # see test_forward
 
 
-@pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.parametrize("name", [name for name in zoo.ZOO if name not in NOT_RUN])
 def test_every_architecture_runs_backward(name: str, tmp_path: Path) -> None:
     """Every matrix is told of its inputs and gradients, in its own shape."""
     folder = tmp_path / "Tiny-Fixture"
