@@ -1,7 +1,7 @@
 """What the cache of keys and values takes beside the weights, as llama.cpp allocates it for one sequence.
 
-Sources: llama.cpp's src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp, llama-hparams.cpp; the
-patterns of sliding windows, of src/models.
+Sources: llama.cpp's src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp, llama-kv-cache-dsa.cpp, llama-kv-cache-msa.cpp,
+llama-memory-recurrent.cpp, llama-hparams.cpp; the patterns of sliding windows, of src/models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,12 @@ WINDOWED: Mapping[str, int] = {
     "exaone4": 4,
     "gpt-oss": 2,
     "llama4": 4,
+    "afmoe": 4,
+    "laguna": 4,
 }
+FIRST_LOOKS_FAR = ("laguna",)  # of so many, all but the first
+# Architecture -> whether its indexer, which has one head, keeps values too, and not in the first, dense layers.
+INDEXED = {"deepseek32": False, "glm-dsa": False, "minimax-m3": True}
 CHUNK = 8192  # the window of Llama 4, whose header has none
 FULL_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # architecture -> which layers attend, if no key says it
 # Architectures whose layers keep a state, all of them; beside a cache; where they have no heads; or where they have
@@ -65,6 +70,9 @@ def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
         rows = near if windowed else cells
         key, value = model.head_lengths(windowed)
         total += rows * (_row(kind, heads * key) + _row(kind, heads * value))
+        if model.is_indexed(layer):
+            index = model.number("attention.indexer.key_length")
+            total += cells * (_row(kind, index) + (_row(kind, value) if INDEXED[model.name] else 0))
     return total + model.recurrent_layers * model.state_bytes
 
 
@@ -127,7 +135,17 @@ class _Hyper:
         if pattern is not None and not isinstance(pattern, int | float | str):
             return layer < len(pattern) and bool(pattern[layer])
         period = self.number("attention.sliding_window_pattern", WINDOWED.get(self.name, 0))
+        if self.name in FIRST_LOOKS_FAR:
+            return bool(period) and layer % period > 0
         return bool(period) and layer % period < period - 1
+
+    def is_indexed(self, layer: int) -> bool:
+        """Whether a layer keeps what its indexer chooses by."""
+        listed = self.said("attention.indexer.types")
+        if listed is not None and not isinstance(listed, int | float | str):
+            return self.name in INDEXED and layer < len(listed) and bool(listed[layer])
+        first = self.number("leading_dense_block_count") if INDEXED.get(self.name) else 0
+        return self.name in INDEXED and layer >= first
 
     def kv_heads(self, layer: int) -> int:
         """Heads of keys and values."""

@@ -87,6 +87,9 @@ def read_vocabulary(
             "tokenizer.json does not add BOS, so the file says that none is added; llama.cpp would "
             "add it to such a vocabulary"
         )
+    unknown = np.flatnonzero(parts.table.types == TokenType.UNKNOWN)
+    if parts.model == "t5" and len(unknown):
+        special.ids.setdefault("unk", int(unknown[0]))  # llama.cpp would take that of T5, which is 2
     template, named, more = read_templates(files)
     further = [token for token in parts.further if token.id < len(parts.tokens)]
     notes += _flag_notes(further, files)
