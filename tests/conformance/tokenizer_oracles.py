@@ -4,7 +4,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -82,6 +82,18 @@ def only_stated(ours: Metadata, theirs: Metadata, llama: LlamaVocabulary) -> set
     flags = {KEY.ADD_BOS: "bos", KEY.ADD_EOS: "eos"}
     missing = {key: role for key, role in flags.items() if key in theirs and key not in ours}
     return {key for key, role in missing.items() if theirs[key].data is False and not llama.adds(role)}
+
+
+def unlike(path: Path, ours: Metadata, theirs: Metadata, allowed: Collection[str]) -> dict[str, Any]:
+    """Keys with other values in the reference's file than in ours, at `path`, but for these and for `only_stated`."""
+    llama = LlamaVocabulary(path)
+    stated = only_stated(ours, theirs, llama)
+    llama.close()
+    return {
+        key: (ours.get(key), theirs.get(key))
+        for key in sorted((ours.keys() | theirs.keys()) - stated - set(allowed))
+        if ours.get(key) != theirs.get(key)
+    }
 
 
 @contextmanager
