@@ -22,6 +22,8 @@ def evaluated(
     from ggufsmith.calibrated import with_calibration
     from ggufsmith.convert.open import file_of, open_pass
     from ggufsmith.evaluate.evaluation import evaluate
+    from ggufsmith.evaluate.llamacpp import check_llama_cpp
+    from ggufsmith.evaluate.needed import need_libraries
     from ggufsmith.located import HubRequest, located
 
     @contextmanager
@@ -32,7 +34,8 @@ def evaluated(
     options = task.request.source
     file = file_of(against) if place is None else None
     wanted = HubRequest(against, options.revision, options.token, stream=options.stream, weights=True)
-    with place or located(wanted, display) as found:
+    needed = need_libraries if task.engine == "torch" else check_llama_cpp
+    with place or located(wanted, display, before=needed) as found:
         request = replace(task.request, path=file or found.folder)
         opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
         with with_calibration(request, opener, display, dry_run=False) as (made, opened):

@@ -103,11 +103,10 @@ def _of_model(task: ImatrixTask, format: "ImatrixFormat", display: Display) -> M
     from ggufsmith.located import HubRequest, located
     from ggufsmith.pipeline.request import Request
 
-    need_libraries()
     source, write = task.source, task.write
     file = file_of(task.model) if task.model is not None else None
     wanted = HubRequest(task.model or "", source.revision, source.token, stream=False, weights=True)
-    with task.place or located(wanted, display) as found:
+    with task.place or located(wanted, display, before=need_libraries) as found:
         opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
         here = WriteOptions(outdir=write.outdir or (Path() if found.id is not None else None))
         request = unquantized(Request(file or found.folder, source, write=here))

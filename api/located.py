@@ -1,6 +1,6 @@
 """Models that are named instead of given as a folder: options, download, progress."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,11 @@ class HubRequest:
 
 
 @contextmanager
-def located(wanted: HubRequest, display: Display) -> Iterator["Located"]:
-    """The folder that is named, or the model on a hub, downloaded, or opened where it is."""
+def located(wanted: HubRequest, display: Display, *, before: Callable[[], None] = lambda: None) -> Iterator["Located"]:
+    """The folder that is named, or the model on a hub, downloaded, or opened where it is.
+
+    before: checks what else will be needed, before anything is downloaded.
+    """
     from ggufsmith.container.errors import Failure
     from ggufsmith.convert.hub.names import Located, hub_model
 
@@ -34,6 +37,7 @@ def located(wanted: HubRequest, display: Display) -> Iterator["Located"]:
     if model is None:
         yield Located(Path(wanted.name))
         return
+    before()
     from ggufsmith.convert.hub.download import download, hub_of, streamed
 
     def progress(size: int) -> AbstractContextManager["Advance"]:

@@ -72,10 +72,9 @@ def made_sensitivity(task: SensitivityTask, display: Display) -> MadeSensitivity
         raise Usage(f"unknown effort {task.effort!r}", where="--effort", fix=choice(EFFORTS))
     source, write = task.source, task.write
     check_place(write.outfile)
-    need_libraries()
     file = file_of(task.model) if task.place is None else None
     wanted = HubRequest(task.model, source.revision, source.token, stream=False, weights=True)
-    with task.place or located(wanted, display) as found:
+    with task.place or located(wanted, display, before=need_libraries) as found:
         opener = partial(open_pass, open_files=found.open_files, notes=found.notes)
         here = WriteOptions(outdir=Path() if found.id is not None else None)
         request = unquantized(Request(file or found.folder, source, write=here))

@@ -45,6 +45,11 @@ class Op:
         """Chunks should begin at a multiple of this many rows, or source rows are read twice."""
         return 1
 
+    @property
+    def turns(self) -> bool:
+        """Whether a few rows of the output are made from a whole matrix, which other rows are made from as well."""
+        return False
+
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         """Rows start..stop (exclusive) of the output, as an array (stop - start, width)."""
         return read(0, start, stop)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from ggufsmith.convert.ops import Array, Op, Read, Shape, as_matrix, with_rows
 
+TURNED = 64  # rows of a matrix that are turned at a time, so that what is written fills whole lines of the cache
+
 
 @dataclass(frozen=True)
 class Chain(Op):
@@ -18,6 +20,10 @@ class Chain(Op):
 
     first: Op
     second: Op
+
+    @property
+    def turns(self) -> bool:
+        return self.first.turns or self.second.turns
 
     @property
     def computes(self) -> bool:
@@ -221,8 +227,9 @@ class Strided(Gather):
         each = as_matrix(sources[0])[-2]
         wanted, chosen = np.arange(start, stop), self.order(each)
         found = wanted // len(chosen) * each + chosen[wanted % len(chosen)]
-        taken: Array = read(0, int(found[0]), int(found[-1]) + 1)[found - found[0]]  # one read, not one for each row
-        return taken
+        between: Array = read(0, int(found[0]), int(found[-1]) + 1)  # one read, not one for each row
+        even = len(found) == 1 or (np.diff(found) == self.step).all()
+        return between[:: self.step] if even else between[found - found[0]]
 
 
 @dataclass(frozen=True)
@@ -304,35 +311,46 @@ class RegroupColumns(Op):
 
 @dataclass(frozen=True)
 class Turn(Op):
-    """The last two axes changed, of every matrix: (experts, r, c) becomes (experts, c, r)."""
+    """The last two axes changed, of every matrix: (experts, r, c) becomes (experts, c, r).
+
+    begin, step: only every so many of the columns become rows: begin, begin + step, ...
+    """
+
+    begin: int = 0
+    step: int = 1
 
     @property
     def whole_rows(self) -> bool:
         return False
 
+    @property
+    def turns(self) -> bool:
+        return True
+
     def shape(self, *sources: Shape) -> Shape:
         (source,) = sources
         if len(source) < 2:
             raise ValueError("a vector cannot be turned")
-        return (*source[:-2], source[-1], source[-2])
-
-    def granule(self, *sources: Shape) -> int:
-        return sources[0][-1]
+        return (*source[:-2], len(range(self.begin, source[-1], self.step)), source[-2])
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
-        rows, columns = sources[0][-2:]
-        parts = []
-        for matrix in range(start // columns, -(-stop // columns)):
-            low, high = max(start - matrix * columns, 0), min(stop - matrix * columns, columns)
-            parts.append(np.ascontiguousarray(read(0, matrix * rows, (matrix + 1) * rows)[:, low:high].T))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        height = sources[0][-2]
+        each = self.shape(*sources)[-2]
+        made: list[Array] = []
+        for matrix in range(start // each, -(-stop // each)):
+            low, high = max(start - matrix * each, 0), min(stop - matrix * each, each)
+            chosen = self.view(read(0, matrix * height, (matrix + 1) * height))[low:high]
+            made.append(np.empty((high - low, height), chosen.dtype))
+            for first in range(0, height, TURNED):
+                made[-1][:, first : first + TURNED] = chosen[:, first : first + TURNED]
+        return made[0] if len(made) == 1 else np.concatenate(made)
 
-    def inverse(self, source: int = 0) -> "Turn":
-        return self
+    def inverse(self, source: int = 0) -> "Turn | None":
+        return self if self.step == 1 else None
 
     @property
     def selects(self) -> bool:
         return True
 
     def view(self, source: Array) -> Array:
-        return source.swapaxes(-1, -2)
+        return source.swapaxes(-1, -2)[..., self.begin :: self.step, :]

@@ -87,11 +87,17 @@ class ConvertedTensor:
     def rows(self, start: int, stop: int, scratch: Scratch) -> Array:
         """Rows start..stop, read and transformed (see `RowSource.rows`)."""
 
-        def read(k: int, first: int, last: int) -> Array:
+        def read(k: int, first: int, last: int, scratch: Scratch = scratch) -> Array:
             rows = self._read(self.output.sources[k], first, last, scratch)
             return self._widen(rows, first, scratch) if self.output.op.computes else rows
 
-        return self.output.op.rows(read, tuple(source.shape for source in self.output.sources), start, stop)
+        def kept(k: int, first: int, last: int) -> Array:
+            source = self.output.sources[k]
+            size = (last - first) * rows_of(source.shape)[1] * self.held.dtype["x"].itemsize
+            return self.store.kept((self.name, (k, first, last)), size, lambda: read(k, first, last, Scratch()))
+
+        op = self.output.op
+        return op.rows(kept if op.turns else read, tuple(source.shape for source in self.output.sources), start, stop)
 
     def _read(self, source: StoredTensor, first: int, last: int, scratch: Scratch) -> Array:
         rows, width = rows_of(source.shape)

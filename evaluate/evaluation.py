@@ -71,13 +71,13 @@ def evaluate(task: EvalTask, *, opener: Opener = open_pass, progress: Progress =
     started = time.perf_counter()
     check_task(task)
     task, left_out = _models_only(task)
-    device = find_device(task.reading.device) if task.engine == "torch" else None
     documents = documents_of(task.reading)
     with ExitStack() as stack:
         model = stack.enter_context(opened_by(opener, task.request))
         files = [stack.enter_context(opened_file(path)) for path in task.files]
         variants = [*files, *model.variants[1:]]
         candidates = [_candidate(each) for each in variants]
+        device = find_device(task.reading.device) if task.engine == "torch" else None
         places = [tuple(find_place(candidates, task.files, name) for name in pair) for pair in task.pairs]
         windows = _windows(model, documents, task.reading)
         notes = [*left_out, *model.notes, *windows.notes]

@@ -19,12 +19,12 @@ from ggufsmith.convert.architectures.groups import (
 )
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Op
-from ggufsmith.convert.reorder import Chain, Strided, StridedColumns, Turn
+from ggufsmith.convert.reorder import Strided, StridedColumns, Turn
 
 
 def every_second(begin: int, turned: bool) -> Callable[[Dims], Op]:
     """The op that takes every second row; the 16-bit checkpoints have them as columns."""
-    return lambda dims: Chain(Turn(), Strided(begin, 2)) if turned else Strided(begin, 2)
+    return lambda dims: Turn(begin, 2) if turned else Strided(begin, 2)
 
 
 def turn(dims: Dims) -> Op:

@@ -28,14 +28,22 @@ def fill_q4_0(codes: NDArray[np.uint8], scales: NDArray[np.float32], out: NDArra
     return True
 
 
-def fill_mxfp4(codes: NDArray[np.uint8], exponents: NDArray[np.uint8], out: NDArray[np.uint8]) -> bool:
+def fill_mxfp4(pairs: NDArray[np.uint8], exponents: NDArray[np.uint8], out: NDArray[np.uint8]) -> bool:
     """MXFP4 is the same everywhere but for the order of the codes. False if an exponent stands for NaN.
 
-    codes: (n, width) of E2M1. exponents: (n, width / 32) of E8M0.
+    pairs: (n, width / 2) of two codes of E2M1, the earlier one in the lower half. exponents: (n, width / 32) of E8M0.
     """
     blocks: Any = out.view(MXFP4.dtype)
     blocks["e"] = exponents
-    blocks["qs"] = _halves(codes)
+    # Eight bytes at a time, as numbers whose parts never meet: a block is two of them.
+    words = pairs.reshape(len(pairs), -1, 16).view(np.uint64)
+    first, second = words[:, :, 0], words[:, :, 1]
+    low = np.uint64(0x0F0F0F0F0F0F0F0F)
+    even = first & low | (second & low) << np.uint64(4)
+    odd = first >> np.uint64(4) & low | second & ~low
+    codes = np.empty((*even.shape, 8, 2), np.uint8)
+    codes[..., 0], codes[..., 1] = (each.view(np.uint8).reshape(*each.shape, 8) for each in (even, odd))
+    blocks["qs"] = codes.reshape(*even.shape, 16)
     return not (exponents == 255).any()
 
 

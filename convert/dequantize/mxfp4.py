@@ -33,8 +33,8 @@ class Mxfp4:
 
     def rows(self, store: Store, first: int, last: int, out: NDArray[np.float32]) -> None:
         """See `Weights.rows`."""
-        codes, exponents = self._parts(store, first, last)
-        np.take(E2M1, codes, out=out, mode="clip")
+        pairs, exponents = self._parts(store, first, last)
+        np.take(E2M1, two_in_a_byte(pairs), out=out, mode="clip")
         out.reshape(-1, BLOCK)[:] *= EIGHT_BITS["F8_E8M0"][exponents.reshape(-1)][:, None]
 
     def as_ggml(self, store: Store, first: int, last: int, out: NDArray[np.uint8]) -> bool:
@@ -42,11 +42,11 @@ class Mxfp4:
         return fill_mxfp4(*self._parts(store, first, last), out)
 
     def _parts(self, store: Store, first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Codes (last - first, width) and exponents (last - first, width / 32)."""
+        """Pairs of codes (last - first, width / 2) and exponents (last - first, width / 32)."""
         width = self.shape[-1]
         stored = store.flat(self.blocks, first * width // 2, last * width // 2)
         exponents = store.flat(self.scales, first * width // BLOCK, last * width // BLOCK)
-        return two_in_a_byte(stored.reshape(last - first, -1)), exponents.reshape(last - first, -1)
+        return stored.reshape(last - first, -1), exponents.reshape(last - first, -1)
 
 
 def two_in_a_byte(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -34,6 +34,7 @@ def grouped(x: NDArray[np.float32]) -> NDArray[np.float32]:
 CASES: dict[str, tuple[Op, tuple[int, ...], Whole]] = {
     "turn": (Turn(), (3, 4, 5), lambda x: x.swapaxes(-1, -2)),
     "turn one": (Turn(), (4, 5), lambda x: x.T),
+    "turn some": (Turn(1, 3), (3, 70, 8), lambda x: x[..., 1::3].swapaxes(-1, -2)),
     "strided": (Strided(1, 2), (3, 6, 5), lambda x: x[:, 1::2]),
     "strided vector": (Strided(0, 2), (6,), lambda x: x[::2]),
     "strided columns": (StridedColumns(1, 2), (3, 6), lambda x: x[:, 1::2]),
