@@ -43,11 +43,12 @@ def readied(request: Request, open_pass: Callable[[Request], Pass], reading: Tex
     architecture that transformers lacks, or a vocabulary that cannot be used here.
     """
     documents = documents_of(reading)
-    from ggufsmith.evaluate.skeleton import build_skeleton
     from ggufsmith.evaluate.variants import opened_by
 
     with opened_by(open_pass, request) as model:
         device = find_device(reading.device)
+        from ggufsmith.evaluate.skeleton import build_skeleton
+
         metadata = model.source.metadata
         name = metadata.get(Keys.General.NAME)
         tokenize = tokenizer_of(vocabulary_of(metadata, request.path), str(name.data) if name else "")

@@ -16,6 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from schemas import faults
 
+import checkpoints
 from ggufsmith.cli import eval as command
 from ggufsmith.cli import render
 from ggufsmith.container.formats import format_of
@@ -82,7 +83,9 @@ def test_what_is_refused_before_anything_is_opened(
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     refused(3, "pip install llama-cpp-python", model, *against, "--engine", "llama.cpp")
     monkeypatch.setattr(needed, "LIBRARIES", ("torch_that_nobody_has",))
-    refused(3, r"pip install --upgrade 'ggufsmith\[eval\]'", model, *against)
+    checkpoints.write("llama", tmp_path / "Sound")
+    sound = ("--against", tmp_path / "Sound", "-r", "q8_0")
+    refused(3, r"pip install --upgrade 'ggufsmith\[eval\]'", *sound)
 
 
 def test_what_lies_beside_models_is_left_out(model: Path, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 import small_models as models
 from commands import run
 
+import checkpoints
 from ggufsmith.cli.convert import convert
 from ggufsmith.cli.imatrix import imatrix
 from ggufsmith.cli.quant import quant
+from ggufsmith.cli.sensitivity import sensitivity
 from ggufsmith.evaluate import needed
 from ggufsmith.quantize.imatrix.read import open_imatrix
 
@@ -94,14 +96,14 @@ def test_a_dry_run_with_auto_says_what_would_be_made(command: Callable[..., None
 
 
 @pytest.mark.parametrize(
-    "arguments", [(imatrix, "Tiny-F16.gguf"), (quant, "Tiny-F16.gguf", "-r", "q4_0", "--imatrix", "auto")]
+    "arguments", [(imatrix, "Tiny"), (convert, "Tiny", "-r", "q4_0", "--imatrix", "auto"), (sensitivity, "Tiny")]
 )
 def test_without_torch_nothing_begins(
     arguments: tuple[Callable[..., None], str], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in an installation without the extra."""
+    """As in an installation without the extra, with a model that nothing else is wrong with."""
     monkeypatch.setattr(needed, "LIBRARIES", ("torch_that_is_not_there",))
-    models.write_model(home / "Tiny-F16.gguf", width=256)
+    checkpoints.write("llama", home / "Tiny")
     before = sorted(home.iterdir())
     done = run(*arguments)
     assert done.exit_code == 3 and "ggufsmith[eval]" in done.output, done.output
