@@ -147,6 +147,10 @@ def rope_metadata(
             for key, names in YARN:
                 if any(rotary.fields.get(name) is not None for name in names):
                     keys[key] = f32(number(*names))
+            if Keys.Rope.SCALING_YARN_ATTN_FACTOR in keys and not rotary.fields.get("mscale_all_dim"):
+                own = number(*YARN[1][1]) / yarn_attention(factor())
+                if abs(own - 1) > 1e-6:
+                    keys[Keys.Rope.SCALING_ATTN_FACTOR] = f32(own)
         case "llama3":
             tensors[MODEL_TENSOR.ROPE_FREQS] = llama3_factors(
                 dims.head_dim,
@@ -222,6 +226,14 @@ def proportional_factors(head_dim: int, partial: float) -> tuple[float, ...]:
     """
     rotary = min(max(int(head_dim * partial / 2), 0), head_dim // 2)
     return (1.0,) * rotary + (1e30,) * (head_dim // 2 - rotary)
+
+
+def yarn_attention(scale: float) -> float:
+    """The attention factor of YaRN (arXiv 2309.00071, section 3.4) by default.
+
+    llama.cpp multiplies it by `rope.scaling.attn_factor`, and reads no other factor (llama-context.cpp).
+    """
+    return 1 + math.log(scale) / 10 if scale > 1 else 1.0
 
 
 def longrope_attention(scale: float, context: int) -> float:

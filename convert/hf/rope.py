@@ -11,7 +11,7 @@ from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.typed import TypedKeys
 from ggufsmith.container.untrusted import shown
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.rope import YARN, llama3_factors
+from ggufsmith.convert.rope import YARN, llama3_factors, yarn_attention
 
 LOW, HIGH = 1.0, 4.0  # of every published Llama 3 scaling
 CONTEXTS = tuple(2**n for n in range(8, 24))
@@ -89,6 +89,9 @@ def _scaling(record: Architecture, keys: TypedKeys, config: Mapping[str, Any], v
     if kind == RopeScalingType.YARN.value:
         names = [(Keys.Rope.SCALING_ORIG_CTX_LEN, ("original_max_position_embeddings",)), *YARN]
         found = {name[0]: keys.number(key.format(arch=record.name)) for key, name in names}
+        own = keys.number(Keys.Rope.SCALING_ATTN_FACTOR.format(arch=record.name))
+        if own is not None and found["attention_factor"] is None:
+            found["attention_factor"] = own * yarn_attention(factor)
         scaling |= {name: value for name, value in found.items() if value is not None}
     return scaling
 
