@@ -97,7 +97,10 @@ WRITTEN_OTHERWISE = {
     "mistral4": 1e-3,  # the same, and experts with gate and up in one
     "qwen3_5": 1e-3,  # linear attention, whose value heads are in another order
     "lfm2-moe": 1e-3,  # short convolutions
+    "qwen3_5-moe": 1e-3,  # the same, and packed experts
     "qwen3-vl-moe": 1e-3,  # packed experts
+    "qwen3-vl": 1e-3,  # a model inside another
+    "ministral3": 1e-3,  # queries that are scaled by position
     "llama4": 1e-3,  # experts that are all given all tokens
     "gpt2": 1e-3,  # weights that are turned
     "olmo2": 1e-3,  # attention is given the hidden states as they are
