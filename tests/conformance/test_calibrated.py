@@ -9,6 +9,7 @@ import torch
 from llama_models import logits
 
 import checkpoints
+import tiny
 import zoo
 from ggufsmith.calibrate.gram import GramCollector
 from ggufsmith.calibrate.run import calibrated
@@ -81,7 +82,7 @@ def test_experts_in_mxfp4_stay_as_they_are(tmp_path: Path) -> None:
     source = tmp_path / "Tiny-2M-v1.0"
     source.mkdir()
     zoo.write("gpt-oss", source, wide=True, dtype="bfloat16")
-    zoo.to_mxfp4(source)
+    tiny.to_mxfp4(source)
     convert(request(source, "mxfp4_moe", outfile=tmp_path / "plain.gguf"))
     make(request(source, "mxfp4_moe", outfile=tmp_path / "made.gguf", **options(tmp_path, chunks=2)))
     one, other = tensors(tmp_path / "plain.gguf"), tensors(tmp_path / "made.gguf")

@@ -12,6 +12,7 @@ from llama_models import open_llama
 from typer.testing import CliRunner
 
 import hub_server
+import tiny
 import zoo
 from ggufsmith.cli.app import app
 from ggufsmith.container.errors import Unsupported
@@ -174,7 +175,7 @@ def test_all_that_is_missing_is_listed_before_anything_is_written(tmp_path: Path
     folder = tmp_path / "Tiny-Fixture"
     folder.mkdir()
     zoo.write("qwen3_5-moe-vl", folder)
-    zoo.add_mtp(folder, 1)
+    tiny.add_mtp(folder, 1)
     path = folder / "model.safetensors"
     tensors = {name: tensor for name, tensor in load_file(path).items() if ".visual." not in name}
     del tensors["mtp.layers.0.input_layernorm.weight"]

@@ -13,6 +13,7 @@ from llama_models import logits
 from test_convert import PRE, ours, tensors
 
 import reference
+import tiny
 import zoo
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.architectures import BY_CLASS
@@ -128,7 +129,7 @@ def test_the_experts_of_gpt_oss_stay_bit_for_bit(recipe: str, tmp_path: Path) ->
     folder = tmp_path / "Tiny-Fixture"
     folder.mkdir()
     zoo.write("gpt-oss", folder, wide=True, dtype="bfloat16")
-    zoo.to_mxfp4(folder)
+    tiny.to_mxfp4(folder)
     run(request(folder, recipe, outfile=tmp_path / "ours.gguf"))
     path = reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "bf16", pre="qwen2", raw=True)
     a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(path))
@@ -146,7 +147,7 @@ def test_the_experts_of_gpt_oss_have_the_values_of_their_blocks(tmp_path: Path) 
     folder = tmp_path / "Tiny-Fixture"
     folder.mkdir()
     zoo.write("gpt-oss", folder, dtype="bfloat16")
-    zoo.to_mxfp4(folder)
+    tiny.to_mxfp4(folder)
     run(request(folder, "copy", outfile=tmp_path / "blocks.gguf"))
     blocks, dense = tensors(open_gguf(tmp_path / "blocks.gguf")), tensors(ours(folder, tmp_path / "dense.gguf", "f32"))
     for name in (name for name in blocks if "_exps.weight" in name):
