@@ -19,6 +19,7 @@ help:
 	@echo "make run          convert the bundled fixture checkpoint"
 	@echo "make test         the tests"
 	@echo "make conformance  compare with llama.cpp and transformers (builds llama.cpp once, fetches what it compares with)"
+	@echo "make recipes      q4_K_M of every kind of model, against llama.cpp's converter and quantizer"
 	@echo "make clients      programs that others wrote read our files (installs them into build/clients)"
 	@echo "make check        format, lint, types, generated documents, docstrings, links between documents"
 	@echo "make docs         write the generated documents anew, and build them all as a site in build/site"
@@ -66,6 +67,10 @@ reference: $(REFERENCE)
 conformance: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(PYTEST) tests/conformance
 
+# Every line of the zoo, quantized; `make conformance` has a sample.
+recipes: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
+	EVERY_LINE=1 $(PYTEST) --dist load tests/conformance/test_zoo.py -k quantized_in_one_step
+
 # With CHECKS="npm_parsers wllama", those alone; tests/clients/check.py lists them.
 clients: $(VENV)/.conformance
 	$(BIN)/python tests/clients/install.py
@@ -102,4 +107,4 @@ arm: setup
 bench: $(VENV)/.conformance $(REFERENCE) $(TOOLS)
 	$(BIN)/python tests/bench/all.py
 
-.PHONY: help setup run test reference conformance clients check docs bench wheel arm
+.PHONY: help setup run test reference conformance recipes clients check docs bench wheel arm

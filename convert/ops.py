@@ -46,8 +46,8 @@ class Op:
         return 1
 
     @property
-    def turns(self) -> bool:
-        """Whether a few rows of the output are made from a whole matrix, which other rows are made from as well."""
+    def shares(self) -> bool:
+        """Whether what is read for some rows is read for other rows as well, or for another output of the source."""
         return False
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.ops import Array, Op, Read, Shape, as_matrix, with_rows
 
 TURNED = 64  # rows of a matrix that are turned at a time, so that what is written fills whole lines of the cache
+STRIP = 1 << 22  # weights of it that are read at a time
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Chain(Op):
     second: Op
 
     @property
-    def turns(self) -> bool:
-        return self.first.turns or self.second.turns
+    def shares(self) -> bool:
+        return self.first.shares or self.second.shares
 
     @property
     def computes(self) -> bool:
@@ -220,6 +222,10 @@ class Strided(Gather):
     begin: int
     step: int
 
+    @property
+    def shares(self) -> bool:
+        return True
+
     def order(self, rows: int) -> NDArray[np.int64]:
         return np.arange(self.begin, rows, self.step)
 
@@ -227,9 +233,11 @@ class Strided(Gather):
         each = as_matrix(sources[0])[-2]
         wanted, chosen = np.arange(start, stop), self.order(each)
         found = wanted // len(chosen) * each + chosen[wanted % len(chosen)]
-        between: Array = read(0, int(found[0]), int(found[-1]) + 1)  # one read, not one for each row
-        even = len(found) == 1 or (np.diff(found) == self.step).all()
-        return between[:: self.step] if even else between[found - found[0]]
+        # One read, not one for each row, and the same one for every `begin`.
+        first = int(found[0]) - self.begin
+        last = min(int(found[-1]) - self.begin + self.step, rows_of(sources[0])[0])
+        taken: Array = read(0, first, last)[found - first]
+        return taken
 
 
 @dataclass(frozen=True)
@@ -324,7 +332,7 @@ class Turn(Op):
         return False
 
     @property
-    def turns(self) -> bool:
+    def shares(self) -> bool:
         return True
 
     def shape(self, *sources: Shape) -> Shape:
@@ -339,10 +347,14 @@ class Turn(Op):
         made: list[Array] = []
         for matrix in range(start // each, -(-stop // each)):
             low, high = max(start - matrix * each, 0), min(stop - matrix * each, each)
-            chosen = self.view(read(0, matrix * height, (matrix + 1) * height))[low:high]
-            made.append(np.empty((high - low, height), chosen.dtype))
-            for first in range(0, height, TURNED):
-                made[-1][:, first : first + TURNED] = chosen[:, first : first + TURNED]
+            strip = max(STRIP // sources[0][-1] // TURNED, 1) * TURNED
+            for first in range(0, height, strip):
+                last = min(first + strip, height)
+                chosen = self.view(read(0, matrix * height + first, matrix * height + last))[low:high]
+                if not first:
+                    made.append(np.empty((high - low, height), chosen.dtype))
+                for at in range(first, last, TURNED):
+                    made[-1][:, at : at + TURNED] = chosen[:, at - first : at - first + TURNED]
         return made[0] if len(made) == 1 else np.concatenate(made)
 
     def inverse(self, source: int = 0) -> "Turn | None":

@@ -93,11 +93,12 @@ class ConvertedTensor:
 
         def kept(k: int, first: int, last: int) -> Array:
             source = self.output.sources[k]
-            size = (last - first) * rows_of(source.shape)[1] * self.held.dtype["x"].itemsize
-            return self.store.kept((self.name, (k, first, last)), size, lambda: read(k, first, last, Scratch()))
+            size = (last - first) * self.held.nbytes(rows_of(source.shape)[1:])
+            key = first, last, self.held.name
+            return self.store.kept((source.name, key), size, lambda: read(k, first, last, Scratch()))
 
         op = self.output.op
-        return op.rows(kept if op.turns else read, tuple(source.shape for source in self.output.sources), start, stop)
+        return op.rows(kept if op.shares else read, tuple(source.shape for source in self.output.sources), start, stop)
 
     def _read(self, source: StoredTensor, first: int, last: int, scratch: Scratch) -> Array:
         rows, width = rows_of(source.shape)

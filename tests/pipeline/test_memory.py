@@ -31,6 +31,7 @@ class Rows:
     held: Format = Q4_0
     granule: int = 1
     origin: str = "here"
+    sources: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> bytes:
