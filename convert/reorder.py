@@ -348,10 +348,12 @@ class Turn(Op):
         for matrix in range(start // each, -(-stop // each)):
             low, high = max(start - matrix * each, 0), min(stop - matrix * each, each)
             strip = max(STRIP // sources[0][-1] // TURNED, 1) * TURNED
-            for first in range(0, height, strip):
+            strips = range(0, height, strip)
+            skipped = start // max(stop - start, 1) % len(strips)  # neighbours begin with others, and wait less
+            for count, first in enumerate((*strips[skipped:], *strips[:skipped])):
                 last = min(first + strip, height)
                 chosen = self.view(read(0, matrix * height + first, matrix * height + last))[low:high]
-                if not first:
+                if not count:
                     made.append(np.empty((high - low, height), chosen.dtype))
                 for at in range(first, last, TURNED):
                     made[-1][:, at : at + TURNED] = chosen[:, at - first : at - first + TURNED]
