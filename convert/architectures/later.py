@@ -7,17 +7,17 @@ LATER = frozenset(
     """
     ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaiChuanForCausalLM
     BaichuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
-    BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitnetForCausalLM BitNetForCausalLM BloomForCausalLM
-    BloomModel ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
+    BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitnetForCausalLM BitNetForCausalLM
+    ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
     ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel
     DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
     Eagle3LlamaForCausalLM Eagle3Speculator Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
-    FalconForCausalLM Gemma3nForCausalLM Gemma3nForConditionalGeneration Gemma4AssistantForCausalLM
+    Gemma3nForCausalLM Gemma3nForConditionalGeneration Gemma4AssistantForCausalLM
     Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM Gemma4UnifiedForConditionalGeneration
     Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration Glm5NextForConditionalGeneration
-    Glm5vForConditionalGeneration GlmasrModel GlmForCausalLM GlmOcrForConditionalGeneration GPTNeoXForCausalLM
+    Glm5vForConditionalGeneration GlmasrModel GlmForCausalLM GlmOcrForConditionalGeneration
     GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteMoeSWAForCausalLM
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSWAForCausalLM
     GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM HrmTextForCausalLM
@@ -30,14 +30,14 @@ LATER = frozenset(
     LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM
     MambaLMHeadModel MapleForCausalLM MellumForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM
     MiniCPM3ForCausalLM MiniCPMForCausalLM MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM
-    MiniMaxText01ForCausalLM MPTForCausalLM MT5ForConditionalGeneration MuseGlimmerAssistantModel
+    MiniMaxText01ForCausalLM MT5ForConditionalGeneration MuseGlimmerAssistantModel
     MuseGlimmerForConditionalGeneration NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM
     NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM
     PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration PanguEmbeddedForCausalLM Phi4ForCausalLMV
     PhiMoEForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM
     PLMForCausalLM PocketTTSModel Qwen2_5OmniModel Qwen2VLModel Qwen3ASRForConditionalGeneration
     Qwen3DSparkModel Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
-    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM RWForCausalLM
+    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM
     Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM RwkvHybridForCausalLM
     Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM
     Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration T5EncoderModel

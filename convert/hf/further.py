@@ -22,6 +22,7 @@ from ggufsmith.convert.hf.classes import (
     HfClass,
     T,
 )
+from ggufsmith.convert.hf.fused_heads import FUSED_HEADS
 from ggufsmith.convert.hf.names import (
     GATE_CORRECTION,
     GEMMA4_NAMES,
@@ -307,4 +308,4 @@ LEARNED = (
         renamed={"layer_norm_eps": "layer_norm_epsilon", "intermediate_size": "n_inner"},
     ),
 )
-CLASSES = (*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *NEWER, *LEARNED)
+CLASSES = (*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *NEWER, *LEARNED, *FUSED_HEADS)

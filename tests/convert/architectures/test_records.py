@@ -31,6 +31,9 @@ OTHER_NAMES = {
     "DistilBertForMaskedLM",
     "StableLMEpochForCausalLM",
     "Ernie4_5_ForCausalLM",
+    "BloomModel",
+    "MPTForCausalLM",
+    "RWForCausalLM",
 }
 
 
