@@ -17,7 +17,7 @@ LATER = frozenset(
     Gemma3nForCausalLM Gemma3nForConditionalGeneration Gemma4AssistantForCausalLM
     Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM Gemma4UnifiedForConditionalGeneration
     Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration Glm5NextForConditionalGeneration
-    Glm5vForConditionalGeneration GlmasrModel GlmForCausalLM GlmOcrForConditionalGeneration
+    Glm5vForConditionalGeneration GlmasrModel GlmOcrForConditionalGeneration
     GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteMoeSWAForCausalLM
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSWAForCausalLM
     GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM HrmTextForCausalLM
