@@ -1,26 +1,33 @@
-"""GPT-NeoX and its kin, whose queries, keys and values are one matrix, head by head: Pythia, Falcon, BLOOM, MPT."""
+"""Models whose queries, keys and values are one matrix, head by head: GPT-NeoX, Falcon, BLOOM, MPT, InternLM 2."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from gguf.constants import MODEL_ARCH, Keys
 
 from ggufsmith.container.values import boolean, f32, string
-from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Rope, TensorRule
+from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused, Rope, TensorRule
 from ggufsmith.convert.architectures.gpt import inner
 from ggufsmith.convert.architectures.groups import (
+    ATTENTION,
     BASE,
     EMBEDDINGS,
+    FEED_FORWARD,
     INVERSE_FREQUENCIES,
     LAYER_NORM,
+    NORMS,
     ROTARY,
+    SILU,
+    SIZES,
     T,
     constant,
 )
 from ggufsmith.convert.config import Config, as_number
 from ggufsmith.convert.gguf_names import Tensor
-from ggufsmith.convert.ops import Op
-from ggufsmith.convert.reorder import PartGroups
+from ggufsmith.convert.ops import Op, Part, RopePermute
+from ggufsmith.convert.reorder import Chain, PartGroups
 
+QKV = (T.ATTN_Q, T.ATTN_K, T.ATTN_V)
 # llama.cpp computes all of them by the tanh.
 GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 ONE_KIND_OF_HEADS = tuple(key for key in BASE if key.name != Keys.Attention.HEAD_COUNT_KV)
@@ -29,6 +36,17 @@ ONE_KIND_OF_HEADS = tuple(key for key in BASE if key.name != Keys.Attention.HEAD
 def part_heads(dims: Dims) -> Op:
     """The op of a matrix with the queries, the key and the value of each key head beside each other."""
     return PartGroups(dims.kv_heads, dims.heads // max(dims.kv_heads, 1), dims.head_dim)
+
+
+def permuted(part: int) -> Callable[[Dims], Op]:
+    """The op that cuts queries (0), keys (1) or values (2) out of such a matrix, for llama.cpp's graph of Llama."""
+
+    def cut(dims: Dims) -> Op:
+        begin = (0, dims.q, dims.q + dims.kv)[part]
+        own = Chain(part_heads(dims), Part(begin, begin + (dims.kv if part else dims.q)))
+        return own if part == 2 else Chain(own, RopePermute(dims.kv_heads if part else dims.heads))
+
+    return cut
 
 
 def parallel(config: Config, dims: Dims) -> bool:
@@ -213,5 +231,22 @@ MPT = Architecture(
     },
     sizes={"ff": lambda config: (config.integer("expansion_ratio") or 4) * (config.integer("hidden_size") or 0)},
 )
+INTERNLM2 = Architecture(
+    MODEL_ARCH.INTERNLM2,
+    ("InternLM2ForCausalLM",),
+    tensors=(
+        *EMBEDDINGS[:2],
+        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        *NORMS,
+        *(replace(rule, bias=False) for rule in (*ATTENTION, *FEED_FORWARD)),
+    ),
+    keys=SIZES,
+    rope=Rope(scaling=("linear", "dynamic")),
+    fused=(Fused("attention.wqkv", "qkv embd", tuple(zip(QKV, map(permuted, range(3)), strict=True))),),
+    require={**SILU, "bias": (False,)},
+    drop=INVERSE_FREQUENCIES,
+    models="InternLM 2 and 2.5",
+    head_rows=0,
+)
 
-FUSED_HEADS = (GPT_NEOX, FALCON, BLOOM, MPT)
+FUSED_HEADS = (GPT_NEOX, FALCON, BLOOM, MPT, INTERNLM2)

@@ -21,7 +21,7 @@ LATER = frozenset(
     GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteMoeSWAForCausalLM
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSWAForCausalLM
     GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM HrmTextForCausalLM
-    HunYuanVLForConditionalGeneration HYV4ForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM
+    HunYuanVLForConditionalGeneration HYV4ForCausalLM InternLM3ForCausalLM
     InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel JanusForConditionalGeneration JinaBertForMaskedLM
     JinaBertModel JinaEmbeddingsV5Model KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration
     KimiLinearForCausalLM KimiLinearModel KimiVLForConditionalGeneration KORMoForCausalLM Lfm25AudioTokenizer
