@@ -289,6 +289,30 @@ class Regroup(Gather):
 
 
 @dataclass(frozen=True)
+class PartGroups(Gather):
+    """Groups of `queries` query heads, a key head and a value head become all queries, all keys, all values.
+
+    GPT-NeoX, BLOOM and Falcon compute the three in one matrix, with the heads that belong together beside each other;
+    ggml wants three matrices behind each other. size: of a head.
+    """
+
+    groups: int
+    queries: int
+    size: int
+    undo: bool = False
+
+    def order(self, rows: int) -> NDArray[np.int64]:
+        if rows != self.groups * (self.queries + 2) * self.size:
+            raise ValueError(f"{rows} rows are not {self.groups} groups of {self.queries} + 2 heads of {self.size}")
+        heads = np.arange(rows).reshape(self.groups, self.queries + 2, self.size)
+        parted = np.concatenate([heads[:, :-2].ravel(), heads[:, -2].ravel(), heads[:, -1].ravel()])
+        return np.argsort(parted) if self.undo else parted
+
+    def inverse(self, source: int = 0) -> "PartGroups":
+        return PartGroups(self.groups, self.queries, self.size, not self.undo)
+
+
+@dataclass(frozen=True)
 class RegroupColumns(Op):
     """The same for columns: (groups, per, size) become (per, groups, size)."""
 

@@ -30,7 +30,7 @@ from ggufsmith.evaluate.variants import ModelVariant, SourceModel, Weights
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 HEAD_BIAS = "output.bias"
-NORM = re.compile(r"(output_norm|token_embd_norm)\.(weight|bias)")  # the second is that of LFM2
+NORMS = ("output_norm", "token_embd_norm")  # the last one of a model: LFM2 calls it by the second, BLOOM has both
 BY_TOKEN = frozenset((EMBEDDING, "per_layer_token_embd.weight"))  # a row for every token
 POSITIONS = "position_embd.weight"
 TOKENS = "tokenizer.ggml.tokens"
@@ -78,12 +78,14 @@ class Skeleton:
     @property
     def before(self) -> list[Inverse]:
         """The parameters that are needed before the first block: embeddings, and what some models do with them."""
-        return [each for each in self.inverses if not _in_block(each) and not _is_norm(each) and not _is_head(each)]
+        last = self.last
+        return [each for each in self.inverses if not _in_block(each) and each not in last and not _is_head(each)]
 
     @property
     def last(self) -> list[Inverse]:
         """The parameters of the last norm."""
-        return [each for each in self.inverses if _is_norm(each)]
+        named = {each.name for each in _last_norm(self.plan)}
+        return [each for each in self.inverses if each.outputs[0].name in named]
 
     def inside(self, block: int) -> list[Inverse]:
         """The parameters of a block."""
@@ -172,8 +174,10 @@ def _in_block(inverse: Inverse) -> bool:
     return inverse.outputs[0].name.startswith("blk.")
 
 
-def _is_norm(inverse: Inverse) -> bool:
-    return NORM.fullmatch(inverse.outputs[0].name) is not None
+def _last_norm(plan: Plan) -> list[TensorPlan]:
+    """Its weight and bias, as far as it has them."""
+    found = ([each for each in plan.outputs if each.name.rpartition(".")[0] == name] for name in NORMS)
+    return next(filter(None, found), [])
 
 
 def _is_head(inverse: Inverse) -> bool:
@@ -191,7 +195,7 @@ def _not_here(source: SourceModel, model: Any, why: str, error: Failure | None =
 
 def _norm(model: Any, decoder: Any, plan: Plan) -> Any:
     """The module of the last norm; some have no parameters."""
-    named = [each.sources[0].name for each in plan.outputs if NORM.fullmatch(each.name)]
+    named = [each.sources[0].name for each in _last_norm(plan)]
     return model.get_submodule(named[0].rpartition(".")[0]) if named else getattr(decoder, "norm", None)
 
 
@@ -242,7 +246,7 @@ def _class_name(source: SourceModel) -> str:
     """
     said = source.config.get("architectures") or [""]
     known = find_architecture(Config(source.config, source.where)).classes
-    if said[0] in known and said[0].endswith(("CausalLM", "LMHeadModel")):
+    if said[0] in known and said[0].endswith(("CausalLM", "LMHeadModel")) and hasattr(transformers, said[0]):
         return str(said[0])
     text = source.config.get("text_config")
     kind = text.get("model_type") if isinstance(text, Mapping) else source.config.get("model_type")

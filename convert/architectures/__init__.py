@@ -11,6 +11,7 @@ from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
 from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
+from ggufsmith.convert.architectures.fused_heads import FUSED_HEADS
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
@@ -29,7 +30,7 @@ from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 
 ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
-    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *ENCODERS),
+    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
@@ -72,6 +73,8 @@ IGNORED = frozenset(
     rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_init_scheme time_step_max time_step_min
     time_step_scale use_associative_scan use_mambapy use_mamba_kernels mamba_ssm_cache_dtype chunk_size
     mamba_chunk_size num_logits_to_keep pad_vocab_size_multiple norm_before_gate fused_add_norm time_step_rank
+    bias_dropout_fusion emb_pdrop embedding_fraction init_config init_device learned_pos_emb masked_softmax_fusion
+    offset_alibi skip_bias_add skip_bias_add_qkv slow_but_exact tokenizer_name verbose
     moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
     """.split()
 )

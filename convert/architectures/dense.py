@@ -284,6 +284,21 @@ GLM4 = Architecture(
     defaults={"max_position_embeddings": 131072, "num_key_value_heads": 2},
     models="GLM-4 (0414), GLM-Edge",
 )
+GLM = replace(
+    GLM4,
+    arch=MODEL_ARCH.CHATGLM,
+    classes=("GlmForCausalLM",),
+    tensors=(
+        *EMBEDDINGS,
+        *NORMS,
+        *ATTENTION[:3],
+        TensorRule(T.ATTN_OUT, "embd embd"),
+        *GLM4.tensors[-2:],
+    ),
+    keys=(*SIZES, ROTARY),
+    defaults={**GLM4.defaults, "rms_norm_eps": 1.5625e-07},
+    models="GLM-4 9B",
+)
 PHI2 = Architecture(
     MODEL_ARCH.PHI2,
     ("PhiForCausalLM",),
@@ -318,6 +333,7 @@ DENSE = (
     JAIS2,
     NEMOTRON,
     GEMMA,
+    GLM,
     GLM4,
     PHI2,
 )

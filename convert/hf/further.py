@@ -22,6 +22,7 @@ from ggufsmith.convert.hf.classes import (
     HfClass,
     T,
 )
+from ggufsmith.convert.hf.fused_heads import FUSED_HEADS
 from ggufsmith.convert.hf.names import (
     GATE_CORRECTION,
     GEMMA4_NAMES,
@@ -128,6 +129,14 @@ DENSE = (
         renamed={"layer_norm_eps": "norm_eps"},
     ),
     HfClass(dense.GEMMA, "gemma", tokenizer="GemmaTokenizer"),
+    HfClass(
+        dense.GLM,
+        "glm",
+        names=GLM4_NAMES,
+        biases={"attention_bias": QKV},
+        constants={"attention_bias": False},
+        more=lambda given: {"head_dim": given.whole(L.EMBEDDING_LENGTH) // max(given.whole(A.HEAD_COUNT), 1)},
+    ),
     HfClass(dense.GLM4, "glm4", names=GLM4_NAMES, biases={"attention_bias": QKV}),
     HfClass(
         dense.PHI2, "phi", names=PHI2_NAMES, biases={"": NORM_BIASES - {T.FFN_NORM} | {T.OUTPUT} | ATTENTION | UNGATED}
@@ -307,4 +316,4 @@ LEARNED = (
         renamed={"layer_norm_eps": "layer_norm_epsilon", "intermediate_size": "n_inner"},
     ),
 )
-CLASSES = (*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *NEWER, *LEARNED)
+CLASSES = (*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *NEWER, *LEARNED, *FUSED_HEADS)

@@ -46,7 +46,7 @@ def rope_config(record: Architecture, keys: TypedKeys, vector: Vector) -> dict[s
         "original_max_position_embeddings": number(Keys.Rope.SCALING_ORIG_CTX_LEN)
         if record.rope.original_context
         else None,
-        "partial_rotary_factor": _rotary(number),
+        "partial_rotary_factor": _rotary(number, record.rope.partial),
         "rope_scaling": _scaling(record, keys, config, vector),
     }
     return config | {name: value for name, value in found.items() if value is not None}
@@ -65,11 +65,13 @@ def _proportional(number: Callable[[str], float | None], vector: Vector) -> dict
     return {"full_attention": full, "sliding_attention": local}
 
 
-def _rotary(number: Callable[[str], float | None]) -> float | None:
-    """partial_rotary_factor, for heads of which only a part rotates."""
+def _rotary(number: Callable[[str], float | None], usual: float) -> float | None:
+    """partial_rotary_factor, for heads of which only a part rotates, and where that is usual."""
     rotary, head = number(Keys.Rope.DIMENSION_COUNT) or 0, number(Keys.Attention.KEY_LENGTH)
     if not head:  # the same in every block, then
         head = (number(Keys.LLM.EMBEDDING_LENGTH) or 0) // max(number(Keys.Attention.HEAD_COUNT) or 0, 1)
+    if usual != 1 and head:
+        return (rotary or head) / head
     return rotary / head if 0 < rotary < head else None
 
 

@@ -178,6 +178,7 @@ FOLDERS: Mapping[str, Published] = {
     "deepseek-coder": Published(llama(32256, 32013, 32014), gguf="deepseek-coder", normalized=True),
     "starcoder": Published(llama(49152, 0, 0), gguf="starcoder"),
     "gpt-2": Published(llama(50257, 50256, 50256), gguf="gpt-2"),
+    "mpt": Published(llama(50432, 0, 0), gguf="mpt"),  # that of GPT-NeoX and Pythia
     "falcon": Published(llama(65024, 11, 11), gguf="falcon"),
     "refact": Published(llama(49216, 0, 0), gguf="refact"),
     "qwen3.5": Published(

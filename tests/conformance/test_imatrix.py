@@ -107,6 +107,10 @@ WRITTEN_OTHERWISE = {
     "nemotron_h_moe": 1e-3,  # state spaces, and experts in a latent
     "falcon-h1": 1e-3,  # scales that are folded into the weights
     "gpt-oss": 5e-3,  # llama.cpp rounds the ends of the ramp of YaRN to whole dimensions
+    "gpt-neox": 1e-2,  # queries, keys and values in another order, and GELU by the tanh
+    "falcon-40b": 1e-2,
+    "bloom": 1e-2,
+    "mpt-clipped": 1e-2,
     "gemma4-e2b": 1e-2,  # GELU from a table
     "gemma4-26b": 1e-2,
 }

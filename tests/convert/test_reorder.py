@@ -11,6 +11,7 @@ from ggufsmith.convert.reorder import (
     Chain,
     Fold,
     NegativeExp,
+    PartGroups,
     Regroup,
     RegroupColumns,
     Squeeze,
@@ -31,6 +32,12 @@ def grouped(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([x[:4], moved]).reshape(x.shape)
 
 
+def parted(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """3 groups of 2 queries, a key and a value, each of 2 rows."""
+    q, k, v = np.split(x.reshape(3, 4, 2, -1), [2, 3], axis=1)
+    return np.concatenate([each.reshape(-1, x.shape[-1]) for each in (q, k, v)])
+
+
 CASES: dict[str, tuple[Op, tuple[int, ...], Whole]] = {
     "turn": (Turn(), (3, 4, 5), lambda x: x.swapaxes(-1, -2)),
     "turn one": (Turn(), (4, 5), lambda x: x.T),
@@ -40,6 +47,8 @@ CASES: dict[str, tuple[Op, tuple[int, ...], Whole]] = {
     "strided columns": (StridedColumns(1, 2), (3, 6), lambda x: x[:, 1::2]),
     "regroup": (Regroup(2, 3, 4, first=4), (28, 5), grouped),
     "regroup vector": (Regroup(2, 3, 4, first=4), (28,), lambda x: grouped(x[:, None])[:, 0]),
+    "part groups": (PartGroups(3, 2, 2), (24, 5), parted),
+    "part groups vector": (PartGroups(3, 2, 2), (24,), lambda x: parted(x[:, None])[:, 0]),
     "regroup columns": (
         RegroupColumns(2, 3, 4),
         (5, 24),
@@ -93,7 +102,13 @@ def test_rows_in_chunks_of_every_size(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("op", "shape"),
-    [(Regroup(2, 3, 4), (25, 2)), (RegroupColumns(2, 3, 4), (2, 25)), (Turn(), (4,)), (Part(2, 9), (4,))],
+    [
+        (Regroup(2, 3, 4), (25, 2)),
+        (PartGroups(2, 1, 4), (25,)),
+        (RegroupColumns(2, 3, 4), (2, 25)),
+        (Turn(), (4,)),
+        (Part(2, 9), (4,)),
+    ],
 )
 def test_shapes_that_do_not_fit_are_said(op: Op, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"are not|cannot be"):

@@ -5,6 +5,7 @@ import pytest
 import checkpoints
 import encoders
 import mistral
+import twins
 import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
@@ -13,6 +14,7 @@ LINES = {**zoo.ZOO, **encoders.ENCODERS}
 TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
     *mistral.CLASSES,
+    *(twin.model_class for twin in twins.TWINS.values()),
 }
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
@@ -31,6 +33,9 @@ OTHER_NAMES = {
     "DistilBertForMaskedLM",
     "StableLMEpochForCausalLM",
     "Ernie4_5_ForCausalLM",
+    "BloomModel",
+    "MPTForCausalLM",
+    "RWForCausalLM",
 }
 
 

@@ -249,7 +249,7 @@ def adding(name: str, values: NDArray[np.float32] = ONES) -> Callable[[Metadata,
 REFUSED: dict[str, tuple[Callable[[Metadata, Arrays], None], type[Failure], str]] = {
     "no architecture": (without("general.architecture"), Malformed, "general.architecture: the key is missing"),
     "adapter": (setting(general__type=string("adapter")), Unsupported, "this is a LoRA adapter"),
-    "unknown architecture": (setting(general__architecture=string("gptneox")), Unsupported, "arcee, cohere2, "),
+    "unknown architecture": (setting(general__architecture=string("gptj")), Unsupported, "arcee, bloom, "),
     "experts without a class": (
         setting(general__architecture=string("qwen2"), qwen2__expert_count=u32(4)),
         Unsupported,
