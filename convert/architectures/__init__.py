@@ -7,10 +7,12 @@ transformers. Tensor and key names: `gguf.constants`; Hugging Face names: `gguf.
 from collections.abc import Mapping
 
 from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.architectures.activations import ACTIVATIONS
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
 from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
+from ggufsmith.convert.architectures.gemma3n import GEMMA3N
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
@@ -19,18 +21,21 @@ from ggufsmith.convert.architectures.laguna import LAGUNA
 from ggufsmith.convert.architectures.latent import LATENT
 from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
 from ggufsmith.convert.architectures.mimo import MIMO2
+from ggufsmith.convert.architectures.minicpm3 import MINICPM3
 from ggufsmith.convert.architectures.minimax_m3 import MINIMAX_M3
 from ggufsmith.convert.architectures.moe import MOE
 from ggufsmith.convert.architectures.newer_moe import NEWER_MOE
+from ggufsmith.convert.architectures.phimoe import PHIMOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
 from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
 from ggufsmith.convert.architectures.state_space import STATE_SPACE
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
+from ggufsmith.convert.architectures.windows import WINDOWS
 
 ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *ENCODERS),
-    *(*STATE_SPACE, *HYBRID, FALCON_H1),
+    *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -73,5 +78,6 @@ IGNORED = frozenset(
     time_step_scale use_associative_scan use_mambapy use_mamba_kernels mamba_ssm_cache_dtype chunk_size
     mamba_chunk_size num_logits_to_keep pad_vocab_size_multiple norm_before_gate fused_add_norm time_step_rank
     moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
+    input_jitter_noise lm_head_bias altup_coef_clip mtp_layer_types mtp_mlp_layer_types num_mtp_layers
     """.split()
 )

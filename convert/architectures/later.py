@@ -5,7 +5,7 @@
 
 LATER = frozenset(
     """
-    ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaiChuanForCausalLM
+    ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaiChuanForCausalLM
     BaichuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
     BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitnetForCausalLM BitNetForCausalLM BloomForCausalLM
     BloomModel ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
@@ -14,12 +14,12 @@ LATER = frozenset(
     DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
     Eagle3LlamaForCausalLM Eagle3Speculator Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
-    FalconForCausalLM Gemma3nForCausalLM Gemma3nForConditionalGeneration Gemma4AssistantForCausalLM
+    FalconForCausalLM Gemma4AssistantForCausalLM
     Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM Gemma4UnifiedForConditionalGeneration
     Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration Glm5NextForConditionalGeneration
     Glm5vForConditionalGeneration GlmasrModel GlmForCausalLM GlmOcrForConditionalGeneration GPTNeoXForCausalLM
-    GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteMoeSWAForCausalLM
-    GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSWAForCausalLM
+    GPTRefactForCausalLM Granite4VisionForConditionalGeneration
+    GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration
     GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM HrmTextForCausalLM
     HunYuanVLForConditionalGeneration HYV4ForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM
     InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel JanusForConditionalGeneration JinaBertForMaskedLM
@@ -28,13 +28,13 @@ LATER = frozenset(
     Lfm2AudioForConditionalGeneration Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model
     LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM
     LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM
-    MambaLMHeadModel MapleForCausalLM MellumForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM
-    MiniCPM3ForCausalLM MiniCPMForCausalLM MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM
+    MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM
+    MiniCPMForCausalLM MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM
     MiniMaxText01ForCausalLM MPTForCausalLM MT5ForConditionalGeneration MuseGlimmerAssistantModel
     MuseGlimmerForConditionalGeneration NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM
     NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM
     PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration PanguEmbeddedForCausalLM Phi4ForCausalLMV
-    PhiMoEForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM
+    PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM
     PLMForCausalLM PocketTTSModel Qwen2_5OmniModel Qwen2VLModel Qwen3ASRForConditionalGeneration
     Qwen3DSparkModel Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
     Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM RWForCausalLM

@@ -17,6 +17,7 @@ TRIED = {
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
+    "Gemma3nForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
     "LLaMAForCausalLM",
     "MiniMaxM3SparseForCausalLM",
@@ -26,6 +27,7 @@ OTHER_NAMES = {
     "LFM2ForCausalLM",
     "Llama4ForConditionalGeneration",
     "OLMoForCausalLM",
+    "PhiMoEForCausalLM",
     "Qwen2Model",
     "Qwen3Model",
     "DistilBertForMaskedLM",
