@@ -40,8 +40,8 @@ LATER = frozenset(
     Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM RWForCausalLM
     Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM RwkvHybridForCausalLM
     Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM
-    Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration T5EncoderModel
-    T5ForConditionalGeneration T5WithLMHeadModel TalkieForCausalLM UltravoxModel UMT5ForConditionalGeneration
+    Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration
+    TalkieForCausalLM UltravoxModel UMT5ForConditionalGeneration
     UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM YoutuForCausalLM
     YoutuVLForConditionalGeneration
     """.split()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import adapters
 import checkpoints
+import encoders
 import mistral
 import original
 import quantized
@@ -133,7 +134,9 @@ def test_every_line_of_the_zoo_and_its_gguf_file(name: str, published: bool, tmp
 
 def test_every_architecture_is_here() -> None:
     lines = zoo.ZOO.values()
-    classes = {line.model_class for line in lines} | {kind.model_class for kind in checkpoints.KINDS.values()}
+    classes = {line.model_class for line in (*lines, *encoders.BOTH.values())} | {
+        kind.model_class for kind in checkpoints.KINDS.values()
+    }
     missing = [record for record in ARCHITECTURES if not (classes | set(mistral.CLASSES)) & set(record.classes)]
     assert [record.name for record in missing if record not in ENCODERS] == []
 

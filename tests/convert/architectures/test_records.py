@@ -9,7 +9,7 @@ import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 
-LINES = {**zoo.ZOO, **encoders.ENCODERS}
+LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH}
 TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
     *mistral.CLASSES,
@@ -32,6 +32,7 @@ OTHER_NAMES = {
     "Qwen3Model",
     "DistilBertForMaskedLM",
     "StableLMEpochForCausalLM",
+    "T5WithLMHeadModel",
     "Ernie4_5_ForCausalLM",
 }
 
