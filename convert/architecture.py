@@ -115,6 +115,7 @@ class TensorRule:
     need:     OPTIONAL tensors may be absent; `fallback` then names the tensor to take instead, if llama.cpp wants one.
     bias:     an optional bias goes through the same op, unless that computes.
     stacked:  the sources may also be one tensor per expert, stacked in front.
+    unused:   llama.cpp wants the tensor and never uses it: where a checkpoint lacks it, it is made of zeros.
     """
 
     tensor: Tensor
@@ -126,6 +127,7 @@ class TensorRule:
     bias: bool = False
     stacked: bool = False
     fallback: Tensor | None = None
+    unused: bool = False
     when: Callable[[Dims], bool] = lambda dims: True
 
 
@@ -149,6 +151,18 @@ class Fused:
 def named(suffix: str, tensor: Tensor, part: str | None = None) -> Fused:
     """A source of one tensor, by the end of its name."""
     return Fused(suffix, None, ((tensor, None),), part)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A source of one number in every block, which GGUF keeps among its keys: a list for all blocks.
+
+    name: inside a block. key: that of the list. shape: of the source, () or (1,).
+    """
+
+    name: str
+    key: str
+    shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,6 +196,7 @@ class Rope:
     write_theta:      False where llama.cpp's graph has the base built in.
     original_context: always write the context length the model was first trained for.
     partial:          the part of every head that rotates, where config.json is silent.
+    stated_attention: the parameters of LongRoPE state its attention factor, short_mscale and long_mscale.
     rotates:          False where none does: positions are told by a state, or by the mask alone.
     """
 
@@ -191,6 +206,7 @@ class Rope:
     write_theta: bool = True
     original_context: bool = False
     partial: float = 1.0
+    stated_attention: bool = False
     rotates: bool = True
 
 
@@ -219,6 +235,7 @@ class Architecture:
     appended: blocks for multi-token prediction are further layers in the checkpoint itself.
     beyond:   why further layers are left out, where they are.
     spellings: patterns in names of tensors -> what stands there in those that `gguf.tensor_mapping` knows.
+    numbers:  sources that become keys (see `convert.numbers`).
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     """
 
@@ -247,6 +264,7 @@ class Architecture:
     appended: bool = False
     beyond: str = ""
     spellings: Mapping[str, str] = field(default_factory=dict)
+    numbers: tuple[Number, ...] = ()
     head_rows: int = 1
 
     def known_name(self, source: str) -> str:

@@ -18,8 +18,10 @@ class NewArch(Enum):
 
     COHERE2MOE = "cohere2moe"
     DEEPSEEK32 = "deepseek32"
+    GRANITE_SWA = "granite_swa"
     HY_V3 = "hy_v3"
     LAGUNA = "laguna"
+    MELLUM = "mellum"
     MINIMAXM3 = "minimax-m3"
 
 
@@ -38,6 +40,7 @@ class NewKeys:
     INDEXER_BLOCK_SIZE = "{arch}.attention.indexer.block_size"
     INDEXER_LOCAL_BLOCKS = "{arch}.attention.indexer.local_blocks"
     INDEXER_TYPES = "{arch}.attention.indexer.types"
+    ROPE_PATTERN = "{arch}.attention.rope_pattern"
 
 
 Arch: TypeAlias = MODEL_ARCH | NewArch

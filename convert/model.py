@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_dropped
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.modules import with_dense
+from ggufsmith.convert.numbers import read_numbers
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
 from ggufsmith.convert.projectors.opened import OpenedProjector
@@ -136,6 +137,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
             taken=taken,
         )
     judged = check_left_out(checkpoint, plan, changed)
+    plan = replace(plan, metadata={**plan.metadata, **read_numbers(checkpoint, plan.numbers)})
     vocabulary = read_vocabulary(
         origin.tokenizer,
         config=config,

@@ -228,6 +228,23 @@ class AddOne(Op):
 
 
 @dataclass(frozen=True)
+class Zeros(Op):
+    """A tensor that llama.cpp wants and never uses, of this shape. It has no source."""
+
+    size: Shape
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def shape(self, *sources: Shape) -> Shape:
+        return self.size
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        return np.zeros((stop - start, rows_of(self.size)[1]), np.float32)
+
+
+@dataclass(frozen=True)
 class Constant(Op):
     """A float32 vector computed from the config alone, such as rope factors. It has no source."""
 

@@ -7,9 +7,8 @@ key is used, known to be harmless, or reported. All problems are collected and r
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from gguf.constants import MODEL_TENSOR
 
@@ -23,27 +22,16 @@ from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
-from ggufsmith.convert.gguf_names import NewTensor, Tensor, base_name, source_names
+from ggufsmith.convert.gguf_names import Tensor, base_name, source_names
 from ggufsmith.convert.names import plain_name
-from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack
+from ggufsmith.convert.numbers import Numbers, set_aside
+from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack, Zeros
 from ggufsmith.convert.reorder import Chain, Turn
 from ggufsmith.convert.rope import partial_rotary_factor, rope_metadata
+from ggufsmith.convert.slots import Slot, SlotSource, stays_f32
 from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
-# llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
-ALWAYS_F32 = frozenset(
-    {
-        MODEL_TENSOR.FFN_GATE_INP,
-        MODEL_TENSOR.FFN_GATE_INP_SHEXP,
-        MODEL_TENSOR.POS_EMBD,
-        MODEL_TENSOR.TOKEN_TYPES,
-        MODEL_TENSOR.SSM_CONV1D,
-        MODEL_TENSOR.SHORTCONV_CONV,
-        NewTensor.INDEXER_Q_PROJ,
-        NewTensor.INDEXER_K_PROJ,
-    }
-)
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
@@ -88,6 +76,7 @@ class Plan:
 
     metadata: the architecture's own keys. notes: what the user should know.
     left_out: sources that are in no output; whether they may be, `redundant.check_left_out` judges by their values.
+    numbers:  sources that are read into keys (see `convert.numbers`).
     """
 
     architecture: Architecture
@@ -96,33 +85,7 @@ class Plan:
     metadata: Metadata
     notes: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
-
-
-class Slot(NamedTuple):
-    """A place for one GGUF tensor: block is None for tensors outside the blocks, part is mostly "weight" or "bias"."""
-
-    tensor: Tensor
-    block: int | None
-    part: str
-
-    @property
-    def name(self) -> str:
-        """Of the GGUF tensor."""
-        base = base_name(self.tensor).format(bid=self.block)
-        return f"{base}.{self.part}" if self.part else base
-
-
-class SlotSource(NamedTuple):
-    """A source for a slot; `expert` if it is one of several; `op` and `shape` if the slot is a part of it.
-
-    either: the last two axes of its shape may be changed.
-    """
-
-    source: StoredTensor
-    expert: int | None = None
-    op: Callable[[Dims], Op] | None = None
-    shape: str | None = None
-    either: bool = False
+    numbers: Numbers = field(default_factory=dict)
 
 
 def find_architecture(config: Config) -> Architecture:
@@ -176,7 +139,8 @@ def make_plan(
     if tensors is None and record.predicts:
         appended = max(config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) or 0, 0)
     announced = None if partial or tensors is None else mtp.note(record, config, appended)
-    slots, left_out = _assign(record, blocks, blocks + appended, tensors or {}, problems)
+    rest, numbers = set_aside(() if partial else record.numbers, blocks, tensors or {}, problems)
+    slots, left_out = _assign(record, blocks, blocks + appended, rest, problems)
     if left_out and not slots and not partial:
         raise Unsupported(
             f"this checkpoint holds no tensor of a language model, only {left_out[0].reason.partition(';')[0]}",
@@ -218,7 +182,7 @@ def make_plan(
     unknown = [key for key in config.unused if key not in IGNORED]
     if unknown:
         notes.append(f"these keys of config.json are not used: {', '.join(unknown)}")
-    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out))
+    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out), numbers)
 
 
 # -- which source goes where ------------------------------------------------------------------------------------------
@@ -266,10 +230,10 @@ def _places(
     """
     whole = base = record.known_name(plain_name(name))
     base, part = base.rsplit(".", 1) if base.endswith((".weight", ".bias")) else (base, "weight")
-    block = next((int(piece) for piece in base.split(".") if NUMBER.fullmatch(piece)), None)
-    expert = EXPERT.search(base)
+    expert = EXPERT.search(f"{base}.")
     number = int(expert[1]) if expert else None
-    key = EXPERT.sub(".experts.", base)
+    key = EXPERT.sub(".experts.", f"{base}.")[:-1]
+    block = next((int(piece) for piece in key.split(".") if NUMBER.fullmatch(piece)), None)
     for fused in record.fused:
         if key.endswith(fused.suffix) or whole.endswith(fused.suffix):
             for tensor, op in fused.parts:
@@ -386,6 +350,8 @@ def _outputs(
                 output = _output(rule, slot, pieces, dims, problems)
                 if output is not None:
                     yield output
+            elif part == rule.part and rule.unused and not partial:
+                yield TensorPlan(slot.name, dims.sizes(rule.shape), Zeros(dims.sizes(rule.shape)), (), stays_f32(slot))
             elif part == rule.part and rule.need is Need.REQUIRED and not partial:
                 problems.append(f"{slot.name}: its source is missing from the checkpoint")
     for slot, pieces in left.items():
@@ -404,9 +370,9 @@ def _output(
     if pieces[0].either and pieces[0].source.shape not in (expected, ()) and len(expected) > 1:
         op, expected = Chain(Turn(), op), (*expected[:-2], expected[-1], expected[-2])
     if pieces[0].expert is not None:
-        missing = sorted(set(range(dims.experts)) - {piece.expert for piece in pieces if piece.expert is not None})
-        if missing or len(pieces) != dims.experts:
-            problems.append(f"{slot.name}: {len(pieces)} experts for {dims.experts}, missing {missing[:8]}")
+        missing = sorted(set(range(expected[0])) - {piece.expert for piece in pieces if piece.expert is not None})
+        if missing or len(pieces) != expected[0]:
+            problems.append(f"{slot.name}: {len(pieces)} experts for {expected[0]}, missing {missing[:8]}")
             return None
         op, expected = Stack(), expected[1:]
     elif len(pieces) > 1:
@@ -433,12 +399,8 @@ def _output(
     except ValueError as error:
         problems.append(f"{names[0]}: {error}")
         return None
-    small = len(shape) <= 1 or slot.tensor in ALWAYS_F32 or not slot.name.endswith(".weight")
-    small = small or slot.name.endswith("_norm.weight")
-    return TensorPlan(slot.name, shape, op, tuple(piece.source for piece in pieces), small)
-
-
-# -- config -----------------------------------------------------------------------------------------------------------
+    sources = tuple(piece.source for piece in pieces)
+    return TensorPlan(slot.name, shape, op, sources, len(shape) <= 1 or stays_f32(slot))
 
 
 def _check_config(record: Architecture, config: Config, dims: Dims, problems: list[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.ops import Array, Op, Read, Shape, as_matrix, with_rows
+from ggufsmith.convert.ops import Array, Op, Part, Read, Shape, as_matrix, with_rows
 
 TURNED = 64  # rows of a matrix that are turned at a time, so that what is written fills whole lines of the cache
 STRIP = 1 << 22  # weights of it that are read at a time
@@ -157,6 +157,28 @@ class Unfold(Op):
 
     def inverse(self, source: int = 0) -> None:
         return None
+
+
+@dataclass(frozen=True)
+class PaddedRows(Op):
+    """A matrix of `own` rows, and rows of zeros behind them up to `total`."""
+
+    own: int
+    total: int
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        return (self.total, *source[1:])
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        first = read(0, min(start, self.own - 1), max(min(stop, self.own), min(start, self.own - 1) + 1))
+        made = np.zeros((stop - start, first.shape[1]), first.dtype)
+        count = max(min(stop, self.own) - start, 0)
+        made[:count] = first[:count]
+        return made
+
+    def inverse(self, source: int = 0) -> Op:
+        return Part(0, self.own)
 
 
 @dataclass(frozen=True)

@@ -162,9 +162,12 @@ def rope_metadata(
             )
         case "longrope" | "su":
             context = config.integer("max_position_embeddings") or 0
-            keys[Keys.Rope.SCALING_ATTN_FACTOR] = f32(
-                longrope_attention(context / original_context(), original_context())
-            )
+            attention = longrope_attention(context / original_context(), original_context())
+            if rope.stated_attention:
+                attention = number("short_mscale")
+                if number("long_mscale") != attention:
+                    raise Unsupported("short_mscale and long_mscale differ, but llama.cpp has one", where=config.path)
+            keys[Keys.Rope.SCALING_ATTN_FACTOR] = f32(attention)
             for name, tensor in (
                 ("long_factor", MODEL_TENSOR.ROPE_FACTORS_LONG),
                 ("short_factor", MODEL_TENSOR.ROPE_FACTORS_SHORT),

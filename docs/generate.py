@@ -176,8 +176,9 @@ def harness() -> list[str]:
         "| model | architecture | class | vocabulary | error below | keys unlike the converter's |",
         "|---|---|---|---|---|---|",
     ]
-    for name, line in {**zoo.ZOO, **encoders.ENCODERS}.items():
+    for name, line in {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH}.items():
         error = f"{line.nmse:g}".replace("e-0", "e-") + (f": {line.why}" if line.why else "")
+        error += f"; as llama.cpp computes it: {line.unlike}" if line.unlike else ""
         differs = "; ".join(f"`{key}`: {why}" for key, why in line.differs.items())
         record = find_architecture(Config({**line.config, "architectures": [line.model_class]}, Path(name))).name
         rows.append(

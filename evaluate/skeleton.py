@@ -22,6 +22,7 @@ from ggufsmith.container.typed import TypedKeys
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.hf.config import check_keys
 from ggufsmith.convert.invert import Inverse, inverses
+from ggufsmith.convert.numbers import constants
 from ggufsmith.convert.ops import Array, Constant
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 from ggufsmith.convert.stored import StoredTensor
@@ -54,6 +55,7 @@ class Skeleton:
     plan:     how GGUF tensors would be made from its parameters, but for the head.
     inverses: how its parameters are made from GGUF tensors.
     implementation: of the attention, as transformers calls it.
+    numbers:  how those of its blocks' parameters are made that GGUF has among its keys.
     """
 
     model: Any
@@ -64,6 +66,7 @@ class Skeleton:
     plan: Plan
     inverses: tuple[Inverse, ...]
     implementation: str
+    numbers: tuple[Inverse, ...] = ()
 
     @property
     def vocabulary(self) -> int:
@@ -90,7 +93,9 @@ class Skeleton:
     def inside(self, block: int) -> list[Inverse]:
         """The parameters of a block."""
         start = f"blk.{block}."
-        return [each for each in self.inverses if each.outputs[0].name.startswith(start)]
+        own = [each for each in self.inverses if each.outputs[0].name.startswith(start)]
+        prefix = self.prefix(block)
+        return [*own, *(each for each in self.numbers if each.source.name.startswith(prefix))]
 
     def outputs(self, block: int) -> list[TensorPlan]:
         """The GGUF tensors of a block."""
@@ -154,7 +159,9 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     norm = _norm(model, decoder, plan)
     if norm is None:
         raise _not_here(source, model, "its last norm was not found")
-    return Skeleton(model, base, decoder, blocks, norm, plan, found, model.config._attn_implementation)
+    stated = constants(plan.numbers, source.source.metadata, source.where)
+    numbers = tuple(Inverse(parameter, (), op) for parameter, op in stated)
+    return Skeleton(model, base, decoder, blocks, norm, plan, found, model.config._attn_implementation, numbers)
 
 
 def _unfolded(source: SourceModel) -> SourceModel:
@@ -235,7 +242,12 @@ def _model(source: SourceModel) -> Any:
             f"{type(error).__name__}: {str(error)[:300]}",
             where=source.where,
         ) from error
-    _compute_buffers(model, source.where)
+    try:
+        _compute_buffers(model, source.where)
+    except Failure:
+        raise
+    except Exception as error:  # Gemma 3n: what its text model needs for them, the class around it does not have
+        raise _not_here(source, model, f"{type(error).__name__}: {str(error)[:300]}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -329,11 +341,12 @@ def check_variants(skeleton: Skeleton, source: ModelVariant, variants: Sequence[
 
 
 def _differences(skeleton: Skeleton, source: ModelVariant, variant: ModelVariant) -> Any:
-    for key in (Keys.General.ARCHITECTURE, TOKENS):
+    for key in (Keys.General.ARCHITECTURE, TOKENS, *skeleton.plan.numbers):
         ours, theirs = source.metadata.get(key), variant.metadata.get(key)
         if ours is not None and theirs is not None and not _equal(ours.data, theirs.data):
             short = len(str(theirs.data)) < 80
-            yield f"{key} is {theirs.data!r}, not {ours.data!r}" if short else f"{key} differs: another vocabulary"
+            other = f"{key} differs{': another vocabulary' if key == TOKENS else ''}"
+            yield f"{key} is {theirs.data!r}, not {ours.data!r}" if short else other
     key = Keys.LLM.NEXTN_PREDICT_LAYERS.format(arch=skeleton.plan.architecture.name)
     # Blocks for multi-token prediction, which transformers passes over.
     appended = TypedKeys(variant.metadata, variant.label).optional(key, int) or 0

@@ -7,11 +7,13 @@ transformers. Tensor and key names: `gguf.constants`; Hugging Face names: `gguf.
 from collections.abc import Mapping
 
 from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.architectures.activations import ACTIVATIONS
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
 from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
 from ggufsmith.convert.architectures.fused_heads import FUSED_HEADS
+from ggufsmith.convert.architectures.gemma3n import GEMMA3N
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
@@ -20,18 +22,22 @@ from ggufsmith.convert.architectures.laguna import LAGUNA
 from ggufsmith.convert.architectures.latent import LATENT
 from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
 from ggufsmith.convert.architectures.mimo import MIMO2
+from ggufsmith.convert.architectures.minicpm3 import MINICPM3
 from ggufsmith.convert.architectures.minimax_m3 import MINIMAX_M3
 from ggufsmith.convert.architectures.moe import MOE
 from ggufsmith.convert.architectures.newer_moe import NEWER_MOE
+from ggufsmith.convert.architectures.phimoe import PHIMOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
 from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
 from ggufsmith.convert.architectures.state_space import STATE_SPACE
+from ggufsmith.convert.architectures.t5 import T5
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
+from ggufsmith.convert.architectures.windows import WINDOWS
 
 ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, *ENCODERS),
-    *(*STATE_SPACE, *HYBRID, FALCON_H1),
+    *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, T5),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -76,5 +82,8 @@ IGNORED = frozenset(
     bias_dropout_fusion emb_pdrop embedding_fraction init_config init_device learned_pos_emb masked_softmax_fusion
     offset_alibi skip_bias_add skip_bias_add_qkv slow_but_exact tokenizer_name verbose
     moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
+    input_jitter_noise lm_head_bias altup_coef_clip mtp_layer_types mtp_mlp_layer_types num_mtp_layers
+    num_decoder_layers decoder_start_token_id dropout_rate initializer_factor scale_decoder_outputs is_gated_act
+    tie_encoder_decoder output_past
     """.split()
 )

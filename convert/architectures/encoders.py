@@ -26,6 +26,7 @@ from ggufsmith.convert.architectures.groups import (
     constant,
 )
 from ggufsmith.convert.architectures.groups import SIZES as ROOT_SIZES
+from ggufsmith.convert.architectures.t5 import T5_ENCODER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Op, Part
 from ggufsmith.convert.reorder import Chain, Split, Turn
@@ -407,5 +408,5 @@ GEMMA_EMBEDDING = replace(
 
 ENCODERS = (
     *(BERT, BERT_CLASSIFIER, DISTILBERT, ROBERTA, NOMIC, MODERN_BERT, MODERN_BERT_CLASSIFIER, EUROBERT),
-    GEMMA_EMBEDDING,
+    *(GEMMA_EMBEDDING, T5_ENCODER),
 )

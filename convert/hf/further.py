@@ -3,12 +3,15 @@
 from gguf.constants import ExpertGatingFuncType, Keys
 
 from ggufsmith.convert.architectures import (
+    activations,
     dense,
+    gemma3n,
     gemma4,
     gpt,
     gpt_oss,
     latent,
     lfm2,
+    minicpm3,
     moe,
     qwen_hybrid,
 )
@@ -21,10 +24,14 @@ from ggufsmith.convert.hf.classes import (
     QKV,
     HfClass,
     T,
+    in_blocks,
 )
 from ggufsmith.convert.hf.fused_heads import FUSED_HEADS
 from ggufsmith.convert.hf.names import (
+    APERTUS_NAMES,
     GATE_CORRECTION,
+    GEMMA3N_NAMES,
+    GEMMA3N_SOURCES,
     GEMMA4_NAMES,
     GEMMA4_SOURCES,
     GLM4_MOE_NAMES,
@@ -55,6 +62,7 @@ from ggufsmith.convert.hf.several import (
     convolutions,
     every,
     gating,
+    gemma3n_layers,
     gemma4_layers,
     head_norms,
     layered_windows,
@@ -86,6 +94,7 @@ DENSE = (
     ),
     HfClass(dense.OLMO2, "olmo2", names=POST_NORMS),
     HfClass(dense.OLMO, "olmo"),
+    HfClass(activations.APERTUS, "apertus", names=APERTUS_NAMES),
     HfClass(dense.SMOLLM3, "smollm3", biases={"attention_bias": ATTENTION, "mlp_bias": MLP}),
     HfClass(
         dense.SEED_OSS,
@@ -299,6 +308,26 @@ SPARSE = (
     HfClass(latent.DEEPSEEK3, "deepseek_v3", **LATENT),
     HfClass(latent.MISTRAL4, "mistral4", sparse=True, names=LATENT_NAMES, sources=MISTRAL4_SOURCES, more=mistral4),
 )
+STREAMS = (
+    HfClass(
+        gemma3n.GEMMA3N,
+        "gemma3n_text",
+        names=GEMMA3N_NAMES,
+        sources=GEMMA3N_SOURCES,
+        more=gemma3n_layers,
+        lost=("rope_theta", "rope_local_base_freq"),
+        tokenizer="GemmaTokenizer",
+    ),
+)
+LATENTS = (
+    HfClass(
+        minicpm3.MINICPM3,
+        "minicpm3",
+        names=LATENT_NAMES | in_blocks({T.ATTN_KV_B: "self_attn.kv_b_proj"}),
+        more=lambda given: {"qk_nope_head_dim": given.whole(A.KEY_LENGTH) - given.whole(Keys.Rope.DIMENSION_COUNT)},
+        lost=("partial_rotary_factor",),
+    ),
+)
 LEARNED = (
     HfClass(
         gpt.GPT2,
@@ -316,4 +345,7 @@ LEARNED = (
         renamed={"layer_norm_eps": "layer_norm_epsilon", "intermediate_size": "n_inner"},
     ),
 )
-CLASSES = (*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *NEWER, *LEARNED, *FUSED_HEADS)
+CLASSES = (
+    *(*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *NEWER, *STREAMS, *LATENTS, *LEARNED),
+    *FUSED_HEADS,
+)

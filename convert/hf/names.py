@@ -5,6 +5,7 @@ from gguf.constants import MODEL_TENSOR
 from ggufsmith.convert.hf.classes import BLOCK, GEMMA_NAMES, T, in_blocks
 
 POST_NORMS = in_blocks({T.ATTN_POST_NORM: "post_attention_layernorm", T.FFN_POST_NORM: "post_feedforward_layernorm"})
+APERTUS_NAMES = in_blocks({T.ATTN_NORM: "attention_layernorm", T.FFN_NORM: "feedforward_layernorm"})
 STARCODER2_NAMES = in_blocks({T.FFN_UP: "mlp.c_fc", T.FFN_DOWN: "mlp.c_proj"})
 HUNYUAN_NAMES = in_blocks({T.ATTN_Q_NORM: "self_attn.query_layernorm", T.ATTN_K_NORM: "self_attn.key_layernorm"})
 GLM4_NAMES = in_blocks(
@@ -85,6 +86,22 @@ GEMMA4_SOURCES = {
     f"{BLOCK}experts.gate_up_proj": ("blk.{bid}.ffn_gate_up_exps.weight",),
     f"{BLOCK}experts.down_proj": ("blk.{bid}.ffn_down_exps.weight",),
 }
+GEMMA3N_NAMES = GEMMA4_NAMES | {
+    T.ALTUP_PROJ: "model.altup_projections.{xid}",
+    T.ALTUP_UNEMBD_PROJ: "model.altup_unembed_projections.{xid}",
+    **in_blocks(
+        {
+            T.ALTUP_CORRECT_COEF: "altup.correction_coefs",
+            T.ALTUP_PREDICT_COEF: "altup.prediction_coefs",
+            T.ALTUP_ROUTER: "altup.modality_router",
+            T.ALTUP_ROUTER_NORM: "altup.router_norm",
+            T.LAUREL_L: "laurel.linear_left",
+            T.LAUREL_R: "laurel.linear_right",
+            T.LAUREL_POST_NORM: "laurel.post_laurel_norm",
+        }
+    ),
+}
+GEMMA3N_SOURCES = {f"{BLOCK}altup.correct_output_scale": ("blk.{bid}.altup_correct_scale.weight",)}
 GPT_OSS_NAMES = in_blocks({T.ATTN_POST_NORM: "post_attention_layernorm", T.FFN_GATE_INP: "mlp.router"})
 GPT_OSS_SOURCES = {
     f"{BLOCK}self_attn.sinks": ("blk.{bid}.attn_sinks.weight",),

@@ -5,12 +5,25 @@ from typing import Any
 
 from gguf.constants import ExpertGatingFuncType
 
-from ggufsmith.convert.architectures import laguna, mimo, minimax_m3, newer_moe, sparse_attention
+from ggufsmith.convert.architectures import laguna, mimo, minimax_m3, newer_moe, phimoe, sparse_attention
+from ggufsmith.convert.architectures import windows as narrow
 from ggufsmith.convert.gguf_names import NewKeys, NewTensor
-from ggufsmith.convert.hf.classes import ATTENTION, BLOCK, MIXTRAL_NAMES, QKV, HfClass, T, in_blocks
+from ggufsmith.convert.hf.classes import ATTENTION, BLOCK, MIXTRAL_NAMES, MLP, QKV, HfClass, T, in_blocks
 from ggufsmith.convert.hf.given import Given
 from ggufsmith.convert.hf.names import GATE_CORRECTION, HUNYUAN_NAMES, LATENT_NAMES, SHARED_EXPERTS, correction
-from ggufsmith.convert.hf.several import FULL, LATENT, SLIDING, A, L, R, every, latent_sizes, layered_rope
+from ggufsmith.convert.hf.several import (
+    FULL,
+    LATENT,
+    SLIDING,
+    A,
+    L,
+    R,
+    every,
+    latent_sizes,
+    layered_rope,
+    layered_windows,
+    windows,
+)
 
 SHARED_MLP = in_blocks(
     {
@@ -28,6 +41,15 @@ TRINITY_NAMES = SHARED_EXPERTS | in_blocks(
         T.FFN_GATE_INP: "mlp.router.gate",
     }
 )
+SINKS = {f"{BLOCK}self_attn.sinks": ("blk.{bid}.attn_sinks.weight",)}
+GRANITE_SWA_SOURCES = {
+    **SINKS,
+    f"{BLOCK}block_sparse_moe.router.weight": ("blk.{bid}.ffn_gate_inp.weight",),
+    f"{BLOCK}block_sparse_moe.experts.gate_up_proj": ("blk.{bid}.ffn_gate_up_exps.weight",),
+    f"{BLOCK}block_sparse_moe.experts.down_proj": ("blk.{bid}.ffn_down_exps.weight",),
+    f"{BLOCK}shared_mlp.input_linear.weight": ("blk.{bid}.ffn_up_shexp.weight",),
+    f"{BLOCK}shared_mlp.output_linear.weight": ("blk.{bid}.ffn_down_shexp.weight",),
+}
 MINIMAX_NAMES = MIXTRAL_NAMES | in_blocks(
     {
         T.FFN_GATE_SHEXP: "block_sparse_moe.shared_experts.gate_proj",
@@ -113,6 +135,13 @@ def indexed(given: Given) -> dict[str, Any]:
     return found if kinds is None else {**found, "indexer_types": ["full" if each else "shared" for each in kinds]}
 
 
+def granite_windows(given: Given) -> dict[str, Any]:
+    """Which blocks of Granite have a window, and which rotate."""
+    theta = given.number(R.FREQ_BASE)
+    rotated = given.each(NewKeys.ROPE_PATTERN, given.blocks) or [True] * given.blocks
+    return {**windows(given), "layer_rope_theta": [theta if each else 0.0 for each in rotated]}
+
+
 def with_pictures(make: Callable[[Given], dict[str, Any]]) -> Callable[[Given], dict[str, Any]]:
     """The same beside an encoder, of which a file of the language model says nothing."""
     return lambda given: {**make(given), "vision_config": {}}
@@ -167,6 +196,37 @@ NEWER = (
         sparse=True,
         biases={"attention_bias": ATTENTION},
         more=lambda given: {"layer_types": every(4)(given)},
+    ),
+    HfClass(
+        narrow.GRANITE_SWA,
+        "granite_swa",
+        sources=SINKS,
+        biases={"attention_bias": ATTENTION, "mlp_bias": MLP},
+        more=granite_windows,
+    ),
+    HfClass(
+        narrow.GRANITE_MOE_SWA,
+        "granitemoe_swa",
+        sources=GRANITE_SWA_SOURCES,
+        sparse=True,
+        biases={"attention_bias": ATTENTION},
+        more=granite_windows,
+    ),
+    HfClass(
+        narrow.MELLUM,
+        "mellum",
+        sparse=True,
+        biases={"attention_bias": ATTENTION},
+        more=layered_windows,
+        lost=("rope_theta", "rope_local_base_freq", "rope_scaling", "use_sliding_window"),
+    ),
+    HfClass(
+        phimoe.PHIMOE,
+        "phimoe",
+        names=MIXTRAL_NAMES,
+        sparse=True,
+        biases={"attention_bias": QKV},
+        constants={"lm_head_bias": True},
     ),
     HfClass(sparse_attention.DEEPSEEK32, "deepseek_v32", **INDEXED),
     HfClass(sparse_attention.GLM_DSA, "glm_moe_dsa", **INDEXED),

@@ -80,7 +80,17 @@ def _scaling(record: Architecture, keys: TypedKeys, config: Mapping[str, Any], v
     if freqs is not None:
         return _llama3(freqs, config["rope_theta"], keys.where)
     if long is not None and short is not None:
-        return {"rope_type": "longrope", "long_factor": _numbers(long), "short_factor": _numbers(short)}
+        found: dict[str, Any] = {
+            "rope_type": "longrope",
+            "long_factor": _numbers(long),
+            "short_factor": _numbers(short),
+        }
+        attention = keys.number(Keys.Rope.SCALING_ATTN_FACTOR.format(arch=record.name))
+        stated: dict[str, Any] = dict.fromkeys(("short_mscale", "long_mscale"), attention or 1.0)
+        stated["original_max_position_embeddings"] = keys.number(
+            Keys.Rope.SCALING_ORIG_CTX_LEN.format(arch=record.name)
+        )
+        return {**found, **stated} if record.rope.stated_attention else found
     kind = keys.optional(Keys.Rope.SCALING_TYPE.format(arch=record.name), str)
     factor = keys.number(Keys.Rope.SCALING_FACTOR.format(arch=record.name))
     if kind in (None, RopeScalingType.NONE.value):

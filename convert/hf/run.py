@@ -19,13 +19,12 @@ from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec
 from ggufsmith.container.shards import SUFFIX, GgufSet, SetWriter
 from ggufsmith.container.typed import TypedKeys
-from ggufsmith.container.values import Metadata
 from ggufsmith.convert.hf.card import model_card
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.config import check_keys, generation_config, model_config, token_ids
 from ggufsmith.convert.hf.safetensors import INDEX, SHARD_SIZE, WeightsPlan, plan_weights, stored_tensors
 from ggufsmith.convert.hf.tensors import Restored, restore
-from ggufsmith.convert.plan import SOURCE_FORMATS
+from ggufsmith.convert.plan import SOURCE_FORMATS, Plan
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.pipeline.stream import StreamTarget, load_kernels, stream
 from ggufsmith.quantize.encoder import GGML
@@ -147,7 +146,7 @@ def _prepare(job: ToHfJob, model: OpenedModel) -> PreparedFolder:
         if content is not None:
             files[name] = content
     check_keys(plan.metadata, metadata, where)
-    notes = (*model.told(), *plan.notes, *_notes(known, source, plan.metadata))
+    notes = (*model.told(), *plan.notes, *_notes(known, source, plan))
     return PreparedFolder(job, source, known, _folder(job, model), files, tensors, weights, vocabulary, notes)
 
 
@@ -160,13 +159,13 @@ def _main_dtype(tensors: tuple[Restored, ...]) -> str:
     return next(name for name, format in DTYPES.items() if format.name == most)
 
 
-def _notes(known: HfClass, source: GgufSet, made: Metadata) -> Iterator[str]:
+def _notes(known: HfClass, source: GgufSet, plan: Plan) -> Iterator[str]:
     quantized = Counter(t.format.name for t in source.tensors.values() if t.format.name not in SOURCE_FORMATS)
     if quantized:
         types = ", ".join(f"{count} {name}" for name, count in quantized.items())
         yield f"quantized tensors were dequantized ({types}): the weights are those of this file, not of its source"
     prefix = f"{known.record.name}."
-    lost = [key for key in source.metadata if key.startswith(prefix) and key not in made]
+    lost = [key for key in source.metadata if key.startswith(prefix) and key not in plan.metadata]
     if lost:
         yield (
             "these keys are not written to config.json, because it cannot express them or they follow from "

@@ -153,6 +153,15 @@ def gemma4_layers(given: Given) -> dict[str, Any]:
     return found
 
 
+def gemma3n_layers(given: Given) -> dict[str, Any]:
+    """Which blocks of Gemma 3n have a window, and how long their feed-forwards are."""
+    return {
+        **layered_windows(given),
+        "intermediate_size": given.each(L.FEED_FORWARD_LENGTH, given.blocks),
+        "vocab_size_per_layer_input": given.shape("per_layer_token_embd.weight")[0],
+    }
+
+
 def convolutions(given: Given) -> dict[str, Any]:
     """Which blocks of LFM2 have a short convolution, and the heads of the others."""
     heads = given.each(A.HEAD_COUNT_KV, given.blocks) or []

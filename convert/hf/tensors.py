@@ -27,6 +27,7 @@ from ggufsmith.convert.gguf_names import base_name
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.rope import FACTORS
 from ggufsmith.convert.invert import inverses
+from ggufsmith.convert.numbers import constants, number_sources
 from ggufsmith.convert.ops import Array, Op
 from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, TensorPlan, make_plan, source_shape
 from ggufsmith.convert.stored import StoredTensor
@@ -43,7 +44,7 @@ NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?(.+)\.(weight|bias)")
 class Restored:
     """A tensor of the checkpoint, to be streamed (see `stream.RowSource`).
 
-    format: what it is stored in. parts: the GGUF tensors that `transform` makes it from.
+    format: what it is stored in. parts: the GGUF tensors that `transform` makes it from; none, if it was in a key.
     """
 
     name: str
@@ -55,6 +56,8 @@ class Restored:
     @property
     def held(self) -> Format:
         """That of its parts, as long as their rows stay whole; F32 where an op computes or takes rows apart."""
+        if not self.parts:
+            return F32
         first = self.parts[0].held
         alike = all(part.held is first for part in self.parts)
         kept = alike and not self.transform.computes and (first.plain or self.transform.whole_rows)
@@ -116,13 +119,15 @@ def restore(
     Unsupported or Malformed: tensors that the class does not have, that it lacks, or of another shape.
     """
     dims = make_plan(Config(config, where), None).dims
-    sources = list(_sources(known, dims, model, format))
+    sources = [*_sources(known, dims, model, format), *number_sources(known.record.numbers, dims.blocks)]
     plan = make_plan(Config(config, where), {source.name: source for source in sources})
     infos = {output.name: _info(model, output, where) for output in plan.outputs if output.sources}
     restored = []
     for source, outputs, op in inverses(plan.outputs):
         parts = tuple(GgufTensor(model, infos[each.name], each.name) for each in outputs)
         restored.append(Restored(source.name, source.shape, SOURCE_FORMATS[source.dtype], parts, op))
+    for source, op in constants(plan.numbers, model.metadata, where):
+        restored.append(Restored(source.name, source.shape, format or F32, (), op))
     return plan, tuple(restored)
 
 

@@ -59,6 +59,25 @@ def logits(path: Path, ids: Sequence[int]) -> NDArray[np.float32]:
     return found
 
 
+def answer_logits(path: Path, ids: Sequence[int], answer: Sequence[int]) -> NDArray[np.float32]:
+    """What a model with an encoder, which reads `ids`, makes of every position of `answer`: (positions, vocabulary)."""
+    import llama_cpp as llama
+
+    opened = open_llama(path)
+    context, size = opened.ctx, opened.n_vocab()
+    for run, tokens in ((llama.llama_encode, ids), (llama.llama_decode, answer)):
+        batch = llama.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for k, token in enumerate(tokens):
+            batch.token[k], batch.pos[k], batch.n_seq_id[k], batch.logits[k] = token, k, 1, 1
+            batch.seq_id[k][0] = 0
+        assert run(context, batch) == 0
+        llama.llama_batch_free(batch)
+    found = np.array([llama.llama_get_logits_ith(context, k)[:size] for k in range(len(answer))], np.float32)
+    opened.close()
+    return found
+
+
 def embeddings(path: Path, ids: Sequence[int], pooling: int) -> NDArray[np.float32]:
     """What llama.cpp makes of these tokens, with this type of pooling (gguf.PoolingType).
 
@@ -86,7 +105,8 @@ def embeddings(path: Path, ids: Sequence[int], pooling: int) -> NDArray[np.float
         for k, token in enumerate(ids):
             batch.token[k], batch.pos[k], batch.n_seq_id[k], batch.logits[k] = token, k, 1, 1
             batch.seq_id[k][0] = 0
-        assert llama.llama_decode(context, batch) == 0
+        apart = llama.llama_model_has_encoder(model)  # as llama-embedding does
+        assert (llama.llama_encode if apart else llama.llama_decode)(context, batch) == 0
         width = llama.llama_model_n_cls_out(model) if pooling == 4 else llama.llama_model_n_embd_out(model)
         if pooling == 0:
             rows = [llama.llama_get_embeddings_ith(context, k)[:width] for k in range(len(ids))]

@@ -105,6 +105,9 @@ WRITTEN_OTHERWISE = {
     "gpt2": 1e-3,  # weights that are turned
     "olmo2": 1e-3,  # attention is given the hidden states as they are
     "nemotron_h_moe": 1e-3,  # state spaces, and experts in a latent
+    "apertus": 1e-3,  # an activation whose parameters are keys
+    "minicpm3": 1e-3,  # a latent that stays one matrix
+    "granitemoe-swa": 1e-3,  # packed experts, and sinks
     "falcon-h1": 1e-3,  # scales that are folded into the weights
     "gpt-oss": 5e-3,  # llama.cpp rounds the ends of the ramp of YaRN to whole dimensions
     "gpt-neox": 1e-2,  # queries, keys and values in another order, and GELU by the tanh

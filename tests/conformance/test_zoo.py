@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import as_llamacpp
 import numpy as np
 import pytest
 import quantizer
@@ -63,6 +64,8 @@ def test_a_line(name: str, published: bool, tmp_path: Path) -> None:
     for module in model.modules():  # ggml looks GELU up in a table of float16
         if type(module).__name__ in ("GELUTanh", "NewGELUActivation", "BloomGelu"):
             module.forward = lambda x: torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+    assert bool(line.unlike) == (name in as_llamacpp.CHANGES)
+    as_llamacpp.CHANGES.get(name, lambda model: None)(model)
     inside = getattr(model, "language_model", None)  # Llama 4 with an encoder wants images
     with torch.no_grad():
         expected = (inside if hasattr(inside, "lm_head") else model)(torch.tensor([ids])).logits[0].numpy()

@@ -10,7 +10,7 @@ import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 
-LINES = {**zoo.ZOO, **encoders.ENCODERS}
+LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH}
 TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
     *mistral.CLASSES,
@@ -19,6 +19,7 @@ TRIED = {
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
     "Gemma3ForConditionalGeneration",
+    "Gemma3nForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
     "LLaMAForCausalLM",
     "MiniMaxM3SparseForCausalLM",
@@ -28,10 +29,12 @@ OTHER_NAMES = {
     "LFM2ForCausalLM",
     "Llama4ForConditionalGeneration",
     "OLMoForCausalLM",
+    "PhiMoEForCausalLM",
     "Qwen2Model",
     "Qwen3Model",
     "DistilBertForMaskedLM",
     "StableLMEpochForCausalLM",
+    "T5WithLMHeadModel",
     "Ernie4_5_ForCausalLM",
     "BloomModel",
     "MPTForCausalLM",

@@ -22,8 +22,9 @@ from ggufsmith.convert.gguf_names import source_names
 from ggufsmith.convert.hf.classes import HfClass
 from ggufsmith.convert.hf.further import CLASSES
 from ggufsmith.convert.hf.run import Done, ToHfJob, prepare, run
-from ggufsmith.convert.plan import Slot, _places
+from ggufsmith.convert.plan import _places
 from ggufsmith.convert.rope import llama3_factors
+from ggufsmith.convert.slots import Slot
 from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.quantize.rows import decode
 from requesting import request

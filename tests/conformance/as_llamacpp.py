@@ -1,0 +1,45 @@
+"""Models of transformers changed to compute what llama.cpp's graph does, where that is not what they were trained to.
+
+What is compared then is everything else: which weight is where, and how it is read.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.functional import rms_norm
+
+
+def _phimoe(model: Any) -> None:
+    """RMS norms with biases instead of layer norms; the two best experts, weighed by a softmax that adds up to one."""
+
+    def norm(module: Any) -> Any:
+        return lambda x: rms_norm(x, x.shape[-1:], module.weight, module.eps) + module.bias
+
+    def router(module: Any) -> Any:
+        def route(x: Any) -> Any:
+            scores = torch.nn.functional.linear(x, module.weight)
+            best, chosen = scores.softmax(-1).topk(2)
+            return scores, best / best.sum(-1, keepdim=True), chosen
+
+        return route
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.forward = norm(module)
+        elif type(module).__name__ == "PhimoeTopKRouter":
+            module.forward = router(module)
+
+
+def _gemma3n(model: Any) -> None:
+    """The standard deviation of a sample, not of a whole."""
+
+    def top(module: Any) -> Any:
+        deviations = torch.distributions.Normal(0, 1).icdf(torch.tensor(module.activation_sparsity))
+        return lambda x: torch.relu(x - x.mean(-1, keepdim=True) - x.std(-1, keepdim=True) * deviations)
+
+    for module in model.modules():
+        if type(module).__name__ == "Gemma3nTextMLP":
+            module._gaussian_topk = top(module)
+
+
+CHANGES = {"phimoe": _phimoe, "gemma3n": _gemma3n}
