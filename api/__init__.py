@@ -8,6 +8,8 @@
 See docs/api.md. Only the names in `__all__` are meant for other programs.
 """
 
+from typing import TYPE_CHECKING
+
 # First the packages whose names are calls too: importing one later would put it in the place of the call.
 import ggufsmith.convert
 import ggufsmith.evaluate
@@ -39,10 +41,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    """`__version__`, which takes a while to look up."""
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # to which every name would be a str
 
-        return version("ggufsmith")
-    raise AttributeError(f"module 'ggufsmith' has no attribute {name!r}")
+    def __getattr__(name: str) -> str:
+        """`__version__`, which takes a while to look up."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("ggufsmith")
+        raise AttributeError(f"module 'ggufsmith' has no attribute {name!r}")

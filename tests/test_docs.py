@@ -74,6 +74,13 @@ def test_every_page_is_in_the_index() -> None:
     assert "docs/README.md" in set(links("README.md"))
 
 
+def test_the_readme_names_every_page_for_users() -> None:
+    users = read("docs/README.md").partition("For users:")[2].partition("For reference:")[0]
+    pages = {f"docs/{target}" for target in re.findall(r"\]\(([a-z]+\.md)\)", users)}
+    assert len(pages) > 10
+    assert pages <= {target.partition("#")[0] for target in links("README.md")}
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("CONTRIBUTING.md", "CHANGELOG.md")])
 def test_options_exist(name: str) -> None:
     known = {option for command in COMMANDS.values() for param in command.params for option in param.opts} | {"--help"}

@@ -6,6 +6,7 @@ import http from "node:http";
 import path from "node:path";
 import { chromium } from "playwright-core";
 
+const MINUTES = 10; // for each model
 const asked = JSON.parse(fs.readFileSync(0, "utf-8"));
 const types = { ".js": "text/javascript", ".wasm": "application/wasm", ".html": "text/html" };
 const server = http.createServer((request, response) => {
@@ -39,7 +40,10 @@ for (const [name, files] of Object.entries(asked.models)) {
   const page = await browser.newPage();
   await page.goto(address);
   try {
-    found[name] = await page.evaluate(
+    const late = new Promise((_, fail) => {
+      setTimeout(() => fail(new Error(`no answer within ${MINUTES} minutes`)), MINUTES * 60000).unref();
+    });
+    const answer = page.evaluate(
       async ({ files, prompt }) => {
         const { Wllama } = await import("/library/index.js");
         const wllama = new Wllama({ default: "/library/wasm/wllama.wasm" }, { suppressNativeLog: true });
@@ -56,6 +60,7 @@ for (const [name, files] of Object.entries(asked.models)) {
       },
       { files, prompt: asked.prompt },
     );
+    found[name] = await Promise.race([answer, late]);
   } catch (error) {
     found[name] = `error: ${error}`.split("\n")[0];
   }
@@ -63,5 +68,4 @@ for (const [name, files] of Object.entries(asked.models)) {
 }
 await browser.close();
 server.close();
-console.log(JSON.stringify(found));
-process.exit(0);
+process.stdout.write(`${JSON.stringify(found)}\n`, () => process.exit(0));

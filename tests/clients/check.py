@@ -3,341 +3,106 @@
     python tests/clients/check.py [NAME...]      (names of checks; all by default)
 
 The models are two published ones, in the type that they were published in; what is made of them has to give the same
-answers. Ends with 1 if a check failed. What could not be installed is listed and is no failure.
+answers. Every comparison is printed, and a summary at the end. Exits with 1 if a comparison failed, or a check did not
+end in time. What is not installed cannot be checked: that is no failure, and the summary says so with the reason.
 """
 
-import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections import Counter
 from dataclasses import dataclass
-from functools import cache
-from itertools import count
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from checks import CHECKS
+from findings import FAILED, MISSING, OK, Finding, NotInstalledError
 
-from files import FILES, every_kind, of_published, smith
-from install import LINTERS, MODELS, NPM, TOOLS, browser
-
-HERE = Path(__file__).resolve().parent
-PROBES = HERE.parent / "conformance" / "probes.txt"
-PROMPTS = ("The capital of France is", "def fibonacci(n):\n", "Once upon a time, in a small village,")
-CHAT = [{"role": "user", "content": "Name three colours of the rainbow."}]
-STRINGS = 300
-MAX_TOKENS = 16
-TIE = 0.5  # logits: less is no difference between the tokens of one place
-SAME = ("f16", "q8_0", "shards")  # files that lose too little of the original for another answer
-TOO_NEW = {"Q1_0", "Q2_0"}  # types that gguf-py 0.19 cannot decode, or does not know
-NOT_MODELS = ("LoRA", "vocab", "mmproj", "imatrix")  # in names of files that llama.cpp does not run
-Finding = tuple[str, str | None]  # what was looked at, and what is wrong with it
-
-
-class NotInstalledError(Exception):
-    """A client is missing."""
-
-
-def texts() -> list[str]:
-    """STRINGS different texts: those of the conformance tests, and pairs of them."""
-    lines = [line for line in PROBES.read_text(encoding="utf-8").split("\n") if line]
-    found = dict.fromkeys(lines)
-    for step in count(1):
-        for k, line in enumerate(lines):
-            found[f"{line} {lines[(k + step) % len(lines)]}"] = None
-            if len(found) == STRINGS:
-                return list(found)
-    raise AssertionError("count() does not end")
-
-
-def originals() -> list[Path]:
-    """The published models. NotInstalledError if none could be fetched."""
-    there = sorted(MODELS.glob("*-published.gguf"))
-    if not there:
-        raise NotInstalledError("published models")
-    return there
-
-
-def differing(which: str, expected: Any, found: Any) -> Finding:
-    """Equal, or what was found instead."""
-    return which, None if found == expected else f"{found!r:.200} instead of {expected!r:.200}"
-
-
-def node(script: str, asked: Mapping[str, Any]) -> Any:
-    """What one of the scripts beside this file answers; it finds its packages in NPM."""
-    copy = NPM / script
-    if not (NPM / "node_modules").is_dir():
-        raise NotInstalledError("packages of npm")
-    copy.write_bytes((HERE / script).read_bytes())
-    done = subprocess.run(
-        ["node", copy], cwd=NPM, input=json.dumps(asked), capture_output=True, text=True, encoding="utf-8", check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-# ---- checks: each yields what it looked at ----
-
-
-def llama_cpp_python() -> Iterator[Finding]:
-    """llama-cpp-python: token ids, greedy continuations and a chat, as with the original."""
-    for original in originals():
-        expected = in_llama_cpp(original)
-        for kind, path in of_published(original).items():
-            found = in_llama_cpp(path, original if kind in SAME else None)
-            yield differing(f"{original.name}, {kind}: ids of {STRINGS} texts", expected.tokens, found.tokens)
-            yield f"{original.name}, {kind}: a chat", None if found.chat != "" else "no answer"
-            for prompt, answer, said in zip(expected.prompts, expected.answers, found.answers, strict=False):
-                wrong = astray(answer, said)
-                yield f"{original.name}, {kind}: {prompt[-40:]!r}", wrong
-    for path in every_kind():
-        if not any(word in path.name for word in NOT_MODELS) and "Sees" not in path.name:
-            yield path.name, loads(path)
+MINUTES = 30  # for each check; those that run models need some on two slow cores
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What llama.cpp says of a file.
+class Summary:
+    """Of one check. counts: of each verdict. notable: the lines of all that is not as expected."""
 
-    tokens:  ids of every text, with special tokens read and not. prompts: texts that are continued.
-    answers: of each prompt, float32 [MAX_TOKENS, vocabulary], the logits of the original's greedy continuation.
-    chat:    the answer of a chat; None without a template.
-    """
+    name: str
+    counts: Counter[str]
+    notable: list[str]
 
-    tokens: list[list[int]]
-    prompts: list[str]
-    answers: list[NDArray[np.float32]]
-    chat: str | None
-
-
-@cache
-def in_llama_cpp(path: Path, along: Path | None = None) -> Heard:
-    """Run a file. along: the file whose greedy continuations are followed; its own by default."""
-    from llama_cpp import Llama
-    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-    llama = Llama(str(path), n_ctx=128, n_batch=128, n_gpu_layers=0, verbose=False, seed=0, logits_all=True)
-    encoded = [text.encode() for text in texts()]
-    tokens = [llama.tokenize(text, add_bos=False, special=special) for text in encoded for special in (False, True)]
-    prompts, chat = list(PROMPTS), None
-    if template := llama.metadata.get("tokenizer.chat_template"):
-        completed = llama.create_chat_completion(CHAT, max_tokens=MAX_TOKENS, temperature=0.0)
-        chat = completed["choices"][0]["message"]["content"]
-        prompts.append(Jinja2ChatFormatter(template, "", "")(messages=CHAT).prompt)
-    followed = in_llama_cpp(along).answers if along is not None else [None] * len(prompts)
-    answers = []
-    for prompt, leader in zip(prompts, followed, strict=True):
-        begin = llama.tokenize(prompt.encode(), special=True)
-        llama.reset()
-        llama.eval(begin)
-        rows = [llama.scores[llama.n_tokens - 1].copy()]
-        while len(rows) < MAX_TOKENS:
-            llama.eval([int((rows if leader is None else leader)[len(rows) - 1].argmax())])
-            rows.append(llama.scores[llama.n_tokens - 1].copy())
-        answers.append(np.stack(rows))
-    llama.close()
-    return Heard(tokens, prompts, answers, chat)
-
-
-def astray(expected: NDArray[np.float32], found: NDArray[np.float32]) -> str | None:
-    """Where another token is the most probable one, unless the original thinks both as good as equally probable.
-
-    The original computes with activations in 8 bits, so that its own logits are off by some tenths.
-    """
-    for place, (row, other) in enumerate(zip(expected, found, strict=True)):
-        best, said = int(row.argmax()), int(other.argmax())
-        if row[best] - row[said] > TIE:
-            return f"token {place} is {said} instead of {best}, whose logit is {row[best] - row[said]:.2f} higher"
-    return None
-
-
-def loads(path: Path) -> str | None:
-    """What prevents llama.cpp from running a small file, if anything does."""
-    from llama_cpp import Llama
-
-    try:
-        llama = Llama(str(path), n_ctx=64, n_gpu_layers=0, verbose=False)
-        llama("Hello", max_tokens=2, temperature=0.0)
-        llama.close()
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return None
-
-
-def tokenizers() -> Iterator[Finding]:
-    """transformers: the ids of the folder that to-hf writes of our file are those of the original in llama.cpp."""
-    from transformers import AutoTokenizer
-
-    for original in originals():
-        folder = FILES / f"{original.name.removesuffix('.gguf')}-hf"
-        if not folder.is_dir():
-            smith("to-hf", of_published(original)["f16"], "--outdir", folder, "--dtype", "bfloat16")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        ours = [tokenizer.encode(text, add_special_tokens=False) for text in texts()]
-        yield differing(f"{original.name}: ids of {STRINGS} texts", in_llama_cpp(original).tokens[1::2], ours)
-
-
-def transformers_gguf() -> Iterator[Finding]:
-    """transformers with gguf_file=: the greedy continuation, as with the original."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    original = originals()[0]
-    prompt = torch.tensor([in_llama_cpp(original).tokens[0][:12]])
-
-    def continued(path: Path) -> list[int]:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        made = model.generate(prompt, max_new_tokens=MAX_TOKENS, do_sample=False, pad_token_id=0)
-        return [int(each) for each in made[0]]
-
-    expected = continued(original)
-    for kind, path in of_published(original).items():
-        if kind in ("f16", "q8_0"):
-            yield differing(f"{original.name}, {kind}", expected, continued(path))
-
-
-def gguf_py() -> Iterator[Finding]:
-    """gguf-py's reader: every kind of file, every tensor of every type that it can decode."""
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-
-    for path in every_kind():
-        try:
-            reader, undecoded = GGUFReader(path), set()
-        except ValueError as error:
-            yield path.name, None if any(f"-{name}.gguf" in path.name for name in TOO_NEW) else str(error)
-            continue
-        for tensor in reader.tensors:
-            try:
-                values = dequantize(tensor.data, tensor.tensor_type)
-            except NotImplementedError:
-                undecoded.add(tensor.tensor_type.name)
-                continue
-            if not (abs(values) < 1e9).all():
-                yield f"{path.name}: {tensor.name}", "weights that are not finite, or absurd"
-        yield (
-            path.name,
-            None if undecoded <= TOO_NEW else f"types that cannot be decoded: {', '.join(sorted(undecoded))}",
+    def __str__(self) -> str:
+        counted = ", ".join(
+            f"{self.counts[verdict]} {verdict}" for verdict in (OK, FAILED, MISSING) if self.counts[verdict]
         )
+        return f"{self.name}: {counted or 'nothing compared'}"
 
 
-def npm_parsers() -> Iterator[Finding]:
-    """@huggingface/gguf and hyllama: the number of tensors of every kind of file; @huggingface/jinja: the templates."""
-    from ggufsmith.container.reader import open_gguf
-
-    paths = [*every_kind(), *(path for each in originals() for path in (each, of_published(each)["f16"]))]
-    for name, clients in node("parse.mjs", {"files": list(map(str, paths))}).items():
-        with open_gguf(Path(name)) as opened:
-            expected = len(opened.tensors)
-        for client, said in clients.items():
-            if client == "@huggingface/jinja":
-                yield f"{client}: {Path(name).name}", said if "Error" in said else None
-            else:
-                yield differing(f"{client}: {Path(name).name}", expected, said)
+def show(finding: Finding) -> None:
+    print(f"{finding.verdict}\t{finding.what}", flush=True)
 
 
-def node_llama_cpp() -> Iterator[Finding]:
-    """node-llama-cpp: token ids and a greedy continuation, as with the original."""
-    for original in originals():
-        made = of_published(original)
-        files = [original, *made.values()]
-        asked = {"files": list(map(str, files)), "texts": texts(), "prompt": PROMPTS[0]}
-        found = node("node_llama.mjs", asked)
-        expected = found[str(original)]
-        for kind, path in made.items():
-            said = found[str(path)]
-            yield differing(f"{original.name}, {kind}: ids of {STRINGS} texts", expected["tokens"], said["tokens"])
-            if kind in SAME:
-                yield differing(f"{original.name}, {kind}: answer", expected["answer"], said["answer"])
+def alone(name: str) -> None:
+    """Run one check in this process."""
+    try:
+        for finding in CHECKS[name]():
+            show(finding)
+    except NotInstalledError as error:
+        show(Finding(MISSING, str(error)))
+    except Exception as error:
+        show(Finding(FAILED, f"{type(error).__name__}: {error}".replace("\n", " ")))
 
 
-def wllama() -> Iterator[Finding]:
-    """wllama in a headless Chromium: a greedy continuation, as with the original; Q4_0 answers at all."""
-    chromium = browser()
-    if chromium is None:
-        raise NotInstalledError("Chromium")
-    original = originals()[0]
-    made = of_published(original)
-    shards = sorted(made["shards"].parent.glob("sharded-*-of-*.gguf"))
-    root = MODELS.parent
-    models = {"original": [original], "q4_0": [made["q4_0"]], "q8_0": [made["q8_0"]], "shards": shards}
-    asked = {
-        "chromium": chromium,
-        "root": str(root),
-        "library": str(NPM / "node_modules/@wllama/wllama/esm"),
-        "models": {name: [path.relative_to(root).as_posix() for path in paths] for name, paths in models.items()},
-        "prompt": PROMPTS[0],
-    }
-    found = node("browser.mjs", asked)
-    for name, said in found.items():
-        failed = said if said.startswith("error: ") or not said.strip() else None
-        yield differing(f"{original.name}, {name}", found["original"], said) if name in SAME else (name, failed)
+def end(process: "subprocess.Popen[str]") -> None:
+    """Kill a check, and with it the programs that it runs."""
+    if sys.platform == "win32":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
-def linters() -> Iterator[Finding]:
-    """Programs that judge GGUF files, or chat templates in them: they say of ours no more than of the original."""
-    for requirement in LINTERS:
-        name = requirement.partition("==")[0]
-        if not (TOOLS / name).is_dir():
-            yield name, "is not installed"
-            continue
-        for original in originals():
-            for kind, path in of_published(original).items():
-                if kind != "shards":
-                    expected, found = (judged(name, each) for each in (original, path))
-                    yield differing(f"{name}: {original.name}, {kind}", expected, found)
+def run(name: str) -> Summary:
+    """Run one check in a process of its own, so that one that hangs or crashes is nothing to the others."""
+    print(f"---- {name}: {(CHECKS[name].__doc__ or '').splitlines()[0]}", flush=True)
+    found = Summary(name, Counter(), [])
 
+    def note(line: str) -> None:
+        verdict, _, what = line.partition("\t")
+        if what and verdict in (OK, FAILED, MISSING):
+            found.counts[verdict] += 1
+            if verdict != OK:
+                found.notable.append(f"{verdict}: {name}: {what}")
+        print(line.expandtabs(10), flush=True)
 
-# Name of a program -> its arguments for a file. Their exit code is the judgement.
-ARGUMENTS: Mapping[str, Callable[[Path], Sequence[str | Path]]] = {
-    "modelvet": lambda file: (
-        "-c",
-        f"from modelvet import verify_path as v; exit(v({str(file)!r}).verdict.name != 'ACCEPT')",
-    ),
-    "ggufdoctor": lambda file: (TOOLS / "ggufdoctor/bin/ggufdoctor", file),
-    "c4nary": lambda file: (TOOLS / "c4nary/bin/c4nary", "scan", file),
-    "model-fingerprint": lambda file: (TOOLS / "model-fingerprint/bin/model-fingerprint", "--metadata-only", file),
-    "glyphhound": lambda file: (TOOLS / "glyphhound/bin/glyphhound", "scan", file),
-}
-
-
-@cache
-def judged(name: str, file: Path) -> int:
-    """The exit code of a program for a file."""
-    environment = {**os.environ, "PYTHONPATH": str(TOOLS / name)}
-    command = [sys.executable, *map(str, ARGUMENTS[name](file))]
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
-
-
-CHECKS = (gguf_py, npm_parsers, linters, llama_cpp_python, tokenizers, transformers_gguf, node_llama_cpp, wllama)
+    command = [sys.executable, __file__, "--alone", name]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True)
+    late = threading.Event()
+    timer = threading.Timer(MINUTES * 60, lambda: (late.set(), end(process)))
+    timer.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        note(line.rstrip("\n"))
+    code = process.wait()
+    timer.cancel()
+    if late.is_set():
+        note(f"{FAILED}\tdid not end within {MINUTES} minutes")
+    elif code:
+        note(f"{FAILED}\tended with exit code {code}")
+    return found
 
 
 def main() -> None:
-    wanted = sys.argv[1:]
-    failed, missing = 0, []
-    for check in CHECKS:
-        if wanted and check.__name__ not in wanted:
-            continue
-        good = bad = 0
-        try:
-            for what, wrong in check():
-                good, bad = good + (wrong is None), bad + (wrong is not None)
-                if wrong is not None:
-                    print(f"FAILED  {check.__name__}: {what}: {wrong}", flush=True)
-        except NotInstalledError as error:
-            missing.append(f"{check.__name__}: {error}")
-            continue
-        except Exception as error:
-            bad += 1
-            print(f"FAILED  {check.__name__}: {type(error).__name__}: {error}", flush=True)
-        failed += bad
-        print(f"{check.__name__}: {good} as expected, {bad} not. {(check.__doc__ or '').splitlines()[0]}", flush=True)
-    for each in missing:
-        print(f"not installed, and so not checked: {each}")
-    sys.exit(bool(failed))
+    words = sys.argv[1:]
+    if words[:1] == ["--alone"]:
+        alone(words[1])
+        return
+    if unknown := [word for word in words if word not in CHECKS]:
+        sys.exit(f"there is no check {', '.join(unknown)}. The checks are {', '.join(CHECKS)}.")
+    summaries = [run(name) for name in words or CHECKS]
+    print("---- summary")
+    for summary in summaries:
+        print(summary)
+    for summary in summaries:
+        print(*summary.notable, sep="\n", end="\n" if summary.notable else "")
+    sys.exit(any(summary.counts[FAILED] for summary in summaries))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ CLIENTS = HERE.parents[1] / "build" / "clients"
 NPM, TOOLS, MODELS = CLIENTS / "npm", CLIENTS / "tools", CLIENTS / "models"
 # Programs that judge GGUF files or the chat templates in them, each in a folder of its own.
 LINTERS = ("modelvet==0.1.1", "ggufdoctor==0.3.0", "c4nary==0.3.1", "model-fingerprint==0.1.1", "glyphhound==0.1.0")
+MISTRAL_RS = "mistralrs==0.9.5"  # a runtime in Rust
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+MINUTES = 20  # for each installation
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -31,9 +33,12 @@ def browser() -> str | None:
 def run(*command: str | Path, cwd: Path | None = None) -> bool:
     """Whether a command ended well."""
     try:
-        return subprocess.run(command, cwd=cwd, check=False).returncode == 0
+        return subprocess.run(command, cwd=cwd, check=False, timeout=MINUTES * 60).returncode == 0
     except OSError as error:
         print(f"{command[0]}: {error.strerror}")
+        return False
+    except subprocess.TimeoutExpired:
+        print(f"{command[0]}: did not end within {MINUTES} minutes")
         return False
 
 
@@ -46,7 +51,7 @@ def install_npm() -> bool:
     return run("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", cwd=NPM)
 
 
-def install_linter(requirement: str) -> bool:
+def install_tool(requirement: str) -> bool:
     """One program, with what it needs."""
     target = TOOLS / requirement.partition("==")[0]
     return target.is_dir() or run(*PIP, "install", "--target", target, requirement)
@@ -65,7 +70,7 @@ def install_model(name: str) -> bool:
 
 def main() -> None:
     missing = [] if install_npm() else ["the packages of npm"]
-    missing += [each for each in LINTERS if not install_linter(each)]
+    missing += [each for each in (*LINTERS, MISTRAL_RS) if not install_tool(each)]
     missing += [name for name in real_model.REAL if not install_model(name)]
     if browser() is None:
         missing.append("Chromium, for wllama (install the package chromium of your system)")

@@ -15,5 +15,5 @@ for (const path of files) {
   await context.dispose();
   await model.dispose();
 }
-console.log(JSON.stringify(found));
-process.exit(0);
+// The library keeps threads, so that the process has to be ended; not before the answer has left it.
+process.stdout.write(`${JSON.stringify(found)}\n`, () => process.exit(0));
