@@ -34,7 +34,8 @@ BLOOM_NAMES = {
     T.ATTN_OUT: f"{H}self_attention.dense",
     **{tensor: H + name for tensor, name in PARTS.items()},
 }
-TWO_NORMS = {**BLOOM_NAMES, T.ATTN_NORM: f"{H}ln_mlp", T.ATTN_NORM_2: f"{H}ln_attn"}
+ONE_NORM = {**BLOOM_NAMES, T.ATTN_NORM_2: f"{H}ln_attn"}  # which the files of this class do not have
+TWO_NORMS = {**ONE_NORM, T.ATTN_NORM: f"{H}ln_mlp"}
 B = "transformer.blocks.{bid}."
 MPT_NAMES = {
     T.TOKEN_EMBD: "transformer.wte",
@@ -86,7 +87,7 @@ FUSED_HEADS = (
         lost=("num_key_value_heads",),
     ),
     HfClass(fused_heads.FALCON, "falcon", names=TWO_NORMS, when=two_norms, **FALCON),
-    HfClass(fused_heads.FALCON, "falcon", names=BLOOM_NAMES, **FALCON),
+    HfClass(fused_heads.FALCON, "falcon", names=ONE_NORM, **FALCON),
     HfClass(
         fused_heads.BLOOM,
         "bloom",
