@@ -24,7 +24,7 @@ LATER = frozenset(
     HunYuanVLForConditionalGeneration HYV4ForCausalLM InternLM2ForCausalLM InternLM3ForCausalLM
     InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel JanusForConditionalGeneration JinaBertForMaskedLM
     JinaBertModel JinaEmbeddingsV5Model KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration
-    KimiLinearForCausalLM KimiLinearModel KimiVLForConditionalGeneration KORMoForCausalLM Lfm25AudioTokenizer
+    KimiVLForConditionalGeneration KORMoForCausalLM Lfm25AudioTokenizer
     Lfm2AudioForConditionalGeneration Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model
     LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM
     LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM

@@ -24,6 +24,7 @@ OTHER_NAMES = {
     "LlamaModel",
     "MistralModel",
     "ExaoneMoEForCausalLM",
+    "KimiLinearModel",
     "LFM2ForCausalLM",
     "Llama4ForConditionalGeneration",
     "OLMoForCausalLM",
