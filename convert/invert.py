@@ -34,14 +34,18 @@ class Merge(Op):
 
     @property
     def _one(self) -> Shape:
-        """The shape of one matrix, with an axis of one for a stack."""
-        return (1, *self.whole[-2:]) if len(self.whole) > 2 else self.whole
+        """The shape of one matrix, with an axis of one for a stack; of all, where ops select whole ones."""
+        return (1, *self.whole[-2:]) if len(self.whole) > 2 and not self._across else self.whole
+
+    @property
+    def _across(self) -> bool:
+        return any(op.across for op in self.taken)
 
     def shape(self, *sources: Shape) -> Shape:
         return self.whole
 
     def granule(self, *sources: Shape) -> int:
-        return as_matrix(self.whole)[-2]
+        return rows_of(self.whole)[0] if self._across else as_matrix(self.whole)[-2]
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         each, one = self.granule(*sources), self._one

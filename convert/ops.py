@@ -67,6 +67,11 @@ class Op:
         """Whether the output is some of the source's numbers, which `put` can write back (see `invert.Merge`)."""
         return False
 
+    @property
+    def across(self) -> bool:
+        """Whether it selects whole matrices of a stack, so that `invert.Merge` makes the stack at once."""
+        return False
+
     def view(self, source: Array) -> Array:
         """The output as a view into an array of the whole source."""
         raise NotImplementedError

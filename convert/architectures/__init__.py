@@ -18,6 +18,7 @@ from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
 from ggufsmith.convert.architectures.hybrid import HYBRID
+from ggufsmith.convert.architectures.kimi_linear import KIMI_LINEAR
 from ggufsmith.convert.architectures.laguna import LAGUNA
 from ggufsmith.convert.architectures.latent import LATENT
 from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
@@ -37,7 +38,7 @@ from ggufsmith.convert.architectures.windows import WINDOWS
 ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, *ENCODERS),
-    *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, T5),
+    *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, T5, KIMI_LINEAR),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -84,6 +85,6 @@ IGNORED = frozenset(
     moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
     input_jitter_noise lm_head_bias altup_coef_clip mtp_layer_types mtp_mlp_layer_types num_mtp_layers
     num_decoder_layers decoder_start_token_id dropout_rate initializer_factor scale_decoder_outputs is_gated_act
-    tie_encoder_decoder output_past
+    tie_encoder_decoder output_past use_grouped_topk
     """.split()
 )

@@ -5,9 +5,9 @@
 
 LATER = frozenset(
     """
-    ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaichuanForCausalLM BaiChuanForCausalLM
+    ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaiChuanForCausalLM BaichuanForCausalLM
     BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration
-    BambaForCausalLM BitNetForCausalLM BitnetForCausalLM ChameleonForCausalLM ChameleonForConditionalGeneration
+    BambaForCausalLM BitnetForCausalLM BitNetForCausalLM ChameleonForCausalLM ChameleonForConditionalGeneration
     ChatGLMForConditionalGeneration ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DbrxForCausalLM
     DeciLMForCausalLM DeepseekForCausalLM DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel
     DeepseekV4ForCausalLM DFlash2DraftModel DFlashDraftModel DistilBertForSequenceClassification
@@ -21,24 +21,23 @@ LATER = frozenset(
     Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM HrmTextForCausalLM HunYuanVLForConditionalGeneration
     HYV4ForCausalLM InternLM3ForCausalLM InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel
     JanusForConditionalGeneration JinaBertForMaskedLM JinaBertModel JinaEmbeddingsV5Model
-    KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration KimiLinearForCausalLM KimiLinearModel
-    KimiVLForConditionalGeneration KORMoForCausalLM Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration
-    Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model LightOnOCRForConditionalGeneration LingDSparkModel
-    LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM LlamaBidirectionalModel LlamaForCausalLMEagle3
-    LlavaStableLMEpochForCausalLM MaincoderForCausalLM MambaLMHeadModel MapleForCausalLM
-    MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniCPMForCausalLM MiniCPMV4_6ForConditionalGeneration
-    MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM MT5ForConditionalGeneration MuseGlimmerAssistantModel
-    MuseGlimmerForConditionalGeneration NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM
-    NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM
-    PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration PanguEmbeddedForCausalLM Phi4ForCausalLMV
-    Plamo2ForCausalLM PLaMo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM
-    PocketTTSModel Qwen2_5OmniModel Qwen2VLModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
-    Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
-    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM
-    RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM
-    SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM Step3p5ForCausalLM
-    Step3p7ForConditionalGeneration StepVLForConditionalGeneration TalkieForCausalLM UltravoxModel
-    UMT5ForConditionalGeneration UMT5Model UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec
-    XverseForCausalLM YoutuForCausalLM YoutuVLForConditionalGeneration
+    KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration KimiVLForConditionalGeneration
+    KORMoForCausalLM Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration Lfm2BidirectionalModel
+    Lfm2DSparkDraftModel Lfm2Model LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel
+    LLaDAMoEModelLM LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM
+    MaincoderForCausalLM MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM
+    MiniCPMForCausalLM MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM
+    MT5ForConditionalGeneration MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration
+    NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification
+    NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
+    PanguEmbeddedForCausalLM Phi4ForCausalLMV Plamo2ForCausalLM PLaMo2ForCausalLM PLaMo3ForCausalLM
+    Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel Qwen2VLModel
+    Qwen3ASRForConditionalGeneration Qwen3DSparkModel Qwen3OmniMoeForConditionalGeneration
+    Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration QWenLMHeadModel
+    RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM
+    RwkvHybridForCausalLM Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM
+    Spark2_5ForCausalLM Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration
+    TalkieForCausalLM UltravoxModel UMT5ForConditionalGeneration UMT5Model UnlimitedOCRForCausalLM
+    VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM YoutuForCausalLM YoutuVLForConditionalGeneration
     """.split()
 )

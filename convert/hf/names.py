@@ -2,7 +2,7 @@
 
 from gguf.constants import MODEL_TENSOR
 
-from ggufsmith.convert.hf.classes import BLOCK, GEMMA_NAMES, T, in_blocks
+from ggufsmith.convert.hf.classes import BLOCK, GEMMA_NAMES, MIXTRAL_NAMES, T, in_blocks
 
 POST_NORMS = in_blocks({T.ATTN_POST_NORM: "post_attention_layernorm", T.FFN_POST_NORM: "post_feedforward_layernorm"})
 APERTUS_NAMES = in_blocks({T.ATTN_NORM: "attention_layernorm", T.FFN_NORM: "feedforward_layernorm"})
@@ -256,3 +256,27 @@ FALCON_H1_NAMES = (
     )
 )
 FALCON_H1_SOURCES = HYBRID_SOURCES | {f"{BLOCK}pre_ff_layernorm.weight": ("blk.{bid}.ffn_norm",)}
+KIMI_NAMES = (
+    LATENT_NAMES
+    | MIXTRAL_NAMES
+    | in_blocks(
+        {
+            T.FFN_GATE_SHEXP: "block_sparse_moe.shared_experts.gate_proj",
+            T.FFN_UP_SHEXP: "block_sparse_moe.shared_experts.up_proj",
+            T.FFN_DOWN_SHEXP: "block_sparse_moe.shared_experts.down_proj",
+            T.SSM_F_A: "self_attn.f_a_proj",
+            T.SSM_F_B: "self_attn.f_b_proj",
+            T.SSM_BETA: "self_attn.b_proj",
+            T.SSM_G_A: "self_attn.g_a_proj",
+            T.SSM_G_B: "self_attn.g_b_proj",
+            T.SSM_NORM: "self_attn.o_norm",
+        }
+    )
+)
+KIMI_SOURCES = {
+    **correction("block_sparse_moe.gate.e_score_correction_bias"),
+    f"{BLOCK}self_attn.kv_b_proj.weight": ("blk.{bid}.attn_k_b.weight", "blk.{bid}.attn_v_b.weight"),
+    f"{BLOCK}self_attn.A_log": ("blk.{bid}.ssm_a",),
+    f"{BLOCK}self_attn.dt_bias": ("blk.{bid}.ssm_dt.bias",),
+    **{f"{BLOCK}self_attn.{part}_conv1d.weight": (f"blk.{{bid}}.ssm_conv1d_{part}.weight",) for part in "qkv"},
+}

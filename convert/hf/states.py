@@ -4,7 +4,7 @@ from typing import Any
 
 from gguf.constants import Keys
 
-from ggufsmith.convert.architectures import falcon_h1, hybrid, state_space
+from ggufsmith.convert.architectures import falcon_h1, hybrid, kimi_linear, state_space
 from ggufsmith.convert.hf.classes import ATTENTION, HfClass
 from ggufsmith.convert.hf.given import Given
 from ggufsmith.convert.hf.names import (
@@ -18,6 +18,8 @@ from ggufsmith.convert.hf.names import (
     HYBRID_SOURCES,
     JAMBA_NAMES,
     JAMBA_SOURCES,
+    KIMI_NAMES,
+    KIMI_SOURCES,
     MAMBA_NAMES,
     MIXER,
     NEMOTRON_MOE_SOURCES,
@@ -125,7 +127,29 @@ def rhythm(blocks: list[int], count: int) -> tuple[int, int]:
     return blocks[0], blocks[1] - blocks[0] if len(blocks) > 1 else max(count, blocks[0] + 1)
 
 
+def kimi(given: Given) -> dict[str, Any]:
+    """Delta attention and latent attention of Kimi Linear."""
+    return {
+        "linear_num_heads": given.whole(A.HEAD_COUNT),
+        "num_key_value_heads": given.whole(A.HEAD_COUNT),
+        "qk_nope_head_dim": given.whole(A.KEY_LENGTH_MLA) - given.whole(R.DIMENSION_COUNT),
+        "layer_types": kinds_of(given),
+        "mlp_layer_types": [
+            "dense" if given.has(f"blk.{block}.ffn_gate.weight") else "sparse" for block in range(given.blocks)
+        ],
+    }
+
+
 STATES = (
+    HfClass(
+        kimi_linear.KIMI_LINEAR,
+        "kimi_linear",
+        names=KIMI_NAMES,
+        sources=KIMI_SOURCES,
+        sparse=True,
+        more=kimi,
+        lost=("head_dim", "first_k_dense_replace"),
+    ),
     HfClass(
         hybrid.GRANITE_MOE_SHARED,
         "granitemoeshared",

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.layout import rows_of
+from ggufsmith.convert.architectures.kimi_linear import Channels
 from ggufsmith.convert.architectures.latent import Heads
 from ggufsmith.convert.architectures.qwen_hybrid import Grouped
 from ggufsmith.convert.invert import Merge, inverses
@@ -32,6 +33,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[Op, ...]]] = {
         (24, 4),
         (Grouped(2, 12, ((0, 2), (2, 4), (4, 8))), Grouped(2, 12, ((8, 12),))),
     ),
+    "convolutions": ((9, 1, 4), (Channels(0, 3), Channels(3, 5), Channels(5, 9))),
     "in another order as well": ((12, 4), (Part(0, 6), Chain(Part(6, 12), Regroup(2, 3, 1)))),
 }
 

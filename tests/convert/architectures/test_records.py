@@ -26,6 +26,7 @@ OTHER_NAMES = {
     "LlamaModel",
     "MistralModel",
     "ExaoneMoEForCausalLM",
+    "KimiLinearModel",
     "LFM2ForCausalLM",
     "Llama4ForConditionalGeneration",
     "OLMoForCausalLM",
