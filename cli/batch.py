@@ -282,10 +282,12 @@ def _price(job: "JobFile", options: "BatchOptions", machine: bool) -> int:
 
             runs[draft.model.key] = runs_of(draft.model, planned)
 
+    started = time.perf_counter()
     drafts, outcomes = plan_job(job, options, Watcher(), look, dry=True)
+    planning = (time.perf_counter() - started) / max(len(works), 1)  # the run plans again
     speed = calibrate(works.values(), above(job.output))
     running = {key: _run_seconds(each, options.cores) for key, each in runs.items()}
-    seconds = {key: speed.seconds(work, options.cores) + running.get(key, 0) for key, work in works.items()}
+    seconds = {key: planning + speed.seconds(work, options.cores) + running.get(key, 0) for key, work in works.items()}
     uploads = upload_sizes(drafts, outcomes)
     code = exit_code(outcomes)
     if machine:

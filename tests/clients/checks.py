@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def llama_cpp_python() -> Iterator[Finding]:
             found = in_llama_cpp(path, original if kind in SAME else None)
             yield same(f"{original.name}, {kind}: ids of {STRINGS} texts", expected.tokens, found.tokens)
             yield judged(f"{original.name}, {kind}: a chat", None if found.chat != "" else "no answer")
+            if kind not in SAME:
+                continue
             for prompt, answer, said in zip(expected.prompts, expected.answers, found.answers, strict=False):
                 yield judged(
                     f"{original.name}, {kind}: {MAX_TOKENS} tokens after {prompt[-40:]!r}", astray(answer, said)
@@ -299,11 +302,7 @@ def in_mistral_rs(path: Path) -> tuple[list[list[int]], str]:
 
 def wllama() -> Iterator[Finding]:
     """wllama in a headless Chromium: a greedy continuation, as with the original."""
-    chromium = browser()
-    if chromium is None:
-        raise NotInstalledError(
-            f"none of {', '.join(CHROMIUM)} is installed; install the package chromium of your system"
-        )
+    chromium = needed_browser()
     original = originals()[0]
     made = of_published(original)
     shards = sorted(made["shards"].parent.glob("sharded-*-of-*.gguf"))
@@ -322,6 +321,56 @@ def wllama() -> Iterator[Finding]:
             yield Finding(FAILED, f"{original.name}, {name}: {said}")
         else:
             yield answered(original, name, found["original"], said)
+
+
+def needed_browser() -> str:
+    """The program of a Chromium. NotInstalledError without one."""
+    if (found := browser()) is None:
+        names = ", ".join(CHROMIUM)
+        raise NotInstalledError(f"none of {names} is installed; install the package chromium of your system")
+    return found
+
+
+def pages() -> Iterator[Finding]:
+    """Chromium shows the pages of inspect, eval and the documentation: no errors, nothing loaded from elsewhere."""
+    chromium = needed_browser()
+    made = written_pages(FILES / "pages")
+    if find_spec("mkdocs") and find_spec("material"):
+        made += documentation(FILES / "pages" / "site")
+    else:
+        yield Finding(MISSING, "the documentation: MkDocs is not installed (`make docs` installs it)")
+    for file, seen in node("pages.mjs", {"chromium": chromium, "pages": list(map(str, made))}).items():
+        name = Path(file).relative_to(FILES / "pages").as_posix()
+        faults = list(seen["faults"])
+        if seen["wide"] > 0:
+            faults.append(f"{seen['wide']} pixels wider than the window")
+        if not seen["words"] and not seen["drawings"]:
+            faults.append("it is empty")
+        what = f"{name}: {seen['words']} words, {seen['drawings']} drawings"
+        yield judged(what, "; ".join(faults) or None)
+
+
+def written_pages(folder: Path) -> list[Path]:
+    """Pages of files and of quality."""
+    sys.path.insert(0, str(HERE.parent / "evaluate"))
+    from test_plot import some
+
+    from ggufsmith.evaluate.plot import picture
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "eval.html").write_bytes(picture(some(), title="Quality", suffix=".html"))
+    for name, path in {"inspect-small": every_kind()[0], "inspect": of_published(originals()[0])["q4_0"]}.items():
+        smith("inspect", path, "--no-tensors", "--html", folder / f"{name}.html")
+    return sorted(folder.glob("*.html"))
+
+
+def documentation(folder: Path) -> list[Path]:
+    """The pages of the documentation, as a site."""
+    config = HERE.parents[1] / "mkdocs.yml"
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--config-file", config, "--site-dir", folder]
+    subprocess.run([*command, "--no-directory-urls"], check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    # The page of what is not found names its styles from the root of a server.
+    return sorted(path for path in folder.rglob("*.html") if path.name != "404.html")
 
 
 def linters() -> Iterator[Finding]:
@@ -369,5 +418,6 @@ _ORDER = (
     node_llama_cpp,
     mistral_rs,
     wllama,
+    pages,
 )
 CHECKS: Mapping[str, Callable[[], Iterator[Finding]]] = {check.__name__: check for check in _ORDER}

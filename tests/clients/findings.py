@@ -25,7 +25,8 @@ def judged(what: str, wrong: str | None) -> Finding:
 
 def same(what: str, expected: Any, found: Any) -> Finding:
     """Whether two answers are equal. Lists of ids are too long to print: the first that differs is."""
-    if not isinstance(expected, list):
+    if not isinstance(expected, list) or not isinstance(expected[0], list):
         return judged(f"{what}: {expected!r:.100}", None if found == expected else f"not {found!r:.100}")
     differing = [f"{theirs} instead of {ids}" for ids, theirs in zip(expected, found, strict=True) if ids != theirs]
-    return judged(f"{what}: {sum(map(len, expected))} ids", differing[0] if differing else None)
+    wrong = f"{len(differing)} of {len(expected)} differ, first {differing[0]}" if differing else None
+    return judged(f"{what}: {sum(map(len, expected))} ids", wrong)

@@ -1,11 +1,14 @@
 """`ggufsmith batch` as a user and a CI runner meet it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -55,6 +58,18 @@ def test_a_night(home: Path, tmp_path: Path) -> None:
     assert [model["status"] for model in json.loads(again.stdout)["models"]] == ["finished", "finished"]
     shown = jobs.cli(path, "--dry-run").stdout
     assert "0 outputs of 0 models; 4 already exist" in shown
+
+
+def test_planning_counts_where_the_rest_takes_no_time(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    price = import_module("ggufsmith.convert.batch.price")
+    endless = price.Speed(defaultdict(lambda: math.inf), math.inf, math.inf, math.inf)
+    monkeypatch.setattr(price, "calibrate", lambda works, folder: endless)
+    priced = json.loads(jobs.cli(job(home, tmp_path, "A", "B"), "--dry-run", "--json").stdout)
+    each = [model["estimated_seconds"] for model in priced["models"]]
+    assert all(seconds > 0.001 for seconds in each)
+    assert priced["estimated_seconds"] == pytest.approx(sum(each))
 
 
 def test_the_exit_code_says_how_many_failed_and_the_last_line_why(
