@@ -35,16 +35,10 @@ SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", 
 # llama.cpp's graphs read these in float32 whatever the file type (conversion/base.py, prepare_tensors).
 ALWAYS_F32 = frozenset(
     {
-        MODEL_TENSOR.FFN_GATE_INP,
-        MODEL_TENSOR.FFN_GATE_INP_SHEXP,
-        MODEL_TENSOR.POS_EMBD,
-        MODEL_TENSOR.TOKEN_TYPES,
-        MODEL_TENSOR.SSM_CONV1D,
-        MODEL_TENSOR.SHORTCONV_CONV,
-        MODEL_TENSOR.ALTUP_CORRECT_COEF,
-        MODEL_TENSOR.ALTUP_PREDICT_COEF,
-        NewTensor.INDEXER_Q_PROJ,
-        NewTensor.INDEXER_K_PROJ,
+        *(MODEL_TENSOR.FFN_GATE_INP, MODEL_TENSOR.FFN_GATE_INP_SHEXP, MODEL_TENSOR.POS_EMBD, MODEL_TENSOR.TOKEN_TYPES),
+        *(MODEL_TENSOR.SSM_CONV1D, MODEL_TENSOR.SHORTCONV_CONV),
+        *(MODEL_TENSOR.ALTUP_CORRECT_COEF, MODEL_TENSOR.ALTUP_PREDICT_COEF),
+        *(NewTensor.INDEXER_Q_PROJ, NewTensor.INDEXER_K_PROJ),
     }
 )
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
