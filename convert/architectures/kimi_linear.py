@@ -160,6 +160,7 @@ KIMI_LINEAR = Architecture(
         ),
         *(VOCAB_SIZE, *EXPERT_COUNTS, *EXPERT_LENGTH, SHARED_COUNT, LEADING, WEIGHTS_SCALE),
         ConfigKey(Keys.LLM.EXPERT_GATING_FUNC, computed=constant(SIGMOID)),
+        ConfigKey(Keys.LLM.EXPERT_GROUP_USED_COUNT, u32, ("topk_group",), None),
         ConfigKey(Keys.SSM.CONV_KERNEL, names=("linear_conv_kernel_dim",), of=lambda d: d.size("kernel")),
         ConfigKey(Keys.KDA.HEAD_DIM, names=("linear_head_dim",), of=lambda d: d.size("head")),
         ConfigKey(Keys.Attention.Q_LORA_RANK, u32, ("q_lora_rank",), None),
