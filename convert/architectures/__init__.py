@@ -7,6 +7,7 @@ transformers. Tensor and key names: `gguf.constants`; Hugging Face names: `gguf.
 from collections.abc import Mapping
 
 from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.architectures.baichuan import BAICHUAN, BAICHUAN2
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
 from ggufsmith.convert.architectures.encoders import ENCODERS
@@ -30,7 +31,7 @@ from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 
 ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
-    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, *ENCODERS),
+    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
@@ -74,7 +75,7 @@ IGNORED = frozenset(
     time_step_scale use_associative_scan use_mambapy use_mamba_kernels mamba_ssm_cache_dtype chunk_size
     mamba_chunk_size num_logits_to_keep pad_vocab_size_multiple norm_before_gate fused_add_norm time_step_rank
     bias_dropout_fusion emb_pdrop embedding_fraction init_config init_device learned_pos_emb masked_softmax_fusion
-    offset_alibi skip_bias_add skip_bias_add_qkv slow_but_exact tokenizer_name verbose
+    offset_alibi skip_bias_add skip_bias_add_qkv slow_but_exact tokenizer_name verbose z_loss_weight
     moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
     """.split()
 )

@@ -5,8 +5,8 @@
 
 LATER = frozenset(
     """
-    ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BaiChuanForCausalLM
-    BaichuanForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
+    ApertusForCausalLM ArcticForCausalLM AudioFlamingo3ForConditionalGeneration
+    BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
     BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitnetForCausalLM BitNetForCausalLM
     ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
     ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM
