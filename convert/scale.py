@@ -54,3 +54,19 @@ class MultipliedRows(Op):
 
     def inverse(self, source: int = 0) -> "MultipliedRows":
         return MultipliedRows(self.parts, not self.undo)
+
+
+@dataclass(frozen=True)
+class UnitRows(Op):
+    """Every row divided by its length, but at least 1e-12, which comes from double precision. It cannot be undone."""
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        found = read(0, start, stop).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # the stream refuses what is not finite
+            lengths = np.sqrt(np.square(found).sum(-1, keepdims=True))
+            made: Array = (found / np.maximum(lengths, 1e-12)).astype(np.float32)
+        return made

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures.activations import ACTIVATIONS
+from ggufsmith.convert.architectures.baichuan import BAICHUAN, BAICHUAN2
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
 from ggufsmith.convert.architectures.encoders import ENCODERS
@@ -37,7 +38,7 @@ from ggufsmith.convert.architectures.windows import WINDOWS
 
 ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
-    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, *ENCODERS),
+    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, T5, KIMI_LINEAR),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
@@ -81,7 +82,7 @@ IGNORED = frozenset(
     time_step_scale use_associative_scan use_mambapy use_mamba_kernels mamba_ssm_cache_dtype chunk_size
     mamba_chunk_size num_logits_to_keep pad_vocab_size_multiple norm_before_gate fused_add_norm time_step_rank
     bias_dropout_fusion emb_pdrop embedding_fraction init_config init_device learned_pos_emb masked_softmax_fusion
-    offset_alibi skip_bias_add skip_bias_add_qkv slow_but_exact tokenizer_name verbose
+    offset_alibi skip_bias_add skip_bias_add_qkv slow_but_exact tokenizer_name verbose z_loss_weight
     moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
     input_jitter_noise lm_head_bias altup_coef_clip mtp_layer_types mtp_mlp_layer_types num_mtp_layers
     num_decoder_layers decoder_start_token_id dropout_rate initializer_factor scale_decoder_outputs is_gated_act

@@ -41,6 +41,8 @@ def test_a_line(name: str, tmp_path: Path) -> None:
     error = ((found - expected) ** 2).sum() / (expected**2).sum()
     print(f"{name}: {error:.2e}")
     assert error < 1e-9
+    if twins.TWINS[name].reference:
+        return
     line, path = twins.TWINS[name].model, tmp_path / "theirs.gguf"
     options = {"pre": PRE.get(line.vocabulary, ""), "raw": True, "generic": line.generic}
     theirs = open_gguf(reference.convert(folder, path, "--outtype", "f32", **options))

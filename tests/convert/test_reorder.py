@@ -22,7 +22,7 @@ from ggufsmith.convert.reorder import (
     Unfold,
     Unsqueeze,
 )
-from ggufsmith.convert.scale import Multiplied, MultipliedRows
+from ggufsmith.convert.scale import Multiplied, MultipliedRows, UnitRows
 
 Whole = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -69,6 +69,7 @@ CASES: dict[str, tuple[Op, tuple[int, ...], Whole]] = {
     ),
     "padded": (PaddedRows(3, 7), (3, 4), lambda x: np.concatenate([x, np.zeros((4, 4), np.float32)])),
     "padded by none": (PaddedRows(3, 3), (3, 4), lambda x: x),
+    "unit rows": (UnitRows(), (5, 4), lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)),
     "exp": (NegativeExp(), (7,), lambda x: -np.exp(x)),
     "part of a vector": (Part(2, 5), (9,), lambda x: x[2:5]),
     "chain": (Chain(Turn(), Strided(1, 2)), (3, 4, 6), lambda x: x.swapaxes(-1, -2)[:, 1::2]),
