@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 import adapters
 import checkpoints
 import encoders
+import layout_twins
 import mistral
 import original
 import quantized
-import twins
 import zoo
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.convert.architectures import ARCHITECTURES
@@ -137,7 +137,7 @@ def test_every_architecture_is_here() -> None:
     lines = zoo.ZOO.values()
     classes = {line.model_class for line in (*lines, *encoders.BOTH.values())}
     classes |= {kind.model_class for kind in checkpoints.KINDS.values()}
-    classes |= set(mistral.CLASSES) | {twin.model_class for twin in twins.TWINS.values()}
+    classes |= set(mistral.CLASSES) | {twin.model_class for twin in layout_twins.TWINS.values()}
     missing = [record for record in ARCHITECTURES if not classes & set(record.classes)]
     assert [record.name for record in missing if record not in ENCODERS] == []
 

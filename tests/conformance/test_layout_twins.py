@@ -10,8 +10,8 @@ import pytest
 from llama_models import logits
 from test_convert import PRE, ours, tensors
 
+import layout_twins
 import reference
-import twins
 from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.hf.run import ToHfJob, prepare
@@ -24,13 +24,13 @@ from requesting import request
 pytestmark = pytest.mark.conformance
 
 
-@pytest.mark.parametrize("name", twins.TWINS)
+@pytest.mark.parametrize("name", layout_twins.TWINS)
 def test_a_line(name: str, tmp_path: Path) -> None:
     import torch
 
     folder = tmp_path / "Tiny-Fixture"
     folder.mkdir()
-    model = twins.write(name, folder)
+    model = layout_twins.write(name, folder)
     notes = make_plan(open_config(folder), None).notes
     assert not [note for note in notes if note.startswith("these keys of config.json")]
     mine = ours(folder, tmp_path / "ours.gguf", "f32")
@@ -41,9 +41,9 @@ def test_a_line(name: str, tmp_path: Path) -> None:
     error = ((found - expected) ** 2).sum() / (expected**2).sum()
     print(f"{name}: {error:.2e}")
     assert error < 1e-9
-    if twins.TWINS[name].reference:
+    if layout_twins.TWINS[name].reference:
         return
-    line, path = twins.TWINS[name].model, tmp_path / "theirs.gguf"
+    line, path = layout_twins.TWINS[name].model, tmp_path / "theirs.gguf"
     options = {"pre": PRE.get(line.vocabulary, ""), "raw": True, "generic": line.generic}
     theirs = open_gguf(reference.convert(folder, path, "--outtype", "f32", **options))
     a, b = tensors(mine), tensors(theirs)
@@ -53,11 +53,11 @@ def test_a_line(name: str, tmp_path: Path) -> None:
     assert {key: mine.metadata.get(key) for key in keys} == {key: theirs.metadata.get(key) for key in keys}
 
 
-@pytest.mark.parametrize("name", twins.TWINS)
+@pytest.mark.parametrize("name", layout_twins.TWINS)
 def test_what_needs_the_class_is_refused(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "Tiny-Fixture"
     folder.mkdir()
-    twins.write(name, folder)
+    layout_twins.write(name, folder)
     mine = ours(folder, tmp_path / "ours.gguf", "f32")
     with pytest.raises(Unsupported, match="does not have the class"), opened_model(request(folder)) as model:
         build_skeleton(model)

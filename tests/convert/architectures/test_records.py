@@ -4,8 +4,8 @@ import pytest
 
 import checkpoints
 import encoders
+import layout_twins
 import mistral
-import twins
 import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
@@ -14,7 +14,7 @@ LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH}
 TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
     *mistral.CLASSES,
-    *(twin.model_class for twin in twins.TWINS.values()),
+    *(twin.model_class for twin in layout_twins.TWINS.values()),
 }
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
