@@ -43,7 +43,14 @@ SAMPLE = (
     "qwen3-vl",
     *("mamba2", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1", "jamba"),
 )
-QUANTIZED = [name for name, line in zoo.ZOO.items() if not line.reference] if "EVERY_LINE" in os.environ else SAMPLE
+# Those that cannot be made four times as wide, and why.
+NARROW = {
+    "phimoe": "its factors of LongRoPE are for heads of one size",
+    "glm": "llama.cpp wants the heads to be as wide as the embedding",
+    "hunyuan-a13b": "the converter insists on the width of the published model's heads",
+}
+EVERY = [name for name, line in zoo.ZOO.items() if not line.reference and name not in NARROW]
+QUANTIZED = EVERY if "EVERY_LINE" in os.environ else SAMPLE
 LINES = [(name, False) for name in zoo.ZOO] + [(name, True) for name, line in zoo.ZOO.items() if line.two_spellings]
 
 
@@ -106,8 +113,8 @@ def test_the_gating_that_transformers_5_leaves_out_of_config_json(tmp_path: Path
 
 
 def same(name: str, ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
-    """Whether two tensors are equal; torch rounds exponentials otherwise from processor to processor."""
-    if name.endswith(".ssm_a") and ours[:2] == theirs[:2] == (ours[0], "F32"):
+    """Whether two tensors are equal; torch rounds exponentials and powers otherwise from processor to processor."""
+    if name.endswith((".ssm_a", "rope_freqs.weight")) and ours[:2] == theirs[:2] == (ours[0], "F32"):
         one, other = (np.frombuffer(each[2], np.float32) for each in (ours, theirs))
         return bool(np.allclose(one, other, rtol=2e-7, atol=0))
     return ours == theirs
