@@ -41,7 +41,7 @@ SAMPLE = (
     "ministral3",
     "falcon-40b",
     "qwen3-vl",
-    *("mamba2", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1", "jamba"),
+    *("mamba2", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1", "jamba", "kimi-linear"),
 )
 # Those that cannot be made four times as wide, and why.
 NARROW = {
