@@ -38,7 +38,7 @@ FULL_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # architecture -> wh
 # neither heads nor a feed-forward.
 STATES_ALONE = ("mamba", "mamba2")
 STATES_BESIDE = ("falcon-h1",)
-STATES_OR_HEADS = ("granitehybrid", "jamba")
+STATES_OR_HEADS = ("granitehybrid", "jamba", "kimi-linear")
 ONE_OF_THREE = ("nemotron_h", "nemotron_h_moe")
 
 
@@ -186,6 +186,9 @@ class _Hyper:
         """Of one recurrent layer, in float32."""
         if length := self.number("shortconv.l_cache"):
             return 4 * self.number("embedding_length") * (length - 1)
+        if head := self.number("kda.head_dim"):
+            kept = max(self.number("ssm.conv_kernel", 4) - 1, 0)  # of queries, keys and values
+            return 4 * self.at("attention.head_count", 0, 0) * head * (3 * kept + head)
         inner, state = self.number("ssm.inner_size"), self.number("ssm.state_size")
         channels = inner + 2 * self.number("ssm.group_count") * state
         return 4 * (max(self.number("ssm.conv_kernel") - 1, 0) * channels + state * inner)
