@@ -55,7 +55,7 @@ def differences(vocabulary: Vocabulary, scratch: Path, name: str = "model") -> l
         *(
             (kind, "Gemma2ForCausalLM" if kind.startswith("gemma") else "LlamaForCausalLM")
             for kind in vocabularies.KINDS
-            if not kind.startswith(("bert-", "xlmr-"))  # of encoders, which are not run on texts here
+            if not kind.startswith(("bert-", "xlmr-", "t5-"))  # of encoders, and T5, which are not run on texts here
         ),
         ("gemma-bpe", "Gemma4ForCausalLM"),
     ],
