@@ -32,14 +32,14 @@ from ggufsmith.convert.architectures.phimoe import PHIMOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
 from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
 from ggufsmith.convert.architectures.state_space import STATE_SPACE
-from ggufsmith.convert.architectures.t5 import T5
+from ggufsmith.convert.architectures.t5 import T5_FAMILY
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 from ggufsmith.convert.architectures.windows import WINDOWS
 
 ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
-    *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, T5, KIMI_LINEAR),
+    *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -86,6 +86,6 @@ IGNORED = frozenset(
     moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
     input_jitter_noise lm_head_bias altup_coef_clip mtp_layer_types mtp_mlp_layer_types num_mtp_layers
     num_decoder_layers decoder_start_token_id dropout_rate initializer_factor scale_decoder_outputs is_gated_act
-    tie_encoder_decoder output_past use_grouped_topk
+    tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     """.split()
 )

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: DeepSeek-V2 and V3, GLM-4.7-Flash, Mistral 4.
+"""Multi-head latent attention: DeepSeek-V2 and V3, GLM-4.7-Flash, Mistral 4, Youtu.
 
 llama.cpp multiplies queries with what makes keys, so that all heads share one small key: kv_b_proj is cut in two.
 """
@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from gguf.constants import MODEL_ARCH, Keys
 
 from ggufsmith.container.values import f32, u32
-from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused, Rope, TensorRule
+from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused, Need, Rope, TensorRule
 from ggufsmith.convert.architectures.groups import (
     EMBEDDINGS,
     EXPERT_COUNTS,
     EXPERT_LENGTH,
+    FEED_FORWARD,
     INVERSE_FREQUENCIES,
     NORMS,
     OPTIONAL,
@@ -103,6 +104,13 @@ def scaled_from(config: Config, dims: Dims) -> int | None:
 BY_POSITION = (
     ConfigKey(Keys.Attention.TEMPERATURE_SCALE, f32, computed=rope_field("llama_4_scaling_beta")),
     ConfigKey(Keys.Attention.TEMPERATURE_LENGTH, u32, computed=scaled_from),
+)
+OF_EXPERTS = frozenset(
+    key.name
+    for key in (
+        *(*EXPERT_COUNTS, *GROUPS, *EXPERT_LENGTH, SHARED_COUNT, LEAD, gating(SOFTMAX)),
+        *(WEIGHTS_SCALE, WEIGHTS_NORM),
+    )
 )
 DEEPSEEK2 = Architecture(
     MODEL_ARCH.DEEPSEEK2,
@@ -207,5 +215,39 @@ MISTRAL_LARGE3 = replace(
     drop=MISTRAL4.drop,
     beyond="",
 )
+# It has no experts; llama.cpp's graph is told so by the number of dense blocks, and wants to know a length of experts.
+YOUTU = replace(
+    DEEPSEEK2,
+    classes=("YoutuForCausalLM",),
+    tensors=(
+        *(
+            replace(rule, need=Need.REQUIRED) if rule.tensor is not T.OUTPUT else rule
+            for rule in DEEPSEEK2.tensors
+            if not rule.on and rule.tensor is not T.ATTN_Q
+        ),
+        *FEED_FORWARD,
+    ),
+    keys=(
+        *(key for key in DEEPSEEK2.keys if key.name not in OF_EXPERTS),
+        ConfigKey(Keys.LLM.LEADING_DENSE_BLOCK_COUNT, of=lambda d: d.blocks),
+        ConfigKey(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH, of=lambda d: d.ff),
+        ConfigKey(Keys.LLM.EXPERT_SHARED_COUNT, of=lambda d: 0),
+    ),
+    models="Youtu-LLM",
+    fused=DEEPSEEK2.fused[1:2],
+    defaults={
+        "max_position_embeddings": 131072,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 128,
+        "v_head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+    aliases={},
+    sizes={name: size for name, size in DEEPSEEK2.sizes.items() if name != "shared_ff"},
+    kinds=None,
+    beyond="",
+)
 
-LATENT = (DEEPSEEK2, DEEPSEEK3, GLM4_MOE_LITE, MISTRAL4, MISTRAL_LARGE3)
+LATENT = (DEEPSEEK2, DEEPSEEK3, GLM4_MOE_LITE, MISTRAL4, MISTRAL_LARGE3, YOUTU)

@@ -27,7 +27,7 @@ LATER = frozenset(
     LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM
     MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniCPMForCausalLM
     MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM
-    MT5ForConditionalGeneration MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration
+    MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration
     NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification
     NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
     PanguEmbeddedForCausalLM Phi4ForCausalLMV Plamo2ForCausalLM PLaMo2ForCausalLM Plamo3ForCausalLM
@@ -37,7 +37,7 @@ LATER = frozenset(
     RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM
     RwkvHybridForCausalLM Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM
     Spark2_5ForCausalLM Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration
-    TalkieForCausalLM UltravoxModel UMT5ForConditionalGeneration UMT5Model UnlimitedOCRForCausalLM
-    VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM YoutuForCausalLM YoutuVLForConditionalGeneration
+    TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM
+    VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM YoutuVLForConditionalGeneration
     """.split()
 )

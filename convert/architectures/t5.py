@@ -1,5 +1,6 @@
 """T5 and its encoder alone: positions are told by a bias for every distance, which the first block has for all.
 
+In UMT5, every block has a bias of its own.
 llama.cpp does not scale what the decoder makes before the head, as T5 does where the head was the embedding once: that
 factor goes into the last norm.
 """
@@ -10,7 +11,7 @@ from dataclasses import replace
 from gguf.constants import MODEL_ARCH, Keys
 
 from ggufsmith.container.values import f32, u32
-from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Rope, TensorRule
+from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Rope, TensorRule, copy
 from ggufsmith.convert.architectures.groups import BASE, EMBEDDINGS, HEAD_SIZE, LAYER_NORM, OPTIONAL, T
 from ggufsmith.convert.architectures.moe import whole
 from ggufsmith.convert.config import Config
@@ -150,3 +151,19 @@ T5 = replace(
     pooling=False,
     models="T5, Flan-T5",
 )
+MT5 = replace(
+    T5,
+    classes=("MT5ForConditionalGeneration",),
+    tensors=tuple(replace(rule, op=copy) if rule.tensor is T.DEC_OUTPUT_NORM else rule for rule in T5.tensors),
+    defaults={**T5.defaults, "feed_forward_proj": "gated-gelu"},
+    factors={},
+    models="mT5",
+)
+UMT5 = replace(
+    T5,
+    classes=("UMT5ForConditionalGeneration", "UMT5Model"),
+    tensors=tuple(replace(rule, on=rule.on.removesuffix("first")) for rule in T5.tensors),
+    defaults=MT5.defaults,
+    models="UMT5: text encoders of Wan and AuraFlow",
+)
+T5_FAMILY = (T5, MT5, UMT5)

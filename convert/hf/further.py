@@ -58,6 +58,7 @@ from ggufsmith.convert.hf.names import (
 )
 from ggufsmith.convert.hf.newer import NEWER
 from ggufsmith.convert.hf.several import (
+    DENSE_LATENT,
     LATENT,
     convolutions,
     every,
@@ -301,6 +302,7 @@ SPARSE = (
         biases={"attention_bias": ATTENTION},
         renamed={"intermediate_size": "intermediate_size_mlp", "moe_intermediate_size": "intermediate_size"},
     ),
+    HfClass(latent.YOUTU, "youtu", when=lambda given: given.whole(L.EXPERT_COUNT) == 0, **DENSE_LATENT),
     HfClass(latent.DEEPSEEK2, "deepseek_v2", when=gating(ExpertGatingFuncType.SOFTMAX), **LATENT),
     HfClass(
         latent.GLM4_MOE_LITE, "glm4_moe_lite", when=lambda given: given.whole(L.NEXTN_PREDICT_LAYERS) > 0, **LATENT

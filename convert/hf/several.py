@@ -6,7 +6,7 @@ from typing import Any
 from gguf.constants import ExpertGatingFuncType, Keys
 
 from ggufsmith.convert.hf.given import Given
-from ggufsmith.convert.hf.names import LATENT_NAMES, LATENT_SOURCES
+from ggufsmith.convert.hf.names import GATE_CORRECTION, LATENT_NAMES, LATENT_SOURCES
 
 A, L, R = Keys.Attention, Keys.LLM, Keys.Rope
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -188,4 +188,10 @@ LATENT: Mapping[str, Any] = {
     "sources": LATENT_SOURCES,
     "more": latent_sizes,
     "lost": ("partial_rotary_factor", "head_dim"),
+}
+DENSE_LATENT: Mapping[str, Any] = {
+    **LATENT,
+    "sparse": False,
+    "sources": {name: made for name, made in LATENT_SOURCES.items() if name not in GATE_CORRECTION},
+    "more": lambda given: {key: value for key, value in latent_sizes(given).items() if key != "norm_topk_prob"},
 }

@@ -36,6 +36,7 @@ OTHER_NAMES = {
     "DistilBertForMaskedLM",
     "StableLMEpochForCausalLM",
     "T5WithLMHeadModel",
+    "UMT5Model",
     "Ernie4_5_ForCausalLM",
     "BloomModel",
     "MPTForCausalLM",
