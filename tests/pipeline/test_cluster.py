@@ -381,7 +381,7 @@ def test_an_interrupted_or_killed_client(shared: Cluster, large: Path, expected:
             assert client.poll() is None, client.communicate()
             time.sleep(0.01)
         client.send_signal(number)
-        assert client.wait(20) == code
+        assert client.wait(20) == code, client.communicate()
         assert not (tmp_path / "a.gguf").exists()
     assert convert(large, tmp_path / "a.gguf", shared) == expected
     assert left(tmp_path) == ["a.gguf"]
