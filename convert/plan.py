@@ -403,6 +403,9 @@ def _output(
     return TensorPlan(slot.name, shape, op, sources, len(shape) <= 1 or stays_f32(slot))
 
 
+# -- config -----------------------------------------------------------------------------------------------------------
+
+
 def _check_config(record: Architecture, config: Config, dims: Dims, problems: list[str]) -> None:
     for key, allowed in record.require.items():
         value = config.first(key)

@@ -388,22 +388,28 @@ class Turn(Op):
         return (*source[:-2], len(range(self.begin, source[-1], self.step)), source[-2])
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
-        height = sources[0][-2]
+        height, width = sources[0][-2:]
         each = self.shape(*sources)[-2]
-        made: list[Array] = []
-        for matrix in range(start // each, -(-stop // each)):
+        strip = max(STRIP // width // TURNED, 1) * TURNED
+        strips = range(0, height, strip)
+        skipped = start // max(stop - start, 1) % len(strips)  # neighbours begin with others, and wait less
+        order = (*strips[skipped:], *strips[:skipped])
+
+        def turned(matrix: int) -> Array:
             low, high = max(start - matrix * each, 0), min(stop - matrix * each, each)
-            strip = max(STRIP // sources[0][-1] // TURNED, 1) * TURNED
-            strips = range(0, height, strip)
-            skipped = start // max(stop - start, 1) % len(strips)  # neighbours begin with others, and wait less
-            for count, first in enumerate((*strips[skipped:], *strips[:skipped])):
-                last = min(first + strip, height)
-                chosen = self.view(read(0, matrix * height + first, matrix * height + last))[low:high]
-                if not count:
-                    made.append(np.empty((high - low, height), chosen.dtype))
-                for at in range(first, last, TURNED):
-                    made[-1][:, at : at + TURNED] = chosen[:, at - first : at - first + TURNED]
-        return made[0] if len(made) == 1 else np.concatenate(made)
+            made: Array | None = None
+            for first in order:
+                begin, end = matrix * height + first, matrix * height + min(first + strip, height)
+                chosen = self.view(read(0, begin, end))[low:high]
+                made = np.empty((high - low, height), chosen.dtype) if made is None else made
+                place = made[:, first : first + end - begin]
+                for at in range(0, end - begin, TURNED):
+                    place[:, at : at + TURNED] = chosen[:, at : at + TURNED]
+            assert made is not None
+            return made
+
+        parts = [turned(matrix) for matrix in range(start // each, -(-stop // each))]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def inverse(self, source: int = 0) -> "Turn | None":
         return self if self.step == 1 else None

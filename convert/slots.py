@@ -61,6 +61,3 @@ def stays_f32(slot: Slot) -> bool:
     """Whether a matrix is stored in float32 whatever the output type."""
     name = slot.name
     return slot.tensor in ALWAYS_F32 or not name.endswith(".weight") or name.endswith("_norm.weight")
-
-
-# -- config -----------------------------------------------------------------------------------------------------------

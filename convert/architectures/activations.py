@@ -11,6 +11,7 @@ from ggufsmith.convert.architectures.groups import (
     EMBEDDINGS,
     HEAD_NORMS,
     NORMS,
+    OUTPUT_OR_EMBEDDING,
     ROTARY,
     SIZES,
     STATED_HEAD_SIZE,
@@ -22,7 +23,7 @@ APERTUS = Architecture(
     ("ApertusForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        replace(EMBEDDINGS[2], fallback=EMBEDDINGS[0].tensor),
+        OUTPUT_OR_EMBEDDING,
         *NORMS,
         *(replace(rule, bias=False) for rule in (*ATTENTION, *UNGATED)),
         *HEAD_NORMS,

@@ -13,6 +13,7 @@ from ggufsmith.convert.architectures.groups import (
     FEED_FORWARD,
     INVERSE_FREQUENCIES,
     NORMS,
+    OUTPUT_OR_EMBEDDING,
     SILU,
     SIZES,
     T,
@@ -51,7 +52,7 @@ BAICHUAN = Architecture(
     ("BaiChuanForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *NORMS,
         *(replace(rule, bias=False) for rule in (*ATTENTION, *FEED_FORWARD)),
     ),

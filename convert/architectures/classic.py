@@ -20,6 +20,7 @@ from ggufsmith.convert.architectures.groups import (
     MTP_HEAD,
     NO_WINDOW,
     NORMS,
+    OUTPUT_OR_EMBEDDING,
     PACKED_EXPERTS,
     QWEN_EXPERT_COUNTS,
     SHARED_EXPERT,
@@ -111,7 +112,7 @@ QWEN2_MOE = replace(
     classes=("Qwen2MoeForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *NORMS,
         *ATTENTION,
         *EXPERTS,

@@ -20,6 +20,7 @@ from ggufsmith.convert.architectures.groups import (
     NO_SCALING,
     NORMS,
     OPTIONAL,
+    OUTPUT_OR_EMBEDDING,
     ROTARY,
     SILU,
     SIZES,
@@ -51,7 +52,7 @@ OLMO2 = Architecture(
     ("Olmo2ForCausalLM", "Olmo3ForCausalLM"),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *ATTENTION,
         TensorRule(T.ATTN_Q_NORM, "q"),
         TensorRule(T.ATTN_K_NORM, "kv"),
@@ -146,7 +147,7 @@ STABLELM = Architecture(
     ("StableLmForCausalLM", "StableLMEpochForCausalLM"),
     tensors=(
         EMBEDDINGS[0],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *LAYER_NORMS[:2],
         replace(LAYER_NORMS[2], need=OPTIONAL),
         *(replace(rule, bias=rule.tensor is not T.ATTN_OUT) for rule in ATTENTION),
@@ -242,7 +243,7 @@ NEMOTRON = Architecture(
     ("NemotronForCausalLM",),
     tensors=(
         EMBEDDINGS[0],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *(replace(rule, op=add_one) for rule in LAYER_NORMS),
         *ATTENTION,
         *UNGATED,

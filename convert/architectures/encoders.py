@@ -24,6 +24,7 @@ from ggufsmith.convert.architectures.groups import (
     VOCAB_SIZE,
     T,
     constant,
+    without,
 )
 from ggufsmith.convert.architectures.groups import SIZES as ROOT_SIZES
 from ggufsmith.convert.architectures.t5 import T5_ENCODER
@@ -78,7 +79,7 @@ def used_positions(dims: Dims) -> Op:
 
 LABELS = ConfigKey(Keys.Classifier.OUTPUT_LABELS, strings, computed=lambda config, dims: labels_of(config) or None)
 TYPE_COUNT = ConfigKey(Keys.Tokenizer.TOKEN_TYPE_COUNT, u32, ("type_vocab_size",), 1)
-SIZES_WITHOUT_KV = tuple(key for key in BASE if key.name != Keys.Attention.HEAD_COUNT_KV)
+SIZES_WITHOUT_KV = without(BASE, Keys.Attention.HEAD_COUNT_KV)
 CLASSIFIER = (
     TensorRule(T.CLS, "embd embd", bias=True, need=OPTIONAL),
     TensorRule(T.CLS_OUT, "labels embd", bias=True, need=OPTIONAL),

@@ -16,11 +16,13 @@ from ggufsmith.convert.architectures.groups import (
     INVERSE_FREQUENCIES,
     LAYER_NORM,
     NORMS,
+    OUTPUT_OR_EMBEDDING,
     ROTARY,
     SILU,
     SIZES,
     T,
     constant,
+    without,
 )
 from ggufsmith.convert.config import Config, as_number
 from ggufsmith.convert.gguf_names import Tensor
@@ -30,7 +32,7 @@ from ggufsmith.convert.reorder import Chain, PartGroups
 QKV = (T.ATTN_Q, T.ATTN_K, T.ATTN_V)
 # llama.cpp computes all of them by the tanh.
 GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-ONE_KIND_OF_HEADS = tuple(key for key in BASE if key.name != Keys.Attention.HEAD_COUNT_KV)
+ONE_KIND_OF_HEADS = without(BASE, Keys.Attention.HEAD_COUNT_KV)
 
 
 def part_heads(dims: Dims) -> Op:
@@ -135,7 +137,7 @@ GPT_NEOX = Architecture(
     ("GPTNeoXForCausalLM",),
     tensors=(
         EMBEDDINGS[0],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *norms(T.OUTPUT_NORM),
         *BLOCK,
     ),
@@ -236,7 +238,7 @@ INTERNLM2 = Architecture(
     ("InternLM2ForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *NORMS,
         *(replace(rule, bias=False) for rule in (*ATTENTION, *FEED_FORWARD)),
     ),

@@ -17,6 +17,7 @@ from ggufsmith.convert.architectures.groups import (
     SIZES,
     T,
     layer_types,
+    without,
 )
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Op
@@ -100,7 +101,7 @@ GEMMA3N = Architecture(
         TensorRule(T.LAUREL_POST_NORM, "embd"),
     ),
     keys=(
-        *(key for key in SIZES if key.name != Keys.LLM.FEED_FORWARD_LENGTH),
+        *without(SIZES, Keys.LLM.FEED_FORWARD_LENGTH),
         ConfigKey(Keys.LLM.FEED_FORWARD_LENGTH, number_or_array, computed=lengths),
         *HEAD_SIZE,
         ConfigKey(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, f32, ("final_logit_softcapping",)),

@@ -21,6 +21,7 @@ from ggufsmith.convert.architectures.groups import (
     T,
     layer_types,
     sparse,
+    without,
 )
 from ggufsmith.convert.config import Config
 
@@ -155,7 +156,7 @@ GEMMA4 = Architecture(
         TensorRule(T.PER_LAYER_POST_NORM, "embd", when=has_per_layer),
     ),
     keys=(
-        *(key for key in SIZES if key.name not in (Keys.LLM.FEED_FORWARD_LENGTH, Keys.Attention.HEAD_COUNT_KV)),
+        *without(SIZES, Keys.LLM.FEED_FORWARD_LENGTH, Keys.Attention.HEAD_COUNT_KV),
         ConfigKey(Keys.LLM.FEED_FORWARD_LENGTH, number_or_array, computed=lengths),
         ConfigKey(Keys.Attention.HEAD_COUNT_KV, number_or_array, computed=head_counts),
         ConfigKey(Keys.LLM.FINAL_LOGIT_SOFTCAPPING, f32, ("final_logit_softcapping",), None),

@@ -5,7 +5,14 @@ from dataclasses import replace
 from gguf.constants import MODEL_ARCH, Keys
 
 from ggufsmith.convert.architecture import Architecture, Dims, Rope, TensorRule
-from ggufsmith.convert.architectures.groups import BASE, EMBEDDINGS, LAYER_NORM, LAYER_NORMS, T
+from ggufsmith.convert.architectures.groups import (
+    BASE,
+    EMBEDDINGS,
+    LAYER_NORM,
+    LAYER_NORMS,
+    T,
+    without,
+)
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Op
 from ggufsmith.convert.reorder import Turn
@@ -68,7 +75,7 @@ GPT2 = replace(
         TensorRule(T.FFN_DOWN, "ff embd", turn),
         TensorRule(T.FFN_DOWN, "embd", part="bias"),
     ),
-    keys=tuple(key for key in GPT_BIGCODE.keys if key.name != Keys.Attention.HEAD_COUNT_KV),
+    keys=without(GPT_BIGCODE.keys, Keys.Attention.HEAD_COUNT_KV),
     models="GPT-2",
     require={
         "activation_function": ("gelu_new",),

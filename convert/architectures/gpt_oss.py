@@ -13,6 +13,7 @@ from ggufsmith.convert.architectures.groups import (
     EXPERT_LENGTH,
     EXPERTS,
     HEAD_SIZE,
+    OUTPUT_OR_EMBEDDING,
     SIZES,
     WINDOW,
     T,
@@ -45,7 +46,7 @@ GPT_OSS = Architecture(
     ("GptOssForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         TensorRule(T.ATTN_NORM, "embd"),
         TensorRule(T.ATTN_POST_NORM, "embd"),
         *ATTENTION,

@@ -1,6 +1,6 @@
 """What the records of architectures have in common: ops, groups of tensors, groups of keys."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +68,11 @@ def layer_types(config: Config, blocks: int, period: int) -> list[str]:
     return given or usual
 
 
+def without(keys: Iterable[ConfigKey], *names: str) -> tuple[ConfigKey, ...]:
+    """The keys but for these."""
+    return tuple(key for key in keys if key.name not in names)
+
+
 def window(config: Config, dims: Dims) -> int | None:
     """The sliding window, if there is one."""
     return config.integer("sliding_window")
@@ -120,6 +125,7 @@ EMBEDDINGS = (
     TensorRule(T.OUTPUT_NORM, "embd"),
     TensorRule(T.OUTPUT, "vocab embd", need=OPTIONAL),  # absent: llama.cpp takes the embedding
 )
+OUTPUT_OR_EMBEDDING = TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD)  # llama.cpp wants it in any case
 LAYER_NORMS = (
     TensorRule(T.OUTPUT_NORM, "embd", bias=True),
     TensorRule(T.ATTN_NORM, "embd", bias=True),

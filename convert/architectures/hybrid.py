@@ -31,6 +31,7 @@ from ggufsmith.convert.architectures.groups import (
     VOCAB_SIZE,
     T,
     constant,
+    without,
 )
 from ggufsmith.convert.architectures.moe import (
     GRANITE_MOE,
@@ -67,11 +68,6 @@ def on(word: str, rules: Iterable[TensorRule], **changes: object) -> tuple[Tenso
 def per_block(word: str, count: Callable[[Dims], int]) -> Callable[[Config, Dims], list[int]]:
     """A number for the blocks that have this word, 0 for the others."""
     return lambda config, dims: [count(dims) * (word in kind) for kind in dims.kinds]
-
-
-def without(keys: Iterable[ConfigKey], *names: str) -> tuple[ConfigKey, ...]:
-    """The keys but for these."""
-    return tuple(key for key in keys if key.name not in names)
 
 
 def any_context(config: Config, dims: Dims) -> int:

@@ -13,12 +13,14 @@ from ggufsmith.convert.architectures.groups import (
     EXPERT_LENGTH,
     NORMS,
     OPTIONAL,
+    OUTPUT_OR_EMBEDDING,
     PACKED_EXPERTS,
     SILU,
     SIZES,
     VOCAB_SIZE,
     T,
     constant,
+    without,
 )
 from ggufsmith.convert.architectures.latent import DEEPSEEK2
 from ggufsmith.convert.architectures.moe import (
@@ -132,7 +134,7 @@ KIMI_LINEAR = Architecture(
     ("KimiLinearForCausalLM", "KimiLinearModel"),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *NORMS,
         *LATENT,
         *(TensorRule(tensor, "inner embd", on="linear") for tensor in (T.ATTN_Q, T.ATTN_K, T.ATTN_V)),
@@ -152,7 +154,7 @@ KIMI_LINEAR = Architecture(
         *(replace(rule, need=OPTIONAL) for rule in SHARED_BLOCKS),
     ),
     keys=(
-        *(key for key in SIZES if key.name != Keys.Attention.HEAD_COUNT_KV),
+        *without(SIZES, Keys.Attention.HEAD_COUNT_KV),
         ConfigKey(
             Keys.Attention.HEAD_COUNT_KV,
             i32s,

@@ -22,6 +22,7 @@ from ggufsmith.convert.architectures.groups import (
     VOCAB_SIZE,
     T,
     rope_fields,
+    without,
 )
 from ggufsmith.convert.architectures.moe import (
     BIAS,
@@ -135,7 +136,7 @@ LAGUNA = Architecture(
         *SHARED_BLOCKS,
     ),
     keys=(
-        *(key for key in SIZES if key.name != Keys.Attention.HEAD_COUNT),
+        *without(SIZES, Keys.Attention.HEAD_COUNT),
         ConfigKey(
             Keys.Attention.HEAD_COUNT,
             i32s,

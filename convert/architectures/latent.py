@@ -24,6 +24,7 @@ from ggufsmith.convert.architectures.groups import (
     VOCAB_SIZE,
     T,
     rope_field,
+    without,
 )
 from ggufsmith.convert.architectures.moe import (
     BEYOND,
@@ -200,7 +201,7 @@ MISTRAL4 = replace(
         *(rule for rule in DEEPSEEK2.tensors if rule.tensor not in (T.FFN_GATE_EXP, T.FFN_UP_EXP, T.FFN_EXP_PROBS_B)),
         TensorRule(T.FFN_GATE_UP_EXP, "experts expert_gate_up embd", on="moe"),
     ),
-    keys=(*(key for key in DEEPSEEK2.keys if key.name != Keys.LLM.EXPERT_GATING_FUNC), *BY_POSITION),
+    keys=(*without(DEEPSEEK2.keys, Keys.LLM.EXPERT_GATING_FUNC), *BY_POSITION),
     models="Mistral Small 4 (text)",
     fused=DEEPSEEK2.fused[:-1],
     drop={**DEEPSEEK2.drop, **VISION_TOWER},
@@ -228,7 +229,7 @@ YOUTU = replace(
         *FEED_FORWARD,
     ),
     keys=(
-        *(key for key in DEEPSEEK2.keys if key.name not in OF_EXPERTS),
+        *without(DEEPSEEK2.keys, *OF_EXPERTS),
         ConfigKey(Keys.LLM.LEADING_DENSE_BLOCK_COUNT, of=lambda d: d.blocks),
         ConfigKey(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH, of=lambda d: d.ff),
         ConfigKey(Keys.LLM.EXPERT_SHARED_COUNT, of=lambda d: 0),

@@ -18,6 +18,7 @@ from ggufsmith.convert.architectures.groups import (
     SIZES,
     VOCAB_SIZE,
     T,
+    without,
 )
 from ggufsmith.convert.architectures.moe import (
     DENSE_BLOCKS,
@@ -65,7 +66,7 @@ LFM2 = Architecture(
         *(replace(rule, bias=False) for rule in FEED_FORWARD),
     ),
     keys=(
-        *(key for key in SIZES if key.name not in (Keys.Attention.HEAD_COUNT_KV, Keys.Attention.LAYERNORM_RMS_EPS)),
+        *without(SIZES, Keys.Attention.HEAD_COUNT_KV, Keys.Attention.LAYERNORM_RMS_EPS),
         ConfigKey(
             Keys.Attention.HEAD_COUNT_KV,
             i32s,

@@ -13,11 +13,13 @@ from ggufsmith.convert.architectures.groups import (
     EXPERT_LENGTH,
     NORMS,
     OPTIONAL,
+    OUTPUT_OR_EMBEDDING,
     PACKED_EXPERTS,
     ROTARY,
     SILU,
     SIZES,
     T,
+    without,
 )
 from ggufsmith.convert.architectures.moe import (
     BIAS,
@@ -93,7 +95,7 @@ MIMO2 = Architecture(
     ("MiMoV2FlashForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *NORMS,
         TensorRule(T.ATTN_Q, "q embd", bias=True),
         *(
@@ -110,7 +112,7 @@ MIMO2 = Architecture(
         TensorRule(T.LAYER_OUT_NORM, "embd", on="mtp", need=OPTIONAL),
     ),
     keys=(
-        *(key for key in SIZES if key.name != Keys.Attention.HEAD_COUNT_KV),
+        *without(SIZES, Keys.Attention.HEAD_COUNT_KV),
         ConfigKey(
             Keys.Attention.HEAD_COUNT_KV,
             i32s,

@@ -16,6 +16,7 @@ from ggufsmith.convert.architectures.groups import (
     HEAD_NORMS,
     HEAD_SIZE,
     NORMS,
+    OUTPUT_OR_EMBEDDING,
     PACKED_EXPERTS,
     SIZES,
     VISION_TOWER,
@@ -107,7 +108,7 @@ MINIMAX_M3 = Architecture(
     tensors=(
         EMBEDDINGS[0],
         replace(EMBEDDINGS[1], op=add_one),
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *(replace(rule, op=add_one) for rule in (*NORMS, *HEAD_NORMS)),
         *(replace(rule, bias=False) for rule in ATTENTION),
         TensorRule(NewTensor.INDEXER_Q_PROJ, "index_q embd", on="moe"),

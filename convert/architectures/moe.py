@@ -21,6 +21,7 @@ from ggufsmith.convert.architectures.groups import (
     NO_SCALING,
     NORMS,
     OPTIONAL,
+    OUTPUT_OR_EMBEDDING,
     PACKED_EXPERTS,
     QWEN_EXPERT_COUNTS,
     ROTARY,
@@ -31,6 +32,7 @@ from ggufsmith.convert.architectures.groups import (
     T,
     constant,
     expert_half,
+    without,
 )
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Op
@@ -180,7 +182,7 @@ MINIMAX_M2 = Architecture(
     ("MiniMaxM2ForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *NORMS,
         *ATTENTION,
         TensorRule(T.ATTN_Q_NORM, "q"),
@@ -264,7 +266,7 @@ DOTS1 = Architecture(
     ("Dots1ForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *NORMS,
         *ATTENTION,
         *HEAD_NORMS,
@@ -291,7 +293,7 @@ DOTS1 = Architecture(
 SOLAR_OPEN = replace(
     GLM4_MOE,
     classes=("SolarOpenForCausalLM",),
-    keys=tuple(key for key in GLM4_MOE.keys if key.name != Keys.LLM.NEXTN_PREDICT_LAYERS),
+    keys=without(GLM4_MOE.keys, Keys.LLM.NEXTN_PREDICT_LAYERS),
     models="Solar Open",
     rope=replace(GLM4_MOE.rope, partial=1.0, theta=1e6),
     defaults={**GLM4_MOE.defaults, "first_k_dense_replace": 0},

@@ -12,7 +12,15 @@ from gguf.constants import MODEL_ARCH, Keys
 
 from ggufsmith.container.values import f32, u32
 from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Rope, TensorRule, copy
-from ggufsmith.convert.architectures.groups import BASE, EMBEDDINGS, HEAD_SIZE, LAYER_NORM, OPTIONAL, T
+from ggufsmith.convert.architectures.groups import (
+    BASE,
+    EMBEDDINGS,
+    HEAD_SIZE,
+    LAYER_NORM,
+    OPTIONAL,
+    T,
+    without,
+)
 from ggufsmith.convert.architectures.moe import whole
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Copy, Op
@@ -93,7 +101,7 @@ T5_ENCODER = Architecture(
     ("T5EncoderModel",),
     tensors=(EMBEDDINGS[0], TensorRule(T.ENC_OUTPUT_NORM, "embd"), *ENCODER),
     keys=(
-        *(key for key in BASE if key.name != Keys.Attention.HEAD_COUNT_KV),
+        *without(BASE, Keys.Attention.HEAD_COUNT_KV),
         *HEAD_SIZE,
         ConfigKey(LAYER_NORM.name, f32, EPSILON, 1e-6),
         ConfigKey(Keys.Attention.LAYERNORM_RMS_EPS, f32, EPSILON, 1e-6),

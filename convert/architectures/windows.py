@@ -18,6 +18,7 @@ from ggufsmith.convert.architectures.groups import (
     INVERSE_FREQUENCIES,
     MTP_HEAD,
     NORMS,
+    OUTPUT_OR_EMBEDDING,
     PACKED_EXPERTS,
     QWEN_EXPERT_COUNTS,
     SHARED_LENGTH,
@@ -133,7 +134,7 @@ MELLUM = Architecture(
     ("MellumForCausalLM",),
     tensors=(
         *EMBEDDINGS[:2],
-        TensorRule(T.OUTPUT, "vocab embd", fallback=T.TOKEN_EMBD),
+        OUTPUT_OR_EMBEDDING,
         *NORMS,
         *ATTENTION,
         *HEAD_NORMS,

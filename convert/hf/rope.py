@@ -99,13 +99,18 @@ def _scaling(record: Architecture, keys: TypedKeys, config: Mapping[str, Any], v
         raise Unsupported(f"rope scaling {shown(kind)} cannot be written into a config.json", where=keys.where)
     scaling = {"rope_type": kind, "factor": factor}
     if kind == RopeScalingType.YARN.value:
-        names = [(Keys.Rope.SCALING_ORIG_CTX_LEN, ("original_max_position_embeddings",)), *YARN]
-        found = {name[0]: keys.number(key.format(arch=record.name)) for key, name in names}
         own = keys.number(Keys.Rope.SCALING_ATTN_FACTOR.format(arch=record.name))
-        if own is not None and found["attention_factor"] is None:
-            found["attention_factor"] = own * yarn_attention(factor)
-        scaling |= {name: value for name, value in found.items() if value is not None}
+        if own is not None:
+            scaling["attention_factor"] = own * yarn_attention(factor)
+        scaling |= yarn_parameters(lambda name: keys.number(name.format(arch=record.name)))
     return scaling
+
+
+def yarn_parameters(number: Callable[[str], float | None]) -> dict[str, Any]:
+    """What a file states of YaRN, but for its factor. number: a key of the architecture, with "{arch}" in it."""
+    names = [(Keys.Rope.SCALING_ORIG_CTX_LEN, ("original_max_position_embeddings",)), *YARN]
+    found = {name[0]: number(key) for key, name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _llama3(factors: NDArray[np.float32], theta: float, where: object) -> dict[str, Any]:

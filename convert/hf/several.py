@@ -7,6 +7,7 @@ from gguf.constants import ExpertGatingFuncType, Keys
 
 from ggufsmith.convert.hf.given import Given
 from ggufsmith.convert.hf.names import GATE_CORRECTION, LATENT_NAMES, LATENT_SOURCES
+from ggufsmith.convert.hf.rope import yarn_parameters
 
 A, L, R = Keys.Attention, Keys.LLM, Keys.Rope
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -41,15 +42,9 @@ def layered_rope(given: Given) -> dict[str, Any]:
 
 def yarn(given: Given) -> dict[str, Any]:
     """The parameters of YaRN."""
-    found = {
-        "rope_type": "yarn",
-        "factor": given.number(R.SCALING_FACTOR),
-        "original_max_position_embeddings": given.number(R.SCALING_ORIG_CTX_LEN),
-        "attention_factor": given.number(R.SCALING_YARN_ATTN_FACTOR),
-        "beta_fast": given.number(R.SCALING_YARN_BETA_FAST),
-        "beta_slow": given.number(R.SCALING_YARN_BETA_SLOW),
-    }
-    return {name: value for name, value in found.items() if value is not None}
+    factor = given.number(R.SCALING_FACTOR)
+    stated = {} if factor is None else {"factor": factor}
+    return {"rope_type": "yarn", **stated, **yarn_parameters(given.number)}
 
 
 def sections(interleaved: bool) -> Callable[[Given], dict[str, Any]]:
