@@ -23,7 +23,6 @@ from ggufsmith.pipeline.encoder import Conversion, Encoder, RowRange
 from ggufsmith.pipeline.findings import Finding, Report, Tally
 
 CHUNK = 1 << 20  # weights per chunk: so many that Python between the kernels, and one write at a time, do not count
-TURN = 4  # chunks of a tensor before another one from the same source takes its turn
 F32 = BY_NAME["F32"]
 Array = NDArray[Any]
 Chunk = tuple[int, int, int]  # tensor, first row, last row exclusive
@@ -221,11 +220,9 @@ def chunks(tensors: Sequence[RowSource]) -> Iterator[Chunk]:
         tensor = tensors[indices[0]]
         rows, width = rows_of(tensor.shape)
         step = max(CHUNK // max(width * tensor.granule, 1), 1) * tensor.granule
-        turn = TURN * step if len(indices) > 1 else max(rows, 1)
-        for begin in range(0, rows, turn):
+        for start in range(0, rows, step):
             for index in indices:
-                for start in range(begin, min(begin + turn, rows), step):
-                    yield index, start, min(start + step, rows)
+                yield index, start, min(start + step, rows)
 
 
 def weights_of(tensors: Sequence[RowSource], chunk: Chunk) -> int:

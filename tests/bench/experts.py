@@ -1,7 +1,8 @@
 """Memory and speed of gguf-convert on mixtures of 128 experts at full width. Prints a Markdown table.
 
 The models have the shapes of published ones, few blocks, and no bytes: their weights are holes in files. Times are for
-each byte of the input, next to those of TinyLlama's shape, made in the same way, in turn with it.
+each byte of the input, next to those of TinyLlama's shape, made in the same way, in turn with it. One dense model is as
+large as the mixtures: what a byte of a larger file costs more, whatever is in it.
 
 usage: experts.py [--pairs N]
 """
@@ -9,6 +10,7 @@ usage: experts.py [--pairs N]
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,6 +49,7 @@ QWEN = {
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 SHAPES = {
     "TinyLlama": Shape("LlamaForCausalLM", TINYLLAMA),
+    "TinyLlama, four times the blocks": Shape("LlamaForCausalLM", {**TINYLLAMA, "num_hidden_layers": 88}),
     "qwen35moe, 4 blocks": Shape("Qwen3_5MoeForCausalLM", QWEN),
     "gpt-oss, 1 block": Shape("GptOssForCausalLM", {**GPT_OSS, "num_hidden_layers": 1}),
     "gpt-oss in MXFP4, 2 blocks, copied": Shape(
@@ -101,13 +104,18 @@ def parts(name: str, shape: tuple[int, ...], packed: tuple[str, ...]) -> list[tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
-    pairs = parser.parse_args().pairs
+    parser.add_argument("--write", choices=tuple(SHAPES), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.write:
+        write(SHAPES[given.write], BENCH / "experts" / given.write)
+        return
+    pairs = given.pairs
     home, output = BENCH / "experts", BENCH / "out.gguf"
     sizes, peaks = {}, dict.fromkeys(SHAPES, 0.0)
-    for name, shape in SHAPES.items():
+    for name in SHAPES:
         folder = home / name
-        if not (folder / "config.json").is_file():
-            write(shape, folder)
+        if not (folder / "config.json").is_file():  # by another process: what this one takes, Linux counts as theirs
+            subprocess.run([sys.executable, __file__, "--write", name], check=True)
         sizes[name] = (folder / "model.safetensors").stat().st_size
 
     def seconds_per_gb(name: str) -> float:
