@@ -13,6 +13,7 @@ from threading import Lock
 
 import numpy as np
 
+from ggufsmith.calibrate.head import head_among
 from ggufsmith.container.disk import make_folder
 from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.layout import TensorSpec
@@ -84,14 +85,17 @@ class AutoImatrix:
             )
         return _with(request, self._made[key])
 
-    def promised(self, request: Request, open_pass: Opener) -> Request:
+    def promised(self, request: Request, open_pass: Opener, *, head: bool = False) -> Request:
         """The request with one that has the right names, sizes and texts, but is 1 everywhere: for a plan.
 
         The plan has the types and the exact sizes that the real one gives, unless a budget weighs the types.
+
+        head: whether it has the matrix that makes the logits, as calibrating does.
         """
         with open_pass(unquantized(request)) as planned:
             whole = planned.outputs[0].shards.whole
-            matrices = [spec for spec in whole.tensors if is_weighted(spec, planned.info.architecture)]
+            last = head_among([spec.name for spec in whole.tensors]) if head else None
+            matrices = [spec for spec in whole.tensors if is_weighted(spec, planned.info.architecture, last)]
             imatrix = Imatrix({spec.name: _ones(spec) for spec in matrices}, self.texts, self.chunks, self.context)
             name = imatrix_path(planned, request.write).name
         return _with(request, self._written(imatrix, name))
@@ -125,9 +129,9 @@ def imatrix_path(planned: Pass, write: WriteOptions, format: ImatrixFormat = "gg
     return (folder / name).with_suffix(f".{format}")
 
 
-def is_weighted(spec: TensorSpec, architecture: str) -> bool:
-    """Whether an importance matrix steers this tensor: a matrix of a block that may be quantized."""
-    return spec.name.startswith("blk.") and kept(spec.name, spec.shape, architecture) is None
+def is_weighted(spec: TensorSpec, architecture: str, head: str | None = None) -> bool:
+    """Whether an importance matrix steers this tensor: a matrix of a block, or `head`, that may be quantized."""
+    return (spec.name.startswith("blk.") or spec.name == head) and kept(spec.name, spec.shape, architecture) is None
 
 
 def _ones(spec: TensorSpec) -> Entry:

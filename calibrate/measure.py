@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from ggufsmith.calibrate.auto import is_weighted
 from ggufsmith.calibrate.encoder import CalibratedEncoder
+from ggufsmith.calibrate.gram import Inputs
+from ggufsmith.calibrate.head import inputs_of
 from ggufsmith.calibrate.ready import Readied
 from ggufsmith.calibrate.refine import Effort
 from ggufsmith.container.formats import BY_NAME, Format
@@ -30,7 +32,6 @@ from ggufsmith.quantize.sensitivity import Sensitivity, TensorSensitivity
 
 if TYPE_CHECKING:
     from ggufsmith.calibrate.fisher import Fisher
-    from ggufsmith.calibrate.gram import Inputs
     from ggufsmith.evaluate.backward import EmbeddingFisher, Finished, HeadFisher
 
 F32 = BY_NAME["F32"]
@@ -226,14 +227,30 @@ def of_ends(measuring: Measuring, ready: Readied, head: "HeadFisher", embedding:
         (name, head.outputs, (root.T @ root).numpy()),
         (EMBEDDING, embedding.counts.astype(np.float64) + 1, embedding.outputs.astype(np.float32)),
     )
-    for tensor, importance, metric in ends:
+    encoder, importance = encoder_of_head(measuring, name, head)
+    for tensor, counts, metric in ends:
         if tensor not in measuring.tensors:
             continue
-        count = rows_of(measuring.tensors[tensor].shape)[0]
-        picked, shares = sample_rows(importance, sampled(count))
+        rows = rows_of(measuring.tensors[tensor].shape)[0]
+        picked, shares = sample_rows(counts, sampled(rows))
         weights = pick_rows(source, tensor, picked, measuring.threads)
-        sample = Sample(RowRange(tensor, tensor, 0, count), weights, shares, metric)
-        measuring.measure({tensor: [sample]}, GGML, {})
+        sample = Sample(RowRange(tensor, tensor, 0, rows), weights, shares, metric)
+        measuring.measure({tensor: [sample]}, encoder, importance)
+
+
+def encoder_of_head(
+    measuring: Measuring, name: str, head: "HeadFisher"
+) -> tuple[Encoder, Mapping[str, NDArray[np.float32]]]:
+    """What quantizes the matrix that makes the logits, and its importance."""
+    import torch
+
+    if measuring.effort is None or name not in measuring.tensors:
+        return GGML, {}
+    inputs = torch.from_numpy(head.inputs)
+    h = (inputs.T @ inputs / len(inputs)).numpy()
+    encoder = CalibratedEncoder(measuring.effort, "")
+    encoder.shelf.put({name: inputs_of(name, Inputs((h,), (len(inputs),)))}, measuring.threads)
+    return encoder, encoder.shelf.importance
 
 
 def sample_rows(importance: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

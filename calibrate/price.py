@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ggufsmith.calibrate.auto import is_weighted
+from ggufsmith.calibrate.head import head_among
 from ggufsmith.calibrate.hessian import prepare
 from ggufsmith.calibrate.ready import documents_of
 from ggufsmith.calibrate.refine import BLOCK, Effort, refine
-from ggufsmith.calibrate.run import HEAD, MEASURED, effort_of, reading_of
+from ggufsmith.calibrate.run import MEASURED, effort_of, reading_of
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.convert.batch.jobfile import JobModel
@@ -51,9 +52,10 @@ def runs_of(model: JobModel, planned: JobPass) -> ModelRuns:
     outputs = [output for each, output in zip(planned.wanted, made.outputs, strict=True) if not each.projector]
     specs = outputs[0].shards.whole.tensors if outputs else []
     share = _active(made.info.metadata, made.info.architecture)
-    shapes = {spec.name: spec.shape for spec in specs if is_weighted(spec, made.info.architecture)}
-    block = sum(math.prod(shape) * (share if len(shape) > 2 else 1) for shape in shapes.values())
-    head = next((math.prod(s.shape) for name in (HEAD, "token_embd.weight") for s in specs if s.name == name), 0)
+    last = head_among([spec.name for spec in specs])
+    shapes = {spec.name: spec.shape for spec in specs if is_weighted(spec, made.info.architecture, last)}
+    block = sum(math.prod(shape) * (share if len(shape) > 2 else 1) for name, shape in shapes.items() if name != last)
+    head = next((math.prod(spec.shape) for spec in specs if spec.name == last), 0)
     tokens = _tokens(documents_of(reading_of(make)), make.calibrate_chunks)
     products, refined, effort = 0.0, Counter[tuple[str, Effort]](), effort_of(make)
     if make.imatrix == AUTO:

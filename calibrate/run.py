@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, get_args
 from ggufsmith.calibrate.auto import AutoImatrix, Opener, unquantized
 from ggufsmith.calibrate.encoder import CalibratedEncoder, Shelf
 from ggufsmith.calibrate.gram import GramCollector
+from ggufsmith.calibrate.head import head_among, inputs_of
 from ggufsmith.calibrate.make import shipped_imatrix
 from ggufsmith.calibrate.measure import measure_sensitivity
 from ggufsmith.calibrate.ready import Readied, readied
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-HEAD = "output.weight"
 MEASURED = 10  # windows of the test text
 
 
@@ -90,7 +90,7 @@ def calibrated(
             yield auto.made(plain, open_pass, progress=progress), open_pass
             return
         plain = replace(plain, make=replace(plain.make, method=method_of(ready, effort)))
-        weighed = auto.promised(plain, open_pass)
+        weighed = auto.promised(plain, open_pass, head=True)
         encoder = CalibratedEncoder(effort, ready.windows.digest)
 
         def opened(wanted: Request) -> Pass:
@@ -157,6 +157,7 @@ def conductor(planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, thre
     shapes = refined_shapes(planned)
     skeleton, shelf = ready.skeleton, encoder.shelf
     blocks = [[each.name for each in skeleton.outputs(block)] for block in range(len(skeleton.blocks))]
+    head = head_among([tensor.name for tensor in planned.tensors])
 
     def conduct(make: Make, needed: Needed) -> None:
         from ggufsmith.evaluate.forward import run_model
@@ -165,7 +166,10 @@ def conductor(planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, thre
         collector = GramCollector({name: shape for name, shape in shapes.items() if name in wanted})
 
         def finish(names: Collection[str]) -> None:
-            shelf.put(collector.take(names), threads)
+            inputs = collector.take(names)
+            shelf.put(
+                {name: inputs_of(head, given) if name == head else given for name, given in inputs.items()}, threads
+            )
             make(names)
             shelf.clear()
 
@@ -173,7 +177,7 @@ def conductor(planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, thre
             if block:
                 finish(blocks[block - 1])
 
-        inside = {name for names in blocks for name in names} | {HEAD}
+        inside = {name for names in blocks for name in names} | {head}
         make([tensor.name for tensor in planned.tensors if tensor.name not in inside])
         run_model(
             skeleton,
@@ -184,7 +188,7 @@ def conductor(planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, thre
             entering=entering,
             threads=threads,
         )
-        finish([HEAD])
+        finish([head])
 
     return conduct
 
