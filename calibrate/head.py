@@ -12,8 +12,8 @@ import numpy as np
 from ggufsmith.calibrate.gram import Inputs
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
-# What the errors of a row cost where it is looked up, as a part of the mean of the diagonal of the head's H, and the same
-# for every channel. For SmolLM2, both uses cost about as much; anything from 0.1 to 1 serves them within 2 %.
+# What the errors of a row cost where it is looked up, as a part of the mean of the diagonal of the head's H, the same
+# in every channel. For SmolLM2, both uses cost about as much; anything from 0.1 to 1 serves them within 2 %.
 LOOKED_UP = np.float32(0.3)
 
 

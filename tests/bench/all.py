@@ -1,6 +1,6 @@
 """Runs the benchmarks, and puts what they print between their marks in docs/benchmarks.md or docs/quality.md.
 
-usage: all.py [convert] [experts] [plan] [quant] [sources] [kernels] [container] [resume] [batch] [hub] [cluster]
+usage: all.py [convert] [experts] [plan] [quant] [overlap] [sources] [kernels] [container] [resume] [batch] [hub] [cluster]
               [forward] [calibrate] [quality] [calibrated] [dynamic]
 
 default: all of them
@@ -19,6 +19,7 @@ NAMES = (
     "experts",
     "plan",
     "quant",
+    "overlap",
     "sources",
     "kernels",
     "container",

@@ -11,7 +11,8 @@ from llama_models import logits
 import checkpoints
 import tiny
 import zoo
-from ggufsmith.calibrate.gram import GramCollector
+from ggufsmith.calibrate.gram import GramCollector, Inputs
+from ggufsmith.calibrate.head import inputs_of
 from ggufsmith.calibrate.run import calibrated
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.reader import open_gguf
@@ -89,6 +90,25 @@ def test_experts_in_mxfp4_stay_as_they_are(tmp_path: Path) -> None:
     experts = [name for name, (kind, _) in one.items() if kind == "MXFP4"]
     assert len(experts) == 12 and all(one[name] == other[name] for name in experts)
     assert any(one[name] != other[name] for name in one)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("llama", "output.weight"), ("gemma3", "token_embd.weight")])
+def test_the_matrix_of_the_logits_is_refined(kind: str, head: str, tmp_path: Path) -> None:
+    """Also if it is the embedding; an embedding that is nothing else has no inputs that could be summed."""
+    source = checkpoints.write(kind, tmp_path / "Tiny-2M-v1.0")
+    convert(request(source, "q4_K_M", outfile=tmp_path / "plain.gguf"))
+    make(request(source, "q4_K_M", outfile=tmp_path / "made.gguf", **options(tmp_path, chunks=2)))
+    one, other = tensors(tmp_path / "plain.gguf"), tensors(tmp_path / "made.gguf")
+    assert one[head][0] == other[head][0] and one[head] != other[head]
+    assert head == "token_embd.weight" or one["token_embd.weight"] == other["token_embd.weight"]
+
+
+def test_an_embedding_that_makes_the_logits_counts_for_both_uses() -> None:
+    h = np.array([[4, 1], [1, 2]], np.float32)
+    given = Inputs((h,), (7,))
+    assert inputs_of("output.weight", given) is given
+    (found,) = inputs_of("token_embd.weight", given).h
+    assert found.dtype == np.float32 and np.allclose(found, h + 0.9 * np.eye(2))
 
 
 def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
