@@ -60,6 +60,13 @@ def _escaped(character: str) -> str:
     return character.encode("ascii", "backslashreplace").decode("ascii")
 
 
+def _interrupt_behind(error: BaseException | None) -> BaseException | None:
+    """The signal that ended a command, also if cleaning up after it met an error of its own."""
+    while error is not None and not isinstance(error, (KeyboardInterrupt, Terminated)):
+        error = error.__context__
+    return error
+
+
 def guarded(command: Callable[[], None], machine: bool) -> None:
     """Run a command; turn errors and signals into one message and an exit code.
 
@@ -78,25 +85,25 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
         command()
         if sys.stdout is not None and not sys.stdout.closed:
             sys.stdout.flush()  # a full disk is an error of the command, not of Python's end
-    except Failure as error:
-        render.failure(error, machine)
-        code = error.code
-    except BrokenPipeError:  # who read the output has left, and wants to hear no more
-        raise
-    except OSError as error:
-        render.failure(Failure(error.strerror or str(error), where=error.filename), machine)
-        code = Failure.code
-    except Exception as error:  # a bug: never a traceback for the user, unless asked for
-        if os.environ.get("GGUFSMITH_DEBUG"):
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if stopped := _interrupt_behind(error):
+            clean = "no partial files were left" if error is stopped else f"cleaning up failed: {error!r}"
+            render.line(f"interrupted; {'; '.join(getattr(stopped, '__notes__', [clean]))}", render.err)
+            code = 130 if isinstance(stopped, KeyboardInterrupt) else 143
+        elif isinstance(error, BrokenPipeError):  # who read the output has left, and wants to hear no more
             raise
-        what = f"internal error: {type(error).__name__}: {error}"
-        render.failure(Failure(what, fix="Please report it, with the output of GGUFSMITH_DEBUG=1."), machine)
-        code = Failure.code
-    except (KeyboardInterrupt, Terminated) as error:
-        render.line(
-            f"interrupted; {'; '.join(getattr(error, '__notes__', ['no partial files were left']))}", render.err
-        )
-        code = 130 if isinstance(error, KeyboardInterrupt) else 143
+        elif isinstance(error, Failure):
+            render.failure(error, machine)
+            code = error.code
+        elif isinstance(error, OSError):
+            render.failure(Failure(error.strerror or str(error), where=error.filename), machine)
+            code = Failure.code
+        else:  # a bug: never a traceback for the user, unless asked for
+            if os.environ.get("GGUFSMITH_DEBUG"):
+                raise
+            what = f"internal error: {type(error).__name__}: {error}"
+            render.failure(Failure(what, fix="Please report it, with the output of GGUFSMITH_DEBUG=1."), machine)
+            code = Failure.code
     else:
         return
     drop_output()
