@@ -29,10 +29,12 @@ Map = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]
 class TileFactor:
     """Of the columns of one tile, which add r^T D r to the loss, r = e + T e, where what earlier tiles add is in e.
 
+    unit: float32 [columns, columns], I + T.
     s:    float32 [columns, columns], (I + T)^T D (I + T): what e adds, if the columns behind do what is best for them.
     back: float32 [columns, columns], (I + T)^T D: from r to s e, half of the gradient.
     """
 
+    unit: NDArray[np.float32]
     s: NDArray[np.float32]
     back: NDArray[np.float32]
 
@@ -78,7 +80,7 @@ def tile_factor(s: NDArray[np.float32], t: NDArray[np.float32], d: NDArray[np.fl
     part = slice(at, at + len(s))
     unit = np.tril(t[part, part], -1)
     np.fill_diagonal(unit, 1)
-    return TileFactor(s, np.ascontiguousarray(unit.T * d[part]))
+    return TileFactor(unit, s, np.ascontiguousarray(unit.T * d[part]))
 
 
 def factor_tile(a: NDArray[np.float32], tile: slice, spread: Map) -> NDArray[np.float32] | None:

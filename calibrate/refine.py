@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.calibrate.factor import Factor
 from ggufsmith.calibrate.hessian import Hessian
 from ggufsmith.calibrate.lanes import Lanes, add_products, from_lanes, inner, to_lanes
 from ggufsmith.calibrate.tiles import descend, feed
@@ -93,14 +92,11 @@ def refine_block(
     first, sweeps, passes = SWEEPS[effort]
     if effort == "normal" and 8 * target.size < COARSE * target.weights:
         sweeps, passes = COARSE_SWEEPS
-    assert hessian.factor is not None, "there is no trouble"
-    state, e = feed_back(layout, x, hessian.factor, first)
-    end = None
+    state, e, end = feed_back(layout, x, hessian, first)
     for _ in range(sweeps):
         before, end = sweep(layout, x, e, state, hessian, passes)
         if not before.sum() - end.sum() > WORTH * before.sum():
             break
-    end = losses(e, hessian) if end is None else end
     data = fields.pack(layout, to_fields(layout, state, len(w)))
     start, end = start[: len(w)], end[: len(w)]
     worse = ~(end < start)
@@ -138,16 +134,22 @@ def sweep(
     return before, after
 
 
-def feed_back(layout: fields.CodeLayout, x: Lanes, factor: Factor, passes: int) -> tuple[descent.State, Lanes]:
-    """Rows quantized with error feedback, and their errors.
+def feed_back(
+    layout: fields.CodeLayout, x: Lanes, hessian: Hessian, passes: int
+) -> tuple[descent.State, Lanes, NDArray[np.float64]]:
+    """Rows quantized with error feedback, their errors, and their losses, [groups * W].
 
     Scales begin as those of ggml's search for a tile. Each tile is gone through `passes` times before the next comes,
-    under the loss that is left if the columns behind do what is best for its errors.
+    under the loss that is left if the columns behind do what is best for its errors. The losses are sums of r^T D r, less
+    what the damping adds to them (see `factor.TileFactor`), which is far less work than e H e^T.
     """
+    factor, damping = hessian.factor, hessian.damping[:, None]
+    assert factor is not None, "there is no trouble"
     form = layout.format
     groups, n, _ = x.shape
     state = empty_state(layout, groups, n)
     e = np.zeros_like(x)
+    lost = np.zeros(groups * W)
     for at, tile_factor in zip(range(0, n, TILE), factor.tiles, strict=True):
         tile = slice(at, min(at + TILE, n))
         fed = x[:, tile].copy()
@@ -159,12 +161,16 @@ def feed_back(layout: fields.CodeLayout, x: Lanes, factor: Factor, passes: int) 
             share, wide = part.reshape(groups, -1, W), whole.reshape(groups, -1, W)
             first = at * wide.shape[1] // n
             wide[:, first : first + share.shape[1]] = share
+        before = fed - x[:, tile]
         feed(layout, fed, x, e, state, factor.t[tile, tile], factor.d[tile], at)
         if passes:
             g = np.zeros_like(fed)
             add_products(fed, tile_factor.back, 0, 0, len(tile_factor.back), g)
             descend(layout, x, e, state, tile_factor.s, g, at, passes)
-    return state, e
+            fed = before
+            add_products(np.ascontiguousarray(e[:, tile]), tile_factor.unit, 0, 0, len(tile_factor.unit), fed)
+        lost += inner(fed, 0, factor.d[tile, None] * fed) - inner(e, at, damping[tile] * e[:, tile])
+    return state, e, lost
 
 
 def losses(e: Lanes, hessian: Hessian) -> NDArray[np.float64]:

@@ -47,8 +47,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measure(name: str, w: "np.ndarray[tuple[int, int], np.dtype[np.float32]]", hessian: Hessian) -> list[str]:
     form, layout = format_of(name), fields.layout_of(name)
-    assert hessian.factor
-    factor, done = hessian.factor, {}
+    done = {}
 
     def speed(work: Callable[[], object]) -> str:
         return f"{w.size / 1e6 / seconds(work):.3g}"
@@ -61,7 +60,7 @@ def measure(name: str, w: "np.ndarray[tuple[int, int], np.dtype[np.float32]]", h
     def whole(effort: refine.Effort) -> None:
         done[effort] = refine.refine_block(form, w, search(), hessian, effort)
 
-    cells = [speed(search), speed(lambda: refine.feed_back(layout, to_lanes(w), factor, 0))]
+    cells = [speed(search), speed(lambda: refine.feed_back(layout, to_lanes(w), hessian, 0))]
     cells += [speed(lambda effort=effort: whole(effort)) for effort in refine.SWEEPS]  # type: ignore[misc]
     _, start, end = done["normal"]
     return [name, str(w.shape[1]), *cells, f"{end.sum() / start.sum():.0%}"]
