@@ -1,7 +1,7 @@
 """Runs the benchmarks, and puts what they print between their marks in docs/benchmarks.md or docs/quality.md.
 
-usage: all.py [convert] [experts] [plan] [quant] [overlap] [sources] [kernels] [container] [resume] [batch] [hub]
-              [cluster] [forward] [calibrate] [quality] [calibrated] [dynamic]
+usage: all.py [convert] [experts] [start] [plan] [quant] [overlap] [sources] [kernels] [container] [resume] [batch]
+              [hub] [cluster] [forward] [calibrate] [quality] [calibrated] [dynamic]
 
 default: all of them
 """
@@ -17,6 +17,7 @@ PAGES = {"quality": "quality.md", "calibrated": "quality.md", "dynamic": "qualit
 NAMES = (
     "convert",
     "experts",
+    "start",
     "plan",
     "quant",
     "overlap",
