@@ -116,6 +116,9 @@ class TensorRule:
     bias:     an optional bias goes through the same op, unless that computes.
     stacked:  the sources may also be one tensor per expert, stacked in front.
     unused:   llama.cpp wants the tensor and never uses it: where a checkpoint lacks it, it is made of zeros.
+    made:     no checkpoint has the tensor: it is made of the config alone.
+    exact:    it is stored in float32 whatever the output type.
+    typed:    it has the output type, where llama.cpp's converter keeps such tensors of other architectures in float32.
     """
 
     tensor: Tensor
@@ -128,6 +131,9 @@ class TensorRule:
     stacked: bool = False
     fallback: Tensor | None = None
     unused: bool = False
+    made: Callable[[Dims], Op] | None = None
+    exact: bool = False
+    typed: bool = False
     when: Callable[[Dims], bool] = lambda dims: True
 
 
@@ -198,6 +204,7 @@ class Rope:
     partial:          the part of every head that rotates, where config.json is silent.
     stated_attention: the parameters of LongRoPE state its attention factor, short_mscale and long_mscale.
     rotates:          False where none does: positions are told by a state, or by the mask alone.
+    padded:           factors for Llama 3's scaling are for half of a whole head, 1 where it does not rotate.
     """
 
     theta: float = 10000.0
@@ -208,6 +215,7 @@ class Rope:
     partial: float = 1.0
     stated_attention: bool = False
     rotates: bool = True
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -224,7 +232,8 @@ class Architecture:
     warn:     config keys whose meaning llama.cpp does not carry out: harmless values, and the sentence for the others.
     check:    the escape hatch: a sentence if config and dimensions do not fit llama.cpp's graph, else None.
     pooling:  sentence-transformers folders say how the hidden states are pooled; write it.
-    aliases:  config keys of this architecture -> the key that most models have for the same.
+    aliases:  config keys of this architecture -> the key that most models have for the same; "a.b" is b in an object.
+    derived:  config keys that stand for what the config says in another way, which they replace.
     sizes:    further sizes for the shapes, or other ways to find the usual ones, from the config.
     factors:  numbers of the config that weights are multiplied by. folded: their config keys; where these are absent,
               transformers multiplies by 1, which is what converted weights want.
@@ -237,6 +246,7 @@ class Architecture:
     spellings: patterns in names of tensors -> what stands there in those that `gguf.tensor_mapping` knows.
     numbers:  sources that become keys (see `convert.numbers`).
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
+    stacks:   the stacks of one length that its blocks are in (see `convert.stacks`).
     """
 
     arch: Arch
@@ -254,6 +264,7 @@ class Architecture:
     check: Callable[[Config, Dims], str | None] | None = None
     pooling: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
+    derived: Callable[[Config], Mapping[str, Any]] | None = None
     sizes: Mapping[str, Callable[[Config], int]] = field(default_factory=dict)
     factors: Mapping[str, Callable[[Config], float]] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
@@ -266,6 +277,7 @@ class Architecture:
     spellings: Mapping[str, str] = field(default_factory=dict)
     numbers: tuple[Number, ...] = ()
     head_rows: int = 1
+    stacks: tuple[str, ...] = ()
 
     def known_name(self, source: str) -> str:
         """The name of a tensor as `gguf.tensor_mapping` spells it (see `spellings`)."""

@@ -86,13 +86,25 @@ class Config(Mapping[str, Any]):
         return value[:count]
 
     def renamed(self, aliases: Mapping[str, str]) -> "Config":
-        """The same config, with keys under the names that most models have for them; those that are there win."""
+        """The same config, with keys under the names that most models have for them; those that are there win.
+
+        A name with a point in it is that of a key inside an object.
+        """
         values = {aliases.get(key, key): value for key, value in self._values.items()}
+        for place, usual in aliases.items():
+            outer, _, inner = place.partition(".")
+            within = self._values.get(outer)
+            if inner and isinstance(within, Mapping) and within.get(inner) is not None:
+                values[usual] = within[inner]
         return self._with({**values, **{key: value for key, value in self._values.items() if key not in aliases}}, ())
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> "Config":
         """The same config, with values for keys it leaves open."""
         return self._with({**defaults, **self._values}, defaults)
+
+    def replaced(self, values: Mapping[str, Any]) -> "Config":
+        """The same config, with these values instead; None takes a key out."""
+        return self._with({**self._values, **values}, ())
 
     def _with(self, values: dict[str, Any], used: Iterable[str]) -> "Config":
         found = Config({}, self.path)

@@ -29,6 +29,7 @@ from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack, Zeros
 from ggufsmith.convert.reorder import Chain, Turn
 from ggufsmith.convert.rope import partial_rotary_factor, rope_metadata
 from ggufsmith.convert.slots import Slot, SlotSource, stays_f32
+from ggufsmith.convert.stacks import counted_through
 from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
@@ -127,6 +128,7 @@ def make_plan(
     """
     record = find_architecture(config)
     config = config.renamed(record.aliases).with_defaults(record.defaults)
+    config = config.replaced(record.derived(config)) if record.derived else config
     problems: list[str] = []
     listed = record.sizes.get("blocks")
     blocks = listed(config) if listed else config.integer("num_hidden_layers", "n_layers")
@@ -207,7 +209,8 @@ def _assign(
         if taken is not None:
             tied.append((source, taken))
             continue
-        places = list(_places(record, names, source, mtp.appended_name(record, source.name, own)))
+        name = counted_through(record, mtp.appended_name(record, source.name, own), blocks)
+        places = list(_places(record, names, source, name))
         if not places or any(slot.tensor not in record.known for slot, _ in places):
             problems.append(_unknown(source.name, names))
         for slot, piece in places:
@@ -250,6 +253,7 @@ def _places(
 def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
     """The shape that a checkpoint of these dimensions has under this name; None if the model has no such tensor."""
     names = source_names(record.known, dims.blocks)
+    name = counted_through(record, name, dims.blocks)
     for slot, piece in _places(record, names, StoredTensor(name, (), "F32", Path(), 0, 0), name):
         for rule in record.tensors:
             named = slot.tensor is rule.tensor and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
@@ -343,15 +347,16 @@ def _outputs(
     for rule, block in places:
         for part in (rule.part, "bias")[: 1 + rule.bias]:
             slot = Slot(rule.tensor, block, part)
-            pieces = left.pop(slot, None)
+            pieces = None if rule.made else left.pop(slot, None)
             if pieces is None and part == rule.part and rule.fallback is not None and not partial:
                 pieces = slots.get(Slot(rule.fallback, block, part))
             if pieces is not None:
                 output = _output(rule, slot, pieces, dims, problems)
                 if output is not None:
                     yield output
-            elif part == rule.part and rule.unused and not partial:
-                yield TensorPlan(slot.name, dims.sizes(rule.shape), Zeros(dims.sizes(rule.shape)), (), stays_f32(slot))
+            elif part == rule.part and (rule.made or rule.unused) and not partial:
+                made = rule.made(dims) if rule.made else Zeros(dims.sizes(rule.shape))
+                yield TensorPlan(slot.name, made.shape(), made, (), len(made.shape()) <= 1 or stays_f32(slot))
             elif part == rule.part and rule.need is Need.REQUIRED and not partial:
                 problems.append(f"{slot.name}: its source is missing from the checkpoint")
     for slot, pieces in left.items():
@@ -400,7 +405,9 @@ def _output(
         problems.append(f"{names[0]}: {error}")
         return None
     sources = tuple(piece.source for piece in pieces)
-    return TensorPlan(slot.name, shape, op, sources, len(shape) <= 1 or stays_f32(slot))
+    return TensorPlan(
+        slot.name, shape, op, sources, len(shape) <= 1 or rule.exact or (stays_f32(slot) and not rule.typed)
+    )
 
 
 # -- config -----------------------------------------------------------------------------------------------------------

@@ -152,14 +152,15 @@ def rope_metadata(
                 if abs(own - 1) > 1e-6:
                     keys[Keys.Rope.SCALING_ATTN_FACTOR] = f32(own)
         case "llama3":
-            tensors[MODEL_TENSOR.ROPE_FREQS] = llama3_factors(
-                dims.head_dim,
+            factors = llama3_factors(
+                dims.rotary if rope.padded else dims.head_dim,
                 rotary.theta,
                 factor=factor(),
                 low=number("low_freq_factor"),
                 high=number("high_freq_factor"),
                 context=original_context(),
             )
+            tensors[MODEL_TENSOR.ROPE_FREQS] = (*factors, *[1.0] * (dims.head_dim // 2 - len(factors)))
         case "longrope" | "su":
             context = config.integer("max_position_embeddings") or 0
             attention = longrope_attention(context / original_context(), original_context())

@@ -24,6 +24,10 @@ ALWAYS_F32 = frozenset(
         MODEL_TENSOR.SHORTCONV_CONV,
         MODEL_TENSOR.ALTUP_CORRECT_COEF,
         MODEL_TENSOR.ALTUP_PREDICT_COEF,
+        MODEL_TENSOR.INDEXER_PROJ,
+        NewTensor.HC_ATTN_FN,
+        NewTensor.HC_FFN_FN,
+        NewTensor.HC_HEAD_FN,
         NewTensor.INDEXER_Q_PROJ,
         NewTensor.INDEXER_K_PROJ,
     }

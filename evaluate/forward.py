@@ -177,24 +177,32 @@ def embed(
     with installed(skeleton.model, parameters, device), replaced(skeleton.norm, lambda states: states):
         for first in range(0, len(tokens), size):
             windows = slice(first, min(first + size, len(tokens)))
-            with recording(skeleton.blocks) as calls:
-                _caught(skeleton, numbers[windows].to(device))
+            calls = recorded(skeleton, numbers[windows].to(device))
             hidden[windows] = calls[0][0][0].cpu().numpy()
             arguments = store.keep(windows.stop - windows.start, [(args[1:], kwargs) for args, kwargs in calls])
             batches.append(Batch(windows, arguments))
     return batches
 
 
-def _caught(skeleton: Skeleton, numbers: torch.Tensor) -> None:
-    """The model's own forward, in which blocks only record. Unsupported if it needs more of them than states."""
-    try:
-        skeleton.decoder(input_ids=numbers, use_cache=False)
-    except Exception as error:
-        raise Unsupported(
-            f"transformers' {type(skeleton.model).__name__} cannot be run block by block yet: "
-            f"{type(error).__name__}: {str(error)[:300]}",
-            fix="Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity.",
-        ) from error
+def recorded(skeleton: Skeleton, numbers: torch.Tensor) -> list[Call]:
+    """The arguments of every block, from the model's own forward, in which blocks only record.
+
+    Unsupported: a model whose blocks hand over more to each other than hidden states.
+    """
+    marker, why = object(), ""
+    for more in ((), (marker,)):  # blocks that give back a pair, of which the model takes the first part
+        try:
+            with recording(skeleton.blocks, more) as calls:
+                skeleton.decoder(input_ids=numbers, use_cache=False)
+        except Exception as error:
+            why = why or f"{type(error).__name__}: {str(error)[:300]}"
+            continue
+        if not any(each is marker for args, kwargs in calls for each in (*args, *kwargs.values())):
+            return calls
+    raise Unsupported(
+        f"transformers' {type(skeleton.model).__name__} cannot be run block by block yet: {why}",
+        fix="Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity.",
+    )
 
 
 def blind(observe: Observer) -> AbstractContextManager[Any]:
@@ -321,16 +329,16 @@ def _install(module: Any, parameters: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def recording(blocks: Sequence[Any]) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Within, blocks give back the hidden states as they are; yields the arguments of every call.
+def recording(blocks: Sequence[Any], more: tuple[Any, ...] = ()) -> Iterator[list[Call]]:
+    """Within, blocks give back the hidden states as they are, in a tuple with `more`; yields the calls.
 
     Those of the first block: some models take the first part of what a block gives back, which is a tuple there.
     """
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    calls: list[Call] = []
 
     def record(*args: Any, **kwargs: Any) -> Any:
         calls.append((args, kwargs))
-        return calls[0][0][0]
+        return (calls[0][0][0], *more) if more else calls[0][0][0]
 
     with replaced(*blocks, record):
         yield calls

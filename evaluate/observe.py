@@ -87,7 +87,7 @@ class Products:
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         self._known = {
-            value.untyped_storage().data_ptr(): (name, value.ndim == 3)
+            value.untyped_storage().data_ptr(): (name, value.ndim == 3, value.numel())
             for name, value in parameters.items()
             if value.ndim > 1
         }
@@ -101,10 +101,11 @@ class Products:
         known = self._known.get(weight.untyped_storage().data_ptr()) if isinstance(weight, torch.Tensor) else None
         if known is None:
             return None
-        name, stack = known
+        name, stack, numbers = known
         if weight.ndim == 3:
             return Product(name, args[first], weight, None)
-        # Of a stack, the place within it says which.
+        # Of a stack, or of experts one below the other, the place within it says which.
+        stack = stack or (numbers > weight.numel() and "experts" in name.split("."))
         expert = int(weight.storage_offset()) // weight.numel() if stack else expert_in(name)
         return Product(name, args[first], weight, expert)
 

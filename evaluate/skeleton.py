@@ -134,6 +134,8 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     transformers.logging.set_verbosity_error()
     source = _unfolded(source)
     model = _model(source)
+    if getattr(model.config, "vocabulary_map", None):
+        raise _not_here(source, model, "its head takes tokens out of what it predicts")
     blocks = _blocks(model)
     if blocks is None:
         raise _not_here(source, model, "its blocks were not found")
@@ -224,7 +226,7 @@ def _model(source: SourceModel) -> Any:
             fix="Install a release of transformers that has it: pip install --upgrade transformers",
         )
     values = {key: value for key, value in source.config.items() if key not in NOT_PASSED}
-    values |= {"vocab_size": _rows(source), "pad_token_id": None, "tie_word_embeddings": False, "use_cache": False}
+    values |= {"vocab_size": _rows(source), "pad_token_id": 0, "tie_word_embeddings": False, "use_cache": False}
     if "text_config" in known.config_class.sub_configs:
         values = {"text_config": values, "tie_word_embeddings": False}
     try:
@@ -350,7 +352,8 @@ def _differences(skeleton: Skeleton, source: ModelVariant, variant: ModelVariant
     key = Keys.LLM.NEXTN_PREDICT_LAYERS.format(arch=skeleton.plan.architecture.name)
     # Blocks for multi-token prediction, which transformers passes over.
     appended = TypedKeys(variant.metadata, variant.label).optional(key, int) or 0
-    expected = {each.name: each.shape for each in skeleton.plan.outputs if not isinstance(each.op, Constant)}
+    given = (each for each in skeleton.plan.outputs if BLOCK.match(each.name) or not isinstance(each.op, Constant))
+    expected = {each.name: each.shape for each in given}
     expected[HEAD] = expected[EMBEDDING]
     for name, shape in expected.items():
         tensor = variant.tensors.get(name)

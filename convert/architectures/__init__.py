@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures.activations import ACTIVATIONS
 from ggufsmith.convert.architectures.baichuan import BAICHUAN, BAICHUAN2
+from ggufsmith.convert.architectures.bamba import BAMBA
+from ggufsmith.convert.architectures.chameleon import CHAMELEON
 from ggufsmith.convert.architectures.classic import CLASSIC
+from ggufsmith.convert.architectures.dbrx import DBRX
 from ggufsmith.convert.architectures.dense import DENSE
 from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
@@ -18,6 +21,8 @@ from ggufsmith.convert.architectures.gemma3n import GEMMA3N
 from ggufsmith.convert.architectures.gemma4 import GEMMA4
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
+from ggufsmith.convert.architectures.hrm import HRM_TEXT
+from ggufsmith.convert.architectures.hy_v4 import HY_V4
 from ggufsmith.convert.architectures.hybrid import HYBRID
 from ggufsmith.convert.architectures.kimi_linear import KIMI_LINEAR
 from ggufsmith.convert.architectures.laguna import LAGUNA
@@ -27,11 +32,13 @@ from ggufsmith.convert.architectures.mimo import MIMO2
 from ggufsmith.convert.architectures.minicpm3 import MINICPM3
 from ggufsmith.convert.architectures.minimax_m3 import MINIMAX_M3
 from ggufsmith.convert.architectures.moe import MOE
+from ggufsmith.convert.architectures.muse_glimmer import MUSE_GLIMMER
 from ggufsmith.convert.architectures.newer_moe import NEWER_MOE
 from ggufsmith.convert.architectures.phimoe import PHIMOE
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
 from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
 from ggufsmith.convert.architectures.state_space import STATE_SPACE
+from ggufsmith.convert.architectures.step35 import STEP35
 from ggufsmith.convert.architectures.t5 import T5_FAMILY
 from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 from ggufsmith.convert.architectures.windows import WINDOWS
@@ -40,6 +47,7 @@ ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
+    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -87,5 +95,6 @@ IGNORED = frozenset(
     input_jitter_noise lm_head_bias altup_coef_clip mtp_layer_types mtp_mlp_layer_types num_mtp_layers
     num_decoder_layers decoder_start_token_id dropout_rate initializer_factor scale_decoder_outputs is_gated_act
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
+    L_bp_cycles out_hidden_size z_loss_coefficient
     """.split()
 )

@@ -46,6 +46,11 @@ def expert_half(k: int) -> Callable[[Dims], Op]:
     return lambda dims: Part(k * dims.expert_ff, (k + 1) * dims.expert_ff)
 
 
+def half(name: str, k: int) -> Callable[[Dims], Op]:
+    """The op that cuts gate (0) or up (1) out of both, of this length."""
+    return lambda dims: Part(k * dims.size(name), (k + 1) * dims.size(name))
+
+
 def constant(value: Any) -> Callable[[Config, Dims], Any]:
     """The same value for every model."""
     return lambda config, dims: value

@@ -31,6 +31,7 @@ from ggufsmith.convert.architectures.groups import (
     VOCAB_SIZE,
     T,
     constant,
+    half,
     without,
 )
 from ggufsmith.convert.architectures.moe import (
@@ -55,7 +56,6 @@ from ggufsmith.convert.architectures.state_space import (
     size,
 )
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.ops import Op, Part
 
 STATE, ATTENDS = ("mamba", "linear_attention"), ("attention", "full_attention")
 
@@ -129,11 +129,6 @@ def experts_used(config: Config, dims: Dims) -> int | None:
     """None of none, whatever the config says, or llama.cpp does not load the model."""
     used = config.integer("num_experts_per_tok")
     return used if dims.experts else None if used is None else 0
-
-
-def half(name: str, k: int) -> Callable[[Dims], Op]:
-    """The op that cuts gate (0) or up (1) out of both, of this length."""
-    return lambda dims: Part(k * dims.size(name), (k + 1) * dims.size(name))
 
 
 SHARED_SIZE = ConfigKey(Keys.LLM.EXPERT_SHARED_FEED_FORWARD_LENGTH, u32, ("shared_intermediate_size",), None)

@@ -6,37 +6,37 @@
 LATER = frozenset(
     """
     ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BailingMoeForCausalLM BailingMoeV2ForCausalLM
-    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitnetForCausalLM
-    BitNetForCausalLM ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
-    ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM
+    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BitnetForCausalLM
+    BitNetForCausalLM ChatGLMForConditionalGeneration
+    ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM DeepseekForCausalLM
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel
     DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
-    Eagle3LlamaForCausalLM Eagle3Speculator Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
+    Eagle3LlamaForCausalLM Eagle3Speculator ExaoneForCausalLM
     Gemma4AssistantForCausalLM Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM
     Gemma4UnifiedForConditionalGeneration Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration
     Glm5NextForConditionalGeneration Glm5vForConditionalGeneration GlmasrModel GlmOcrForConditionalGeneration
     GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteSpeechForConditionalGeneration
     GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM
-    GroveMoeForCausalLM HrmTextForCausalLM HunYuanVLForConditionalGeneration HYV4ForCausalLM
+    GroveMoeForCausalLM HunYuanVLForConditionalGeneration
     InternLM3ForCausalLM InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel JanusForConditionalGeneration
     JinaBertForMaskedLM JinaBertModel JinaEmbeddingsV5Model KimiK25ForConditionalGeneration
     KimiK3ForConditionalGeneration KimiVLForConditionalGeneration KORMoForCausalLM Lfm25AudioTokenizer
-    Lfm2AudioForConditionalGeneration Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model
+    Lfm2AudioForConditionalGeneration Lfm2DSparkDraftModel
     LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM
     LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM
     MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniCPMForCausalLM
     MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM
-    MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration
+    MuseGlimmerAssistantModel
     NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification
     NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
     PanguEmbeddedForCausalLM Phi4ForCausalLMV Plamo2ForCausalLM PLaMo2ForCausalLM Plamo3ForCausalLM
-    PLaMo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel Qwen2VLModel
+    PLaMo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
     Qwen3ASRForConditionalGeneration Qwen3DSparkModel Qwen3OmniMoeForConditionalGeneration
     Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration QWenLMHeadModel
     RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM
     RwkvHybridForCausalLM Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM
-    Spark2_5ForCausalLM Step3p5ForCausalLM Step3p7ForConditionalGeneration StepVLForConditionalGeneration
+    Spark2_5ForCausalLM StepVLForConditionalGeneration
     TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM
     VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM YoutuVLForConditionalGeneration
     """.split()

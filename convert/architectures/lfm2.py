@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from gguf.constants import MODEL_ARCH, Keys
 
-from ggufsmith.container.values import f32, i32s, u32
-from ggufsmith.convert.architecture import Architecture, ConfigKey, Rope, TensorRule, named
+from ggufsmith.container.values import boolean, f32, i32s, u32
+from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Rope, TensorRule, named
 from ggufsmith.convert.architectures.groups import (
     ATTENTION,
     EMBEDDINGS,
@@ -13,6 +13,7 @@ from ggufsmith.convert.architectures.groups import (
     FEED_FORWARD,
     HEAD_NORMS,
     NORMS,
+    OPTIONAL,
     PACKED_EXPERTS,
     QWEN_EXPERT_COUNTS,
     SIZES,
@@ -88,6 +89,26 @@ LFM2 = Architecture(
     kinds=conv_kinds,
 )
 
+
+def both_ways(config: Config, dims: Dims) -> bool | None:
+    """False for a class whose attention looks ahead; llama.cpp then centers the short convolutions too."""
+    classes = config.first("architectures")
+    return False if isinstance(classes, list) and classes[:1] == ["Lfm2BidirectionalModel"] else None
+
+
+LFM2_EMBEDDING = replace(
+    LFM2,
+    classes=("Lfm2Model", "Lfm2BidirectionalModel"),
+    tensors=(*LFM2.tensors, TensorRule(T.DENSE_2_OUT, "dense_2 embd", need=OPTIONAL)),
+    keys=(
+        *LFM2.keys,
+        ConfigKey(Keys.Attention.CAUSAL, boolean, computed=both_ways),
+        ConfigKey(Keys.LLM.EMBEDDING_LENGTH_OUT, u32, ("dense_2_feat_out",), None),
+    ),
+    models="LFM2.5-Embedding, LFM2.5-ColBERT",
+    pooling=True,
+    sizes={**LFM2.sizes, "dense_2": lambda config: whole(config, "dense_2_feat_out")},
+)
 LFM2_MOE = replace(
     LFM2,
     arch=MODEL_ARCH.LFM2MOE,
@@ -122,4 +143,4 @@ LFM2_MOE = replace(
     ],
 )
 
-LFM2_FAMILY = (LFM2, LFM2_MOE)
+LFM2_FAMILY = (LFM2, LFM2_EMBEDDING, LFM2_MOE)

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from gguf.constants import MODEL_ARCH, Keys
 
-from ggufsmith.container.values import f32, i32s
+from ggufsmith.container.values import booleans, f32, i32s
 from ggufsmith.convert.architecture import ConfigKey, Dims, Fused, copy
 from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3, QWEN3_MOE
+from ggufsmith.convert.architectures.dense import EXAONE4
 from ggufsmith.convert.architectures.groups import (
     AUDIO_TOWER,
     PACKED_EXPERTS,
@@ -17,9 +18,13 @@ from ggufsmith.convert.architectures.groups import (
     T,
     mrope_sections,
     rope_field,
+    window_pattern,
+    without,
 )
 from ggufsmith.convert.architectures.latent import MISTRAL4
 from ggufsmith.convert.architectures.lfm2 import LFM2
+from ggufsmith.convert.architectures.moe import DOUBLE, NEXTN, NEXTN_IF_ANY, whole, with_mtp
+from ggufsmith.convert.architectures.qwen_hybrid import MTP_NAMES
 from ggufsmith.convert.config import Config
 
 
@@ -48,7 +53,7 @@ DEEPSTACK = ConfigKey(Keys.LLM.NUM_DEEPSTACK_LAYERS, computed=deepstack)
 QWEN2VL = replace(
     QWEN2,
     arch=MODEL_ARCH.QWEN2VL,
-    classes=("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
+    classes=("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen2VLModel"),
     keys=(*QWEN2.keys, SECTIONS),
     models="Qwen2-VL, Qwen2.5-VL (text)",
     rope=replace(QWEN2.rope, theta=1e6),
@@ -113,6 +118,38 @@ LLAVA = replace(
     drop={**LLAMA.drop, **VISION_TOWER},
     pooling=False,
 )
+
+
+def own_windows(config: Config, dims: Dims) -> list[bool] | None:
+    """Which blocks have a sliding window, without those that are appended."""
+    return window_pattern(4)(config, replace(dims, blocks=whole(config, "num_hidden_layers")))
+
+
+def shared_blocks(config: Config, dims: Dims) -> str | None:
+    """A sentence if one appended block stands for several, else None."""
+    shares = config.first("mtp_share_layers") and whole(config, "num_nextn_predict_layers") > 1
+    return "one block for multi-token prediction stands for several" if shares else None
+
+
+EXAONE4_5 = replace(
+    EXAONE4,
+    classes=("Exaone4_5_ForConditionalGeneration",),
+    tensors=(
+        *EXAONE4.tensors,
+        *(rule for rule in NEXTN if rule.tensor not in (T.NEXTN_EMBED_TOKENS, T.NEXTN_SHARED_HEAD_HEAD)),
+    ),
+    keys=(
+        *without(EXAONE4.keys, Keys.Attention.SLIDING_WINDOW_PATTERN),
+        ConfigKey(Keys.Attention.SLIDING_WINDOW_PATTERN, booleans, computed=own_windows),
+        NEXTN_IF_ANY,
+    ),
+    models="EXAONE 4.5 (text)",
+    drop=VISION_TOWER,
+    sizes=DOUBLE,
+    kinds=with_mtp(lambda config, blocks: [""] * blocks),
+    check=shared_blocks,
+    mtp=MTP_NAMES,
+)
 LFM2VL = replace(
     LFM2,
     classes=("Lfm2VlForConditionalGeneration",),
@@ -146,4 +183,4 @@ QWEN2_AUDIO = replace(
     pooling=False,
 )
 
-VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LLAVA, LFM2VL, VOXTRAL, QWEN2_AUDIO)
+VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LLAVA, EXAONE4_5, LFM2VL, VOXTRAL, QWEN2_AUDIO)

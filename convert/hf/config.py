@@ -60,7 +60,8 @@ def model_config(source: GgufSet) -> tuple[HfClass, dict[str, Any]]:
     keys = TypedKeys(source.metadata, source.path)
     known = find_class(keys, source.tensors)
     rope = rope_config(known.record, keys, lambda name: _vector(source, name))
-    return known, config_of(known, keys, source.tensors, rope)
+    given = Given(known.record, keys, source.tensors, lambda name: _vector(source, name))
+    return known, config_of(known, given, rope)
 
 
 def _vector(source: GgufSet, name: str) -> NDArray[np.float32] | None:
@@ -77,12 +78,12 @@ def _vector(source: GgufSet, name: str) -> NDArray[np.float32] | None:
     return values
 
 
-def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[str, Any]) -> dict[str, Any]:
+def config_of(known: HfClass, given: Given, rope: Mapping[str, Any]) -> dict[str, Any]:
     """config.json without the token ids and the dtype. rope: see `hf.rope.rope_config`.
 
     Malformed: a key that the class cannot do without is missing. Unsupported: biases that the class does not have.
     """
-    record, where, given = known.record, keys.where, Given(known.record, keys, tensors)
+    record, where, tensors = known.record, given.keys.where, given.tensors
     made = known.more(given)
     config: dict[str, Any] = {
         "architectures": [known.name],
@@ -108,7 +109,12 @@ def config_of(known: HfClass, keys: TypedKeys, tensors: Tensors, rope: Mapping[s
     own = {usual: name for name, usual in record.aliases.items()}
     own |= {"num_local_experts": own["num_experts"]} if "num_experts" in own else {}  # the usual names of one thing
     own |= known.renamed
-    return {own.get(name, name): value for name, value in config.items() if name not in known.lost}
+    named = {own.get(name, name): value for name, value in config.items() if name not in known.lost}
+    inside = [name.partition(".") for name in named if "." in name]
+    objects: dict[str, dict[str, Any]] = {outer: dict(named.get(outer, {})) for outer, _, _ in inside}
+    for outer, _, inner in inside:
+        objects[outer][inner] = named.pop(f"{outer}.{inner}")
+    return {**named, **objects}
 
 
 def _keys(given: Given) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ggufsmith.convert.hf.classes import (
     in_blocks,
 )
 from ggufsmith.convert.hf.fused_heads import FUSED_HEADS
+from ggufsmith.convert.hf.later import LATER
 from ggufsmith.convert.hf.names import (
     APERTUS_NAMES,
     GATE_CORRECTION,
@@ -350,4 +351,5 @@ LEARNED = (
 CLASSES = (
     *(*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *NEWER, *STREAMS, *LATENTS, *LEARNED),
     *FUSED_HEADS,
+    *LATER,
 )

@@ -12,17 +12,22 @@ from ggufsmith.container.reader import TensorInfo
 from ggufsmith.container.typed import TypedKeys
 from ggufsmith.container.values import boolean
 from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.hf.rope import Vector
 
 MAX_BLOCKS = 4096
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a file of this architecture says. Names of keys have "{arch}" in them, as those of gguf.constants do."""
+    """What a file of this architecture says. Names of keys have "{arch}" in them, as those of gguf.constants do.
+
+    vector: a small vector in float32, by the name of its tensor; None if there is none.
+    """
 
     record: Architecture
     keys: TypedKeys
     tensors: Mapping[str, TensorInfo]
+    vector: Vector = lambda name: None
 
     def number(self, name: str) -> Any:
         """One number, None if there is none. Malformed or Unsupported for another value."""

@@ -255,6 +255,7 @@ FALCON_H1_NAMES = (
         }
     )
 )
+BAMBA_NAMES = FALCON_H1_NAMES | in_blocks({T.FFN_NORM: "pre_ff_layernorm"})
 FALCON_H1_SOURCES = HYBRID_SOURCES | {f"{BLOCK}pre_ff_layernorm.weight": ("blk.{bid}.ffn_norm",)}
 KIMI_NAMES = (
     LATENT_NAMES

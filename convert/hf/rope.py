@@ -1,6 +1,7 @@
 """The rotary position embedding of a GGUF file as the keys of a config.json: `convert.rope`, read backwards."""
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ggufsmith.container.untrusted import shown
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.rope import YARN, llama3_factors, yarn_attention
 
-LOW, HIGH = 1.0, 4.0  # of every published Llama 3 scaling
+LOW, HIGHS = 1.0, (4.0, 32.0)  # of every published Llama 3 scaling; the second of Step 3.5
 CONTEXTS = tuple(2**n for n in range(8, 24))
 FREQS, LONG, SHORT = (
     f"{TENSOR_NAMES[tensor]}.weight"
@@ -77,8 +78,10 @@ def _rotary(number: Callable[[str], float | None], usual: float) -> float | None
 
 def _scaling(record: Architecture, keys: TypedKeys, config: Mapping[str, Any], vector: Vector) -> dict[str, Any] | None:
     freqs, long, short = (vector(name) for name in FACTORS)
+    if freqs is not None and record.rope.padded:
+        return None
     if freqs is not None:
-        return _llama3(freqs, config["rope_theta"], keys.where)
+        return llama3_parameters(freqs, config["rope_theta"], keys.where)
     if long is not None and short is not None:
         found: dict[str, Any] = {
             "rope_type": "longrope",
@@ -113,17 +116,17 @@ def yarn_parameters(number: Callable[[str], float | None]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _llama3(factors: NDArray[np.float32], theta: float, where: object) -> dict[str, Any]:
+def llama3_parameters(factors: NDArray[np.float32], theta: float, where: object) -> dict[str, Any]:
     """Llama 3's parameters: the slowest frequencies are divided by the factor itself, the context decides the rest."""
     factor = float(str(factors.max(initial=1.0)))
-    for context in CONTEXTS if theta > 1 else ():
-        made = llama3_factors(2 * len(factors), theta, factor=factor, low=LOW, high=HIGH, context=context)
+    for high, context in product(HIGHS, CONTEXTS if theta > 1 else ()):
+        made = llama3_factors(2 * len(factors), theta, factor=factor, low=LOW, high=high, context=context)
         if np.allclose(made, factors, rtol=1e-5, atol=0):  # libraries differ in the last bits of the power
             return {
                 "rope_type": "llama3",
                 "factor": factor,
                 "low_freq_factor": LOW,
-                "high_freq_factor": HIGH,
+                "high_freq_factor": high,
                 "original_max_position_embeddings": context,
             }
     raise Unsupported(f"{FREQS} does not follow any known scaling of Llama 3", where=where)

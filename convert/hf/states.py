@@ -4,10 +4,12 @@ from typing import Any
 
 from gguf.constants import Keys
 
+from ggufsmith.convert.architectures import bamba as bamba_record
 from ggufsmith.convert.architectures import falcon_h1, hybrid, kimi_linear, state_space
-from ggufsmith.convert.hf.classes import ATTENTION, HfClass
+from ggufsmith.convert.hf.classes import ATTENTION, MLP, HfClass
 from ggufsmith.convert.hf.given import Given
 from ggufsmith.convert.hf.names import (
+    BAMBA_NAMES,
     FALCON_H1_NAMES,
     FALCON_H1_SOURCES,
     GRANITE_DENSE_NAMES,
@@ -93,6 +95,19 @@ def nemotron(given: Given) -> dict[str, Any]:
     return found | ({"intermediate_size": max(lengths, default=0)} if rest == "mlp" else {})
 
 
+def bamba(given: Given) -> dict[str, Any]:
+    """States of Bamba, and which blocks attend."""
+    found = granite_hybrid(given)
+    attending = [block for block, kind in enumerate(found["layer_types"]) if kind == FULL]
+    states = {key: value for key, value in found.items() if key.startswith("mamba_")}
+    return {
+        **states,
+        "attn_layer_indices": attending,
+        "num_key_value_heads": kv_heads(given),
+        "mamba_expand": given.whole(S.INNER_SIZE) // max(given.whole(L.EMBEDDING_LENGTH), 1),
+    }
+
+
 def falcon(given: Given) -> dict[str, Any]:
     """States of Falcon-H1; its scales are in the weights."""
     inner, heads = given.whole(S.INNER_SIZE), given.whole(S.TIME_STEP_RANK)
@@ -141,6 +156,15 @@ def kimi(given: Given) -> dict[str, Any]:
 
 
 STATES = (
+    HfClass(
+        bamba_record.BAMBA,
+        "bamba",
+        names=BAMBA_NAMES,
+        sources=HYBRID_SOURCES,
+        biases={"attention_bias": ATTENTION, "mlp_bias": MLP},
+        when=lambda given: given.number(A.SCALE) is None,
+        more=bamba,
+    ),
     HfClass(
         kimi_linear.KIMI_LINEAR,
         "kimi_linear",

@@ -30,6 +30,7 @@ from ggufsmith.convert.invert import inverses
 from ggufsmith.convert.numbers import constants, number_sources
 from ggufsmith.convert.ops import Array, Op
 from ggufsmith.convert.plan import SOURCE_FORMATS, Plan, TensorPlan, make_plan, source_shape
+from ggufsmith.convert.stacks import counted_anew
 from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.pipeline.stream import Scratch
 from ggufsmith.quantize.rows import decode
@@ -158,8 +159,10 @@ def _sources(known: HfClass, dims: Dims, model: GgufSet, format: Format | None) 
         name = whole.get(BLOCK.sub("blk.{bid}.", info.name))
         match = NAME.fullmatch(info.name)
         rule = rules.get(match[2]) if match else None
+        if rule is not None and rule.made:
+            continue
         if name is not None:
-            name = name.format(bid=number[1] if number else "")
+            name = counted_anew(known.record, name.format(bid=number[1] if number else ""), dims.blocks)
             shape = source_shape(known.record, dims, name)
             if shape is not None and name not in made:
                 made.add(name)
@@ -205,7 +208,8 @@ def _of(
     if count is not None:
         shape = shape[1:]
     for expert in range(1 if count is None else count):
-        yield _stored(name.format(bid=block, xid=expert), shape, info, format)
+        own = counted_anew(known.record, name.format(bid=block, xid=expert), dims.blocks)
+        yield _stored(own, shape, info, format)
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:

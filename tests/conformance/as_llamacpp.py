@@ -42,4 +42,24 @@ def _gemma3n(model: Any) -> None:
             module._gaussian_topk = top(module)
 
 
-CHANGES = {"phimoe": _phimoe, "gemma3n": _gemma3n}
+@torch.no_grad()
+def _hy_v4(model: Any) -> None:
+    """Pairs of neighbours rotate, which halves do when rows lie in another order: the even ones before the odd ones."""
+    sizes = model.config
+
+    def turn(values: Any, head: int) -> None:
+        """The rows of each head that rotate, which are its last ones."""
+        rows = values.view(-1, head, *values.shape[1:])[:, head - sizes.qk_rope_head_dim :]
+        rows.copy_(torch.cat((rows[:, ::2], rows[:, 1::2]), 1))
+
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        turn(attention.q_b_proj.weight, sizes.qk_head_dim)
+        turn(attention.kv_a_proj_with_mqa.weight, sizes.kv_lora_rank + sizes.qk_rope_head_dim)
+        if attention.indexer is not None:
+            norm = attention.indexer.k_norm
+            for values in (attention.indexer.wq_b.weight, attention.indexer.wk.weight, norm.weight, norm.bias):
+                turn(values, sizes.index_head_dim)
+
+
+CHANGES = {"phimoe": _phimoe, "gemma3n": _gemma3n, "hy-v4": _hy_v4}

@@ -184,6 +184,31 @@ def test_the_matrices_behind_an_embedding(hidden: int, tmp_path: Path) -> None:
     assert not [k for k in theirs.metadata if "tokenizer" not in k and mine.metadata.get(k) != theirs.metadata[k]]
 
 
+@pytest.mark.parametrize("name", ["Lfm2Model", "Lfm2BidirectionalModel"])
+def test_the_matrix_behind_lfm2(name: str, tmp_path: Path) -> None:
+    """transformers has no class that looks ahead, so that what llama.cpp computes then is only looked at."""
+    import torch
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = encoders.write("lfm2-embedding", folder)
+    encoders.write_pooling(folder, "mean")
+    (matrix,) = encoders.write_dense(folder, ((128, 128),), torch.Generator().manual_seed(3))
+    (folder / "2_Dense").rename(folder / "1_Dense")  # where the converter looks for it
+    for path, was, now in (("modules.json", "2_Dense", "1_Dense"), ("config.json", "Lfm2Model", name)):
+        text = (folder / path).read_text(encoding="utf-8")
+        (folder / path).write_text(text.replace(was, now), encoding="utf-8")
+    mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    found = embeddings(mine.path, IDS, PoolingType.MEAN)
+    expected = matrix.numpy() @ outputs(model, IDS)[1].mean(0)
+    causal = name == "Lfm2Model"
+    assert np.isfinite(found).all() and (error(found, expected) < 1e-9) == causal
+    theirs = open_gguf(reference.convert(folder, tmp_path / "theirs.gguf", "--outtype", "f32", pre="qwen2", raw=True))
+    a, b = tensors(mine), tensors(theirs)
+    assert a.keys() == b.keys() and not [each for each in a if a[each] != b[each]]
+    assert not oracles.unlike(mine.path, mine.metadata, theirs.metadata, set())
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_language_model_that_says_yes_or_no(tied: bool, tmp_path: Path) -> None:
     """Qwen3-Reranker: llama.cpp's scores are the softmax of two of transformers' logits."""

@@ -63,10 +63,10 @@ def test_an_encoder_alone_is_no_language_model() -> None:
 
 def test_query_and_key_are_permuted_by_their_own_heads() -> None:
     made = outputs(plan_of(config_of("llama-bias")))
-    assert made["blk.0.attn_q.weight"] == ((256, 256), "RopePermute(heads=4, undo=False)", False)
-    assert made["blk.0.attn_k.weight"] == ((128, 256), "RopePermute(heads=2, undo=False)", False)
-    assert made["blk.0.attn_q.bias"] == ((256,), "RopePermute(heads=4, undo=False)", True)
-    assert made["blk.0.attn_k.bias"] == ((128,), "RopePermute(heads=2, undo=False)", True)
+    assert made["blk.0.attn_q.weight"] == ((256, 256), "RopePermute(heads=4, undo=False, rotary=0)", False)
+    assert made["blk.0.attn_k.weight"] == ((128, 256), "RopePermute(heads=2, undo=False, rotary=0)", False)
+    assert made["blk.0.attn_q.bias"] == ((256,), "RopePermute(heads=4, undo=False, rotary=0)", True)
+    assert made["blk.0.attn_k.bias"] == ((128,), "RopePermute(heads=2, undo=False, rotary=0)", True)
     assert made["blk.0.attn_v.weight"][1] == "Copy()"
     assert outputs(plan_of(config_of("qwen2")))["blk.0.attn_q.weight"][1] == "Copy()"
 
@@ -221,7 +221,7 @@ def test_an_unknown_class_names_the_nearest() -> None:
         plan_of({**config_of("llama"), "architectures": ["LlamaForCausalLN"]})
 
 
-@pytest.mark.parametrize("name", ["DeepseekV4ForCausalLM", "ChameleonForConditionalGeneration", "BitNetForCausalLM"])
+@pytest.mark.parametrize("name", ["DeepseekV4ForCausalLM", "PlamoForCausalLM", "BitNetForCausalLM"])
 def test_a_class_that_llama_cpp_knows_is_refused_by_name(name: str) -> None:
     with pytest.raises(Unsupported, match=f"{name} is known to llama.cpp, but ggufsmith does not convert it yet"):
         plan_of({**config_of("llama"), "architectures": [name]})

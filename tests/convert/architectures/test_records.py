@@ -23,6 +23,7 @@ OTHER_NAMES = {
     "Gemma4ForConditionalGeneration",
     "LLaMAForCausalLM",
     "MiniMaxM3SparseForCausalLM",
+    "Lfm2BidirectionalModel",
     "LlamaModel",
     "MistralModel",
     "ExaoneMoEForCausalLM",
@@ -41,6 +42,8 @@ OTHER_NAMES = {
     "BloomModel",
     "MPTForCausalLM",
     "RWForCausalLM",
+    "ChameleonForCausalLM",
+    "Step3p5ForCausalLM",
 }
 
 
