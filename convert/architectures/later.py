@@ -14,22 +14,22 @@ LATER = frozenset(
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
     Eagle3LlamaForCausalLM Eagle3Speculator Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
     Gemma4AssistantForCausalLM Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM
-    Gemma4UnifiedForConditionalGeneration Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration
-    Glm5NextForConditionalGeneration Glm5vForConditionalGeneration GlmasrModel GlmOcrForConditionalGeneration
+    Gemma4UnifiedForConditionalGeneration
+    Glm5NextForConditionalGeneration Glm5vForConditionalGeneration GlmasrModel
     GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteSpeechForConditionalGeneration
     GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM
-    GroveMoeForCausalLM HrmTextForCausalLM HunYuanVLForConditionalGeneration HYV4ForCausalLM
-    InternLM3ForCausalLM InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel JanusForConditionalGeneration
+    GroveMoeForCausalLM HrmTextForCausalLM HYV4ForCausalLM
+    InternLM3ForCausalLM InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel
     JinaBertForMaskedLM JinaBertModel JinaEmbeddingsV5Model KimiK25ForConditionalGeneration
     KimiK3ForConditionalGeneration KimiVLForConditionalGeneration KORMoForCausalLM Lfm25AudioTokenizer
     Lfm2AudioForConditionalGeneration Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model
     LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM
     LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM
     MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniCPMForCausalLM
-    MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM
+    MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM
     MuseGlimmerAssistantModel MuseGlimmerForConditionalGeneration
     NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification
-    NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
+    NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel
     PanguEmbeddedForCausalLM Phi4ForCausalLMV Plamo2ForCausalLM PLaMo2ForCausalLM Plamo3ForCausalLM
     PLaMo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel Qwen2VLModel
     Qwen3ASRForConditionalGeneration Qwen3DSparkModel Qwen3OmniMoeForConditionalGeneration

@@ -71,7 +71,11 @@ def test_transformers_computes_the_same(pair: tuple[str, Path, Path]) -> None:
 # Lines of the zoo that no folder can be made of -> what is said of them.
 NO_FOLDER = {
     **dict.fromkeys(
-        ("qwen3-vl", "qwen3-vl-moe", "qwen2_5-vl", "qwen2-vl", "mistral3", "minimax-m3"), "its encoder for pictures"
+        (
+            *("qwen3-vl", "qwen3-vl-moe", "qwen2_5-vl", "qwen2-vl", "mistral3", "minimax-m3"),
+            *("glm4v", "glm4v-moe", "glm-ocr", "paddleocr", "hunyuan-vl"),
+        ),
+        "its encoder for pictures",
     ),
     **dict.fromkeys(
         ("gemma4-31b", "gemma4-e2b", "gemma4-26b", "gemma4-vl"), "'gemma4' cannot be written to a tokenizer.json"

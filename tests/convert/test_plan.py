@@ -63,10 +63,10 @@ def test_an_encoder_alone_is_no_language_model() -> None:
 
 def test_query_and_key_are_permuted_by_their_own_heads() -> None:
     made = outputs(plan_of(config_of("llama-bias")))
-    assert made["blk.0.attn_q.weight"] == ((256, 256), "RopePermute(heads=4, undo=False)", False)
-    assert made["blk.0.attn_k.weight"] == ((128, 256), "RopePermute(heads=2, undo=False)", False)
-    assert made["blk.0.attn_q.bias"] == ((256,), "RopePermute(heads=4, undo=False)", True)
-    assert made["blk.0.attn_k.bias"] == ((128,), "RopePermute(heads=2, undo=False)", True)
+    assert made["blk.0.attn_q.weight"] == ((256, 256), "RopePermute(heads=4, undo=False, rotary=0)", False)
+    assert made["blk.0.attn_k.weight"] == ((128, 256), "RopePermute(heads=2, undo=False, rotary=0)", False)
+    assert made["blk.0.attn_q.bias"] == ((256,), "RopePermute(heads=4, undo=False, rotary=0)", True)
+    assert made["blk.0.attn_k.bias"] == ((128,), "RopePermute(heads=2, undo=False, rotary=0)", True)
     assert made["blk.0.attn_v.weight"][1] == "Copy()"
     assert outputs(plan_of(config_of("qwen2")))["blk.0.attn_q.weight"][1] == "Copy()"
 
