@@ -152,9 +152,9 @@ HOW = {
         options={"size": {"height": 112, "width": 112}},
         features=("pixel_values",),
     ),
-    "hunyuan": Seeing(  # libmtmd scales images otherwise
+    "hunyuan": Seeing(  # libmtmd scales images otherwise; torch does not stretch a grid of its own size
         "hunyuan_vl.image_processing_pil_hunyuan_vl.HunYuanVLImageProcessorPil",
-        sizes=((128, 128), (64, 160), (256, 192)),
+        sizes=((64, 160), (256, 192)),
         options={"size": {"shortest_edge": 64 * 64, "longest_edge": 256 * 256}},
         features=("pixel_values", "image_grid_thw"),
     ),
