@@ -198,7 +198,7 @@ class Rope:
     theta:            transformers' default where config.json is silent.
     local_theta:      the same for the sliding-window layers, if they have their own.
     scaling:          the rope types that can be expressed for it, besides "default"; "alpha" is "dynamic" with a fixed
-                      alpha, which makes another base.
+                      alpha, which makes another base, and "xdrope" the same of a rotation by sections.
     write_theta:      False where llama.cpp's graph has the base built in.
     original_context: always write the context length the model was first trained for.
     partial:          the part of every head that rotates, where config.json is silent.

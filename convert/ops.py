@@ -103,8 +103,8 @@ class RopePermute(Op):
 
     Hugging Face rotates dimension t with t + d/2, ggml's llama rotates 2t with 2t + 1 (LLAMA_ROPE_TYPE_NORM): output
     row 2t + k of a head is its source row t + k d/2. `heads` counts the heads in this very tensor: query heads for
-    attn_q, key-value heads for attn_k. Applies to weights and biases alike. rotary: how many numbers of a head rotate,
-    the first ones; the others stay. 0 stands for all.
+    attn_q, key-value heads for attn_k. Applies to weights and biases alike. undo: from "pairs" to "halves". rotary: how
+    many numbers of a head rotate, the first ones; the others stay. 0 stands for all.
     """
 
     heads: int
@@ -116,8 +116,10 @@ class RopePermute(Op):
 
     def shape(self, *sources: Shape) -> Shape:
         (source,) = sources
-        if source[0] % (2 * self.heads) or self.rotary % 2 or self.rotary * self.heads > source[0]:
+        if source[0] % (2 * self.heads):
             raise ValueError(f"{source[0]} rows cannot be divided into {self.heads} heads of an even size")
+        if self.rotary % 2 or self.rotary * self.heads > source[0]:
+            raise ValueError(f"{self.rotary} of the {source[0] // self.heads} rows of a head cannot be reordered")
         return source
 
     def granule(self, *sources: Shape) -> int:
@@ -126,8 +128,8 @@ class RopePermute(Op):
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         head = self.granule(*sources)
         first, last = start // head * head, -(-stop // head) * head
-        within, half = np.arange(head), (self.rotary or head) // 2
-        within[: 2 * half] = within[: 2 * half].reshape((half, 2) if self.undo else (2, half)).T.ravel()
+        within, turned = np.arange(head), self.rotary or head
+        within[:turned] = np.arange(turned).reshape((turned // 2, 2) if self.undo else (2, turned // 2)).T.ravel()
         order = (np.arange(first, last, head)[:, None] + within).ravel()[start - first : stop - first]
         permuted: Array = read(0, first, last)[order - first]
         return permuted

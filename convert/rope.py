@@ -107,8 +107,13 @@ def rope_metadata(
     keys: Metadata = {}
     tensors: dict[MODEL_TENSOR, tuple[float, ...]] = {}
     notes: list[str] = []
-    static = "alpha" in rope.scaling and rotary.kind == "dynamic" and bool(rotary.fields.get("alpha"))
-    if rotary.kind != "default" and rotary.kind not in rope.scaling and not static:
+    alpha = rotary.kind in ("dynamic", "xdrope") and bool(rotary.fields.get("alpha"))
+    static, sections = (
+        alpha and rotary.kind == "dynamic" and "alpha" in rope.scaling,
+        alpha and "xdrope" in rope.scaling,
+    )
+    named = rotary.kind == "default" or (rotary.kind in rope.scaling and rotary.kind != "xdrope")
+    if not named and not static and not sections:
         raise Unsupported(
             f"rope type {rotary.kind!r} cannot be expressed for this architecture",
             where=config.path,
@@ -178,15 +183,22 @@ def rope_metadata(
             tensors[MODEL_TENSOR.ROPE_FREQS] = proportional_factors(
                 dims.size("g_head_dim"), partial_rotary_factor(config, rope)
             )
+        case "dynamic" | "xdrope" if sections:  # llama.cpp computes the base for its sections by itself
+            keys |= {
+                Keys.Rope.SCALING_TYPE: string(RopeScalingType.NONE.value),
+                Keys.Rope.SCALING_FACTOR: f32(factor() if rotary.fields.get("factor") is not None else 1.0),
+                Keys.Rope.SCALING_ALPHA: f32(_positive(number("alpha"), "alpha", config)),
+                Keys.Rope.SCALING_ORIG_CTX_LEN: u32(config.integer("max_position_embeddings") or 0),
+            }
         case "dynamic" if static:
-            alpha = _positive(number("alpha"), "alpha", config)
+            power = _positive(number("alpha"), "alpha", config) ** (dims.head_dim / (dims.head_dim - 2))
             keys |= {
                 Keys.Rope.SCALING_TYPE: string(RopeScalingType.NONE.value),
                 Keys.Rope.SCALING_FACTOR: f32(1.0),
                 Keys.Rope.SCALING_ORIG_CTX_LEN: u32(ALPHA_CONTEXT),
                 Keys.LLM.CONTEXT_LENGTH: u32(ALPHA_CONTEXT),
             }
-            rotary = replace(rotary, theta=rotary.theta * alpha ** (dims.head_dim / (dims.head_dim - 2)))
+            rotary = replace(rotary, theta=rotary.theta * power)
         case "dynamic":
             notes.append(
                 "llama.cpp does not support dynamic NTK rope scaling; longer contexts need its --rope-* options"

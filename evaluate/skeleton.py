@@ -272,6 +272,8 @@ def _class_name(source: SourceModel) -> str:
 
 def _compute_buffers(model: Any, where: Path) -> None:
     """Buffers are no weights: transformers computes them from the config, by what it calls initializing a module."""
+    if not hasattr(model.config, "initializer_range"):  # which a class around a text model may look for in its own
+        model.config.initializer_range = 0.02
     holders = [module for module in model.modules() if dict(module.named_buffers(recurse=False))]
     for module in holders:
         for name, value in module.named_buffers(recurse=False):

@@ -94,6 +94,9 @@ IGNORED = frozenset(
     moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
     input_jitter_noise lm_head_bias altup_coef_clip mtp_layer_types mtp_mlp_layer_types num_mtp_layers
     num_decoder_layers decoder_start_token_id dropout_rate initializer_factor scale_decoder_outputs is_gated_act
+    im_start_id im_end_id im_newline_id downsample_ratio image_start_token_id image_end_token_id video_start_token_id
+    video_end_token_id vq_config downsample_mode drop_vision_last_layer insert_layer_id merge_kernel_size merger_times
+    image_size patch_size
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
     """.split()

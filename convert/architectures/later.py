@@ -6,38 +6,33 @@
 LATER = frozenset(
     """
     ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BailingMoeForCausalLM BailingMoeV2ForCausalLM
-    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BitnetForCausalLM
-    BitNetForCausalLM ChatGLMForConditionalGeneration
-    ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM DeepseekForCausalLM
-    DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel
-    DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
-    Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
-    Eagle3LlamaForCausalLM Eagle3Speculator ExaoneForCausalLM
-    Gemma4AssistantForCausalLM Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM
-    Gemma4UnifiedForConditionalGeneration Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration
-    Glm5NextForConditionalGeneration Glm5vForConditionalGeneration GlmasrModel GlmOcrForConditionalGeneration
-    GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteSpeechForConditionalGeneration
-    GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM
-    GroveMoeForCausalLM HunYuanVLForConditionalGeneration
-    InternLM3ForCausalLM InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel JanusForConditionalGeneration
-    JinaBertForMaskedLM JinaBertModel JinaEmbeddingsV5Model KimiK25ForConditionalGeneration
-    KimiK3ForConditionalGeneration KimiVLForConditionalGeneration KORMoForCausalLM Lfm25AudioTokenizer
-    Lfm2AudioForConditionalGeneration Lfm2DSparkDraftModel
+    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BitnetForCausalLM BitNetForCausalLM
+    ChatGLMForConditionalGeneration ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM
+    DeepseekForCausalLM DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel
+    DeepseekV4ForCausalLM DFlash2DraftModel DFlashDraftModel DistilBertForSequenceClassification
+    Dots3NoteForCausalLM Dots3NoteForConditionalGeneration Dots3NoteTextForCausalLM DotsOCRForCausalLM
+    DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel Eagle3LlamaForCausalLM Eagle3Speculator
+    ExaoneForCausalLM Gemma4AssistantForCausalLM Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM
+    Gemma4UnifiedForConditionalGeneration Glm5NextForConditionalGeneration Glm5vForConditionalGeneration
+    GlmasrModel GPTRefactForCausalLM Granite4VisionForConditionalGeneration
+    GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM
+    Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM InternLM3ForCausalLM InternVisionModel
+    IQuestCoderForCausalLM JAISLMHeadModel JinaBertForMaskedLM JinaBertModel JinaEmbeddingsV5Model
+    KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration KimiVLForConditionalGeneration
+    KORMoForCausalLM Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration Lfm2DSparkDraftModel
     LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM
     LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM
     MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniCPMForCausalLM
-    MiniCPMV4_6ForConditionalGeneration MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM
-    MuseGlimmerAssistantModel
-    NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification
-    NeoBERTLMHead OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PaddleOCRVLForConditionalGeneration
-    PanguEmbeddedForCausalLM Phi4ForCausalLMV Plamo2ForCausalLM PLaMo2ForCausalLM Plamo3ForCausalLM
-    PLaMo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
-    Qwen3ASRForConditionalGeneration Qwen3DSparkModel Qwen3OmniMoeForConditionalGeneration
-    Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration QWenLMHeadModel
-    RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM
-    RwkvHybridForCausalLM Sarashina2VisionForCausalLM SarvamMoEForCausalLM SmallThinkerForCausalLM
-    Spark2_5ForCausalLM StepVLForConditionalGeneration
-    TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM
-    VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM YoutuVLForConditionalGeneration
+    MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM MuseGlimmerAssistantModel NanbeigeForCausalLM
+    NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead
+    OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PanguEmbeddedForCausalLM Phi4ForCausalLMV
+    Plamo2ForCausalLM PLaMo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM
+    PocketTTSModel Qwen2_5OmniModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
+    Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
+    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM
+    RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM
+    SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM StepVLForConditionalGeneration
+    TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM
+    YoutuVLForConditionalGeneration
     """.split()
 )

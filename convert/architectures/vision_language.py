@@ -1,4 +1,4 @@
-"""The language models of those that see or hear: Qwen-VL, Mistral 3, SmolVLM, LFM2-VL, Voxtral, Qwen2-Audio.
+"""The language models of those that see or hear: Qwen-VL, Mistral 3, SmolVLM, LFM2-VL, GLM-V, Voxtral, Qwen2-Audio.
 
 Their encoders are left out.
 """
@@ -7,25 +7,29 @@ from dataclasses import replace
 
 from gguf.constants import MODEL_ARCH, Keys
 
+from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import booleans, f32, i32s
-from ggufsmith.convert.architecture import ConfigKey, Dims, Fused, copy
+from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused, copy
 from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3, QWEN3_MOE
-from ggufsmith.convert.architectures.dense import EXAONE4
+from ggufsmith.convert.architectures.dense import ERNIE4_5, EXAONE4, GLM4, HUNYUAN_DENSE
 from ggufsmith.convert.architectures.groups import (
     AUDIO_TOWER,
+    MTP_HEAD,
     PACKED_EXPERTS,
     VISION_TOWER,
     T,
     mrope_sections,
     rope_field,
+    rope_fields,
     window_pattern,
     without,
 )
 from ggufsmith.convert.architectures.latent import MISTRAL4
 from ggufsmith.convert.architectures.lfm2 import LFM2
-from ggufsmith.convert.architectures.moe import DOUBLE, NEXTN, NEXTN_IF_ANY, whole, with_mtp
-from ggufsmith.convert.architectures.qwen_hybrid import MTP_NAMES
+from ggufsmith.convert.architectures.moe import DOUBLE, GLM4_MOE, NEXTN, NEXTN_IF_ANY, whole, with_mtp
+from ggufsmith.convert.architectures.qwen_hybrid import MTP_NAMES, QWEN35
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.ops import Op, RopePermute
 
 
 def deepstack(config: Config, dims: Dims) -> int:
@@ -158,6 +162,140 @@ LFM2VL = replace(
     pooling=False,
 )
 
+
+def pairs_to_halves(dims: Dims, heads: int) -> Op:
+    """The op of queries and keys whose dimensions rotate in pairs: ggml's rotation by sections knows halves alone."""
+    return RopePermute(heads, undo=True, rotary=dims.rotary)
+
+
+GLM_SECTIONS = ConfigKey(Keys.Rope.DIMENSION_SECTIONS, i32s, computed=mrope_sections((8, 12, 12)))
+TURNED = {
+    T.ATTN_Q: lambda dims: pairs_to_halves(dims, dims.heads),
+    T.ATTN_K: lambda dims: pairs_to_halves(dims, dims.kv_heads),
+}
+GLM4V = replace(
+    GLM4,
+    classes=("Glm4vForConditionalGeneration",),
+    tensors=tuple(replace(rule, op=TURNED.get(rule.tensor, rule.op)) for rule in GLM4.tensors),
+    keys=(*GLM4.keys, GLM_SECTIONS),
+    models="GLM-4.1V, GLM-4.6V Flash (text)",
+    drop=VISION_TOWER,
+    defaults={**GLM4.defaults, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5},
+)
+GLM_OCR = replace(
+    GLM4V,
+    classes=("GlmOcrForConditionalGeneration",),
+    tensors=(*GLM4V.tensors, *NEXTN),
+    keys=(*GLM4V.keys, NEXTN_IF_ANY),
+    models="GLM-OCR (text)",
+    defaults={**GLM4V.defaults, "max_position_embeddings": 131072, "num_key_value_heads": 8},
+    sizes=DOUBLE,
+    kinds=with_mtp(lambda config, blocks: [""] * blocks),
+    appended=True,
+)
+GLM4V_MOE = replace(
+    GLM4_MOE,
+    classes=("Glm4vMoeForConditionalGeneration",),
+    keys=(*GLM4_MOE.keys, GLM_SECTIONS),
+    models="GLM-4.5V, GLM-4.6V (text)",
+    drop=VISION_TOWER,
+    defaults={
+        **GLM4_MOE.defaults,
+        "max_position_embeddings": 65536,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "first_k_dense_replace": 1,
+    },
+)
+GLMS = (GLM4V, GLM_OCR, GLM4V_MOE)
+
+
+def seeing(record: Architecture) -> Architecture:
+    """The record of a text model inside InternVL."""
+    return replace(
+        record,
+        classes=INTERN,
+        models="InternVL 3 and 3.5 (text)",
+        drop={**record.drop, **VISION_TOWER},
+        pooling=False,
+    )
+
+
+INTERN = ("InternVLForConditionalGeneration",)
+INTERNVL = replace(
+    seeing(QWEN2),
+    check=lambda config, dims: (
+        None
+        if config.first("model_type") in ("qwen2", "internvl", None)
+        else f"the text model of InternVL is {config.first('model_type')!r:.40}, which is not supported"
+    ),
+    variants={"qwen3": seeing(QWEN3), "qwen3_moe": seeing(QWEN3_MOE), "llama": seeing(LLAMA)},
+)
+PADDLE_OCR = replace(
+    ERNIE4_5,
+    arch=MODEL_ARCH.PADDLEOCR,
+    classes=("PaddleOCRVLForConditionalGeneration",),
+    keys=(*ERNIE4_5.keys, SECTIONS),
+    models="PaddleOCR-VL (text)",
+    rope=replace(ERNIE4_5.rope, theta=5e5),
+    drop={**ERNIE4_5.drop, **VISION_TOWER, "mlp_AR.": next(iter(VISION_TOWER.values()))},
+    defaults={
+        **ERNIE4_5.defaults,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+    },
+)
+
+
+def xd_sections(config: Config, dims: Dims) -> list[int] | None:
+    """How the dimensions of a head are divided among position, width, height and the number of an image."""
+    fields = rope_fields(config)
+    found = fields.get("xdrope_section", fields.get("mrope_section"))
+    if found is None:
+        return None
+    if (
+        not isinstance(found, list)
+        or len(found) != 4
+        or not all(isinstance(n, int) and 0 <= n < 1 << 31 for n in found)
+    ):
+        raise Malformed(
+            f"the sections of the rotary embedding must be four sizes, not {found!r:.80}", where=config.path
+        )
+    return found
+
+
+HUNYUAN_VL = replace(
+    HUNYUAN_DENSE,
+    arch=MODEL_ARCH.HUNYUAN_VL,
+    classes=("HunYuanVLForConditionalGeneration",),
+    keys=(*HUNYUAN_DENSE.keys, ConfigKey(Keys.Rope.DIMENSION_SECTIONS, i32s, computed=xd_sections)),
+    models="HunyuanOCR, HunYuan-VL (text)",
+    rope=replace(HUNYUAN_DENSE.rope, scaling=("xdrope",)),
+    drop={**HUNYUAN_DENSE.drop, "vit.": next(iter(VISION_TOWER.values()))},
+)
+DRAWS = "what makes images; this converts the text model"
+JANUS = replace(
+    LLAMA,
+    classes=("JanusForConditionalGeneration",),
+    models="Janus, Janus-Pro (text)",
+    drop={
+        **LLAMA.drop,
+        **VISION_TOWER,
+        **dict.fromkeys(("vqmodel.", "generation_embeddings.", "generation_aligner.", "generation_head."), DRAWS),
+        "aligner.": next(iter(VISION_TOWER.values())),
+    },
+    pooling=False,
+)
+MINICPM_V = replace(
+    QWEN35,
+    classes=("MiniCPMV4_6ForConditionalGeneration",),
+    models="MiniCPM-V 4.6 (text)",
+    drop={**QWEN35.drop, **MTP_HEAD, "merger.": next(iter(VISION_TOWER.values()))},
+    mtp=None,
+)
+
 VOXTRAL = replace(
     LLAMA,
     classes=("VoxtralForConditionalGeneration",),
@@ -183,4 +321,21 @@ QWEN2_AUDIO = replace(
     pooling=False,
 )
 
-VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LLAVA, EXAONE4_5, LFM2VL, VOXTRAL, QWEN2_AUDIO)
+VISION_LANGUAGE = (
+    QWEN2VL,
+    QWEN3VL,
+    QWEN3VL_MOE,
+    MISTRAL3,
+    SMOLVLM,
+    LLAVA,
+    EXAONE4_5,
+    LFM2VL,
+    *GLMS,
+    INTERNVL,
+    PADDLE_OCR,
+    HUNYUAN_VL,
+    JANUS,
+    MINICPM_V,
+    VOXTRAL,
+    QWEN2_AUDIO,
+)

@@ -74,7 +74,9 @@ from ggufsmith.convert.hf.several import (
     qwen3_vl,
     qwen35,
     sections,
+    turns_by_sections,
     windows,
+    xd_rope,
     yarn,
 )
 from ggufsmith.convert.hf.states import STATES
@@ -198,6 +200,54 @@ PICTURES = (
         sparse=True,
         more=qwen3_vl,
         lost=("rope_theta",),
+        pictures=True,
+    ),
+    HfClass(
+        vision.GLM4V,
+        "glm4v",
+        names=GLM4_NAMES,
+        biases={"": QKV},
+        when=lambda given: turns_by_sections(given) and given.has("blk.0.attn_q.bias"),
+        more=sections(interleaved=False),
+        lost=("rope_theta", "partial_rotary_factor"),
+        pictures=True,
+    ),
+    HfClass(
+        vision.GLM_OCR,
+        "glm_ocr",
+        names=GLM4_NAMES,
+        when=turns_by_sections,
+        more=sections(interleaved=False),
+        lost=("rope_theta", "partial_rotary_factor"),
+        pictures=True,
+    ),
+    HfClass(
+        vision.GLM4V_MOE,
+        "glm4v_moe",
+        names=GLM4_MOE_NAMES,
+        sources=GATE_CORRECTION,
+        sparse=True,
+        biases={"attention_bias": QKV},
+        when=turns_by_sections,
+        more=sections(interleaved=False),
+        lost=("rope_theta", "partial_rotary_factor"),
+        pictures=True,
+    ),
+    HfClass(
+        vision.PADDLE_OCR,
+        "paddleocr_vl",
+        biases={"use_bias": ATTENTION | MLP},
+        more=sections(interleaved=False),
+        lost=("rope_theta",),
+        pictures=True,
+    ),
+    HfClass(
+        vision.HUNYUAN_VL,
+        "hunyuan_vl",
+        names=HUNYUAN_NAMES,
+        biases={"attention_bias": ATTENTION},
+        more=xd_rope,
+        lost=("rope_theta", "rope_scaling"),
         pictures=True,
     ),
     HfClass(
@@ -349,7 +399,7 @@ LEARNED = (
     ),
 )
 CLASSES = (
-    *(*CLASSIC, *DENSE, *HYBRID, *PICTURES, *STATES, *SPARSE, *NEWER, *STREAMS, *LATENTS, *LEARNED),
+    *(*CLASSIC, *PICTURES, *DENSE, *HYBRID, *STATES, *SPARSE, *NEWER, *STREAMS, *LATENTS, *LEARNED),
     *FUSED_HEADS,
     *LATER,
 )

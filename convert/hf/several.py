@@ -52,7 +52,8 @@ def sections(interleaved: bool) -> Callable[[Given], dict[str, Any]]:
 
     def rope(given: Given) -> dict[str, Any]:
         found = given.each(R.DIMENSION_SECTIONS, 4)
-        rotary, head = given.whole(R.DIMENSION_COUNT), given.whole(A.KEY_LENGTH)
+        rotary = given.whole(R.DIMENSION_COUNT)
+        head = given.whole(A.KEY_LENGTH) or given.whole(L.EMBEDDING_LENGTH) // max(given.whole(A.HEAD_COUNT), 1)
         parameters = {"rope_type": "default", "rope_theta": given.number(R.FREQ_BASE)}
         if found:
             parameters["mrope_section"] = found[:3]
@@ -63,6 +64,21 @@ def sections(interleaved: bool) -> Callable[[Given], dict[str, Any]]:
         return {"rope_parameters": parameters}
 
     return rope
+
+
+def turns_by_sections(given: Given) -> bool:
+    """Whether time, height and width have sections of the rotary embedding, as in models that see."""
+    return R.DIMENSION_SECTIONS.format(arch=given.record.name) in given.keys.metadata
+
+
+def xd_rope(given: Given) -> dict[str, Any]:
+    """The rotary embedding of HunYuan-VL."""
+    alpha = given.number(R.SCALING_ALPHA)
+    parameters = {"rope_type": "default", "rope_theta": given.number(R.FREQ_BASE)}
+    if alpha:
+        parameters |= {"rope_type": "dynamic", "alpha": alpha, "factor": given.number(R.SCALING_FACTOR) or 1.0}
+    found = given.each(R.DIMENSION_SECTIONS, 4)
+    return {"rope_parameters": {**parameters, **({"mrope_section": found} if found else {})}}
 
 
 def qwen3_vl(given: Given) -> dict[str, Any]:

@@ -65,6 +65,17 @@ def pixels(name: str) -> Callable[[ProjectorFacts], list[float]]:
     return three
 
 
+def limit(name: str, edge: str, usual: int) -> Size:
+    """How many pixels an image has at least, or at most; transformers 5 saves them as the lengths of edges."""
+
+    def pixels(facts: ProjectorFacts) -> int:
+        size = facts.processor.first("size")
+        default = size.get(edge) if isinstance(size, Mapping) else None
+        return positive(facts.processor.integer(name, default=default or usual), name, facts)
+
+    return pixels
+
+
 def rope_base(facts: ProjectorFacts) -> object:
     """The base of the rotary embedding that the section names, None if it names none."""
     return facts.config.mapping("rope_parameters").get("rope_theta", facts.config.first("rope_theta"))

@@ -54,7 +54,9 @@ BLOCKS = (
     *biased("v.post_ln", f"{TOWER}.post_layernorm", "embd"),
 )
 POSITIONS = weight("v.position_embd", f"{TOWER}.embeddings.position_embedding", "positions embd", types=SINGLE)
-PATCHES = biased("v.patch_embd", f"{TOWER}.embeddings.patch_embedding", "embd 3 patch patch", types=SINGLE)
+PATCH = ("v.patch_embd", f"{TOWER}.embeddings.patch_embedding", "embd 3 patch patch")
+PATCHES = biased(*PATCH, types=SINGLE)
+HALF_PATCHES = biased(*PATCH, types=CONVOLUTION)  # in half precision where matrices are
 TANH = {"hidden_act": ("gelu_pytorch_tanh",)}
 
 

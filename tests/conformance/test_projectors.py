@@ -131,7 +131,51 @@ QWEN = Seeing(
     features=("pixel_values", "image_grid_thw"),
     max_tokens=32,
 )
+GLM = Seeing(  # of two frames, of which an image fills both
+    "glm4v.image_processing_pil_glm4v.Glm4vImageProcessorPil",
+    sizes=((56, 112), (112, 112), (100, 100), (448, 448), (112, 224), (224, 448)),
+    options={"size": {"shortest_edge": 2 * 8 * 28 * 28, "longest_edge": 2 * 32 * 28 * 28}},
+    features=("pixel_values", "image_grid_thw"),
+    max_tokens=32,
+)
 HOW = {
+    "glm": GLM,
+    "minicpm": Seeing(
+        "minicpmv4_6.image_processing_pil_minicpmv4_6.MiniCPMV4_6ImageProcessorPil",
+        sizes=((112, 112), (80, 100), (224, 112)),
+        options={"scale_resolution": 112},
+        features=("pixel_values", "target_sizes"),
+    ),
+    "janus": Seeing(
+        "janus.image_processing_pil_janus.JanusImageProcessorPil",
+        sizes=((112, 112), (150, 150), (70, 70)),
+        options={"size": {"height": 112, "width": 112}},
+        features=("pixel_values",),
+    ),
+    "hunyuan": Seeing(  # libmtmd scales images otherwise; torch does not stretch a grid of its own size
+        "hunyuan_vl.image_processing_pil_hunyuan_vl.HunYuanVLImageProcessorPil",
+        sizes=((64, 160), (256, 192)),
+        options={"size": {"shortest_edge": 64 * 64, "longest_edge": 256 * 256}},
+        features=("pixel_values", "image_grid_thw"),
+    ),
+    "paddleocr": Seeing(
+        "paddleocr_vl.image_processing_pil_paddleocr_vl.PaddleOCRVLImageProcessorPil",
+        sizes=((56, 112), (112, 112), (100, 100), (448, 448), (112, 224), (224, 448)),
+        options={"size": {"shortest_edge": 8 * 28 * 28, "longest_edge": 32 * 28 * 28}},
+        features=("pixel_values", "image_grid_thw"),
+    ),
+    "internvl": Seeing(
+        "got_ocr2.image_processing_pil_got_ocr2.GotOcr2ImageProcessorPil",
+        sizes=((56, 56), (112, 56), (50, 50)),
+        options={"size": {"height": 56, "width": 56}, "crop_to_patches": True},
+        features=("pixel_values",),
+    ),
+    "internvl-qwen3": Seeing(
+        "got_ocr2.image_processing_pil_got_ocr2.GotOcr2ImageProcessorPil",
+        sizes=((112, 112), (224, 112)),
+        options={"size": {"height": 112, "width": 112}, "crop_to_patches": True},
+        features=("pixel_values",),
+    ),
     "qwen2": QWEN,
     "qwen3": QWEN,
     "gemma3": Seeing(
@@ -252,11 +296,43 @@ def deeper(found: Any) -> list[Any]:
     return getattr(found, "deepstack_features", None) or []
 
 
+def turn_positions(model: Any) -> None:
+    """llama.cpp appends the class token of InternVL, and gives it the last position, and every patch that before it."""
+    embeddings = model.model.vision_tower.embeddings
+    embeddings.position_embeddings.data = embeddings.position_embeddings.data.roll(1, dims=1)
+
+
+def stretch_positions(model: Any) -> None:
+    """llama.cpp takes the positions of HunYuan-VL for a tenth of a patch more, as the model's first code did."""
+    import torch
+
+    embeddings = model.model.vision_tower.embeddings
+
+    def interpolated(patches: Any, height: int, width: int) -> Any:
+        side = embeddings.position_edge
+        grid = embeddings.position_embedding.weight[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        factors = ((int(height) + 0.1) / side, (int(width) + 0.1) / side)
+        found = torch.nn.functional.interpolate(grid, scale_factor=factors, mode="bilinear", align_corners=False)
+        return found.permute(0, 2, 3, 1).reshape(1, -1, embeddings.embed_dim)
+
+    embeddings.interpolate_pos_encoding = interpolated
+
+
+# What llama.cpp's graphs do otherwise than transformers, whose model is changed to do the same (docs/architectures.md).
+AS_LLAMACPP: dict[str, Callable[[Any], None]] = {
+    "internvl": turn_positions,
+    "internvl-qwen3": turn_positions,
+    "hunyuan-vl": stretch_positions,
+}
+
+
 @pytest.mark.parametrize("name", LINES)
 def test_images_become_the_embeddings_of_transformers(name: str, tmp_path: Path) -> None:
     line = zoo.ZOO[name]
-    how = next(how for begin, how in {**HOW, **SCALED}.items() if name.startswith(begin))
+    ways = {**HOW, **SCALED}
+    how = ways[max((begin for begin in ways if name.startswith(begin)), key=len)]
     model, files = made(name, tmp_path / "Tiny-Fixture", "f32")
+    AS_LLAMACPP.get(name, lambda model: None)(model)
     text = tmp_path / "Tiny-Fixture-F32.gguf"
     for size in how.sizes:
         image = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)

@@ -37,6 +37,11 @@ CASES: dict[str, tuple[Op, list[Array], Callable[[list[Array]], Array]]] = {
     "copy": (Copy(), [numbers(6, 5)], lambda s: s[0]),
     "permute weight": (RopePermute(3), [numbers(24, 5)], lambda s: permuted(s[0], 3)),
     "permute bias": (RopePermute(3), [numbers(24)], lambda s: permuted(s[0], 3)),
+    "permute the first rows of a head": (
+        RopePermute(3, undo=True, rotary=4),
+        [numbers(24, 5)],
+        lambda s: s[0].reshape(3, 8, 5)[:, [0, 2, 1, 3, 4, 5, 6, 7]].reshape(24, 5),
+    ),
     "stack": (Stack(), [numbers(4, 3) + 100 * k for k in range(5)], lambda s: np.stack(s)),
     "unstack": (Unstack(3), [numbers(5, 4, 3)], lambda s: s[0][3]),
     "part of a matrix": (Part(2, 5), [numbers(7, 3)], lambda s: s[0][2:5]),
@@ -60,7 +65,9 @@ def test_the_inverse_permutation_undoes_it(heads: int, half: int, width: int, st
     np.testing.assert_array_equal(in_chunks(op.inverse(), [in_chunks(op, [source], step)], step), source)
 
 
-@pytest.mark.parametrize("name", ["copy", "permute weight", "permute bias", "stack", "add one"])
+@pytest.mark.parametrize(
+    "name", ["copy", "permute weight", "permute bias", "permute the first rows of a head", "stack", "add one"]
+)
 @pytest.mark.parametrize("step", [2, 5, 1000])
 def test_the_inverse_of_an_op_makes_its_sources(name: str, step: int) -> None:
     op, sources, whole = CASES[name]
@@ -78,6 +85,8 @@ def test_an_op_without_an_inverse_says_so() -> None:
 def test_an_op_that_does_not_apply_says_why() -> None:
     with pytest.raises(ValueError, match="10 rows cannot be divided into 4 heads"):
         RopePermute(4).shape((10, 3))
+    with pytest.raises(ValueError, match="12 of the 8 rows of a head cannot be reordered"):
+        RopePermute(2, rotary=12).shape((16, 3))
     with pytest.raises(ValueError, match="experts differ in shape"):
         Stack().shape((2, 3), (3, 2))
     with pytest.raises(ValueError, match="no tensor 5 in a stack of 5"):
