@@ -6,6 +6,7 @@ import shutil
 import struct
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,7 @@ CANNOT = {
     errno.ENOTSUP,
     errno.ENOSYS,
 }  # what a file system answers that reserves nothing
+PATIENCE = (0.01, 0.03, 0.1, 0.3, 0.5, 1.0)  # seconds between tries to rename a file that someone else has open
 FLUSH = 128 * 2**20  # bytes written between two early flushes
 
 
@@ -157,6 +159,22 @@ def remove_leftover(file: Path) -> bool:
     return True
 
 
+def rename(source: Path, target: Path) -> None:
+    """Give a file or folder another name, in the place of the file that has it. OSError if that cannot be.
+
+    Windows refuses it while anyone has either file open, as virus scanners have each new file for a moment: there it
+    is tried again for two seconds.
+    """
+    for pause in PATIENCE if WINDOWS else ():
+        try:
+            os.replace(source, target)
+        except PermissionError:
+            time.sleep(pause)
+        else:
+            return
+    os.replace(source, target)
+
+
 def force(fd: int) -> None:
     """Flush to the platter; on macOS fsync alone stops at the drive's cache."""
     full = getattr(fcntl, "F_FULLFSYNC", None)
@@ -170,12 +188,12 @@ def force(fd: int) -> None:
 
 
 def force_folder(folder: Path) -> None:
-    """Make the rename itself durable. Windows cannot open a folder, and some filesystems cannot flush one."""
+    """Make the rename itself durable. Windows cannot open a folder, and some file systems cannot open or flush one."""
     if WINDOWS:
         return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(fd)
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ggufsmith.container.disk import check_space, lock, make_folder, remove_leftover
+from ggufsmith.container.disk import check_space, lock, make_folder, remove_leftover, rename
 from ggufsmith.container.errors import Failure, NoSpace, OutputConflict
 from ggufsmith.container.writer import FULL
 
@@ -44,7 +44,7 @@ def new_folder(path: Path, size: int) -> Iterator[Path]:
             yield temporary
             if path.exists():
                 path.rmdir()
-            temporary.rename(path)
+            rename(temporary, path)
     except OSError as error:
         if error.errno in FULL:
             raise NoSpace(f"cannot write: {error.strerror}", where=path, fix="Free some space.") from error

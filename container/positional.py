@@ -18,6 +18,7 @@ from ggufsmith.container.errors import Failure, Usage
 
 Buffer = bytes | bytearray | memoryview | NDArray[Any]
 
+MOST = 2**30  # bytes for one call: macOS takes no more than INT_MAX, and answers EINVAL instead of taking fewer
 PIECE = 2**18  # bytes copied at a time: they stay in the processor's cache
 _seeking = threading.Lock()
 
@@ -35,7 +36,7 @@ def read_at(fd: int, buffer: memoryview, offset: int) -> int:
     """Fill `buffer` from `offset` on. Returns the bytes read, fewer only at the end of the file."""
     done = 0
     while done < len(buffer):
-        count = _read(fd, buffer[done:], offset + done)
+        count = _read(fd, buffer[done : done + MOST], offset + done)
         if count == 0:
             break
         done += count
@@ -46,7 +47,7 @@ def write_at(fd: int, buffer: memoryview, offset: int) -> None:
     """Write all of `buffer` at `offset`."""
     done = 0
     while done < len(buffer):
-        done += _write(fd, buffer[done:], offset + done)
+        done += _write(fd, buffer[done : done + MOST], offset + done)
 
 
 def copy_at(source: int, start: int, fd: int, offset: int, size: int) -> None:

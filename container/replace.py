@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from ggufsmith.container.disk import check_folder
+from ggufsmith.container.disk import check_folder, rename
 from ggufsmith.container.errors import Failure, NoSpace, OutputConflict, Usage
 from ggufsmith.container.writer import FULL
 
@@ -61,7 +61,7 @@ def _replace(path: Path, data: bytes, alone: bool, check: Callable[[Path], None]
             file.flush()
             os.fsync(file.fileno())
         check(temporary)
-        os.replace(temporary, path)
+        rename(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()

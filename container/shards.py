@@ -7,7 +7,6 @@ So a set whose first shard is missing does not exist for anybody, and `SetWriter
 first.
 """
 
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import Any, Self
 from gguf.constants import GGUFValueType as ValueType
 from gguf.constants import Keys
 
-from ggufsmith.container.disk import check_space, force_folder
+from ggufsmith.container.disk import check_space, force_folder, rename
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out, padded
 from ggufsmith.container.positional import Buffer
@@ -403,7 +402,7 @@ class SetWriter:
                 at = path
                 if path.exists():
                     aside.append(path)
-                    os.replace(path, _replaced(path))
+                    rename(path, _replaced(path))
             for writer in reversed(self.writers):
                 named.append(writer.path)
                 writer.publish()
@@ -416,7 +415,7 @@ class SetWriter:
                     path.unlink(missing_ok=True)
             for path in reversed(aside):
                 with suppress(OSError):
-                    os.replace(_replaced(path), path)
+                    rename(_replaced(path), path)
             if isinstance(error, OSError):
                 raise Failure(f"cannot rename the old shard: {error.strerror}", where=at) from error
             raise
@@ -453,7 +452,7 @@ def _recover(paths: Sequence[Path]) -> None:
                 if published:
                     _replaced(path).unlink()
                 else:
-                    os.replace(_replaced(path), path)
+                    rename(_replaced(path), path)
     except OSError as error:
         what = f"an interrupted run moved the old shard to {_replaced(at).name}, and it cannot be put back"
         raise Failure(

@@ -32,6 +32,7 @@ from ggufsmith.container.disk import (
     force_folder,
     lock,
     remove_leftover,
+    rename,
     reserve,
 )
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Unsupported, Usage
@@ -291,7 +292,7 @@ class Writer:
             self._close()
         with self._reporting("cannot rename the finished file"):
             self._naming = True
-            os.replace(self._temporary, self.path)
+            rename(self._temporary, self.path)
         self._close()
 
     @property
@@ -357,6 +358,18 @@ class Writer:
         check_apart(self.path, self.inputs)
         if not self.overwrite:
             raise self._exists()
+        if WINDOWS:
+            self._check_replaceable(mode)
+
+    def _check_replaceable(self, mode: int) -> None:
+        """OutputConflict for an output that Windows would refuse to replace in the end."""
+        if not mode & stat.S_IWRITE:
+            raise OutputConflict("the output is read-only", where=self.path, fix="Choose another output.")
+        try:
+            rename(self.path, self.path)  # changes nothing, and needs the same rights
+        except PermissionError as error:
+            fix = "Close that program, or choose another output."
+            raise OutputConflict("the output is open in another program", where=self.path, fix=fix) from error
 
     def _take_over(self, other: Path) -> bool:
         """Go on with the temporary file of an interrupted run, if it is of the same work."""

@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from ggufsmith.container.disk import rename
 from ggufsmith.container.release import own_version
 from ggufsmith.quantize import cpu
 
@@ -116,7 +117,7 @@ def write_code(path: Path, key: bytes, code: bytes) -> None:
     made = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         made.write_bytes(MAGIC + key + hashlib.sha256(code).digest() + code)
-        made.replace(path)
+        rename(made, path)
     except OSError:
         with suppress(OSError):
             made.unlink()

@@ -6,12 +6,14 @@ opened, names that ignore case, F_PREALLOCATE.
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from test_shards import COUNTS, NAMES, OTHER, WHOLE, contents, fill, write_set
 from test_shards import LAYOUT as SET_LAYOUT
@@ -22,10 +24,14 @@ from ggufsmith.container import disk, writer
 from ggufsmith.container.copy import copy, plan_merge
 from ggufsmith.container.documents import read_document
 from ggufsmith.container.errors import Failure, NoSpace, OutputConflict
+from ggufsmith.container.folder import new_folder
+from ggufsmith.container.positional import read_at, write_at
 from ggufsmith.container.provenance import file_sha256, read_record
 from ggufsmith.container.reader import open_gguf
+from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import SetWriter, open_gguf_set, plan_shards
 from ggufsmith.container.writer import Writer
+from ggufsmith.quantize.machine_code import write_code
 
 CALLS = ("posix_fallocate", "pwrite", "preadv", "copy_file_range", "fdatasync", "sched_getaffinity", "O_NONBLOCK")
 
@@ -135,6 +141,24 @@ def test_a_disk_of_macos_that_can_neither_reserve_nor_flush(
     assert len(flushed) >= 3
 
 
+def test_more_bytes_than_macos_takes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EINVAL for more than INT_MAX bytes, in the calls with an offset; Python shortens only those without."""
+    sizes: list[int] = []
+
+    def take(size: int) -> int:
+        if size > 2**31 - 1:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sizes.append(size)
+        return size
+
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: take(sum(map(len, buffers))), raising=False)
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: take(len(data)), raising=False)
+    buffer = memoryview(np.empty(2**31 + 5, np.uint8))  # pages that nobody touches take no memory
+    write_at(-1, buffer, 0)
+    assert read_at(-1, buffer, 0) == len(buffer)
+    assert sum(sizes) == 2 * len(buffer)
+
+
 def test_a_full_disk_of_macos(tmp_path: Path, darwin: Callable[[int], Darwin]) -> None:
     darwin(errno.ENOSPC)
     with pytest.raises(NoSpace, match="cannot reserve"):
@@ -205,6 +229,85 @@ def test_files_and_sets_on_windows(tmp_path: Path) -> None:
     first = write_set(tmp_path, OTHER)
     assert contents(first) == dict(zip(WHOLE, OTHER, strict=True))
     assert sorted(file.name for file in tmp_path.iterdir()) == [*NAMES, "x.gguf"]
+
+
+def refuse_at_first(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """As a virus scanner does, which looks at each new file: the names that were refused."""
+    refused: list[str] = []
+    replace = os.replace
+
+    def acted(source: Any, target: Any) -> None:
+        if refused.count(str(target)) < times:
+            refused.append(str(target))
+            raise PermissionError(errno.EACCES, "The process cannot access the file", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", acted)
+    return refused
+
+
+@linux
+@pytest.mark.usefixtures("windows")
+def test_names_that_are_refused_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = refuse_at_first(monkeypatch, 3)
+    (tmp_path / "x.gguf").write_bytes(OLD)
+    write(tmp_path / "x.gguf")
+    assert (tmp_path / "x.gguf").read_bytes() == BYTES
+    write_set(tmp_path)
+    first = write_set(tmp_path, OTHER)
+    assert contents(first) == dict(zip(WHOLE, OTHER, strict=True))
+    replace_text(tmp_path / "README.md", "new")
+    with new_folder(tmp_path / "folder", 0) as folder:
+        (folder / "file").write_bytes(b"x")
+    write_code(tmp_path / "kernel.o", bytes(32), b"code")
+    names = [*NAMES, "README.md", "folder", "kernel.o", "x.gguf"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
+    assert {str(tmp_path / name) for name in names} <= set(refused)
+
+
+@pytest.mark.parametrize("here", [False, True], ids=["POSIX", "Windows"])
+def test_a_name_that_is_refused_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool) -> None:
+    """Elsewhere waiting changes nothing."""
+    monkeypatch.setattr(disk, "WINDOWS", here)
+    monkeypatch.setattr(disk, "PATIENCE", (0.0,) * 4)
+    refused = refuse_at_first(monkeypatch, 1000)
+    with pytest.raises(Failure, match="cannot rename the finished file"):
+        write(tmp_path / "x.gguf")
+    assert len(refused) == (5 if here else 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@linux
+@pytest.mark.usefixtures("windows")
+def test_an_output_that_could_not_be_replaced_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "PATIENCE", ())
+    path = tmp_path / "x.gguf"
+    path.write_bytes(OLD)
+    with path.open("rb"), pytest.raises(OutputConflict, match="open in another program"):
+        Writer(path, LAYOUT).__enter__()
+    path.chmod(0o444)
+    with pytest.raises(OutputConflict, match="read-only"):
+        Writer(path, LAYOUT).__enter__()
+    path.chmod(0o644)
+    write(path)
+    assert path.read_bytes() == BYTES
+
+
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_folder_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Some file systems refuse to open one, others to flush it; by then the file has its name."""
+    real = getattr(os, call)
+
+    def acted(given: Any, *more: Any, **options: Any) -> Any:
+        if stat.S_ISDIR(os.stat(given).st_mode if os.path.exists(given) else 0):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(given))
+        return real(given, *more, **options)
+
+    monkeypatch.setattr(os, call, acted)
+    write(tmp_path / "x.gguf")
+    assert (tmp_path / "x.gguf").read_bytes() == BYTES
 
 
 @linux
