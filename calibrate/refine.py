@@ -140,8 +140,8 @@ def feed_back(
     """Rows quantized with error feedback, their errors, and their losses, [groups * W].
 
     Scales begin as those of ggml's search for a tile. Each tile is gone through `passes` times before the next comes,
-    under the loss that is left if the columns behind do what is best for its errors. The losses are sums of r^T D r, less
-    what the damping adds to them (see `factor.TileFactor`), which is far less work than e H e^T.
+    under the loss that is left if the columns behind do what is best for its errors. The losses are sums of r^T D r,
+    less what the damping adds to them (see `factor.TileFactor`), which is far less work than e H e^T.
     """
     factor, damping = hessian.factor, hessian.damping[:, None]
     assert factor is not None, "there is no trouble"
