@@ -128,7 +128,7 @@ class InMemory:
         WrongArgument for what is no model; Unsupported for one whose weights are not all in the memory of this process.
         """
         held = _held(_tensors(self.model))
-        with TemporaryDirectory(prefix="ggufsmith-") as temporary:
+        with TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True) as temporary:
             folder = Path(temporary, self._folder_name())
             folder.mkdir()
             self._write_config(folder)

@@ -53,7 +53,9 @@ class AutoImatrix:
         self._numbers = count()
 
     def __enter__(self) -> "AutoImatrix":
-        self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="ggufsmith-")))
+        self._folder = Path(
+            self._stack.enter_context(TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True))
+        )
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -78,7 +78,7 @@ def calibrated(
             len(ready.windows.tokens),
             reading.context,
         ) as auto,
-        TemporaryDirectory(prefix="ggufsmith-") as folder,
+        TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True) as folder,
     ):
         effort = effort_of(make)
         plain = replace(request, make=settled(make))

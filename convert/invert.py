@@ -4,6 +4,7 @@ A source that became one tensor is made by the inverse of its op. One that sever
 keys and values) is put together again: each op says which of its numbers it took.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,8 +86,8 @@ def inverses(outputs: Iterable[TensorPlan]) -> list[Inverse]:
             found.append(Inverse(source, (output,), undo))
             continue
         taken = tuple(each.op for each, _ in used)
-        sizes = [np.prod(each.shape) for each, _ in used]
-        if not all(op.selects for op in taken) or sum(sizes) != np.prod(source.shape):
+        sizes = [math.prod(each.shape) for each, _ in used]
+        if not all(op.selects for op in taken) or sum(sizes) != math.prod(source.shape):
             wrong.append(name)
             continue
         found.append(Inverse(source, tuple(each for each, _ in used), Merge(taken, source.shape)))

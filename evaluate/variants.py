@@ -4,6 +4,7 @@ All of them are seen as GGUF tensors by name, of which any rows can be had in fl
 (plain, quantized, pickled, with adapters merged in) is known to the plan of its conversion alone.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -131,7 +132,7 @@ def opened_file(path: Path) -> Iterator[ModelVariant]:
     with open_model(path).files as files:
         tensors = {info.name: GgufTensor(files, info, info.name) for info in files.tensors.values()}
         nbytes = sum(info.nbytes for info in files.tensors.values())
-        count = sum(int(np.prod(info.shape)) for info in files.tensors.values())
+        count = sum(math.prod(info.shape) for info in files.tensors.values())
         yield ModelVariant(
             path.name, tensors, files.metadata, files.size, 8 * nbytes / max(count, 1), paths=tuple(files.paths)
         )

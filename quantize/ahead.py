@@ -47,7 +47,7 @@ def main() -> None:
     """See the module's docstring. RuntimeError if a kernel cannot be compiled."""
     target, wanted, level = Path(sys.argv[1]) / cpu.level().name, list(all_kernels().values()), cpu.level().name
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as passing:
+    with tempfile.TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True) as passing:
         place = folder() or Path(passing)
         todo = missing(wanted, place)
         with compiled_apart([kernel.name for kernel in todo], place) as files:

@@ -24,7 +24,7 @@ def compiled_apart(names: Sequence[str], place: Path | None) -> Iterator[Iterato
 
     place: where they are put; None puts them where they are gone after this.
     """
-    with tempfile.TemporaryDirectory() as passing:
+    with tempfile.TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True) as passing:
         crew = Crew(names, place or Path(passing))
         try:
             yield crew.files()
@@ -41,7 +41,8 @@ class Crew:
         for name in names:
             self.todo.put(name)
         self.place = place
-        command = [sys.executable, "-c", PROGRAM.format(path=sys.path), str(place)]
+        executable = sys.executable or ""  # None where Python runs inside another program
+        command = [executable, "-c", PROGRAM.format(path=sys.path), str(place)]
         environment = {**os.environ, cpu.VARIABLE: cpu.level().name, "PYTHONIOENCODING": "utf-8"}
         self.processes = []
         with suppress(OSError):  # no interpreter, or no room for another process

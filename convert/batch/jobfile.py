@@ -22,6 +22,7 @@ A model's own settings come before those of its set, those of a set before what 
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -486,5 +487,5 @@ def _is_component(text: str) -> bool:
 
 
 def _same(path: Path) -> str:
-    """Equal for paths that may be one file, on a file system that does not tell cases apart too."""
-    return os.path.normcase(os.path.realpath(path)).casefold()
+    """Equal for paths that may be one file, also where cases, and composed and decomposed accents, are the same."""
+    return unicodedata.normalize("NFC", os.path.normcase(os.path.realpath(path)).casefold())

@@ -84,7 +84,7 @@ def streamed(model: HubModel, hub: Hub, progress: Progress = no_progress) -> Ite
             where=model,
             fix="Convert without --stream and --dry-run.",
         )
-    with TemporaryDirectory(prefix="ggufsmith-") as temporary:
+    with TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary, f"models--{model.id.replace('/', '--')}", "snapshots", listing.commit)
         for file in companions:
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)

@@ -177,6 +177,37 @@ def test_processes_end_with_what_they_are_for(tmp_path: Path) -> None:
     assert not list(crew.files())
 
 
+@pytest.mark.parametrize(
+    ("system", "variable", "without"),
+    [
+        ("linux", "XDG_CACHE_HOME", ".cache"),
+        ("darwin", None, "Library/Caches"),
+        ("win32", "LOCALAPPDATA", "AppData/Local"),
+    ],
+)
+def test_the_folder_for_caches_is_the_system_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, variable: str | None, without: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    assert machine_code.user_cache() == tmp_path / without
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    assert machine_code.user_cache() == tmp_path / (variable or without)
+
+
+@pytest.mark.parametrize("interpreter", [None, ""])
+def test_without_an_interpreter_nothing_is_compiled_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interpreter: str | None
+) -> None:
+    """Programs with Python inside them may not say where one is."""
+    monkeypatch.setattr(sys, "executable", interpreter)
+    with compiled_apart(NAMES, tmp_path) as files:
+        assert not list(files)
+
+
 # ---- levels ----
 
 

@@ -202,6 +202,7 @@ card = "a/b.md"
             "X-Q8_0-LoRA.gguf, as does",
         ),
         (['source = "Tiny-A"\nfolder = "f"', 'source = "Tiny B"\nfolder = "f"'], "SHA256SUMS, as does"),
+        (['source = "Tiny-A"\nfolder = "\u00e9"', 'source = "Tiny B"\nfolder = "E\u0301"'], "SHA256SUMS, as does"),
         (['source = "Tiny-A"\nrecipes = ["q8_0", "Q8_0"]'], "Q8_0.gguf, twice"),
         (['source = "Tiny-A"\nrecipes = ["q8_0", "q6_K"]\nfile = "x.gguf"'], "x.gguf, twice"),
         (['source = "Tiny-A"\ncard = "SHA256SUMS"'], "SHA256SUMS, twice"),
