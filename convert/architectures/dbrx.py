@@ -68,7 +68,7 @@ DBRX = Architecture(
         ConfigKey(Keys.Attention.CLAMP_KQV, f32, ("clip_qkv",), 0.0),
     ),
     models="DBRX",
-    defaults={"max_position_embeddings": 2048, "num_experts": 4, "num_experts_per_tok": 1},
+    defaults={"max_position_embeddings": 2048, "intermediate_size": 3584, "num_experts": 4, "num_experts_per_tok": 1},
     aliases={
         "d_model": "hidden_size",
         "n_layers": "num_hidden_layers",
