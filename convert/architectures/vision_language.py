@@ -238,7 +238,11 @@ PADDLE_OCR = replace(
     keys=(*ERNIE4_5.keys, SECTIONS),
     models="PaddleOCR-VL (text)",
     rope=replace(ERNIE4_5.rope, theta=5e5),
-    drop={**ERNIE4_5.drop, **VISION_TOWER, "mlp_AR.": next(iter(VISION_TOWER.values()))},
+    drop={
+        **ERNIE4_5.drop,
+        **VISION_TOWER,
+        **dict.fromkeys(("mlp_AR.", "projector."), next(iter(VISION_TOWER.values()))),
+    },
     defaults={
         **ERNIE4_5.defaults,
         "max_position_embeddings": 131072,
@@ -273,7 +277,7 @@ HUNYUAN_VL = replace(
     keys=(*HUNYUAN_DENSE.keys, ConfigKey(Keys.Rope.DIMENSION_SECTIONS, i32s, computed=xd_sections)),
     models="HunyuanOCR, HunYuan-VL (text)",
     rope=replace(HUNYUAN_DENSE.rope, scaling=("xdrope",)),
-    drop={**HUNYUAN_DENSE.drop, "vit.": next(iter(VISION_TOWER.values()))},
+    drop={**HUNYUAN_DENSE.drop, **VISION_TOWER, "vit.": next(iter(VISION_TOWER.values()))},
 )
 DRAWS = "what makes images; this converts the text model"
 JANUS = replace(
