@@ -11,11 +11,12 @@ from ggufsmith.convert.architectures.activations import ACTIVATIONS
 from ggufsmith.convert.architectures.baichuan import BAICHUAN, BAICHUAN2
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dense import DENSE
+from ggufsmith.convert.architectures.drafts import DRAFTS
 from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
 from ggufsmith.convert.architectures.fused_heads import FUSED_HEADS
 from ggufsmith.convert.architectures.gemma3n import GEMMA3N
-from ggufsmith.convert.architectures.gemma4 import GEMMA4
+from ggufsmith.convert.architectures.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
 from ggufsmith.convert.architectures.hybrid import HYBRID
@@ -37,9 +38,10 @@ from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 from ggufsmith.convert.architectures.windows import WINDOWS
 
 ARCHITECTURES = (
-    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
+    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
+    *DRAFTS,
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -86,6 +88,7 @@ IGNORED = frozenset(
     moe_shared_expert_overlap mtp_layers_block_type mtp_hybrid_override_pattern hidden_dropout
     input_jitter_noise lm_head_bias altup_coef_clip mtp_layer_types mtp_mlp_layer_types num_mtp_layers
     num_decoder_layers decoder_start_token_id dropout_rate initializer_factor scale_decoder_outputs is_gated_act
-    tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
+    tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range use_ordered_embeddings num_centroids
+    centroid_intermediate_top_k
     """.split()
 )

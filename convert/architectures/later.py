@@ -13,8 +13,7 @@ LATER = frozenset(
     DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
     Eagle3LlamaForCausalLM Eagle3Speculator Exaone4_5_ForConditionalGeneration ExaoneForCausalLM
-    Gemma4AssistantForCausalLM Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM
-    Gemma4UnifiedForConditionalGeneration Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration
+    Gemma4DSparkModel Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration
     Glm5NextForConditionalGeneration Glm5vForConditionalGeneration GlmasrModel GlmOcrForConditionalGeneration
     GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteSpeechForConditionalGeneration
     GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM

@@ -74,7 +74,8 @@ NO_FOLDER = {
         ("qwen3-vl", "qwen3-vl-moe", "qwen2_5-vl", "qwen2-vl", "mistral3", "minimax-m3"), "its encoder for pictures"
     ),
     **dict.fromkeys(
-        ("gemma4-31b", "gemma4-e2b", "gemma4-26b", "gemma4-vl"), "'gemma4' cannot be written to a tokenizer.json"
+        ("gemma4-31b", "gemma4-e2b", "gemma4-26b", "gemma4-vl", "gemma4-unified"),
+        "'gemma4' cannot be written to a tokenizer.json",
     ),
 }
 
