@@ -102,7 +102,8 @@ def _plain(request: Request, model: FolderModel, outtypes: Sequence[str], limits
         name = model.name(format.name)
         if write.strict_name:
             shapes = {spec.name: spec.shape for spec in layout.tensors}
-            name = name_of(layout.metadata, shapes, encoding=format.name, strict=True).format()
+            named = name_of(layout.metadata, shapes, encoding=format.name, strict=True)
+            name = replace(named, sidecar=model.sidecar).format()
         path = write.outfile or (write.outdir or model.origin.home) / name
         shards = plan_shards(layout, limits.counts(layout.tensors, layout.alignment))
         outputs.append(OutputFile(shards, path, format.name))
@@ -138,6 +139,7 @@ def _quantized(
     name = FileName(model.origin.name.strip().replace(" ", "-"))
     if write.strict_name:
         name = name_of(layout.metadata, {tensor.name: tensor.shape for tensor in tensors}, strict=True)
+    name = replace(name, sidecar=model.sidecar)
     outputs = plan_outputs(
         Quantizable(
             tensors,

@@ -18,6 +18,7 @@ class NewArch(Enum):
 
     COHERE2MOE = "cohere2moe"
     DEEPSEEK32 = "deepseek32"
+    GEMMA4_ASSISTANT = "gemma4-assistant"
     GRANITE_SWA = "granite_swa"
     HRM_TEXT = "hrm_text"
     HY_V3 = "hy_v3"
@@ -44,6 +45,8 @@ class NewTensor(Enum):
     INDEXER_K_PROJ = "blk.{bid}.indexer.k_proj"
     INDEXER_Q_NORM = "blk.{bid}.indexer.q_norm"
     INDEXER_Q_PROJ = "blk.{bid}.indexer.q_proj"
+    NEXTN_PROJ_POST = "nextn.post_projection"
+    NEXTN_PROJ_PRE = "nextn.pre_projection"
 
 
 class NewKeys:

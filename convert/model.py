@@ -15,6 +15,7 @@ from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.values import Metadata
+from ggufsmith.convert import mtp
 from ggufsmith.convert.checkpoint import open_checkpoint
 from ggufsmith.convert.dequantize.detect import detect, offers
 from ggufsmith.convert.lora.base import Origin, base_models, find_base, parse_adapter
@@ -39,7 +40,7 @@ from ggufsmith.convert.projectors.plan import (
 from ggufsmith.convert.redundant import check_left_out
 from ggufsmith.convert.rerank import ranks, with_prompt, with_scores
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
-from ggufsmith.naming.filename import FileName, output_name
+from ggufsmith.naming.filename import SIDECARS, FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
 from ggufsmith.pipeline.request import Request, SourceOptions
@@ -66,6 +67,7 @@ class FolderModel:
     name:      the file name of an output with this encoding.
     folders:   whose small files were read, by what they are (see `inputs.input_files`).
     projector: what stands before the text model, if that was asked for.
+    sidecar:   what names of files that go with another begin with (see `naming.filename`).
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class FolderModel:
     name: Callable[[str], str]
     folders: Mapping[str, Path]
     projector: OpenedProjector | None = None
+    sidecar: str | None = None
 
     def format(self, outtype: str) -> Format:
         """The type of the matrices."""
@@ -107,8 +110,10 @@ def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderMode
 def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     source = request.source
     refuse_unfit(request, "model")
-    if source.mtp not in (None, "keep", "drop"):
-        raise Usage(f"--mtp is {source.mtp!r:.40}, but it can be keep or drop", fix="Leave it out to keep the blocks.")
+    if source.mtp not in (None, *mtp.CHOICES):
+        raise Usage(
+            f"--mtp is {source.mtp!r:.40}, but it can be keep, drop or only", fix="Leave it out to keep the blocks."
+        )
     config, origin = open_config(folder), Origin.of_folder(folder)
     record = find_architecture(config)
     checkpoint = Checkpoint(folder, {}) if source.vocab_only else detect(open_checkpoint(folder, open_files), config)
@@ -155,6 +160,9 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     if wants_projector:
         seeing = plan_projector(config, processor, checkpoint.tensors, ids.get)
     check_used(changed, plan, seeing.outputs if seeing else ())
+    sidecar = SIDECARS[1] if source.mtp == "only" else None
+    if sidecar:
+        plan = mtp.apart(plan)
     notes: list[str] = [
         *checkpoint.notes,
         *offers(checkpoint.tensors.values()),
@@ -173,7 +181,11 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     folders = {"": folder, **{name: path for name, (path, _) in merged.items()}, "tokenizer": origin.tokenizer}
 
     def name(encoding: str) -> str:
-        return FileName(origin.name, type="vocab").format() if source.vocab_only else output_name(origin.name, encoding)
+        return (
+            FileName(origin.name, type="vocab").format()
+            if source.vocab_only
+            else output_name(origin.name, encoding, sidecar)
+        )
 
     def metadata(format: Format) -> Metadata:
         named, _ = fit_name(general(format), vocabulary, stated=stated)
@@ -183,7 +195,9 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         return _keys(source, folder, config, parameters, CLIP, {**origin.general, **overrides}, file_type)
 
     projector = OpenedProjector(seeing, origin.name, of_projector) if seeing else None
-    return FolderModel(folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name, folders, projector)
+    return FolderModel(
+        folder, origin, checkpoint, plan, tuple(notes), "f16", metadata, name, folders, projector, sidecar
+    )
 
 
 def _adapter(request: Request, folder: Path, open_files: Opener) -> FolderModel:

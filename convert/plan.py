@@ -78,6 +78,7 @@ class Plan:
     metadata: the architecture's own keys. notes: what the user should know.
     left_out: sources that are in no output; whether they may be, `redundant.check_left_out` judges by their values.
     numbers:  sources that are read into keys (see `convert.numbers`).
+    appended: how many of the last blocks are for multi-token prediction.
     """
 
     architecture: Architecture
@@ -87,6 +88,7 @@ class Plan:
     notes: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     numbers: Numbers = field(default_factory=dict)
+    appended: int = 0
 
 
 def find_architecture(config: Config) -> Architecture:
@@ -184,7 +186,7 @@ def make_plan(
     unknown = [key for key in config.unused if key not in IGNORED]
     if unknown:
         notes.append(f"these keys of config.json are not used: {', '.join(unknown)}")
-    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out), numbers)
+    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out), numbers, appended)
 
 
 # -- which source goes where ------------------------------------------------------------------------------------------

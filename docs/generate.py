@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 
+import drafts
 import encoders
 import ggufsmith
 import zoo
@@ -176,7 +177,8 @@ def harness() -> list[str]:
         "| model | architecture | class | vocabulary | error below | keys unlike the converter's |",
         "|---|---|---|---|---|---|",
     ]
-    for name, line in {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH}.items():
+    drafting = {name: draft.model for name, draft in drafts.DRAFTS.items()}
+    for name, line in {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **drafting}.items():
         error = f"{line.nmse:g}".replace("e-0", "e-") + (f": {line.why}" if line.why else "")
         error += f"; as llama.cpp computes it: {line.unlike}" if line.unlike else ""
         differs = "; ".join(f"`{key}`: {why}" for key, why in line.differs.items())

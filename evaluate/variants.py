@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.container.drafts import is_draft
 from ggufsmith.container.encoders import is_encoder
 from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.formats import BY_NAME, FLOATS, Format
@@ -100,7 +101,8 @@ def opened_by(opener: Callable[[Request], Pass], request: Request) -> Iterator[S
     Its recipes are planned as if they were to be written, with its importance matrix; nothing is written.
     opener: opens a request; of a model on a hub, one that knows how its files are read.
 
-    Raises what the opener raises; Unsupported for a file that has no class in transformers, and Usage for an adapter.
+    Raises what the opener raises; Unsupported for a model that embeds or drafts, or has no class in transformers, and
+    Usage for an adapter.
     """
     make = replace(
         request.make,
@@ -117,6 +119,13 @@ def opened_by(opener: Callable[[Request], Pass], request: Request) -> Iterator[S
                 "loss to measure and nothing to calibrate with",
                 where=request.path,
                 fix="Quantize without an importance matrix, and compare vectors: llama-server --embeddings.",
+            )
+        if is_draft(planned.info.metadata, {spec.name for spec in planned.outputs[0].shards.whole.tensors}):
+            raise Unsupported(
+                "this model guesses tokens for a larger one, without which nothing can run it, so that there is no "
+                "loss to measure and nothing to calibrate with",
+                where=request.path,
+                fix="Quantize without an importance matrix, and measure the larger model.",
             )
         config = _config(request.path, planned)
         variants = tuple(_variant(planned, output) for output in planned.outputs)

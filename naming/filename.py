@@ -90,7 +90,10 @@ def parse(name: str) -> FileName:
     return FileName("-".join(parts[:size]), shard=shard, **found)
 
 
-def output_name(model: str, encoding: str) -> str:
-    """The default output: the name of a folder, or of a model id without its owner, and the encoding in capitals."""
+def output_name(model: str, encoding: str, sidecar: str | None = None) -> str:
+    """The default output: the name of a folder, or of a model id without its owner, and the encoding in capitals.
+
+    sidecar: what it begins with, if it goes with another file.
+    """
     stem = model.rstrip("/").rpartition("/")[2].strip().replace(" ", "-")
-    return f"{stem}-{encoding.upper()}{SUFFIX}"
+    return f"{sidecar}-{stem}-{encoding.upper()}{SUFFIX}" if sidecar else f"{stem}-{encoding.upper()}{SUFFIX}"

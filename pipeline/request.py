@@ -74,9 +74,10 @@ class SourceOptions:
     )
     mtp: str | None = option(
         None,
-        "What becomes of the blocks for multi-token prediction, in models that have them. They are kept by default.",
+        "What becomes of the blocks for multi-token prediction, in models that have them. They are kept by default; "
+        "only writes them to a file of their own, with which llama.cpp drafts for the model.",
         "Input",
-        metavar="keep|drop",
+        metavar="keep|drop|only",
         inputs=("model",),
         decides=True,
     )

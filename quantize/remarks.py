@@ -7,6 +7,7 @@ import numpy as np
 from gguf.constants import Keys
 from numpy.typing import NDArray
 
+from ggufsmith.container.drafts import is_draft
 from ggufsmith.container.encoders import embeds, ranks, server_flag
 from ggufsmith.container.shards import SUFFIX
 from ggufsmith.container.text import shell_command
@@ -102,6 +103,12 @@ def how_it_is_served(outputs: Sequence[OutputFile]) -> Iterator[str]:
     for output in outputs[:1]:
         metadata = output.shards.whole.metadata
         kind = metadata.get(Keys.General.TYPE)
+        if is_draft(metadata, {spec.name for spec in output.shards.whole.tensors}):
+            yield (
+                "this model guesses tokens for a larger one: "
+                + shell_command("llama-server", "-m", "MODEL.gguf", "-md", output.path.name)
+            )
+            continue
         flag = server_flag(metadata) if output.shards.whole.tensors else ""
         if flag and (kind is None or kind.data != "adapter"):
             made = "scores texts" if ranks(metadata) else "turns texts into vectors"

@@ -15,6 +15,7 @@ from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.untrusted import Json, child, expect, shown
+from ggufsmith.container.values import i32s
 from ggufsmith.tokenizer import bpe, pretokenizers, spm, tekken
 from ggufsmith.tokenizer.added import ADDED, DECODER, JSON, AddedToken, listing, read_added
 from ggufsmith.tokenizer.around import read_frame
@@ -40,11 +41,15 @@ EOT_CLASSES = {"GemmaForCausalLM": "<end_of_turn>"}
 # Classes with llama.cpp's tokenizer "gemma4", byte-fallback BPE by merges, and the added tokens that it always shows,
 # for what parses a chat to read them (conversion/gemma.py).
 GEMMA4_CLASSES = frozenset(
-    ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration")
+    "Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration "
+    "Gemma4AssistantForCausalLM".split()
 )
 GEMMA4_SHOWN = frozenset(
     ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
 )
+# Classes of which some tokens are never to be written.
+SUPPRESSING_CLASSES = frozenset(("Gemma4UnifiedForConditionalGeneration",))
+SUPPRESSED = "tokenizer.ggml.suppress_tokens"  # which the gguf package does not have yet
 
 
 def read_vocabulary(
@@ -356,4 +361,18 @@ def _for_class(
         )
     if stated is not None and follows and (vocabulary.model == "llama" or architecture in LLAMA_CLASSES):
         prefix = stated
-    return replace(vocabulary, special=special, add=add, add_space_prefix=prefix, notes=tuple(notes))
+    more = dict(vocabulary.more)
+    if architecture in SUPPRESSING_CLASSES and files.generation.get("suppress_tokens") is not None:
+        where = files.path("generation_config.json")
+        found = child(files.generation, "suppress_tokens", list, where=where) or []
+        if not all(isinstance(token, int) and 0 <= token < len(vocabulary.tokens) for token in found):
+            raise Malformed("suppress_tokens must be a list of tokens", where=where)
+        more[SUPPRESSED] = i32s(found)
+    return replace(
+        vocabulary,
+        special=special,
+        add=add,
+        add_space_prefix=prefix,
+        more=more,
+        notes=tuple(notes),
+    )

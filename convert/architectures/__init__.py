@@ -14,11 +14,12 @@ from ggufsmith.convert.architectures.chameleon import CHAMELEON
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dbrx import DBRX
 from ggufsmith.convert.architectures.dense import DENSE
+from ggufsmith.convert.architectures.drafts import DRAFTS
 from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
 from ggufsmith.convert.architectures.fused_heads import FUSED_HEADS
 from ggufsmith.convert.architectures.gemma3n import GEMMA3N
-from ggufsmith.convert.architectures.gemma4 import GEMMA4
+from ggufsmith.convert.architectures.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
 from ggufsmith.convert.architectures.hrm import HRM_TEXT
@@ -44,10 +45,11 @@ from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
 from ggufsmith.convert.architectures.windows import WINDOWS
 
 ARCHITECTURES = (
-    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
+    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
     *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON),
+    *DRAFTS,
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -99,5 +101,6 @@ IGNORED = frozenset(
     image_size patch_size
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
+    use_ordered_embeddings num_centroids centroid_intermediate_top_k
     """.split()
 )

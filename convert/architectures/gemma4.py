@@ -5,6 +5,7 @@ the last blocks of some models take keys and values from earlier ones; without a
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gguf.constants import MODEL_ARCH, Keys
@@ -189,7 +190,8 @@ GEMMA4 = Architecture(
         named(".router.scale", T.FFN_GATE_INP, "scale"),
         named(".router.per_expert_scale", T.FFN_DOWN_EXP, "scale"),
     ),
-    require={**GELU, "use_bidirectional_attention": (False,), "attention_bias": (False,)},
+    # "vision": the patches of a picture also look ahead, which llama.cpp does; a text does not.
+    require={**GELU, "use_bidirectional_attention": (False, "vision"), "attention_bias": (False,)},
     defaults={
         "tie_word_embeddings": True,
         "max_position_embeddings": 131072,
@@ -218,4 +220,15 @@ GEMMA4 = Architecture(
     },
     kinds=kinds,
     head_rows=0,
+)
+
+# Its picture and its sound are patches that one matrix makes embeddings of; the text model is that of Gemma 4.
+GEMMA4_UNIFIED = replace(
+    GEMMA4,
+    classes=("Gemma4UnifiedForConditionalGeneration",),
+    models="Gemma 4 Unified (text)",
+    drop={
+        **GEMMA4.drop,
+        "vision_embedder.": "the projector of pictures; this converts the text model",
+    },
 )

@@ -6,14 +6,13 @@
 LATER = frozenset(
     """
     ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BailingMoeForCausalLM BailingMoeV2ForCausalLM
-    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BitnetForCausalLM BitNetForCausalLM
+    BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BitNetForCausalLM BitnetForCausalLM
     ChatGLMForConditionalGeneration ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM
     DeepseekForCausalLM DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel
     DeepseekV4ForCausalLM DFlash2DraftModel DFlashDraftModel DistilBertForSequenceClassification
     Dots3NoteForCausalLM Dots3NoteForConditionalGeneration Dots3NoteTextForCausalLM DotsOCRForCausalLM
     DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel Eagle3LlamaForCausalLM Eagle3Speculator
-    ExaoneForCausalLM Gemma4AssistantForCausalLM Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM
-    Gemma4UnifiedForConditionalGeneration Glm5NextForConditionalGeneration Glm5vForConditionalGeneration
+    ExaoneForCausalLM Gemma4DSparkModel Glm5NextForConditionalGeneration Glm5vForConditionalGeneration
     GlmasrModel GPTRefactForCausalLM Granite4VisionForConditionalGeneration
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM
     Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM InternLM3ForCausalLM InternVisionModel

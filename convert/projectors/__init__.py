@@ -7,6 +7,7 @@ from ggufsmith.convert.projectors.glm import GLMS
 from ggufsmith.convert.projectors.hunyuan import HUNYUAN_VL
 from ggufsmith.convert.projectors.internvl import INTERN
 from ggufsmith.convert.projectors.janus import JANUS
+from ggufsmith.convert.projectors.gemma4_unified import GEMMA4_UNIFIED
 from ggufsmith.convert.projectors.llama4 import LLAMA4
 from ggufsmith.convert.projectors.minicpm import MINICPM_V
 from ggufsmith.convert.projectors.paddle import PADDLE_OCR
@@ -21,6 +22,7 @@ PROJECTORS = (
     *GLMS,
     *SIGLIP,
     GEMMA4,
+    GEMMA4_UNIFIED,
     *PIXTRALS,
     INTERN,
     PADDLE_OCR,

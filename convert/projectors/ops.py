@@ -125,3 +125,46 @@ class Softplus(Op):
         x = read(0, start, stop)
         soft: Array = np.where(x > 20, x, np.logaddexp(0, x.astype(np.float64))).astype(np.float32)
         return soft
+
+
+@dataclass(frozen=True)
+class ColoursApart(Op):
+    """Columns, or the numbers of a vector, of pixels with three colours each, as three planes of pixels.
+
+    (n, pixels * 3) becomes (n, 3 * pixels), (pixels * 3,) becomes (3 * pixels,): ggml takes pictures apart by colour.
+    """
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if source[-1] % 3:
+            raise ValueError(f"{source[-1]} numbers are not pixels of three colours")
+        return source
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        width = sources[0][-1]
+        order = np.arange(width).reshape(-1, 3).T.ravel()
+        if len(sources[0]) > 1:
+            return np.ascontiguousarray(read(0, start, stop)[:, order])
+        return np.ascontiguousarray(read(0, 0, width)[order[start:stop]])
+
+
+@dataclass(frozen=True)
+class AxesChanged(Op):
+    """The first two axes changed: (positions, 2, n) becomes (2, positions, n)."""
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if len(source) != 3:
+            raise ValueError(f"{list(source)} does not have three axes")
+        return (source[1], source[0], source[2])
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        outer, inner = sources[0][:2]
+        block, row = np.divmod(np.arange(start, stop), outer)
+        found = row * inner + block
+        whole: Array = read(0, int(found.min()), int(found.max()) + 1)[found - found.min()]
+        return whole

@@ -78,7 +78,8 @@ NO_FOLDER = {
         "its encoder for pictures",
     ),
     **dict.fromkeys(
-        ("gemma4-31b", "gemma4-e2b", "gemma4-26b", "gemma4-vl"), "'gemma4' cannot be written to a tokenizer.json"
+        ("gemma4-31b", "gemma4-e2b", "gemma4-26b", "gemma4-vl", "gemma4-unified"),
+        "'gemma4' cannot be written to a tokenizer.json",
     ),
 }
 

@@ -252,7 +252,19 @@ def of_lfm2(model: Any, pixels: Any) -> Any:
     return model.model.get_image_features(patches, shapes, whole).pooler_output
 
 
+def of_gemma4_unified(model: Any, pixels: Any) -> Any:
+    import torch
+
+    size = model.config.vision_config.model_patch_size
+    side = pixels.shape[-1] // size
+    patches = pixels[0].reshape(3, side, size, side, size).permute(1, 3, 2, 4, 0).reshape(1, side * side, -1)
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    places = torch.stack([columns.flatten(), rows.flatten()], -1)[None]
+    return model.model.get_image_features(patches, places).pooler_output
+
+
 SCALED = {
+    "gemma4-unified": Scaled(((480, 480),), 480, "BICUBIC", of_gemma4_unified),
     "llama4": Scaled(((112, 112),), 112, "BILINEAR", of_llama4, columns_first),
     "smolvlm": Scaled(((112, 112), (224, 224)), 112, "LANCZOS", of_smolvlm),
     "idefics3": Scaled(((112, 112), (224, 224)), 112, "LANCZOS", of_smolvlm),

@@ -8,6 +8,7 @@ import pytest
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.values import u32
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.mtp import apart
 from ggufsmith.convert.plan import Plan, make_plan
 from ggufsmith.convert.stored import StoredTensor
 from requesting import request, run
@@ -85,5 +86,20 @@ def test_blocks_that_are_cut_off_are_refused(lost: str) -> None:
 
 
 def test_another_word_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Usage, match="--mtp is 'maybe', but it can be keep or drop"):
+    with pytest.raises(Usage, match="--mtp is 'maybe', but it can be keep, drop or only"):
         run(request(tmp_path, mtp="maybe"))
+
+
+def test_blocks_in_a_file_of_their_own() -> None:
+    whole = plan_of({**MODEL, **MTP})
+    plan = apart(whole)
+    assert plan.metadata == whole.metadata
+    kept = {output.name for output in plan.outputs}
+    assert kept == {each.name for each in whole.outputs if not each.name.startswith("blk.0.")}
+    assert {"token_embd.weight", "output_norm.weight", "blk.1.nextn.eh_proj.weight"} <= kept
+    assert "draft model" in plan.notes[0]
+
+
+def test_a_file_of_blocks_that_are_not_there_is_refused() -> None:
+    with pytest.raises(Unsupported, match="holds no blocks for multi-token prediction"):
+        apart(plan_of(MODEL))

@@ -3,6 +3,7 @@
 import pytest
 
 import checkpoints
+import drafts
 import encoders
 import layout_twins
 import mistral
@@ -10,7 +11,8 @@ import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 
-LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH}
+DRAFTS = {name: draft.model for name, draft in drafts.DRAFTS.items()}
+LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **DRAFTS}
 TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
     *mistral.CLASSES,

@@ -1,0 +1,22 @@
+"""Files of draft models, which guess tokens for a larger model and cannot be run without it."""
+
+from collections.abc import Collection
+
+from gguf.constants import Keys
+
+from ggufsmith.container.values import Metadata
+
+# Architectures of llama.cpp that have no other use.
+NAMES = frozenset(("gemma4-assistant", "eagle3", "dflash"))
+FIRST = "blk.0.attn_norm.weight"  # by which llama.cpp tells a whole model from its last blocks alone
+
+
+def is_draft(metadata: Metadata, tensors: Collection[str]) -> bool:
+    """Whether a model with these keys and tensors drafts: by its architecture, or because it has only the blocks for
+    multi-token prediction (llama.cpp, src/models, mtp_only). A file without tensors does not.
+    """
+    named = metadata.get(Keys.General.ARCHITECTURE)
+    architecture = named.data if named is not None else ""
+    predicts = metadata.get(Keys.LLM.NEXTN_PREDICT_LAYERS.format(arch=architecture))
+    whole = FIRST in tensors or predicts is None or not predicts.data
+    return bool(tensors) and (architecture in NAMES or not whole)
