@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from ggufsmith.convert.projectors.gemma4 import GEMMA4
+from ggufsmith.convert.projectors.gemma4_unified import GEMMA4_UNIFIED
 from ggufsmith.convert.projectors.glm import GLMS
 from ggufsmith.convert.projectors.hunyuan import HUNYUAN_VL
 from ggufsmith.convert.projectors.internvl import INTERN
 from ggufsmith.convert.projectors.janus import JANUS
-from ggufsmith.convert.projectors.gemma4_unified import GEMMA4_UNIFIED
 from ggufsmith.convert.projectors.llama4 import LLAMA4
 from ggufsmith.convert.projectors.minicpm import MINICPM_V
 from ggufsmith.convert.projectors.paddle import PADDLE_OCR
