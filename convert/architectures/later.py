@@ -5,7 +5,7 @@
 
 LATER = frozenset(
     """
-    ArcticForCausalLM AudioFlamingo3ForConditionalGeneration BailingMoeForCausalLM BailingMoeV2ForCausalLM
+    ArcticForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM
     BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BambaForCausalLM BitnetForCausalLM
     BitNetForCausalLM ChameleonForCausalLM ChameleonForConditionalGeneration ChatGLMForConditionalGeneration
     ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM

@@ -146,4 +146,15 @@ QWEN2_AUDIO = replace(
     pooling=False,
 )
 
-VISION_LANGUAGE = (QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LLAVA, LFM2VL, VOXTRAL, QWEN2_AUDIO)
+AUDIO_FLAMINGO = replace(
+    QWEN2,
+    classes=("AudioFlamingo3ForConditionalGeneration",),
+    models="Audio Flamingo 3 (text)",
+    drop={**QWEN2.drop, **AUDIO_TOWER},
+    pooling=False,
+)
+
+VISION_LANGUAGE = (
+    *(QWEN2VL, QWEN3VL, QWEN3VL_MOE, MISTRAL3, SMOLVLM, LLAVA, LFM2VL, VOXTRAL, QWEN2_AUDIO),
+    AUDIO_FLAMINGO,
+)
