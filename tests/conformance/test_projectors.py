@@ -327,8 +327,8 @@ def test_sound_becomes_the_embeddings_of_transformers(samples: int, tmp_path: Pa
     assert error < 1e-5
 
 
-# llama.cpp averages pairs of frames of Voxtral, which transformers does not, and then stops at a count of its own. Audio
-# Flamingo is in test_hearing.py.
+# llama.cpp averages pairs of frames of Voxtral, which transformers does not, and then stops at a count of its own.
+# Audio Flamingo is in test_hearing.py.
 ELSEWHERE = ("voxtral", "audio-flamingo")
 
 
