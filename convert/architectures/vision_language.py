@@ -325,6 +325,14 @@ QWEN2_AUDIO = replace(
     pooling=False,
 )
 
+AUDIO_FLAMINGO = replace(
+    QWEN2,
+    classes=("AudioFlamingo3ForConditionalGeneration",),
+    models="Audio Flamingo 3 (text)",
+    drop={**QWEN2.drop, **AUDIO_TOWER},
+    pooling=False,
+)
+
 VISION_LANGUAGE = (
     QWEN2VL,
     QWEN3VL,
@@ -342,4 +350,5 @@ VISION_LANGUAGE = (
     MINICPM_V,
     VOXTRAL,
     QWEN2_AUDIO,
+    AUDIO_FLAMINGO,
 )

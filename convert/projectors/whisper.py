@@ -1,6 +1,7 @@
-"""Encoders of sound that are Whisper's: Voxtral's and Qwen2-Audio's.
+"""Encoders of sound that are Whisper's: those of Voxtral, Qwen2-Audio and Audio Flamingo 3.
 
-Source: llama.cpp, tools/mtmd/models/whisper-enc.cpp; transformers, modeling_voxtral.py and modeling_qwen2_audio.py.
+Source: llama.cpp, tools/mtmd/models/whisper-enc.cpp; transformers, modeling_voxtral.py, modeling_qwen2_audio.py and
+modeling_audioflamingo3.py.
 """
 
 from dataclasses import replace
@@ -108,7 +109,34 @@ QWEN2A = replace(
     keys=(*WHISPER.keys, ProjectorKey(Keys.Clip.PROJECTOR_TYPE, string, fixed(VisionProjectorType.QWEN2A))),
 )
 
+
+def flamingo_check(facts: ProjectorFacts) -> str | None:
+    """As `whisper_check`; and what is between the two matrices."""
+    function = facts.text.first("projector_hidden_act")
+    if function not in (None, "gelu"):
+        return f"projector_hidden_act is {function!r:.40}, but llama.cpp assumes 'gelu'"
+    return whisper_check(facts)
+
+
+# Its convolutions stay as they were trained; ggml rounds them to half precision when it computes.
+AUDIO_FLAMINGO = replace(
+    WHISPER,
+    tensors=(
+        *(replace(rule, types=SINGLE) if rule.types == ALWAYS_HALF else rule for rule in WHISPER.tensors),
+        *biased("mm.a.mlp.1", "multi_modal_projector.linear_1", "text embd"),
+        *biased("mm.a.mlp.2", "multi_modal_projector.linear_2", "text text"),
+    ),
+    keys=(*WHISPER.keys, ProjectorKey(Keys.Clip.PROJECTOR_TYPE, string, fixed(VisionProjectorType.MUSIC_FLAMINGO))),
+    check=flamingo_check,
+)
+
 WHISPERS = (
     Projector(("VoxtralForConditionalGeneration",), "Voxtral", VisionProjectorType.VOXTRAL, (VOXTRAL,)),
     Projector(("Qwen2AudioForConditionalGeneration",), "Qwen2-Audio", VisionProjectorType.QWEN2A, (QWEN2A,)),
+    Projector(
+        ("AudioFlamingo3ForConditionalGeneration",),
+        "Audio Flamingo 3",
+        VisionProjectorType.MUSIC_FLAMINGO,
+        (AUDIO_FLAMINGO,),
+    ),
 )

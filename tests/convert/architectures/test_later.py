@@ -83,5 +83,5 @@ def test_only_what_rotates_of_a_head_is_reordered() -> None:
     made = rows(op, values)
     assert made.ravel().tolist() == [0, 2, 1, 3, 4, 5, 6, 7, 8, 10, 9, 11, 12, 13, 14, 15]
     assert np.array_equal(rows(op.inverse(), made), values)
-    with pytest.raises(ValueError, match="heads of an even size"):
+    with pytest.raises(ValueError, match="10 of the 8 rows of a head cannot be reordered"):
         RopePermute(2, rotary=10).shape((16, 1))

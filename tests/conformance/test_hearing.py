@@ -1,0 +1,64 @@
+"""What libmtmd makes of sound against transformers: encoders whose input each side computes in its own way."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mtmd
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from test_projectors import made, sound
+
+pytestmark = pytest.mark.conformance
+
+RATE = 16000
+
+
+def halved(*layers: Any) -> None:
+    """Weights of convolutions in half precision, in which ggml has them."""
+    for layer in layers:
+        layer.weight.data = layer.weight.data.half().float()
+
+
+def of_flamingo(model: Any, heard: NDArray[np.float32]) -> Any:
+    import torch
+    import transformers
+
+    extractor, tower = transformers.WhisperFeatureExtractor(feature_size=128), model.model.audio_tower
+    features = extractor(heard, sampling_rate=RATE, return_tensors="pt").input_features
+    halved(tower.conv1, tower.conv2)
+    whole = torch.ones(1, features.shape[-1], dtype=torch.long)
+    return model.model.get_audio_features(features, whole).pooler_output
+
+
+def of_gemma4(model: Any, heard: NDArray[np.float32]) -> Any:
+    import torch
+
+    frames = torch.from_numpy(heard[: len(heard) // 640 * 640].reshape(1, -1, 640))
+    return model.model.embed_audio(frames)
+
+
+HEARD: dict[str, tuple[Callable[[Any, NDArray[np.float32]], Any], tuple[int, ...], float]] = {
+    "audio-flamingo": (of_flamingo, (29 * RATE,), 1e-3),
+    "gemma4-unified": (of_gemma4, (25 * 640, 40 * 640), 1e-5),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "samples"), [(name, samples) for name, (_, lengths, _) in HEARD.items() for samples in lengths]
+)
+def test_sound_becomes_the_embeddings_of_transformers(name: str, samples: int, tmp_path: Path) -> None:
+    import torch
+
+    features, _, bound = HEARD[name]
+    model, files = made(name, tmp_path / "Tiny-Fixture", "f32")
+    heard = sound(samples)
+    with torch.no_grad():
+        theirs = features(model, heard).flatten(0, -2).numpy()
+    ours = mtmd.embeddings(tmp_path / "Tiny-Fixture-F32.gguf", files["f32"], heard)
+    print(name, samples, ours.shape, theirs.shape)
+    assert ours.shape == theirs.shape
+    error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
+    print(f"{name} {samples}: {error:.2e}")
+    assert error < bound
