@@ -24,6 +24,7 @@ from ggufsmith.convert.lora.merge import check_used, merge
 from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_dropped
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.modules import with_dense
+from ggufsmith.convert.mtp_alone import apart
 from ggufsmith.convert.numbers import read_numbers
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
@@ -162,7 +163,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     check_used(changed, plan, seeing.outputs if seeing else ())
     sidecar = SIDECARS[1] if source.mtp == "only" else None
     if sidecar:
-        plan = mtp.apart(plan)
+        plan = apart(plan)
     notes: list[str] = [
         *checkpoint.notes,
         *offers(checkpoint.tensors.values()),
