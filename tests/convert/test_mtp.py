@@ -8,7 +8,7 @@ import pytest
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.values import u32
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.mtp import apart
+from ggufsmith.convert.mtp_alone import apart
 from ggufsmith.convert.plan import Plan, make_plan
 from ggufsmith.convert.stored import StoredTensor
 from requesting import request, run
