@@ -126,6 +126,7 @@ CASES = {
         "gguf-convert sees --mmproj-outtype q8_0", "gguf-convert sees --mmproj-outtype q8_0 --mmproj"
     ),
     "a projector of a text model": Case("gguf-convert model --mmproj", "gguf-convert model"),
+    "blocks for prediction that are not there": Case("gguf-convert model --mtp only", "gguf-convert model"),
     "a projector of a model that is not known to see": Case("gguf-convert claims --mmproj", "gguf-convert claims"),
     "a projector of a model that never saw": Case("gguf-convert reads --mmproj", "gguf-convert reads"),
     "a projector of a model that lost its eyes": Case("gguf-convert blind --mmproj", "gguf-convert blind"),
