@@ -31,7 +31,7 @@ WINDOWED: Mapping[str, int] = {
 }
 FIRST_LOOKS_FAR = ("laguna",)  # of so many, all but the first
 # Architecture -> whether its indexer, which has one head, keeps values too, and not in the first, dense layers.
-INDEXED = {"deepseek32": False, "glm-dsa": False, "minimax-m3": True}
+INDEXED = {"deepseek32": False, "glm-dsa": False, "hy_v4": False, "minimax-m3": True}
 CHUNK = 8192  # the window of Llama 4, whose header has none
 FULL_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # architecture -> which layers attend, if no key says it
 # Architectures whose layers keep a state, all of them; beside a cache; where they have no heads; or where they have

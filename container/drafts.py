@@ -8,7 +8,7 @@ from ggufsmith.container.values import Metadata
 
 # Architectures of llama.cpp that have no other use.
 NAMES = frozenset(("gemma4-assistant", "eagle3", "dflash"))
-FIRST = "blk.0.attn_norm.weight"  # by which llama.cpp tells a whole model from its last blocks alone
+FIRST = "blk.0."  # llama.cpp looks for a norm in front of attention there, which EXAONE 4.5 lacks
 
 
 def is_draft(metadata: Metadata, tensors: Collection[str]) -> bool:
@@ -18,5 +18,5 @@ def is_draft(metadata: Metadata, tensors: Collection[str]) -> bool:
     named = metadata.get(Keys.General.ARCHITECTURE)
     architecture = named.data if named is not None else ""
     predicts = metadata.get(Keys.LLM.NEXTN_PREDICT_LAYERS.format(arch=architecture))
-    whole = FIRST in tensors or predicts is None or not predicts.data
+    whole = any(name.startswith(FIRST) for name in tensors) or predicts is None or not predicts.data
     return bool(tensors) and (architecture in NAMES or not whole)
