@@ -40,7 +40,9 @@ def main() -> None:
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
         model, other = Path(folder) / "tiny", Path(folder) / "other"
-        subprocess.run([sys.executable, str(ROOT / "fixtures" / "make.py"), str(model)], check=True)
+        subprocess.run(
+            [sys.executable, str(ROOT / "fixtures" / "make.py"), str(model)], check=True, stdout=subprocess.DEVNULL
+        )
         checkouts = {"here": linked(ROOT)}
         git = ["git", "-C", str(ROOT), "worktree"]
         if given.against:
