@@ -13,10 +13,10 @@ from threading import Lock
 
 import numpy as np
 
-from ggufsmith.calibrate.head import head_among
 from ggufsmith.container.disk import make_folder
 from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.layout import TensorSpec
+from ggufsmith.evaluate.head import head_among
 from ggufsmith.naming.filename import parse
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import MakeOptions, Request, WriteOptions

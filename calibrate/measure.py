@@ -21,6 +21,7 @@ from ggufsmith.calibrate.refine import Effort
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec, rows_of
 from ggufsmith.container.parallel import parallel_for
+from ggufsmith.evaluate.head import EMBEDDING, head_among
 from ggufsmith.pipeline.encoder import Encoder, RowRange
 from ggufsmith.pipeline.parallel import available_cores
 from ggufsmith.quantize.budget import candidates
@@ -214,11 +215,10 @@ def of_ends(measuring: Measuring, ready: Readied, head: "HeadFisher", embedding:
     import torch
 
     from ggufsmith.calibrate.fisher import check_finite
-    from ggufsmith.evaluate.skeleton import EMBEDDING, head_of
     from ggufsmith.evaluate.variants import pick_rows
 
     source = ready.model.source
-    name = head_of(source)
+    name = head_among(source.tensors)
     check_finite(name, head.weights, head.outputs)
     check_finite(EMBEDDING, embedding.outputs)
     root = torch.from_numpy(head.inputs) * torch.from_numpy(np.sqrt(head.weights / len(head.weights))).float()[:, None]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ggufsmith.calibrate.auto import is_weighted
-from ggufsmith.calibrate.head import head_among
 from ggufsmith.calibrate.hessian import prepare
 from ggufsmith.calibrate.ready import documents_of
 from ggufsmith.calibrate.refine import BLOCK, Effort, refine
@@ -22,6 +21,7 @@ from ggufsmith.container.errors import Failure
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.convert.batch.jobfile import JobModel
 from ggufsmith.convert.batch.passes import JobPass
+from ggufsmith.evaluate.head import head_among
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.texts import TextDocument, shipped
 from ggufsmith.pipeline.request import AUTO, TextOptions

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, get_args
 from ggufsmith.calibrate.auto import AutoImatrix, Opener, unquantized
 from ggufsmith.calibrate.encoder import CalibratedEncoder, Shelf
 from ggufsmith.calibrate.gram import GramCollector
-from ggufsmith.calibrate.head import head_among, inputs_of
+from ggufsmith.calibrate.head import inputs_of
 from ggufsmith.calibrate.make import shipped_imatrix
 from ggufsmith.calibrate.measure import measure_sensitivity
 from ggufsmith.calibrate.ready import Readied, readied
@@ -27,6 +27,7 @@ from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.text import counted, some
 from ggufsmith.container.values import Metadata, string, u32
+from ggufsmith.evaluate.head import head_among
 from ggufsmith.pipeline.option import INPUTS
 from ggufsmith.pipeline.outputs import Conductor, Make, Needed, OutputFile
 from ggufsmith.pipeline.parallel import available_cores
@@ -167,9 +168,7 @@ def conductor(planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, thre
 
         def finish(names: Collection[str]) -> None:
             inputs = collector.take(names)
-            shelf.put(
-                {name: inputs_of(head, given) if name == head else given for name, given in inputs.items()}, threads
-            )
+            shelf.put({name: inputs_of(name, given) for name, given in inputs.items()}, threads)
             make(names)
             shelf.clear()
 

@@ -27,10 +27,11 @@ from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.evaluate import forward
 from ggufsmith.evaluate.arguments import argument_store, on_device
 from ggufsmith.evaluate.forward import MEMORY, Batch, States, loaded, room, torch_threads, weights_in
+from ggufsmith.evaluate.head import EMBEDDING
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.observe import Product, Products, Tap
 from ggufsmith.evaluate.scores import HeadPiece, making_logits, read_head
-from ggufsmith.evaluate.skeleton import EMBEDDING, Skeleton, parameters_of
+from ggufsmith.evaluate.skeleton import Skeleton, parameters_of
 from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pick_rows, read_tensors
 from ggufsmith.pipeline.parallel import available_cores
 

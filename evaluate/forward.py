@@ -29,10 +29,11 @@ from ggufsmith.container.errors import Malformed, NoSpace, Unsupported, Usage
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.evaluate.arguments import ArgumentStore, Call, argument_store, on_device
+from ggufsmith.evaluate.head import head_among
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.observe import Observer, Watching
 from ggufsmith.evaluate.scores import replaced, score
-from ggufsmith.evaluate.skeleton import BY_TOKEN, Skeleton, check_variants, head_of, parameters_of
+from ggufsmith.evaluate.skeleton import BY_TOKEN, Skeleton, check_variants, parameters_of
 from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pick_rows, read_tensors
 from ggufsmith.pipeline.parallel import available_cores
@@ -261,7 +262,7 @@ def normalize(
         for window in hidden:
             made = module(torch.from_numpy(window).to(device))
             if observe is not None:
-                observe(head_of(variant), made, None)
+                observe(head_among(variant.tensors), made, None)
             window[...] = made.cpu().numpy()
 
 

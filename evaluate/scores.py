@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ggufsmith.evaluate.skeleton import HEAD_BIAS, Skeleton, head_of
+from ggufsmith.evaluate.head import head_among
+from ggufsmith.evaluate.skeleton import HEAD_BIAS, Skeleton
 from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.evaluate.variants import ModelVariant, read_rows
 
@@ -141,7 +142,7 @@ def read_head(variant: ModelVariant, first: int, last: int, threads: int, device
     def read(name: str) -> torch.Tensor:
         return torch.from_numpy(read_rows(variant, name, first, last, threads)).to(device)
 
-    return HeadPiece(read(head_of(variant)), read(HEAD_BIAS)[:, 0] if HEAD_BIAS in variant.tensors else None)
+    return HeadPiece(read(head_among(variant.tensors)), read(HEAD_BIAS)[:, 0] if HEAD_BIAS in variant.tensors else None)
 
 
 @contextmanager

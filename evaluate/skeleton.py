@@ -26,10 +26,10 @@ from ggufsmith.convert.numbers import constants
 from ggufsmith.convert.ops import Array, Constant
 from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_plan
 from ggufsmith.convert.stored import StoredTensor
+from ggufsmith.evaluate.head import EMBEDDING, HEAD
 from ggufsmith.evaluate.observe import Latent, Tap
 from ggufsmith.evaluate.variants import ModelVariant, SourceModel, Weights
 
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 HEAD_BIAS = "output.bias"
 NORMS = ("output_norm", "token_embd_norm")  # the last one of a model: LFM2 calls it by the second, BLOOM has both
 BY_TOKEN = frozenset((EMBEDDING, "per_layer_token_embd.weight"))  # a row for every token
@@ -322,11 +322,6 @@ def parameters_of(inverses: Sequence[Inverse], rows: Mapping[str, Weights]) -> d
         shapes = tuple(each.shape for each in outputs)
         found[source.name] = op.rows(read, shapes, 0, rows_of(source.shape)[0]).reshape(source.shape)
     return found
-
-
-def head_of(variant: ModelVariant) -> str:
-    """The tensor that makes the logits: llama.cpp takes the embedding where there is no other."""
-    return HEAD if HEAD in variant.tensors else EMBEDDING
 
 
 def check_variants(skeleton: Skeleton, source: ModelVariant, variants: Sequence[ModelVariant]) -> None:
