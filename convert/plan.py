@@ -18,7 +18,7 @@ from ggufsmith.container.text import nearest
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert import mtp
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
-from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
+from ggufsmith.convert.architectures import BY_CLASS, IGNORED, architectures
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
@@ -109,7 +109,7 @@ def find_architecture(config: Config) -> Architecture:
     else:
         what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it yet"
         what += f"; the nearest one that it converts is {near}" if near else ""
-    raise Unsupported(what, where=config.path, fix=f"Supported: {', '.join(r.classes[0] for r in ARCHITECTURES)}.")
+    raise Unsupported(what, where=config.path, fix=f"Supported: {', '.join(r.classes[0] for r in architectures())}.")
 
 
 def make_plan(

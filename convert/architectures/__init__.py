@@ -1,57 +1,129 @@
-"""The architectures, as data. Adding one is adding a record here; the words are explained in `convert/architecture.py`.
+"""The architectures, as data. Adding one is adding a record to a module here, and its classes to MODULES; the words are
+explained in `convert/architecture.py`.
 
 Which tensors and keys each graph reads: src/models/*.cpp of llama.cpp. Defaults: the configuration classes of
 transformers. Tensor and key names: `gguf.constants`; Hugging Face names: `gguf.tensor_mapping`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.architectures.activations import ACTIVATIONS
-from ggufsmith.convert.architectures.baichuan import BAICHUAN, BAICHUAN2
-from ggufsmith.convert.architectures.bamba import BAMBA
-from ggufsmith.convert.architectures.chameleon import CHAMELEON
-from ggufsmith.convert.architectures.classic import CLASSIC
-from ggufsmith.convert.architectures.dbrx import DBRX
-from ggufsmith.convert.architectures.dense import DENSE
-from ggufsmith.convert.architectures.drafts import DRAFTS
-from ggufsmith.convert.architectures.encoders import ENCODERS
-from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
-from ggufsmith.convert.architectures.fused_heads import FUSED_HEADS
-from ggufsmith.convert.architectures.gemma3n import GEMMA3N
-from ggufsmith.convert.architectures.gemma4 import GEMMA4, GEMMA4_UNIFIED
-from ggufsmith.convert.architectures.gpt import GPT
-from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
-from ggufsmith.convert.architectures.hrm import HRM_TEXT
-from ggufsmith.convert.architectures.hy_v4 import HY_V4
-from ggufsmith.convert.architectures.hybrid import HYBRID
-from ggufsmith.convert.architectures.kimi_linear import KIMI_LINEAR
-from ggufsmith.convert.architectures.laguna import LAGUNA
-from ggufsmith.convert.architectures.latent import LATENT
-from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
-from ggufsmith.convert.architectures.mimo import MIMO2
-from ggufsmith.convert.architectures.minicpm3 import MINICPM3
-from ggufsmith.convert.architectures.minimax_m3 import MINIMAX_M3
-from ggufsmith.convert.architectures.moe import MOE
-from ggufsmith.convert.architectures.muse_glimmer import MUSE_GLIMMER
-from ggufsmith.convert.architectures.newer_moe import NEWER_MOE
-from ggufsmith.convert.architectures.phimoe import PHIMOE
-from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
-from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
-from ggufsmith.convert.architectures.state_space import STATE_SPACE
-from ggufsmith.convert.architectures.step35 import STEP35
-from ggufsmith.convert.architectures.t5 import T5_FAMILY
-from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
-from ggufsmith.convert.architectures.windows import WINDOWS
 
-ARCHITECTURES = (
-    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
-    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
-    *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
-    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON),
-    *DRAFTS,
-)
-BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
+# Module -> the classes (`architectures` in config.json) that its RECORDS are for, in the order of the documentation. A
+# conversion imports one of the modules.
+MODULES: Mapping[str, str] = {
+    "classic": """
+        LlamaForCausalLM LLaMAForCausalLM LlamaModel MistralForCausalLM MistralModel MixtralForCausalLM
+        Qwen2ForCausalLM Qwen2Model Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3Model Qwen3MoeForCausalLM
+        Phi3ForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration
+    """,
+    "dense": """
+        Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM OLMoForCausalLM SmolLM3ForCausalLM SeedOssForCausalLM
+        GraniteForCausalLM ArceeForCausalLM Starcoder2ForCausalLM StableLmForCausalLM StableLMEpochForCausalLM
+        CohereForCausalLM Cohere2ForCausalLM Exaone4ForCausalLM Ernie4_5ForCausalLM Ernie4_5_ForCausalLM
+        HunYuanDenseV1ForCausalLM Jais2ForCausalLM NemotronForCausalLM GemmaForCausalLM GlmForCausalLM
+        Glm4ForCausalLM PhiForCausalLM
+    """,
+    "qwen_hybrid": """
+        Qwen3_5ForCausalLM Qwen3_5ForConditionalGeneration Qwen3_5MoeForCausalLM
+        Qwen3_5MoeForConditionalGeneration Qwen3NextForCausalLM
+    """,
+    "gpt_oss": "GptOssForCausalLM",
+    "gemma4": "Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration",
+    "vision_language": """
+        Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen2VLModel
+        Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration Ministral3ForCausalLM
+        Mistral3ForConditionalGeneration SmolVLMForConditionalGeneration Idefics3ForConditionalGeneration
+        LlavaForConditionalGeneration Exaone4_5_ForConditionalGeneration Lfm2VlForConditionalGeneration
+        Glm4vForConditionalGeneration GlmOcrForConditionalGeneration Glm4vMoeForConditionalGeneration
+        InternVLForConditionalGeneration PaddleOCRVLForConditionalGeneration HunYuanVLForConditionalGeneration
+        JanusForConditionalGeneration MiniCPMV4_6ForConditionalGeneration VoxtralForConditionalGeneration
+        Qwen2AudioForConditionalGeneration AudioFlamingo3ForConditionalGeneration
+    """,
+    "moe": """
+        GraniteMoeForCausalLM OlmoeForCausalLM MiniMaxM2ForCausalLM Glm4MoeForCausalLM Ernie4_5_MoeForCausalLM
+        Dots1ForCausalLM SolarOpenForCausalLM ExaoneMoeForCausalLM ExaoneMoEForCausalLM Llama4ForCausalLM
+        Llama4ForConditionalGeneration
+    """,
+    "newer_moe": "Cohere2MoeForCausalLM HunYuanMoEV1ForCausalLM HYV3ForCausalLM AfmoeForCausalLM",
+    "latent": """
+        DeepseekV2ForCausalLM DeepseekV3ForCausalLM Glm4MoeLiteForCausalLM Mistral4ForCausalLM
+        MistralLarge3ForCausalLM YoutuForCausalLM
+    """,
+    "mimo": "MiMoV2FlashForCausalLM",
+    "laguna": "LagunaForCausalLM",
+    "minimax_m3": "MiniMaxM3SparseForConditionalGeneration MiniMaxM3SparseForCausalLM",
+    "sparse_attention": "DeepseekV32ForCausalLM GlmMoeDsaForCausalLM",
+    "lfm2": "Lfm2ForCausalLM LFM2ForCausalLM Lfm2Model Lfm2BidirectionalModel Lfm2MoeForCausalLM",
+    "gpt": "GPTBigCodeForCausalLM GPT2LMHeadModel",
+    "fused_heads": """
+        GPTNeoXForCausalLM FalconForCausalLM RWForCausalLM BloomForCausalLM BloomModel MptForCausalLM
+        MPTForCausalLM InternLM2ForCausalLM
+    """,
+    "baichuan": "BaiChuanForCausalLM BaichuanForCausalLM",
+    "encoders": """
+        BertModel BertForMaskedLM BertForSequenceClassification DistilBertModel DistilBertForMaskedLM
+        XLMRobertaModel XLMRobertaForSequenceClassification RobertaModel RobertaForSequenceClassification
+        CamembertModel NomicBertModel ModernBertModel ModernBertForMaskedLM ModernBertForSequenceClassification
+        EuroBertModel Gemma3TextModel T5EncoderModel
+    """,
+    "state_space": "MambaForCausalLM FalconMambaForCausalLM Mamba2ForCausalLM",
+    "hybrid": "GraniteMoeSharedForCausalLM GraniteMoeHybridForCausalLM NemotronHForCausalLM JambaForCausalLM",
+    "falcon_h1": "FalconH1ForCausalLM",
+    "activations": "ApertusForCausalLM",
+    "phimoe": "PhimoeForCausalLM PhiMoEForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
+    "gemma3n": "Gemma3nForCausalLM Gemma3nForConditionalGeneration",
+    "windows": "GraniteSWAForCausalLM GraniteMoeSWAForCausalLM MellumForCausalLM",
+    "t5": """
+        T5ForConditionalGeneration T5WithLMHeadModel MT5ForConditionalGeneration UMT5ForConditionalGeneration
+        UMT5Model
+    """,
+    "kimi_linear": "KimiLinearForCausalLM KimiLinearModel",
+    "hrm": "HrmTextForCausalLM",
+    "muse_glimmer": "MuseGlimmerForConditionalGeneration",
+    "dbrx": "DbrxForCausalLM",
+    "bamba": "BambaForCausalLM",
+    "step35": "Step3p7ForConditionalGeneration Step3p5ForCausalLM",
+    "hy_v4": "HYV4ForCausalLM",
+    "chameleon": "ChameleonForConditionalGeneration ChameleonForCausalLM",
+    "drafts": "Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM",
+}
+
+
+@cache
+def records(module: str) -> tuple[Architecture, ...]:
+    """The records of one of MODULES."""
+    found: tuple[Architecture, ...] = import_module(f"{__name__}.{module}").RECORDS
+    return found
+
+
+def architectures() -> tuple[Architecture, ...]:
+    """All records."""
+    return tuple(record for module in MODULES for record in records(module))
+
+
+class ByClass(Mapping[str, Architecture]):
+    """Class of config.json -> its record, which is imported when it is asked for."""
+
+    modules: Mapping[str, str] = {name: module for module, names in MODULES.items() for name in names.split()}
+
+    def __getitem__(self, name: str) -> Architecture:
+        return next(record for record in records(self.modules[name]) if name in record.classes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+BY_CLASS = ByClass()
 
 # Config keys that say nothing about the converted model: training, generation defaults, bookkeeping. Special token ids
 # are read by the tokenizer, the rope keys by convert/rope.py.

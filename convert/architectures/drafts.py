@@ -70,4 +70,4 @@ GEMMA4_ASSISTANT = replace(
     check=length_of_target,
 )
 
-DRAFTS = (GEMMA4_ASSISTANT,)
+RECORDS = (GEMMA4_ASSISTANT,)

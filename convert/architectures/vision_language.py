@@ -333,7 +333,7 @@ AUDIO_FLAMINGO = replace(
     pooling=False,
 )
 
-VISION_LANGUAGE = (
+RECORDS = (
     QWEN2VL,
     QWEN3VL,
     QWEN3VL_MOE,

@@ -1,5 +1,8 @@
 """Records, fixtures and the harness of tests/conformance belong together: none without the others."""
 
+import subprocess
+import sys
+
 import pytest
 
 import checkpoints
@@ -9,7 +12,7 @@ import layout_twins
 import mistral
 import zoo
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
+from ggufsmith.convert.architectures import BY_CLASS, MODULES, architectures, records
 
 DRAFTS = {name: draft.model for name, draft in drafts.DRAFTS.items()}
 LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **DRAFTS}
@@ -49,7 +52,7 @@ OTHER_NAMES = {
 }
 
 
-@pytest.mark.parametrize("record", ARCHITECTURES, ids=lambda record: record.classes[0])
+@pytest.mark.parametrize("record", architectures(), ids=lambda record: record.classes[0])
 def test_every_class_of_a_record_is_tried(record: Architecture) -> None:
     assert record.classes[0] in TRIED, "add a line to fixtures/zoo.py"
     assert not [name for name in record.classes if name not in TRIED | OTHER_NAMES]
@@ -61,8 +64,24 @@ def test_every_line_has_a_record() -> None:
     assert BY_CLASS.keys() >= OTHER_NAMES
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_are_listed_with_the_classes_of_their_records(module: str) -> None:
+    assert [name for record in records(module) for name in record.classes] == MODULES[module].split()
+
+
+def test_a_conversion_imports_the_records_of_its_class_alone() -> None:
+    code = """if True:
+        import sys
+        from ggufsmith.convert.architectures import BY_CLASS, MODULES
+        BY_CLASS["LlamaForCausalLM"]
+        print([module for module in MODULES if f"ggufsmith.convert.architectures.{module}" in sys.modules])
+    """
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
+    assert done.stdout.strip() == "['classic']"
+
+
 def test_no_two_records_claim_a_class() -> None:
-    classes = [name for record in ARCHITECTURES for name in record.classes]
+    classes = [name for record in architectures() for name in record.classes]
     assert len(classes) == len(set(classes))
 
 
