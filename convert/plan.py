@@ -18,7 +18,7 @@ from ggufsmith.container.text import nearest
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert import mtp
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
-from ggufsmith.convert.architectures import BY_CLASS, IGNORED, architectures
+from ggufsmith.convert.architectures import ARCHITECTURES, IGNORED
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
@@ -97,11 +97,11 @@ def find_architecture(config: Config) -> Architecture:
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise Malformed('"architectures" must name the model class', where=config.path)
     for name in classes:
-        if name in BY_CLASS:
-            record = BY_CLASS[name]
+        if name in ARCHITECTURES:
+            record = ARCHITECTURES[name]
             inside = record.variant(config)
             return record.variants.get(inside, record) if isinstance(inside, str) else record
-    near = next(iter(nearest(classes[0], BY_CLASS)), None)
+    near = next(iter(nearest(classes[0], ARCHITECTURES)), None)
     later = next((name for name in classes if name in LATER), None)
     if later is None:
         what = f"architecture {classes[0]} is not supported, as llama.cpp has no runtime for it"
@@ -109,7 +109,8 @@ def find_architecture(config: Config) -> Architecture:
     else:
         what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it yet"
         what += f"; the nearest one that it converts is {near}" if near else ""
-    raise Unsupported(what, where=config.path, fix=f"Supported: {', '.join(r.classes[0] for r in architectures())}.")
+    supported = ", ".join(record.classes[0] for record in ARCHITECTURES.records())
+    raise Unsupported(what, where=config.path, fix=f"Supported: {supported}.")
 
 
 def make_plan(

@@ -29,7 +29,7 @@ from ggufsmith.cli.batch_report import JobReport
 from ggufsmith.container.formats import FORMATS, Format
 from ggufsmith.container.ggml import VARIANTS
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.architectures import architectures
+from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import table
@@ -148,10 +148,10 @@ def old_files() -> list[str]:
 def models() -> list[str]:
     """One row per architecture."""
     records: dict[str, list[Architecture]] = {}
-    for record in architectures():
+    for record in ARCHITECTURES.records():
         records.setdefault(record.name, []).append(record)
         for other in record.variants.values():
-            if other not in (*architectures(), *records.get(other.name, [])):
+            if other not in (*ARCHITECTURES.records(), *records.get(other.name, [])):
                 records.setdefault(other.name, []).append(other)
     rows = ["| architecture | Hugging Face classes | models |", "|---|---|---|"]
     for name in sorted(records):
@@ -164,7 +164,7 @@ def models() -> list[str]:
 def projectors() -> list[str]:
     """One row per projector."""
     rows = ["| projector | Hugging Face classes | models | for |", "|---|---|---|---|"]
-    for record in PROJECTORS:
+    for record in PROJECTORS.records():
         classes = ", ".join(f"`{name}`" for name in record.classes)
         senses = " and ".join({"vision": "images", "audio": "sound"}[each.kind] for each in record.encoders)
         rows.append(f"| {record.type} | {classes} | {record.models} | {senses} |")

@@ -5,14 +5,12 @@ Which tensors and keys each graph reads: src/models/*.cpp of llama.cpp. Defaults
 transformers. Tensor and key names: `gguf.constants`; Hugging Face names: `gguf.tensor_mapping`.
 """
 
-from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib import import_module
+from collections.abc import Mapping
 
 from ggufsmith.convert.architecture import Architecture
+from ggufsmith.convert.by_class import ByClass
 
-# Module -> the classes (`architectures` in config.json) that its RECORDS are for, in the order of the documentation. A
-# conversion imports one of the modules.
+# Module -> the classes (`architectures` in config.json) that its RECORDS are for, in the order of the documentation.
 MODULES: Mapping[str, str] = {
     "classic": """
         LlamaForCausalLM LLaMAForCausalLM LlamaModel MistralForCausalLM MistralModel MixtralForCausalLM
@@ -92,38 +90,7 @@ MODULES: Mapping[str, str] = {
     "drafts": "Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM",
 }
 
-
-@cache
-def records(module: str) -> tuple[Architecture, ...]:
-    """The records of one of MODULES."""
-    found: tuple[Architecture, ...] = import_module(f"{__name__}.{module}").RECORDS
-    return found
-
-
-def architectures() -> tuple[Architecture, ...]:
-    """All records."""
-    return tuple(record for module in MODULES for record in records(module))
-
-
-class ByClass(Mapping[str, Architecture]):
-    """Class of config.json -> its record, which is imported when it is asked for."""
-
-    modules: Mapping[str, str] = {name: module for module, names in MODULES.items() for name in names.split()}
-
-    def __getitem__(self, name: str) -> Architecture:
-        return next(record for record in records(self.modules[name]) if name in record.classes)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.modules
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.modules)
-
-    def __len__(self) -> int:
-        return len(self.modules)
-
-
-BY_CLASS = ByClass()
+ARCHITECTURES: ByClass[Architecture] = ByClass(__name__, MODULES)
 
 # Config keys that say nothing about the converted model: training, generation defaults, bookkeeping. Special token ids
 # are read by the tokenizer, the rope keys by convert/rope.py.

@@ -157,3 +157,5 @@ INTERNVL = EncoderRecord(
 INTERN = Projector(
     ("InternVLForConditionalGeneration",), "InternVL 3, InternVL 3.5", VisionProjectorType.INTERNVL, (INTERNVL,)
 )
+
+RECORDS = (INTERN,)

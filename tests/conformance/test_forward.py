@@ -23,7 +23,7 @@ import original
 import quantized
 import zoo
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
-from ggufsmith.convert.architectures import architectures, records
+from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.architectures.lfm2 import LFM2_EMBEDDING
 from ggufsmith.convert.hf.run import ToHfJob, prepare
 from ggufsmith.convert.hf.run import run as write_folder
@@ -145,8 +145,10 @@ def test_every_architecture_is_here() -> None:
     classes |= {kind.model_class for kind in checkpoints.KINDS.values()}
     classes |= {draft.model.model_class for draft in drafts.DRAFTS.values()}
     classes |= set(mistral.CLASSES) | {twin.model_class for twin in layout_twins.TWINS.values()}
-    missing = [record for record in architectures() if not classes & set(record.classes)]
-    assert [record.name for record in missing if record not in (*records("encoders"), LFM2_EMBEDDING)] == []
+    missing = [record for record in ARCHITECTURES.records() if not classes & set(record.classes)]
+    assert [
+        record.name for record in missing if record not in (*ARCHITECTURES.of_module("encoders"), LFM2_EMBEDDING)
+    ] == []
 
 
 def test_logits_from_the_folder_and_from_its_gguf_file(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import reference
 import tiny
 import zoo
 from ggufsmith.container.reader import open_gguf
-from ggufsmith.convert.architectures import BY_CLASS
+from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.plan import make_plan
@@ -232,4 +232,4 @@ def test_what_is_not_here_yet_is_what_the_converter_knows_besides() -> None:
     ]
     done = subprocess.run(command, env=reference.environment(), capture_output=True, text=True, check=True)
     known = {name for name in done.stdout.split() if "." not in name}  # without modules of remote code
-    assert known - BY_CLASS.keys() == LATER
+    assert known - ARCHITECTURES.keys() == LATER

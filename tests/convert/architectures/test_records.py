@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ import layout_twins
 import mistral
 import zoo
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.architectures import BY_CLASS, MODULES, architectures, records
+from ggufsmith.convert.architectures import ARCHITECTURES
+from ggufsmith.convert.by_class import ByClass
+from ggufsmith.convert.projectors import PROJECTORS
 
 DRAFTS = {name: draft.model for name, draft in drafts.DRAFTS.items()}
 LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **DRAFTS}
@@ -52,7 +55,7 @@ OTHER_NAMES = {
 }
 
 
-@pytest.mark.parametrize("record", architectures(), ids=lambda record: record.classes[0])
+@pytest.mark.parametrize("record", ARCHITECTURES.records(), ids=lambda record: record.classes[0])
 def test_every_class_of_a_record_is_tried(record: Architecture) -> None:
     assert record.classes[0] in TRIED, "add a line to fixtures/zoo.py"
     assert not [name for name in record.classes if name not in TRIED | OTHER_NAMES]
@@ -60,28 +63,32 @@ def test_every_class_of_a_record_is_tried(record: Architecture) -> None:
 
 
 def test_every_line_has_a_record() -> None:
-    assert not [name for name, line in LINES.items() if line.model_class not in BY_CLASS]
-    assert BY_CLASS.keys() >= OTHER_NAMES
+    assert not [name for name, line in LINES.items() if line.model_class not in ARCHITECTURES]
+    assert ARCHITECTURES.keys() >= OTHER_NAMES
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_are_listed_with_the_classes_of_their_records(module: str) -> None:
-    assert [name for record in records(module) for name in record.classes] == MODULES[module].split()
+@pytest.mark.parametrize(
+    ("table", "module"), [(table, module) for table in (ARCHITECTURES, PROJECTORS) for module in table.modules]
+)
+def test_modules_are_listed_with_the_classes_of_their_records(table: ByClass[Any], module: str) -> None:
+    assert [name for record in table.of_module(module) for name in record.classes] == table.modules[module].split()
 
 
 def test_a_conversion_imports_the_records_of_its_class_alone() -> None:
     code = """if True:
         import sys
-        from ggufsmith.convert.architectures import BY_CLASS, MODULES
-        BY_CLASS["LlamaForCausalLM"]
-        print([module for module in MODULES if f"ggufsmith.convert.architectures.{module}" in sys.modules])
+        from ggufsmith.convert.architectures import ARCHITECTURES
+        from ggufsmith.convert.projectors import PROJECTORS
+        ARCHITECTURES["LlamaForCausalLM"]
+        for table in ARCHITECTURES, PROJECTORS:
+            print([module for module in table.modules if f"{table.package}.{module}" in sys.modules])
     """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
-    assert done.stdout.strip() == "['classic']"
+    assert done.stdout.splitlines() == ["['classic']", "[]"]
 
 
 def test_no_two_records_claim_a_class() -> None:
-    classes = [name for record in architectures() for name in record.classes]
+    classes = [name for record in ARCHITECTURES.records() for name in record.classes]
     assert len(classes) == len(set(classes))
 
 
