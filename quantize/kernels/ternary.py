@@ -12,7 +12,6 @@ from ggufsmith.quantize.kernels.blocks import (
     QK_K,
     from_lanes,
     get,
-    get_half,
     load_halves,
     offsets,
     put,
