@@ -11,6 +11,7 @@ from ggufsmith.convert.architectures.activations import ACTIVATIONS
 from ggufsmith.convert.architectures.baichuan import BAICHUAN, BAICHUAN2
 from ggufsmith.convert.architectures.bamba import BAMBA
 from ggufsmith.convert.architectures.chameleon import CHAMELEON
+from ggufsmith.convert.architectures.chatglm import CHATGLMS
 from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dbrx import DBRX
 from ggufsmith.convert.architectures.dense import DENSE
@@ -48,7 +49,7 @@ ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
-    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON),
+    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, *CHATGLMS),
     *DRAFTS,
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
@@ -101,6 +102,8 @@ IGNORED = frozenset(
     image_size patch_size
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
+    add_qkv_bias apply_query_key_layer_scaling fp32_residual_connection bf16 fp16 fp32 onnx_safe attn_dropout_prob
+    emb_dropout_prob prefix_projection
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
     """.split()
 )

@@ -6,8 +6,8 @@
 LATER = frozenset(
     """
     ArcticForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
-    BailingMoeV3VLForConditionalGeneration BitNetForCausalLM BitnetForCausalLM ChatGLMForConditionalGeneration
-    ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM DeepseekForCausalLM
+    BailingMoeV3VLForConditionalGeneration BitNetForCausalLM BitnetForCausalLM
+    CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM DeepseekForCausalLM
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel
     DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
@@ -27,7 +27,7 @@ LATER = frozenset(
     PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM
     PocketTTSModel Qwen2_5OmniModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
     Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
-    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM
+    Qwen4ExpForConditionalGeneration RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM
     RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM
     SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM StepVLForConditionalGeneration
     TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM
