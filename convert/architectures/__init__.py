@@ -27,6 +27,7 @@ from ggufsmith.convert.architectures.hrm import HRM_TEXT
 from ggufsmith.convert.architectures.hy_v4 import HY_V4
 from ggufsmith.convert.architectures.hybrid import HYBRID
 from ggufsmith.convert.architectures.kimi_linear import KIMI_LINEAR
+from ggufsmith.convert.architectures.kin import KIN
 from ggufsmith.convert.architectures.laguna import LAGUNA
 from ggufsmith.convert.architectures.latent import LATENT
 from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
@@ -49,7 +50,7 @@ ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
-    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, *CHATGLMS),
+    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, *CHATGLMS, *KIN),
     *DRAFTS,
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
@@ -103,7 +104,7 @@ IGNORED = frozenset(
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
     add_qkv_bias apply_query_key_layer_scaling fp32_residual_connection bf16 fp16 fp32 onnx_safe attn_dropout_prob
-    emb_dropout_prob prefix_projection
+    emb_dropout_prob prefix_projection embed_dropout max_tokenizer_truncation bias
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
     """.split()
 )
