@@ -1,5 +1,6 @@
 """Models much like Llama whose classes are their publishers' own, and not in transformers."""
 
+import math
 from dataclasses import replace
 
 from gguf.constants import MODEL_ARCH, Keys, RopeScalingType
@@ -36,12 +37,12 @@ UNBIASED = tuple(replace(rule, bias=False) for rule in (*ATTENTION, *FEED_FORWAR
 
 def residual_scale(config: Config, dims: Dims) -> float:
     """What MiniCPM multiplies the output of attention and feed-forward by."""
-    return (config.number("scale_depth", default=1.0) or 1.0) / float(dims.blocks) ** 0.5
+    return (config.number("scale_depth") or 1.0) / math.sqrt(dims.blocks)
 
 
 def logit_scale(config: Config, dims: Dims) -> float:
     """What MiniCPM divides hidden states by in front of the head."""
-    return dims.embd / (config.number("dim_model_base", default=1.0) or 1.0)
+    return dims.embd / (config.number("dim_model_base") or 1.0)
 
 
 def longrope(config: Config, dims: Dims) -> str | None:

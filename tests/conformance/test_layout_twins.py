@@ -3,6 +3,7 @@
 What llama.cpp computes is compared with a class that computes the same.
 """
 
+import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ def test_a_line(name: str, tmp_path: Path) -> None:
     assert error < 1e-9
     if layout_twins.TWINS[name].reference:
         return
+    path = folder / "config.json"  # the converter has transformers read it too, which fails on some of an unknown type
+    config = {**json.loads(path.read_text(encoding="utf-8")), "model_type": "llama"}
+    path.write_text(json.dumps(config), encoding="utf-8")
     differs = layout_twins.TWINS[name].differs
     line, path = layout_twins.TWINS[name].model, tmp_path / "theirs.gguf"
     options = {"pre": PRE.get(line.vocabulary, ""), "raw": True, "generic": line.generic}
