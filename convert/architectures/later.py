@@ -15,14 +15,14 @@ LATER = frozenset(
     Glm5vForConditionalGeneration GlmasrModel GPTRefactForCausalLM Granite4VisionForConditionalGeneration
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM
     Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM InternVisionModel
-    IQuestCoderForCausalLM JAISLMHeadModel JinaBertForMaskedLM JinaBertModel JinaEmbeddingsV5Model
+    IQuestCoderForCausalLM JAISLMHeadModel
     KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration KimiVLForConditionalGeneration
     Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration Lfm2DSparkDraftModel
     LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM
-    LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM
+    LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM
     MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM
     MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM MuseGlimmerAssistantModel NanbeigeForCausalLM
-    NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead
+    NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERTForSequenceClassification
     OpenELMForCausalLM PaddleOCRVisionModel Phi4ForCausalLMV
     PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM
     PocketTTSModel Qwen2_5OmniModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
