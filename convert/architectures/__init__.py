@@ -10,6 +10,7 @@ from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures.activations import ACTIVATIONS
 from ggufsmith.convert.architectures.baichuan import BAICHUAN, BAICHUAN2
 from ggufsmith.convert.architectures.bamba import BAMBA
+from ggufsmith.convert.architectures.bitnet import BITNET
 from ggufsmith.convert.architectures.chameleon import CHAMELEON
 from ggufsmith.convert.architectures.chatglm import CHATGLMS
 from ggufsmith.convert.architectures.classic import CLASSIC
@@ -53,20 +54,8 @@ ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
-    *(
-        HRM_TEXT,
-        MUSE_GLIMMER,
-        DBRX,
-        BAMBA,
-        STEP35,
-        HY_V4,
-        CHAMELEON,
-        *CHATGLMS,
-        *KIN,
-        DECI,
-        DEEPSEEK,
-        *FURTHER_ENCODERS,
-    ),
+    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON),
+    *(*CHATGLMS, *KIN, BITNET, DECI, DEEPSEEK, *FURTHER_ENCODERS),
     *DRAFTS,
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
@@ -121,7 +110,7 @@ IGNORED = frozenset(
     L_bp_cycles out_hidden_size z_loss_coefficient
     add_qkv_bias apply_query_key_layer_scaling fp32_residual_connection bf16 fp16 fp32 onnx_safe attn_dropout_prob
     emb_dropout_prob prefix_projection embed_dropout max_tokenizer_truncation bias
-    embedding_init_range decoder_init_range flash_attention base_scale dim_head emb_pooler model_max_length
+    embedding_init_range decoder_init_range flash_attention base_scale dim_head emb_pooler model_max_length input_bits
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
     """.split()
 )

@@ -6,7 +6,7 @@
 LATER = frozenset(
     """
     ArcticForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
-    BailingMoeV3VLForConditionalGeneration BitNetForCausalLM BitnetForCausalLM
+    BailingMoeV3VLForConditionalGeneration
     CodeShellForCausalLM CogVLMForCausalLM
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel
     DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration

@@ -56,11 +56,20 @@ def test_a_line(name: str, tmp_path: Path) -> None:
     theirs = open_gguf(reference.convert(folder, path, "--outtype", "f32", **options))
     a, b = tensors(mine), tensors(theirs)
     assert a.keys() == b.keys()
-    assert not [each for each in a if not same(each, a[each], b[each])], "tensors that differ"
+    unlike = [each for each in a if not same(each, a[each], b[each])]
+    if layout_twins.TWINS[name].rounded:
+        unlike = [each for each in unlike if not close(a[each], b[each])]
+    assert not unlike, "tensors that differ"
     keys = {
         key for key in mine.metadata.keys() | theirs.metadata.keys() if not key.startswith("tokenizer.")
     } - differs.keys()
     assert {key: mine.metadata.get(key) for key in keys} == {key: theirs.metadata.get(key) for key in keys}
+
+
+def close(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether two matrices in float32 are equal but for the last bit."""
+    values = (np.frombuffer(each[2], np.float32) for each in (one, other))
+    return one[:2] == other[:2] == (one[0], "F32") and bool(np.allclose(*values, rtol=2e-7, atol=0))
 
 
 def refused(said: str) -> AbstractContextManager[Any]:

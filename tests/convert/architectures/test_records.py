@@ -21,6 +21,7 @@ TRIED = {
 }
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
+    "BitNetForCausalLM",
     "ChatGLMForConditionalGeneration",
     "JinaBertModel",
     "NeoBERT",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import layout_twins
@@ -11,6 +12,7 @@ from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.architecture import Dims
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.plan import make_plan
+from ggufsmith.convert.scale import Ternary
 
 BLOCK = {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 3}}
 REFUSED = {
@@ -35,6 +37,11 @@ REFUSED = {
         ({"norm_topk_prob": True}, "norm_topk_prob is True"),
         ({"moe_layer_freq": 2}, "moe_layer_freq is 2"),
     ],
+    "bitnet": [
+        ({"hidden_act": "relu2"}, "hidden_act is 'relu2', but llama.cpp computes SiLU for every BitNet"),
+        ({"architectures": ["BitNetForCausalLM"], "hidden_act": None}, "hidden_act is 'relu2'"),
+        ({"quantization_config": {"quant_method": "bitnet"}}, "quantization_config is"),
+    ],
     "orion": [({"hidden_act": "gelu"}, "hidden_act is 'gelu'")],
     "maincoder": [({"use_qk_norm": False}, "use_qk_norm is False")],
 }
@@ -42,8 +49,8 @@ REFUSED = {
 
 def config_of(name: str, changes: dict[str, Any]) -> Config:
     twin = layout_twins.TWINS[name]
-    values = {"vocab_size": 300, **twin.model.config, **twin.config, **changes}
-    whole = json.loads(json.dumps({**values, "architectures": [twin.model_class]}))
+    own = {"vocab_size": 300, "architectures": [twin.model_class]}
+    whole = json.loads(json.dumps({**own, **twin.model.config, **twin.config, **changes}))
     return Config(whole, Path("config.json"))
 
 
@@ -76,3 +83,12 @@ def test_what_long_contexts_need_is_said() -> None:
 def test_sizes_of_one_block_alone() -> None:
     dims = Dims(2, 8, 8, 2, 2, 4, 4, 16, own=({"kv_heads": 1}, {"ff": 32}))
     assert [dims.at(block).sizes("kv ff") for block in (None, 0, 1)] == [(8, 16), (4, 16), (8, 32)]
+
+
+def test_weights_become_ternary_under_the_mean_of_the_whole_matrix() -> None:
+    values = np.array([[0.5, -1.5], [0.1, 1.9]], np.float32)
+    whole = Ternary().rows(lambda k, start, stop: values[start:stop], ((2, 2),), 0, 2)
+    assert whole.tolist() == [[0, -1], [0, 1]]  # the mean is 1, and one half rounds to zero
+    assert np.array_equal(Ternary().rows(lambda k, start, stop: values[start:stop], ((2, 2),), 1, 2), whole[1:])
+    zeros = Ternary().rows(lambda k, start, stop: np.zeros((2, 2), np.float32), ((2, 2),), 0, 2)
+    assert not zeros.any()
