@@ -7,7 +7,7 @@ those tensors must be there, what shape they must have, and which op makes them.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -46,6 +46,7 @@ class Dims:
     more: Mapping[str, int] = field(default_factory=dict)
     kinds: tuple[frozenset[str], ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
+    own: tuple[Mapping[str, int], ...] = ()
 
     @property
     def q(self) -> int:
@@ -86,6 +87,11 @@ class Dims:
     def sizes(self, names: str) -> tuple[int, ...]:
         """The shape spelled by a rule: "q embd" -> (q, embd)."""
         return tuple(self.size(name) for name in names.split())
+
+    def at(self, block: int | None) -> "Dims":
+        """The sizes as they are in this block."""
+        sizes: dict[str, Any] = {**self.own[block]} if self.own and block is not None else {}
+        return replace(self, **sizes)
 
     def kind(self, block: int) -> frozenset[str]:
         """The words that say what kind of block this one is."""
@@ -238,6 +244,7 @@ class Architecture:
     factors:  numbers of the config that weights are multiplied by. folded: their config keys; where these are absent,
               transformers multiplies by 1, which is what converted weights want.
     kinds:    the words that say what kind of block each one is, in one string for every block.
+    own:      the sizes that are those of one block alone, for every block, by the names that `Dims` has.
     mtp:      what stands around blocks that are called mtp.layers.N (see `convert.mtp`): its name -> the name inside
               the first of them; None where there are no such blocks.
     variants: what the same classes can have inside -> their own records. variant: what that is; mostly a model type.
@@ -269,6 +276,7 @@ class Architecture:
     factors: Mapping[str, Callable[[Config], float]] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
     kinds: Callable[[Config, int], Sequence[str]] | None = None
+    own: Callable[[Config, int], Sequence[Mapping[str, int]]] | None = None
     mtp: Mapping[str, str] | None = None
     variants: Mapping[str, "Architecture"] = field(default_factory=dict)
     variant: Callable[[Config], Any] = lambda config: config.first("model_type")

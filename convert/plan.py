@@ -261,7 +261,7 @@ def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
         for rule in record.tensors:
             named = slot.tensor is rule.tensor and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
             if named and rule.when(dims) and (slot.block is None or dims.kind(slot.block).issuperset(rule.on.split())):
-                shape = dims.sizes(piece.shape or rule.shape)[piece.expert is not None :]
+                shape = dims.at(slot.block).sizes(piece.shape or rule.shape)[piece.expert is not None :]
                 return (shape[:-1] or shape) if slot.part != rule.part and piece.shape is None else shape
     return None
 
@@ -327,7 +327,8 @@ def _dimensions(record: Architecture, config: Config, blocks: int, slots: Mappin
     usual = {name: own.pop(name) for name in list(own) if hasattr(found, name)}
     kinds = tuple(frozenset(words.split()) for words in record.kinds(config, blocks)) if record.kinds else ()
     factors = {name: factor(config) for name, factor in record.factors.items()}
-    return replace(found, **usual, more=own, kinds=kinds, factors=factors)
+    each = tuple(record.own(config, blocks)) if record.own else ()
+    return replace(found, **usual, more=own, kinds=kinds, factors=factors, own=each)
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------
@@ -354,7 +355,7 @@ def _outputs(
             if pieces is None and part == rule.part and rule.fallback is not None and not partial:
                 pieces = slots.get(Slot(rule.fallback, block, part))
             if pieces is not None:
-                output = _output(rule, slot, pieces, dims, problems)
+                output = _output(rule, slot, pieces, dims.at(block), problems)
                 if output is not None:
                     yield output
             elif part == rule.part and (rule.made or rule.unused) and not partial:

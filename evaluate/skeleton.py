@@ -262,6 +262,10 @@ def _class_name(source: SourceModel) -> str:
     known = find_architecture(Config(source.config, source.where)).classes
     if said[0] in known and said[0].endswith(("CausalLM", "LMHeadModel")) and hasattr(transformers, said[0]):
         return str(said[0])
+    if not any(
+        hasattr(transformers, each) for each in known
+    ):  # a model type may be known all the same: that of EXAONE 3
+        return str(said[0])
     text = source.config.get("text_config")
     kind = text.get("model_type") if isinstance(text, Mapping) else source.config.get("model_type")
     found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)

@@ -4,6 +4,10 @@
     sentencepiece.bpe.model         XLMRobertaTokenizer: SentencePiece's pieces behind <s> <pad> </s> <unk>
     vocab.json, merges.txt          RobertaTokenizer: byte-level BPE
 
+and those that only code of the checkpoint reads, none of which is executed: rank lists (see `ranks`), and
+
+    tokenizer.model                 ChatGLMTokenizer of ChatGLM 2 and 3: special tokens behind SentencePiece's pieces
+
 What these classes assume where no file says otherwise (transformers 5.24, tokenization_bert.py, _xlm_roberta.py,
 _roberta.py) is written into the same form, so that everything else reads tokenizer.json alone.
 """
@@ -15,10 +19,10 @@ from typing import Any
 
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.untrusted import Json, child
-from ggufsmith.tokenizer import proto
+from ggufsmith.tokenizer import proto, ranks
 from ggufsmith.tokenizer.files import TokenizerFiles, optional_bytes, optional_object, optional_text
 from ggufsmith.tokenizer.source import token_text
-from ggufsmith.tokenizer.spm import MAX_MODEL, parse_pieces
+from ggufsmith.tokenizer.spm import MAX_MODEL, is_tiktoken, parse_pieces
 
 BERT_NAMES = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 ROBERTA_NAMES = {
@@ -32,6 +36,11 @@ ROBERTA_NAMES = {
 }
 UNIGRAM = "sentencepiece.bpe.model"
 ROBERTA = ("RobertaTokenizer", "RobertaTokenizerFast")
+# tokenization_chatglm.py of THUDM/chatglm3-6b; ChatGLM 2 has the first five.
+CHATGLM = (
+    *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+)
 
 
 def completed(files: TokenizerFiles) -> TokenizerFiles:
@@ -43,12 +52,24 @@ def completed(files: TokenizerFiles) -> TokenizerFiles:
             return _with(files, _unigram(files), ROBERTA_NAMES)
         if files.tokenizer_config.get("tokenizer_class") in ROBERTA and (whole := _byte_level(files)):
             return _with(files, whole, ROBERTA_NAMES)
-        return files
+        return ranks.from_ranks(files) or _chatglm(files)
     model = files.tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) and model.get("type") == "WordPiece" else None
     if isinstance(vocab, dict) and (files.tokenizer_config or files.special_tokens_map):
         return replace(files, tokenizer_config=_named(files, {k: v for k, v in BERT_NAMES.items() if v in vocab}))
     return files
+
+
+def _chatglm(files: TokenizerFiles) -> TokenizerFiles:
+    """Those files, with ChatGLM's special tokens if they are ChatGLM's."""
+    name = files.sentencepiece
+    raw = optional_bytes(files.home(name), name, MAX_MODEL)
+    if files.tokenizer_config.get("tokenizer_class") != "ChatGLMTokenizer" or raw is None or is_tiktoken(raw):
+        return files
+    first = len(parse_pieces(raw, files.path(name)).tokens)
+    added = {text: first + number for number, text in enumerate(CHATGLM)}
+    config = {"additional_special_tokens": list(CHATGLM), **files.tokenizer_config}
+    return replace(files, added_tokens={**added, **files.added_tokens}, tokenizer_config=config)
 
 
 def _with(files: TokenizerFiles, tokenizer: Json, names: Mapping[str, str]) -> TokenizerFiles:

@@ -13,9 +13,9 @@ from ggufsmith.convert.by_class import ByClass
 # Module -> the classes (`architectures` in config.json) that its RECORDS are for, in the order of the documentation.
 MODULES: Mapping[str, str] = {
     "classic": """
-        LlamaForCausalLM LLaMAForCausalLM LlamaModel MistralForCausalLM MistralModel MixtralForCausalLM
-        Qwen2ForCausalLM Qwen2Model Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3Model Qwen3MoeForCausalLM
-        Phi3ForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration
+        LlamaForCausalLM LLaMAForCausalLM LlamaModel InternLM3ForCausalLM MistralForCausalLM MistralModel
+        MixtralForCausalLM Qwen2ForCausalLM Qwen2Model Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3Model
+        Qwen3MoeForCausalLM Phi3ForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration
     """,
     "dense": """
         Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM OLMoForCausalLM SmolLM3ForCausalLM SeedOssForCausalLM
@@ -65,7 +65,7 @@ MODULES: Mapping[str, str] = {
         BertModel BertForMaskedLM BertForSequenceClassification DistilBertModel DistilBertForMaskedLM
         XLMRobertaModel XLMRobertaForSequenceClassification RobertaModel RobertaForSequenceClassification
         CamembertModel NomicBertModel ModernBertModel ModernBertForMaskedLM ModernBertForSequenceClassification
-        EuroBertModel Gemma3TextModel T5EncoderModel
+        EuroBertModel JinaEmbeddingsV5Model Gemma3TextModel T5EncoderModel
     """,
     "state_space": "MambaForCausalLM FalconMambaForCausalLM Mamba2ForCausalLM",
     "hybrid": "GraniteMoeSharedForCausalLM GraniteMoeHybridForCausalLM NemotronHForCausalLM JambaForCausalLM",
@@ -87,6 +87,15 @@ MODULES: Mapping[str, str] = {
     "step35": "Step3p7ForConditionalGeneration Step3p5ForCausalLM",
     "hy_v4": "HYV4ForCausalLM",
     "chameleon": "ChameleonForConditionalGeneration ChameleonForCausalLM",
+    "chatglm": "QWenLMHeadModel ChatGLMModel ChatGLMForConditionalGeneration",
+    "kin": """
+        MiniCPMForCausalLM ExaoneForCausalLM OrionForCausalLM XverseForCausalLM PanguEmbeddedForCausalLM
+        MaincoderForCausalLM KORMoForCausalLM
+    """,
+    "bitnet": "BitnetForCausalLM BitNetForCausalLM",
+    "deci": "DeciLMForCausalLM",
+    "deepseek": "DeepseekForCausalLM",
+    "further_encoders": "LlamaBidirectionalModel JinaBertForMaskedLM JinaBertModel NeoBERTLMHead NeoBERT",
     "drafts": "Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM",
 }
 
@@ -141,5 +150,8 @@ IGNORED = frozenset(
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
+    add_qkv_bias apply_query_key_layer_scaling fp32_residual_connection bf16 fp16 fp32 onnx_safe attn_dropout_prob
+    emb_dropout_prob prefix_projection embed_dropout max_tokenizer_truncation bias embedding_init_range
+    decoder_init_range flash_attention base_scale dim_head emb_pooler model_max_length input_bits
     """.split()
 )

@@ -48,7 +48,7 @@ def gemma_attention_scale(config: Config, dims: Dims) -> str | None:
 
 LLAMA = Architecture(
     MODEL_ARCH.LLAMA,
-    ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
+    ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel", "InternLM3ForCausalLM"),
     tensors=(
         *EMBEDDINGS,
         *NORMS,
@@ -68,7 +68,7 @@ LLAMA = Architecture(
     rope=Rope(scaling=("linear", "yarn", "dynamic", "llama3")),
     require={**SILU, "partial_rotary_factor": (1.0,)},
     drop=INVERSE_FREQUENCIES,
-    models="Llama 1 to 3.3, TinyLlama, SmolLM, DeepSeek-R1-Distill-Llama",
+    models="Llama 1 to 3.3, TinyLlama, SmolLM, DeepSeek-R1-Distill-Llama, InternLM 3",
 )
 MISTRAL = replace(
     LLAMA,

@@ -6,31 +6,31 @@
 LATER = frozenset(
     """
     ArcticForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
-    BailingMoeV3VLForConditionalGeneration BitNetForCausalLM BitnetForCausalLM ChatGLMForConditionalGeneration
-    ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM DeepseekForCausalLM
+    BailingMoeV3VLForConditionalGeneration
+    CodeShellForCausalLM CogVLMForCausalLM
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel
     DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
-    Eagle3LlamaForCausalLM Eagle3Speculator ExaoneForCausalLM Gemma4DSparkModel Glm5NextForConditionalGeneration
+    Eagle3LlamaForCausalLM Eagle3Speculator Gemma4DSparkModel Glm5NextForConditionalGeneration
     Glm5vForConditionalGeneration GlmasrModel GPTRefactForCausalLM Granite4VisionForConditionalGeneration
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM
-    Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM InternLM3ForCausalLM InternVisionModel
-    IQuestCoderForCausalLM JAISLMHeadModel JinaBertForMaskedLM JinaBertModel JinaEmbeddingsV5Model
+    Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM InternVisionModel
+    IQuestCoderForCausalLM JAISLMHeadModel
     KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration KimiVLForConditionalGeneration
-    KORMoForCausalLM Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration Lfm2DSparkDraftModel
+    Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration Lfm2DSparkDraftModel
     LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM
-    LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM
-    MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniCPMForCausalLM
+    LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM
+    MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM
     MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM MuseGlimmerAssistantModel NanbeigeForCausalLM
-    NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead
-    OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PanguEmbeddedForCausalLM Phi4ForCausalLMV
+    NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERTForSequenceClassification
+    OpenELMForCausalLM PaddleOCRVisionModel Phi4ForCausalLMV
     PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM
     PocketTTSModel Qwen2_5OmniModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
     Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
-    Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM
+    Qwen4ExpForConditionalGeneration RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM
     RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM
     SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM StepVLForConditionalGeneration
-    TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM
+    TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec
     YoutuVLForConditionalGeneration
     """.split()
 )

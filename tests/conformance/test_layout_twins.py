@@ -3,12 +3,16 @@
 What llama.cpp computes is compared with a class that computes the same.
 """
 
+import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from llama_models import logits
 from test_convert import PRE, ours, tensors
+from test_zoo import same
 
 import layout_twins
 import reference
@@ -43,14 +47,34 @@ def test_a_line(name: str, tmp_path: Path) -> None:
     assert error < 1e-9
     if layout_twins.TWINS[name].reference:
         return
+    path = folder / "config.json"  # the converter has transformers read it too, which fails on some of an unknown type
+    config = {**json.loads(path.read_text(encoding="utf-8")), "model_type": "llama"}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    differs = layout_twins.TWINS[name].differs
     line, path = layout_twins.TWINS[name].model, tmp_path / "theirs.gguf"
     options = {"pre": PRE.get(line.vocabulary, ""), "raw": True, "generic": line.generic}
     theirs = open_gguf(reference.convert(folder, path, "--outtype", "f32", **options))
     a, b = tensors(mine), tensors(theirs)
     assert a.keys() == b.keys()
-    assert not [each for each in a if a[each] != b[each]], "tensors that differ"
-    keys = {key for key in mine.metadata.keys() | theirs.metadata.keys() if not key.startswith("tokenizer.")}
+    unlike = [each for each in a if not same(each, a[each], b[each])]
+    if layout_twins.TWINS[name].rounded:
+        unlike = [each for each in unlike if not close(a[each], b[each])]
+    assert not unlike, "tensors that differ"
+    keys = {
+        key for key in mine.metadata.keys() | theirs.metadata.keys() if not key.startswith("tokenizer.")
+    } - differs.keys()
     assert {key: mine.metadata.get(key) for key in keys} == {key: theirs.metadata.get(key) for key in keys}
+
+
+def close(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether two matrices in float32 are equal but for the last bit."""
+    values = (np.frombuffer(each[2], np.float32) for each in (one, other))
+    return one[:2] == other[:2] == (one[0], "F32") and bool(np.allclose(*values, rtol=2e-7, atol=0))
+
+
+def refused(said: str) -> AbstractContextManager[Any]:
+    """That this is said; that nothing is, if it is empty."""
+    return pytest.raises(Unsupported, match=said) if said else nullcontext()
 
 
 @pytest.mark.parametrize("name", layout_twins.TWINS)
@@ -59,7 +83,8 @@ def test_what_needs_the_class_is_refused(name: str, tmp_path: Path) -> None:
     folder.mkdir()
     layout_twins.write(name, folder)
     mine = ours(folder, tmp_path / "ours.gguf", "f32")
-    with pytest.raises(Unsupported, match="does not have the class"), opened_model(request(folder)) as model:
+    run, back = layout_twins.TWINS[name].run, layout_twins.TWINS[name].back
+    with refused(run), opened_model(request(folder)) as model:
         build_skeleton(model)
-    with pytest.raises(Unsupported, match="no Hugging Face class"):
+    with refused(back):
         prepare(ToHfJob(mine.path, tmp_path / "back", sync=False))

@@ -8,6 +8,7 @@ import pytest
 
 import checkpoints
 import drafts
+import encoder_twins
 import encoders
 import layout_twins
 import mistral
@@ -22,10 +23,14 @@ LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **DRAFTS}
 TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
     *mistral.CLASSES,
-    *(twin.model_class for twin in layout_twins.TWINS.values()),
+    *(twin.model_class for twin in (*layout_twins.TWINS.values(), *encoder_twins.TWINS.values())),
 }
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
+    "BitNetForCausalLM",
+    "ChatGLMForConditionalGeneration",
+    "JinaBertModel",
+    "NeoBERT",
     "Gemma3ForConditionalGeneration",
     "Gemma3nForConditionalGeneration",
     "Gemma4ForConditionalGeneration",
