@@ -1,7 +1,7 @@
 """What the cache of keys and values takes beside the weights, as llama.cpp allocates it for one sequence.
 
 Sources: llama.cpp's src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp, llama-kv-cache-dsa.cpp, llama-kv-cache-msa.cpp,
-llama-memory-recurrent.cpp, llama-hparams.cpp; the patterns of sliding windows, of src/models.
+llama-kv-cache-dsv4.cpp, llama-memory-recurrent.cpp, llama-hparams.cpp; the patterns of sliding windows, of src/models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,6 +32,8 @@ WINDOWED: Mapping[str, int] = {
 FIRST_LOOKS_FAR = ("laguna",)  # of so many, all but the first
 # Architecture -> whether its indexer, which has one head, keeps values too, and not in the first, dense layers.
 INDEXED = {"deepseek32": False, "glm-dsa": False, "hy_v4": False, "minimax-m3": True}
+COMPRESSED = ("deepseek4",)  # beside a window, keys of so many tokens become one
+INDEXED_RATIO = 4  # and with this number of tokens, an indexer chooses among those
 CHUNK = 8192  # the window of Llama 4, whose header has none
 FULL_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # architecture -> which layers attend, if no key says it
 # Architectures whose layers keep a state, all of them; beside a cache; where they have no heads; or where they have
@@ -61,6 +63,8 @@ def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
     model = _Hyper(metadata)
     cells, window = _padded(context), model.window
     near = _padded(min(cells, window + BATCH)) if window else cells
+    if model.name in COMPRESSED:
+        return sum(_compressed(model, model.ratio(layer), cells, near, kind) for layer in range(model.layers))
     total = 0
     for layer in range(model.cached_layers):
         heads = model.kv_heads(layer)
@@ -74,6 +78,22 @@ def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
             index = model.number("attention.indexer.key_length")
             total += cells * (_row(kind, index) + (_row(kind, value) if INDEXED[model.name] else 0))
     return total + model.recurrent_layers * model.state_bytes
+
+
+def _compressed(model: "_Hyper", ratio: int, cells: int, near: int, kind: Format) -> int:
+    """Bytes of a layer of DeepSeek-V4: the keys of a window, and those of one token for each `ratio`.
+
+    What becomes the next such token is kept in float32, twice as wide and twice as long where an indexer chooses.
+    """
+    key, index = model.number("attention.key_length"), model.number("attention.indexer.key_length")
+    total = near * _row(kind, key)
+    if not ratio:
+        return total
+    kept = _padded(-(-cells // ratio))
+    total += kept * _row(kind, key)
+    if ratio != INDEXED_RATIO:
+        return total + 2 * ratio * 4 * key
+    return total + kept * _row(kind, index) + 2 * (2 * ratio) * 4 * (2 * key + 2 * index)
 
 
 def _padded(cells: int) -> int:
@@ -126,8 +146,13 @@ class _Hyper:
         """Tokens that windowed layers look at; 0 if there are none."""
         if self.name == "llama4":
             return CHUNK
-        windowed = self.name in WINDOWED or self.said("attention.sliding_window_pattern") is not None
+        windowed = self.name in (*WINDOWED, *COMPRESSED) or self.said("attention.sliding_window_pattern") is not None
         return self.number("attention.sliding_window") if windowed else 0
+
+    def ratio(self, layer: int) -> int:
+        """How many tokens become one in a layer; 0 for none."""
+        listed = self.said("attention.compress_ratios")
+        return self.at("attention.compress_ratios", layer, 0) if listed is not None else 0
 
     def is_windowed(self, layer: int) -> bool:
         """Whether a layer looks at a window only."""

@@ -18,6 +18,7 @@ class NewArch(Enum):
 
     COHERE2MOE = "cohere2moe"
     DEEPSEEK32 = "deepseek32"
+    DEEPSEEK4 = "deepseek4"
     GEMMA4_ASSISTANT = "gemma4-assistant"
     GRANITE_SWA = "granite_swa"
     HRM_TEXT = "hrm_text"
@@ -32,6 +33,16 @@ class NewArch(Enum):
 class NewTensor(Enum):
     """Tensors, by the name in front of .weight; {bid} is the number of the block."""
 
+    ATTN_COMPRESSOR_APE = "blk.{bid}.attn_compressor_ape"
+    ATTN_COMPRESSOR_NORM = "blk.{bid}.attn_compressor_norm"
+    ATTN_COMPRESSOR_WGATE = "blk.{bid}.attn_compressor_gate"
+    ATTN_COMPRESSOR_WKV = "blk.{bid}.attn_compressor_kv"
+    ATTN_KV = "blk.{bid}.attn_kv"
+    ATTN_KV_NORM = "blk.{bid}.attn_kv_a_norm"
+    ATTN_OUT_A = "blk.{bid}.attn_output_a"
+    ATTN_OUT_B = "blk.{bid}.attn_output_b"
+    FFN_EXP_PROBS_B_VL = "blk.{bid}.exp_probs_b_vl"
+    FFN_GATE_TID2EID = "blk.{bid}.ffn_gate_tid2eid"
     HC_ATTN_BASE = "blk.{bid}.hc_attn_base"
     HC_ATTN_FN = "blk.{bid}.hc_attn_fn"
     HC_ATTN_SCALE = "blk.{bid}.hc_attn_scale"
@@ -42,6 +53,10 @@ class NewTensor(Enum):
     HC_HEAD_FN = "output_hc_fn"
     HC_HEAD_SCALE = "output_hc_scale"
     HRM_Z_L_INIT = "hrm.z_l_init"
+    INDEXER_COMPRESSOR_APE = "blk.{bid}.indexer_compressor_ape"
+    INDEXER_COMPRESSOR_NORM = "blk.{bid}.indexer_compressor_norm"
+    INDEXER_COMPRESSOR_WGATE = "blk.{bid}.indexer_compressor_gate"
+    INDEXER_COMPRESSOR_WKV = "blk.{bid}.indexer_compressor_kv"
     INDEXER_K_PROJ = "blk.{bid}.indexer.k_proj"
     INDEXER_Q_NORM = "blk.{bid}.indexer.q_norm"
     INDEXER_Q_PROJ = "blk.{bid}.indexer.q_proj"
@@ -53,6 +68,9 @@ class NewKeys:
     """Keys of metadata."""
 
     ATTENTION_VALUE_SCALE = "{arch}.attention.value_scale"
+    COMPRESS_RATIOS = "{arch}.attention.compress_ratios"
+    COMPRESS_ROPE_FREQ_BASE = "{arch}.attention.compress_rope_freq_base"
+    HASH_LAYER_COUNT = "{arch}.hash_layer_count"
     HRM_H_CYCLES = "{arch}.hrm.h_cycles"
     HRM_LAYERS_PER_STACK = "{arch}.hrm.layers_per_stack"
     HRM_L_CYCLES = "{arch}.hrm.l_cycles"
@@ -60,9 +78,12 @@ class NewKeys:
     HYPER_CONNECTION_COUNT = "{arch}.hyper_connection.count"
     HYPER_CONNECTION_EPSILON = "{arch}.hyper_connection.epsilon"
     HYPER_CONNECTION_MAGNITUDE = "{arch}.hyper_connection.magnitude"
+    HYPER_CONNECTION_ITERATIONS = "{arch}.hyper_connection.sinkhorn_iterations"
     INDEXER_BLOCK_SIZE = "{arch}.attention.indexer.block_size"
     INDEXER_LOCAL_BLOCKS = "{arch}.attention.indexer.local_blocks"
     INDEXER_TYPES = "{arch}.attention.indexer.types"
+    OUTPUT_GROUP_COUNT = "{arch}.attention.output_group_count"
+    OUTPUT_LORA_RANK = "{arch}.attention.output_lora_rank"
     ROPE_PATTERN = "{arch}.attention.rope_pattern"
 
 

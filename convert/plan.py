@@ -33,6 +33,7 @@ from ggufsmith.convert.stacks import counted_through
 from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
+INTEGERS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("I32", "I64")}
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
@@ -56,6 +57,8 @@ class TensorPlan:
 
     def stored_as(self, format: Format) -> Format:
         """Its type in a file whose matrices have this type; rows that are no whole number of blocks are F16."""
+        if self.op.integers:
+            return BY_NAME["I32"]
         if self.keep_f32:
             return BY_NAME["F32"]
         found = BY_NAME[dict(self.instead).get(format.name, format.name)]
@@ -388,15 +391,13 @@ def _output(
     if slot.part == "bias" and slot.part != rule.part and pieces[0].shape is None:
         expected = expected[:-1] or expected
         op = Copy() if op.computes else op
-    before = len(problems)
+    before, known = len(problems), INTEGERS if op.integers else SOURCE_FORMATS
     for piece in pieces:
         source = piece.source
         if source.shape != expected:
             problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
-        if source.dtype not in SOURCE_FORMATS:
-            problems.append(
-                f"{source.name}: {source.dtype} weights are not supported ({', '.join(SOURCE_FORMATS)} are)"
-            )
+        if source.dtype not in known:
+            problems.append(f"{source.name}: {source.dtype} weights are not supported ({', '.join(known)} are)")
         elif source.dtype != pieces[0].source.dtype:
             problems.append(f"{source.name}: {source.dtype}, while {names[0]} is {pieces[0].source.dtype}")
     if len(problems) > before:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 import drafts
 import encoders
 import ggufsmith
+import newest
 import zoo
 from ggufsmith import report
 from ggufsmith.cli.batch_report import JobReport
@@ -189,6 +190,22 @@ def harness() -> list[str]:
     return rows
 
 
+def less_compared() -> list[str]:
+    """One row per tiny model that only its bytes are compared of, or its logits besides."""
+    rows = ["| model | architecture | class | compared | keys unlike the converter's |", "|---|---|---|---|---|"]
+    for name, line in newest.NEWEST.items():
+        model = line.model
+        compared = "bytes against the reference, and a load; "
+        compared += (
+            f"no logits: {line.logits}" if line.logits else f"logits of transformers, error below {model.nmse:g}"
+        )
+        compared = compared.replace("e-0", "e-")
+        differs = "; ".join(f"`{key}`: {why}" for key, why in model.differs.items())
+        record = find_architecture(Config({**model.config, "architectures": [model.model_class]}, Path(name))).name
+        rows.append(f"| {name} | {record} | `{model.model_class}` | {compared} | {differs} |")
+    return rows
+
+
 def tables() -> list[str]:
     """The tables of a job file."""
     return [f"- `output`: {OUTPUT.about}", *(f"- `{place}`: {TABLES[name]}" for name, place in PLACES.items())]
@@ -290,6 +307,7 @@ SECTIONS: Mapping[str, Callable[[], list[str]]] = {
         models,
         projectors,
         harness,
+        less_compared,
         tables,
         keys,
         keyless,

@@ -116,7 +116,7 @@ def claimed_blocks(asked: SchemeInputs, size: tuple[int, int]) -> list[tuple[int
     ]
 
 
-COMPANIONS: Mapping[str, tuple[str, ...]] = {"scale": ("{main}_scale_inv", "{main}_scale", ".qscale_weight")}
+COMPANIONS: Mapping[str, tuple[str, ...]] = {"scale": ("{main}_scale_inv", "{main}_scale", ".qscale_weight", ".scale")}
 ACTIVATIONS = (
     *(".input_scale", ".activation_scale", ".input_activation_scale", ".qscale_act", ".input_scale_ub"),
     *("{main}_activation_scale", ".output_scale", ".input_zero_point", ".input_global_scale"),

@@ -7,12 +7,14 @@ import drafts
 import encoders
 import layout_twins
 import mistral
+import newest
 import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
 
 DRAFTS = {name: draft.model for name, draft in drafts.DRAFTS.items()}
-LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **DRAFTS}
+NEWEST = {name: line.model for name, line in newest.NEWEST.items()}
+LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **DRAFTS, **NEWEST}
 TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
     *mistral.CLASSES,
