@@ -31,7 +31,8 @@ WINDOWED: Mapping[str, int] = {
 }
 FIRST_LOOKS_FAR = ("laguna",)  # of so many, all but the first
 # Architecture -> whether its indexer, which has one head, keeps values too, and not in the first, dense layers.
-INDEXED = {"deepseek32": False, "glm-dsa": False, "hy_v4": False, "minimax-m3": True}
+INDEXED = {"deepseek32": False, "glm-dsa": False, "glm5-next": False, "hy_v4": False, "minimax-m3": True}
+POOLED = {"glm5-next": 3}  # beside each key of an indexer, what pools are made of, and their keys
 COMPRESSED = ("deepseek4",)  # beside a window, keys of so many tokens become one
 INDEXED_RATIO = 4  # and with this number of tokens, an indexer chooses among those
 CHUNK = 8192  # the window of Llama 4, whose header has none
@@ -40,7 +41,7 @@ FULL_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # architecture -> wh
 # neither heads nor a feed-forward.
 STATES_ALONE = ("mamba", "mamba2")
 STATES_BESIDE = ("falcon-h1",)
-STATES_OR_HEADS = ("granitehybrid", "jamba", "kimi-linear")
+STATES_OR_HEADS = ("granitehybrid", "jamba", "kimi-linear", "glm5-next")
 ONE_OF_THREE = ("nemotron_h", "nemotron_h_moe")
 
 
@@ -76,7 +77,9 @@ def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
         total += rows * (_row(kind, heads * key) + _row(kind, heads * value))
         if model.is_indexed(layer):
             index = model.number("attention.indexer.key_length")
-            total += cells * (_row(kind, index) + (_row(kind, value) if INDEXED[model.name] else 0))
+            total += cells * (
+                _row(kind, index * POOLED.get(model.name, 1)) + (_row(kind, value) if INDEXED[model.name] else 0)
+            )
     return total + model.recurrent_layers * model.state_bytes
 
 

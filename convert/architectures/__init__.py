@@ -21,6 +21,7 @@ from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
 from ggufsmith.convert.architectures.fused_heads import FUSED_HEADS
 from ggufsmith.convert.architectures.gemma3n import GEMMA3N
 from ggufsmith.convert.architectures.gemma4 import GEMMA4, GEMMA4_UNIFIED
+from ggufsmith.convert.architectures.glm5_next import GLM5_NEXT
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
 from ggufsmith.convert.architectures.hrm import HRM_TEXT
@@ -49,7 +50,7 @@ ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
-    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, DEEPSEEK4),
+    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, DEEPSEEK4, GLM5_NEXT),
     *DRAFTS,
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}

@@ -144,6 +144,39 @@ def compressor(tensors: Mapping[str, NewTensor], on: str, rows: str, ratio: int,
     )
 
 
+def hyper_connections(on: str = "") -> tuple[TensorRule, ...]:
+    """What mixes the streams into one, and back into all of them, of these blocks."""
+    shapes = ("hc_mix hc_embd", "hc_mix", "3")
+    return tuple(
+        TensorRule(tensor, shape, on=on)
+        for mixer in MIXERS.values()
+        for tensor, shape in zip(mixer, shapes, strict=True)
+    )
+
+
+# As it is published, and as transformers has it in memory.
+HYPER_NAMES = tuple(
+    named(name, tensor)
+    for kind, mixer in MIXERS.items()
+    for part, tensor in zip(PARTS, mixer, strict=True)
+    for name in (f".hc_{kind}_{part}", f".{kind}_hc.{part}")
+)
+HYPER_SIZES: Mapping[str, Callable[[Config], int]] = {
+    "hc": lambda config: whole(config, "hc_mult"),
+    "hc_mix": lambda config: whole(config, "hc_mult") * (2 + whole(config, "hc_mult")),
+    "hc_embd": lambda config: whole(config, "hc_mult") * whole(config, "hidden_size"),
+}
+HYPER_KEYS = (
+    ConfigKey(NewKeys.HYPER_CONNECTION_COUNT, u32, ("hc_mult",)),
+    ConfigKey(NewKeys.HYPER_CONNECTION_ITERATIONS, u32, ("hc_sinkhorn_iters",)),
+    ConfigKey(NewKeys.HYPER_CONNECTION_EPSILON, f32, ("hc_eps",)),
+)
+CLAMPS = (
+    ConfigKey(Keys.LLM.SWIGLU_CLAMP_EXP, f32s, ("swiglu_limit",), computed=limit),
+    ConfigKey(Keys.LLM.SWIGLU_CLAMP_SHEXP, f32s, computed=limit),
+)
+
+
 def table(dims: Dims) -> Op:
     """The op of the table from tokens to experts."""
     return Indices(dims.experts)
@@ -170,11 +203,7 @@ DEEPSEEK4 = Architecture(
         TensorRule(NewTensor.ATTN_KV_NORM, "head_dim"),
         TensorRule(NewTensor.ATTN_OUT_A, "out_rows out_width"),
         TensorRule(NewTensor.ATTN_OUT_B, "embd out_rows"),
-        *(
-            TensorRule(tensor, shape)
-            for mixer in MIXERS.values()
-            for tensor, shape in zip(mixer, ("hc_mix hc_embd", "hc_mix", "3"), strict=True)
-        ),
+        *hyper_connections(),
         *compressor(COMPRESSORS, "light", "head2", 4, "head_dim"),
         *compressor(COMPRESSORS, "heavy", "head_dim", 128, "head_dim"),
         TensorRule(T.INDEXER_PROJ, "index_heads embd", on="light"),
@@ -191,8 +220,7 @@ DEEPSEEK4 = Architecture(
         ConfigKey(Keys.LLM.EXPERT_GATING_FUNC, computed=constant(SQRT_SOFTPLUS)),
         *(WEIGHTS_SCALE, WEIGHTS_NORM),
         ConfigKey(Keys.LLM.EMBEDDING_LENGTH_OUT, of=lambda d: d.size("hc_embd")),
-        ConfigKey(Keys.LLM.SWIGLU_CLAMP_EXP, f32s, ("swiglu_limit",), computed=limit),
-        ConfigKey(Keys.LLM.SWIGLU_CLAMP_SHEXP, f32s, computed=limit),
+        *CLAMPS,
         ConfigKey(Keys.Rope.DIMENSION_COUNT, names=("qk_rope_head_dim",)),
         ConfigKey(Keys.Attention.Q_LORA_RANK, u32, ("q_lora_rank",)),
         ConfigKey(Keys.Attention.SLIDING_WINDOW, u32, ("sliding_window",)),
@@ -203,20 +231,14 @@ DEEPSEEK4 = Architecture(
         ConfigKey(NewKeys.OUTPUT_LORA_RANK, u32, ("o_lora_rank",)),
         ConfigKey(NewKeys.COMPRESS_RATIOS, i32s, computed=lambda config, dims: ratios(config)),
         ConfigKey(NewKeys.COMPRESS_ROPE_FREQ_BASE, f32, ("compress_rope_theta",)),
-        ConfigKey(NewKeys.HYPER_CONNECTION_COUNT, u32, ("hc_mult",)),
-        ConfigKey(NewKeys.HYPER_CONNECTION_ITERATIONS, u32, ("hc_sinkhorn_iters",)),
-        ConfigKey(NewKeys.HYPER_CONNECTION_EPSILON, f32, ("hc_eps",)),
+        *HYPER_KEYS,
         ConfigKey(NewKeys.HASH_LAYER_COUNT, u32, ("num_hash_layers",)),
     ),
     models="DeepSeek-V4",
     rope=Rope(scaling=("yarn",)),
     fused=(
-        *(
-            named(f".hc_{kind}_{part}", tensor)
-            for kind, mixer in MIXERS.items()
-            for part, tensor in zip(PARTS, mixer, strict=True)
-        ),
-        *(named(f"{end}{part}", tensor) for part, tensor in zip(PARTS, HEAD, strict=True) for end in ("hc_head_",)),
+        *HYPER_NAMES,
+        *(named(f"hc_head_{part}", tensor) for part, tensor in zip(PARTS, HEAD, strict=True)),
         *(named(f"hc_head.hc_{part}", tensor) for part, tensor in zip(PARTS, HEAD, strict=True)),
         # What transformers 5 has in memory.
         Fused(
@@ -274,9 +296,7 @@ DEEPSEEK4 = Architecture(
         "out_width": lambda config: (
             whole(config, "num_attention_heads") * whole(config, "head_dim") // max(whole(config, "o_groups"), 1)
         ),
-        "hc": lambda config: whole(config, "hc_mult"),
-        "hc_mix": lambda config: whole(config, "hc_mult") * (2 + whole(config, "hc_mult")),
-        "hc_embd": lambda config: whole(config, "hc_mult") * whole(config, "hidden_size"),
+        **HYPER_SIZES,
     },
     kinds=kinds,
     check=problem,

@@ -11,7 +11,7 @@ LATER = frozenset(
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DFlash2DraftModel
     DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
-    Eagle3LlamaForCausalLM Eagle3Speculator ExaoneForCausalLM Gemma4DSparkModel Glm5NextForConditionalGeneration
+    Eagle3LlamaForCausalLM Eagle3Speculator ExaoneForCausalLM Gemma4DSparkModel
     Glm5vForConditionalGeneration GlmasrModel GPTRefactForCausalLM Granite4VisionForConditionalGeneration
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM
     Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM InternLM3ForCausalLM InternVisionModel

@@ -37,12 +37,16 @@ SPELLINGS = [
 ]
 
 
-def theirs(name: str, folder: Path, path: Path) -> Gguf:
+# How llama.cpp's log says the sizes of caches and states.
+SIZES = r"(?:llama_kv_cache|llama_memory_recurrent|llama_dsv4_comp_state): +(?:.*, )?size += +([\d.]+) MiB"
+
+
+def theirs(name: str, folder: Path, path: Path, outtype: str = "f32") -> Gguf:
     """What llama.cpp's converter makes of a folder."""
     line = newest.NEWEST[name].model
     pre = PRE.get(line.vocabulary, "")
     options = {"pre": pre, "raw": True, "generic": line.generic}
-    return open_gguf(reference.convert(folder, path, "--outtype", "f32", *line.options, **options))
+    return open_gguf(reference.convert(folder, path, "--outtype", outtype, *line.options, **options))
 
 
 def error(path: Path, model: Any, ids: list[int], context: int = 128) -> float:
@@ -155,9 +159,21 @@ def test_a_table_that_names_no_expert_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ours.gguf").exists()
 
 
-def test_the_cache_of_deepseek_v4(tmp_path: Path) -> None:
-    newest.write("deepseek-v4", tmp_path / "Tiny-Fixture")
+@pytest.mark.parametrize("name", newest.NEWEST)
+def test_the_cache_is_as_large_as_that_of_llama_cpp(name: str, tmp_path: Path) -> None:
+    newest.write(name, tmp_path / "Tiny-Fixture")
     file = ours(tmp_path / "Tiny-Fixture", tmp_path / "m.gguf", "f32")
-    theirs = allocated(file.path, r"(?:llama_kv_cache|llama_dsv4_comp_state): +(?:.*, )?size += +([\d.]+) MiB")
+    theirs = allocated(file.path, SIZES)
     mine = [cache_bytes(file.metadata, context, cache_type("f16")) / 2**20 for context in CONTEXTS]
     assert theirs == pytest.approx(mine, abs=0.04)  # the size of each part is printed with two decimals
+
+
+@pytest.mark.parametrize("name", [name for name, line in newest.NEWEST.items() if not line.packed])
+def test_what_stays_in_float32_is_that_of_the_converter(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    newest.write(name, folder, dtype="bfloat16")
+    a = tensors(ours(folder, tmp_path / "ours.gguf", "bf16"))
+    b = tensors(theirs(name, folder, tmp_path / "theirs.gguf", "bf16"))
+    assert a.keys() == b.keys()
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if not same(each, a[each], b[each])]
