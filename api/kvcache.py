@@ -41,7 +41,7 @@ FULL_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # architecture -> wh
 # neither heads nor a feed-forward.
 STATES_ALONE = ("mamba", "mamba2")
 STATES_BESIDE = ("falcon-h1",)
-STATES_OR_HEADS = ("granitehybrid", "jamba", "kimi-linear", "glm5-next")
+STATES_OR_HEADS = ("granitehybrid", "jamba", "kimi-linear", "kimi-k3", "glm5-next")
 ONE_OF_THREE = ("nemotron_h", "nemotron_h_moe")
 
 

@@ -25,6 +25,7 @@ class NewArch(Enum):
     HRM_TEXT = "hrm_text"
     HY_V3 = "hy_v3"
     HY_V4 = "hy_v4"
+    KIMI_K3 = "kimi-k3"
     LAGUNA = "laguna"
     MELLUM = "mellum"
     MINIMAXM3 = "minimax-m3"
@@ -42,8 +43,13 @@ class NewTensor(Enum):
     ATTN_KV_NORM = "blk.{bid}.attn_kv_a_norm"
     ATTN_OUT_A = "blk.{bid}.attn_output_a"
     ATTN_OUT_B = "blk.{bid}.attn_output_b"
+    ATTN_RES_SCORE = "blk.{bid}.attn_res_score"
     FFN_EXP_PROBS_B_VL = "blk.{bid}.exp_probs_b_vl"
     FFN_GATE_TID2EID = "blk.{bid}.ffn_gate_tid2eid"
+    FFN_RES_SCORE = "blk.{bid}.ffn_res_score"
+    FFN_ROUTED_DOWN = "blk.{bid}.ffn_routed_down"
+    FFN_ROUTED_NORM = "blk.{bid}.ffn_routed_norm"
+    FFN_ROUTED_UP = "blk.{bid}.ffn_routed_up"
     HC_ATTN_BASE = "blk.{bid}.hc_attn_base"
     HC_ATTN_FN = "blk.{bid}.hc_attn_fn"
     HC_ATTN_SCALE = "blk.{bid}.hc_attn_scale"
@@ -63,14 +69,18 @@ class NewTensor(Enum):
     INDEXER_Q_PROJ = "blk.{bid}.indexer.q_proj"
     NEXTN_PROJ_POST = "nextn.post_projection"
     NEXTN_PROJ_PRE = "nextn.pre_projection"
+    OUTPUT_RES_SCORE = "output_res_score"
+    SSM_G = "blk.{bid}.ssm_g"
 
 
 class NewKeys:
     """Keys of metadata."""
 
+    ATTN_RES_BLOCK_SIZE = "{arch}.attn_res.block_size"
     ATTENTION_VALUE_SCALE = "{arch}.attention.value_scale"
     COMPRESS_RATIOS = "{arch}.attention.compress_ratios"
     COMPRESS_ROPE_FREQ_BASE = "{arch}.attention.compress_rope_freq_base"
+    EXPERT_LATENT_LENGTH = "{arch}.expert_latent_length"
     HASH_LAYER_COUNT = "{arch}.hash_layer_count"
     HRM_H_CYCLES = "{arch}.hrm.h_cycles"
     HRM_LAYERS_PER_STACK = "{arch}.hrm.layers_per_stack"
@@ -89,6 +99,8 @@ class NewKeys:
     OUTPUT_GROUP_COUNT = "{arch}.attention.output_group_count"
     OUTPUT_LORA_RANK = "{arch}.attention.output_lora_rank"
     ROPE_PATTERN = "{arch}.attention.rope_pattern"
+    SITU_BETA = "{arch}.activation.situ_beta"
+    SITU_LINEAR_BETA = "{arch}.activation.situ_linear_beta"
 
 
 Arch: TypeAlias = MODEL_ARCH | NewArch

@@ -246,7 +246,8 @@ def _places(
         if key.endswith(fused.suffix) or whole.endswith(fused.suffix):
             for tensor, op in fused.parts:
                 end = part if fused.part is None else fused.part
-                yield Slot(tensor, block, end), SlotSource(source, number, op, fused.shape, fused.either)
+                piece = number if fused.piece is None else fused.piece
+                yield Slot(tensor, block, end), SlotSource(source, piece, op, fused.shape, fused.either)
             return
     inside = key.removeprefix("model.").removeprefix("backbone.")
     for candidate in (key, f"model.{key}", inside, f"backbone.{inside}"):
@@ -261,7 +262,7 @@ def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
     name = counted_through(record, name, dims.blocks)
     for slot, piece in _places(record, names, StoredTensor(name, (), "F32", Path(), 0, 0), name):
         for rule in record.tensors:
-            named = slot.tensor is rule.tensor and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
+            named = slot.tensor is rule.taken and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
             if named and rule.when(dims) and (slot.block is None or dims.kind(slot.block).issuperset(rule.on.split())):
                 shape = dims.sizes(piece.shape or rule.shape)[piece.expert is not None :]
                 return (shape[:-1] or shape) if slot.part != rule.part and piece.shape is None else shape
@@ -352,7 +353,7 @@ def _outputs(
     for rule, block in places:
         for part in (rule.part, "bias")[: 1 + rule.bias]:
             slot = Slot(rule.tensor, block, part)
-            pieces = None if rule.made else left.pop(slot, None)
+            pieces = None if rule.made else left.pop(Slot(rule.taken, block, part), None)
             if pieces is None and part == rule.part and rule.fallback is not None and not partial:
                 pieces = slots.get(Slot(rule.fallback, block, part))
             if pieces is not None:
@@ -375,6 +376,8 @@ def _output(
     """One output from its pieces; None after adding what is wrong to `problems`."""
     pieces = sorted(pieces, key=lambda piece: -1 if piece.expert is None else piece.expert)
     names = [piece.source.name for piece in pieces]
+    if rule.joined:
+        return _joined(rule.joined(dims), slot, pieces, dims, problems)
     op = pieces[0].op(dims) if pieces[0].op else rule.op(dims)
     expected = dims.sizes(pieces[0].shape or rule.shape)
     if pieces[0].either and pieces[0].source.shape not in (expected, ()) and len(expected) > 1:
@@ -411,6 +414,25 @@ def _output(
     return TensorPlan(
         slot.name, shape, op, sources, len(shape) <= 1 or rule.exact or (stays_f32(slot) and not rule.typed)
     )
+
+
+def _joined(op: Op, slot: Slot, pieces: list[SlotSource], dims: Dims, problems: list[str]) -> TensorPlan | None:
+    """One output from several sources that are not alike; None after adding what is wrong to `problems`."""
+    before, sources = len(problems), tuple(piece.source for piece in pieces)
+    for piece, source in zip(pieces, sources, strict=True):
+        expected = dims.sizes(piece.shape or "")
+        if source.shape != expected:
+            problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
+        if source.dtype not in SOURCE_FORMATS or source.dtype != sources[0].dtype:
+            problems.append(f"{source.name}: {source.dtype} weights are not supported beside {sources[0].dtype}")
+    if len(problems) > before:
+        return None
+    try:
+        shape = op.shape(*(source.shape for source in sources))
+    except ValueError as error:
+        problems.append(f"{slot.name}: {error}")
+        return None
+    return TensorPlan(slot.name, shape, op, sources, len(shape) <= 1 or stays_f32(slot))
 
 
 # -- config -----------------------------------------------------------------------------------------------------------

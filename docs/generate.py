@@ -191,18 +191,16 @@ def harness() -> list[str]:
 
 
 def less_compared() -> list[str]:
-    """One row per tiny model that only its bytes are compared of, or its logits besides."""
+    """One row per tiny model of which bytes are compared, and logits where both programs compute the same."""
     rows = ["| model | architecture | class | compared | keys unlike the converter's |", "|---|---|---|---|---|"]
     for name, line in newest.NEWEST.items():
         model = line.model
-        compared = "bytes against the reference, and a load; "
-        compared += (
-            f"no logits: {line.logits}" if line.logits else f"logits of transformers, error below {model.nmse:g}"
-        )
-        compared = compared.replace("e-0", "e-")
+        bound = f"{model.nmse:g}".replace("e-0", "e-")
+        logits = f"logits of {model.model_class} in transformers, error below {bound}"
+        compared = f"bytes against the reference, and a load; {f'no logits: {line.logits}' if line.logits else logits}"
         differs = "; ".join(f"`{key}`: {why}" for key, why in model.differs.items())
-        record = find_architecture(Config({**model.config, "architectures": [model.model_class]}, Path(name))).name
-        rows.append(f"| {name} | {record} | `{model.model_class}` | {compared} | {differs} |")
+        record = find_architecture(Config({**model.config, "architectures": [line.model_class]}, Path(name))).name
+        rows.append(f"| {name} | {record} | `{line.model_class}` | {compared} | {differs} |")
     return rows
 
 

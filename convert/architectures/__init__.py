@@ -27,6 +27,7 @@ from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
 from ggufsmith.convert.architectures.hrm import HRM_TEXT
 from ggufsmith.convert.architectures.hy_v4 import HY_V4
 from ggufsmith.convert.architectures.hybrid import HYBRID
+from ggufsmith.convert.architectures.kimi_k3 import KIMI_K3
 from ggufsmith.convert.architectures.kimi_linear import KIMI_LINEAR
 from ggufsmith.convert.architectures.laguna import LAGUNA
 from ggufsmith.convert.architectures.latent import LATENT
@@ -50,7 +51,7 @@ ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
-    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, DEEPSEEK4, GLM5_NEXT),
+    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, DEEPSEEK4, GLM5_NEXT, KIMI_K3),
     *DRAFTS,
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}

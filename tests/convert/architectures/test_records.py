@@ -17,6 +17,7 @@ NEWEST = {name: line.model for name, line in newest.NEWEST.items()}
 LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **DRAFTS, **NEWEST}
 TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
+    *(line.model_class for line in newest.NEWEST.values()),
     *mistral.CLASSES,
     *(twin.model_class for twin in layout_twins.TWINS.values()),
 }
