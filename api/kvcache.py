@@ -28,8 +28,9 @@ WINDOWED: Mapping[str, int] = {
     "llama4": 4,
     "afmoe": 4,
     "laguna": 4,
+    "smallthinker": 4,
 }
-FIRST_LOOKS_FAR = ("laguna",)  # of so many, all but the first
+FIRST_LOOKS_FAR = ("laguna", "smallthinker")  # of so many, all but the first
 # Architecture -> whether its indexer, which has one head, keeps values too, and not in the first, dense layers.
 INDEXED = {"deepseek32": False, "glm-dsa": False, "glm5-next": False, "hy_v4": False, "minimax-m3": True}
 POOLED = {"glm5-next": 3}  # beside each key of an indexer, what pools are made of, and their keys
@@ -41,7 +42,8 @@ FULL_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # architecture -> wh
 # neither heads nor a feed-forward.
 STATES_ALONE = ("mamba", "mamba2")
 STATES_BESIDE = ("falcon-h1",)
-STATES_OR_HEADS = ("granitehybrid", "jamba", "kimi-linear", "kimi-k3", "glm5-next")
+STATES_OR_HEADS = ("granitehybrid", "jamba", "kimi-linear", "kimi-k3", "glm5-next", "bailingmoe3")
+KEPT_APPENDED = ("bailingmoe3",)  # blocks for multi-token prediction have a cache beside the model's, or else none
 ONE_OF_THREE = ("nemotron_h", "nemotron_h_moe")
 
 
@@ -114,7 +116,8 @@ class _Hyper:
     def __init__(self, metadata: Metadata) -> None:
         self.metadata = metadata
         self.name = str(self._data("general.architecture") or "")
-        self.layers = self.number("block_count") - self.number("nextn_predict_layers")  # which are not run
+        appended = 0 if self.name in KEPT_APPENDED else self.number("nextn_predict_layers")
+        self.layers = self.number("block_count") - appended
 
     def _data(self, key: str) -> Any:
         value = self.metadata.get(key)

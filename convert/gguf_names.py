@@ -16,6 +16,7 @@ from gguf.tensor_mapping import TensorNameMap
 class NewArch(Enum):
     """Architectures, by general.architecture."""
 
+    BAILINGMOE3 = "bailingmoe3"
     COHERE2MOE = "cohere2moe"
     DEEPSEEK32 = "deepseek32"
     DEEPSEEK4 = "deepseek4"
@@ -96,6 +97,7 @@ class NewKeys:
     INDEXER_LOCAL_BLOCKS = "{arch}.attention.indexer.local_blocks"
     INDEXER_TYPES = "{arch}.attention.indexer.types"
     KDA_GATE_LOWER_BOUND = "{arch}.kda.gate_lower_bound"
+    KDA_SAFE_GATE = "{arch}.kda.safe_gate"
     OUTPUT_GROUP_COUNT = "{arch}.attention.output_group_count"
     OUTPUT_LORA_RANK = "{arch}.attention.output_lora_rank"
     ROPE_PATTERN = "{arch}.attention.rope_pattern"

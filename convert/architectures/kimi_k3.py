@@ -26,7 +26,7 @@ SCORES: dict[str, Tensor] = {
 
 
 @dataclass(frozen=True)
-class Product(Op):
+class NormTimesRow(Op):
     """A vector (n,) times a row (1, n), each number by its own, in float32."""
 
     @property
@@ -44,7 +44,7 @@ class Product(Op):
 
 def product(dims: Dims) -> Op:
     """The op of a score."""
-    return Product()
+    return NormTimesRow()
 
 
 def lower_bound(config: Config, dims: Dims) -> float | None:

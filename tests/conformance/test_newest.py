@@ -41,6 +41,17 @@ SPELLINGS = [
 SIZES = r"(?:llama_kv_cache|llama_memory_recurrent|llama_dsv4_comp_state): +(?:.*, )?size += +([\d.]+) MiB"
 
 
+def alike(name: str, a: tuple[Any, ...], b: tuple[Any, ...], rounding: float = 1e-7) -> bool:
+    """Whether two tensors are equal, but for the mean that is taken from Sarvam's biases of experts.
+
+    torch adds up in another order, and of 16 bits, in 16 bits.
+    """
+    if name.endswith("exp_probs_b.bias") and a[:2] == b[:2]:
+        one, other = (np.frombuffer(each[2], np.float32) for each in (a, b))
+        return bool(np.allclose(one, other, rtol=0, atol=rounding * float(np.abs(other).max())))
+    return same(name, a, b)
+
+
 def theirs(name: str, folder: Path, path: Path, outtype: str = "f32") -> Gguf:
     """What llama.cpp's converter makes of a folder."""
     line = newest.NEWEST[name].model
@@ -75,7 +86,7 @@ def test_bytes_of_the_converter_and_a_load(name: str, tmp_path: Path) -> None:
     other = theirs(name, folder, tmp_path / "theirs.gguf")
     a, b = tensors(mine), tensors(other)
     assert a.keys() == b.keys()
-    assert not [(each, a[each][:2], b[each][:2]) for each in a if not same(each, a[each], b[each])]
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if not alike(each, a[each], b[each])]
     generic = {key for key in mine.metadata.keys() | other.metadata.keys() if "tokenizer." in key}
     allowed = line.model.differs.keys() | (generic if line.model.generic else set())
     assert not oracles.unlike(mine.path, mine.metadata, other.metadata, allowed)
@@ -193,4 +204,4 @@ def test_what_stays_in_float32_is_that_of_the_converter(name: str, tmp_path: Pat
     a = tensors(ours(folder, tmp_path / "ours.gguf", "bf16"))
     b = tensors(theirs(name, folder, tmp_path / "theirs.gguf", "bf16"))
     assert a.keys() == b.keys()
-    assert not [(each, a[each][:2], b[each][:2]) for each in a if not same(each, a[each], b[each])]
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if not alike(each, a[each], b[each], 1e-2)]

@@ -45,6 +45,7 @@ OTHER_NAMES = {
     "UMT5Model",
     "Ernie4_5_ForCausalLM",
     "BloomModel",
+    "BailingMoeV3ForCausalLM",
     "MPTForCausalLM",
     "RWForCausalLM",
     "ChameleonForCausalLM",
