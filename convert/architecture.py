@@ -123,6 +123,8 @@ class TensorRule:
     stacked:  the sources may also be one tensor per expert, stacked in front.
     unused:   llama.cpp wants the tensor and never uses it: where a checkpoint lacks it, it is made of zeros.
     made:     no checkpoint has the tensor: it is made of the config alone.
+    source:   the tensor whose sources it has, where blocks of two kinds have one name for two tensors.
+    joined:   makes the output from several sources, each a piece of its own shape (see `Fused.piece`).
     exact:    it is stored in float32 whatever the output type.
     typed:    it has the output type, where llama.cpp's converter keeps such tensors of other architectures in float32.
     """
@@ -138,9 +140,16 @@ class TensorRule:
     fallback: Tensor | None = None
     unused: bool = False
     made: Callable[[Dims], Op] | None = None
+    source: Tensor | None = None
+    joined: Callable[[Dims], Op] | None = None
     exact: bool = False
     typed: bool = False
     when: Callable[[Dims], bool] = lambda dims: True
+
+    @property
+    def taken(self) -> Tensor:
+        """The tensor under whose name its sources are found."""
+        return self.source or self.tensor
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,7 @@ class Fused:
     parts:  each tensor with the op that cuts it; None for that of the rule.
     part:   the end of the GGUF names, where it is not that of the source.
     either: it may also be stored with its last two axes changed, as other releases of transformers do; its shape says.
+    piece:  which of several sources of one tensor it is (see `TensorRule.joined`).
     """
 
     suffix: str
@@ -158,6 +168,7 @@ class Fused:
     parts: tuple[tuple[Tensor, Callable[[Dims], Op] | None], ...]
     part: str | None = None
     either: bool = False
+    piece: int | None = None
 
 
 def named(suffix: str, tensor: Tensor, part: str | None = None) -> Fused:

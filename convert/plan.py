@@ -33,6 +33,7 @@ from ggufsmith.convert.stacks import counted_through
 from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
+INTEGERS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("I32", "I64")}
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
@@ -56,6 +57,8 @@ class TensorPlan:
 
     def stored_as(self, format: Format) -> Format:
         """Its type in a file whose matrices have this type; rows that are no whole number of blocks are F16."""
+        if self.op.integers:
+            return BY_NAME["I32"]
         if self.keep_f32:
             return BY_NAME["F32"]
         found = BY_NAME[dict(self.instead).get(format.name, format.name)]
@@ -244,7 +247,8 @@ def _places(
         if key.endswith(fused.suffix) or whole.endswith(fused.suffix):
             for tensor, op in fused.parts:
                 end = part if fused.part is None else fused.part
-                yield Slot(tensor, block, end), SlotSource(source, number, op, fused.shape, fused.either)
+                piece = number if fused.piece is None else fused.piece
+                yield Slot(tensor, block, end), SlotSource(source, piece, op, fused.shape, fused.either)
             return
     inside = key.removeprefix("model.").removeprefix("backbone.")
     for candidate in (key, f"model.{key}", inside, f"backbone.{inside}"):
@@ -259,7 +263,7 @@ def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
     name = counted_through(record, name, dims.blocks)
     for slot, piece in _places(record, names, StoredTensor(name, (), "F32", Path(), 0, 0), name):
         for rule in record.tensors:
-            named = slot.tensor is rule.tensor and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
+            named = slot.tensor is rule.taken and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
             if named and rule.when(dims) and (slot.block is None or dims.kind(slot.block).issuperset(rule.on.split())):
                 shape = dims.at(slot.block).sizes(piece.shape or rule.shape)[piece.expert is not None :]
                 return (shape[:-1] or shape) if slot.part != rule.part and piece.shape is None else shape
@@ -351,7 +355,7 @@ def _outputs(
     for rule, block in places:
         for part in (rule.part, "bias")[: 1 + rule.bias]:
             slot = Slot(rule.tensor, block, part)
-            pieces = None if rule.made else left.pop(slot, None)
+            pieces = None if rule.made else left.pop(Slot(rule.taken, block, part), None)
             if pieces is None and part == rule.part and rule.fallback is not None and not partial:
                 pieces = slots.get(Slot(rule.fallback, block, part))
             if pieces is not None:
@@ -374,6 +378,8 @@ def _output(
     """One output from its pieces; None after adding what is wrong to `problems`."""
     pieces = sorted(pieces, key=lambda piece: -1 if piece.expert is None else piece.expert)
     names = [piece.source.name for piece in pieces]
+    if rule.joined:
+        return _joined(rule.joined(dims), slot, pieces, dims, problems)
     op = pieces[0].op(dims) if pieces[0].op else rule.op(dims)
     expected = dims.sizes(pieces[0].shape or rule.shape)
     if pieces[0].either and pieces[0].source.shape not in (expected, ()) and len(expected) > 1:
@@ -390,15 +396,13 @@ def _output(
     if slot.part == "bias" and slot.part != rule.part and pieces[0].shape is None:
         expected = expected[:-1] or expected
         op = Copy() if op.computes else op
-    before = len(problems)
+    before, known = len(problems), INTEGERS if op.integers else SOURCE_FORMATS
     for piece in pieces:
         source = piece.source
         if source.shape != expected:
             problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
-        if source.dtype not in SOURCE_FORMATS:
-            problems.append(
-                f"{source.name}: {source.dtype} weights are not supported ({', '.join(SOURCE_FORMATS)} are)"
-            )
+        if source.dtype not in known:
+            problems.append(f"{source.name}: {source.dtype} weights are not supported ({', '.join(known)} are)")
         elif source.dtype != pieces[0].source.dtype:
             problems.append(f"{source.name}: {source.dtype}, while {names[0]} is {pieces[0].source.dtype}")
     if len(problems) > before:
@@ -412,6 +416,25 @@ def _output(
     return TensorPlan(
         slot.name, shape, op, sources, len(shape) <= 1 or rule.exact or (stays_f32(slot) and not rule.typed)
     )
+
+
+def _joined(op: Op, slot: Slot, pieces: list[SlotSource], dims: Dims, problems: list[str]) -> TensorPlan | None:
+    """One output from several sources that are not alike; None after adding what is wrong to `problems`."""
+    before, sources = len(problems), tuple(piece.source for piece in pieces)
+    for piece, source in zip(pieces, sources, strict=True):
+        expected = dims.sizes(piece.shape or "")
+        if source.shape != expected:
+            problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
+        if source.dtype not in SOURCE_FORMATS or source.dtype != sources[0].dtype:
+            problems.append(f"{source.name}: {source.dtype} weights are not supported beside {sources[0].dtype}")
+    if len(problems) > before:
+        return None
+    try:
+        shape = op.shape(*(source.shape for source in sources))
+    except ValueError as error:
+        problems.append(f"{slot.name}: {error}")
+        return None
+    return TensorPlan(slot.name, shape, op, sources, len(shape) <= 1 or stays_f32(slot))
 
 
 # -- config -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 import drafts
 import encoders
 import ggufsmith
+import newest
 import zoo
 from ggufsmith import report
 from ggufsmith.cli.batch_report import JobReport
@@ -189,6 +190,20 @@ def harness() -> list[str]:
     return rows
 
 
+def less_compared() -> list[str]:
+    """One row per tiny model of which bytes are compared, and logits where both programs compute the same."""
+    rows = ["| model | architecture | class | compared | keys unlike the converter's |", "|---|---|---|---|---|"]
+    for name, line in newest.NEWEST.items():
+        model = line.model
+        bound = f"{model.nmse:g}".replace("e-0", "e-")
+        logits = f"logits of {model.model_class} in transformers, error below {bound}"
+        compared = f"bytes against the reference, and a load; {f'no logits: {line.logits}' if line.logits else logits}"
+        differs = "; ".join(f"`{key}`: {why}" for key, why in model.differs.items())
+        record = find_architecture(Config({**model.config, "architectures": [line.model_class]}, Path(name))).name
+        rows.append(f"| {name} | {record} | `{line.model_class}` | {compared} | {differs} |")
+    return rows
+
+
 def tables() -> list[str]:
     """The tables of a job file."""
     return [f"- `output`: {OUTPUT.about}", *(f"- `{place}`: {TABLES[name]}" for name, place in PLACES.items())]
@@ -290,6 +305,7 @@ SECTIONS: Mapping[str, Callable[[], list[str]]] = {
         models,
         projectors,
         harness,
+        less_compared,
         tables,
         keys,
         keyless,

@@ -47,8 +47,9 @@ MODULES: Mapping[str, str] = {
     """,
     "newer_moe": "Cohere2MoeForCausalLM HunYuanMoEV1ForCausalLM HYV3ForCausalLM AfmoeForCausalLM",
     "latent": """
-        DeepseekV2ForCausalLM DeepseekV3ForCausalLM Glm4MoeLiteForCausalLM Mistral4ForCausalLM
-        MistralLarge3ForCausalLM YoutuForCausalLM
+        DeepseekV2ForCausalLM DeepseekV3ForCausalLM KimiK25ForConditionalGeneration
+        KimiVLForConditionalGeneration Glm4MoeLiteForCausalLM Mistral4ForCausalLM MistralLarge3ForCausalLM
+        YoutuForCausalLM
     """,
     "mimo": "MiMoV2FlashForCausalLM",
     "laguna": "LagunaForCausalLM",
@@ -96,6 +97,13 @@ MODULES: Mapping[str, str] = {
     "deci": "DeciLMForCausalLM",
     "deepseek": "DeepseekForCausalLM",
     "further_encoders": "LlamaBidirectionalModel JinaBertForMaskedLM JinaBertModel NeoBERTLMHead NeoBERT",
+    "deepseek4": "DeepseekV4ForCausalLM",
+    "glm5_next": "Glm5NextForConditionalGeneration",
+    "kimi_k3": "KimiK3ForConditionalGeneration",
+    "ling": """
+        BailingMoeForCausalLM BailingMoeV2ForCausalLM SarvamMoEForCausalLM BailingHybridForCausalLM
+        BailingMoeV3ForCausalLM GroveMoeForCausalLM SmallThinkerForCausalLM
+    """,
     "drafts": "Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM",
 }
 

@@ -18,7 +18,7 @@ from ggufsmith.convert.dequantize.fp8_int8 import FP8, INT8
 from ggufsmith.convert.dequantize.gptq import GPTQ
 from ggufsmith.convert.dequantize.hqq import HQQ
 from ggufsmith.convert.dequantize.mlx import MLX
-from ggufsmith.convert.dequantize.mxfp4 import MXFP4, MXFP4_PACKED
+from ggufsmith.convert.dequantize.mxfp4 import MXFP4, MXFP4_PACKED, MXFP4_SIGNED
 from ggufsmith.convert.dequantize.narrowed import narrowed
 from ggufsmith.convert.dequantize.nvfp4 import NVFP4, NVFP4_PACKED
 from ggufsmith.convert.dequantize.scheme import ORIGINAL, DequantizedTensor, Parts, Scheme, SchemeInputs, SchemeSettings
@@ -27,7 +27,7 @@ from ggufsmith.convert.stored import Checkpoint, StoredTensor
 
 SCHEMES: tuple[Scheme, ...] = (
     *(GPTQ, AWQ_GEMM, AWQ_GEMV, BNB_4BIT, BNB_8BIT, FP8),
-    *(PACK_QUANTIZED, INT8, MXFP4_PACKED, MXFP4, NVFP4_PACKED, NVFP4, BITNET, HQQ, MLX),
+    *(PACK_QUANTIZED, INT8, MXFP4_PACKED, MXFP4, MXFP4_SIGNED, NVFP4_PACKED, NVFP4, BITNET, HQQ, MLX),
 )
 # Ends of names that only a quantized weight has.
 NAMED = tuple({end for scheme in SCHEMES if scheme.dense != "{main}" for end in scheme.main})

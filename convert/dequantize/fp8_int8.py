@@ -104,7 +104,7 @@ def covers(size: tuple[int, int], grid: tuple[int, int], block: tuple[int, int])
     return all(b > 0 and -(-m // b) == n for m, n, b in zip(size, grid, block, strict=True))
 
 
-COMPANIONS: Mapping[str, tuple[str, ...]] = {"scale": ("{main}_scale_inv", "{main}_scale", ".qscale_weight")}
+COMPANIONS: Mapping[str, tuple[str, ...]] = {"scale": ("{main}_scale_inv", "{main}_scale", ".qscale_weight", ".scale")}
 ACTIVATIONS = (
     *(".input_scale", ".activation_scale", ".input_activation_scale", ".qscale_act", ".input_scale_ub"),
     *("{main}_activation_scale", ".output_scale", ".input_zero_point", ".input_global_scale"),

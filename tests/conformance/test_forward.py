@@ -19,6 +19,7 @@ import drafts
 import encoders
 import layout_twins
 import mistral
+import newest
 import original
 import quantized
 import zoo
@@ -144,6 +145,7 @@ def test_every_architecture_is_here() -> None:
     classes = {line.model_class for line in (*lines, *encoders.BOTH.values())}
     classes |= {kind.model_class for kind in checkpoints.KINDS.values()}
     classes |= {draft.model.model_class for draft in drafts.DRAFTS.values()}
+    classes |= {line.model_class for line in newest.NEWEST.values()}
     classes |= set(mistral.CLASSES) | {twin.model_class for twin in layout_twins.TWINS.values()}
     missing = [record for record in ARCHITECTURES.records() if not classes & set(record.classes)]
     assert [

@@ -12,6 +12,7 @@ import encoder_twins
 import encoders
 import layout_twins
 import mistral
+import newest
 import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES
@@ -19,9 +20,11 @@ from ggufsmith.convert.by_class import ByClass
 from ggufsmith.convert.projectors import PROJECTORS
 
 DRAFTS = {name: draft.model for name, draft in drafts.DRAFTS.items()}
-LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **DRAFTS}
+NEWEST = {name: line.model for name, line in newest.NEWEST.items()}
+LINES = {**zoo.ZOO, **encoders.ENCODERS, **encoders.BOTH, **DRAFTS, **NEWEST}
 TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
+    *(line.model_class for line in newest.NEWEST.values()),
     *mistral.CLASSES,
     *(twin.model_class for twin in (*layout_twins.TWINS.values(), *encoder_twins.TWINS.values())),
 }
@@ -53,6 +56,7 @@ OTHER_NAMES = {
     "UMT5Model",
     "Ernie4_5_ForCausalLM",
     "BloomModel",
+    "BailingMoeV3ForCausalLM",
     "MPTForCausalLM",
     "RWForCausalLM",
     "ChameleonForCausalLM",
