@@ -33,7 +33,8 @@ from ggufsmith.tokenizer.wordpiece import read_wordpiece
 LLAMA_CLASSES = frozenset(
     "LLaMAForCausalLM LlamaForCausalLM MistralForCausalLM MixtralForCausalLM LlamaModel IQuestCoderForCausalLM "
     "SmolLM3ForCausalLM GraniteForCausalLM GraniteMoeForCausalLM ArceeForCausalLM ApertusForCausalLM "
-    "Ministral3ForCausalLM Mistral3ForConditionalGeneration".split()
+    "Ministral3ForCausalLM Mistral3ForConditionalGeneration GraniteSpeechForConditionalGeneration "
+    "GraniteSpeechPlusForConditionalGeneration".split()
 )
 LLAMA_TOKENIZERS = ("LlamaTokenizer", "LlamaTokenizerFast")  # those of transformers that follow `add_prefix_space`
 # Classes for which it writes an `eot` that llama.cpp would find by its text as well (conversion/gemma.py).

@@ -22,6 +22,7 @@ from ggufsmith.convert.architectures.gemma3n import GEMMA3N
 from ggufsmith.convert.architectures.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
+from ggufsmith.convert.architectures.hearing import HEARING
 from ggufsmith.convert.architectures.hrm import HRM_TEXT
 from ggufsmith.convert.architectures.hy_v4 import HY_V4
 from ggufsmith.convert.architectures.hybrid import HYBRID
@@ -49,7 +50,7 @@ ARCHITECTURES = (
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
     *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON),
-    *DRAFTS,
+    *(*HEARING, *DRAFTS),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -102,5 +103,6 @@ IGNORED = frozenset(
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
+    encoder_config projector_config downsample_rate window_size
     """.split()
 )

@@ -13,7 +13,7 @@ LATER = frozenset(
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
     Eagle3LlamaForCausalLM Eagle3Speculator ExaoneForCausalLM Gemma4DSparkModel Glm5NextForConditionalGeneration
     Glm5vForConditionalGeneration GlmasrModel GPTRefactForCausalLM Granite4VisionForConditionalGeneration
-    GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM
+    GraniteSwitchForCausalLM
     Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM InternLM3ForCausalLM InternVisionModel
     IQuestCoderForCausalLM JAISLMHeadModel JinaBertForMaskedLM JinaBertModel JinaEmbeddingsV5Model
     KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration KimiVLForConditionalGeneration

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from ggufsmith.convert.projectors.gemma4 import GEMMA4
 from ggufsmith.convert.projectors.gemma4_unified import GEMMA4_UNIFIED
 from ggufsmith.convert.projectors.glm import GLMS
+from ggufsmith.convert.projectors.granite_speech import GRANITE_SPEECH
 from ggufsmith.convert.projectors.hunyuan import HUNYUAN_VL
 from ggufsmith.convert.projectors.internvl import INTERN
 from ggufsmith.convert.projectors.janus import JANUS
@@ -31,5 +32,6 @@ PROJECTORS = (
     MINICPM_V,
     LLAMA4,
     *WHISPERS,
+    GRANITE_SPEECH,
 )
 PROJECTOR_OF_CLASS: Mapping[str, Projector] = {name: record for record in PROJECTORS for name in record.classes}

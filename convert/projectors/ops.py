@@ -128,6 +128,63 @@ class Softplus(Op):
 
 
 @dataclass(frozen=True)
+class NormScale(Op):
+    """The factors of a batch norm that has been trained: weight / sqrt(variance + epsilon), in float32.
+
+    Sources: weight, variance; (n,) each.
+    """
+
+    epsilon: float = 1e-5
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        weight, variance = (np.array(read(k, start, stop)) for k in range(2))
+        scale: Array = weight / np.sqrt(variance + np.float32(self.epsilon))
+        return scale
+
+
+@dataclass(frozen=True)
+class NormShift(Op):
+    """What a trained batch norm adds: bias - mean * weight / sqrt(variance + epsilon), in float32.
+
+    Sources: bias, mean, weight, variance; (n,) each.
+    """
+
+    epsilon: float = 1e-5
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        bias, mean, weight, variance = (np.array(read(k, start, stop)) for k in range(4))
+        shift: Array = bias - mean * (weight / np.sqrt(variance + np.float32(self.epsilon)))
+        return shift
+
+
+@dataclass(frozen=True)
+class Pointwise(Op):
+    """A convolution over one place as a matrix: (outputs, inputs, 1) becomes (outputs, inputs)."""
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if len(source) != 3 or source[2] != 1:
+            raise ValueError(f"{list(source)} is not a convolution over one place")
+        return source[:2]
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        inputs = sources[0][1]
+        return read(0, start * inputs, stop * inputs).reshape(stop - start, inputs)
+
+
+@dataclass(frozen=True)
 class ColoursApart(Op):
     """Columns, or the numbers of a vector, of pixels with three colours each, as three planes of pixels.
 

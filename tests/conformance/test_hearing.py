@@ -21,6 +21,15 @@ def halved(*layers: Any) -> None:
         layer.weight.data = layer.weight.data.half().float()
 
 
+def of_qwen2_audio(model: Any, heard: NDArray[np.float32]) -> Any:
+    import transformers
+
+    extractor, tower = transformers.WhisperFeatureExtractor(feature_size=128), model.model.audio_tower
+    features = extractor(heard, sampling_rate=RATE, return_tensors="pt").input_features
+    halved(tower.conv1, tower.conv2)
+    return model.model.multi_modal_projector(tower(features).last_hidden_state[0])
+
+
 def of_flamingo(model: Any, heard: NDArray[np.float32]) -> Any:
     import torch
     import transformers
@@ -32,6 +41,21 @@ def of_flamingo(model: Any, heard: NDArray[np.float32]) -> Any:
     return model.model.get_audio_features(features, whole).pooler_output
 
 
+def of_granite(model: Any, heard: NDArray[np.float32]) -> Any:
+    """With the spectra of torchaudio's MelSpectrogram, as GraniteSpeechFeatureExtractor asks for them."""
+    import torch
+    from transformers.audio_utils import mel_filter_bank
+
+    filters = mel_filter_bank(257, 80, 0.0, RATE / 2, RATE, norm=None, mel_scale="htk")
+    window = torch.hann_window(400)
+    waves = torch.stft(torch.from_numpy(heard), 512, 160, 400, window, center=True, return_complex=True)
+    powers = torch.from_numpy(filters).float().T @ waves.abs() ** 2
+    logs = powers.T.clip(min=1e-10).log10()
+    logs = torch.maximum(logs, logs.max() - 8) / 4 + 1
+    features = logs[: len(logs) // 2 * 2].reshape(1, -1, 160)
+    return model.model.get_audio_features(features).pooler_output
+
+
 def of_gemma4(model: Any, heard: NDArray[np.float32]) -> Any:
     import torch
 
@@ -39,8 +63,14 @@ def of_gemma4(model: Any, heard: NDArray[np.float32]) -> Any:
     return model.model.embed_audio(frames)
 
 
+# Sound, and the bound of the error. Of the first two, just under half a minute, which both encode in one piece; they
+# compute spectra by ways of their own, which is not taken apart yet. llama.cpp averages pairs of frames of Voxtral,
+# which transformers does not, and then stops at a count of its own.
 HEARD: dict[str, tuple[Callable[[Any, NDArray[np.float32]], Any], tuple[int, ...], float]] = {
+    "qwen2-audio": (of_qwen2_audio, (29 * RATE,), 1e-3),
     "audio-flamingo": (of_flamingo, (29 * RATE,), 1e-3),
+    "granite-speech": (of_granite, (2 * RATE, 3 * RATE + 800), 1e-5),
+    "granite-speech-plus": (of_granite, (2 * RATE,), 1e-5),
     "gemma4-unified": (of_gemma4, (25 * 640, 40 * 640), 1e-5),
 }
 

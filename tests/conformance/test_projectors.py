@@ -27,6 +27,7 @@ HEARING = [name for name, line in zoo.ZOO.items() if line.hears and not line.pix
 TYPES = ("f16", "bf16", "f32", "q8_0")
 SOFTPLUS = ".per_dim_scale."  # torch rounds its exponentials differently on different processors
 ULPS = 2
+MISNAMED = (".conv_norm_var.", ".conv_norm.")  # by the converter; and as llama.cpp looks for it
 
 
 def made(name: str, folder: Path, *types: str, published: bool = False, **options: Any) -> tuple[Any, dict[str, Path]]:
@@ -50,6 +51,8 @@ def test_a_projector_is_that_of_the_converter(name: str, tmp_path: Path) -> None
         path = reference.convert(folder, tmp_path / f"{type}.gguf", "--mmproj", "--outtype", type, raw=True)
         theirs = open_gguf(path)
         a, b = tensors(mine), tensors(theirs)
+        if f"a.blk.*{MISNAMED[0]}*" in line.differs:
+            b = {each.replace(*MISNAMED): tensor for each, tensor in b.items()}
         only = {each for each in a.keys() ^ b.keys() if not any(fnmatch(each, name) for name in line.differs)}
         assert not only, (type, only)
         wrong = [each for each in a.keys() & b.keys() if a[each] != b[each] and not _nearly(each, a[each], b[each])]
@@ -401,28 +404,3 @@ def test_sound_becomes_the_embeddings_of_transformers(samples: int, tmp_path: Pa
     error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
     print(f"{samples}: {error:.2e}")
     assert error < 1e-5
-
-
-# llama.cpp averages pairs of frames of Voxtral, which transformers does not, and then stops at a count of its own.
-# Audio Flamingo is in test_hearing.py.
-ELSEWHERE = ("voxtral", "audio-flamingo")
-
-
-@pytest.mark.parametrize("name", [name for name in HEARING if name not in ELSEWHERE])
-def test_what_whisper_hears_becomes_the_embeddings_of_transformers(name: str, tmp_path: Path) -> None:
-    """Just under half a minute, which both encode in one piece."""
-    import torch
-    import transformers
-
-    model, files = made(name, tmp_path / "Tiny-Fixture", "f32")
-    extractor, heard = transformers.WhisperFeatureExtractor(feature_size=128), sound(29 * 16000)
-    features = extractor(heard, sampling_rate=16000, return_tensors="pt").input_features
-    for layer in (model.model.audio_tower.conv1, model.model.audio_tower.conv2):  # ggml convolves in half precision
-        layer.weight.data = layer.weight.data.half().float()
-    with torch.no_grad():
-        theirs = model.model.multi_modal_projector(model.model.audio_tower(features).last_hidden_state[0]).numpy()
-    ours = mtmd.embeddings(tmp_path / "Tiny-Fixture-F32.gguf", files["f32"], heard)
-    assert ours.shape == theirs.shape
-    error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
-    print(f"{name}: {error:.2e}")
-    assert error < 1e-3  # not taken apart yet; the two compute spectra by ways of their own

@@ -1,0 +1,60 @@
+"""The language models of those that hear: Voxtral, Qwen2-Audio, Audio Flamingo 3, Granite Speech.
+
+Their encoders are left out.
+"""
+
+from dataclasses import replace
+
+from ggufsmith.convert.architectures.classic import LLAMA, QWEN2
+from ggufsmith.convert.architectures.dense import GRANITE
+from ggufsmith.convert.architectures.groups import AUDIO_TOWER
+
+HEARS = next(iter(AUDIO_TOWER.values()))
+
+VOXTRAL = replace(
+    LLAMA,
+    classes=("VoxtralForConditionalGeneration",),
+    models="Voxtral (text)",
+    rope=replace(LLAMA.rope, theta=1e8),
+    defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
+    drop={**LLAMA.drop, **AUDIO_TOWER},
+    pooling=False,
+)
+QWEN2_AUDIO = replace(
+    QWEN2,
+    classes=("Qwen2AudioForConditionalGeneration",),
+    models="Qwen2-Audio (text)",
+    drop={**QWEN2.drop, **AUDIO_TOWER},
+    defaults={
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+    },
+    pooling=False,
+)
+AUDIO_FLAMINGO = replace(
+    QWEN2,
+    classes=("AudioFlamingo3ForConditionalGeneration",),
+    models="Audio Flamingo 3 (text)",
+    drop={**QWEN2.drop, **AUDIO_TOWER},
+    pooling=False,
+)
+GRANITE_SPEECH = replace(
+    GRANITE,
+    classes=("GraniteSpeechForConditionalGeneration", "GraniteSpeechPlusForConditionalGeneration"),
+    models="Granite Speech (text)",
+    drop={**GRANITE.drop, **dict.fromkeys(("encoder.", "projector."), HEARS)},
+    pooling=False,
+    warn={
+        "has_lora_adapter": (
+            (False,),
+            "transformers adds the model's adapter where there is sound; with llama.cpp, load it with --lora "
+            "(gguf-convert makes its file of a folder that holds the adapter_* files alone)",
+        )
+    },
+)
+
+HEARING = (VOXTRAL, QWEN2_AUDIO, AUDIO_FLAMINGO, GRANITE_SPEECH)
