@@ -103,6 +103,6 @@ IGNORED = frozenset(
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
-    encoder_config projector_config downsample_rate window_size
+    encoder_config projector_config downsample_rate window_size timestamp_token_id token_classification_bias
     """.split()
 )

@@ -1,13 +1,18 @@
-"""The language models of those that hear: Voxtral, Qwen2-Audio, Audio Flamingo 3, Granite Speech.
+"""The language models of those that hear: Voxtral, Qwen2-Audio, Audio Flamingo 3, Granite Speech, Qwen3-ASR.
 
 Their encoders are left out.
 """
 
 from dataclasses import replace
 
-from ggufsmith.convert.architectures.classic import LLAMA, QWEN2
+from gguf.constants import MODEL_ARCH, Keys
+
+from ggufsmith.container.values import i32s
+from ggufsmith.convert.architecture import ConfigKey, Dims
+from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3
 from ggufsmith.convert.architectures.dense import GRANITE
-from ggufsmith.convert.architectures.groups import AUDIO_TOWER
+from ggufsmith.convert.architectures.groups import AUDIO_TOWER, mrope_sections
+from ggufsmith.convert.config import Config
 
 HEARS = next(iter(AUDIO_TOWER.values()))
 
@@ -57,4 +62,30 @@ GRANITE_SPEECH = replace(
     },
 )
 
-HEARING = (VOXTRAL, QWEN2_AUDIO, AUDIO_FLAMINGO, GRANITE_SPEECH)
+
+def sections(config: Config, dims: Dims) -> list[int] | None:
+    """How the dimensions of a head are divided; if nothing says it, 24, 20 and 20 of 64 pairs."""
+    pairs = dims.rotary // 2
+    height = pairs * 20 // 64
+    return mrope_sections((pairs - 2 * height, height, height))(config, dims)
+
+
+# What it hears takes the places of tokens, each at one position, so that it does not matter how these are divided.
+QWEN3_ASR = replace(
+    QWEN3,
+    arch=MODEL_ARCH.QWEN3VL,
+    classes=("Qwen3ASRForConditionalGeneration",),
+    keys=(
+        *QWEN3.keys,
+        ConfigKey(Keys.Rope.DIMENSION_SECTIONS, i32s, computed=sections),
+        ConfigKey(Keys.LLM.NUM_DEEPSTACK_LAYERS, of=lambda dims: 0),
+    ),
+    models="Qwen3-ASR (text)",
+    rope=replace(QWEN3.rope, theta=1e6),
+    drop={**QWEN3.drop, **AUDIO_TOWER},
+    defaults={"max_position_embeddings": 65536, "head_dim": 128},
+    spellings={r"^thinker\.": ""},
+    pooling=False,
+)
+
+HEARING = (VOXTRAL, QWEN2_AUDIO, AUDIO_FLAMINGO, GRANITE_SPEECH, QWEN3_ASR)

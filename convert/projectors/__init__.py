@@ -14,6 +14,7 @@ from ggufsmith.convert.projectors.minicpm import MINICPM_V
 from ggufsmith.convert.projectors.paddle import PADDLE_OCR
 from ggufsmith.convert.projectors.pixtral import PIXTRALS
 from ggufsmith.convert.projectors.qwen import QWEN
+from ggufsmith.convert.projectors.qwen_audio import QWEN_AUDIO
 from ggufsmith.convert.projectors.record import Projector
 from ggufsmith.convert.projectors.siglip import SIGLIP
 from ggufsmith.convert.projectors.whisper import WHISPERS
@@ -33,5 +34,6 @@ PROJECTORS = (
     LLAMA4,
     *WHISPERS,
     GRANITE_SPEECH,
+    *QWEN_AUDIO,
 )
 PROJECTOR_OF_CLASS: Mapping[str, Projector] = {name: record for record in PROJECTORS for name in record.classes}

@@ -56,6 +56,29 @@ def of_granite(model: Any, heard: NDArray[np.float32]) -> Any:
     return model.model.get_audio_features(features).pooler_output
 
 
+def for_qwen3(heard: NDArray[np.float32]) -> tuple[Any, Any]:
+    """Features and their mask as Qwen3ASRFeatureExtractor makes them, but with the last frame, and padding not masked.
+
+    Frames are padded to whole seconds. llama.cpp does not take out the one more that a centred transform has, and lets
+    the encoder attend to what is padded.
+    """
+    import torch
+    from transformers.audio_utils import mel_filter_bank
+
+    filters = mel_filter_bank(201, 128, 0.0, RATE / 2, RATE, norm="slaney", mel_scale="slaney")
+    waves = torch.stft(torch.from_numpy(heard), 400, 160, window=torch.hann_window(400), return_complex=True)
+    logs = (torch.from_numpy(filters).float().T @ waves.abs() ** 2).clip(min=1e-10).log10()
+    scaled = (torch.maximum(logs, logs.max() - 8) + 4) / 4
+    features = torch.nn.functional.pad(scaled, (0, -scaled.shape[1] % 100))[None]
+    return features, torch.ones(1, features.shape[-1], dtype=torch.long)
+
+
+def of_qwen3(model: Any, heard: NDArray[np.float32]) -> Any:
+    tower = model.model.audio_tower
+    halved(tower.conv2d1, tower.conv2d2, tower.conv2d3, tower.conv_out)
+    return model.model.get_audio_features(*for_qwen3(heard)).pooler_output
+
+
 def of_gemma4(model: Any, heard: NDArray[np.float32]) -> Any:
     import torch
 
@@ -69,6 +92,7 @@ def of_gemma4(model: Any, heard: NDArray[np.float32]) -> Any:
 HEARD: dict[str, tuple[Callable[[Any, NDArray[np.float32]], Any], tuple[int, ...], float]] = {
     "qwen2-audio": (of_qwen2_audio, (29 * RATE,), 1e-3),
     "audio-flamingo": (of_flamingo, (29 * RATE,), 1e-3),
+    "qwen3-asr": (of_qwen3, (3 * RATE - 160, 7 * RATE, 10 * RATE), 1e-5),
     "granite-speech": (of_granite, (2 * RATE, 3 * RATE + 800), 1e-5),
     "granite-speech-plus": (of_granite, (2 * RATE,), 1e-5),
     "gemma4-unified": (of_gemma4, (25 * 640, 40 * 640), 1e-5),

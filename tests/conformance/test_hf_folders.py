@@ -74,7 +74,17 @@ NO_FOLDER = {
     **dict.fromkeys(
         (
             *("qwen3-vl", "qwen3-vl-moe", "qwen2_5-vl", "qwen2-vl", "mistral3", "minimax-m3"),
-            *("glm4v", "glm4v-moe", "glm-ocr", "paddleocr", "hunyuan-vl", "chameleon", "muse-glimmer", "step3p7"),
+            *(
+                "glm4v",
+                "glm4v-moe",
+                "glm-ocr",
+                "paddleocr",
+                "hunyuan-vl",
+                "chameleon",
+                "muse-glimmer",
+                "step3p7",
+                "qwen3-asr",
+            ),
         ),
         "its encoder for pictures",
     ),

@@ -15,6 +15,7 @@ from ggufsmith.convert.projectors.ops import (
     PixelsToPlanes,
     Pointwise,
     RowAsVector,
+    Sinusoids,
     Slice,
     Softplus,
 )
@@ -109,3 +110,16 @@ def test_a_trained_batch_norm_is_a_factor_and_a_shift(step: int) -> None:
     assert scale.dtype == shift.dtype == np.float32
     exact = (x.astype(float) - mean) / np.sqrt(variance.astype(float) + 1e-5) * weight + bias
     assert np.allclose(x * scale + shift, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [1, 5, 1000])
+def test_sinusoids(step: int) -> None:
+    """Against the definition in float64: frequencies from 1 down to 1 / 10000, sines before cosines."""
+    op = Sinusoids(13, 8)
+    assert op.shape() == (13, 8)
+    found = np.concatenate([op.rows(lambda *_: FILM, (), at, min(at + step, 13)) for at in range(0, 13, step)])
+    angles = np.arange(13)[:, None] * 10000.0 ** (-np.arange(4) / 3)
+    assert found.dtype == np.float32
+    assert np.allclose(found, np.concatenate([np.sin(angles), np.cos(angles)], axis=1), rtol=0, atol=2e-6)
+    with pytest.raises(ValueError, match="sines and cosines"):
+        Sinusoids(13, 7).shape()
