@@ -104,5 +104,8 @@ IGNORED = frozenset(
     L_bp_cycles out_hidden_size z_loss_coefficient
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
     encoder_config projector_config downsample_rate window_size timestamp_token_id token_classification_bias
+    talker_config code2wav_config enable_audio_output audio_start_token_id audio_end_token_id position_id_per_seconds
+    user_token_id system_token_id assistant_token_id im_start_token_id im_end_token_id tts_bos_token_id
+    tts_eos_token_id tts_pad_token_id
     """.split()
 )

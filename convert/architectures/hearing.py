@@ -1,4 +1,4 @@
-"""The language models of those that hear: Voxtral, Qwen2-Audio, Audio Flamingo 3, Granite Speech, Qwen3-ASR.
+"""The language models of those that hear: Voxtral, Qwen2-Audio, Audio Flamingo, Granite Speech, Qwen3-ASR and -Omni.
 
 Their encoders are left out.
 """
@@ -9,9 +9,10 @@ from gguf.constants import MODEL_ARCH, Keys
 
 from ggufsmith.container.values import i32s
 from ggufsmith.convert.architecture import ConfigKey, Dims
-from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3
+from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3, QWEN3_MOE
 from ggufsmith.convert.architectures.dense import GRANITE
 from ggufsmith.convert.architectures.groups import AUDIO_TOWER, mrope_sections
+from ggufsmith.convert.architectures.vision_language import QWEN3VL, QWEN3VL_MOE, SECTIONS
 from ggufsmith.convert.config import Config
 
 HEARS = next(iter(AUDIO_TOWER.values()))
@@ -87,5 +88,15 @@ QWEN3_ASR = replace(
     spellings={r"^thinker\.": ""},
     pooling=False,
 )
+# The thinker. llama.cpp cannot load its encoder of images beside that of sound, so that no image reaches its layers.
+SPEAKS = "what speaks; this converts the model that writes"
+QWEN3_OMNI = replace(
+    QWEN3VL_MOE,
+    classes=("Qwen3OmniMoeForConditionalGeneration",),
+    keys=(*QWEN3_MOE.keys, SECTIONS, ConfigKey(Keys.LLM.NUM_DEEPSTACK_LAYERS, of=lambda dims: 0)),
+    models="Qwen3-Omni (what it writes)",
+    drop={**QWEN3VL.drop, **AUDIO_TOWER, "talker.": SPEAKS, "code2wav.": SPEAKS},
+    spellings={r"^thinker\.": ""},
+)
 
-HEARING = (VOXTRAL, QWEN2_AUDIO, AUDIO_FLAMINGO, GRANITE_SPEECH, QWEN3_ASR)
+HEARING = (VOXTRAL, QWEN2_AUDIO, AUDIO_FLAMINGO, GRANITE_SPEECH, QWEN3_ASR, QWEN3_OMNI)

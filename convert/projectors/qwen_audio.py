@@ -131,7 +131,8 @@ QWEN_AUDIO = (
         ("Qwen3OmniMoeForConditionalGeneration",),
         "Qwen3-Omni (what it hears)",
         VisionProjectorType.QWEN3A,
-        (replace(QWEN3A, prefixes=("audio_tower.",)),),
+        (replace(QWEN3A, prefixes=("audio_tower.", "visual.")),),
         renamed={"thinker.model.": "", "thinker.": ""},
+        drop={"visual.": "the encoder of images, which llama.cpp does not load beside one of sound"},
     ),
 )

@@ -10,6 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from test_projectors import made, sound
 
+from ggufsmith.convert.open import open_pass
+from requesting import request, run
+
 pytestmark = pytest.mark.conformance
 
 RATE = 16000
@@ -39,6 +42,14 @@ def of_flamingo(model: Any, heard: NDArray[np.float32]) -> Any:
     halved(tower.conv1, tower.conv2)
     whole = torch.ones(1, features.shape[-1], dtype=torch.long)
     return model.model.get_audio_features(features, whole).pooler_output
+
+
+def of_omni(model: Any, heard: NDArray[np.float32]) -> Any:
+    thinker = model.thinker.model
+    tower = thinker.audio_tower
+    halved(tower.conv2d1, tower.conv2d2, tower.conv2d3, tower.conv_out)
+    features, mask = for_qwen3(heard)
+    return thinker.get_audio_features(features, feature_attention_mask=mask).pooler_output
 
 
 def of_granite(model: Any, heard: NDArray[np.float32]) -> Any:
@@ -93,6 +104,7 @@ HEARD: dict[str, tuple[Callable[[Any, NDArray[np.float32]], Any], tuple[int, ...
     "qwen2-audio": (of_qwen2_audio, (29 * RATE,), 1e-3),
     "audio-flamingo": (of_flamingo, (29 * RATE,), 1e-3),
     "qwen3-asr": (of_qwen3, (3 * RATE - 160, 7 * RATE, 10 * RATE), 1e-5),
+    "qwen3-omni": (of_omni, (7 * RATE,), 1e-5),
     "granite-speech": (of_granite, (2 * RATE, 3 * RATE + 800), 1e-5),
     "granite-speech-plus": (of_granite, (2 * RATE,), 1e-5),
     "gemma4-unified": (of_gemma4, (25 * 640, 40 * 640), 1e-5),
@@ -116,3 +128,23 @@ def test_sound_becomes_the_embeddings_of_transformers(name: str, samples: int, t
     error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
     print(f"{name} {samples}: {error:.2e}")
     assert error < bound
+
+
+def test_what_speaks_is_left_out_with_a_note(tmp_path: Path) -> None:
+    """The tensors of Qwen3-Omni's talker, and of what makes waves of its codes."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "Tiny-Fixture"
+    _, files = made("qwen3-omni", folder, "f32")
+    written = [tmp_path / "Tiny-Fixture-F32.gguf", files["f32"]]
+    before = [path.read_bytes() for path in written]
+    path = folder / "model.safetensors"
+    more = dict.fromkeys(("talker.model.norm.weight", "code2wav.decoder.0.weight"))
+    save_file({**load_file(path), **{name: torch.ones(8) for name in more}}, path, {"format": "pt"})
+    asked = request(folder, outtype="f32", mmproj=True, mmproj_outtype="f32", outdir=tmp_path, overwrite=True)
+    notes = "\n".join(open_pass(asked).notes)
+    run(asked)
+    assert [path.read_bytes() for path in written] == before
+    assert "2 dropped: what speaks; this converts the model that writes" in notes
+    assert "the encoder of images, which llama.cpp does not load beside one of sound" in notes

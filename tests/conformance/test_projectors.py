@@ -1,5 +1,6 @@
 """Projectors: the file against llama.cpp's converter, and what libmtmd makes of images against transformers."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -27,6 +28,7 @@ HEARING = [name for name, line in zoo.ZOO.items() if line.hears and not line.pix
 TYPES = ("f16", "bf16", "f32", "q8_0")
 SOFTPLUS = ".per_dim_scale."  # torch rounds its exponentials differently on different processors
 ULPS = 2
+UNSEEN = "clip.vision.*"
 SINUSOIDS = "a.position_embd.weight"
 MISNAMED = (".conv_norm_var.", ".conv_norm.")  # by the converter; and as llama.cpp looks for it
 
@@ -47,6 +49,9 @@ def test_a_projector_is_that_of_the_converter(name: str, tmp_path: Path) -> None
     line = zoo.ZOO[name]
     folder = tmp_path / "Tiny-Fixture"
     _, files = made(name, folder, *TYPES, published=line.two_spellings)
+    if UNSEEN in line.differs:  # the converter fails on the encoder of images
+        without(folder, "thinker.visual.")
+        (folder / "preprocessor_config.json").write_text(json.dumps(zoo.SIGLIP_PIXELS), encoding="utf-8")
     for type, file in files.items():
         mine = open_gguf(file)
         path = reference.convert(folder, tmp_path / f"{type}.gguf", "--mmproj", "--outtype", type, raw=True)
@@ -60,10 +65,20 @@ def test_a_projector_is_that_of_the_converter(name: str, tmp_path: Path) -> None
         assert not wrong, (type, wrong)
         wrong = {
             key: (mine.metadata.get(key), theirs.metadata.get(key))
-            for key in (mine.metadata.keys() | theirs.metadata.keys()) - line.differs.keys()
+            for key in mine.metadata.keys() | theirs.metadata.keys()
             if mine.metadata.get(key) != theirs.metadata.get(key)
+            and not any(fnmatch(key, name) for name in line.differs)
         }
         assert not wrong, type
+
+
+def without(folder: Path, before: str) -> None:
+    """The tensors whose names begin so, taken out of a checkpoint."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(before)}
+    save_file(kept, path, {"format": "pt"})
 
 
 def _nearly(name: str, a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
