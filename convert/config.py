@@ -9,6 +9,16 @@ from ggufsmith.container.values import FLOAT32_MAX
 
 # Where models that do more than text keep the config of the language model.
 TEXT = ("text_config", "llm_config", "language_config")
+THINKER = "thinker_config"  # around all that, in models that also speak
+
+
+def of_thinker(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config.json with the part of the model that writes on top, where others speak; else the same."""
+    inner = values.get(THINKER)
+    if not isinstance(inner, Mapping):
+        return values
+    around = {key: value for key, value in values.items() if key != THINKER}
+    return {**around, **inner, "architectures": values.get("architectures")}
 
 
 class Config(Mapping[str, Any]):
@@ -18,6 +28,7 @@ class Config(Mapping[str, Any]):
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        values = of_thinker(values)
         text = next((values[name] for name in TEXT if isinstance(values.get(name), Mapping)), None)
         merged = {**values, **text} if isinstance(text, Mapping) else dict(values)
         if isinstance(text, Mapping) and "architectures" in values:

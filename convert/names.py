@@ -11,7 +11,7 @@ SWITCH = re.compile(r"\.(?:mlp|block_sparse_moe)\.switch_mlp\.")
 WRAPPERS = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"))
 WRAPPED = re.compile("|".join(sorted(WRAPPERS)))
 # How names begin; what stands before it in all of them is the name of a wrapper, such as DDP's "module.".
-ROOTS = ("model.layers.", "layers.", "language_model.", "model.language_model.")
+ROOTS = ("model.layers.", "layers.", "language_model.", "model.language_model.", "thinker.")
 # What peft puts into the names of a model whose adapters were not merged.
 UNMERGED = re.compile(r"\.(lora_\w+|base_layer|original_module|modules_to_save|token_adapter)(\.|$)")
 

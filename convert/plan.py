@@ -382,7 +382,8 @@ def _output(
         return _joined(rule.joined(dims), slot, pieces, dims, problems)
     op = pieces[0].op(dims) if pieces[0].op else rule.op(dims)
     expected = dims.sizes(pieces[0].shape or rule.shape)
-    if pieces[0].either and pieces[0].source.shape not in (expected, ()) and len(expected) > 1:
+    own = expected if pieces[0].expert is None else expected[1:]
+    if pieces[0].either and pieces[0].source.shape not in (own, ()) and len(expected) > 1:
         op, expected = Chain(Turn(), op), (*expected[:-2], expected[-1], expected[-2])
     if pieces[0].expert is not None:
         missing = sorted(set(range(expected[0])) - {piece.expert for piece in pieces if piece.expert is not None})

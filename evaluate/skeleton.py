@@ -142,6 +142,8 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     place = next(name for name, module in model.named_modules() if module is blocks)
     base, decoder = (model.get_submodule(name) for name in (place.partition(".")[0], place.rpartition(".")[0]))
     head = model.get_output_embeddings()
+    if head is None:
+        raise _not_here(source, model, "its head was not found")
     # A head with a bias is never the embedding: only then it has to be there.
     left_out = head.weight if getattr(head, "bias", None) is None else None
     parameters = {

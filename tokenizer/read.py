@@ -33,7 +33,8 @@ from ggufsmith.tokenizer.wordpiece import read_wordpiece
 LLAMA_CLASSES = frozenset(
     "LLaMAForCausalLM LlamaForCausalLM MistralForCausalLM MixtralForCausalLM LlamaModel IQuestCoderForCausalLM "
     "SmolLM3ForCausalLM GraniteForCausalLM GraniteMoeForCausalLM ArceeForCausalLM ApertusForCausalLM "
-    "Ministral3ForCausalLM Mistral3ForConditionalGeneration".split()
+    "Ministral3ForCausalLM Mistral3ForConditionalGeneration GraniteSpeechForConditionalGeneration "
+    "GraniteSpeechPlusForConditionalGeneration".split()
 )
 LLAMA_TOKENIZERS = ("LlamaTokenizer", "LlamaTokenizerFast")  # those of transformers that follow `add_prefix_space`
 # Classes for which it writes an `eot` that llama.cpp would find by its text as well (conversion/gemma.py).
@@ -46,6 +47,15 @@ GEMMA4_CLASSES = frozenset(
 )
 GEMMA4_SHOWN = frozenset(
     ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
+)
+# Classes whose chats end every turn in one token, whatever their files say, and that write ChatML.
+TURN_CLASSES: Mapping[str, str] = dict.fromkeys(
+    ("Qwen3ASRForConditionalGeneration", "Qwen3OmniMoeForConditionalGeneration"), "<|im_end|>"
+)
+CHATML_CLASSES = frozenset(("Qwen3ASRForConditionalGeneration",))
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + "
+    "'\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 # Classes of which some tokens are never to be written.
 SUPPRESSING_CLASSES = frozenset(("Gemma4UnifiedForConditionalGeneration",))
@@ -361,18 +371,23 @@ def _for_class(
         )
     if stated is not None and follows and (vocabulary.model == "llama" or architecture in LLAMA_CLASSES):
         prefix = stated
-    more = dict(vocabulary.more)
+    ends, more, template = TURN_CLASSES.get(architecture), dict(vocabulary.more), vocabulary.chat_template
+    if ends is not None and ends in index:
+        special |= dict.fromkeys(("bos", "eos"), index[ends])
     if architecture in SUPPRESSING_CLASSES and files.generation.get("suppress_tokens") is not None:
         where = files.path("generation_config.json")
         found = child(files.generation, "suppress_tokens", list, where=where) or []
         if not all(isinstance(token, int) and 0 <= token < len(vocabulary.tokens) for token in found):
             raise Malformed("suppress_tokens must be a list of tokens", where=where)
         more[SUPPRESSED] = i32s(found)
+    if architecture in CHATML_CLASSES:
+        template = CHATML
     return replace(
         vocabulary,
         special=special,
         add=add,
         add_space_prefix=prefix,
         more=more,
+        chat_template=template,
         notes=tuple(notes),
     )

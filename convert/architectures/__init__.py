@@ -37,8 +37,7 @@ MODULES: Mapping[str, str] = {
         LlavaForConditionalGeneration Exaone4_5_ForConditionalGeneration Lfm2VlForConditionalGeneration
         Glm4vForConditionalGeneration GlmOcrForConditionalGeneration Glm4vMoeForConditionalGeneration
         InternVLForConditionalGeneration PaddleOCRVLForConditionalGeneration HunYuanVLForConditionalGeneration
-        JanusForConditionalGeneration MiniCPMV4_6ForConditionalGeneration VoxtralForConditionalGeneration
-        Qwen2AudioForConditionalGeneration AudioFlamingo3ForConditionalGeneration
+        JanusForConditionalGeneration MiniCPMV4_6ForConditionalGeneration
     """,
     "moe": """
         GraniteMoeForCausalLM OlmoeForCausalLM MiniMaxM2ForCausalLM Glm4MoeForCausalLM Ernie4_5_MoeForCausalLM
@@ -104,6 +103,12 @@ MODULES: Mapping[str, str] = {
         BailingMoeForCausalLM BailingMoeV2ForCausalLM SarvamMoEForCausalLM BailingHybridForCausalLM
         BailingMoeV3ForCausalLM GroveMoeForCausalLM SmallThinkerForCausalLM
     """,
+    "hearing": """
+        VoxtralForConditionalGeneration Qwen2AudioForConditionalGeneration
+        AudioFlamingo3ForConditionalGeneration GraniteSpeechForConditionalGeneration
+        GraniteSpeechPlusForConditionalGeneration Qwen3ASRForConditionalGeneration
+        Qwen3OmniMoeForConditionalGeneration
+    """,
     "drafts": "Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM",
 }
 
@@ -161,5 +166,9 @@ IGNORED = frozenset(
     add_qkv_bias apply_query_key_layer_scaling fp32_residual_connection bf16 fp16 fp32 onnx_safe attn_dropout_prob
     emb_dropout_prob prefix_projection embed_dropout max_tokenizer_truncation bias embedding_init_range
     decoder_init_range flash_attention base_scale dim_head emb_pooler model_max_length input_bits
+    encoder_config projector_config downsample_rate window_size timestamp_token_id token_classification_bias
+    talker_config code2wav_config enable_audio_output audio_start_token_id audio_end_token_id
+    position_id_per_seconds user_token_id system_token_id assistant_token_id im_start_token_id im_end_token_id
+    tts_bos_token_id tts_eos_token_id tts_pad_token_id
     """.split()
 )

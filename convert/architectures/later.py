@@ -10,20 +10,18 @@ LATER = frozenset(
     DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
     Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
     Eagle3LlamaForCausalLM Eagle3Speculator Gemma4DSparkModel Glm5vForConditionalGeneration GlmasrModel
-    GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteSpeechForConditionalGeneration
-    GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM
-    InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel Lfm25AudioTokenizer
+    GPTRefactForCausalLM Granite4VisionForConditionalGeneration GraniteSwitchForCausalLM Grok1ForCausalLM
+    GrokForCausalLM InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel Lfm25AudioTokenizer
     Lfm2AudioForConditionalGeneration Lfm2DSparkDraftModel LightOnOCRForConditionalGeneration LingDSparkModel
     LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM
     MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniMaxM1ForCausalLM
     MiniMaxText01ForCausalLM MuseGlimmerAssistantModel NanbeigeForCausalLM NemotronH_Nano_VL_V2
     NemotronHPuzzleForCausalLM NeoBERTForSequenceClassification OpenELMForCausalLM PaddleOCRVisionModel
-    Phi4ForCausalLMV Plamo2ForCausalLM PLaMo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM
-    PLMForCausalLM PocketTTSModel Qwen2_5OmniModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
-    Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
-    Qwen4ExpForConditionalGeneration RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM
-    RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM Spark2_5ForCausalLM
-    StepVLForConditionalGeneration TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM VLlama3ForCausalLM
-    WavTokenizerDec YoutuVLForConditionalGeneration
+    Phi4ForCausalLMV Plamo2ForCausalLM PLaMo2ForCausalLM Plamo3ForCausalLM PLaMo3ForCausalLM PlamoForCausalLM
+    PLMForCausalLM PocketTTSModel Qwen2_5OmniModel Qwen3DSparkModel Qwen3TTSForConditionalGeneration
+    Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM
+    RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM
+    Spark2_5ForCausalLM StepVLForConditionalGeneration TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM
+    VLlama3ForCausalLM WavTokenizerDec YoutuVLForConditionalGeneration
     """.split()
 )

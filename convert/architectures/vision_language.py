@@ -1,4 +1,4 @@
-"""The language models of those that see or hear: Qwen-VL, Mistral 3, SmolVLM, LFM2-VL, GLM-V, Voxtral, Qwen2-Audio.
+"""The language models of those that see: Qwen-VL, Mistral 3, SmolVLM, LFM2-VL, GLM-V, InternVL; see `hearing` too.
 
 Their encoders are left out.
 """
@@ -13,7 +13,6 @@ from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused,
 from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3, QWEN3_MOE
 from ggufsmith.convert.architectures.dense import ERNIE4_5, EXAONE4, GLM4, HUNYUAN_DENSE
 from ggufsmith.convert.architectures.groups import (
-    AUDIO_TOWER,
     MTP_HEAD,
     PACKED_EXPERTS,
     VISION_TOWER,
@@ -300,39 +299,6 @@ MINICPM_V = replace(
     mtp=None,
 )
 
-VOXTRAL = replace(
-    LLAMA,
-    classes=("VoxtralForConditionalGeneration",),
-    models="Voxtral (text)",
-    rope=replace(LLAMA.rope, theta=1e8),
-    defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5},
-    drop={**LLAMA.drop, **AUDIO_TOWER},
-    pooling=False,
-)
-QWEN2_AUDIO = replace(
-    QWEN2,
-    classes=("Qwen2AudioForConditionalGeneration",),
-    models="Qwen2-Audio (text)",
-    drop={**QWEN2.drop, **AUDIO_TOWER},
-    defaults={
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-    },
-    pooling=False,
-)
-
-AUDIO_FLAMINGO = replace(
-    QWEN2,
-    classes=("AudioFlamingo3ForConditionalGeneration",),
-    models="Audio Flamingo 3 (text)",
-    drop={**QWEN2.drop, **AUDIO_TOWER},
-    pooling=False,
-)
-
 RECORDS = (
     QWEN2VL,
     QWEN3VL,
@@ -348,7 +314,4 @@ RECORDS = (
     HUNYUAN_VL,
     JANUS,
     MINICPM_V,
-    VOXTRAL,
-    QWEN2_AUDIO,
-    AUDIO_FLAMINGO,
 )

@@ -31,6 +31,8 @@ MODULES: Mapping[str, str] = {
         VoxtralForConditionalGeneration Qwen2AudioForConditionalGeneration
         AudioFlamingo3ForConditionalGeneration
     """,
+    "granite_speech": "GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration",
+    "qwen_audio": "Qwen3ASRForConditionalGeneration Qwen3OmniMoeForConditionalGeneration",
 }
 
 PROJECTORS: ByClass[Projector] = ByClass(__name__, MODULES)

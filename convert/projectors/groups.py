@@ -18,7 +18,8 @@ HARMLESS = frozenset(
     """
     model_type initializer_range attention_dropout dropout dtype torch_dtype transformers_version _name_or_path
     architectures max_position_embeddings num_channels in_channels in_chans vision_use_head tokens_per_second
-    rope_parameters rope_theta attention_bias
+    rope_parameters rope_theta attention_bias chunk_size_feed_forward id2label label2id is_encoder_decoder
+    output_attentions output_hidden_states return_dict
     """.split()
 )
 

@@ -106,11 +106,13 @@ class RowAsVector(Op):
 
 @dataclass(frozen=True)
 class AsColumn(Op):
-    """A vector as a matrix of one column: (n,) becomes (n, 1). No number moves."""
+    """A vector as a matrix of one column, or with further axes of one: (n,) becomes (n, 1). No number moves."""
+
+    axes: int = 1
 
     def shape(self, *sources: Shape) -> Shape:
         (source,) = sources
-        return (*source, 1)
+        return (*source, *(1,) * self.axes)
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,92 @@ class Softplus(Op):
         x = read(0, start, stop)
         soft: Array = np.where(x > 20, x, np.logaddexp(0, x.astype(np.float64))).astype(np.float32)
         return soft
+
+
+@dataclass(frozen=True)
+class Sinusoids(Op):
+    """A sine and a cosine of every position at each of width / 2 frequencies, from 1 down to 1 / 10000. No source.
+
+    Whisper's positions, which some checkpoints leave out. In float32 as transformers' SinusoidsPositionEmbedding; its
+    torch rounds exponentials, sines and cosines otherwise from processor to processor.
+    """
+
+    positions: int
+    width: int
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def shape(self, *sources: Shape) -> Shape:
+        if self.width % 2 or self.width < 4:
+            raise ValueError(f"{self.width} numbers are not sines and cosines of at least two frequencies")
+        return (self.positions, self.width)
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        half = self.width // 2
+        exponents = np.float32(-math.log(10000) / (half - 1)) * np.arange(half, dtype=np.float32)
+        frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+        angles = (np.arange(start, stop, dtype=np.float32)[:, None] * frequencies).astype(np.float64)
+        waves: Array = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+        return waves
+
+
+@dataclass(frozen=True)
+class NormScale(Op):
+    """The factors of a batch norm that has been trained: weight / sqrt(variance + epsilon), in float32.
+
+    Sources: weight, variance; (n,) each.
+    """
+
+    epsilon: float = 1e-5
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        weight, variance = (np.array(read(k, start, stop)) for k in range(2))
+        scale: Array = weight / np.sqrt(variance + np.float32(self.epsilon))
+        return scale
+
+
+@dataclass(frozen=True)
+class NormShift(Op):
+    """What a trained batch norm adds: bias - mean * weight / sqrt(variance + epsilon), in float32.
+
+    Sources: bias, mean, weight, variance; (n,) each.
+    """
+
+    epsilon: float = 1e-5
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        bias, mean, weight, variance = (np.array(read(k, start, stop)) for k in range(4))
+        shift: Array = bias - mean * (weight / np.sqrt(variance + np.float32(self.epsilon)))
+        return shift
+
+
+@dataclass(frozen=True)
+class Pointwise(Op):
+    """A convolution over one place as a matrix: (outputs, inputs, 1) becomes (outputs, inputs)."""
+
+    @property
+    def whole_rows(self) -> bool:
+        return False
+
+    def shape(self, *sources: Shape) -> Shape:
+        (source,) = sources
+        if len(source) != 3 or source[2] != 1:
+            raise ValueError(f"{list(source)} is not a convolution over one place")
+        return source[:2]
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        inputs = sources[0][1]
+        return read(0, start * inputs, stop * inputs).reshape(stop - start, inputs)
 
 
 @dataclass(frozen=True)

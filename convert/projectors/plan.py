@@ -207,7 +207,9 @@ def _plan_encoder(work: _Work, config: Config, processor: Config, token: Callabl
                 used |= _plan_rule(work, rule, facts)
     dropped: Counter[str] = Counter()
     for name in (name for name in here if name not in used):
-        why = next((why for before, why in work.record.drop.items() if name.startswith(before)), None)
+        why = next(
+            (why for part, why in work.record.drop.items() if name.startswith(part) or name.endswith(part)), None
+        )
         if why is None:
             problems.append(
                 f"{work.sources[name].name}: llama.cpp has no tensor for it in {work.record.type} projectors"
@@ -226,19 +228,24 @@ def _plan_rule(work: _Work, rule: ProjectorRule, facts: ProjectorFacts) -> set[s
     copies = list(rule.copies(facts)) if "{}" in rule.source else [(0, 0)]
     expected = facts.shape(rule.shape)
     for number, block in copies:
-        name, wanted = rule.name.format(block), rule.source.format(number)
-        source = work.sources.get(wanted)
-        if source is None:
-            work.problems.append(f"{wanted} is missing from the checkpoint")
-            continue
-        used.add(wanted)
-        if misfit := _misfit(source, expected, rule):
-            work.problems.append(misfit)
+        name, sources = rule.name.format(block), list[StoredTensor]()
+        wanted = [each.format(number) for each in (rule.source, *rule.more) if each]
+        for each in wanted:
+            source = work.sources.get(each)
+            if source is None:
+                work.problems.append(f"{each} is missing from the checkpoint")
+                continue
+            used.add(each)
+            if misfit := _misfit(source, expected, rule):
+                work.problems.append(misfit)
+                continue
+            sources.append(source)
+        if len(sources) < len(wanted):
             continue
         op = rule.op(facts)
-        shape = op.shape(source.shape)
+        shape = op.shape(*(source.shape for source in sources))
         small = len(shape) <= 1 or name.endswith("_norm.weight") or not (rule.types or name.endswith(".weight"))
-        work.outputs.append(TensorPlan(name, shape, op, (source,), small, rule.types))
+        work.outputs.append(TensorPlan(name, shape, op, tuple(sources), small, rule.types))
     return used
 
 

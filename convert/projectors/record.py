@@ -66,7 +66,9 @@ def each_block(facts: ProjectorFacts) -> Iterable[tuple[int, int]]:
 class ProjectorRule:
     """One tensor of the file, or one for each block where the names have {}.
 
-    name:   in the file. source: in the checkpoint, without what stands before all names (see `Projector`).
+    name:   in the file. source: in the checkpoint, without what stands before all names (see `Projector`); "" for one
+            that is computed from the config alone.
+    more:   further sources of the same shape, for ops of several.
     shape:  of the source, slowest axis first (see `ProjectorFacts.shape`).
     op:     makes the tensor from its source. types: see `CONVOLUTION`.
     copies: the numbers that {} stands for. when: whether a model has the tensor.
@@ -79,6 +81,7 @@ class ProjectorRule:
     types: tuple[tuple[str, str], ...] = ()
     copies: Copies = each_block
     when: Callable[[ProjectorFacts], bool] = always
+    more: tuple[str, ...] = ()
 
 
 def weight(name: str, source: str, shape: str, **more: Any) -> tuple[ProjectorRule]:
@@ -148,7 +151,7 @@ class Projector:
     classes: entries of "architectures" in config.json. models: what they are called by people.
     type:    clip.projector_type, or those of the encoders.
     renamed: beginnings of names -> how they begin in the rules. "model." in front is passed over before.
-    drop:    beginnings of names that are left out, with the reason.
+    drop:    beginnings or ends of names that are left out, with the reason.
     """
 
     classes: tuple[str, ...]

@@ -62,4 +62,12 @@ def _hy_v4(model: Any) -> None:
                 turn(values, sizes.index_head_dim)
 
 
-CHANGES = {"phimoe": _phimoe, "gemma3n": _gemma3n, "hy-v4": _hy_v4}
+def _granite_speech(model: Any) -> None:
+    """The logits of Granite, which are divided. Until version 5, transformers ran the class of Granite inside."""
+    weight, scale = model.lm_head.weight, model.config.text_config.logits_scaling
+    model.lm_head.forward = lambda x: torch.nn.functional.linear(x, weight) / scale
+
+
+# What transformers 5 computes otherwise than the model; `ggufsmith` computes what the model does.
+CORRECTED = {"granite-speech": _granite_speech, "granite-speech-plus": _granite_speech}
+CHANGES = {"phimoe": _phimoe, "gemma3n": _gemma3n, "hy-v4": _hy_v4, **CORRECTED}

@@ -1,5 +1,6 @@
 """Projectors: the file against llama.cpp's converter, and what libmtmd makes of images against transformers."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -27,6 +28,9 @@ HEARING = [name for name, line in zoo.ZOO.items() if line.hears and not line.pix
 TYPES = ("f16", "bf16", "f32", "q8_0")
 SOFTPLUS = ".per_dim_scale."  # torch rounds its exponentials differently on different processors
 ULPS = 2
+UNSEEN = "clip.vision.*"
+SINUSOIDS = "a.position_embd.weight"
+MISNAMED = (".conv_norm_var.", ".conv_norm.")  # by the converter; and as llama.cpp looks for it
 
 
 def made(name: str, folder: Path, *types: str, published: bool = False, **options: Any) -> tuple[Any, dict[str, Path]]:
@@ -45,25 +49,43 @@ def test_a_projector_is_that_of_the_converter(name: str, tmp_path: Path) -> None
     line = zoo.ZOO[name]
     folder = tmp_path / "Tiny-Fixture"
     _, files = made(name, folder, *TYPES, published=line.two_spellings)
+    if UNSEEN in line.differs:  # the converter fails on the encoder of images
+        without(folder, "thinker.visual.")
+        (folder / "preprocessor_config.json").write_text(json.dumps(zoo.SIGLIP_PIXELS), encoding="utf-8")
     for type, file in files.items():
         mine = open_gguf(file)
         path = reference.convert(folder, tmp_path / f"{type}.gguf", "--mmproj", "--outtype", type, raw=True)
         theirs = open_gguf(path)
         a, b = tensors(mine), tensors(theirs)
+        if f"a.blk.*{MISNAMED[0]}*" in line.differs:
+            b = {each.replace(*MISNAMED): tensor for each, tensor in b.items()}
         only = {each for each in a.keys() ^ b.keys() if not any(fnmatch(each, name) for name in line.differs)}
         assert not only, (type, only)
         wrong = [each for each in a.keys() & b.keys() if a[each] != b[each] and not _nearly(each, a[each], b[each])]
         assert not wrong, (type, wrong)
         wrong = {
             key: (mine.metadata.get(key), theirs.metadata.get(key))
-            for key in (mine.metadata.keys() | theirs.metadata.keys()) - line.differs.keys()
+            for key in mine.metadata.keys() | theirs.metadata.keys()
             if mine.metadata.get(key) != theirs.metadata.get(key)
+            and not any(fnmatch(key, name) for name in line.differs)
         }
         assert not wrong, type
 
 
+def without(folder: Path, before: str) -> None:
+    """The tensors whose names begin so, taken out of a checkpoint."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if not name.startswith(before)}
+    save_file(kept, path, {"format": "pt"})
+
+
 def _nearly(name: str, a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     """Whether two tensors of a function that torch computes in float32 are equal but for the last bits."""
+    if name == SINUSOIDS and a[:2] == b[:2]:  # frequencies are rounded, and multiplied by the number of the row
+        apart = np.abs(np.frombuffer(a[2], np.float32) - np.frombuffer(b[2], np.float32)).reshape(a[0])
+        return bool((apart <= (1 + np.arange(len(apart)))[:, None] * 2.0**-22).all())
     if SOFTPLUS not in name or a[:2] != b[:2]:
         return False
     steps = np.frombuffer(a[2], np.int32).astype(int) - np.frombuffer(b[2], np.int32)
@@ -401,28 +423,3 @@ def test_sound_becomes_the_embeddings_of_transformers(samples: int, tmp_path: Pa
     error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
     print(f"{samples}: {error:.2e}")
     assert error < 1e-5
-
-
-# llama.cpp averages pairs of frames of Voxtral, which transformers does not, and then stops at a count of its own.
-# Audio Flamingo is in test_hearing.py.
-ELSEWHERE = ("voxtral", "audio-flamingo")
-
-
-@pytest.mark.parametrize("name", [name for name in HEARING if name not in ELSEWHERE])
-def test_what_whisper_hears_becomes_the_embeddings_of_transformers(name: str, tmp_path: Path) -> None:
-    """Just under half a minute, which both encode in one piece."""
-    import torch
-    import transformers
-
-    model, files = made(name, tmp_path / "Tiny-Fixture", "f32")
-    extractor, heard = transformers.WhisperFeatureExtractor(feature_size=128), sound(29 * 16000)
-    features = extractor(heard, sampling_rate=16000, return_tensors="pt").input_features
-    for layer in (model.model.audio_tower.conv1, model.model.audio_tower.conv2):  # ggml convolves in half precision
-        layer.weight.data = layer.weight.data.half().float()
-    with torch.no_grad():
-        theirs = model.model.multi_modal_projector(model.model.audio_tower(features).last_hidden_state[0]).numpy()
-    ours = mtmd.embeddings(tmp_path / "Tiny-Fixture-F32.gguf", files["f32"], heard)
-    assert ours.shape == theirs.shape
-    error = ((ours - theirs) ** 2).sum() / (theirs**2).sum()
-    print(f"{name}: {error:.2e}")
-    assert error < 1e-3  # not taken apart yet; the two compute spectra by ways of their own

@@ -8,7 +8,17 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.ops import Op
-from ggufsmith.convert.projectors.ops import Bound, PixelsToPlanes, RowAsVector, Slice, Softplus
+from ggufsmith.convert.projectors.ops import (
+    Bound,
+    NormScale,
+    NormShift,
+    PixelsToPlanes,
+    Pointwise,
+    RowAsVector,
+    Sinusoids,
+    Slice,
+    Softplus,
+)
 
 RNG = np.random.default_rng(0)
 FILM = RNG.standard_normal((5, 3, 2, 4, 6), dtype=np.float32)
@@ -20,6 +30,7 @@ CASES: list[tuple[Op, NDArray[np.float32], NDArray[np.float32]]] = [
     (Slice(1, 2), FILM, FILM[:, 2]),
     (PixelsToPlanes(4), PATCHES, PATCHES.reshape(5, 4, 4, 3).transpose(0, 3, 1, 2)),
     (RowAsVector(4), MATRIX, MATRIX[4]),
+    (Pointwise(), MATRIX[..., None], MATRIX),
     (Bound(), np.float32(1.5).reshape(()), np.array([1.5], np.float32)),
     (Softplus(), MATRIX[0] * 20, np.log1p(np.exp((MATRIX[0] * 20).astype(float))).astype(np.float32)),
 ]
@@ -55,6 +66,8 @@ def test_rows(op: Op, source: NDArray[np.float32], expected: NDArray[np.float32]
         (PixelsToPlanes(4), (5, 47)),
         (PixelsToPlanes(4), (48,)),
         (RowAsVector(9), (9, 7)),
+        (Pointwise(), (9, 7)),
+        (Pointwise(), (9, 7, 3)),
         (RowAsVector(0), (9,)),
         (Bound(), (2,)),
     ],
@@ -80,3 +93,33 @@ def test_softplus_of_large_numbers() -> None:
     found: Callable[[int, int, int], NDArray[np.float32]] = lambda k, start, stop: x[start:stop, None]  # noqa: E731
     soft = Softplus().rows(found, (x.shape,), 0, 5)[:, 0]
     assert np.isfinite(soft).all() and soft[-1] == x[-1] and soft[0] >= 0
+
+
+@pytest.mark.parametrize("step", [1, 4, 1000])
+def test_a_trained_batch_norm_is_a_factor_and_a_shift(step: int) -> None:
+    """x * scale + shift, against the definition in float64."""
+    weight, bias, mean, x = (RNG.standard_normal((9, 1), dtype=np.float32) for _ in range(4))
+    variance = RNG.random((9, 1), dtype=np.float32)
+
+    def rows(op: Op, *sources: NDArray[np.float32]) -> NDArray[np.float32]:
+        shapes = tuple(source.shape[:1] for source in sources)
+        ends = [(at, min(at + step, 9)) for at in range(0, 9, step)]
+        return np.concatenate([op.rows(lambda k, a, b: sources[k][a:b].copy(), shapes, *end) for end in ends])
+
+    scale, shift = rows(NormScale(), weight, variance), rows(NormShift(), bias, mean, weight, variance)
+    assert scale.dtype == shift.dtype == np.float32
+    exact = (x.astype(float) - mean) / np.sqrt(variance.astype(float) + 1e-5) * weight + bias
+    assert np.allclose(x * scale + shift, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [1, 5, 1000])
+def test_sinusoids(step: int) -> None:
+    """Against the definition in float64: frequencies from 1 down to 1 / 10000, sines before cosines."""
+    op = Sinusoids(13, 8)
+    assert op.shape() == (13, 8)
+    found = np.concatenate([op.rows(lambda *_: FILM, (), at, min(at + step, 13)) for at in range(0, 13, step)])
+    angles = np.arange(13)[:, None] * 10000.0 ** (-np.arange(4) / 3)
+    assert found.dtype == np.float32
+    assert np.allclose(found, np.concatenate([np.sin(angles), np.cos(angles)], axis=1), rtol=0, atol=2e-6)
+    with pytest.raises(ValueError, match="sines and cosines"):
+        Sinusoids(13, 7).shape()
