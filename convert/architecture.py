@@ -119,6 +119,7 @@ class TensorRule:
     made:     no checkpoint has the tensor: it is made of the config alone.
     exact:    it is stored in float32 whatever the output type.
     typed:    it has the output type, where llama.cpp's converter keeps such tensors of other architectures in float32.
+    integers: it holds 64-bit integers, in the checkpoint and in every file.
     """
 
     tensor: Tensor
@@ -134,6 +135,7 @@ class TensorRule:
     made: Callable[[Dims], Op] | None = None
     exact: bool = False
     typed: bool = False
+    integers: bool = False
     when: Callable[[Dims], bool] = lambda dims: True
 
 
@@ -247,6 +249,8 @@ class Architecture:
     numbers:  sources that become keys (see `convert.numbers`).
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     stacks:   the stacks of one length that its blocks are in (see `convert.stacks`).
+    drafts:   it guesses tokens for another model, whose config.json stands in its own config as `target_config` (see
+              `convert.targets`), and whose vocabulary its file has.
     """
 
     arch: Arch
@@ -278,6 +282,7 @@ class Architecture:
     numbers: tuple[Number, ...] = ()
     head_rows: int = 1
     stacks: tuple[str, ...] = ()
+    drafts: bool = False
 
     def known_name(self, source: str) -> str:
         """The name of a tensor as `gguf.tensor_mapping` spells it (see `spellings`)."""

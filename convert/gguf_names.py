@@ -18,6 +18,8 @@ class NewArch(Enum):
 
     COHERE2MOE = "cohere2moe"
     DEEPSEEK32 = "deepseek32"
+    DFLASH = "dflash"
+    EAGLE3 = "eagle3"
     GEMMA4_ASSISTANT = "gemma4-assistant"
     GRANITE_SWA = "granite_swa"
     HRM_TEXT = "hrm_text"
@@ -32,6 +34,15 @@ class NewArch(Enum):
 class NewTensor(Enum):
     """Tensors, by the name in front of .weight; {bid} is the number of the block."""
 
+    D2T = "d2t"
+    DFLASH_ATTN_CONV_BASE = "blk.{bid}.attn_conv_base"
+    DFLASH_ATTN_CONV_PROJ = "blk.{bid}.attn_conv_proj"
+    DFLASH_FFN_CONV_BASE = "blk.{bid}.ffn_conv_base"
+    DFLASH_FFN_CONV_PROJ = "blk.{bid}.ffn_conv_proj"
+    DFLASH_SELECTOR_HIDDEN = "selector_hidden"
+    DFLASH_SELECTOR_NEXT = "selector_successor"
+    DFLASH_SELECTOR_PREV = "selector_predecessor"
+    FC = "fc"
     HC_ATTN_BASE = "blk.{bid}.hc_attn_base"
     HC_ATTN_FN = "blk.{bid}.hc_attn_fn"
     HC_ATTN_SCALE = "blk.{bid}.hc_attn_scale"
@@ -53,6 +64,9 @@ class NewKeys:
     """Keys of metadata."""
 
     ATTENTION_VALUE_SCALE = "{arch}.attention.value_scale"
+    BLOCK_SIZE = "{arch}.block_size"
+    CONV_GROUP_SIZE = "{arch}.conv_group_size"
+    CONV_KERNEL_SIZE = "{arch}.conv_kernel_size"
     HRM_H_CYCLES = "{arch}.hrm.h_cycles"
     HRM_LAYERS_PER_STACK = "{arch}.hrm.layers_per_stack"
     HRM_L_CYCLES = "{arch}.hrm.l_cycles"
@@ -63,7 +77,13 @@ class NewKeys:
     INDEXER_BLOCK_SIZE = "{arch}.attention.indexer.block_size"
     INDEXER_LOCAL_BLOCKS = "{arch}.attention.indexer.local_blocks"
     INDEXER_TYPES = "{arch}.attention.indexer.types"
+    NORM_BEFORE_FC = "{arch}.norm_before_fc"
+    NORM_BEFORE_RESIDUAL = "{arch}.norm_before_residual"
     ROPE_PATTERN = "{arch}.attention.rope_pattern"
+    SELECTOR_RANK = "{arch}.selector_rank"
+    SELECTOR_TOP_K = "{arch}.selector_top_k"
+    TARGET_HIDDEN_SIZE = "{arch}.target_hidden_size"
+    TARGET_LAYERS = "{arch}.target_layers"
 
 
 Arch: TypeAlias = MODEL_ARCH | NewArch

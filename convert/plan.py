@@ -33,6 +33,7 @@ from ggufsmith.convert.stacks import counted_through
 from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
+INTEGERS = "I64"  # of what holds no weights
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
@@ -393,10 +394,10 @@ def _output(
         source = piece.source
         if source.shape != expected:
             problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
-        if source.dtype not in SOURCE_FORMATS:
-            problems.append(
-                f"{source.name}: {source.dtype} weights are not supported ({', '.join(SOURCE_FORMATS)} are)"
-            )
+        known = (INTEGERS,) if rule.integers else tuple(SOURCE_FORMATS)
+        if source.dtype not in known:
+            what = "numbers" if rule.integers else "weights"
+            problems.append(f"{source.name}: {source.dtype} {what} are not supported ({', '.join(known)} are)")
         elif source.dtype != pieces[0].source.dtype:
             problems.append(f"{source.name}: {source.dtype}, while {names[0]} is {pieces[0].source.dtype}")
     if len(problems) > before:
@@ -407,6 +408,8 @@ def _output(
         problems.append(f"{names[0]}: {error}")
         return None
     sources = tuple(piece.source for piece in pieces)
+    if rule.integers:
+        return TensorPlan(slot.name, shape, op, sources, False, tuple((name, INTEGERS) for name in SOURCE_FORMATS))
     return TensorPlan(
         slot.name, shape, op, sources, len(shape) <= 1 or rule.exact or (stays_f32(slot) and not rule.typed)
     )

@@ -17,7 +17,7 @@ from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.ops import Array
-from ggufsmith.convert.plan import SOURCE_FORMATS, TensorPlan
+from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.convert.stored import Checkpoint, StoredTensor
 from ggufsmith.pipeline.stream import Scratch
 from ggufsmith.quantize.rows import encode
@@ -50,7 +50,7 @@ class ConvertedTensor:
     @property
     def stored(self) -> Format:
         """What the sources hold."""
-        return SOURCE_FORMATS[self.output.sources[0].dtype] if self.output.sources else F32
+        return BY_NAME[self.output.sources[0].dtype] if self.output.sources else F32
 
     @property
     def held(self) -> Format:

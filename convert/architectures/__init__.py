@@ -102,5 +102,6 @@ IGNORED = frozenset(
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
+    speculators_config speculators_model_type speculators_version num_target_layers eagle_config
     """.split()
 )

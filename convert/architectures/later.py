@@ -8,10 +8,10 @@ LATER = frozenset(
     ArcticForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV3ForCausalLM
     BailingMoeV3VLForConditionalGeneration BitNetForCausalLM BitnetForCausalLM ChatGLMForConditionalGeneration
     ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM DeepseekForCausalLM
-    DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM DFlash2DraftModel
-    DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
-    Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
-    Eagle3LlamaForCausalLM Eagle3Speculator ExaoneForCausalLM Gemma4DSparkModel Glm5NextForConditionalGeneration
+    DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM
+    DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
+    Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator
+    ExaoneForCausalLM Gemma4DSparkModel Glm5NextForConditionalGeneration
     Glm5vForConditionalGeneration GlmasrModel GPTRefactForCausalLM Granite4VisionForConditionalGeneration
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM
     Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM InternLM3ForCausalLM InternVisionModel
@@ -19,9 +19,9 @@ LATER = frozenset(
     KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration KimiVLForConditionalGeneration
     KORMoForCausalLM Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration Lfm2DSparkDraftModel
     LightOnOCRForConditionalGeneration LingDSparkModel LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM
-    LlamaBidirectionalModel LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MaincoderForCausalLM
+    LlamaBidirectionalModel LlavaStableLMEpochForCausalLM MaincoderForCausalLM
     MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniCPMForCausalLM
-    MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM MuseGlimmerAssistantModel NanbeigeForCausalLM
+    MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM NanbeigeForCausalLM
     NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead
     OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PanguEmbeddedForCausalLM Phi4ForCausalLMV
     PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM

@@ -21,6 +21,7 @@ import layout_twins
 import mistral
 import original
 import quantized
+import targeted
 import zoo
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.convert.architectures import ARCHITECTURES
@@ -145,6 +146,7 @@ def test_every_architecture_is_here() -> None:
     classes = {line.model_class for line in (*lines, *encoders.BOTH.values())}
     classes |= {kind.model_class for kind in checkpoints.KINDS.values()}
     classes |= {draft.model.model_class for draft in drafts.DRAFTS.values()}
+    classes |= {line.model_class for line in targeted.LINES.values()}
     classes |= set(mistral.CLASSES) | {twin.model_class for twin in layout_twins.TWINS.values()}
     missing = [record for record in ARCHITECTURES if not classes & set(record.classes)]
     assert [record.name for record in missing if record not in (*ENCODERS, LFM2_EMBEDDING)] == []

@@ -7,6 +7,7 @@ import drafts
 import encoders
 import layout_twins
 import mistral
+import targeted
 import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS
@@ -17,6 +18,7 @@ TRIED = {
     *(kind.model_class for kind in (*checkpoints.KINDS.values(), *LINES.values())),
     *mistral.CLASSES,
     *(twin.model_class for twin in layout_twins.TWINS.values()),
+    *(line.model_class for line in targeted.LINES.values()),
 }
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
@@ -36,6 +38,8 @@ OTHER_NAMES = {
     "PhiMoEForCausalLM",
     "Qwen2Model",
     "Qwen3Model",
+    "Eagle3LlamaForCausalLM",
+    "Eagle3DraftModel",
     "DistilBertForMaskedLM",
     "StableLMEpochForCausalLM",
     "T5WithLMHeadModel",
