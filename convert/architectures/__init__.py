@@ -101,6 +101,14 @@ IGNORED = frozenset(
     image_size patch_size
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
+    llm_config force_image_size dynamic_image_size image_fold max_dynamic_patch min_dynamic_patch pad2square ps_version
+    select_layer template system_message use_backbone_lora use_llm_lora use_thumbnail use_bfloat16 add_cross_attention
+    bad_words_ids begin_suppress_tokens cross_attention_hidden_size diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_scores prefix pruned_heads remove_invalid_values repetition_penalty
+    return_dict_in_generate suppress_tokens temperature tf_legacy_loss top_k top_p torchscript typical_p
+    _attn_implementation_autoset _commit_hash
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
     speculators_config speculators_model_type speculators_version num_target_layers eagle_config
     """.split()

@@ -6,7 +6,7 @@ from ggufsmith.convert.projectors.gemma4 import GEMMA4
 from ggufsmith.convert.projectors.gemma4_unified import GEMMA4_UNIFIED
 from ggufsmith.convert.projectors.glm import GLMS
 from ggufsmith.convert.projectors.hunyuan import HUNYUAN_VL
-from ggufsmith.convert.projectors.internvl import INTERN
+from ggufsmith.convert.projectors.internvl import INTERNS
 from ggufsmith.convert.projectors.janus import JANUS
 from ggufsmith.convert.projectors.llama4 import LLAMA4
 from ggufsmith.convert.projectors.minicpm import MINICPM_V
@@ -24,7 +24,7 @@ PROJECTORS = (
     GEMMA4,
     GEMMA4_UNIFIED,
     *PIXTRALS,
-    INTERN,
+    *INTERNS,
     PADDLE_OCR,
     HUNYUAN_VL,
     JANUS,

@@ -48,7 +48,9 @@ for line in sys.stdin:
                     if isinstance(known, type) and issubclass(known, TextModel) and "set_vocab" in vars(known):
                         known.set_vocab = lambda self: self._set_vocab_gpt2()
         if job["raw"]:
-            read = lambda folder, is_mistral_format: json.loads((folder / "config.json").read_text())
+            def read(folder, is_mistral_format):
+                config = json.loads((folder / "config.json").read_text())
+                return {**config, "text_config": config["llm_config"]} if "llm_config" in config else config
             ModelBase.load_hparams = staticmethod(read)
         sys.argv = ["convert_hf_to_gguf.py", *job["arguments"]]
         status = 1

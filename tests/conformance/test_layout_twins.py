@@ -19,7 +19,10 @@ from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.plan import make_plan
 from ggufsmith.evaluate.skeleton import build_skeleton
 from ggufsmith.evaluate.variants import opened_model
-from requesting import request
+from requesting import request, run
+from tiny import write_line
+
+PLAIN = {"published": False, "wide": False, "dtype": "float32", "seed": 0}
 
 pytestmark = pytest.mark.conformance
 
@@ -53,6 +56,26 @@ def test_a_line(name: str, tmp_path: Path) -> None:
     assert {key: mine.metadata.get(key) for key in keys} == {key: theirs.metadata.get(key) for key in keys}
 
 
+@pytest.mark.parametrize("name", [name for name, twin in layout_twins.TWINS.items() if twin.model.pixels])
+def test_a_projector(name: str, tmp_path: Path) -> None:
+    """As the converter's; and as from the other layout, of which test_projectors.py shows what libmtmd sees with it."""
+    twin, made = layout_twins.TWINS[name], []
+    for write in (layout_twins.write, lambda name, folder: write_line(twin.model, folder, **PLAIN)):
+        folder = tmp_path / str(len(made)) / "Tiny-Fixture"
+        folder.mkdir(parents=True)
+        write(name, folder)
+        run(request(folder, outtype="f32", mmproj=True, outdir=folder.parent))
+        made.append(open_gguf(folder.parent / "mmproj-Tiny-Fixture-F16.gguf"))
+    assert tensors(made[0]) == tensors(made[1])
+    folder = tmp_path / "0" / "Tiny-Fixture"
+    path = reference.convert(folder, tmp_path / "theirs.gguf", "--mmproj", "--outtype", "f16", raw=True)
+    theirs = open_gguf(path)
+    assert tensors(made[0]) == tensors(theirs)
+    assert made[0].metadata == theirs.metadata
+    more = {"clip.vision.preproc_min_tiles", "clip.vision.preproc_max_tiles"}
+    assert {key: value for key, value in theirs.metadata.items() if key not in more} == dict(made[1].metadata)
+
+
 @pytest.mark.parametrize("name", layout_twins.TWINS)
 def test_what_needs_the_class_is_refused(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "Tiny-Fixture"
@@ -61,5 +84,7 @@ def test_what_needs_the_class_is_refused(name: str, tmp_path: Path) -> None:
     mine = ours(folder, tmp_path / "ours.gguf", "f32")
     with pytest.raises(Unsupported, match="does not have the class"), opened_model(request(folder)) as model:
         build_skeleton(model)
+    if layout_twins.TWINS[name].inside:  # the file of its text model is that of any
+        return
     with pytest.raises(Unsupported, match="no Hugging Face class"):
         prepare(ToHfJob(mine.path, tmp_path / "back", sync=False))
