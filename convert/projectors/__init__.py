@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ggufsmith.convert.projectors.exaone import EXAONE
 from ggufsmith.convert.projectors.gemma4 import GEMMA4
 from ggufsmith.convert.projectors.gemma4_unified import GEMMA4_UNIFIED
 from ggufsmith.convert.projectors.glm import GLMS
@@ -24,6 +25,7 @@ PROJECTORS = (
     GEMMA4,
     GEMMA4_UNIFIED,
     *PIXTRALS,
+    EXAONE,
     *INTERNS,
     PADDLE_OCR,
     HUNYUAN_VL,

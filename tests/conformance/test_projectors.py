@@ -176,6 +176,7 @@ HOW = {
         options={"size": {"height": 112, "width": 112}, "crop_to_patches": True},
         features=("pixel_values",),
     ),
+    "exaone": QWEN,
     "qwen2": QWEN,
     "qwen3": QWEN,
     "gemma3": Seeing(
