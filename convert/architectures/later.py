@@ -10,7 +10,7 @@ LATER = frozenset(
     ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM DeepseekForCausalLM
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM
     DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
-    Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator
+    Dots3NoteTextForCausalLM DreamModel DSparkDraftModel DSparkSpeculator
     ExaoneForCausalLM Gemma4DSparkModel Glm5NextForConditionalGeneration
     Glm5vForConditionalGeneration GlmasrModel GPTRefactForCausalLM Granite4VisionForConditionalGeneration
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM

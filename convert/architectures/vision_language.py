@@ -332,6 +332,13 @@ MINICPM_V = replace(
     mtp=None,
 )
 
+DOTS_OCR = replace(
+    QWEN2,
+    classes=("DotsOCRForCausalLM",),
+    models="dots.ocr (text)",
+    drop={**QWEN2.drop, **VISION_TOWER},
+    pooling=False,
+)
 VOXTRAL = replace(
     LLAMA,
     classes=("VoxtralForConditionalGeneration",),
@@ -381,6 +388,7 @@ VISION_LANGUAGE = (
     HUNYUAN_VL,
     JANUS,
     MINICPM_V,
+    DOTS_OCR,
     VOXTRAL,
     QWEN2_AUDIO,
     AUDIO_FLAMINGO,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from ggufsmith.convert.projectors.dots import DOTS_OCR
 from ggufsmith.convert.projectors.exaone import EXAONE
 from ggufsmith.convert.projectors.gemma4 import GEMMA4
 from ggufsmith.convert.projectors.gemma4_unified import GEMMA4_UNIFIED
@@ -26,6 +27,7 @@ PROJECTORS = (
     GEMMA4_UNIFIED,
     *PIXTRALS,
     EXAONE,
+    DOTS_OCR,
     *INTERNS,
     PADDLE_OCR,
     HUNYUAN_VL,
