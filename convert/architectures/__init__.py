@@ -101,6 +101,7 @@ IGNORED = frozenset(
     image_size patch_size
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
+    understand_projector_stride projector_bias
     llm_config force_image_size dynamic_image_size image_fold max_dynamic_patch min_dynamic_patch pad2square ps_version
     select_layer template system_message use_backbone_lora use_llm_lora use_thumbnail use_bfloat16 add_cross_attention
     bad_words_ids begin_suppress_tokens cross_attention_hidden_size diversity_penalty do_sample early_stopping

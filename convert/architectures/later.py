@@ -29,7 +29,7 @@ LATER = frozenset(
     Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
     Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM
     RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM
-    SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM StepVLForConditionalGeneration
+    SarvamMoEForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM
     TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec XverseForCausalLM
     YoutuVLForConditionalGeneration
     """.split()

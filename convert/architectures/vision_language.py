@@ -339,6 +339,13 @@ DOTS_OCR = replace(
     drop={**QWEN2.drop, **VISION_TOWER},
     pooling=False,
 )
+STEP_VL = replace(
+    QWEN3,
+    classes=("StepVLForConditionalGeneration",),
+    models="Step3-VL (text)",
+    drop={**QWEN3.drop, **VISION_TOWER, "vit_large_projector.": next(iter(VISION_TOWER.values()))},
+    pooling=False,
+)
 VOXTRAL = replace(
     LLAMA,
     classes=("VoxtralForConditionalGeneration",),
@@ -389,6 +396,7 @@ VISION_LANGUAGE = (
     JANUS,
     MINICPM_V,
     DOTS_OCR,
+    STEP_VL,
     VOXTRAL,
     QWEN2_AUDIO,
     AUDIO_FLAMINGO,

@@ -17,6 +17,7 @@ from ggufsmith.convert.projectors.pixtral import PIXTRALS
 from ggufsmith.convert.projectors.qwen import QWEN
 from ggufsmith.convert.projectors.record import Projector
 from ggufsmith.convert.projectors.siglip import SIGLIP
+from ggufsmith.convert.projectors.step import STEP
 from ggufsmith.convert.projectors.whisper import WHISPERS
 
 PROJECTORS = (
@@ -33,6 +34,7 @@ PROJECTORS = (
     HUNYUAN_VL,
     JANUS,
     MINICPM_V,
+    STEP,
     LLAMA4,
     *WHISPERS,
 )

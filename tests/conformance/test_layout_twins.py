@@ -102,6 +102,18 @@ def test_the_projector_of_dots_ocr(type: str, tmp_path: Path) -> None:
         assert error < 1e-5
 
 
+def test_the_projector_of_step_vl(tmp_path: Path) -> None:
+    """As the converter's; what libmtmd sees with it, test_projectors.py shows with that of Step 3.7."""
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    layout_twins.write("step-vl", folder)
+    run(request(folder, outtype="f32", mmproj=True, outdir=tmp_path))
+    mine, path = open_gguf(tmp_path / "mmproj-Tiny-Fixture-F16.gguf"), tmp_path / "theirs.gguf"
+    reference.convert(folder, path, "--mmproj", "--outtype", "f16", raw=True, asserts=False)
+    assert tensors(mine) == tensors(open_gguf(path))
+    assert mine.metadata == open_gguf(path).metadata
+
+
 def seen_by_dots(weights: dict[str, Any], image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(tokens, length) of an image that needs no scaling."""
     import torch
