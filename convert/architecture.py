@@ -127,6 +127,7 @@ class TensorRule:
     joined:   makes the output from several sources, each a piece of its own shape (see `Fused.piece`).
     exact:    it is stored in float32 whatever the output type.
     typed:    it has the output type, where llama.cpp's converter keeps such tensors of other architectures in float32.
+    integers: it holds 64-bit integers, in the checkpoint and in every file.
     """
 
     tensor: Tensor
@@ -144,6 +145,7 @@ class TensorRule:
     joined: Callable[[Dims], Op] | None = None
     exact: bool = False
     typed: bool = False
+    integers: bool = False
     when: Callable[[Dims], bool] = lambda dims: True
 
     @property
@@ -265,6 +267,8 @@ class Architecture:
     numbers:  sources that become keys (see `convert.numbers`).
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     stacks:   the stacks of one length that its blocks are in (see `convert.stacks`).
+    drafts:   it guesses tokens for another model, whose config.json stands in its own config as `target_config` (see
+              `convert.targets`), and whose vocabulary its file has.
     """
 
     arch: Arch
@@ -297,6 +301,7 @@ class Architecture:
     numbers: tuple[Number, ...] = ()
     head_rows: int = 1
     stacks: tuple[str, ...] = ()
+    drafts: bool = False
 
     def known_name(self, source: str) -> str:
         """The name of a tensor as `gguf.tensor_mapping` spells it (see `spellings`)."""

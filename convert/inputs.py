@@ -11,7 +11,7 @@ from pathlib import Path
 # Everything but the weights that is read while converting, in any spelling of a checkpoint.
 COMPANIONS = """
     config.json generation_config.json params.json README.md adapter_config.json
-    preprocessor_config.json processor_config.json
+    preprocessor_config.json processor_config.json mask_embedding.pt
     quantize_config.json quant_config.json hf_quant_config.json
     tokenizer.json tokenizer_config.json tokenizer.model tokenizer.model.v* tekken.json special_tokens_map.json
     added_tokens.json vocab.json merges.txt qwen.tiktoken

@@ -291,3 +291,18 @@ class Constant(Op):
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         return np.asarray(self.values[start:stop], np.float32)[:, None]
+
+
+@dataclass(frozen=True)
+class PlaceAdded(Op):
+    """Integers, each with its own place added: distances from the places become numbers of tokens, or back (undo)."""
+
+    undo: bool = False
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        places = np.arange(start, stop, dtype=np.int64)[:, None]
+        found: Array = read(0, start, stop) + (-places if self.undo else places)
+        return found
+
+    def inverse(self, source: int = 0) -> "PlaceAdded":
+        return PlaceAdded(not self.undo)

@@ -34,6 +34,7 @@ from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
 INTEGERS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("I32", "I64")}
+WIDE = "I64"  # of numbers of tokens, which llama.cpp reads as they are
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
@@ -397,13 +398,14 @@ def _output(
     if slot.part == "bias" and slot.part != rule.part and pieces[0].shape is None:
         expected = expected[:-1] or expected
         op = Copy() if op.computes else op
-    before, known = len(problems), INTEGERS if op.integers else SOURCE_FORMATS
+    before, known = len(problems), (WIDE,) if rule.integers else tuple(INTEGERS if op.integers else SOURCE_FORMATS)
     for piece in pieces:
         source = piece.source
         if source.shape != expected:
             problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
         if source.dtype not in known:
-            problems.append(f"{source.name}: {source.dtype} weights are not supported ({', '.join(known)} are)")
+            what = "weights" if known == tuple(SOURCE_FORMATS) else "numbers"
+            problems.append(f"{source.name}: {source.dtype} {what} are not supported ({', '.join(known)} are)")
         elif source.dtype != pieces[0].source.dtype:
             problems.append(f"{source.name}: {source.dtype}, while {names[0]} is {pieces[0].source.dtype}")
     if len(problems) > before:
@@ -414,6 +416,8 @@ def _output(
         problems.append(f"{names[0]}: {error}")
         return None
     sources = tuple(piece.source for piece in pieces)
+    if rule.integers:
+        return TensorPlan(slot.name, shape, op, sources, False, tuple((name, WIDE) for name in SOURCE_FORMATS))
     return TensorPlan(
         slot.name, shape, op, sources, len(shape) <= 1 or rule.exact or (stays_f32(slot) and not rule.typed)
     )

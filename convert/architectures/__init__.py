@@ -36,8 +36,9 @@ MODULES: Mapping[str, str] = {
         Mistral3ForConditionalGeneration SmolVLMForConditionalGeneration Idefics3ForConditionalGeneration
         LlavaForConditionalGeneration Exaone4_5_ForConditionalGeneration Lfm2VlForConditionalGeneration
         Glm4vForConditionalGeneration GlmOcrForConditionalGeneration Glm4vMoeForConditionalGeneration
-        InternVLForConditionalGeneration PaddleOCRVLForConditionalGeneration HunYuanVLForConditionalGeneration
-        JanusForConditionalGeneration MiniCPMV4_6ForConditionalGeneration
+        InternVLForConditionalGeneration InternVLChatModel PaddleOCRVLForConditionalGeneration
+        HunYuanVLForConditionalGeneration JanusForConditionalGeneration MiniCPMV4_6ForConditionalGeneration
+        DotsOCRForCausalLM StepVLForConditionalGeneration
     """,
     "moe": """
         GraniteMoeForCausalLM OlmoeForCausalLM MiniMaxM2ForCausalLM Glm4MoeForCausalLM Ernie4_5_MoeForCausalLM
@@ -109,7 +110,11 @@ MODULES: Mapping[str, str] = {
         GraniteSpeechPlusForConditionalGeneration Qwen3ASRForConditionalGeneration
         Qwen3OmniMoeForConditionalGeneration
     """,
-    "drafts": "Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM",
+    "drafts": """
+        Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM LlamaForCausalLMEagle3
+        Eagle3LlamaForCausalLM Eagle3DraftModel Eagle3Speculator DFlashDraftModel DFlash2DraftModel
+        MuseGlimmerAssistantModel
+    """,
 }
 
 ARCHITECTURES: ByClass[Architecture] = ByClass(__name__, MODULES)
@@ -170,5 +175,14 @@ IGNORED = frozenset(
     talker_config code2wav_config enable_audio_output audio_start_token_id audio_end_token_id
     position_id_per_seconds user_token_id system_token_id assistant_token_id im_start_token_id im_end_token_id
     tts_bos_token_id tts_eos_token_id tts_pad_token_id
+    understand_projector_stride llm_config force_image_size dynamic_image_size image_fold max_dynamic_patch
+    min_dynamic_patch pad2square ps_version select_layer template system_message use_backbone_lora use_llm_lora
+    use_thumbnail use_bfloat16 add_cross_attention bad_words_ids begin_suppress_tokens cross_attention_hidden_size
+    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores prefix pruned_heads
+    remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature tf_legacy_loss
+    top_k top_p torchscript typical_p _attn_implementation_autoset _commit_hash speculators_config
+    speculators_model_type speculators_version num_target_layers eagle_config
     """.split()
 )

@@ -234,6 +234,7 @@ class _Reader(Tables):
             "calibrate": tuple(self.texts(said["calibrate"])),
             "metadata": self.existing(said["metadata"]),
             "tokenizer": self.folder(said["tokenizer"]),
+            "target": self.folder(said["target"]),
             "base": self.folder(said["base"]) if on_hub else self.base(source, said["base"]),
             "lora": tuple(self.adapters(said["lora"])),
         }

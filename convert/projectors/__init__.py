@@ -21,7 +21,7 @@ MODULES: Mapping[str, str] = {
     "gemma4": "Gemma4ForConditionalGeneration",
     "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
     "pixtral": "Mistral3ForConditionalGeneration MistralLarge3ForCausalLM LlavaForConditionalGeneration",
-    "internvl": "InternVLForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration InternVLChatModel",
     "paddle": "PaddleOCRVLForConditionalGeneration",
     "hunyuan": "HunYuanVLForConditionalGeneration",
     "janus": "JanusForConditionalGeneration",
@@ -33,6 +33,9 @@ MODULES: Mapping[str, str] = {
     """,
     "granite_speech": "GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration",
     "qwen_audio": "Qwen3ASRForConditionalGeneration Qwen3OmniMoeForConditionalGeneration",
+    "exaone": "Exaone4_5_ForConditionalGeneration",
+    "dots": "DotsOCRForCausalLM",
+    "step": "Step3p7ForConditionalGeneration StepVLForConditionalGeneration",
 }
 
 PROJECTORS: ByClass[Projector] = ByClass(__name__, MODULES)

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import adapters
 import checkpoints
+import eagle3
 import messages
 import seeing
 from ggufsmith.cli.app import app, convert_app, quant_app
@@ -127,6 +128,9 @@ CASES = {
     ),
     "a projector of a text model": Case("gguf-convert model --mmproj", "gguf-convert model"),
     "blocks for prediction that are not there": Case("gguf-convert model --mtp only", "gguf-convert model"),
+    "a draft without its model": Case("gguf-convert draft", "gguf-convert draft --target deep"),
+    "a model to draft for that is not wanted": Case("gguf-convert model --target deep", "gguf-convert model"),
+    "a draft for a draft": Case("gguf-convert draft --target draft", "gguf-convert draft --target deep"),
     "a projector of a model that is not known to see": Case("gguf-convert claims --mmproj", "gguf-convert claims"),
     "a projector of a model that never saw": Case("gguf-convert reads --mmproj", "gguf-convert reads"),
     "a projector of a model that lost its eyes": Case("gguf-convert blind --mmproj", "gguf-convert blind"),
@@ -344,6 +348,8 @@ def write_checkpoints(home: Path) -> None:
     tensors = checkpoints.tensors_of(config)
     tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 0x4790  # 73728 in bfloat16
     checkpoints.write_tensors(tensors, home / "large", "bfloat16")
+    checkpoints.write("llama", home / "deep", num_hidden_layers=6)
+    eagle3.write(home / "draft", home / "deep")
     seeing.write(home / "sees")
     seeing.write(home / "blind", without="visual")
     seeing.write(home / "reads", without="visual")

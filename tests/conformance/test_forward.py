@@ -23,6 +23,7 @@ import mistral
 import newest
 import original
 import quantized
+import targeted
 import tiny
 import zoo
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
@@ -149,6 +150,7 @@ def test_every_architecture_is_here() -> None:
     classes |= {kind.model_class for kind in checkpoints.KINDS.values()}
     classes |= {draft.model.model_class for draft in drafts.DRAFTS.values()}
     classes |= {line.model_class for line in newest.NEWEST.values()}
+    classes |= {line.model_class for line in targeted.LINES.values()}
     classes |= set(mistral.CLASSES) | {twin.model_class for twin in layout_twins.TWINS.values()}
     missing = [record for record in ARCHITECTURES.records() if not classes & set(record.classes)]
     assert [

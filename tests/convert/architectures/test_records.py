@@ -13,6 +13,7 @@ import encoders
 import layout_twins
 import mistral
 import newest
+import targeted
 import zoo
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures import ARCHITECTURES
@@ -27,6 +28,7 @@ TRIED = {
     *(line.model_class for line in newest.NEWEST.values()),
     *mistral.CLASSES,
     *(twin.model_class for twin in (*layout_twins.TWINS.values(), *encoder_twins.TWINS.values())),
+    *(line.model_class for line in targeted.LINES.values()),
 }
 # Further names of a class that is tried: earlier spellings, the model without its head, or inside a larger one.
 OTHER_NAMES = {
@@ -50,6 +52,8 @@ OTHER_NAMES = {
     "PhiMoEForCausalLM",
     "Qwen2Model",
     "Qwen3Model",
+    "Eagle3LlamaForCausalLM",
+    "Eagle3DraftModel",
     "DistilBertForMaskedLM",
     "StableLMEpochForCausalLM",
     "T5WithLMHeadModel",
