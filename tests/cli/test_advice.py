@@ -219,6 +219,9 @@ TABLE = "tests/conformance/test_sensitivity.py::test_the_command_writes_a_table_
 JUDGED = "tests/conformance/test_perplexity.py::test_a_recipe_is_judged_as_the_file_that_it_writes"
 # The beginnings of texts whose advice is followed by a test elsewhere.
 ELSEWHERE = {
+    "transformers adds the model's adapter where": (
+        "tests/convert/lora/test_lora_export.py::test_an_adapter_alone_becomes_a_gguf_adapter"
+    ),
     "the finished part is kept": "tests/container/test_resume.py::test_interrupted",
     "Allow larger shards": "tests/container/test_shards.py::test_a_plan_is_whole",
     "{count} weights are equivalent": "tests/convert/dequantize/test_sources_exact.py::test_symmetric_gptq_is_q4_0",
