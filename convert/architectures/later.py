@@ -23,7 +23,7 @@ LATER = frozenset(
     MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM
     MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM MuseGlimmerAssistantModel NanbeigeForCausalLM
     NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERTForSequenceClassification
-    OpenELMForCausalLM PaddleOCRVisionModel Phi4ForCausalLMV
+    OpenELMForCausalLM PaddleOCRVisionModel
     PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM
     PocketTTSModel Qwen2_5OmniModel Qwen3ASRForConditionalGeneration Qwen3DSparkModel
     Qwen3OmniMoeForConditionalGeneration Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
