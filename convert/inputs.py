@@ -15,7 +15,7 @@ COMPANIONS = """
     quantize_config.json quant_config.json hf_quant_config.json
     tokenizer.json tokenizer_config.json tokenizer.model tokenizer.model.v* tekken.json special_tokens_map.json
     added_tokens.json vocab.json merges.txt qwen.tiktoken
-    modules.json *_Pooling/config.json *_Dense/config.json sentencepiece.bpe.model vocab.txt
+    modules.json *_Pooling/config.json *_Dense/config.json sentencepiece.bpe.model spiece.model vocab.txt
     chat_template.json chat_template.jinja additional_chat_templates/*.jinja
     *.safetensors.index*.json pytorch_model*.bin.index*.json
 """.split()

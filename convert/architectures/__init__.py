@@ -90,8 +90,8 @@ MODULES: Mapping[str, str] = {
     "chameleon": "ChameleonForConditionalGeneration ChameleonForCausalLM",
     "chatglm": "QWenLMHeadModel ChatGLMModel ChatGLMForConditionalGeneration",
     "kin": """
-        MiniCPMForCausalLM ExaoneForCausalLM OrionForCausalLM XverseForCausalLM PanguEmbeddedForCausalLM
-        MaincoderForCausalLM KORMoForCausalLM
+        Phi4ForCausalLMV MiniCPMForCausalLM ExaoneForCausalLM OrionForCausalLM XverseForCausalLM
+        PanguEmbeddedForCausalLM MaincoderForCausalLM KORMoForCausalLM
     """,
     "bitnet": "BitnetForCausalLM BitNetForCausalLM",
     "deci": "DeciLMForCausalLM",

@@ -7,7 +7,7 @@ from gguf.constants import MODEL_ARCH, Keys, RopeScalingType
 
 from ggufsmith.container.values import f32, string, u32
 from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Rope
-from ggufsmith.convert.architectures.classic import QWEN2
+from ggufsmith.convert.architectures.classic import PHI3, QWEN2
 from ggufsmith.convert.architectures.dense import LLAMA_ATTENTION
 from ggufsmith.convert.architectures.groups import (
     ATTENTION,
@@ -24,6 +24,7 @@ from ggufsmith.convert.architectures.groups import (
     SILU,
     SIZES,
     STATED_HEAD_SIZE,
+    VISION_TOWER,
     VOCAB_SIZE,
     constant,
     rope_fields,
@@ -157,4 +158,11 @@ KORMO = replace(
     models="KORMo",
 )
 
-RECORDS = (MINICPM, EXAONE, ORION, XVERSE, PANGU, MAINCODER, KORMO)
+PHI4_VISION = replace(
+    PHI3,
+    classes=("Phi4ForCausalLMV",),
+    drop={**PHI3.drop, **VISION_TOWER, "mm_projector.": VISION_TOWER["vision_tower."]},
+    models="Phi-4-reasoning-vision (text)",
+)
+
+RECORDS = (PHI4_VISION, MINICPM, EXAONE, ORION, XVERSE, PANGU, MAINCODER, KORMO)

@@ -15,10 +15,10 @@ LATER = frozenset(
     LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM LlavaStableLMEpochForCausalLM MambaLMHeadModel MapleForCausalLM
     MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM
     NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERTForSequenceClassification
-    OpenELMForCausalLM PaddleOCRVisionModel Phi4ForCausalLMV PLaMo2ForCausalLM Plamo2ForCausalLM
-    PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel
-    Qwen3DSparkModel Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration
-    RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM
+    OpenELMForCausalLM PaddleOCRVisionModel Plamo2ForCausalLM PLaMo2ForCausalLM PLaMo3ForCausalLM
+    Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen2_5OmniModel Qwen3DSparkModel
+    Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration RADIOModel RND1
+    RuGPT3XLForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM
     RwkvHybridForCausalLM Sarashina2VisionForCausalLM Spark2_5ForCausalLM TalkieForCausalLM UltravoxModel
     UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec YoutuVLForConditionalGeneration
     """.split()
