@@ -22,6 +22,7 @@ from ggufsmith.convert.architectures.gemma3n import GEMMA3N
 from ggufsmith.convert.architectures.gemma4 import GEMMA4, GEMMA4_UNIFIED
 from ggufsmith.convert.architectures.gpt import GPT
 from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
+from ggufsmith.convert.architectures.granite_vision import GRANITE_VISION
 from ggufsmith.convert.architectures.hearing import HEARING
 from ggufsmith.convert.architectures.hrm import HRM_TEXT
 from ggufsmith.convert.architectures.hy_v4 import HY_V4
@@ -50,7 +51,7 @@ ARCHITECTURES = (
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
     *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON),
-    *(*HEARING, *DRAFTS),
+    *(GRANITE_VISION, *HEARING, *DRAFTS),
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
 
@@ -103,7 +104,8 @@ IGNORED = frozenset(
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
-    encoder_config projector_config downsample_rate window_size timestamp_token_id token_classification_bias
+    downsample_rate projector_dropout qformer_config image_grid_pinpoints
+    encoder_config projector_config window_size timestamp_token_id token_classification_bias
     talker_config code2wav_config enable_audio_output audio_start_token_id audio_end_token_id position_id_per_seconds
     user_token_id system_token_id assistant_token_id im_start_token_id im_end_token_id tts_bos_token_id
     tts_eos_token_id tts_pad_token_id

@@ -6,6 +6,7 @@ from ggufsmith.convert.projectors.gemma4 import GEMMA4
 from ggufsmith.convert.projectors.gemma4_unified import GEMMA4_UNIFIED
 from ggufsmith.convert.projectors.glm import GLMS
 from ggufsmith.convert.projectors.granite_speech import GRANITE_SPEECH
+from ggufsmith.convert.projectors.granite_vision import GRANITE_VISION
 from ggufsmith.convert.projectors.hunyuan import HUNYUAN_VL
 from ggufsmith.convert.projectors.internvl import INTERN
 from ggufsmith.convert.projectors.janus import JANUS
@@ -33,6 +34,7 @@ PROJECTORS = (
     MINICPM_V,
     LLAMA4,
     *WHISPERS,
+    GRANITE_VISION,
     GRANITE_SPEECH,
     *QWEN_AUDIO,
 )
