@@ -49,5 +49,5 @@ def test_hidden_states_may_be_counted_from_the_front() -> None:
     ],
 )
 def test_layers_that_there_are_not(changes: dict[str, Any]) -> None:
-    with pytest.raises(Malformed, match="deepstack_layer_map|spatial_target_layers"):
+    with pytest.raises(Malformed, match=r"deepstack_layer_map|spatial_target_layers"):
         reached(config(**changes))
