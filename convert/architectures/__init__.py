@@ -110,6 +110,7 @@ MODULES: Mapping[str, str] = {
         GraniteSpeechPlusForConditionalGeneration Qwen3ASRForConditionalGeneration
         Qwen3OmniMoeForConditionalGeneration
     """,
+    "granite_vision": "Granite4VisionForConditionalGeneration",
     "drafts": """
         Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM LlamaForCausalLMEagle3
         Eagle3LlamaForCausalLM Eagle3DraftModel Eagle3Speculator DFlashDraftModel DFlash2DraftModel
@@ -184,5 +185,6 @@ IGNORED = frozenset(
     remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature tf_legacy_loss
     top_k top_p torchscript typical_p _attn_implementation_autoset _commit_hash speculators_config
     speculators_model_type speculators_version num_target_layers eagle_config
+    projector_dropout qformer_config image_grid_pinpoints
     """.split()
 )

@@ -36,6 +36,7 @@ MODULES: Mapping[str, str] = {
     "exaone": "Exaone4_5_ForConditionalGeneration",
     "dots": "DotsOCRForCausalLM",
     "step": "Step3p7ForConditionalGeneration StepVLForConditionalGeneration",
+    "granite_vision": "Granite4VisionForConditionalGeneration",
 }
 
 PROJECTORS: ByClass[Projector] = ByClass(__name__, MODULES)

@@ -67,8 +67,15 @@ def check(facts: ProjectorFacts) -> str | None:
         return "llama.cpp assumes heads that together are as wide as the encoder"
     if former("hidden_size", 768)(facts) != facts.size("embd"):
         return "llama.cpp assumes a projector as wide as the encoder"
+    if facts.size("window") % facts.size("rate"):
+        return "window_size is not a multiple of downsample_rate"
+    return former_problem(facts, "projector_config", FORMER_BLOCKS)
+
+
+def former_problem(facts: ProjectorFacts, part: str, blocks: int) -> str | None:
+    """A sentence if a Q-Former is not what llama.cpp's graph assumes. part: of config.json, which describes it."""
     wanted = {
-        "num_hidden_layers": FORMER_BLOCKS,
+        "num_hidden_layers": blocks,
         "cross_attention_frequency": 1,
         "hidden_act": "gelu",
         "use_qformer_text_input": False,
@@ -76,11 +83,9 @@ def check(facts: ProjectorFacts) -> str | None:
     }
     usual = {"num_hidden_layers": 12, "cross_attention_frequency": 2, "hidden_act": "gelu"}
     for name, value in wanted.items():
-        found = former(name, usual.get(name, value))(facts)
+        found = facts.text.mapping(part).get(name, usual.get(name, value))
         if found != value:
-            return f"projector_config: {name} is {found!r:.40}, but llama.cpp assumes {value!r}"
-    if facts.size("window") % facts.size("rate"):
-        return "window_size is not a multiple of downsample_rate"
+            return f"{part}: {name} is {found!r:.40}, but llama.cpp assumes {value!r}"
     return None
 
 
@@ -149,24 +154,21 @@ CONFORMER = (
         more=(f"{NORM}.running_mean", f"{NORM}.weight", f"{NORM}.running_var"),
     ),
 )
-Q_FORMER = tuple(
-    rule
-    for name, source, shape in (
-        ("self_attn_q", "attention.attention.query", "embd embd"),
-        ("self_attn_k", "attention.attention.key", "embd embd"),
-        ("self_attn_v", "attention.attention.value", "embd embd"),
-        ("self_attn_out", "attention.output.dense", "embd embd"),
-        ("self_attn_norm", "attention.output.LayerNorm", "embd"),
-        ("cross_attn_q", "crossattention.attention.query", "embd embd"),
-        ("cross_attn_k", "crossattention.attention.key", "embd joined"),
-        ("cross_attn_v", "crossattention.attention.value", "embd joined"),
-        ("cross_attn_out", "crossattention.output.dense", "embd embd"),
-        ("cross_attn_norm", "crossattention.output.LayerNorm", "embd"),
-        ("ffn_up", "intermediate_query.dense", "former_ff embd"),
-        ("ffn_down", "output_query.dense", "embd former_ff"),
-        ("ffn_norm", "output_query.LayerNorm", "embd"),
-    )
-    for rule in biased(f"a.proj_blk.{{}}.{name}", f"{FORMER}.{source}", shape, copies=former_blocks)
+# Of one block of a Q-Former: in the file, in the checkpoint, and the shape, where "joined" is what it attends to.
+Q_FORMER = (
+    ("self_attn_q", "attention.attention.query", "embd embd"),
+    ("self_attn_k", "attention.attention.key", "embd embd"),
+    ("self_attn_v", "attention.attention.value", "embd embd"),
+    ("self_attn_out", "attention.output.dense", "embd embd"),
+    ("self_attn_norm", "attention.output.LayerNorm", "embd"),
+    ("cross_attn_q", "crossattention.attention.query", "embd embd"),
+    ("cross_attn_k", "crossattention.attention.key", "embd joined"),
+    ("cross_attn_v", "crossattention.attention.value", "embd joined"),
+    ("cross_attn_out", "crossattention.output.dense", "embd embd"),
+    ("cross_attn_norm", "crossattention.output.LayerNorm", "embd"),
+    ("ffn_up", "intermediate_query.dense", "former_ff embd"),
+    ("ffn_down", "output_query.dense", "embd former_ff"),
+    ("ffn_norm", "output_query.LayerNorm", "embd"),
 )
 ENCODER = EncoderRecord(
     "audio",
@@ -202,7 +204,11 @@ ENCODER = EncoderRecord(
         *biased("a.enc_ctc_out_mid", "encoder.out_mid", "embd labels"),
         ProjectorRule("a.proj_query", "projector.query", "1 queries embd"),
         *biased("a.proj_norm", "projector.qformer.layernorm", "embd"),
-        *Q_FORMER,
+        *(
+            rule
+            for name, source, shape in Q_FORMER
+            for rule in biased(f"a.proj_blk.{{}}.{name}", f"{FORMER}.{source}", shape, copies=former_blocks)
+        ),
         *biased("a.proj_linear", "projector.linear", "text embd"),
     ),
     keys=(

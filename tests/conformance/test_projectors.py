@@ -162,6 +162,16 @@ GLM = Seeing(  # of two frames, of which an image fills both
     max_tokens=32,
 )
 HOW = {
+    "granite4-vision": Seeing(
+        "llava_next.image_processing_pil_llava_next.LlavaNextImageProcessorPil",
+        sizes=((64, 128), (128, 128), (64, 64), (96, 128)),
+        options={
+            "size": {"height": 64, "width": 64},
+            "crop_size": {"height": 64, "width": 64},
+            "image_grid_pinpoints": [[64, 128], [128, 64], [128, 128]],
+        },
+        features=("pixel_values", "image_sizes"),
+    ),
     "glm": GLM,
     "minicpm": Seeing(
         "minicpmv4_6.image_processing_pil_minicpmv4_6.MiniCPMV4_6ImageProcessorPil",
@@ -326,6 +336,10 @@ def by_transformers(model: Any, how: Seeing, pixels: Any, image: NDArray[np.uint
     with torch.no_grad():
         found = model.model.get_image_features(**given)
     whole = found.pooler_output
+    if whole is None:  # Granite Vision: what each layer of the text model gets
+        reached = [torch.cat(each) for _, each in sorted(found.deepstack_features, key=lambda pair: pair[0])]
+        together: NDArray[np.float32] = torch.cat(reached, dim=-1).numpy()
+        return together
     whole = torch.cat(list(whole)) if isinstance(whole, list | tuple) else whole.flatten(0, -2)
     more = [torch.cat(list(each)) if isinstance(each, list | tuple) else each for each in deeper(found)]
     features: NDArray[np.float32] = torch.cat([whole, *more], dim=-1).numpy()
