@@ -112,5 +112,6 @@ IGNORED = frozenset(
     _attn_implementation_autoset _commit_hash
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
     speculators_config speculators_model_type speculators_version num_target_layers eagle_config
+    enable_confidence_head confidence_head_with_markov training_block_size
     """.split()
 )
