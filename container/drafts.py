@@ -10,6 +10,7 @@ from ggufsmith.container.values import Metadata
 KINDS = {"gemma4-assistant": "draft-mtp", "eagle3": "draft-eagle3", "dflash": "draft-dflash"}
 NAMES = frozenset(KINDS)
 BLOCKS = "draft-mtp"  # the kind of files with the blocks for multi-token prediction alone
+CORRECTS = "dflash.sample_from_anchor"  # of DFlash drafts whose guesses a further head corrects
 FIRST = "blk.0."  # llama.cpp looks for a norm in front of attention there, which EXAONE 4.5 lacks
 
 
@@ -26,5 +27,7 @@ def is_draft(metadata: Metadata, tensors: Collection[str]) -> bool:
 
 def drafting_kind(metadata: Metadata) -> str:
     """What llama-server's option --spec-type calls the way in which a draft model with these keys drafts."""
+    if CORRECTS in metadata:
+        return "draft-dspark"
     named = metadata.get(Keys.General.ARCHITECTURE)
     return KINDS.get(str(named.data), BLOCKS) if named is not None else BLOCKS

@@ -41,7 +41,7 @@ from ggufsmith.convert.projectors.plan import (
 from ggufsmith.convert.redundant import check_left_out
 from ggufsmith.convert.rerank import ranks, with_prompt, with_scores
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
-from ggufsmith.convert.targets import check_tokens, find_target, with_mask, with_target
+from ggufsmith.convert.targets import check_tokens, find_target, with_heads, with_mask, with_target
 from ggufsmith.naming.filename import SIDECARS, FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
@@ -147,6 +147,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         )
     judged = check_left_out(checkpoint, plan, changed)
     plan = replace(plan, metadata={**plan.metadata, **read_numbers(checkpoint, plan.numbers)})
+    plan = with_heads(plan)
     check_tokens(checkpoint, plan.outputs, plan.dims.vocab)
     vocabulary = read_vocabulary(
         target.folder if target else origin.tokenizer,

@@ -12,13 +12,14 @@ import numpy as np
 from gguf.constants import Keys
 
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
-from ggufsmith.container.values import Metadata
+from ggufsmith.container.values import Metadata, boolean
 from ggufsmith.convert.architecture import Architecture
 from ggufsmith.convert.architectures.groups import TARGET
 from ggufsmith.convert.config import Config
+from ggufsmith.convert.gguf_names import NewKeys, NewTensor, base_name
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.ops import PlaceAdded
-from ggufsmith.convert.plan import TensorPlan, find_architecture
+from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture
 from ggufsmith.convert.stored import Checkpoint
 from ggufsmith.tokenizer.vocabulary import Vocabulary
 
@@ -68,6 +69,16 @@ def find_target(record: Architecture, folder: Path, given: Path | None) -> Targe
 def with_target(config: Config, target: Target | None) -> Config:
     """The draft's config, in which the target's stands as an object."""
     return config.replaced({TARGET: dict(target.config)}) if target else config
+
+
+def with_heads(plan: Plan) -> Plan:
+    """The plan, with the key that says whether a DSpark draft judges its guesses, which only its tensors show."""
+    anchored = NewKeys.SAMPLE_FROM_ANCHOR.format(arch=plan.architecture.name)
+    if anchored not in plan.metadata:
+        return plan
+    judges = any(output.name.startswith(base_name(NewTensor.DSPARK_CONF_PROJ)) for output in plan.outputs)
+    key = NewKeys.HAS_CONFIDENCE_HEAD.format(arch=plan.architecture.name)
+    return replace(plan, metadata={**plan.metadata, key: boolean(judges)})
 
 
 def with_mask(vocabulary: Vocabulary, metadata: Metadata) -> Vocabulary:

@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.typed import TypedKeys
-from ggufsmith.convert.architectures import BY_CLASS
+from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.hf.config import check_keys
 from ggufsmith.convert.invert import Inverse, inverses
@@ -275,8 +275,9 @@ def _class_name(source: SourceModel) -> str:
     if isinstance(found, str):
         return found
     inside = text.get("architectures") if isinstance(text, Mapping) else None
-    if isinstance(inside, list) and inside and str(inside[0]) in BY_CLASS and hasattr(transformers, str(inside[0])):
-        return str(inside[0])
+    name = str(inside[0]) if isinstance(inside, list) and inside else ""
+    if name in ARCHITECTURES and hasattr(transformers, name):
+        return name
     return str(said[0]) if said[0] in known and hasattr(transformers, said[0]) else known[0]
 
 

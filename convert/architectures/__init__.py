@@ -114,7 +114,8 @@ MODULES: Mapping[str, str] = {
     "drafts": """
         Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM LlamaForCausalLMEagle3
         Eagle3LlamaForCausalLM Eagle3DraftModel Eagle3Speculator DFlashDraftModel DFlash2DraftModel
-        MuseGlimmerAssistantModel
+        MuseGlimmerAssistantModel Qwen3DSparkModel DSparkDraftModel DSparkSpeculator Lfm2DSparkDraftModel
+        LingDSparkModel
     """,
 }
 
@@ -186,5 +187,6 @@ IGNORED = frozenset(
     top_k top_p torchscript typical_p _attn_implementation_autoset _commit_hash speculators_config
     speculators_model_type speculators_version num_target_layers eagle_config
     projector_dropout qformer_config image_grid_pinpoints
+    enable_confidence_head confidence_head_with_markov training_block_size
     """.split()
 )

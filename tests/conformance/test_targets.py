@@ -81,7 +81,7 @@ def test_tensors_and_keys(name: str, tmp_path: Path) -> None:
     assert not oracles.unlike(mine.path, mine.metadata, other.metadata, ids | line.differs.keys())
 
 
-@pytest.mark.parametrize("name", ["eagle3", "eagle3-speculator", "dflash2"])
+@pytest.mark.parametrize("name", ["eagle3", "eagle3-speculator", "dflash2", "dspark"])
 @pytest.mark.parametrize("recipe", ["q8_0", "q4_K_M"])
 def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, recipe: str, tmp_path: Path) -> None:
     draft, target, *_ = folders(name, tmp_path, wide=True, dtype="bfloat16")
@@ -216,6 +216,9 @@ def test_dflash(name: str, tmp_path: Path) -> None:
             noise = [ids[after], *[mask] * (block - 1)]
             drafting.decode(context, noise, after)
             logits = np.array([drafting.logits_of(context, row, text.vocab_size) for row in range(block)])
+            found_judged = np.array(
+                [drafting.states_of(context, row, 1)[0] for row in range(block)] if line.judges else []
+            )
             drafting.forget(context, after)
             with torch.no_grad():
                 states = larger(input_ids=torch.tensor([ids[:after]]), output_hidden_states=True).hidden_states
@@ -223,11 +226,39 @@ def test_dflash(name: str, tmp_path: Path) -> None:
                 errors.append(error(found, features[0, first:]))
                 table = larger.get_input_embeddings().weight  # Muse Glimmer's own norm is not for drafts
                 embedded = torch.nn.functional.embedding(torch.tensor([noise]), table)
-                expected = model(noise_embeds=embedded, context_hidden_states=features).last_hidden_state @ head.T
-            assert np.isfinite(logits).all() and logits.std() > 0
-            errors += [] if line.loads else [error(logits, expected[0])]
+                hidden = model(noise_embeds=embedded, context_hidden_states=features).last_hidden_state[0]
+                expected, judged = guessed(line, draft, hidden, head, ids[after])
+            kept = np.isfinite(expected.numpy())
+            assert np.array_equal(np.isfinite(logits), kept) and logits[kept].std() > 0
+            errors += [] if line.loads else [error(logits[kept], expected.numpy()[kept])]
+            if judged is not None:
+                errors.append(error(np.array(found_judged), judged))
     print(name, errors)
     assert max(errors) < 1e-9
+
+
+def guessed(line: targeted.Targeted, draft: Path, hidden: Any, head: Any, anchor: int) -> tuple[Any, Any]:
+    """Logits of a block, and how each guess is judged, if it is. DSpark corrects them by the guess before each."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(draft / "model.safetensors")
+    if "markov_head.markov_w1.weight" not in weights:
+        return hidden @ head.T, None
+    first, second = (weights[f"markov_head.markov_{each}.weight"] for each in ("w1", "w2"))
+    logits = hidden @ (weights["lm_head.weight"] if line.guesses else head).T
+    places = torch.arange(len(second)) + weights.get("d2t", 0)
+    whole, judged, before = torch.full((len(hidden), len(first)), -torch.inf), [], anchor
+    anchored = "aux_hidden_state_layer_ids" not in line.config  # else the first place is no guess
+    for row in range(len(hidden)):
+        corrected = logits[row] + (second @ first[before] if row or anchored else 0)
+        whole[row, places] = corrected
+        if line.judges:
+            both = torch.cat([hidden[row], first[before]])
+            judge = weights["confidence_head.proj.weight"][0] @ both + weights["confidence_head.proj.bias"]
+            judged.append(torch.sigmoid(judge))
+        before = int(whole[row].argmax()) if row or anchored else anchor
+    return whole, torch.cat(judged) if judged else None
 
 
 def planned(draft: Path, **options: Any) -> Pass:
