@@ -303,7 +303,7 @@ def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
             "merges.txt",
             where=files.folder,
             fix="Copy the tokenizer files of the base model into the folder. Of the rank lists of tiktoken, those of "
-            "Qwen (1) and GLM-4 9B are read; transformers can turn others into a tokenizer.json.",
+            "Qwen (1), GLM-4 9B, Kimi and Hunyuan are read; transformers can turn others into a tokenizer.json.",
         )
     kind = child(files.tokenizer_config, "tokenizer_class", str, where=files.path("tokenizer_config.json"))
     stages = pretokenizers.BY_CLASS.get(kind or "")

@@ -27,9 +27,10 @@ def read(folder: Path, size: int | None = None) -> Vocabulary:
 
 
 QWEN, GLM = (r"\p{N}", lists.qwen_ranks, "qwen2"), (r"\p{N}{1,3}", lists.glm_ranks, "chatglm-bpe")
+KIMI, HUNYUAN = (r"\p{N}{1,3}", lists.kimi_ranks, "kimi-k2"), (r"\p{N}", lists.hunyuan_ranks, "hunyuan")
 
 
-@pytest.mark.parametrize(("digits", "made", "pre"), [QWEN, GLM], ids=["qwen", "glm"])
+@pytest.mark.parametrize(("digits", "made", "pre"), [QWEN, GLM, KIMI, HUNYUAN], ids=["qwen", "glm", "kimi", "hunyuan"])
 def test_merges_are_those_that_the_tokens_were_trained_with(
     digits: str, made: Callable[[], tuple[int, Files]], pre: str, tmp_path: Path
 ) -> None:
@@ -50,6 +51,16 @@ def test_the_special_tokens_of_qwen_are_behind_the_ranks(tmp_path: Path) -> None
     assert found.tokens[-1] == "<|extra_204|>" and len(found.tokens) == size
     assert {found.special[role] for role in ("bos", "eos", "unk")} == {size - 208}
     assert size - 206 in found.eog  # <|im_end|>, of generation_config.json
+
+
+def test_tokens_of_kimi_have_names_or_are_reserved(tmp_path: Path) -> None:
+    size, files = lists.kimi_ranks()
+    found = read(written(files, tmp_path), size)
+    first = size - 256
+    assert found.tokens[first : first + 3] == ("[BOS]", "[EOS]", "<|im_end|>") and found.tokens[-1] == "[PAD]"
+    assert found.tokens[first + 4] == f"<|reserved_token_{first + 4}|>" and "<|beyond|>" not in found.tokens
+    assert found.types[first + 11] == TokenType.CONTROL  # although it is listed as an ordinary one
+    assert {found.special[role] - first for role in ("bos", "eos")} == {0, 1}
 
 
 def test_the_special_tokens_of_chatglm_are_behind_its_pieces(tmp_path: Path) -> None:
