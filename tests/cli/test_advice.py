@@ -57,6 +57,9 @@ CASES = {
     "a card beside an output": Case(
         "gguf-quant m.gguf -r q8_0 --outdir cards --card", "gguf-quant m.gguf -r q8_0 --outdir new --card"
     ),
+    "a name that is too long": Case(
+        "gguf-quant m.gguf -r q8_0 --outfile " + "m" * 250, "gguf-quant m.gguf -r q8_0 --outfile x.gguf"
+    ),
     "a template without a card": Case(
         "gguf-quant m.gguf -r q8_0 --card-template t.j2 --outdir new",
         "gguf-quant m.gguf -r q8_0 --card-template t.j2 --outdir new --card",
