@@ -298,6 +298,13 @@ MINICPM_V = replace(
     drop={**QWEN35.drop, **MTP_HEAD, "merger.": next(iter(VISION_TOWER.values()))},
     mtp=None,
 )
+LIGHTON_OCR = replace(
+    QWEN3,
+    classes=("LightOnOCRForConditionalGeneration", "LightOnOcrForConditionalGeneration"),
+    models="LightOnOCR (text)",
+    drop={**QWEN3.drop, **VISION_TOWER, "vision_projection.": next(iter(VISION_TOWER.values()))},
+    pooling=False,
+)
 
 VISION_LANGUAGE = (
     QWEN2VL,
@@ -314,4 +321,5 @@ VISION_LANGUAGE = (
     HUNYUAN_VL,
     JANUS,
     MINICPM_V,
+    LIGHTON_OCR,
 )

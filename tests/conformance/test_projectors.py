@@ -230,6 +230,12 @@ HOW = {
         features=("pixel_values", "image_sizes"),
         max_tokens=12,
     ),
+    "lighton": Seeing(
+        "pixtral.image_processing_pil_pixtral.PixtralImageProcessorPil",
+        sizes=((96, 192), (192, 192), (256, 384)),  # llama.cpp also scales smaller ones up
+        options={"patch_size": {"height": 32, "width": 32}, "size": {"longest_edge": 192}},
+        features=("pixel_values", "image_sizes"),
+    ),
     "pixtral": Seeing(
         "pixtral.image_processing_pil_pixtral.PixtralImageProcessorPil",
         sizes=((96, 128), (192, 256)),
