@@ -300,7 +300,7 @@ MINICPM_V = replace(
 )
 LIGHTON_OCR = replace(
     QWEN3,
-    classes=("LightOnOCRForConditionalGeneration", "LightOnOcrForConditionalGeneration"),
+    classes=("LightOnOcrForConditionalGeneration", "LightOnOCRForConditionalGeneration"),
     models="LightOnOCR (text)",
     drop={**QWEN3.drop, **VISION_TOWER, "vision_projection.": next(iter(VISION_TOWER.values()))},
     pooling=False,

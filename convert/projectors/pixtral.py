@@ -162,7 +162,7 @@ PIXTRALS = (
     ),
     Projector(("LlavaForConditionalGeneration",), "Pixtral 12B", VisionProjectorType.PIXTRAL, (PIXTRAL,), RENAMED),
     Projector(
-        ("LightOnOCRForConditionalGeneration", "LightOnOcrForConditionalGeneration"),
+        ("LightOnOcrForConditionalGeneration", "LightOnOCRForConditionalGeneration"),
         "LightOnOCR",
         VisionProjectorType.LIGHTONOCR,
         (LIGHTON_OCR,),

@@ -46,6 +46,7 @@ OTHER_NAMES = {
     "RWForCausalLM",
     "ChameleonForCausalLM",
     "Step3p5ForCausalLM",
+    "LightOnOCRForConditionalGeneration",
 }
 
 
