@@ -106,6 +106,7 @@ IGNORED = frozenset(
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
     downsample_rate projector_dropout qformer_config image_grid_pinpoints
     encoder_config projector_config window_size timestamp_token_id token_classification_bias
+    seconds_per_chunk token2wav_config
     talker_config code2wav_config enable_audio_output audio_start_token_id audio_end_token_id position_id_per_seconds
     user_token_id system_token_id assistant_token_id im_start_token_id im_end_token_id tts_bos_token_id
     tts_eos_token_id tts_pad_token_id

@@ -25,7 +25,7 @@ LATER = frozenset(
     NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead
     OpenELMForCausalLM OrionForCausalLM PaddleOCRVisionModel PanguEmbeddedForCausalLM Phi4ForCausalLMV
     PLaMo2ForCausalLM Plamo2ForCausalLM PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM
-    PocketTTSModel Qwen2_5OmniModel Qwen3DSparkModel
+    PocketTTSModel Qwen3DSparkModel
     Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM
     Qwen4ExpForConditionalGeneration QWenLMHeadModel RADIOModel RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM
     RWKV6Qwen2ForCausalLM RWKV7ForCausalLM Rwkv7ForCausalLM RwkvHybridForCausalLM Sarashina2VisionForCausalLM

@@ -16,6 +16,7 @@ from ggufsmith.convert.projectors.paddle import PADDLE_OCR
 from ggufsmith.convert.projectors.pixtral import PIXTRALS
 from ggufsmith.convert.projectors.qwen import QWEN
 from ggufsmith.convert.projectors.qwen_audio import QWEN_AUDIO
+from ggufsmith.convert.projectors.qwen_omni import QWEN_OMNI
 from ggufsmith.convert.projectors.record import Projector
 from ggufsmith.convert.projectors.siglip import SIGLIP
 from ggufsmith.convert.projectors.whisper import WHISPERS
@@ -37,5 +38,6 @@ PROJECTORS = (
     GRANITE_VISION,
     GRANITE_SPEECH,
     *QWEN_AUDIO,
+    QWEN_OMNI,
 )
 PROJECTOR_OF_CLASS: Mapping[str, Projector] = {name: record for record in PROJECTORS for name in record.classes}

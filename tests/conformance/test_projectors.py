@@ -333,7 +333,7 @@ def by_transformers(model: Any, how: Seeing, pixels: Any, image: NDArray[np.uint
     ready = processor(images=[image], return_tensors="pt", input_data_format="channels_last")
     given = {name: torch.as_tensor(np.asarray(ready[name])) for name in how.features}
     with torch.no_grad():
-        found = model.model.get_image_features(**given)
+        found = getattr(model, "thinker", model).model.get_image_features(**given)
     whole = found.pooler_output
     if whole is None:  # Granite Vision: what each layer of the text model gets
         reached = [torch.cat(each) for _, each in sorted(found.deepstack_features, key=lambda pair: pair[0])]

@@ -47,6 +47,7 @@ OTHER_NAMES = {
     "ChameleonForCausalLM",
     "Step3p5ForCausalLM",
     "LightOnOCRForConditionalGeneration",
+    "Qwen2_5OmniModel",
 }
 
 
