@@ -38,7 +38,8 @@ MODULES: Mapping[str, str] = {
         Glm4vForConditionalGeneration GlmOcrForConditionalGeneration Glm4vMoeForConditionalGeneration
         InternVLForConditionalGeneration InternVLChatModel PaddleOCRVLForConditionalGeneration
         HunYuanVLForConditionalGeneration JanusForConditionalGeneration MiniCPMV4_6ForConditionalGeneration
-        DotsOCRForCausalLM StepVLForConditionalGeneration
+        DotsOCRForCausalLM StepVLForConditionalGeneration LightOnOcrForConditionalGeneration
+        LightOnOCRForConditionalGeneration
     """,
     "moe": """
         GraniteMoeForCausalLM OlmoeForCausalLM MiniMaxM2ForCausalLM Glm4MoeForCausalLM Ernie4_5_MoeForCausalLM
@@ -108,7 +109,7 @@ MODULES: Mapping[str, str] = {
         VoxtralForConditionalGeneration Qwen2AudioForConditionalGeneration
         AudioFlamingo3ForConditionalGeneration GraniteSpeechForConditionalGeneration
         GraniteSpeechPlusForConditionalGeneration Qwen3ASRForConditionalGeneration
-        Qwen3OmniMoeForConditionalGeneration
+        Qwen2_5OmniForConditionalGeneration Qwen2_5OmniModel Qwen3OmniMoeForConditionalGeneration
     """,
     "granite_vision": "Granite4VisionForConditionalGeneration",
     "drafts": """
@@ -188,5 +189,6 @@ IGNORED = frozenset(
     speculators_model_type speculators_version num_target_layers eagle_config
     projector_dropout qformer_config image_grid_pinpoints
     enable_confidence_head confidence_head_with_markov training_block_size
+    seconds_per_chunk token2wav_config
     """.split()
 )

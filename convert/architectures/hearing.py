@@ -12,7 +12,7 @@ from ggufsmith.convert.architecture import ConfigKey, Dims
 from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3, QWEN3_MOE
 from ggufsmith.convert.architectures.dense import GRANITE
 from ggufsmith.convert.architectures.groups import AUDIO_TOWER, mrope_sections
-from ggufsmith.convert.architectures.vision_language import QWEN3VL, QWEN3VL_MOE, SECTIONS
+from ggufsmith.convert.architectures.vision_language import QWEN2VL, QWEN3VL, QWEN3VL_MOE, SECTIONS
 from ggufsmith.convert.config import Config
 
 HEARS = next(iter(AUDIO_TOWER.values()))
@@ -88,8 +88,15 @@ QWEN3_ASR = replace(
     spellings={r"^thinker\.": ""},
     pooling=False,
 )
-# The thinker. llama.cpp cannot load its encoder of images beside that of sound, so that no image reaches its layers.
 SPEAKS = "what speaks; this converts the model that writes"
+QWEN2_5_OMNI = replace(
+    QWEN2VL,
+    classes=("Qwen2_5OmniForConditionalGeneration", "Qwen2_5OmniModel"),
+    models="Qwen2.5-Omni (what it writes)",
+    drop={**QWEN2VL.drop, **AUDIO_TOWER, "talker.": SPEAKS, "token2wav.": SPEAKS},
+    spellings={r"^thinker\.": ""},
+)
+# The thinker. llama.cpp cannot load its encoder of images beside that of sound, so that no image reaches its layers.
 QWEN3_OMNI = replace(
     QWEN3VL_MOE,
     classes=("Qwen3OmniMoeForConditionalGeneration",),
@@ -99,4 +106,4 @@ QWEN3_OMNI = replace(
     spellings={r"^thinker\.": ""},
 )
 
-RECORDS = (VOXTRAL, QWEN2_AUDIO, AUDIO_FLAMINGO, GRANITE_SPEECH, QWEN3_ASR, QWEN3_OMNI)
+RECORDS = (VOXTRAL, QWEN2_AUDIO, AUDIO_FLAMINGO, GRANITE_SPEECH, QWEN3_ASR, QWEN2_5_OMNI, QWEN3_OMNI)

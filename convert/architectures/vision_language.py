@@ -330,6 +330,13 @@ MINICPM_V = replace(
     drop={**QWEN35.drop, **MTP_HEAD, "merger.": next(iter(VISION_TOWER.values()))},
     mtp=None,
 )
+LIGHTON_OCR = replace(
+    QWEN3,
+    classes=("LightOnOcrForConditionalGeneration", "LightOnOCRForConditionalGeneration"),
+    models="LightOnOCR (text)",
+    drop={**QWEN3.drop, **VISION_TOWER, "vision_projection.": next(iter(VISION_TOWER.values()))},
+    pooling=False,
+)
 
 DOTS_OCR = replace(
     QWEN2,
@@ -364,4 +371,5 @@ RECORDS = (
     MINICPM_V,
     DOTS_OCR,
     STEP_VL,
+    LIGHTON_OCR,
 )

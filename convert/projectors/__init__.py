@@ -20,7 +20,10 @@ MODULES: Mapping[str, str] = {
     """,
     "gemma4": "Gemma4ForConditionalGeneration",
     "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
-    "pixtral": "Mistral3ForConditionalGeneration MistralLarge3ForCausalLM LlavaForConditionalGeneration",
+    "pixtral": """
+        Mistral3ForConditionalGeneration MistralLarge3ForCausalLM LlavaForConditionalGeneration
+        LightOnOcrForConditionalGeneration LightOnOCRForConditionalGeneration
+    """,
     "internvl": "InternVLForConditionalGeneration InternVLChatModel",
     "paddle": "PaddleOCRVLForConditionalGeneration",
     "hunyuan": "HunYuanVLForConditionalGeneration",
@@ -37,6 +40,7 @@ MODULES: Mapping[str, str] = {
     "dots": "DotsOCRForCausalLM",
     "step": "Step3p7ForConditionalGeneration StepVLForConditionalGeneration",
     "granite_vision": "Granite4VisionForConditionalGeneration",
+    "qwen_omni": "Qwen2_5OmniForConditionalGeneration Qwen2_5OmniModel",
 }
 
 PROJECTORS: ByClass[Projector] = ByClass(__name__, MODULES)

@@ -1,4 +1,9 @@
-"""The encoder of Pixtral and Mistral 3, which ends every row of an image with the embedding of a token."""
+"""The encoder of Pixtral and Mistral 3, which ends every row of an image with the embedding of a token; LightOnOCR's.
+
+Source: llama.cpp, tools/mtmd/models/pixtral.cpp; transformers, modeling_pixtral.py and modeling_lighton_ocr.py.
+"""
+
+from dataclasses import replace
 
 from gguf.constants import Keys, VisionProjectorType
 
@@ -29,7 +34,7 @@ from ggufsmith.convert.projectors.record import (
     weight,
 )
 
-BREAK = "[IMG_BREAK]"
+BREAK, BREAK_EMBEDDING = "[IMG_BREAK]", "v.token_embd.img_break"
 RENAMED = {
     "language_model.model.embed_tokens.": "language_model.embed_tokens.",
     "embed_tokens.": "language_model.embed_tokens.",
@@ -124,7 +129,7 @@ PIXTRAL = EncoderRecord(
         *weight("mm.2", "multi_modal_projector.linear_2", "text text"),
         ProjectorRule("mm.1.bias", "multi_modal_projector.linear_1.bias", "text", when=has_bias),
         ProjectorRule("mm.2.bias", "multi_modal_projector.linear_2.bias", "text", when=has_bias),
-        ProjectorRule("v.token_embd.img_break", "language_model.embed_tokens.weight", "vocab text", op=break_row),
+        ProjectorRule(BREAK_EMBEDDING, "language_model.embed_tokens.weight", "vocab text", op=break_row),
     ),
     keys=(
         *VISION_KEYS,
@@ -138,6 +143,14 @@ PIXTRAL = EncoderRecord(
     harmless=HARMLESS,
     check=pixtral_check,
 )
+LIGHTON_OCR = replace(
+    PIXTRAL,
+    tensors=tuple(rule for rule in PIXTRAL.tensors if rule.name != BREAK_EMBEDDING),
+    keys=tuple(
+        replace(key, value=fixed(VisionProjectorType.LIGHTONOCR)) if key.name == Keys.Clip.PROJECTOR_TYPE else key
+        for key in PIXTRAL.keys
+    ),
+)
 
 RECORDS = (
     Projector(
@@ -148,4 +161,11 @@ RECORDS = (
         renamed=RENAMED,
     ),
     Projector(("LlavaForConditionalGeneration",), "Pixtral 12B", VisionProjectorType.PIXTRAL, (PIXTRAL,), RENAMED),
+    Projector(
+        ("LightOnOcrForConditionalGeneration", "LightOnOCRForConditionalGeneration"),
+        "LightOnOCR",
+        VisionProjectorType.LIGHTONOCR,
+        (LIGHTON_OCR,),
+        renamed={"vision_encoder.": "vision_tower.", "vision_projection.": "multi_modal_projector."},
+    ),
 )

@@ -216,6 +216,7 @@ def _plan_encoder(work: _Work, config: Config, processor: Config, token: Callabl
             )
         else:
             dropped[why] += 1
+    work.notes.extend([encoder.note] if encoder.note else [])
     work.notes.extend(f"{count} dropped from the projector: {why}" for why, count in dropped.items())
     unknown = [key for key in section.unused if key not in encoder.harmless]
     if unknown:

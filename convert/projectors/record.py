@@ -129,6 +129,7 @@ class EncoderRecord:
     harmless: keys of the section that say nothing about the converted model.
     check:    a sentence if something else does not fit llama.cpp's graph, else None.
     optional: models of the class may lack it.
+    note:     what llama.cpp is known to compute otherwise than the model, said with every conversion.
     """
 
     kind: str
@@ -142,6 +143,7 @@ class EncoderRecord:
     harmless: frozenset[str] = frozenset()
     check: Callable[[ProjectorFacts], str | None] | None = None
     optional: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,21 @@ def of_omni(model: Any, heard: NDArray[np.float32]) -> Any:
     return thinker.get_audio_features(features, feature_attention_mask=mask).pooler_output
 
 
+def of_omni2(model: Any, heard: NDArray[np.float32]) -> Any:
+    """Half a minute at once, as llama.cpp encodes it, and not two seconds each."""
+    import torch
+    import transformers
+
+    thinker = model.thinker.model
+    tower = thinker.audio_tower
+    tower.n_window = 1500
+    halved(tower.conv1, tower.conv2)
+    ready = transformers.WhisperFeatureExtractor(feature_size=128)(heard, sampling_rate=RATE, return_tensors="pt")
+    features = ready.input_features
+    whole = torch.ones(1, features.shape[-1], dtype=torch.long)
+    return thinker.get_audio_features(features, feature_attention_mask=whole).pooler_output
+
+
 def of_granite(model: Any, heard: NDArray[np.float32]) -> Any:
     """With the spectra of torchaudio's MelSpectrogram, as GraniteSpeechFeatureExtractor asks for them."""
     import torch
@@ -105,6 +120,7 @@ HEARD: dict[str, tuple[Callable[[Any, NDArray[np.float32]], Any], tuple[int, ...
     "audio-flamingo": (of_flamingo, (29 * RATE,), 1e-3),
     "qwen3-asr": (of_qwen3, (3 * RATE - 160, 7 * RATE, 10 * RATE), 1e-5),
     "qwen3-omni": (of_omni, (7 * RATE,), 1e-5),
+    "qwen2_5-omni": (of_omni2, (29 * RATE,), 1e-3),
     "granite-speech": (of_granite, (2 * RATE, 3 * RATE + 800), 1e-5),
     "granite-speech-plus": (of_granite, (2 * RATE,), 1e-5),
     "gemma4-unified": (of_gemma4, (25 * 640, 40 * 640), 1e-5),

@@ -86,6 +86,7 @@ NO_FOLDER = {
                 "step3p7",
                 "qwen3-asr",
                 "qwen3-omni",
+                "qwen2_5-omni",
             ),
         ),
         "its encoder for pictures",

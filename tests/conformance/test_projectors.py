@@ -116,13 +116,15 @@ def test_quantized_as_by_the_quantizer(name: str, recipe: str, tmp_path: Path) -
     assert a.metadata == b.metadata
 
 
+@pytest.mark.parametrize("name", ["gemma4-vl", "granite-speech", "granite4-vision", "qwen3-asr"])
 @pytest.mark.parametrize(("recipe", "bound"), [("q8_0", 1e-3), ("q4_K_M", 3e-2)])
-def test_a_quantized_projector_sees_and_hears(recipe: str, bound: float, tmp_path: Path) -> None:
-    _, files = made("gemma4-vl", tmp_path / "Tiny-Fixture", "f32")
+def test_a_quantized_projector_sees_and_hears(name: str, recipe: str, bound: float, tmp_path: Path) -> None:
+    _, files = made(name, tmp_path / "Tiny-Fixture", "f32")
     run(request(files["f32"], recipe, outfile=tmp_path / "quantized.gguf"))
     rng, text = np.random.default_rng(3), tmp_path / "Tiny-Fixture-F32.gguf"
     image = rng.integers(0, 256, (336, 480, 3), dtype=np.uint8)
-    for media in (image, sound(16000)):
+    line = zoo.ZOO[name]
+    for media in (*([image] if line.pixels else []), *([sound(16000)] if line.hears else [])):
         whole = mtmd.embeddings(text, files["f32"], media)
         found = mtmd.embeddings(text, tmp_path / "quantized.gguf", media)
         assert ((found - whole) ** 2).sum() / (whole**2).sum() < bound
@@ -232,6 +234,12 @@ HOW = {
         features=("pixel_values", "image_sizes"),
         max_tokens=12,
     ),
+    "lighton": Seeing(
+        "pixtral.image_processing_pil_pixtral.PixtralImageProcessorPil",
+        sizes=((96, 192), (192, 192), (256, 384)),  # llama.cpp also scales smaller ones up
+        options={"patch_size": {"height": 32, "width": 32}, "size": {"longest_edge": 192}},
+        features=("pixel_values", "image_sizes"),
+    ),
     "pixtral": Seeing(
         "pixtral.image_processing_pil_pixtral.PixtralImageProcessorPil",
         sizes=((96, 128), (192, 256)),
@@ -334,7 +342,7 @@ def by_transformers(model: Any, how: Seeing, pixels: Any, image: NDArray[np.uint
     ready = processor(images=[image], return_tensors="pt", input_data_format="channels_last")
     given = {name: torch.as_tensor(np.asarray(ready[name])) for name in how.features}
     with torch.no_grad():
-        found = model.model.get_image_features(**given)
+        found = getattr(model, "thinker", model).model.get_image_features(**given)
     whole = found.pooler_output
     if whole is None:  # Granite Vision: what each layer of the text model gets
         reached = [torch.cat(each) for _, each in sorted(found.deepstack_features, key=lambda pair: pair[0])]

@@ -68,6 +68,8 @@ OTHER_NAMES = {
     "RWForCausalLM",
     "ChameleonForCausalLM",
     "Step3p5ForCausalLM",
+    "LightOnOCRForConditionalGeneration",
+    "Qwen2_5OmniModel",
 }
 
 
