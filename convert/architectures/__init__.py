@@ -40,6 +40,7 @@ from ggufsmith.convert.architectures.moe import MOE
 from ggufsmith.convert.architectures.muse_glimmer import MUSE_GLIMMER
 from ggufsmith.convert.architectures.newer_moe import NEWER_MOE
 from ggufsmith.convert.architectures.phimoe import PHIMOE
+from ggufsmith.convert.architectures.qwen4_exp import QWEN4_EXP
 from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
 from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
 from ggufsmith.convert.architectures.state_space import STATE_SPACE
@@ -52,7 +53,7 @@ ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
-    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, DEEPSEEK4, GLM5_NEXT, KIMI_K3, *LING),
+    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, DEEPSEEK4, GLM5_NEXT, KIMI_K3, QWEN4_EXP, *LING),
     *DRAFTS,
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
