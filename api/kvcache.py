@@ -33,12 +33,8 @@ WINDOWED: Mapping[str, int] = {
 FIRST_LOOKS_FAR = ("laguna", "smallthinker")  # of so many, all but the first
 # Architecture -> whether its indexer, which has one head, keeps values too, and not in the first, dense layers.
 INDEXED = {
-    "deepseek32": False,
-    "glm-dsa": False,
-    "glm5-next": False,
-    "hy_v4": False,
+    **dict.fromkeys(("deepseek32", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "qwen4exp"), False),
     "minimax-m3": True,
-    "qwen4exp": False,
 }
 POOLED = {"glm5-next": 3}  # beside each key of an indexer, what pools are made of, and their keys
 COMPRESSED = ("deepseek4",)  # beside a window, keys of so many tokens become one

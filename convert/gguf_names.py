@@ -20,6 +20,7 @@ class NewArch(Enum):
     COHERE2MOE = "cohere2moe"
     DEEPSEEK32 = "deepseek32"
     DEEPSEEK4 = "deepseek4"
+    DOTS3NOTE = "dots3note"
     GEMMA4_ASSISTANT = "gemma4-assistant"
     GLM5_NEXT = "glm5-next"
     GRANITE_SWA = "granite_swa"
@@ -115,6 +116,8 @@ class NewKeys:
     INDEXER_KPOOL_SELECT_TAIL = "{arch}.attention.indexer.kpool_select_tail"
     INDEXER_LOCAL_BLOCKS = "{arch}.attention.indexer.local_blocks"
     INDEXER_TYPES = "{arch}.attention.indexer.types"
+    KEY_LENGTH_MLA_SWA = "{arch}.attention.key_length_mla_swa"
+    KV_LORA_RANK_SWA = "{arch}.attention.kv_lora_rank_swa"
     KDA_GATE_LOWER_BOUND = "{arch}.kda.gate_lower_bound"
     KDA_SAFE_GATE = "{arch}.kda.safe_gate"
     OUTPUT_GROUP_COUNT = "{arch}.attention.output_group_count"
@@ -131,6 +134,7 @@ class NewKeys:
     ROPE_PATTERN = "{arch}.attention.rope_pattern"
     SITU_BETA = "{arch}.activation.situ_beta"
     SITU_LINEAR_BETA = "{arch}.activation.situ_linear_beta"
+    VALUE_LENGTH_MLA_SWA = "{arch}.attention.value_length_mla_swa"
 
 
 Arch: TypeAlias = MODEL_ARCH | NewArch

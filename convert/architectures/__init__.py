@@ -15,6 +15,7 @@ from ggufsmith.convert.architectures.classic import CLASSIC
 from ggufsmith.convert.architectures.dbrx import DBRX
 from ggufsmith.convert.architectures.deepseek4 import DEEPSEEK4
 from ggufsmith.convert.architectures.dense import DENSE
+from ggufsmith.convert.architectures.dots3 import DOTS3_NOTE
 from ggufsmith.convert.architectures.drafts import DRAFTS
 from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
@@ -53,7 +54,21 @@ ARCHITECTURES = (
     *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
     *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
     *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
-    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON, DEEPSEEK4, GLM5_NEXT, KIMI_K3, QWEN4_EXP, *LING),
+    *(
+        HRM_TEXT,
+        MUSE_GLIMMER,
+        DBRX,
+        BAMBA,
+        STEP35,
+        HY_V4,
+        CHAMELEON,
+        DEEPSEEK4,
+        GLM5_NEXT,
+        KIMI_K3,
+        QWEN4_EXP,
+        DOTS3_NOTE,
+        *LING,
+    ),
     *DRAFTS,
 )
 BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}

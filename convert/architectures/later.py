@@ -9,8 +9,8 @@ LATER = frozenset(
     BailingMoeV3VLForConditionalGeneration BitNetForCausalLM BitnetForCausalLM ChatGLMForConditionalGeneration
     ChatGLMModel CodeShellForCausalLM CogVLMForCausalLM DeciLMForCausalLM DeepseekForCausalLM
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DFlash2DraftModel
-    DFlashDraftModel DistilBertForSequenceClassification Dots3NoteForCausalLM Dots3NoteForConditionalGeneration
-    Dots3NoteTextForCausalLM DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
+    DFlashDraftModel DistilBertForSequenceClassification
+    DotsOCRForCausalLM DreamModel DSparkDraftModel DSparkSpeculator Eagle3DraftModel
     Eagle3LlamaForCausalLM Eagle3Speculator ExaoneForCausalLM Gemma4DSparkModel
     Glm5vForConditionalGeneration GlmasrModel GPTRefactForCausalLM Granite4VisionForConditionalGeneration
     GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM

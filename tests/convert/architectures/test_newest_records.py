@@ -31,6 +31,12 @@ REFUSED = {
         ({"output_gate_type": None}, "the gate of linear attention is 'silu'"),
         ({"ple_layer_ids": [1, 2]}, "no more than one block can look them up"),
     ],
+    "dots3-note": [
+        ({"swa_q_lora_rank": 32}, "one q_lora_rank for both kinds of blocks"),
+        ({"shared_experts_intermediate_size": 32}, "shared experts are as long as the others"),
+        ({"layer_types": ["full_attention"] * 6}, "some block has a sliding window"),
+        ({"per_layer_config": {"0": {"kv_lora_rank": 64}, "2": {"kv_lora_rank": 32}}}, "different sizes"),
+    ],
     "kimi-k3": [({"hidden_act": "silu"}, "hidden_act is 'silu'")],
     "ling": [({"norm_head": True}, "norm_head is True"), ({"first_k_dense_replace": 1}, "first_k_dense_replace is 1")],
     "small-thinker": [
