@@ -32,7 +32,10 @@ WINDOWED: Mapping[str, int] = {
 }
 FIRST_LOOKS_FAR = ("laguna", "smallthinker")  # of so many, all but the first
 # Architecture -> whether its indexer, which has one head, keeps values too, and not in the first, dense layers.
-INDEXED = {"deepseek32": False, "glm-dsa": False, "glm5-next": False, "hy_v4": False, "minimax-m3": True}
+INDEXED = {
+    **dict.fromkeys(("deepseek32", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "qwen4exp"), False),
+    "minimax-m3": True,
+}
 POOLED = {"glm5-next": 3}  # beside each key of an indexer, what pools are made of, and their keys
 COMPRESSED = ("deepseek4",)  # beside a window, keys of so many tokens become one
 INDEXED_RATIO = 4  # and with this number of tokens, an indexer chooses among those
@@ -82,7 +85,7 @@ def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
             total += cells * (
                 _row(kind, index * POOLED.get(model.name, 1)) + (_row(kind, value) if INDEXED[model.name] else 0)
             )
-    return total + model.recurrent_layers * model.state_bytes
+    return total + model.recurrent_layers * model.state_bytes + model.convolved_bytes
 
 
 def _compressed(model: "_Hyper", ratio: int, cells: int, near: int, kind: Format) -> int:
@@ -211,6 +214,14 @@ class _Hyper:
         if self.number("shortconv.l_cache"):
             return sum(not self.kv_heads(layer) for layer in range(self.layers))
         return sum(map(self.is_recurrent, range(self.layers)))
+
+    @property
+    def convolved_bytes(self) -> int:
+        """Of the last tokens that a block looks up, for its convolution, in float32; of Qwen3.8-Flash-Next."""
+        if self.said("ple.layers") is None:
+            return 0
+        kept = (self.number("ple.conv_kernel") - 1) * self.number("ple.ngram_size")
+        return 4 * kept * self.number("hyper_connection.count") * self.number("embedding_length")
 
     @property
     def state_bytes(self) -> int:

@@ -191,6 +191,17 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """A source of whole numbers from 0 on in one block, which GGUF keeps among its keys.
+
+    suffix: the end of its name. key: that of the list, of unsigned 64-bit integers.
+    """
+
+    suffix: str
+    key: str
+
+
+@dataclass(frozen=True)
 class ConfigKey:
     """One GGUF key.
 
@@ -265,6 +276,7 @@ class Architecture:
     beyond:   why further layers are left out, where they are.
     spellings: patterns in names of tensors -> what stands there in those that `gguf.tensor_mapping` knows.
     numbers:  sources that become keys (see `convert.numbers`).
+    listed:   lists of whole numbers that become keys.
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     stacks:   the stacks of one length that its blocks are in (see `convert.stacks`).
     drafts:   it guesses tokens for another model, whose config.json stands in its own config as `target_config` (see
@@ -299,6 +311,7 @@ class Architecture:
     beyond: str = ""
     spellings: Mapping[str, str] = field(default_factory=dict)
     numbers: tuple[Number, ...] = ()
+    listed: tuple[Listed, ...] = ()
     head_rows: int = 1
     stacks: tuple[str, ...] = ()
     drafts: bool = False

@@ -25,7 +25,7 @@ from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_droppe
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.modules import with_dense
 from ggufsmith.convert.mtp_alone import apart
-from ggufsmith.convert.numbers import read_numbers
+from ggufsmith.convert.numbers import read_lists, read_numbers
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
 from ggufsmith.convert.projectors.opened import OpenedProjector
@@ -146,7 +146,9 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
             taken=taken,
         )
     judged = check_left_out(checkpoint, plan, changed)
-    plan = replace(plan, metadata={**plan.metadata, **read_numbers(checkpoint, plan.numbers)})
+    read = {**read_numbers(checkpoint, plan.numbers), **read_lists(checkpoint, plan.lists)}
+    read = {key.format(arch=plan.architecture.name): value for key, value in read.items()}
+    plan = replace(plan, metadata={**plan.metadata, **read})
     plan = with_heads(plan)
     check_tokens(checkpoint, plan.outputs, plan.dims.vocab)
     vocabulary = read_vocabulary(

@@ -24,7 +24,7 @@ from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.gguf_names import Tensor, base_name, source_names
 from ggufsmith.convert.names import plain_name
-from ggufsmith.convert.numbers import Numbers, set_aside
+from ggufsmith.convert.numbers import Numbers, lists_aside, set_aside
 from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack, Zeros
 from ggufsmith.convert.reorder import Chain, Turn
 from ggufsmith.convert.rope import partial_rotary_factor, rope_metadata
@@ -81,7 +81,7 @@ class Plan:
 
     metadata: the architecture's own keys. notes: what the user should know.
     left_out: sources that are in no output; whether they may be, `redundant.check_left_out` judges by their values.
-    numbers:  sources that are read into keys (see `convert.numbers`).
+    numbers:  sources that are read into keys (see `convert.numbers`). lists: those of several whole numbers each.
     appended: how many of the last blocks are for multi-token prediction.
     """
 
@@ -92,6 +92,7 @@ class Plan:
     notes: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     numbers: Numbers = field(default_factory=dict)
+    lists: Mapping[str, StoredTensor] = field(default_factory=dict)
     appended: int = 0
 
 
@@ -149,6 +150,7 @@ def make_plan(
         appended = max(config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) or 0, 0)
     announced = None if partial or tensors is None else mtp.note(record, config, appended)
     rest, numbers = set_aside(() if partial else record.numbers, blocks, tensors or {}, problems)
+    rest, lists = lists_aside(() if partial else record.listed, rest, problems)
     slots, left_out = _assign(record, blocks, blocks + appended, rest, problems)
     if left_out and not slots and not partial:
         raise Unsupported(
@@ -191,7 +193,7 @@ def make_plan(
     unknown = [key for key in config.unused if key not in IGNORED]
     if unknown:
         notes.append(f"these keys of config.json are not used: {', '.join(unknown)}")
-    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out), numbers, appended)
+    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out), numbers, lists, appended)
 
 
 # -- which source goes where ------------------------------------------------------------------------------------------
@@ -249,7 +251,8 @@ def _places(
             for tensor, op in fused.parts:
                 end = part if fused.part is None else fused.part
                 piece = number if fused.piece is None else fused.piece
-                yield Slot(tensor, block, end), SlotSource(source, piece, op, fused.shape, fused.either)
+                here = block if "{bid}" in base_name(tensor) else None
+                yield Slot(tensor, here, end), SlotSource(source, piece, op, fused.shape, fused.either)
             return
     inside = key.removeprefix("model.").removeprefix("backbone.")
     for candidate in (key, f"model.{key}", inside, f"backbone.{inside}"):
@@ -427,7 +430,7 @@ def _joined(op: Op, slot: Slot, pieces: list[SlotSource], dims: Dims, problems: 
     """One output from several sources that are not alike; None after adding what is wrong to `problems`."""
     before, sources = len(problems), tuple(piece.source for piece in pieces)
     for piece, source in zip(pieces, sources, strict=True):
-        expected = dims.sizes(piece.shape or "")
+        expected = dims.sizes(piece.shape) if piece.shape else source.shape  # or judged by the op
         if source.shape != expected:
             problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
         if source.dtype not in SOURCE_FORMATS or source.dtype != sources[0].dtype:

@@ -112,6 +112,8 @@ MODULES: Mapping[str, str] = {
         Qwen2_5OmniForConditionalGeneration Qwen2_5OmniModel Qwen3OmniMoeForConditionalGeneration
     """,
     "granite_vision": "Granite4VisionForConditionalGeneration",
+    "qwen4_exp": "Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration",
+    "dots3": "Dots3NoteForCausalLM Dots3NoteForConditionalGeneration Dots3NoteTextForCausalLM",
     "drafts": """
         Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM LlamaForCausalLMEagle3
         Eagle3LlamaForCausalLM Eagle3DraftModel Eagle3Speculator DFlashDraftModel DFlash2DraftModel

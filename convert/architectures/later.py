@@ -7,16 +7,15 @@ LATER = frozenset(
     """
     ArcticForCausalLM BailingMoeV3VLForConditionalGeneration CodeShellForCausalLM CogVLMForCausalLM
     DeepseekOCR2ForCausalLM DeepseekOCRForCausalLM DeepseekV4DSparkModel DistilBertForSequenceClassification
-    Dots3NoteForCausalLM Dots3NoteForConditionalGeneration Dots3NoteTextForCausalLM DreamModel Gemma4DSparkModel
-    Glm5vForConditionalGeneration GlmasrModel GPTRefactForCausalLM GraniteSwitchForCausalLM Grok1ForCausalLM
-    GrokForCausalLM InternVisionModel IQuestCoderForCausalLM JAISLMHeadModel Lfm25AudioTokenizer
-    Lfm2AudioForConditionalGeneration LLaDAModelLM LLaDAMoEModel LLaDAMoEModelLM LlavaStableLMEpochForCausalLM
-    MambaLMHeadModel MapleForCausalLM MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniMaxM1ForCausalLM
-    MiniMaxText01ForCausalLM NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM
-    NeoBERTForSequenceClassification OpenELMForCausalLM PaddleOCRVisionModel Plamo2ForCausalLM PLaMo2ForCausalLM
-    PLaMo3ForCausalLM Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel
-    Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration RADIOModel RND1
-    RuGPT3XLForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM
+    DreamModel Gemma4DSparkModel Glm5vForConditionalGeneration GlmasrModel GPTRefactForCausalLM
+    GraniteSwitchForCausalLM Grok1ForCausalLM GrokForCausalLM InternVisionModel IQuestCoderForCausalLM
+    JAISLMHeadModel Lfm25AudioTokenizer Lfm2AudioForConditionalGeneration LLaDAModelLM LLaDAMoEModel
+    LLaDAMoEModelLM LlavaStableLMEpochForCausalLM MambaLMHeadModel MapleForCausalLM
+    MERaLiON2ForConditionalGeneration MiMoV2ForCausalLM MiniMaxM1ForCausalLM MiniMaxText01ForCausalLM
+    NanbeigeForCausalLM NemotronH_Nano_VL_V2 NemotronHPuzzleForCausalLM NeoBERTForSequenceClassification
+    OpenELMForCausalLM PaddleOCRVisionModel Plamo2ForCausalLM PLaMo2ForCausalLM PLaMo3ForCausalLM
+    Plamo3ForCausalLM PlamoForCausalLM PLMForCausalLM PocketTTSModel Qwen3TTSForConditionalGeneration RADIOModel
+    RND1 RuGPT3XLForCausalLM Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM Rwkv7ForCausalLM RWKV7ForCausalLM
     RwkvHybridForCausalLM Sarashina2VisionForCausalLM Spark2_5ForCausalLM TalkieForCausalLM UltravoxModel
     UnlimitedOCRForCausalLM VLlama3ForCausalLM WavTokenizerDec YoutuVLForConditionalGeneration
     """.split()

@@ -63,6 +63,8 @@ OTHER_NAMES = {
     "UMT5Model",
     "Ernie4_5_ForCausalLM",
     "BloomModel",
+    "Dots3NoteForConditionalGeneration",
+    "Dots3NoteTextForCausalLM",
     "BailingMoeV3ForCausalLM",
     "MPTForCausalLM",
     "RWForCausalLM",
