@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.typed import TypedKeys
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.config import Config, text_part
 from ggufsmith.convert.hf.config import check_keys
 from ggufsmith.convert.invert import Inverse, inverses
 from ggufsmith.convert.numbers import constants
@@ -262,8 +262,7 @@ def _class_name(source: SourceModel) -> str:
     known = find_architecture(Config(source.config, source.where)).classes
     if said[0] in known and said[0].endswith(("CausalLM", "LMHeadModel")) and hasattr(transformers, said[0]):
         return str(said[0])
-    text = source.config.get("text_config")
-    kind = text.get("model_type") if isinstance(text, Mapping) else source.config.get("model_type")
+    kind = (text_part(source.config) or source.config).get("model_type")
     found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     if isinstance(found, str):
         return found
