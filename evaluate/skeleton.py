@@ -20,7 +20,7 @@ from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.typed import TypedKeys
 from ggufsmith.convert.architectures import ARCHITECTURES
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.config import Config, text_part
 from ggufsmith.convert.hf.config import check_keys
 from ggufsmith.convert.invert import Inverse, inverses
 from ggufsmith.convert.numbers import constants
@@ -265,16 +265,14 @@ def _class_name(source: SourceModel) -> str:
     known = find_architecture(Config(source.config, source.where)).classes
     if said[0] in known and said[0].endswith(("CausalLM", "LMHeadModel")) and hasattr(transformers, said[0]):
         return str(said[0])
-    if not any(
-        hasattr(transformers, each) for each in known
-    ):  # a model type may be known all the same: that of EXAONE 3
-        return str(said[0])
-    text = source.config.get("text_config")
-    kind = text.get("model_type") if isinstance(text, Mapping) else source.config.get("model_type")
+    text = text_part(source.config)
+    if not text and not any(hasattr(transformers, each) for each in known):
+        return str(said[0])  # a model type may be known all the same: that of EXAONE 3
+    kind = (text or source.config).get("model_type")
     found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     if isinstance(found, str):
         return found
-    inside = text.get("architectures") if isinstance(text, Mapping) else None
+    inside = text.get("architectures")
     name = str(inside[0]) if isinstance(inside, list) and inside else ""
     if name in ARCHITECTURES and hasattr(transformers, name):
         return name

@@ -146,6 +146,13 @@ def test_every_line_of_the_zoo_and_its_gguf_file(name: str, published: bool, tmp
     assert error(streamed_logits(tmp_path / "model.gguf", tokens), expected) < 1e-10
 
 
+@pytest.mark.parametrize("name", ["internvl-chat", "internvl-chat-qwen3"])
+def test_a_text_model_inside_a_class_that_transformers_lacks(name: str, tmp_path: Path) -> None:
+    model = layout_twins.write(name, tmp_path)
+    tokens = np.random.default_rng(5).integers(3, 300, (2, 48)).astype(np.int32)
+    assert error(streamed_logits(tmp_path, tokens), plain_logits(model, tokens)) < 1e-10
+
+
 def test_every_architecture_is_here() -> None:
     lines = zoo.ZOO.values()
     classes = {line.model_class for line in (*lines, *encoders.BOTH.values())}

@@ -43,6 +43,7 @@ SAMPLE = (
     "ministral3",
     "falcon-40b",
     "qwen3-vl",
+    *("dbrx", "hy-v4", "step3p7", "glm4v-moe", "minicpmv4_6"),
     *("mamba2", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1", "jamba", "kimi-linear"),
 )
 # Those that cannot be made four times as wide, and why.
@@ -139,6 +140,21 @@ def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, 
     assert not [(each, a[each][:2], b[each][:2]) for each in a if not same(each, a[each], b[each])], (
         "tensors that differ"
     )
+
+
+@pytest.mark.parametrize("recipe", ["q4_K_M", "q2_K", "iq4_xs"])
+@pytest.mark.parametrize("name", [name for name, line in zoo.ZOO.items() if line.reference and name not in NARROW])
+def test_quantized_in_one_step_as_by_the_quantizer_alone(name: str, recipe: str, tmp_path: Path) -> None:
+    """Where the converter fails, of our own file in between."""
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    zoo.write(name, folder, published=zoo.ZOO[name].two_spellings, wide=True, dtype="bfloat16")
+    run(request(folder, recipe, outfile=tmp_path / "ours.gguf"))
+    middle = ours(folder, tmp_path / "middle.gguf", "bf16").path
+    quantizer.quantize(middle, tmp_path / "theirs.gguf", quantizer.Settings(FILE_TYPES[recipe.upper()].number or 0))
+    a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(tmp_path / "theirs.gguf"))
+    assert a.keys() == b.keys()
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if a[each] != b[each]], "tensors that differ"
 
 
 @pytest.mark.parametrize("name", ["glm-dsa", "dbrx", "hy-v4", "step3p7"])
