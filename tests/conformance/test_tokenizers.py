@@ -179,6 +179,8 @@ APPROXIMATE: dict[str, Callable[[str], bool]] = {
     # \p{M} is left out of the classes of letters, because std::regex cannot have it there.
     "gpt-4o": has_mark,
     "tekken": has_mark,
+    # A hand-written splitter, which leaves marks out of letters and passes over changes of case.
+    "kimi-k2": lambda text: has_mark(text) or text != text.lower(),
     # "(?=(?:\d{3})*\b)" is done by a hand-written splitter for ASCII digits between non-letters.
     "tiny_aya": lambda text: any(character.isnumeric() for character in text),
     # "\s?[　-。]+" before an ideographic space: std::wregex leaves the space out of the match.
