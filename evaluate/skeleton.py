@@ -276,7 +276,9 @@ def _class_name(source: SourceModel) -> str:
     name = str(inside[0]) if isinstance(inside, list) and inside else ""
     if name in ARCHITECTURES and hasattr(transformers, name):
         return name
-    return str(said[0]) if said[0] in known and hasattr(transformers, said[0]) else known[0]
+    whole = str(said[0]) if said[0] in known and hasattr(transformers, said[0]) else known[0]
+    thinker = whole.replace("For", "ThinkerFor", 1)  # the part that writes, of a model that also speaks
+    return thinker if hasattr(transformers, thinker) else whole
 
 
 def _compute_buffers(model: Any, where: Path) -> None:

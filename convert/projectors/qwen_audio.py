@@ -113,6 +113,7 @@ QWEN3A = EncoderRecord(
         )
     ),
     check=out_check,
+    note="llama.cpp fills up the last second of a sound, and lets the encoder attend to that, unlike transformers",
 )
 
 RECORDS = (

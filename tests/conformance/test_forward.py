@@ -99,7 +99,7 @@ UNLIKE = "cannot be run here yet: its parameters are not those of the checkpoint
 # Lines, and whether as they are published, that cannot be run here, and what is said: blocks of GLM-5 and Hunyuan 4
 # hand over which tokens they chose; of MiMo's published config, transformers reads no dense block but the first; blocks
 # of Gemma 3n are given four streams of hidden states; those of HRM-Text are run several times; the head of Chameleon
-# works on all tokens at once; the heads of Qwen-Omni are those of a part.
+# works on all tokens at once.
 NOT_RUN = {
     ("chameleon", False): "cannot be run here yet: its head takes tokens out",
     ("hrm-text", False): "cannot be run here yet",
@@ -110,9 +110,6 @@ NOT_RUN = {
     ("glm-dsa", False): "cannot be run block by block yet",
     ("glm-dsa", True): "cannot be run block by block yet",
     ("mimo2", True): UNLIKE,
-    ("qwen2_5-omni", False): "cannot be run here yet: its head was not found",
-    ("qwen2_5-omni", True): "cannot be run here yet: its head was not found",
-    ("qwen3-omni", False): "cannot be run here yet: its head was not found",
 }
 # Those that cannot be run from a GGUF file: there is no class for the text model alone.
 FOLDER_ONLY = {"minimax-m3"}
