@@ -39,6 +39,7 @@ class CheckpointKeywords(TypedDict, total=False):
     base: StrPath | None
     pre: str | None
     mtp: str | None
+    target: StrPath | None
     metadata: StrPath | None
     vocab_only: bool
     revision: str | None

@@ -1,7 +1,7 @@
 """What the cache of keys and values takes beside the weights, as llama.cpp allocates it for one sequence.
 
 Sources: llama.cpp's src/llama-kv-cache.cpp, llama-kv-cache-iswa.cpp, llama-kv-cache-dsa.cpp, llama-kv-cache-msa.cpp,
-llama-memory-recurrent.cpp, llama-hparams.cpp; the patterns of sliding windows, of src/models.
+llama-kv-cache-dsv4.cpp, llama-memory-recurrent.cpp, llama-hparams.cpp; the patterns of sliding windows, of src/models.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,17 +28,25 @@ WINDOWED: Mapping[str, int] = {
     "llama4": 4,
     "afmoe": 4,
     "laguna": 4,
+    "smallthinker": 4,
 }
-FIRST_LOOKS_FAR = ("laguna",)  # of so many, all but the first
+FIRST_LOOKS_FAR = ("laguna", "smallthinker")  # of so many, all but the first
 # Architecture -> whether its indexer, which has one head, keeps values too, and not in the first, dense layers.
-INDEXED = {"deepseek32": False, "glm-dsa": False, "hy_v4": False, "minimax-m3": True}
+INDEXED = {
+    **dict.fromkeys(("deepseek32", "dots3note", "glm-dsa", "glm5-next", "hy_v4", "qwen4exp"), False),
+    "minimax-m3": True,
+}
+POOLED = {"glm5-next": 3}  # beside each key of an indexer, what pools are made of, and their keys
+COMPRESSED = ("deepseek4",)  # beside a window, keys of so many tokens become one
+INDEXED_RATIO = 4  # and with this number of tokens, an indexer chooses among those
 CHUNK = 8192  # the window of Llama 4, whose header has none
 FULL_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}  # architecture -> which layers attend, if no key says it
 # Architectures whose layers keep a state, all of them; beside a cache; where they have no heads; or where they have
 # neither heads nor a feed-forward.
 STATES_ALONE = ("mamba", "mamba2")
 STATES_BESIDE = ("falcon-h1",)
-STATES_OR_HEADS = ("granitehybrid", "jamba", "kimi-linear")
+STATES_OR_HEADS = ("granitehybrid", "jamba", "kimi-linear", "kimi-k3", "glm5-next", "bailingmoe3")
+KEPT_APPENDED = ("bailingmoe3",)  # blocks for multi-token prediction have a cache beside the model's, or else none
 ONE_OF_THREE = ("nemotron_h", "nemotron_h_moe")
 
 
@@ -61,6 +69,8 @@ def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
     model = _Hyper(metadata)
     cells, window = _padded(context), model.window
     near = _padded(min(cells, window + BATCH)) if window else cells
+    if model.name in COMPRESSED:
+        return sum(_compressed(model, model.ratio(layer), cells, near, kind) for layer in range(model.layers))
     total = 0
     for layer in range(model.cached_layers):
         heads = model.kv_heads(layer)
@@ -72,8 +82,26 @@ def cache_bytes(metadata: Metadata, context: int, kind: Format) -> int:
         total += rows * (_row(kind, heads * key) + _row(kind, heads * value))
         if model.is_indexed(layer):
             index = model.number("attention.indexer.key_length")
-            total += cells * (_row(kind, index) + (_row(kind, value) if INDEXED[model.name] else 0))
-    return total + model.recurrent_layers * model.state_bytes
+            total += cells * (
+                _row(kind, index * POOLED.get(model.name, 1)) + (_row(kind, value) if INDEXED[model.name] else 0)
+            )
+    return total + model.recurrent_layers * model.state_bytes + model.convolved_bytes
+
+
+def _compressed(model: "_Hyper", ratio: int, cells: int, near: int, kind: Format) -> int:
+    """Bytes of a layer of DeepSeek-V4: the keys of a window, and those of one token for each `ratio`.
+
+    What becomes the next such token is kept in float32, twice as wide and twice as long where an indexer chooses.
+    """
+    key, index = model.number("attention.key_length"), model.number("attention.indexer.key_length")
+    total = near * _row(kind, key)
+    if not ratio:
+        return total
+    kept = _padded(-(-cells // ratio))
+    total += kept * _row(kind, key)
+    if ratio != INDEXED_RATIO:
+        return total + 2 * ratio * 4 * key
+    return total + kept * _row(kind, index) + 2 * (2 * ratio) * 4 * (2 * key + 2 * index)
 
 
 def _padded(cells: int) -> int:
@@ -91,7 +119,8 @@ class _Hyper:
     def __init__(self, metadata: Metadata) -> None:
         self.metadata = metadata
         self.name = str(self._data("general.architecture") or "")
-        self.layers = self.number("block_count") - self.number("nextn_predict_layers")  # which are not run
+        appended = 0 if self.name in KEPT_APPENDED else self.number("nextn_predict_layers")
+        self.layers = self.number("block_count") - appended
 
     def _data(self, key: str) -> Any:
         value = self.metadata.get(key)
@@ -126,8 +155,13 @@ class _Hyper:
         """Tokens that windowed layers look at; 0 if there are none."""
         if self.name == "llama4":
             return CHUNK
-        windowed = self.name in WINDOWED or self.said("attention.sliding_window_pattern") is not None
+        windowed = self.name in (*WINDOWED, *COMPRESSED) or self.said("attention.sliding_window_pattern") is not None
         return self.number("attention.sliding_window") if windowed else 0
+
+    def ratio(self, layer: int) -> int:
+        """How many tokens become one in a layer; 0 for none."""
+        listed = self.said("attention.compress_ratios")
+        return self.at("attention.compress_ratios", layer, 0) if listed is not None else 0
 
     def is_windowed(self, layer: int) -> bool:
         """Whether a layer looks at a window only."""
@@ -180,6 +214,14 @@ class _Hyper:
         if self.number("shortconv.l_cache"):
             return sum(not self.kv_heads(layer) for layer in range(self.layers))
         return sum(map(self.is_recurrent, range(self.layers)))
+
+    @property
+    def convolved_bytes(self) -> int:
+        """Of the last tokens that a block looks up, for its convolution, in float32; of Qwen3.8-Flash-Next."""
+        if self.said("ple.layers") is None:
+            return 0
+        kept = (self.number("ple.conv_kernel") - 1) * self.number("ple.ngram_size")
+        return 4 * kept * self.number("hyper_connection.count") * self.number("embedding_length")
 
     @property
     def state_bytes(self) -> int:

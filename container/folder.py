@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ggufsmith.container.disk import check_space, lock, make_folder, remove_leftover, rename
 from ggufsmith.container.errors import Failure, NoSpace, OutputConflict
+from ggufsmith.container.output_names import check_name
 from ggufsmith.container.writer import FULL
 
 TOKEN = 6  # bytes
@@ -32,6 +33,7 @@ def new_folder(path: Path, size: int) -> Iterator[Path]:
             where=path,
             fix="Choose another folder with --outdir.",
         )
+    check_name(path)
     make_folder(path.parent)
     _remove_leftovers(path)
     check_space(path, size)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ggufsmith.container.disk import check_folder, rename
 from ggufsmith.container.errors import Failure, NoSpace, OutputConflict, Usage
+from ggufsmith.container.output_names import check_name
 from ggufsmith.container.writer import FULL
 
 
@@ -17,6 +18,7 @@ def check_place(path: Path | None) -> None:
         raise Usage("there is a folder of this name", where=path, fix="Choose another name for the file.")
     if path is not None:
         check_folder(path.absolute().parent)
+        check_name(path)
 
 
 def check_new(path: Path, *, overwrite: bool) -> None:

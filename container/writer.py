@@ -39,6 +39,7 @@ from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConfli
 from ggufsmith.container.fingerprint import file_mark, fingerprint
 from ggufsmith.container.journal import Journal, Pieces, recorded
 from ggufsmith.container.layout import Layout
+from ggufsmith.container.output_names import check_name
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.container.positional import Buffer, as_bytes, read_at, write_at
 from ggufsmith.container.reader import TensorInfo, open_gguf
@@ -343,6 +344,7 @@ class Writer:
     def _check_destination(self) -> None:
         folder = self.path.parent
         check_folder(folder)
+        check_name(self.path)
         try:
             mode = self.path.stat().st_mode
         except FileNotFoundError:

@@ -7,7 +7,7 @@ those tensors must be there, what shape they must have, and which op makes them.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -46,6 +46,7 @@ class Dims:
     more: Mapping[str, int] = field(default_factory=dict)
     kinds: tuple[frozenset[str], ...] = ()
     factors: Mapping[str, float] = field(default_factory=dict)
+    own: tuple[Mapping[str, int], ...] = ()
 
     @property
     def q(self) -> int:
@@ -87,6 +88,11 @@ class Dims:
         """The shape spelled by a rule: "q embd" -> (q, embd)."""
         return tuple(self.size(name) for name in names.split())
 
+    def at(self, block: int | None) -> "Dims":
+        """The sizes as they are in this block."""
+        sizes: dict[str, Any] = {**self.own[block]} if self.own and block is not None else {}
+        return replace(self, **sizes)
+
     def kind(self, block: int) -> frozenset[str]:
         """The words that say what kind of block this one is."""
         return self.kinds[block] if self.kinds else frozenset()
@@ -117,8 +123,11 @@ class TensorRule:
     stacked:  the sources may also be one tensor per expert, stacked in front.
     unused:   llama.cpp wants the tensor and never uses it: where a checkpoint lacks it, it is made of zeros.
     made:     no checkpoint has the tensor: it is made of the config alone.
+    source:   the tensor whose sources it has, where blocks of two kinds have one name for two tensors.
+    joined:   makes the output from several sources, each a piece of its own shape (see `Fused.piece`).
     exact:    it is stored in float32 whatever the output type.
     typed:    it has the output type, where llama.cpp's converter keeps such tensors of other architectures in float32.
+    integers: it holds 64-bit integers, in the checkpoint and in every file.
     """
 
     tensor: Tensor
@@ -132,9 +141,17 @@ class TensorRule:
     fallback: Tensor | None = None
     unused: bool = False
     made: Callable[[Dims], Op] | None = None
+    source: Tensor | None = None
+    joined: Callable[[Dims], Op] | None = None
     exact: bool = False
     typed: bool = False
+    integers: bool = False
     when: Callable[[Dims], bool] = lambda dims: True
+
+    @property
+    def taken(self) -> Tensor:
+        """The tensor under whose name its sources are found."""
+        return self.source or self.tensor
 
 
 @dataclass(frozen=True)
@@ -145,6 +162,7 @@ class Fused:
     parts:  each tensor with the op that cuts it; None for that of the rule.
     part:   the end of the GGUF names, where it is not that of the source.
     either: it may also be stored with its last two axes changed, as other releases of transformers do; its shape says.
+    piece:  which of several sources of one tensor it is (see `TensorRule.joined`).
     """
 
     suffix: str
@@ -152,6 +170,7 @@ class Fused:
     parts: tuple[tuple[Tensor, Callable[[Dims], Op] | None], ...]
     part: str | None = None
     either: bool = False
+    piece: int | None = None
 
 
 def named(suffix: str, tensor: Tensor, part: str | None = None) -> Fused:
@@ -169,6 +188,17 @@ class Number:
     name: str
     key: str
     shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A source of whole numbers from 0 on in one block, which GGUF keeps among its keys.
+
+    suffix: the end of its name. key: that of the list, of unsigned 64-bit integers.
+    """
+
+    suffix: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -238,6 +268,7 @@ class Architecture:
     factors:  numbers of the config that weights are multiplied by. folded: their config keys; where these are absent,
               transformers multiplies by 1, which is what converted weights want.
     kinds:    the words that say what kind of block each one is, in one string for every block.
+    own:      the sizes that are those of one block alone, for every block, by the names that `Dims` has.
     mtp:      what stands around blocks that are called mtp.layers.N (see `convert.mtp`): its name -> the name inside
               the first of them; None where there are no such blocks.
     variants: what the same classes can have inside -> their own records. variant: what that is; mostly a model type.
@@ -245,8 +276,11 @@ class Architecture:
     beyond:   why further layers are left out, where they are.
     spellings: patterns in names of tensors -> what stands there in those that `gguf.tensor_mapping` knows.
     numbers:  sources that become keys (see `convert.numbers`).
+    listed:   lists of whole numbers that become keys.
     head_rows: how many rows attn_q has for each dimension of a head; 0 where it does not show the head's size.
     stacks:   the stacks of one length that its blocks are in (see `convert.stacks`).
+    drafts:   it guesses tokens for another model, whose config.json stands in its own config as `target_config` (see
+              `convert.targets`), and whose vocabulary its file has.
     """
 
     arch: Arch
@@ -269,6 +303,7 @@ class Architecture:
     factors: Mapping[str, Callable[[Config], float]] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
     kinds: Callable[[Config, int], Sequence[str]] | None = None
+    own: Callable[[Config, int], Sequence[Mapping[str, int]]] | None = None
     mtp: Mapping[str, str] | None = None
     variants: Mapping[str, "Architecture"] = field(default_factory=dict)
     variant: Callable[[Config], Any] = lambda config: config.first("model_type")
@@ -276,8 +311,10 @@ class Architecture:
     beyond: str = ""
     spellings: Mapping[str, str] = field(default_factory=dict)
     numbers: tuple[Number, ...] = ()
+    listed: tuple[Listed, ...] = ()
     head_rows: int = 1
     stacks: tuple[str, ...] = ()
+    drafts: bool = False
 
     def known_name(self, source: str) -> str:
         """The name of a tensor as `gguf.tensor_mapping` spells it (see `spellings`)."""

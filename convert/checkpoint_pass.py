@@ -182,8 +182,8 @@ def own_format(output: TensorPlan) -> Format | None:
 
     Sources of different types meet in float32, which holds them all.
     """
-    if output.keep_f32:
-        return BY_NAME["F32"]
+    if output.op.integers or output.keep_f32:
+        return output.stored_as(BY_NAME["F32"])
     exact = exact_format(output)
     if exact is not None:
         return exact

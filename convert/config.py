@@ -21,6 +21,11 @@ def of_thinker(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**around, **inner, "architectures": values.get("architectures")}
 
 
+def text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the language model inside one that does more; empty where there is none."""
+    return next((values[name] for name in TEXT if isinstance(values.get(name), Mapping)), {})
+
+
 class Config(Mapping[str, Any]):
     """A model's config.json, the text model's part of it on top, that remembers which keys were asked for.
 
@@ -29,9 +34,8 @@ class Config(Mapping[str, Any]):
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         values = of_thinker(values)
-        text = next((values[name] for name in TEXT if isinstance(values.get(name), Mapping)), None)
-        merged = {**values, **text} if isinstance(text, Mapping) else dict(values)
-        if isinstance(text, Mapping) and "architectures" in values:
+        merged = {**values, **text_part(values)}
+        if "architectures" in values:
             merged["architectures"] = values["architectures"]
         self._values = {key: value for key, value in merged.items() if value is not None}
         self.path = path

@@ -11,11 +11,11 @@ from pathlib import Path
 # Everything but the weights that is read while converting, in any spelling of a checkpoint.
 COMPANIONS = """
     config.json generation_config.json params.json README.md adapter_config.json
-    preprocessor_config.json processor_config.json
+    preprocessor_config.json processor_config.json mask_embedding.pt
     quantize_config.json quant_config.json hf_quant_config.json
     tokenizer.json tokenizer_config.json tokenizer.model tokenizer.model.v* tekken.json special_tokens_map.json
-    added_tokens.json vocab.json merges.txt
-    modules.json *_Pooling/config.json *_Dense/config.json sentencepiece.bpe.model vocab.txt
+    added_tokens.json vocab.json merges.txt qwen.tiktoken tiktoken.model hy.tiktoken
+    modules.json *_Pooling/config.json *_Dense/config.json sentencepiece.bpe.model spiece.model vocab.txt
     chat_template.json chat_template.jinja additional_chat_templates/*.jinja
     *.safetensors.index*.json pytorch_model*.bin.index*.json
 """.split()

@@ -25,7 +25,7 @@ from ggufsmith.convert.lora.peft import is_adapter, open_adapter, without_droppe
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.modules import with_dense
 from ggufsmith.convert.mtp_alone import apart
-from ggufsmith.convert.numbers import read_numbers
+from ggufsmith.convert.numbers import read_lists, read_numbers
 from ggufsmith.convert.plan import Plan, find_architecture, make_plan
 from ggufsmith.convert.pooling import pooling_metadata
 from ggufsmith.convert.projectors.opened import OpenedProjector
@@ -41,6 +41,7 @@ from ggufsmith.convert.projectors.plan import (
 from ggufsmith.convert.redundant import check_left_out
 from ggufsmith.convert.rerank import ranks, with_prompt, with_scores
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
+from ggufsmith.convert.targets import check_tokens, find_target, with_heads, with_mask, with_target
 from ggufsmith.naming.filename import SIDECARS, FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
@@ -117,6 +118,8 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
         )
     config, origin = open_config(folder), Origin.of_folder(folder)
     record = find_architecture(config)
+    target = find_target(record, folder, source.target)
+    config = with_target(config, target)
     checkpoint = Checkpoint(folder, {}) if source.vocab_only else detect(open_checkpoint(folder, open_files), config)
     if not source.vocab_only:
         checkpoint, config = with_dense(checkpoint, config, record, folder)
@@ -143,16 +146,21 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
             taken=taken,
         )
     judged = check_left_out(checkpoint, plan, changed)
-    plan = replace(plan, metadata={**plan.metadata, **read_numbers(checkpoint, plan.numbers)})
+    read = {**read_numbers(checkpoint, plan.numbers), **read_lists(checkpoint, plan.lists)}
+    read = {key.format(arch=plan.architecture.name): value for key, value in read.items()}
+    plan = replace(plan, metadata={**plan.metadata, **read})
+    plan = with_heads(plan)
+    check_tokens(checkpoint, plan.outputs, plan.dims.vocab)
     vocabulary = read_vocabulary(
-        origin.tokenizer,
-        config=config,
+        target.folder if target else origin.tokenizer,
+        config=target.config.replaced({"vocab_size": plan.dims.vocab}) if target else config,
         size=plan.dims.vocab,
         pre=source.pre,
-        architecture=record.classes[0],
-        model=folder,
+        architecture=(target.record if target else record).classes[0],
+        model=target.folder if target else folder,
         base=origin.under,
     )
+    vocabulary = with_mask(vocabulary, plan.metadata)
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     if ranks(folder, config, plan):
         vocabulary = with_prompt(vocabulary)
@@ -180,6 +188,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     pooling = pooling_metadata(folder, record)
     notes += () if pooling else template_notes(vocabulary)  # embedding models do not chat
     folders = {"": folder, **{name: path for name, (path, _) in merged.items()}, "tokenizer": origin.tokenizer}
+    folders |= {"target": target.folder} if target else {}
 
     def name(encoding: str) -> str:
         return (

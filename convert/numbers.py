@@ -11,8 +11,8 @@ import numpy as np
 
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.typed import TypedKeys
-from ggufsmith.container.values import Metadata, f32s
-from ggufsmith.convert.architecture import Number
+from ggufsmith.container.values import Metadata, array, f32s
+from ggufsmith.convert.architecture import Listed, Number
 from ggufsmith.convert.dequantize.scheme import read_f32
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.ops import Constant
@@ -20,6 +20,7 @@ from ggufsmith.convert.stored import Checkpoint, StoredTensor
 
 Numbers = Mapping[str, tuple[StoredTensor, ...]]
 """By key, the tensors of every block."""
+LISTS = ("I64", "I32")  # dtypes of whole numbers
 
 
 def set_aside(
@@ -45,6 +46,37 @@ def set_aside(
         else:
             found[number.key] = tuple(by_block[block] for block in range(blocks))
     return rest, found
+
+
+def lists_aside(
+    wanted: Sequence[Listed], tensors: Mapping[str, StoredTensor], problems: list[str]
+) -> tuple[Mapping[str, StoredTensor], Mapping[str, StoredTensor]]:
+    """The tensors without those of whole numbers, and these, by key; `problems` is told which have another shape."""
+    rest, found = dict(tensors), dict[str, StoredTensor]()
+    for each in wanted:
+        for source in [source for source in rest.values() if source.name.endswith(each.suffix)]:
+            del rest[source.name]
+            if each.key in found:
+                problems.append(f"{source.name}: {found[each.key].name} has the same key")
+            if len(source.shape) != 1 or source.dtype not in LISTS:
+                problems.append(f"{source.name}: it must be a list of {' or '.join(LISTS)}, not {source.dtype}")
+            found[each.key] = source
+    return rest, found
+
+
+def read_lists(checkpoint: Checkpoint, lists: Mapping[str, StoredTensor]) -> Metadata:
+    """Their keys, arrays of unsigned 64-bit integers. Malformed: a number below 0."""
+    made: Metadata = {}
+    if not lists:
+        return made
+    with checkpoint:
+        store = Store(checkpoint)
+        for key, source in lists.items():
+            values = store.whole(source).astype(np.int64)
+            if values.size and values.min() < 0:
+                raise Malformed(f"a number is {values.min()}", where=f"{checkpoint.folder}: {source.name}")
+            made[key] = array(values.astype(np.uint64))
+    return made
 
 
 def read_numbers(checkpoint: Checkpoint, numbers: Numbers) -> Metadata:

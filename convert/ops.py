@@ -33,6 +33,11 @@ class Op:
         return False
 
     @property
+    def integers(self) -> bool:
+        """Whether the sources are whole numbers, and the output is I32."""
+        return False
+
+    @property
     def whole_rows(self) -> bool:
         """Whether each row of the output is a row of a source, as blocks and the B of an adapter need it."""
         return not self.computes
@@ -95,6 +100,23 @@ class Copy(Op):
 
     def view(self, source: Array) -> Array:
         return source
+
+
+@dataclass(frozen=True)
+class Indices(Op):
+    """Whole numbers from 0 on that choose one of `below`, as I32. ValueError in `rows` for any other number."""
+
+    below: int
+
+    @property
+    def integers(self) -> bool:
+        return True
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        found = read(0, start, stop)
+        if found.size and not 0 <= found.min() <= found.max() < self.below:
+            raise ValueError(f"it chooses from 0 to {self.below - 1}, and holds {found.min()} to {found.max()}")
+        return found.astype("<i4")
 
 
 @dataclass(frozen=True)
@@ -269,3 +291,18 @@ class Constant(Op):
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         return np.asarray(self.values[start:stop], np.float32)[:, None]
+
+
+@dataclass(frozen=True)
+class PlaceAdded(Op):
+    """Integers, each with its own place added: distances from the places become numbers of tokens, or back (undo)."""
+
+    undo: bool = False
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        places = np.arange(start, stop, dtype=np.int64)[:, None]
+        found: Array = read(0, start, stop) + (-places if self.undo else places)
+        return found
+
+    def inverse(self, source: int = 0) -> "PlaceAdded":
+        return PlaceAdded(not self.undo)

@@ -18,13 +18,13 @@ from ggufsmith.container.text import nearest
 from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert import mtp
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
-from ggufsmith.convert.architectures import ARCHITECTURES, BY_CLASS, IGNORED
+from ggufsmith.convert.architectures import ARCHITECTURES, IGNORED
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.gguf_names import Tensor, base_name, source_names
 from ggufsmith.convert.names import plain_name
-from ggufsmith.convert.numbers import Numbers, set_aside
+from ggufsmith.convert.numbers import Numbers, lists_aside, set_aside
 from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack, Zeros
 from ggufsmith.convert.reorder import Chain, Turn
 from ggufsmith.convert.rope import partial_rotary_factor, rope_metadata
@@ -33,6 +33,8 @@ from ggufsmith.convert.stacks import counted_through
 from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
+INTEGERS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("I32", "I64")}
+WIDE = "I64"  # of numbers of tokens, which llama.cpp reads as they are
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
@@ -56,6 +58,8 @@ class TensorPlan:
 
     def stored_as(self, format: Format) -> Format:
         """Its type in a file whose matrices have this type; rows that are no whole number of blocks are F16."""
+        if self.op.integers:
+            return BY_NAME["I32"]
         if self.keep_f32:
             return BY_NAME["F32"]
         found = BY_NAME[dict(self.instead).get(format.name, format.name)]
@@ -77,7 +81,7 @@ class Plan:
 
     metadata: the architecture's own keys. notes: what the user should know.
     left_out: sources that are in no output; whether they may be, `redundant.check_left_out` judges by their values.
-    numbers:  sources that are read into keys (see `convert.numbers`).
+    numbers:  sources that are read into keys (see `convert.numbers`). lists: those of several whole numbers each.
     appended: how many of the last blocks are for multi-token prediction.
     """
 
@@ -88,6 +92,7 @@ class Plan:
     notes: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     numbers: Numbers = field(default_factory=dict)
+    lists: Mapping[str, StoredTensor] = field(default_factory=dict)
     appended: int = 0
 
 
@@ -97,11 +102,11 @@ def find_architecture(config: Config) -> Architecture:
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise Malformed('"architectures" must name the model class', where=config.path)
     for name in classes:
-        if name in BY_CLASS:
-            record = BY_CLASS[name]
+        if name in ARCHITECTURES:
+            record = ARCHITECTURES[name]
             inside = record.variant(config)
             return record.variants.get(inside, record) if isinstance(inside, str) else record
-    near = next(iter(nearest(classes[0], BY_CLASS)), None)
+    near = next(iter(nearest(classes[0], ARCHITECTURES)), None)
     later = next((name for name in classes if name in LATER), None)
     if later is None:
         what = f"architecture {classes[0]} is not supported, as llama.cpp has no runtime for it"
@@ -109,7 +114,8 @@ def find_architecture(config: Config) -> Architecture:
     else:
         what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it yet"
         what += f"; the nearest one that it converts is {near}" if near else ""
-    raise Unsupported(what, where=config.path, fix=f"Supported: {', '.join(r.classes[0] for r in ARCHITECTURES)}.")
+    supported = ", ".join(record.classes[0] for record in ARCHITECTURES.records())
+    raise Unsupported(what, where=config.path, fix=f"Supported: {supported}.")
 
 
 def make_plan(
@@ -144,6 +150,7 @@ def make_plan(
         appended = max(config.integer("mtp_num_hidden_layers", "num_nextn_predict_layers", default=0) or 0, 0)
     announced = None if partial or tensors is None else mtp.note(record, config, appended)
     rest, numbers = set_aside(() if partial else record.numbers, blocks, tensors or {}, problems)
+    rest, lists = lists_aside(() if partial else record.listed, rest, problems)
     slots, left_out = _assign(record, blocks, blocks + appended, rest, problems)
     if left_out and not slots and not partial:
         raise Unsupported(
@@ -186,7 +193,7 @@ def make_plan(
     unknown = [key for key in config.unused if key not in IGNORED]
     if unknown:
         notes.append(f"these keys of config.json are not used: {', '.join(unknown)}")
-    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out), numbers, appended)
+    return Plan(record, dims, tuple(outputs), metadata, tuple(notes), tuple(left_out), numbers, lists, appended)
 
 
 # -- which source goes where ------------------------------------------------------------------------------------------
@@ -243,7 +250,9 @@ def _places(
         if key.endswith(fused.suffix) or whole.endswith(fused.suffix):
             for tensor, op in fused.parts:
                 end = part if fused.part is None else fused.part
-                yield Slot(tensor, block, end), SlotSource(source, number, op, fused.shape, fused.either)
+                piece = number if fused.piece is None else fused.piece
+                here = block if "{bid}" in base_name(tensor) else None
+                yield Slot(tensor, here, end), SlotSource(source, piece, op, fused.shape, fused.either)
             return
     inside = key.removeprefix("model.").removeprefix("backbone.")
     for candidate in (key, f"model.{key}", inside, f"backbone.{inside}"):
@@ -258,9 +267,9 @@ def source_shape(record: Architecture, dims: Dims, name: str) -> Shape | None:
     name = counted_through(record, name, dims.blocks)
     for slot, piece in _places(record, names, StoredTensor(name, (), "F32", Path(), 0, 0), name):
         for rule in record.tensors:
-            named = slot.tensor is rule.tensor and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
+            named = slot.tensor is rule.taken and (slot.part == rule.part or (rule.bias and slot.part == "bias"))
             if named and rule.when(dims) and (slot.block is None or dims.kind(slot.block).issuperset(rule.on.split())):
-                shape = dims.sizes(piece.shape or rule.shape)[piece.expert is not None :]
+                shape = dims.at(slot.block).sizes(piece.shape or rule.shape)[piece.expert is not None :]
                 return (shape[:-1] or shape) if slot.part != rule.part and piece.shape is None else shape
     return None
 
@@ -326,7 +335,8 @@ def _dimensions(record: Architecture, config: Config, blocks: int, slots: Mappin
     usual = {name: own.pop(name) for name in list(own) if hasattr(found, name)}
     kinds = tuple(frozenset(words.split()) for words in record.kinds(config, blocks)) if record.kinds else ()
     factors = {name: factor(config) for name, factor in record.factors.items()}
-    return replace(found, **usual, more=own, kinds=kinds, factors=factors)
+    each = tuple(record.own(config, blocks)) if record.own else ()
+    return replace(found, **usual, more=own, kinds=kinds, factors=factors, own=each)
 
 
 # -- outputs ----------------------------------------------------------------------------------------------------------
@@ -349,11 +359,11 @@ def _outputs(
     for rule, block in places:
         for part in (rule.part, "bias")[: 1 + rule.bias]:
             slot = Slot(rule.tensor, block, part)
-            pieces = None if rule.made else left.pop(slot, None)
+            pieces = None if rule.made else left.pop(Slot(rule.taken, block, part), None)
             if pieces is None and part == rule.part and rule.fallback is not None and not partial:
                 pieces = slots.get(Slot(rule.fallback, block, part))
             if pieces is not None:
-                output = _output(rule, slot, pieces, dims, problems)
+                output = _output(rule, slot, pieces, dims.at(block), problems)
                 if output is not None:
                     yield output
             elif part == rule.part and (rule.made or rule.unused) and not partial:
@@ -372,6 +382,8 @@ def _output(
     """One output from its pieces; None after adding what is wrong to `problems`."""
     pieces = sorted(pieces, key=lambda piece: -1 if piece.expert is None else piece.expert)
     names = [piece.source.name for piece in pieces]
+    if rule.joined:
+        return _joined(rule.joined(dims), slot, pieces, dims, problems)
     op = pieces[0].op(dims) if pieces[0].op else rule.op(dims)
     expected = dims.sizes(pieces[0].shape or rule.shape)
     own = expected if pieces[0].expert is None else expected[1:]
@@ -389,15 +401,14 @@ def _output(
     if slot.part == "bias" and slot.part != rule.part and pieces[0].shape is None:
         expected = expected[:-1] or expected
         op = Copy() if op.computes else op
-    before = len(problems)
+    before, known = len(problems), (WIDE,) if rule.integers else tuple(INTEGERS if op.integers else SOURCE_FORMATS)
     for piece in pieces:
         source = piece.source
         if source.shape != expected:
             problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
-        if source.dtype not in SOURCE_FORMATS:
-            problems.append(
-                f"{source.name}: {source.dtype} weights are not supported ({', '.join(SOURCE_FORMATS)} are)"
-            )
+        if source.dtype not in known:
+            what = "weights" if known == tuple(SOURCE_FORMATS) else "numbers"
+            problems.append(f"{source.name}: {source.dtype} {what} are not supported ({', '.join(known)} are)")
         elif source.dtype != pieces[0].source.dtype:
             problems.append(f"{source.name}: {source.dtype}, while {names[0]} is {pieces[0].source.dtype}")
     if len(problems) > before:
@@ -408,9 +419,30 @@ def _output(
         problems.append(f"{names[0]}: {error}")
         return None
     sources = tuple(piece.source for piece in pieces)
+    if rule.integers:
+        return TensorPlan(slot.name, shape, op, sources, False, tuple((name, WIDE) for name in SOURCE_FORMATS))
     return TensorPlan(
         slot.name, shape, op, sources, len(shape) <= 1 or rule.exact or (stays_f32(slot) and not rule.typed)
     )
+
+
+def _joined(op: Op, slot: Slot, pieces: list[SlotSource], dims: Dims, problems: list[str]) -> TensorPlan | None:
+    """One output from several sources that are not alike; None after adding what is wrong to `problems`."""
+    before, sources = len(problems), tuple(piece.source for piece in pieces)
+    for piece, source in zip(pieces, sources, strict=True):
+        expected = dims.sizes(piece.shape) if piece.shape else source.shape  # or judged by the op
+        if source.shape != expected:
+            problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
+        if source.dtype not in SOURCE_FORMATS or source.dtype != sources[0].dtype:
+            problems.append(f"{source.name}: {source.dtype} weights are not supported beside {sources[0].dtype}")
+    if len(problems) > before:
+        return None
+    try:
+        shape = op.shape(*(source.shape for source in sources))
+    except ValueError as error:
+        problems.append(f"{slot.name}: {error}")
+        return None
+    return TensorPlan(slot.name, shape, op, sources, len(shape) <= 1 or stays_f32(slot))
 
 
 # -- config -----------------------------------------------------------------------------------------------------------

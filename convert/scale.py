@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.ops import Array, Op, Read, Shape, as_matrix
 
 
@@ -69,4 +70,30 @@ class UnitRows(Op):
         with np.errstate(over="ignore", invalid="ignore"):  # the stream refuses what is not finite
             lengths = np.sqrt(np.square(found).sum(-1, keepdims=True))
             made: Array = (found / np.maximum(lengths, 1e-12)).astype(np.float32)
+        return made
+
+
+@dataclass(frozen=True)
+class NearestTernary(Op):
+    """-1, 0 or 1 times the mean size of the numbers of a matrix, whichever is nearest. It cannot be undone.
+
+    The mean, of at least 1e-5, comes from double precision, and is used in float32. Source: BitNet b1.58 (arXiv
+    2402.17764), and weight_quant in utils_quant.py of 1bitLLM/bitnet_b1_58-3B.
+    """
+
+    @property
+    def computes(self) -> bool:
+        return True
+
+    @property
+    def shares(self) -> bool:
+        return True
+
+    def granule(self, *sources: Shape) -> int:
+        return rows_of(sources[0])[0]
+
+    def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
+        whole = read(0, 0, rows_of(sources[0])[0])
+        inverse = np.float32(1) / np.float32(max(np.abs(whole).mean(dtype=np.float64), 1e-5))
+        made: Array = np.clip(np.rint(whole[start:stop] * inverse), -1, 1) / inverse
         return made

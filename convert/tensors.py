@@ -17,12 +17,13 @@ from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.ops import Array
-from ggufsmith.convert.plan import SOURCE_FORMATS, TensorPlan
+from ggufsmith.convert.plan import INTEGERS, SOURCE_FORMATS, TensorPlan
 from ggufsmith.convert.stored import Checkpoint, StoredTensor
 from ggufsmith.pipeline.stream import Scratch
 from ggufsmith.quantize.rows import encode
 
-F32 = BY_NAME["F32"]
+F32, I32 = BY_NAME["F32"], BY_NAME["I32"]
+STORED: Mapping[str, Format] = {**SOURCE_FORMATS, **INTEGERS}
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class ConvertedTensor:
     @property
     def stored(self) -> Format:
         """What the sources hold."""
-        return SOURCE_FORMATS[self.output.sources[0].dtype] if self.output.sources else F32
+        return STORED[self.output.sources[0].dtype] if self.output.sources else F32
 
     @property
     def held(self) -> Format:
         """The format of its rows: blocks that its sources equal, F32 where an op computes, or what is stored."""
+        if self.output.op.integers:
+            return I32
         return self.exact or (F32 if self.output.op.computes else self.stored)
 
     @property
@@ -98,7 +101,13 @@ class ConvertedTensor:
             return self.store.kept((source.name, key), size, lambda: read(k, first, last, Scratch()))
 
         op = self.output.op
-        return op.rows(kept if op.shares else read, tuple(source.shape for source in self.output.sources), start, stop)
+        shapes = tuple(source.shape for source in self.output.sources)
+        try:
+            return op.rows(kept if op.shares else read, shapes, start, stop)
+        except ValueError as error:
+            if not op.integers:
+                raise
+            raise Malformed(str(error), where=self.origin) from None
 
     def _read(self, source: StoredTensor, first: int, last: int, scratch: Scratch) -> Array:
         rows, width = rows_of(source.shape)

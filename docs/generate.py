@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fixtures"))
 import drafts
 import encoders
 import ggufsmith
+import newest
 import zoo
 from ggufsmith import report
 from ggufsmith.cli.batch_report import JobReport
@@ -148,10 +149,10 @@ def old_files() -> list[str]:
 def models() -> list[str]:
     """One row per architecture."""
     records: dict[str, list[Architecture]] = {}
-    for record in ARCHITECTURES:
+    for record in ARCHITECTURES.records():
         records.setdefault(record.name, []).append(record)
         for other in record.variants.values():
-            if other not in (*ARCHITECTURES, *records.get(other.name, [])):
+            if other not in (*ARCHITECTURES.records(), *records.get(other.name, [])):
                 records.setdefault(other.name, []).append(other)
     rows = ["| architecture | Hugging Face classes | models |", "|---|---|---|"]
     for name in sorted(records):
@@ -164,7 +165,7 @@ def models() -> list[str]:
 def projectors() -> list[str]:
     """One row per projector."""
     rows = ["| projector | Hugging Face classes | models | for |", "|---|---|---|---|"]
-    for record in PROJECTORS:
+    for record in PROJECTORS.records():
         classes = ", ".join(f"`{name}`" for name in record.classes)
         senses = " and ".join({"vision": "images", "audio": "sound"}[each.kind] for each in record.encoders)
         rows.append(f"| {record.type} | {classes} | {record.models} | {senses} |")
@@ -186,6 +187,20 @@ def harness() -> list[str]:
         rows.append(
             f"| {name} | {record} | `{line.model_class}` | {line.vocabulary} | {error} | {line.reference or differs} |"
         )
+    return rows
+
+
+def less_compared() -> list[str]:
+    """One row per tiny model of which bytes are compared, and logits where both programs compute the same."""
+    rows = ["| model | architecture | class | compared | keys unlike the converter's |", "|---|---|---|---|---|"]
+    for name, line in newest.NEWEST.items():
+        model = line.model
+        bound = f"{model.nmse:g}".replace("e-0", "e-")
+        logits = f"logits of {model.model_class} in transformers, error below {bound}"
+        compared = f"bytes against the reference, and a load; {f'no logits: {line.logits}' if line.logits else logits}"
+        differs = "; ".join(f"`{key}`: {why}" for key, why in model.differs.items())
+        record = find_architecture(Config({**model.config, "architectures": [line.model_class]}, Path(name))).name
+        rows.append(f"| {name} | {record} | `{line.model_class}` | {compared} | {differs} |")
     return rows
 
 
@@ -290,6 +305,7 @@ SECTIONS: Mapping[str, Callable[[], list[str]]] = {
         models,
         projectors,
         harness,
+        less_compared,
         tables,
         keys,
         keyless,

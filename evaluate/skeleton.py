@@ -19,8 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.typed import TypedKeys
-from ggufsmith.convert.architectures import BY_CLASS
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.architectures import ARCHITECTURES
+from ggufsmith.convert.config import Config, text_part
 from ggufsmith.convert.hf.config import check_keys
 from ggufsmith.convert.invert import Inverse, inverses
 from ggufsmith.convert.numbers import constants
@@ -265,14 +265,17 @@ def _class_name(source: SourceModel) -> str:
     known = find_architecture(Config(source.config, source.where)).classes
     if said[0] in known and said[0].endswith(("CausalLM", "LMHeadModel")) and hasattr(transformers, said[0]):
         return str(said[0])
-    text = source.config.get("text_config")
-    kind = text.get("model_type") if isinstance(text, Mapping) else source.config.get("model_type")
+    text = text_part(source.config)
+    if not text and not any(hasattr(transformers, each) for each in known):
+        return str(said[0])  # a model type may be known all the same: that of EXAONE 3
+    kind = (text or source.config).get("model_type")
     found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     if isinstance(found, str):
         return found
-    inside = text.get("architectures") if isinstance(text, Mapping) else None
-    if isinstance(inside, list) and inside and str(inside[0]) in BY_CLASS and hasattr(transformers, str(inside[0])):
-        return str(inside[0])
+    inside = text.get("architectures")
+    name = str(inside[0]) if isinstance(inside, list) and inside else ""
+    if name in ARCHITECTURES and hasattr(transformers, name):
+        return name
     whole = str(said[0]) if said[0] in known and hasattr(transformers, said[0]) else known[0]
     thinker = whole.replace("For", "ThinkerFor", 1)  # the part that writes, of a model that also speaks
     return thinker if hasattr(transformers, thinker) else whole

@@ -7,7 +7,7 @@ normalizes nothing.
 
 Vocabularies that cannot be done, each an Unsupported that says why: those that `tokenizer.restore` refuses (WordPiece,
 Unigram and others), the pre-tokenizers for which `stages_for` has no splits (gemma4 as the name of one, sarvam-moe,
-kimi-k2, afmoe, granite-embed-multi-97m, whitespace and their aliases), and merges into texts that are not tokens.
+sarvam-moe, afmoe, granite-embed-multi-97m, whitespace and their aliases), and merges into texts that are not tokens.
 """
 
 import json

@@ -26,7 +26,7 @@ from ggufsmith.container.parallel import parallel_for
 from ggufsmith.container.shards import GgufSet
 from ggufsmith.container.untrusted import read_object
 from ggufsmith.container.values import Metadata
-from ggufsmith.convert.config import of_thinker
+from ggufsmith.convert.config import of_thinker, text_part
 from ggufsmith.convert.hf.config import model_config
 from ggufsmith.convert.model_config import open_config
 from ggufsmith.convert.open import open_pass
@@ -154,8 +154,7 @@ def _config(path: Path, planned: Pass) -> Mapping[str, Any]:
     if not (path / "config.json").is_file():
         return {"sliding_window": None, **open_config(path)}  # params.json leaves out what there is not
     values = of_thinker(read_object(path / "config.json", inside=path))
-    text = values.get("text_config")
-    return {**values, **(text if isinstance(text, Mapping) else {}), "architectures": values["architectures"]}
+    return {**values, **text_part(values), "architectures": values["architectures"]}
 
 
 def _variant(planned: Pass, output: OutputFile) -> ModelVariant:

@@ -81,6 +81,9 @@ class SourceOptions:
         inputs=("model",),
         decides=True,
     )
+    target: Path | None = option(
+        None, "The model that a draft, as of EAGLE-3, guesses for.", "Input", metavar="FOLDER", inputs=("model",)
+    )
     model_name: str | None = option(
         None, "The model's name (general.name); by default it is taken from the folder.", "Input", decides=True
     )

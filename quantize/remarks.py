@@ -7,7 +7,7 @@ import numpy as np
 from gguf.constants import Keys
 from numpy.typing import NDArray
 
-from ggufsmith.container.drafts import is_draft
+from ggufsmith.container.drafts import drafting_kind, is_draft
 from ggufsmith.container.encoders import embeds, ranks, server_flag
 from ggufsmith.container.shards import SUFFIX
 from ggufsmith.container.text import shell_command
@@ -98,6 +98,9 @@ def _chats(metadata: Metadata) -> bool:
     )
 
 
+BESIDE = ("-m", "MODEL.gguf", "-md")
+
+
 def how_it_is_served(outputs: Sequence[OutputFile]) -> Iterator[str]:
     """How to run a model that writes nothing, which few programs do by themselves."""
     for output in outputs[:1]:
@@ -106,7 +109,7 @@ def how_it_is_served(outputs: Sequence[OutputFile]) -> Iterator[str]:
         if is_draft(metadata, {spec.name for spec in output.shards.whole.tensors}):
             yield (
                 "this model guesses tokens for a larger one: "
-                + shell_command("llama-server", "-m", "MODEL.gguf", "-md", output.path.name)
+                + shell_command("llama-server", *BESIDE, output.path.name, "--spec-type", drafting_kind(metadata))
             )
             continue
         flag = server_flag(metadata) if output.shards.whole.tensors else ""

@@ -7,6 +7,7 @@ from gguf.constants import Keys
 from ggufsmith.container.disk import check_folder
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS, Format, format_of
+from ggufsmith.container.output_names import check_name
 from ggufsmith.container.shards import Limits
 from ggufsmith.container.units import parse_size
 from ggufsmith.container.values import Metadata, string
@@ -53,6 +54,7 @@ def resolved(request: Request, *kinds: Input) -> tuple[Making, Limits]:
         )
     if request.write.outfile is not None:
         check_folder(request.write.outfile.absolute().parent)
+        check_name(request.write.outfile)
     if request.make.sensitivity is not None and request.source.prune_layers:
         raise Usage(
             "--prune-layers renumbers the layers, so --sensitivity cannot say what they cost",

@@ -23,7 +23,16 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # of a group
 PROGRAMS = {"gguf-convert": ["convert"], "gguf-quant": ["quant"], "ggufsmith": []}
 # Options of other programs, and of benchmarks, that the documents mention.
-FOREIGN = {"--embeddings", "--image", "--in-file", "--no-nanny", "--nthreads", "--pooling", "--reranking"}
+FOREIGN = {
+    "--embeddings",
+    "--image",
+    "--in-file",
+    "--no-nanny",
+    "--nthreads",
+    "--pooling",
+    "--reranking",
+    "--spec-type",
+}
 FOREIGN |= {
     option
     for script in (ROOT / "tests" / "bench").glob("*.py")

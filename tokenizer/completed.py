@@ -3,22 +3,28 @@
     vocab.txt                       BertTokenizer: one piece a line
     sentencepiece.bpe.model         XLMRobertaTokenizer: SentencePiece's pieces behind <s> <pad> </s> <unk>
     vocab.json, merges.txt          RobertaTokenizer: byte-level BPE
+    spiece.model                    T5Tokenizer: SentencePiece's pieces, then <extra_id_99> to <extra_id_0>
+
+and those that only code of the checkpoint reads, none of which is executed: rank lists (see `ranks`), and
+
+    tokenizer.model                 ChatGLMTokenizer of ChatGLM 2 and 3: special tokens behind SentencePiece's pieces
 
 What these classes assume where no file says otherwise (transformers 5.24, tokenization_bert.py, _xlm_roberta.py,
-_roberta.py) is written into the same form, so that everything else reads tokenizer.json alone.
+_roberta.py, _t5.py) is written into the same form, so that everything else reads tokenizer.json alone.
 """
 
 import base64
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-from ggufsmith.container.errors import Malformed
+from gguf.constants import TokenType
+
+from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.untrusted import Json, child
-from ggufsmith.tokenizer import proto
+from ggufsmith.tokenizer import proto, ranks
 from ggufsmith.tokenizer.files import TokenizerFiles, optional_bytes, optional_object, optional_text
-from ggufsmith.tokenizer.source import token_text
-from ggufsmith.tokenizer.spm import MAX_MODEL, parse_pieces
+from ggufsmith.tokenizer.source import MAX_TOKENS, token_text
+from ggufsmith.tokenizer.spm import MAX_MODEL, is_tiktoken, parse_pieces
 
 BERT_NAMES = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 ROBERTA_NAMES = {
@@ -30,8 +36,23 @@ ROBERTA_NAMES = {
     "cls": "<s>",
     "mask": "<mask>",
 }
+# Words are told apart by spaces, which stand before them.
+SPACES = {
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "WhitespaceSplit"},
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
+    ],
+}
 UNIGRAM = "sentencepiece.bpe.model"
+T5, T5_TYPES = "spiece.model", ("t5", "mt5", "umt5")
+T5_NAMES = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 ROBERTA = ("RobertaTokenizer", "RobertaTokenizerFast")
+# tokenization_chatglm.py of THUDM/chatglm3-6b; ChatGLM 2 has the first five.
+CHATGLM = (
+    *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+)
 
 
 def completed(files: TokenizerFiles) -> TokenizerFiles:
@@ -41,14 +62,67 @@ def completed(files: TokenizerFiles) -> TokenizerFiles:
             return _with(files, _wordpiece(files), BERT_NAMES)
         if (files.home(UNIGRAM) / UNIGRAM).is_file():
             return _with(files, _unigram(files), ROBERTA_NAMES)
+        if (files.home(T5) / T5).is_file() and files.config.get("model_type") in T5_TYPES:
+            return _t5(files)
         if files.tokenizer_config.get("tokenizer_class") in ROBERTA and (whole := _byte_level(files)):
             return _with(files, whole, ROBERTA_NAMES)
-        return files
+        return ranks.from_ranks(files) or _chatglm(files)
     model = files.tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) and model.get("type") == "WordPiece" else None
     if isinstance(vocab, dict) and (files.tokenizer_config or files.special_tokens_map):
         return replace(files, tokenizer_config=_named(files, {k: v for k, v in BERT_NAMES.items() if v in vocab}))
     return files
+
+
+def _t5(files: TokenizerFiles) -> TokenizerFiles:
+    """Those files, with the tokenizer.json and the names of tokens that T5's class makes of SentencePiece's pieces."""
+    where = files.path(T5)
+    raw = optional_bytes(files.home(T5), T5, MAX_MODEL) or b""
+    pieces = parse_pieces(raw, where)
+    if not pieces.unigram:
+        raise Unsupported("the pieces have no probabilities, so this is not the Unigram model that T5 has", where=where)
+    config = _named(files, T5_NAMES)
+    stated = child(config, "extra_ids", int, where=files.path("tokenizer_config.json"))
+    count = 100 if stated is None else stated
+    if not 0 <= count <= MAX_TOKENS:
+        raise Malformed(f"extra_ids is {count}", where=files.path("tokenizer_config.json"))
+    extra = [f"<extra_id_{number}>" for number in reversed(range(count))]
+    vocab = [[text, score] for text, score in zip(pieces.tokens, pieces.scores, strict=True)]
+    roles = {token_text(config.get(f"{role}_token"), where=where, key=f"{role}_token") for role in T5_NAMES}
+    special = [token for token, text in enumerate(pieces.tokens) if text in roles]
+    added = [(token, pieces.tokens[token]) for token in special] + list(enumerate(extra, len(vocab)))
+    eos = "</s>"  # whatever is called so
+    one, two = ([{"Sequence": {"id": k, "type_id": 0}}, {"SpecialToken": {"id": eos, "type_id": 0}}] for k in "AB")
+    ids = [pieces.tokens.index(eos)] if eos in pieces.tokens else []
+    tokenizer: Json = {
+        "added_tokens": [{"id": token, "content": text, "special": True} for token, text in added],
+        "normalizer": _precompiled(raw),
+        "pre_tokenizer": SPACES,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": one,
+            "pair": [*one, *two],
+            "special_tokens": {eos: {"id": eos, "ids": ids, "tokens": [eos]}},
+        },
+        "model": {
+            "type": "Unigram",
+            "unk_id": next((k for k, kind in enumerate(pieces.types) if kind == TokenType.UNKNOWN), None),
+            "vocab": vocab + [[text, 0.0] for text in extra],
+        },
+    }
+    return replace(files, tokenizer=tokenizer, tokenizer_config=config, named=T5)
+
+
+def _chatglm(files: TokenizerFiles) -> TokenizerFiles:
+    """Those files, with ChatGLM's special tokens if they are ChatGLM's."""
+    name = files.sentencepiece
+    raw = optional_bytes(files.home(name), name, MAX_MODEL)
+    if files.tokenizer_config.get("tokenizer_class") != "ChatGLMTokenizer" or raw is None or is_tiktoken(raw):
+        return files
+    first = len(parse_pieces(raw, files.path(name)).tokens)
+    added = {text: first + number for number, text in enumerate(CHATGLM)}
+    config = {"additional_special_tokens": list(CHATGLM), **files.tokenizer_config}
+    return replace(files, added_tokens={**added, **files.added_tokens}, tokenizer_config=config)
 
 
 def _with(files: TokenizerFiles, tokenizer: Json, names: Mapping[str, str]) -> TokenizerFiles:
@@ -105,16 +179,17 @@ def _unigram(files: TokenizerFiles) -> Json:
     pieces = parse_pieces(raw, where)
     own = [[text, 0.0] for text in ("<s>", "<pad>", "</s>", "<unk>")]
     rest = [[text, score] for text, score in zip(pieces.tokens[3:], pieces.scores[3:], strict=True)]
-    charsmap = proto.charsmap(raw)
-    normalizer: Any = None
-    if charsmap:
-        normalizer = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
-    split = [{"type": "WhitespaceSplit"}, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}]
     return {
-        "normalizer": normalizer,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": split},
+        "normalizer": _precompiled(raw),
+        "pre_tokenizer": SPACES,
         "model": {"type": "Unigram", "unk_id": 3, "vocab": [*own, *rest, ["<mask>", 0.0]]},
     }
+
+
+def _precompiled(raw: bytes) -> Json | None:
+    """SentencePiece's table of replacements, as a normalizer."""
+    charsmap = proto.charsmap(raw)
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()} if charsmap else None
 
 
 def _byte_level(files: TokenizerFiles) -> Json | None:

@@ -79,6 +79,13 @@ _O200K = (
 GPT4O = _O200K % (f"{ENGLISH}?", f"{ENGLISH}?", r"\p{N}{1,3}")
 TEKKEN = _O200K % ("", "", r"\p{N}")
 YOUTU = _O200K % (f"{ENGLISH}?", f"{ENGLISH}?", r"\p{N}")
+# Chinese apart from other scripts.
+_UPPER_NOT_HAN, _LOWER_NOT_HAN = (rf"{letters[:-1]}&&[^\p{{Han}}]]" for letters in (_UPPER, _LOWER))
+KIMI = (
+    rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_NOT_HAN}*{_LOWER_NOT_HAN}+{ENGLISH}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_NOT_HAN}+{_LOWER_NOT_HAN}*{ENGLISH}?"
+    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{SPACES}"
+)
 
 _ASCII_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
 _WORD = r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
@@ -128,8 +135,8 @@ TABLE = (
     Pretokenizer(
         "qwen2",
         (_splits(QWEN2),),
-        aliases=("kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"),
-        marks={"deepseek-r1-qwen": ("<｜begin▁of▁sentence｜>",)},
+        aliases=("kormo", "f2llmv2", "megrez", "stablelm2", "solar-open", "grok-2"),
+        marks={"deepseek-r1-qwen": ("<｜begin▁of▁sentence｜>",), "hunyuan": ("<|startoftext|>", "<|extra_204|>")},
     ),
     Pretokenizer("qwen35", (_splits(QWEN35),)),
     Pretokenizer("ufakzeka", (_splits(UFAKZEKA),)),
@@ -198,7 +205,7 @@ TABLE = (
     Pretokenizer("chameleon", adds_bos=True),
     Pretokenizer("gemma4", aliases=("granite-embed-multi-311m",)),
     Pretokenizer("sarvam-moe"),
-    Pretokenizer("kimi-k2"),
+    Pretokenizer("kimi-k2", (_splits(KIMI),)),
     Pretokenizer("afmoe"),
     Pretokenizer("whitespace"),
 )

@@ -302,8 +302,8 @@ def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
             "there is no vocabulary: no tokenizer.model, no tokenizer.json, no tekken.json, and no vocab.json with "
             "merges.txt",
             where=files.folder,
-            fix="Copy the tokenizer files of the base model into the folder. Rank lists of tiktoken are not supported, "
-            "but transformers can turn them into a tokenizer.json.",
+            fix="Copy the tokenizer files of the base model into the folder. Of the rank lists of tiktoken, those of "
+            "Qwen (1), GLM-4 9B, Kimi and Hunyuan are read; transformers can turn others into a tokenizer.json.",
         )
     kind = child(files.tokenizer_config, "tokenizer_class", str, where=files.path("tokenizer_config.json"))
     stages = pretokenizers.BY_CLASS.get(kind or "")

@@ -1,4 +1,5 @@
-"""The architectures, as data. Adding one is adding a record here; the words are explained in `convert/architecture.py`.
+"""The architectures, as data. Adding one is adding a record to a module here, and its classes to MODULES; the words are
+explained in `convert/architecture.py`.
 
 Which tensors and keys each graph reads: src/models/*.cpp of llama.cpp. Defaults: the configuration classes of
 transformers. Tensor and key names: `gguf.constants`; Hugging Face names: `gguf.tensor_mapping`.
@@ -7,53 +8,121 @@ transformers. Tensor and key names: `gguf.constants`; Hugging Face names: `gguf.
 from collections.abc import Mapping
 
 from ggufsmith.convert.architecture import Architecture
-from ggufsmith.convert.architectures.activations import ACTIVATIONS
-from ggufsmith.convert.architectures.baichuan import BAICHUAN, BAICHUAN2
-from ggufsmith.convert.architectures.bamba import BAMBA
-from ggufsmith.convert.architectures.chameleon import CHAMELEON
-from ggufsmith.convert.architectures.classic import CLASSIC
-from ggufsmith.convert.architectures.dbrx import DBRX
-from ggufsmith.convert.architectures.dense import DENSE
-from ggufsmith.convert.architectures.drafts import DRAFTS
-from ggufsmith.convert.architectures.encoders import ENCODERS
-from ggufsmith.convert.architectures.falcon_h1 import FALCON_H1
-from ggufsmith.convert.architectures.fused_heads import FUSED_HEADS
-from ggufsmith.convert.architectures.gemma3n import GEMMA3N
-from ggufsmith.convert.architectures.gemma4 import GEMMA4, GEMMA4_UNIFIED
-from ggufsmith.convert.architectures.gpt import GPT
-from ggufsmith.convert.architectures.gpt_oss import GPT_OSS
-from ggufsmith.convert.architectures.granite_vision import GRANITE_VISION
-from ggufsmith.convert.architectures.hearing import HEARING
-from ggufsmith.convert.architectures.hrm import HRM_TEXT
-from ggufsmith.convert.architectures.hy_v4 import HY_V4
-from ggufsmith.convert.architectures.hybrid import HYBRID
-from ggufsmith.convert.architectures.kimi_linear import KIMI_LINEAR
-from ggufsmith.convert.architectures.laguna import LAGUNA
-from ggufsmith.convert.architectures.latent import LATENT
-from ggufsmith.convert.architectures.lfm2 import LFM2_FAMILY
-from ggufsmith.convert.architectures.mimo import MIMO2
-from ggufsmith.convert.architectures.minicpm3 import MINICPM3
-from ggufsmith.convert.architectures.minimax_m3 import MINIMAX_M3
-from ggufsmith.convert.architectures.moe import MOE
-from ggufsmith.convert.architectures.muse_glimmer import MUSE_GLIMMER
-from ggufsmith.convert.architectures.newer_moe import NEWER_MOE
-from ggufsmith.convert.architectures.phimoe import PHIMOE
-from ggufsmith.convert.architectures.qwen_hybrid import QWEN_HYBRID
-from ggufsmith.convert.architectures.sparse_attention import SPARSE_ATTENTION
-from ggufsmith.convert.architectures.state_space import STATE_SPACE
-from ggufsmith.convert.architectures.step35 import STEP35
-from ggufsmith.convert.architectures.t5 import T5_FAMILY
-from ggufsmith.convert.architectures.vision_language import VISION_LANGUAGE
-from ggufsmith.convert.architectures.windows import WINDOWS
+from ggufsmith.convert.by_class import ByClass
 
-ARCHITECTURES = (
-    *(*CLASSIC, *DENSE, *QWEN_HYBRID, GPT_OSS, GEMMA4, GEMMA4_UNIFIED, *VISION_LANGUAGE, *MOE, *NEWER_MOE, *LATENT),
-    *(MIMO2, LAGUNA, MINIMAX_M3, *SPARSE_ATTENTION, *LFM2_FAMILY, *GPT, *FUSED_HEADS, BAICHUAN, BAICHUAN2, *ENCODERS),
-    *(*STATE_SPACE, *HYBRID, FALCON_H1, *ACTIVATIONS, PHIMOE, MINICPM3, GEMMA3N, *WINDOWS, *T5_FAMILY, KIMI_LINEAR),
-    *(HRM_TEXT, MUSE_GLIMMER, DBRX, BAMBA, STEP35, HY_V4, CHAMELEON),
-    *(GRANITE_VISION, *HEARING, *DRAFTS),
-)
-BY_CLASS: Mapping[str, Architecture] = {name: record for record in ARCHITECTURES for name in record.classes}
+# Module -> the classes (`architectures` in config.json) that its RECORDS are for, in the order of the documentation.
+MODULES: Mapping[str, str] = {
+    "classic": """
+        LlamaForCausalLM LLaMAForCausalLM LlamaModel InternLM3ForCausalLM MistralForCausalLM MistralModel
+        MixtralForCausalLM Qwen2ForCausalLM Qwen2Model Qwen2MoeForCausalLM Qwen3ForCausalLM Qwen3Model
+        Qwen3MoeForCausalLM Phi3ForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration
+    """,
+    "dense": """
+        Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM OLMoForCausalLM SmolLM3ForCausalLM SeedOssForCausalLM
+        GraniteForCausalLM ArceeForCausalLM Starcoder2ForCausalLM StableLmForCausalLM StableLMEpochForCausalLM
+        CohereForCausalLM Cohere2ForCausalLM Exaone4ForCausalLM Ernie4_5ForCausalLM Ernie4_5_ForCausalLM
+        HunYuanDenseV1ForCausalLM Jais2ForCausalLM NemotronForCausalLM GemmaForCausalLM GlmForCausalLM
+        Glm4ForCausalLM PhiForCausalLM
+    """,
+    "qwen_hybrid": """
+        Qwen3_5ForCausalLM Qwen3_5ForConditionalGeneration Qwen3_5MoeForCausalLM
+        Qwen3_5MoeForConditionalGeneration Qwen3NextForCausalLM
+    """,
+    "gpt_oss": "GptOssForCausalLM",
+    "gemma4": "Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration",
+    "vision_language": """
+        Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen2VLModel
+        Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration Ministral3ForCausalLM
+        Mistral3ForConditionalGeneration SmolVLMForConditionalGeneration Idefics3ForConditionalGeneration
+        LlavaForConditionalGeneration Exaone4_5_ForConditionalGeneration Lfm2VlForConditionalGeneration
+        Glm4vForConditionalGeneration GlmOcrForConditionalGeneration Glm4vMoeForConditionalGeneration
+        InternVLForConditionalGeneration InternVLChatModel PaddleOCRVLForConditionalGeneration
+        HunYuanVLForConditionalGeneration JanusForConditionalGeneration MiniCPMV4_6ForConditionalGeneration
+        DotsOCRForCausalLM StepVLForConditionalGeneration LightOnOcrForConditionalGeneration
+        LightOnOCRForConditionalGeneration
+    """,
+    "moe": """
+        GraniteMoeForCausalLM OlmoeForCausalLM MiniMaxM2ForCausalLM Glm4MoeForCausalLM Ernie4_5_MoeForCausalLM
+        Dots1ForCausalLM SolarOpenForCausalLM ExaoneMoeForCausalLM ExaoneMoEForCausalLM Llama4ForCausalLM
+        Llama4ForConditionalGeneration
+    """,
+    "newer_moe": "Cohere2MoeForCausalLM HunYuanMoEV1ForCausalLM HYV3ForCausalLM AfmoeForCausalLM",
+    "latent": """
+        DeepseekV2ForCausalLM DeepseekV3ForCausalLM KimiK25ForConditionalGeneration
+        KimiVLForConditionalGeneration Glm4MoeLiteForCausalLM Mistral4ForCausalLM MistralLarge3ForCausalLM
+        YoutuForCausalLM
+    """,
+    "mimo": "MiMoV2FlashForCausalLM",
+    "laguna": "LagunaForCausalLM",
+    "minimax_m3": "MiniMaxM3SparseForConditionalGeneration MiniMaxM3SparseForCausalLM",
+    "sparse_attention": "DeepseekV32ForCausalLM GlmMoeDsaForCausalLM",
+    "lfm2": "Lfm2ForCausalLM LFM2ForCausalLM Lfm2Model Lfm2BidirectionalModel Lfm2MoeForCausalLM",
+    "gpt": "GPTBigCodeForCausalLM GPT2LMHeadModel",
+    "fused_heads": """
+        GPTNeoXForCausalLM FalconForCausalLM RWForCausalLM BloomForCausalLM BloomModel MptForCausalLM
+        MPTForCausalLM InternLM2ForCausalLM
+    """,
+    "baichuan": "BaiChuanForCausalLM BaichuanForCausalLM",
+    "encoders": """
+        BertModel BertForMaskedLM BertForSequenceClassification DistilBertModel DistilBertForMaskedLM
+        XLMRobertaModel XLMRobertaForSequenceClassification RobertaModel RobertaForSequenceClassification
+        CamembertModel NomicBertModel ModernBertModel ModernBertForMaskedLM ModernBertForSequenceClassification
+        EuroBertModel JinaEmbeddingsV5Model Gemma3TextModel T5EncoderModel
+    """,
+    "state_space": "MambaForCausalLM FalconMambaForCausalLM Mamba2ForCausalLM",
+    "hybrid": "GraniteMoeSharedForCausalLM GraniteMoeHybridForCausalLM NemotronHForCausalLM JambaForCausalLM",
+    "falcon_h1": "FalconH1ForCausalLM",
+    "activations": "ApertusForCausalLM",
+    "phimoe": "PhimoeForCausalLM PhiMoEForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
+    "gemma3n": "Gemma3nForCausalLM Gemma3nForConditionalGeneration",
+    "windows": "GraniteSWAForCausalLM GraniteMoeSWAForCausalLM MellumForCausalLM",
+    "t5": """
+        T5ForConditionalGeneration T5WithLMHeadModel MT5ForConditionalGeneration UMT5ForConditionalGeneration
+        UMT5Model
+    """,
+    "kimi_linear": "KimiLinearForCausalLM KimiLinearModel",
+    "hrm": "HrmTextForCausalLM",
+    "muse_glimmer": "MuseGlimmerForConditionalGeneration",
+    "dbrx": "DbrxForCausalLM",
+    "bamba": "BambaForCausalLM",
+    "step35": "Step3p7ForConditionalGeneration Step3p5ForCausalLM",
+    "hy_v4": "HYV4ForCausalLM",
+    "chameleon": "ChameleonForConditionalGeneration ChameleonForCausalLM",
+    "chatglm": "QWenLMHeadModel ChatGLMModel ChatGLMForConditionalGeneration",
+    "kin": """
+        Phi4ForCausalLMV MiniCPMForCausalLM ExaoneForCausalLM OrionForCausalLM XverseForCausalLM
+        PanguEmbeddedForCausalLM MaincoderForCausalLM KORMoForCausalLM
+    """,
+    "bitnet": "BitnetForCausalLM BitNetForCausalLM",
+    "deci": "DeciLMForCausalLM",
+    "deepseek": "DeepseekForCausalLM",
+    "further_encoders": "LlamaBidirectionalModel JinaBertForMaskedLM JinaBertModel NeoBERTLMHead NeoBERT",
+    "deepseek4": "DeepseekV4ForCausalLM",
+    "glm5_next": "Glm5NextForConditionalGeneration",
+    "kimi_k3": "KimiK3ForConditionalGeneration",
+    "ling": """
+        BailingMoeForCausalLM BailingMoeV2ForCausalLM SarvamMoEForCausalLM BailingHybridForCausalLM
+        BailingMoeV3ForCausalLM GroveMoeForCausalLM SmallThinkerForCausalLM
+    """,
+    "hearing": """
+        VoxtralForConditionalGeneration Qwen2AudioForConditionalGeneration
+        AudioFlamingo3ForConditionalGeneration GraniteSpeechForConditionalGeneration
+        GraniteSpeechPlusForConditionalGeneration Qwen3ASRForConditionalGeneration
+        Qwen2_5OmniForConditionalGeneration Qwen2_5OmniModel Qwen3OmniMoeForConditionalGeneration
+    """,
+    "granite_vision": "Granite4VisionForConditionalGeneration",
+    "qwen4_exp": "Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration",
+    "dots3": "Dots3NoteForCausalLM Dots3NoteForConditionalGeneration Dots3NoteTextForCausalLM",
+    "drafts": """
+        Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM LlamaForCausalLMEagle3
+        Eagle3LlamaForCausalLM Eagle3DraftModel Eagle3Speculator DFlashDraftModel DFlash2DraftModel
+        MuseGlimmerAssistantModel Qwen3DSparkModel DSparkDraftModel DSparkSpeculator Lfm2DSparkDraftModel
+        LingDSparkModel
+    """,
+}
+
+ARCHITECTURES: ByClass[Architecture] = ByClass(__name__, MODULES)
 
 # Config keys that say nothing about the converted model: training, generation defaults, bookkeeping. Special token ids
 # are read by the tokenizer, the rope keys by convert/rope.py.
@@ -104,11 +173,24 @@ IGNORED = frozenset(
     tie_encoder_decoder output_past use_grouped_topk embedding_initializer_range
     L_bp_cycles out_hidden_size z_loss_coefficient
     use_ordered_embeddings num_centroids centroid_intermediate_top_k
-    downsample_rate projector_dropout qformer_config image_grid_pinpoints
-    encoder_config projector_config window_size timestamp_token_id token_classification_bias
+    add_qkv_bias apply_query_key_layer_scaling fp32_residual_connection bf16 fp16 fp32 onnx_safe attn_dropout_prob
+    emb_dropout_prob prefix_projection embed_dropout max_tokenizer_truncation bias embedding_init_range
+    decoder_init_range flash_attention base_scale dim_head emb_pooler model_max_length input_bits
+    encoder_config projector_config downsample_rate window_size timestamp_token_id token_classification_bias
+    talker_config code2wav_config enable_audio_output audio_start_token_id audio_end_token_id
+    position_id_per_seconds user_token_id system_token_id assistant_token_id im_start_token_id im_end_token_id
+    tts_bos_token_id tts_eos_token_id tts_pad_token_id
+    understand_projector_stride llm_config force_image_size dynamic_image_size image_fold max_dynamic_patch
+    min_dynamic_patch pad2square ps_version select_layer template system_message use_backbone_lora use_llm_lora
+    use_thumbnail use_bfloat16 add_cross_attention bad_words_ids begin_suppress_tokens cross_attention_hidden_size
+    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores prefix pruned_heads
+    remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens temperature tf_legacy_loss
+    top_k top_p torchscript typical_p _attn_implementation_autoset _commit_hash speculators_config
+    speculators_model_type speculators_version num_target_layers eagle_config
+    projector_dropout qformer_config image_grid_pinpoints
+    enable_confidence_head confidence_head_with_markov training_block_size
     seconds_per_chunk token2wav_config
-    talker_config code2wav_config enable_audio_output audio_start_token_id audio_end_token_id position_id_per_seconds
-    user_token_id system_token_id assistant_token_id im_start_token_id im_end_token_id tts_bos_token_id
-    tts_eos_token_id tts_pad_token_id
     """.split()
 )

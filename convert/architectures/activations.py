@@ -47,4 +47,4 @@ APERTUS = Architecture(
     models="Apertus",
 )
 
-ACTIVATIONS = (APERTUS,)
+RECORDS = (APERTUS,)

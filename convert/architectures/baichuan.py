@@ -80,3 +80,5 @@ BAICHUAN2 = replace(
     ),
     models="Baichuan 2 7B",
 )
+
+RECORDS = (BAICHUAN, BAICHUAN2)

@@ -74,3 +74,5 @@ BAMBA = replace(
     kinds=kinds,
     check=unlike,
 )
+
+RECORDS = (BAMBA,)

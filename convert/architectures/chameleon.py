@@ -61,3 +61,5 @@ CHAMELEON = Architecture(
     drop={"vqmodel.": VISION_TOWER["vision_tower."]},
     check=problem,
 )
+
+RECORDS = (CHAMELEON,)

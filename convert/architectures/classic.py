@@ -6,6 +6,7 @@ from gguf.constants import MODEL_ARCH, Keys
 
 from ggufsmith.container.values import f32, u32
 from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Rope, TensorRule
+from ggufsmith.convert.architectures.eagle3 import EAGLE3, is_eagle3
 from ggufsmith.convert.architectures.groups import (
     ATTENTION,
     EMBEDDINGS,
@@ -48,7 +49,7 @@ def gemma_attention_scale(config: Config, dims: Dims) -> str | None:
 
 LLAMA = Architecture(
     MODEL_ARCH.LLAMA,
-    ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"),
+    ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel", "InternLM3ForCausalLM"),
     tensors=(
         *EMBEDDINGS,
         *NORMS,
@@ -68,7 +69,7 @@ LLAMA = Architecture(
     rope=Rope(scaling=("linear", "yarn", "dynamic", "llama3")),
     require={**SILU, "partial_rotary_factor": (1.0,)},
     drop=INVERSE_FREQUENCIES,
-    models="Llama 1 to 3.3, TinyLlama, SmolLM, DeepSeek-R1-Distill-Llama",
+    models="Llama 1 to 3.3, TinyLlama, SmolLM, DeepSeek-R1-Distill-Llama, InternLM 3",
 )
 MISTRAL = replace(
     LLAMA,
@@ -248,5 +249,9 @@ GEMMA3 = replace(
     },
     models="Gemma 3 (text)",
 )
+# Of EAGLE-3, which drafts, many are published under this class.
+LLAMA_OR_EAGLE3 = replace(
+    LLAMA, variant=lambda config: "eagle3" if is_eagle3(config) else "", variants={"eagle3": EAGLE3}
+)
 
-CLASSIC = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, PHI3, GEMMA2, GEMMA3)
+RECORDS = (LLAMA_OR_EAGLE3, MISTRAL, MIXTRAL, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE, PHI3, GEMMA2, GEMMA3)

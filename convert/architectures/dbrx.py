@@ -87,3 +87,5 @@ DBRX = Architecture(
     },
     check=unlike,
 )
+
+RECORDS = (DBRX,)

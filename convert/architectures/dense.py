@@ -317,7 +317,7 @@ PHI2 = Architecture(
     models="Phi-1, Phi-1.5, Phi-2",
 )
 
-DENSE = (
+RECORDS = (
     OLMO2,
     OLMO,
     SMOLLM3,

@@ -8,6 +8,9 @@ from dataclasses import replace
 from gguf.constants import Keys
 
 from ggufsmith.convert.architecture import ConfigKey, Dims, TensorRule, named
+from ggufsmith.convert.architectures.dflash import DFLASH, MUSE_GLIMMER_ASSISTANT
+from ggufsmith.convert.architectures.dspark import DSPARK
+from ggufsmith.convert.architectures.eagle3 import EAGLE3
 from ggufsmith.convert.architectures.gemma4 import GEMMA4, both_attentions, own_kinds
 from ggufsmith.convert.architectures.groups import T, without
 from ggufsmith.convert.config import Config
@@ -70,4 +73,4 @@ GEMMA4_ASSISTANT = replace(
     check=length_of_target,
 )
 
-DRAFTS = (GEMMA4_ASSISTANT,)
+RECORDS = (GEMMA4_ASSISTANT, EAGLE3, DFLASH, MUSE_GLIMMER_ASSISTANT, DSPARK)

@@ -370,7 +370,7 @@ MODERN_BERT_CLASSIFIER = replace(
 )
 EUROBERT = Architecture(
     MODEL_ARCH.EUROBERT,
-    ("EuroBertModel",),
+    ("EuroBertModel", "JinaEmbeddingsV5Model"),
     tensors=(
         *EMBEDDINGS[:2],
         *NORMS,
@@ -382,7 +382,7 @@ EUROBERT = Architecture(
     defaults={"max_position_embeddings": 8192, "rms_norm_eps": 1e-5},
     drop=INVERSE_FREQUENCIES,
     pooling=True,
-    models="EuroBERT",
+    models="EuroBERT, jina-embeddings-v5-text-nano",
 )
 GEMMA_EMBEDDING = replace(
     GEMMA3,
@@ -407,7 +407,7 @@ GEMMA_EMBEDDING = replace(
     models="EmbeddingGemma",
 )
 
-ENCODERS = (
+RECORDS = (
     *(BERT, BERT_CLASSIFIER, DISTILBERT, ROBERTA, NOMIC, MODERN_BERT, MODERN_BERT_CLASSIFIER, EUROBERT),
     *(GEMMA_EMBEDDING, T5_ENCODER),
 )

@@ -133,3 +133,5 @@ FALCON_H1 = Architecture(
     folded=(*(f"{name}_multiplier" for name in WHOLE), "mlp_multipliers", "ssm_multipliers"),
     check=gate_first,
 )
+
+RECORDS = (FALCON_H1,)

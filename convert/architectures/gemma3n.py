@@ -167,3 +167,5 @@ GEMMA3N = Architecture(
     check=built_in,
     models="Gemma 3n (text)",
 )
+
+RECORDS = (GEMMA3N,)

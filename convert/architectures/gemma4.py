@@ -232,3 +232,5 @@ GEMMA4_UNIFIED = replace(
         "vision_embedder.": "the projector of pictures; this converts the text model",
     },
 )
+
+RECORDS = (GEMMA4, GEMMA4_UNIFIED)

@@ -86,4 +86,4 @@ GPT2 = replace(
     defaults={"activation_function": "gelu_new"},
 )
 
-GPT = (GPT_BIGCODE, GPT2)
+RECORDS = (GPT_BIGCODE, GPT2)

@@ -93,3 +93,5 @@ GPT_OSS = Architecture(
     },
     check=window_check,
 )
+
+RECORDS = (GPT_OSS,)

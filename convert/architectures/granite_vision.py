@@ -78,3 +78,5 @@ GRANITE_VISION = replace(
     },
     pooling=False,
 )
+
+RECORDS = (GRANITE_VISION,)

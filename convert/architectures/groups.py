@@ -14,6 +14,7 @@ from ggufsmith.convert.ops import AddOne, Op, Part, RopePermute
 
 T = MODEL_TENSOR
 OPTIONAL = Need.OPTIONAL
+TARGET = "target_config"  # where the config of a draft model has that of the larger model
 
 
 def dense(dims: Dims) -> bool:
@@ -81,6 +82,26 @@ def without(keys: Iterable[ConfigKey], *names: str) -> tuple[ConfigKey, ...]:
 def window(config: Config, dims: Dims) -> int | None:
     """The sliding window, if there is one."""
     return config.integer("sliding_window")
+
+
+def of_target(config: Config, name: str) -> int:
+    """A size of the larger model that a draft model guesses tokens for. Malformed if its config does not state it."""
+    value = config.mapping(TARGET).get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise Malformed(f"{name} of the larger model must be a positive number, not {value!r:.40}", where=config.path)
+    return value
+
+
+def target_rope(config: Config) -> Mapping[str, Any]:
+    """The parameters of its rotary embedding."""
+    target = config.mapping(TARGET)
+    found = target.get("rope_parameters") or target.get("rope_scaling")
+    return found if isinstance(found, Mapping) else {}
+
+
+def stated_flag(name: str) -> Callable[[Config, Dims], bool]:
+    """Whether the config has this key, and it is true."""
+    return lambda config, dims: config.first(name) is True
 
 
 def rope_fields(config: Config) -> Mapping[str, Any]:

@@ -115,3 +115,5 @@ HRM_TEXT = Architecture(
     head_rows=0,
     stacks=("L_module", "H_module"),
 )
+
+RECORDS = (HRM_TEXT,)

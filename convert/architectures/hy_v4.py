@@ -131,3 +131,5 @@ HY_V4 = replace(
     check=problem,
     beyond="",
 )
+
+RECORDS = (HY_V4,)

@@ -233,3 +233,5 @@ KIMI_LINEAR = Architecture(
     head_rows=0,
     models="Kimi Linear",
 )
+
+RECORDS = (KIMI_LINEAR,)

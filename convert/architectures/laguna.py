@@ -163,3 +163,5 @@ LAGUNA = Architecture(
     check=problem,
     head_rows=0,
 )
+
+RECORDS = (LAGUNA,)

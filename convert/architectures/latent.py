@@ -181,6 +181,12 @@ DEEPSEEK3 = replace(
     models="DeepSeek-V3, DeepSeek-R1, Kimi-K2 (text), Moonlight",
     defaults={"max_position_embeddings": 4096, "first_k_dense_replace": 3, "norm_topk_prob": True},
 )
+KIMI = replace(
+    DEEPSEEK3,
+    classes=("KimiK25ForConditionalGeneration", "KimiVLForConditionalGeneration"),
+    models="Kimi-K2.5, Kimi-VL (text)",
+    drop={**DEEPSEEK3.drop, **VISION_TOWER, "mm_projector.": VISION_TOWER["vision_tower."]},
+)
 GLM4_MOE_LITE = replace(
     DEEPSEEK3,
     classes=("Glm4MoeLiteForCausalLM",),
@@ -251,4 +257,4 @@ YOUTU = replace(
     beyond="",
 )
 
-LATENT = (DEEPSEEK2, DEEPSEEK3, GLM4_MOE_LITE, MISTRAL4, MISTRAL_LARGE3, YOUTU)
+RECORDS = (DEEPSEEK2, DEEPSEEK3, KIMI, GLM4_MOE_LITE, MISTRAL4, MISTRAL_LARGE3, YOUTU)

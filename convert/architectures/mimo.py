@@ -150,3 +150,5 @@ MIMO2 = Architecture(
     check=problem,
     mtp={},
 )
+
+RECORDS = (MIMO2,)

@@ -86,3 +86,5 @@ MINICPM3 = Architecture(
     check=value_size,
     models="MiniCPM3",
 )
+
+RECORDS = (MINICPM3,)

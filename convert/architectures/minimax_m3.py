@@ -165,3 +165,5 @@ MINIMAX_M3 = Architecture(
     kinds=lambda config, blocks: ["dense" if block < first_dense(config) else "moe" for block in range(blocks)],
     check=problem,
 )
+
+RECORDS = (MINIMAX_M3,)

@@ -92,3 +92,5 @@ MUSE_GLIMMER = Architecture(
     factors={"qk_scale_factor": lambda config: config.number("qk_scale_factor") or 0.0},
     check=problem,
 )
+
+RECORDS = (MUSE_GLIMMER,)

@@ -253,4 +253,4 @@ AFMOE = Architecture(
     check=afmoe_problem,
 )
 
-NEWER_MOE = (COHERE2_MOE, HUNYUAN_MOE, HY_V3, AFMOE)
+RECORDS = (COHERE2_MOE, HUNYUAN_MOE, HY_V3, AFMOE)

@@ -61,3 +61,5 @@ PHIMOE = Architecture(
     drop=INVERSE_FREQUENCIES,
     models="Phi-3.5-MoE",
 )
+
+RECORDS = (PHIMOE,)

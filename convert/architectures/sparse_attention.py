@@ -108,4 +108,4 @@ GLM_DSA = replace(
     kinds=with_mtp(indexed),
 )
 
-SPARSE_ATTENTION: tuple[Architecture, ...] = (DEEPSEEK32, GLM_DSA)
+RECORDS: tuple[Architecture, ...] = (DEEPSEEK32, GLM_DSA)

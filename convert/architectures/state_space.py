@@ -198,4 +198,4 @@ MAMBA2 = Architecture(
     check=expanded,
 )
 
-STATE_SPACE = (MAMBA, MAMBA2)
+RECORDS = (MAMBA, MAMBA2)

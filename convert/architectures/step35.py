@@ -260,3 +260,5 @@ STEP35 = Architecture(
     head_rows=0,
     appended=True,
 )
+
+RECORDS = (STEP35,)

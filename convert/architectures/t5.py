@@ -174,4 +174,4 @@ UMT5 = replace(
     defaults=MT5.defaults,
     models="UMT5: text encoders of Wan and AuraFlow",
 )
-T5_FAMILY = (T5, MT5, UMT5)
+RECORDS = (T5, MT5, UMT5)

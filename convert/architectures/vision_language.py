@@ -10,8 +10,9 @@ from gguf.constants import MODEL_ARCH, Keys
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.values import booleans, f32, i32s
 from ggufsmith.convert.architecture import Architecture, ConfigKey, Dims, Fused, copy
-from ggufsmith.convert.architectures.classic import LLAMA, QWEN2, QWEN3, QWEN3_MOE
+from ggufsmith.convert.architectures.classic import LLAMA, PHI3, QWEN2, QWEN3, QWEN3_MOE
 from ggufsmith.convert.architectures.dense import ERNIE4_5, EXAONE4, GLM4, HUNYUAN_DENSE
+from ggufsmith.convert.architectures.fused_heads import INTERNLM2
 from ggufsmith.convert.architectures.groups import (
     MTP_HEAD,
     PACKED_EXPERTS,
@@ -230,6 +231,37 @@ INTERNVL = replace(
     ),
     variants={"qwen3": seeing(QWEN3), "qwen3_moe": seeing(QWEN3_MOE), "llama": seeing(LLAMA)},
 )
+
+
+def chatting(record: Architecture) -> Architecture:
+    """The record of a text model inside InternVL in the layout that was published first, with code of its own."""
+    scaling = tuple(dict.fromkeys((*record.rope.scaling, "dynamic")))
+    inside = seeing(record)
+    return replace(
+        inside,
+        classes=("InternVLChatModel",),
+        models="InternVL 2 to 3.5 (text)",
+        rope=replace(record.rope, scaling=scaling),
+        drop={**inside.drop, "mlp1.": next(iter(VISION_TOWER.values()))},
+        variants={},
+    )
+
+
+INTERNVL_CHAT = replace(
+    chatting(QWEN2),
+    check=lambda config, dims: (
+        None
+        if config.first("model_type") == "qwen2"
+        else f"the text model of InternVL is {config.first('model_type')!r:.40}, which is not supported"
+    ),
+    variants={
+        "qwen3": chatting(QWEN3),
+        "qwen3_moe": chatting(QWEN3_MOE),
+        "llama": chatting(LLAMA),
+        "internlm2": chatting(INTERNLM2),
+        "phi3": chatting(PHI3),
+    },
+)
 PADDLE_OCR = replace(
     ERNIE4_5,
     arch=MODEL_ARCH.PADDLEOCR,
@@ -306,7 +338,22 @@ LIGHTON_OCR = replace(
     pooling=False,
 )
 
-VISION_LANGUAGE = (
+DOTS_OCR = replace(
+    QWEN2,
+    classes=("DotsOCRForCausalLM",),
+    models="dots.ocr (text)",
+    drop={**QWEN2.drop, **VISION_TOWER},
+    pooling=False,
+)
+STEP_VL = replace(
+    QWEN3,
+    classes=("StepVLForConditionalGeneration",),
+    models="Step3-VL (text)",
+    drop={**QWEN3.drop, **VISION_TOWER, "vit_large_projector.": next(iter(VISION_TOWER.values()))},
+    pooling=False,
+)
+
+RECORDS = (
     QWEN2VL,
     QWEN3VL,
     QWEN3VL_MOE,
@@ -317,9 +364,12 @@ VISION_LANGUAGE = (
     LFM2VL,
     *GLMS,
     INTERNVL,
+    INTERNVL_CHAT,
     PADDLE_OCR,
     HUNYUAN_VL,
     JANUS,
     MINICPM_V,
+    DOTS_OCR,
+    STEP_VL,
     LIGHTON_OCR,
 )

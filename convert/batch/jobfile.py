@@ -21,7 +21,6 @@ A model's own settings come before those of its set, those of a set before what 
 """
 
 import os
-import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from ggufsmith.container.documents import read_document
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.formats import format_of
 from ggufsmith.container.ggml import is_ggml
+from ggufsmith.container.output_names import DEVICE, NOT_IN_NAMES
 from ggufsmith.container.shards import SUFFIX
 from ggufsmith.container.units import parse_size
 from ggufsmith.convert.batch.schema import ENCODING, MODELS, OUTPUT, SETTINGS, TABLES, meant
@@ -234,6 +234,7 @@ class _Reader(Tables):
             "calibrate": tuple(self.texts(said["calibrate"])),
             "metadata": self.existing(said["metadata"]),
             "tokenizer": self.folder(said["tokenizer"]),
+            "target": self.folder(said["target"]),
             "base": self.folder(said["base"]) if on_hub else self.base(source, said["base"]),
             "lora": tuple(self.adapters(said["lora"])),
         }
@@ -483,7 +484,9 @@ def _is_inside(root: Path, text: str) -> bool:
 
 
 def _is_component(text: str) -> bool:
-    return bool(text) and text not in (".", "..") and not re.search(r"[/\\\x00-\x1f:]", text)
+    """Whether it can be a name inside a folder, on every system: job files travel."""
+    plain = bool(text) and text not in (".", "..") and "/" not in text and "\\" not in text
+    return plain and not DEVICE.fullmatch(text) and not NOT_IN_NAMES.search(text) and text == text.rstrip(" .")
 
 
 def _same(path: Path) -> str:

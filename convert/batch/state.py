@@ -22,6 +22,7 @@ from ggufsmith.container.shards import SHARD, SUFFIX
 from ggufsmith.container.untrusted import read_object
 from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput, state_path
 from ggufsmith.convert.batch.schema import SETTINGS
+from ggufsmith.convert.inputs import companions
 from ggufsmith.convert.model import adapters_of
 from ggufsmith.naming.identity import hub_id, model_folder_name
 from ggufsmith.pipeline.request import AUTO
@@ -221,6 +222,8 @@ def _inputs(model: JobModel, by_content: bool) -> Iterator[list[Any]]:
         found = path.stat()
         identity = file_sha256(path) if by_content or found.st_size <= WHOLE else found.st_mtime_ns
         yield [path.relative_to(root).as_posix(), found.st_size, identity]
+    for name, path in companions(options.target) if options.target else ():  # its weights are not read
+        yield [name, path.stat().st_size, file_sha256(path)]
     for root, path in _model_files(options.base) if options.base else ():  # weights: only which there are is looked at
         content = file_sha256(path) if path.suffix == ".json" else None
         yield [path.relative_to(root).as_posix(), path.stat().st_size, content]

@@ -6,14 +6,13 @@ weight_g_idx (in,) where groups do not lie in turn. Codes and packed zero points
 Its other formats, one number per element, are in `blocks`. Source: compressed-tensors 0.20, compressors/pack_quantized.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.bitpacking import Codes, scale_codes, unpack, words_for
 from ggufsmith.convert.dequantize.lossless_blocks import Q4_0, fill_q4_0
 from ggufsmith.convert.dequantize.scheme import Exact, Scheme, SchemeInputs, Shape, floats
@@ -77,19 +76,12 @@ class Packed:
         return codes.T.astype(np.float32)
 
 
-def weight_settings(settings: Config) -> list[Mapping[str, Any]]:
-    """What each config group says of weights; none for other methods."""
-    groups = settings.mapping("config_groups").values()
-    found = (group.get("weights") for group in groups if isinstance(group, Mapping))
-    return [weights for weights in found if isinstance(weights, Mapping)]
-
-
 def check_settings(asked: SchemeInputs) -> None:
     """Unsupported for what would change the weights beyond scales and zero points."""
     settings = asked.settings
-    form = settings.first("format")
     if settings.first("quant_method") != "compressed-tensors":
         return
+    form = settings.first("format")
     if form is not None and form not in FORMATS:
         raise asked.unsupported(f"compressed-tensors format {form!r}", ", ".join(FORMATS))
     sparsity = settings.mapping("sparsity_config").get("format", "dense")
@@ -107,7 +99,7 @@ def build(asked: SchemeInputs) -> Packed:
     out, width = shape
     if width <= 0 or packed.shape[:1] != (out,) or len(packed.shape) != 2:
         raise asked.wrong(f"weight_shape says {list(shape)}, but the packed weights are {list(packed.shape)}")
-    weights = weight_settings(asked.settings)
+    weights = asked.settings.of_weights
     claimed = {bits for bits in (group.get("num_bits") for group in weights) if isinstance(bits, int)}
     possible = [bits for bits in range(1, 9) if words_for(width, bits) == packed.shape[1]]
     bits = [n for n in possible if n in claimed] if claimed else possible
@@ -140,7 +132,7 @@ def build(asked: SchemeInputs) -> Packed:
     return Packed(shape, bits[0], groups, size, packed, scale, zero, g_idx)
 
 
-def _group_size(asked: SchemeInputs, width: int, groups: int, weights: list[Mapping[str, Any]]) -> int:
+def _group_size(asked: SchemeInputs, width: int, groups: int, weights: Sequence[Mapping[str, Any]]) -> int:
     sizes = {size for size in (group.get("group_size") for group in weights) if isinstance(size, int) and size > 0}
     fitting = {size for size in sizes if -(-width // size) == groups}
     if len(fitting) == 1:

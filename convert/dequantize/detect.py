@@ -18,16 +18,16 @@ from ggufsmith.convert.dequantize.fp8_int8 import FP8, INT8
 from ggufsmith.convert.dequantize.gptq import GPTQ
 from ggufsmith.convert.dequantize.hqq import HQQ
 from ggufsmith.convert.dequantize.mlx import MLX
-from ggufsmith.convert.dequantize.mxfp4 import MXFP4, MXFP4_PACKED
+from ggufsmith.convert.dequantize.mxfp4 import MXFP4, MXFP4_PACKED, MXFP4_SIGNED
 from ggufsmith.convert.dequantize.narrowed import narrowed
 from ggufsmith.convert.dequantize.nvfp4 import NVFP4, NVFP4_PACKED
-from ggufsmith.convert.dequantize.scheme import ORIGINAL, DequantizedTensor, Parts, Scheme, SchemeInputs
+from ggufsmith.convert.dequantize.scheme import ORIGINAL, DequantizedTensor, Parts, Scheme, SchemeInputs, SchemeSettings
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.stored import Checkpoint, StoredTensor
 
 SCHEMES: tuple[Scheme, ...] = (
     *(GPTQ, AWQ_GEMM, AWQ_GEMV, BNB_4BIT, BNB_8BIT, FP8),
-    *(PACK_QUANTIZED, INT8, MXFP4_PACKED, MXFP4, NVFP4_PACKED, NVFP4, BITNET, HQQ, MLX),
+    *(PACK_QUANTIZED, INT8, MXFP4_PACKED, MXFP4, MXFP4_SIGNED, NVFP4_PACKED, NVFP4, BITNET, HQQ, MLX),
 )
 # Ends of names that only a quantized weight has.
 NAMED = tuple({end for scheme in SCHEMES if scheme.dense != "{main}" for end in scheme.main})
@@ -98,18 +98,18 @@ def _made(checkpoint: Checkpoint, scheme: Scheme, asked: SchemeInputs) -> Dequan
     )
 
 
-def _settings(folder: Path, config: Config) -> tuple[Config, str | None]:
+def _settings(folder: Path, config: Config) -> tuple[SchemeSettings, str | None]:
     """The quantization's settings and its method; empty and None where nothing says that there is one."""
     for key in ("quantization_config", "compression_config", "quantization"):
         values = config.mapping(key)
         if values:
-            settings = Config(values, config.path)
+            settings = SchemeSettings(values, config.path)
             return settings, _known(settings, settings.first("quant_method"))
     for name, method in FILES.items():
         if (folder / name).is_file():
-            settings = Config(read_object(folder / name, inside=folder), folder / name)
+            settings = SchemeSettings(read_object(folder / name, inside=folder), folder / name)
             return settings, _known(settings, settings.first("quant_method") or method)
-    return Config({}, config.path), None
+    return SchemeSettings({}, config.path), None
 
 
 def _known(settings: Config, method: object) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.convert.dequantize.compressed import check_settings, weight_settings
+from ggufsmith.convert.dequantize.compressed import check_settings
 from ggufsmith.convert.dequantize.scheme import Scheme, SchemeInputs, Shape, floats
 from ggufsmith.convert.dequantize.store import EIGHT_BITS, Store, to_f32
 from ggufsmith.convert.stored import StoredTensor
@@ -90,7 +90,7 @@ def _block(asked: SchemeInputs, size: tuple[int, int], grid: tuple[int, int]) ->
 
     Without a config, blocks must be powers of two: any other even division may as well be a ragged grid of those.
     """
-    known = {block for block in claimed_blocks(asked, size) if covers(size, grid, block)}
+    known = {block for block in asked.settings.blocks if covers(size, grid, block)}
     if len(known) == 1:
         return known.pop()
     each = [m // n if n and m % n == 0 else 0 for m, n in zip(size, grid, strict=True)]
@@ -104,19 +104,7 @@ def covers(size: tuple[int, int], grid: tuple[int, int], block: tuple[int, int])
     return all(b > 0 and -(-m // b) == n for m, n, b in zip(size, grid, block, strict=True))
 
 
-def claimed_blocks(asked: SchemeInputs, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """The block sizes that the config mentions."""
-    shapes = [asked.settings.first("weight_block_size")]
-    for weights in weight_settings(asked.settings):
-        shapes += [weights.get("block_structure"), [1, weights.get("group_size")]]
-    return [
-        (shape[0], shape[1])
-        for shape in shapes
-        if isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) for n in shape)
-    ]
-
-
-COMPANIONS: Mapping[str, tuple[str, ...]] = {"scale": ("{main}_scale_inv", "{main}_scale", ".qscale_weight")}
+COMPANIONS: Mapping[str, tuple[str, ...]] = {"scale": ("{main}_scale_inv", "{main}_scale", ".qscale_weight", ".scale")}
 ACTIVATIONS = (
     *(".input_scale", ".activation_scale", ".input_activation_scale", ".qscale_act", ".input_scale_ub"),
     *("{main}_activation_scale", ".output_scale", ".input_zero_point", ".input_global_scale"),

@@ -1,4 +1,4 @@
-"""MXFP4: E2M1 values under shared powers of two, as gpt-oss and compressed-tensors store them.
+"""MXFP4: E2M1 values under shared powers of two, as gpt-oss, compressed-tensors and DeepSeek-V4 store them.
 
 Source: OCP microscaling formats specification 1.0; transformers' integrations/mxfp4.py.
 """
@@ -46,7 +46,7 @@ class Mxfp4:
         width = self.shape[-1]
         stored = store.flat(self.blocks, first * width // 2, last * width // 2)
         exponents = store.flat(self.scales, first * width // BLOCK, last * width // BLOCK)
-        return stored.reshape(last - first, -1), exponents.reshape(last - first, -1)
+        return stored.view(np.uint8).reshape(last - first, -1), exponents.reshape(last - first, -1)
 
 
 def two_in_a_byte(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -94,4 +94,14 @@ MXFP4_PACKED = replace(
     companions={"scales": (".weight_scale",)},
     unused=(".input_scale", ".input_global_scale"),
     fits=lambda parts: "scales" not in parts or parts["scales"].dtype != "F8_E4M3",
+)
+MXFP4_SIGNED = replace(
+    MXFP4,
+    name="FP4 of DeepSeek-V4",
+    note="the experts, between weights in FP8; maps exactly to MXFP4",
+    methods=("fp8",),
+    main=(".weight",),
+    dense="{main}",
+    dtypes=("I8", "U8"),
+    companions={"scales": (".scale",)},
 )

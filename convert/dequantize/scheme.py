@@ -8,7 +8,7 @@ so.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,13 +88,36 @@ def read_f32(store: Store, source: StoredTensor, first: int, last: int, out: NDA
         out[:] = to_f32(store.rows(source, first, last), source.dtype)
 
 
+class SchemeSettings(Config):
+    """What the config says of quantization."""
+
+    @cached_property
+    def of_weights(self) -> tuple[Mapping[str, Any], ...]:
+        """What each of `config_groups` says of weights; none for other methods."""
+        groups = self.mapping("config_groups").values()
+        found = (group.get("weights") for group in groups if isinstance(group, Mapping))
+        return tuple(weights for weights in found if isinstance(weights, Mapping))
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[int, int], ...]:
+        """The sizes of blocks that it mentions."""
+        shapes = [self.first("weight_block_size")]
+        for weights in self.of_weights:
+            shapes += [weights.get("block_structure"), [1, weights.get("group_size")]]
+        return tuple(
+            (shape[0], shape[1])
+            for shape in shapes
+            if isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) for n in shape)
+        )
+
+
 @dataclass(frozen=True)
 class SchemeInputs:
     """What a scheme gets to build a weight: its name, its stored parts by role, the settings, and the bytes."""
 
     name: str
     parts: Parts
-    settings: Config
+    settings: SchemeSettings
     store: Store
 
     @property

@@ -18,7 +18,7 @@ from ggufsmith.naming.metadata import BASE_MODELS, DATASETS
 
 General = Keys.General
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "qwen.tiktoken")
 # Files with added tokens: without a vocabulary beside them, that of the base is meant.
 ADDED_TOKENS = ("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json")
 # What a model card says of the base, and not of what adapters make of it.

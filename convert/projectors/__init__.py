@@ -1,43 +1,46 @@
-"""The projectors, as data. Adding one is adding a record; the words are explained in `record`."""
+"""The projectors, as data. Adding one is adding a record to a module here, and its classes to MODULES; the words are
+explained in `record`.
+"""
 
 from collections.abc import Mapping
 
-from ggufsmith.convert.projectors.gemma4 import GEMMA4
-from ggufsmith.convert.projectors.gemma4_unified import GEMMA4_UNIFIED
-from ggufsmith.convert.projectors.glm import GLMS
-from ggufsmith.convert.projectors.granite_speech import GRANITE_SPEECH
-from ggufsmith.convert.projectors.granite_vision import GRANITE_VISION
-from ggufsmith.convert.projectors.hunyuan import HUNYUAN_VL
-from ggufsmith.convert.projectors.internvl import INTERN
-from ggufsmith.convert.projectors.janus import JANUS
-from ggufsmith.convert.projectors.llama4 import LLAMA4
-from ggufsmith.convert.projectors.minicpm import MINICPM_V
-from ggufsmith.convert.projectors.paddle import PADDLE_OCR
-from ggufsmith.convert.projectors.pixtral import PIXTRALS
-from ggufsmith.convert.projectors.qwen import QWEN
-from ggufsmith.convert.projectors.qwen_audio import QWEN_AUDIO
-from ggufsmith.convert.projectors.qwen_omni import QWEN_OMNI
+from ggufsmith.convert.by_class import ByClass
 from ggufsmith.convert.projectors.record import Projector
-from ggufsmith.convert.projectors.siglip import SIGLIP
-from ggufsmith.convert.projectors.whisper import WHISPERS
 
-PROJECTORS = (
-    *QWEN,
-    *GLMS,
-    *SIGLIP,
-    GEMMA4,
-    GEMMA4_UNIFIED,
-    *PIXTRALS,
-    INTERN,
-    PADDLE_OCR,
-    HUNYUAN_VL,
-    JANUS,
-    MINICPM_V,
-    LLAMA4,
-    *WHISPERS,
-    GRANITE_VISION,
-    GRANITE_SPEECH,
-    *QWEN_AUDIO,
-    QWEN_OMNI,
-)
-PROJECTOR_OF_CLASS: Mapping[str, Projector] = {name: record for record in PROJECTORS for name in record.classes}
+# Module -> the classes (`architectures` in config.json) that its RECORDS are for, in the order of the documentation.
+MODULES: Mapping[str, str] = {
+    "qwen": """
+        Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen3VLForConditionalGeneration
+        Qwen3VLMoeForConditionalGeneration Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration
+    """,
+    "glm": "Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration GlmOcrForConditionalGeneration",
+    "siglip": """
+        Gemma3ForConditionalGeneration Lfm2VlForConditionalGeneration Idefics3ForConditionalGeneration
+        SmolVLMForConditionalGeneration
+    """,
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "gemma4_unified": "Gemma4UnifiedForConditionalGeneration",
+    "pixtral": """
+        Mistral3ForConditionalGeneration MistralLarge3ForCausalLM LlavaForConditionalGeneration
+        LightOnOcrForConditionalGeneration LightOnOCRForConditionalGeneration
+    """,
+    "internvl": "InternVLForConditionalGeneration InternVLChatModel",
+    "paddle": "PaddleOCRVLForConditionalGeneration",
+    "hunyuan": "HunYuanVLForConditionalGeneration",
+    "janus": "JanusForConditionalGeneration",
+    "minicpm": "MiniCPMV4_6ForConditionalGeneration",
+    "llama4": "Llama4ForConditionalGeneration",
+    "whisper": """
+        VoxtralForConditionalGeneration Qwen2AudioForConditionalGeneration
+        AudioFlamingo3ForConditionalGeneration
+    """,
+    "granite_speech": "GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration",
+    "qwen_audio": "Qwen3ASRForConditionalGeneration Qwen3OmniMoeForConditionalGeneration",
+    "exaone": "Exaone4_5_ForConditionalGeneration",
+    "dots": "DotsOCRForCausalLM",
+    "step": "Step3p7ForConditionalGeneration StepVLForConditionalGeneration",
+    "granite_vision": "Granite4VisionForConditionalGeneration",
+    "qwen_omni": "Qwen2_5OmniForConditionalGeneration Qwen2_5OmniModel",
+}
+
+PROJECTORS: ByClass[Projector] = ByClass(__name__, MODULES)

@@ -248,3 +248,5 @@ GEMMA4 = Projector(
     f"{VisionProjectorType.GEMMA4V}, {VisionProjectorType.GEMMA4A}",
     (GEMMA4_VISION, GEMMA4_AUDIO),
 )
+
+RECORDS = (GEMMA4,)

@@ -114,3 +114,5 @@ GEMMA4_UNIFIED = Projector(
         },
     },
 )
+
+RECORDS = (GEMMA4_UNIFIED,)

@@ -112,7 +112,7 @@ GLM_OCR = EncoderRecord(
     **COMMON_PARTS,
 )
 
-GLMS = (
+RECORDS = (
     Projector(
         ("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration"),
         "GLM-4.1V, GLM-4.5V, GLM-4.6V",

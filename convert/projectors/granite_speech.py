@@ -236,3 +236,5 @@ GRANITE_SPEECH = Projector(
         "encoder.attention_dists": "the distances of positions, which llama.cpp computes itself",
     },
 )
+
+RECORDS = (GRANITE_SPEECH,)

@@ -163,3 +163,5 @@ GRANITE_VISION = Projector(
     renamed=RENAMED,
     drop={"vision_tower.head.": "a head that Granite does not use"},
 )
+
+RECORDS = (GRANITE_VISION,)

@@ -107,3 +107,5 @@ ENCODER = EncoderRecord(
 HUNYUAN_VL = Projector(
     ("HunYuanVLForConditionalGeneration",), "HunyuanOCR, HunYuan-VL", VisionProjectorType.HUNYUANVL, (ENCODER,)
 )
+
+RECORDS = (HUNYUAN_VL,)

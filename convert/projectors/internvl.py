@@ -1,8 +1,15 @@
-"""The encoder of InternVL, which is a ViT with a class token and scaled blocks."""
+"""The encoder of InternVL, which is a ViT with a class token and scaled blocks; in both layouts that are published.
+
+Source: llama.cpp's conversion/internvl.py and tools/mtmd/models/internvl.cpp.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
 
 from gguf.constants import Keys, VisionProjectorType
 
 from ggufsmith.container.values import string, u32
+from ggufsmith.convert.ops import Op, Part
 from ggufsmith.convert.projectors.groups import (
     HARMLESS,
     USE_GELU,
@@ -57,12 +64,12 @@ def shuffled(facts: ProjectorFacts) -> int:
 
 def has_biases(facts: ProjectorFacts) -> bool:
     """Whether queries, keys and values have biases."""
-    return bool(facts.config.first("attention_bias"))
+    return bool(facts.config.first("attention_bias", "qkv_bias"))
 
 
 def has_head_norms(facts: ProjectorFacts) -> bool:
     """Whether queries and keys have norms."""
-    return bool(facts.config.first("use_qk_norm"))
+    return bool(facts.config.first("use_qk_norm", "qk_normalization"))
 
 
 def rms(facts: ProjectorFacts) -> bool:
@@ -154,6 +161,74 @@ INTERNVL = EncoderRecord(
     | {"hidden_dropout_prob", "projection_dropout", "layer_scale_init_value", "norm_type", "chunk_size_feed_forward"},
     check=check,
 )
-INTERN = Projector(
-    ("InternVLForConditionalGeneration",), "InternVL 3, InternVL 3.5", VisionProjectorType.INTERNVL, (INTERNVL,)
+
+# -- the layout that they were published in first, with code of their own --------------------------------------------
+
+# What stands in the names above -> in those of this layout.
+CHAT_NAMES = {
+    f"{TOWER}.": "vision_model.",
+    "embeddings.cls_token": "embeddings.class_embedding",
+    "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
+    "embeddings.position_embeddings": "embeddings.position_embedding",
+    "encoder.layer.": "encoder.layers.",
+    "attention.projection_layer": "attn.proj",
+    "attention.": "attn.",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "lambda_": "ls",
+    "multi_modal_projector.layer_norm": "mlp1.0",
+    "multi_modal_projector.linear_1": "mlp1.1",
+    "multi_modal_projector.linear_2": "mlp1.3",
+}
+FUSED = {f"attn.{end}_proj.": k for k, end in enumerate("qkv")}  # parts of one matrix
+
+
+def in_chat_layout(rule: ProjectorRule) -> ProjectorRule:
+    """The rule of a tensor for a checkpoint in this layout."""
+    source = rule.source
+    for before, after in CHAT_NAMES.items():
+        source = source.replace(before, after)
+    for part, k in FUSED.items():
+        if part in source:
+            shape = f"3*{rule.shape}"
+            return replace(rule, source=source.replace(part, "attn.qkv."), shape=shape, op=third(k))
+    return replace(rule, source=source)
+
+
+def third(k: int) -> Callable[[ProjectorFacts], Op]:
+    """The op that cuts queries (0), keys (1) or values (2) out of all."""
+    return lambda facts: Part(k * facts.size("embd"), (k + 1) * facts.size("embd"))
+
+
+def tiles(name: str) -> Callable[[ProjectorFacts], int | None]:
+    """How many parts an image is cut into, at least or at most, if the config says so."""
+    return lambda facts: facts.text.integer(name) or None
+
+
+def chat_check(facts: ProjectorFacts) -> str | None:
+    """As `check`, in the words of this layout."""
+    for key, wanted in (("select_layer", -1), ("ps_version", "v2")):
+        if (found := facts.text.first(key)) is not None and found != wanted:
+            return f"{key} is {found!r:.40}, but llama.cpp assumes {wanted!r}"
+    return check(facts)
+
+
+CHAT = replace(
+    INTERNVL,
+    prefixes=("vision_model.", "mlp1."),
+    tensors=tuple(map(in_chat_layout, INTERNVL.tensors)),
+    keys=(
+        *INTERNVL.keys,
+        ProjectorKey(V.PREPROC_MIN_TILES, u32, tiles("min_dynamic_patch")),
+        ProjectorKey(V.PREPROC_MAX_TILES, u32, tiles("max_dynamic_patch")),
+    ),
+    harmless=INTERNVL.harmless | {"drop_path_rate", "initializer_factor", "use_flash_attn", "use_bfloat16", "auto_map"},
+    defaults={"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False},
+    check=chat_check,
+)
+RECORDS = (
+    Projector(
+        ("InternVLForConditionalGeneration",), "InternVL 3, InternVL 3.5", VisionProjectorType.INTERNVL, (INTERNVL,)
+    ),
+    Projector(("InternVLChatModel",), "InternVL 2 to 3.5", VisionProjectorType.INTERNVL, (CHAT,)),
 )

@@ -102,3 +102,5 @@ JANUS_VISION = EncoderRecord(
 JANUS = Projector(
     ("JanusForConditionalGeneration",), "Janus, Janus-Pro", VisionProjectorType.JANUS_PRO, (JANUS_VISION,)
 )
+
+RECORDS = (JANUS,)

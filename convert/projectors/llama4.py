@@ -93,3 +93,5 @@ ENCODER = EncoderRecord(
 )
 
 LLAMA4 = Projector(("Llama4ForConditionalGeneration",), "Llama 4", VisionProjectorType.LLAMA4, (ENCODER,))
+
+RECORDS = (LLAMA4,)

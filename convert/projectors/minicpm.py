@@ -119,3 +119,5 @@ MINICPM_V = Projector(
     renamed=RENAMED,
     drop={"vision_tower.vit_merger.": "the merger between blocks, which is not used where tokens are merged by four"},
 )
+
+RECORDS = (MINICPM_V,)

@@ -72,3 +72,5 @@ PADDLE_OCR = Projector(
         "vision_tower.embeddings.packing_position_embedding.": "positions that PaddleOCR-VL does not use",
     },
 )
+
+RECORDS = (PADDLE_OCR,)

@@ -152,7 +152,7 @@ LIGHTON_OCR = replace(
     ),
 )
 
-PIXTRALS = (
+RECORDS = (
     Projector(
         ("Mistral3ForConditionalGeneration", "MistralLarge3ForCausalLM"),
         "Mistral Small 3.1 and 3.2, Devstral, Magistral, Ministral 3, Mistral Large 3",

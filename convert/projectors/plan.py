@@ -18,7 +18,7 @@ from ggufsmith.container.values import Metadata
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.plan import MAX_BLOCKS, MAX_PROBLEMS, SOURCE_FORMATS, TensorPlan
-from ggufsmith.convert.projectors import PROJECTOR_OF_CLASS
+from ggufsmith.convert.projectors import PROJECTORS
 from ggufsmith.convert.projectors.record import EncoderRecord, Projector, ProjectorFacts, ProjectorRule
 from ggufsmith.convert.stored import StoredTensor
 
@@ -44,16 +44,16 @@ def find_projector(config: Config) -> Projector:
     """The record for config.json's "architectures". Unsupported if there is none."""
     classes = config.first("architectures")
     names = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
-    found = next((PROJECTOR_OF_CLASS[name] for name in names if name in PROJECTOR_OF_CLASS), None)
+    found = next((PROJECTORS[name] for name in names if name in PROJECTORS), None)
     if found is not None:
         return found
     name = names[0] if names else "of this checkpoint"
     if any(isinstance(config.first(key), Mapping) for key in ENCODERS) or any(each in LATER for each in names):
-        near = next(iter(nearest(name, PROJECTOR_OF_CLASS)), None)
+        near = next(iter(nearest(name, PROJECTORS)), None)
         raise Unsupported(
             f"the projector of {name} is not supported yet" + (f"; the nearest one that is is {near}" if near else ""),
             where=config.path,
-            fix=f"Leave out --mmproj. Supported: {', '.join(PROJECTOR_OF_CLASS)}.",
+            fix=f"Leave out --mmproj. Supported: {', '.join(PROJECTORS)}.",
         )
     raise Unsupported(
         f"{name} is a text model: there is nothing to make a projector from",
@@ -65,7 +65,7 @@ def find_projector(config: Config) -> Projector:
 def left_out_notes(config: Config, names: Iterable[str]) -> list[str]:
     """What to say of a checkpoint whose encoders are not converted. names: of its tensors."""
     classes = config.first("architectures")
-    record = next((PROJECTOR_OF_CLASS[name] for name in classes or () if name in PROJECTOR_OF_CLASS), None)
+    record = next((PROJECTORS[name] for name in classes or () if name in PROJECTORS), None)
     own = [record.own_name(name) for name in names] if record else []
     kinds = [
         encoder.kind

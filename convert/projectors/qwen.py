@@ -275,7 +275,7 @@ QWEN3VL = EncoderRecord(
     check=qwen3_check,
 )
 
-QWEN = (
+RECORDS = (
     Projector(("Qwen2VLForConditionalGeneration",), "Qwen2-VL", VisionProjectorType.QWEN2VL, (QWEN2VL,)),
     Projector(("Qwen2_5_VLForConditionalGeneration",), "Qwen2.5-VL", VisionProjectorType.QWEN25VL, (QWEN25VL,)),
     Projector(

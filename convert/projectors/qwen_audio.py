@@ -116,7 +116,7 @@ QWEN3A = EncoderRecord(
     note="llama.cpp fills up the last second of a sound, and lets the encoder attend to that, unlike transformers",
 )
 
-QWEN_AUDIO = (
+RECORDS = (
     Projector(
         ("Qwen3ASRForConditionalGeneration",),
         "Qwen3-ASR",

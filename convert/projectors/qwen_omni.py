@@ -59,3 +59,5 @@ QWEN_OMNI = Projector(
     renamed={"thinker.model.": "", "thinker.": ""},
     drop={"audio_tower.audio_bos_eos_token.": "embeddings that transformers does not use"},
 )
+
+RECORDS = (QWEN_OMNI,)

@@ -201,7 +201,7 @@ IDEFICS3 = EncoderRecord(
     harmless=HARMLESS | {"max_image_size", "use_base_siglip", "size", "tie_word_embeddings"},
 )
 
-SIGLIP = (
+RECORDS = (
     Projector(
         ("Gemma3ForConditionalGeneration",),
         "Gemma 3",

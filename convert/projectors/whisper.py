@@ -130,7 +130,7 @@ AUDIO_FLAMINGO = replace(
     check=flamingo_check,
 )
 
-WHISPERS = (
+RECORDS = (
     Projector(("VoxtralForConditionalGeneration",), "Voxtral", VisionProjectorType.VOXTRAL, (VOXTRAL,)),
     Projector(("Qwen2AudioForConditionalGeneration",), "Qwen2-Audio", VisionProjectorType.QWEN2A, (QWEN2A,)),
     Projector(

@@ -9,11 +9,11 @@ from numba.core import cgutils
 from numba.core.typing.templates import signature
 from numba.extending import models, register_model
 
-from ggufsmith.quantize.compiler import vectors
+from ggufsmith.quantize.compiler import lookups, vectors
+from ggufsmith.quantize.compiler.lookups import call
 from ggufsmith.quantize.compiler.vectors import define
 from ggufsmith.quantize.grids import CHUNK
 from ggufsmith.quantize.kernels import iq_rows
-from ggufsmith.quantize.simd import W
 
 
 class Row(types.Type):  # type: ignore[misc]
@@ -37,21 +37,15 @@ class RowModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, row, KINDS[row])
 
 
-def call(builder: Any, name: str, result: ir.Type, *args: Any) -> Any:
-    """Call an LLVM intrinsic."""
-    kind = ir.FunctionType(result, [arg.type for arg in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
-
-
 def constant(value: int, like: ir.Type) -> ir.Constant:
     """The integer as a constant of this type, in every lane of a vector."""
     return ir.Constant(like, [value] * CHUNK if isinstance(like, ir.VectorType) else value)
 
 
 def permute(builder: Any, table: Any, index: Any) -> Any:
-    """One instruction with AVX-512; else the table goes to memory and sixteen loads fetch the entries."""
-    if W == 2 * CHUNK:
-        return call(builder, "llvm.x86.avx512.permvar.sf.512", table.type, table, index)
+    """table[index & 15] for each lane; where no instruction looks up, sixteen loads do."""
+    if lookups.SIZE:
+        return lookups.look_up(builder, lookups.registers(builder, table), index)
     memory = cgutils.alloca_once(builder, table.type)
     builder.store(table, memory)
     entries = builder.bitcast(memory, ir.FloatType().as_pointer())

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.quantize import grids
-from ggufsmith.quantize.cache import Kernel, kernel, typeof
+from ggufsmith.quantize.cache import Kernel, kernel, read, typeof
 from ggufsmith.quantize.kernels import UNSTEERED, Call, Codec, Steering
 from ggufsmith.quantize.kernels.blocks import (
     QK_K,
@@ -33,8 +33,8 @@ from ggufsmith.quantize.kernels.blocks import (
 from ggufsmith.quantize.kernels.common import DECODE, SEARCH, largest, nearest_integer, place_of, square_sum, weigh
 from ggufsmith.quantize.kernels.iq_lattice import SLACK
 from ggufsmith.quantize.kernels.iq_nearest import nearest_point
-from ggufsmith.quantize.kernels.iq_rows import fill, look_up, row
-from ggufsmith.quantize.kernels.iq_types import EMPTY_GRID, TABLE, Grid, grid_of
+from ggufsmith.quantize.kernels.iq_rows import choose_lanes, fill, look_up, put_row, row
+from ggufsmith.quantize.kernels.iq_types import EMPTY_GRID, Grid, grid_of
 from ggufsmith.quantize.simd import (
     W,
     any_lane,
@@ -58,6 +58,9 @@ LEAST_S, LEAST_M = f32(1e-12), f32(1e-7)  # GROUP_MAX_EPS_IQ1_S, _M: sub-blocks 
 LOWEST = f32(-3.4028234663852886e38)
 S_D, S_POINTS, S_WORDS, S_SIZE = offsets("IQ1_S")
 M_POINTS, M_SHIFTS, M_WORDS, M_SIZE = offsets("IQ1_M")
+
+LOWER, UPPER = 0xFF, 0xFF00  # lanes of a row that are those of its first and of its second point
+VALUES = read(np.float32, 1)
 
 nearest = nearest_point(GROUP, 3)
 
@@ -334,27 +337,29 @@ def encode_iq1_s(x: Any, out: Any, weights: Any, first: int, blocks_per_row: int
 
 
 @jitable
-def decode_point(values: Any, point: int, scale: Any, down: int, out: Any, to: int) -> None:
-    """Eight weights, from out[to] on."""
-    shift = -EIGHTH if down else EIGHTH
-    for i in range(GROUP):
-        out[to + i] = scale * (values[point, i] + shift)
+def decode_points(values: Any, one: int, two: int, down: int, scale: Any, out: Any, to: int) -> None:
+    """Sixteen weights, from out[to] on, of two points. down: bits 0 to 15, of weights that are shifted down."""
+    both = choose_lanes(UPPER, row(values, two * GROUP), row(values, (one + 1) * GROUP))
+    put_row(out, to, fill(scale) * (both + choose_lanes(down, fill(-EIGHTH), fill(EIGHTH))))
 
 
-@kernel(*DECODE, TABLE)
+@kernel(*DECODE, VALUES)
 def decode_iq1_s(blocks: Any, out: Any, values: Any) -> None:
     """dequantize_row_iq1_s. The scale is a float16, the word of a sub-block holds its code, shift and upper bits."""
     bits, scales = room(1, np.uint16), room(1, f32)
     for k in range(0, out.size // QK_K, W):
         load_halves(blocks, k * S_SIZE + S_D, S_SIZE, bits, scales)
         for lane in range(W):
-            at = (k + lane) * S_SIZE
+            at, to = (k + lane) * S_SIZE, (k + lane) * QK_K
             for sub in range(SUBS):
                 word = byte_at(blocks, at + S_WORDS + 2 * sub) | byte_at(blocks, at + S_WORDS + 2 * sub + 1) << 8
                 scale = scales[lane] * f32(2 * ((word >> 12) & 7) + 1)
-                for g in range(SUB // GROUP):
-                    point = byte_at(blocks, at + S_POINTS + sub * (SUB // GROUP) + g) | (word >> (3 * g) & 7) << 8
-                    decode_point(values, point, scale, word >> 15, out, (k + lane) * QK_K + sub * SUB + g * GROUP)
+                down = -(word >> 15)
+                for g in range(0, SUB // GROUP, 2):
+                    first = at + S_POINTS + sub * (SUB // GROUP) + g
+                    one = byte_at(blocks, first) | (word >> (3 * g) & 7) << 8
+                    two = byte_at(blocks, first + 1) | (word >> (3 * g + 3) & 7) << 8
+                    decode_points(values, one, two, down, scale, out, to + sub * SUB + g * GROUP)
 
 
 # ---- IQ1_M: sub-blocks of 16, whose halves are shifted each ----
@@ -420,7 +425,7 @@ def encode_iq1_m(x: Any, out: Any, weights: Any, first: int, blocks_per_row: int
         from_lanes(block, M_SIZE, out, k * M_SIZE)
 
 
-@kernel(*DECODE, TABLE)
+@kernel(*DECODE, VALUES)
 def decode_iq1_m(blocks: Any, out: Any, values: Any) -> None:
     """The float16 scale lies in the upper four bits of four words, whose other bits are scales of sub-blocks."""
     bits, scales = room(1, np.uint16), room(1, f32)
@@ -437,10 +442,11 @@ def decode_iq1_m(blocks: Any, out: Any, values: Any) -> None:
                 first = at + M_WORDS + sub // 4 * 2
                 word = byte_at(blocks, first) | byte_at(blocks, first + 1) << 8
                 scale = scales[lane] * f32(2 * ((word >> (3 * (sub % 4))) & 7) + 1)
-                for g in range(2):
-                    above = byte_at(blocks, at + M_SHIFTS + sub) >> 4 * g
-                    point = byte_at(blocks, at + M_POINTS + 2 * sub + g) | (above & 7) << 8
-                    decode_point(values, point, scale, above & 8, out, (k + lane) * QK_K + sub * SUB_M + g * GROUP)
+                above, points = byte_at(blocks, at + M_SHIFTS + sub), at + M_POINTS + 2 * sub
+                one = byte_at(blocks, points) | (above & 7) << 8
+                two = byte_at(blocks, points + 1) | (above >> 4 & 7) << 8
+                down = -(above >> 3 & 1) & LOWER | -(above >> 7) & UPPER
+                decode_points(values, one, two, down, scale, out, (k + lane) * QK_K + sub * SUB_M)
 
 
 @cache
@@ -451,8 +457,8 @@ def search_table() -> Grid:
 
 @cache
 def point_values() -> NDArray[np.float32]:
-    """float32 [2048, 8]: the points without their shift."""
-    return grids.values("IQ1_S").astype(np.float32)
+    """float32 [8 * 2050]: the points without their shift, behind eight numbers and before eight that do not count."""
+    return np.pad(grids.values("IQ1_S").astype(np.float32), ((1, 1), (0, 0))).reshape(-1)
 
 
 def codec(encoder: Kernel, decoder: Kernel, size: int, needs_importance: bool) -> Codec:

@@ -12,7 +12,6 @@ from ggufsmith.quantize.kernels.blocks import (
     QK_K,
     from_lanes,
     get,
-    get_half,
     load_halves,
     offsets,
     put,
@@ -86,26 +85,30 @@ def encode_tq1_0(x: Any, out: Any) -> None:
 
 
 @jitable
-def unpack(block: Any, byte: int, run: int, count: int, scale: Any, s: Any, weight: int) -> None:
-    """`count` trits from each of `run` bytes; each multiplication by 3 brings out the next."""
-    for m in range(run):
-        fraction = to_i32(get(block, byte + m))
-        for n in range(count):
-            put(s, weight + n * run + m, to_f32((fraction * 3 >> 8) - 1) * scale)
-            fraction = fraction * 3 & 0xFF
+def unpack(blocks: Any, at: int, run: int, count: int, scale: Any, out: Any, to: int) -> None:
+    """`count` trits from each of `run` bytes; each multiplication by 3 brings out a digit of a fraction of 256.
+
+    If there are more lanes than bytes, the first lanes hold what stands before them, and so do weights before theirs.
+    """
+    excess = max(W - run, 0)
+    for n in range(count - 1, -1, -1):
+        for m in range(-excess, run - excess, W):
+            fraction = to_i32(load(blocks, at + m)) * 3**n & 0xFF
+            store(out, to + n * run + m, to_f32((fraction * 3 >> 8) - 1) * scale)
 
 
 @decoding
 def decode_tq1_0(blocks: Any, out: Any) -> None:
-    """dequantize_row_tq1_0."""
-    s, block = room(QK_K, f32), room(TQ1_SIZE, np.uint8)
+    """dequantize_row_tq1_0, one weight per lane: a byte's neighbours hold the neighbours of its weights."""
+    bits, d = room(1, np.uint16), room(1, f32)
     for k in range(0, out.size // QK_K, W):
-        to_lanes(blocks, k * TQ1_SIZE, TQ1_SIZE, block)
-        scale = get_half(block, TQ1_D)
-        for start, run, weight in RUNS:
-            unpack(block, start, run, 5, scale, s, weight)
-        unpack(block, TQ1_LAST, LAST_BYTES, 4, scale, s, LAST_WEIGHT)
-        from_lanes(s, QK_K, out, k * QK_K)
+        load_halves(blocks, k * TQ1_SIZE + TQ1_D, TQ1_SIZE, bits, d)
+        for lane in range(W):
+            at, to = (k + lane) * TQ1_SIZE, (k + lane) * QK_K
+            # From the last to the first, each of which writes what the one before it has spoilt.
+            unpack(blocks, at + TQ1_LAST, LAST_BYTES, 4, d[lane], out, to + LAST_WEIGHT)
+            for start, run, weight in RUNS[::-1]:
+                unpack(blocks, at + start, run, 5, d[lane], out, to + weight)
 
 
 # ---- TQ2_0: four trits per byte, 32 weights apart ----

@@ -1,6 +1,6 @@
 """Speed of what `--calibrate` does to the weights of a layer, on one thread, by type and width.
 
-    python tests/bench/calibrate.py [--whole] [types…]
+    python tests/bench/calibrate.py [--whole [BLOCKS]] [types…]
 
 Prints a Markdown table: millions of weights per second of processor time, from weights to bytes, for feedback alone and
 for every effort; and what normal effort leaves of the loss of ggml's bytes under H. Rows and H are those of the tests:
@@ -8,7 +8,7 @@ H has a few strong directions, as in real layers. The last lines are of H itself
 matrices with the same inputs share.
 
 With --whole, instead: processor time and peak memory of a whole run, of the shape of Llama-3-8B at full width, cut to
-four blocks, with 16 windows of text.
+four blocks or as many as are named, with 16 windows of text.
 """
 
 import resource
@@ -66,26 +66,28 @@ def measure(name: str, w: "np.ndarray[tuple[int, int], np.dtype[np.float32]]", h
     return [name, str(w.shape[1]), *cells, f"{end.sum() / start.sum():.0%}"]
 
 
-def whole() -> None:
+def whole(blocks: int) -> None:
     """A run as users start it."""
     sys.path.insert(0, str(Path(__file__).parent))
     from quant import LLAMA_8B, checkpoint
 
     from convert import BENCH, CONVERT, timed
 
-    folder, output = checkpoint("Llama-3-8B-4", {**LLAMA_8B, "num_hidden_layers": 4}), BENCH / "calibrated.gguf"
+    folder = checkpoint(f"Llama-3-8B-{blocks}", {**LLAMA_8B, "num_hidden_layers": blocks})
+    output = BENCH / "calibrated.gguf"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     options = ["--recipe", "q4_K_M", "--calibrate", "--calibrate-chunks", "16", "--outfile", str(output), "--quiet"]
     seconds, peak = timed([*CONVERT, str(folder), *options])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     output.unlink()
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"Llama-3-8B cut to 4 blocks: {spent:.0f} s of processor time in {seconds:.0f} s, peak memory {peak:.0f} MB")
+    print(f"Llama-3-8B cut to {blocks} blocks: {spent:.0f} s of processor time in {seconds:.0f} s, ", end="")
+    print(f"peak memory {peak:.0f} MB")
 
 
 def main() -> None:
-    if "--whole" in sys.argv:
-        whole()
+    if sys.argv[1:2] == ["--whole"]:
+        whole(int(*sys.argv[2:3] or ("4",)))
         return
     print("| type | width | ggml's search | feedback alone | fast | normal | best | left of the loss |")
     print("|---|---|---|---|---|---|---|---|")

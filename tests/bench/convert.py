@@ -25,6 +25,8 @@ import numpy as np  # noqa: E402
 
 import reference  # noqa: E402
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as after an installation, where modules are compiled once
+
 BENCH = ROOT / "build" / "bench"
 CONVERT = [sys.executable, "-c", "from ggufsmith.cli.app import convert_main; convert_main()"]
 TINYLLAMA: dict[str, Any] = {

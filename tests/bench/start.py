@@ -19,7 +19,9 @@ RUN = "from ggufsmith.cli.alone import convert_main; convert_main()"
 
 def seconds(arguments: list[str], checkout: Path, cache: Path) -> float:
     """User and system time of one run of gguf-convert. cache: where compiled kernels are kept."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout / "build" / "link"), "XDG_CACHE_HOME": str(cache)}
+    # As after an installation: what a run has compiled of Python, the next one reads.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"PYTHONPATH": str(checkout / "build" / "link"), "XDG_CACHE_HOME": str(cache)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-c", RUN, *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)

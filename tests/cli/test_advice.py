@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import adapters
 import checkpoints
+import eagle3
 import messages
 import seeing
 from ggufsmith.cli.app import app, convert_app, quant_app
@@ -55,6 +56,9 @@ CASES = {
     ),
     "a card beside an output": Case(
         "gguf-quant m.gguf -r q8_0 --outdir cards --card", "gguf-quant m.gguf -r q8_0 --outdir new --card"
+    ),
+    "a name that is too long": Case(
+        "gguf-quant m.gguf -r q8_0 --outfile " + "m" * 250, "gguf-quant m.gguf -r q8_0 --outfile x.gguf"
     ),
     "a template without a card": Case(
         "gguf-quant m.gguf -r q8_0 --card-template t.j2 --outdir new",
@@ -127,6 +131,9 @@ CASES = {
     ),
     "a projector of a text model": Case("gguf-convert model --mmproj", "gguf-convert model"),
     "blocks for prediction that are not there": Case("gguf-convert model --mtp only", "gguf-convert model"),
+    "a draft without its model": Case("gguf-convert draft", "gguf-convert draft --target deep"),
+    "a model to draft for that is not wanted": Case("gguf-convert model --target deep", "gguf-convert model"),
+    "a draft for a draft": Case("gguf-convert draft --target draft", "gguf-convert draft --target deep"),
     "a projector of a model that is not known to see": Case("gguf-convert claims --mmproj", "gguf-convert claims"),
     "a projector of a model that never saw": Case("gguf-convert reads --mmproj", "gguf-convert reads"),
     "a projector of a model that lost its eyes": Case("gguf-convert blind --mmproj", "gguf-convert blind"),
@@ -215,6 +222,9 @@ TABLE = "tests/conformance/test_sensitivity.py::test_the_command_writes_a_table_
 JUDGED = "tests/conformance/test_perplexity.py::test_a_recipe_is_judged_as_the_file_that_it_writes"
 # The beginnings of texts whose advice is followed by a test elsewhere.
 ELSEWHERE = {
+    "transformers adds the model's adapter where": (
+        "tests/convert/lora/test_lora_export.py::test_an_adapter_alone_becomes_a_gguf_adapter"
+    ),
     "the finished part is kept": "tests/container/test_resume.py::test_interrupted",
     "Allow larger shards": "tests/container/test_shards.py::test_a_plan_is_whole",
     "{count} weights are equivalent": "tests/convert/dequantize/test_sources_exact.py::test_symmetric_gptq_is_q4_0",
@@ -344,6 +354,8 @@ def write_checkpoints(home: Path) -> None:
     tensors = checkpoints.tensors_of(config)
     tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 0x4790  # 73728 in bfloat16
     checkpoints.write_tensors(tensors, home / "large", "bfloat16")
+    checkpoints.write("llama", home / "deep", num_hidden_layers=6)
+    eagle3.write(home / "draft", home / "deep")
     seeing.write(home / "sees")
     seeing.write(home / "blind", without="visual")
     seeing.write(home / "reads", without="visual")

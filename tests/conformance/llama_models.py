@@ -33,7 +33,7 @@ def logged() -> Iterator[list[bytes]]:
         llama_cpp.llama_log_set(before, argument)
 
 
-def open_llama(path: Path) -> Any:
+def open_llama(path: Path, context: int = 128) -> Any:
     """With logits of all positions, computed in float32.
 
     Weights are not repacked for AMX: GCC 12 takes _tile_loadconfig to read 8 bytes of the 64, and leaves out what ggml
@@ -46,13 +46,20 @@ def open_llama(path: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", lambda: plain)
         return llama_cpp.Llama(
-            str(path), n_ctx=128, n_batch=128, logits_all=True, type_k=0, type_v=0, flash_attn=False, verbose=False
+            str(path),
+            n_ctx=context,
+            n_batch=context,
+            logits_all=True,
+            type_k=0,
+            type_v=0,
+            flash_attn=False,
+            verbose=False,
         )
 
 
-def logits(path: Path, ids: Sequence[int]) -> NDArray[np.float32]:
+def logits(path: Path, ids: Sequence[int], context: int = 128) -> NDArray[np.float32]:
     """Of every position, (positions, vocabulary)."""
-    llama = open_llama(path)
+    llama = open_llama(path, context)
     llama.eval(ids)
     found = np.array(llama.scores[: len(ids)], np.float32)
     llama.close()

@@ -51,7 +51,8 @@ for line in sys.stdin:
             def read(folder, is_mistral_format):
                 config = json.loads((folder / "config.json").read_text())
                 inner = config.get("thinker_config")  # as load_hparams does it
-                return {**config, "text_config": inner["text_config"]} if inner else config
+                found = inner["text_config"] if inner else config.get("llm_config")
+                return {**config, "text_config": found} if found else config
             ModelBase.load_hparams = staticmethod(read)
         sys.argv = ["convert_hf_to_gguf.py", *job["arguments"]]
         status = 1
@@ -74,23 +75,32 @@ def environment() -> dict[str, str]:
 
 
 @functools.cache
-def _server() -> subprocess.Popen[str]:
+def _server(asserts: bool) -> subprocess.Popen[str]:
     need("converter")
-    command = [sys.executable, "-c", SERVER]
+    command = [sys.executable, *([] if asserts else ["-O"]), "-c", SERVER]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     server = subprocess.Popen(command, env=environment(), text=True, encoding="utf-8", **pipes)
     atexit.register(server.kill)
     return server
 
 
-def convert(folder: Path, output: Path, *options: str, pre: str = "", raw: bool = False, generic: bool = False) -> Path:
+def convert(
+    folder: Path,
+    output: Path,
+    *options: str,
+    pre: str = "",
+    raw: bool = False,
+    generic: bool = False,
+    asserts: bool = True,
+) -> Path:
     """Convert `folder` into `output` with the reference converter.
 
-    raw: it reads config.json itself. generic: it reads the vocabulary as that of any model.
+    raw: it reads config.json itself. generic: it reads the vocabulary as that of any model. asserts: False passes over
+    its assertions.
 
     RuntimeError, with the end of its log, if it fails.
     """
-    server = _server()
+    server = _server(asserts)
     assert server.stdin and server.stdout
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "log"

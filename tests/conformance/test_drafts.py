@@ -189,7 +189,9 @@ def test_what_cannot_run_alone_is_refused_and_the_command_for_both_is_said(tmp_p
     folder.mkdir()
     drafts.write("gemma4-assistant", folder)
     with open_pass(request(folder)) as planned:
-        assert [note for note in planned.notes if note.endswith("llama-server -m MODEL.gguf -md draft-F16.gguf")]
+        assert [
+            note for note in planned.notes if note.endswith(" -m MODEL.gguf -md draft-F16.gguf --spec-type draft-mtp")
+        ]
     folders = (request(folder), request(predicting("qwen3_5", tmp_path / "whole"), mtp="only"))
     for each in folders:
         with pytest.raises(Unsupported, match="guesses tokens for a larger one"), opened_model(each):

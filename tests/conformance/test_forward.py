@@ -20,13 +20,14 @@ import drafts
 import encoders
 import layout_twins
 import mistral
+import newest
 import original
 import quantized
+import targeted
 import tiny
 import zoo
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.convert.architectures import ARCHITECTURES
-from ggufsmith.convert.architectures.encoders import ENCODERS
 from ggufsmith.convert.architectures.lfm2 import LFM2_EMBEDDING
 from ggufsmith.convert.hf.run import ToHfJob, prepare
 from ggufsmith.convert.hf.run import run as write_folder
@@ -142,14 +143,25 @@ def test_every_line_of_the_zoo_and_its_gguf_file(name: str, published: bool, tmp
     assert error(streamed_logits(tmp_path / "model.gguf", tokens), expected) < 1e-10
 
 
+@pytest.mark.parametrize("name", ["internvl-chat", "internvl-chat-qwen3"])
+def test_a_text_model_inside_a_class_that_transformers_lacks(name: str, tmp_path: Path) -> None:
+    model = layout_twins.write(name, tmp_path)
+    tokens = np.random.default_rng(5).integers(3, 300, (2, 48)).astype(np.int32)
+    assert error(streamed_logits(tmp_path, tokens), plain_logits(model, tokens)) < 1e-10
+
+
 def test_every_architecture_is_here() -> None:
     lines = zoo.ZOO.values()
     classes = {line.model_class for line in (*lines, *encoders.BOTH.values())}
     classes |= {kind.model_class for kind in checkpoints.KINDS.values()}
     classes |= {draft.model.model_class for draft in drafts.DRAFTS.values()}
+    classes |= {line.model_class for line in newest.NEWEST.values()}
+    classes |= {line.model_class for line in targeted.LINES.values()}
     classes |= set(mistral.CLASSES) | {twin.model_class for twin in layout_twins.TWINS.values()}
-    missing = [record for record in ARCHITECTURES if not classes & set(record.classes)]
-    assert [record.name for record in missing if record not in (*ENCODERS, LFM2_EMBEDDING)] == []
+    missing = [record for record in ARCHITECTURES.records() if not classes & set(record.classes)]
+    assert [
+        record.name for record in missing if record not in (*ARCHITECTURES.of_module("encoders"), LFM2_EMBEDDING)
+    ] == []
 
 
 def test_logits_from_the_folder_and_from_its_gguf_file(folder: Path, tmp_path: Path) -> None:

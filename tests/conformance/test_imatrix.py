@@ -109,6 +109,18 @@ WRITTEN_OTHERWISE = {
     "minicpm3": 1e-3,  # a latent that stays one matrix
     "granitemoe-swa": 1e-3,  # packed experts, and sinks
     "falcon-h1": 1e-3,  # scales that are folded into the weights
+    "muse-glimmer": 1e-3,  # queries that are scaled behind a norm without weights
+    "dbrx": 1e-3,  # experts in one matrix, and bounds of queries, keys and values
+    "bamba": 1e-3,  # attention between state spaces, half of which rotates
+    "step3p7": 1e-3,  # heads that differ from block to block, and bounds within experts
+    "exaone4_5": 1e-3,  # a block for multi-token prediction, which is not run
+    "glm4v-moe": 1e-3,  # models inside others, each with rotations by sections of its own
+    "glm-ocr": 1e-3,
+    "paddleocr": 1e-3,
+    "hunyuan-vl": 1e-3,
+    "minicpmv4_6": 1e-3,
+    "internvl": 1e-3,
+    "janus": 1e-3,
     "gpt-oss": 5e-3,  # llama.cpp rounds the ends of the ramp of YaRN to whole dimensions
     "gpt-neox": 1e-2,  # queries, keys and values in another order, and GELU by the tanh
     "falcon-40b": 1e-2,

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
 import golden_make
 import oracle
 import strategies
-from twins import slip
 
 from ggufsmith.container.formats import BY_NAME, format_of
 from ggufsmith.quantize import rows, selftest
+from twins import slip
 
 pytestmark = pytest.mark.conformance
 

@@ -27,14 +27,16 @@ for context in sys.argv[2:]:
 """
 
 
-def allocated(file: Path) -> list[float]:
-    """MiB of all caches that llama.cpp allocates, for each context."""
+SIZES = r"(?:llama_kv_cache|llama_memory_recurrent): +size = +([\d.]+) MiB"
+
+
+def allocated(file: Path, sizes: str = SIZES) -> list[float]:
+    """MiB of all caches that llama.cpp allocates, for each context. sizes: how the log says them."""
     words = [sys.executable, "-c", LOADER, str(file), *map(str, CONTEXTS)]
     done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         pytest.fail(done.stderr[-2000:])
     runs = done.stderr.split("CONTEXT ")[1:]
-    sizes = r"(?:llama_kv_cache|llama_memory_recurrent): +size = +([\d.]+) MiB"
     return [sum(map(float, re.findall(sizes, run))) for run in runs]
 
 

@@ -61,7 +61,7 @@ def test_user_defined_tokens_are_found_longest_first(kinds: dict[str, Vocabulary
     assert pieces(replace(bpe, tokens=tokens, types=types), "<think><think")[-2:] == ["<think>", "<think"]
 
 
-@pytest.mark.parametrize("pre", ["gemma4", "kimi-k2", "afmoe", "a name of tomorrow"])
+@pytest.mark.parametrize("pre", ["gemma4", "sarvam-moe", "afmoe", "a name of tomorrow"])
 def test_splits_that_cannot_be_made_are_refused(kinds: dict[str, Vocabulary], pre: str) -> None:
     with pytest.raises(Unsupported, match=rf"the pre-tokenizer '{pre}'"):
         tokenizer_of(replace(kinds["qwen2-bpe"], pre=pre))

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from twins import slip
 
 from ggufsmith.container.formats import format_of
 from ggufsmith.quantize import rows
+from twins import slip
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 X = np.frombuffer(bytes.fromhex("".join(GOLDEN["rows"])), np.float32).reshape(2, -1)

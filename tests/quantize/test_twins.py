@@ -1,6 +1,7 @@
 """Kernels compiled against the same source run on NumPy arrays."""
 
 import pytest
+
 from twins import assert_decodes_as_twin, assert_encodes_as_twin
 
 SEARCHED = "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K".split()

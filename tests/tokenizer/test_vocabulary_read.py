@@ -15,6 +15,7 @@ import vocabularies
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.layout import lay_out
 from ggufsmith.container.reader import open_gguf
+from ggufsmith.tokenizer.read import read_vocabulary
 
 KEY = Keys.Tokenizer
 
@@ -341,3 +342,17 @@ def test_two_reads_are_equal(tmp_path: Path) -> None:
     first, second = read(folder).metadata(), read(folder).metadata()
     assert first == second
     assert list(first) == list(second)
+
+
+@pytest.mark.parametrize(("extra", "said"), [(-1, "extra_ids is -1"), (1 << 40, "extra_ids is"), (True, "extra_ids")])
+def test_further_tokens_of_t5_that_cannot_be(extra: int, said: str, tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(made("t5-unigram")[1]["spiece.model"])
+    put(tmp_path, "tokenizer_config.json", {"extra_ids": extra})
+    with pytest.raises(Malformed, match=said):
+        read_vocabulary(tmp_path, config={"model_type": "t5"}, size=None, architecture="T5EncoderModel")
+
+
+def test_pieces_of_t5_without_probabilities(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(made("llama-spm")[1]["tokenizer.model"])
+    with pytest.raises(Unsupported, match="the pieces have no probabilities"):
+        read_vocabulary(tmp_path, config={"model_type": "t5"}, size=None, architecture="T5EncoderModel")

@@ -16,7 +16,7 @@ from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
 from ggufsmith.container.reader import Gguf, open_gguf
 from ggufsmith.convert.architectures.later import LATER
 from ggufsmith.convert.config import Config
-from ggufsmith.convert.projectors import PROJECTOR_OF_CLASS, PROJECTORS
+from ggufsmith.convert.projectors import PROJECTORS
 from ggufsmith.convert.projectors.plan import find_projector, plan_projector
 from ggufsmith.convert.stored import StoredTensor
 from requesting import plan, request, run
@@ -256,7 +256,7 @@ def test_a_file_has_no_projector(model: Path, tmp_path: Path) -> None:
 
 
 def test_records_are_whole() -> None:
-    for record in PROJECTORS:
+    for record in PROJECTORS.records():
         for encoder in record.encoders:
             # Blocks of one kind may come from several places, each with numbers of its own.
             names = [(rule.name, rule.source if "{}" in rule.name else "") for rule in encoder.tensors]
@@ -265,7 +265,7 @@ def test_records_are_whole() -> None:
             assert not {word for word in sized if not word.isdecimal()} - encoder.sizes.keys(), record.models
             sources = [rule.source for rule in encoder.tensors if rule.source]  # without what is computed
             assert all(each.startswith((*encoder.prefixes, "language_model.")) for each in sources), record.models
-    assert len(PROJECTOR_OF_CLASS) == sum(len(record.classes) for record in PROJECTORS)
+    assert len(PROJECTORS) == sum(len(record.classes) for record in PROJECTORS.records())
 
 
 @pytest.mark.parametrize("strip", [lambda name: name.removeprefix("model."), lambda name: f"module.{name}"])
@@ -317,7 +317,7 @@ def test_configs_of_other_projectors(name: str, kind: str, change: dict[str, Any
     audio = {"output_proj_dims": 64, "conv_kernel_size": 5, "subsampling_conv_channels": [4, 4]}
     section = {**WHOLE, **qwen, **llama, **audio, **change}
     config = {"architectures": [name], "hidden_size": 64, "vocab_size": 10, "vision_config": {**WHOLE, **qwen}}
-    record = PROJECTOR_OF_CLASS[name]
+    record = PROJECTORS[name]
     names = [prefix + "x.weight" for encoder in record.encoders for prefix in encoder.prefixes]
     tensors = {each: StoredTensor(each, (1,), "F32", Path("x"), 0, 4) for each in names}
     with pytest.raises(Unsupported) as caught:

@@ -1,0 +1,210 @@
+"""Models that are compared less than lines of the zoo: bytes against llama.cpp's converter, and a load.
+
+What llama.cpp computes is compared with transformers where both compute the same.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizer_oracles as oracles
+from llama_models import logits
+from test_convert import PRE, ours, tensors
+from test_kvcache import CONTEXTS, allocated
+from test_zoo import same
+
+import newest
+import reference
+from ggufsmith.container.errors import Malformed, Unsupported
+from ggufsmith.container.reader import Gguf, open_gguf
+from ggufsmith.convert.hf.run import ToHfJob, prepare
+from ggufsmith.convert.model_config import open_config
+from ggufsmith.convert.plan import make_plan
+from ggufsmith.evaluate.skeleton import build_skeleton
+from ggufsmith.evaluate.variants import opened_model
+from ggufsmith.kvcache import cache_bytes, cache_type
+from requesting import request, run
+
+pytestmark = pytest.mark.conformance
+
+IDS = np.random.default_rng(5).integers(3, 300, 48).tolist()
+SPELLINGS = [
+    (name, published)
+    for name, line in newest.NEWEST.items()
+    if not line.logits
+    for published in ((True,) if line.outer else (False, True)[: 1 + line.model.two_spellings])
+]
+
+
+# How llama.cpp's log says the sizes of caches and states.
+SIZES = r"(?:llama_kv_cache|llama_memory_recurrent|llama_dsv4_comp_state): +(?:.*, )?size += +([\d.]+) MiB"
+
+
+def alike(name: str, a: tuple[Any, ...], b: tuple[Any, ...], rounding: float = 1e-7) -> bool:
+    """Whether two tensors are equal, but for the mean that is taken from Sarvam's biases of experts.
+
+    torch adds up in another order, and of 16 bits, in 16 bits.
+    """
+    if name.endswith("exp_probs_b.bias") and a[:2] == b[:2]:
+        one, other = (np.frombuffer(each[2], np.float32) for each in (a, b))
+        return bool(np.allclose(one, other, rtol=0, atol=rounding * float(np.abs(other).max())))
+    return same(name, a, b)
+
+
+def theirs(name: str, folder: Path, path: Path, outtype: str = "f32") -> Gguf:
+    """What llama.cpp's converter makes of a folder."""
+    line = newest.NEWEST[name].model
+    pre = PRE.get(line.vocabulary, "")
+    options = {"pre": pre, "raw": True, "generic": line.generic}
+    return open_gguf(reference.convert(folder, path, "--outtype", outtype, *line.options, **options))
+
+
+def error(path: Path, model: Any, ids: list[int], context: int = 128) -> float:
+    """Of the logits that llama.cpp computes, against transformers': normalised mean square."""
+    import torch
+
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    found = logits(path, ids, context)
+    return float(((found - expected) ** 2).sum() / (expected**2).sum())
+
+
+@pytest.mark.parametrize("name", newest.NEWEST)
+def test_bytes_of_the_converter_and_a_load(name: str, tmp_path: Path) -> None:
+    line, folder = newest.NEWEST[name], tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    newest.write(name, folder)
+    if line.packed:
+        newest.pack_experts(folder)
+        run(request(folder, "copy", outfile=tmp_path / "ours.gguf"))
+        mine = open_gguf(tmp_path / "ours.gguf")
+    else:
+        mine = ours(folder, tmp_path / "ours.gguf", "f32")
+    notes = make_plan(open_config(folder), None).notes
+    assert not [note for note in notes if note.startswith("these keys of config.json")]
+    other = theirs(name, folder, tmp_path / "theirs.gguf")
+    a, b = tensors(mine), tensors(other)
+    assert a.keys() == b.keys()
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if not alike(each, a[each], b[each])]
+    generic = {key for key in mine.metadata.keys() | other.metadata.keys() if "tokenizer." in key}
+    allowed = line.model.differs.keys() | (generic if line.model.generic else set())
+    assert not oracles.unlike(mine.path, mine.metadata, other.metadata, allowed)
+    found = logits(mine.path, IDS)
+    assert np.isfinite(found).all() and found.std() > 0.01
+
+
+@pytest.mark.parametrize(("name", "published"), SPELLINGS)
+def test_logits_of_transformers(name: str, published: bool, tmp_path: Path) -> None:
+    line, folder = newest.NEWEST[name].model, tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = newest.write(name, folder, published=published)
+    found = error(ours(folder, tmp_path / "ours.gguf", "f32").path, model, IDS)
+    print(f"{name}: {found:.2e}")
+    assert found < line.nmse
+
+
+# Those that are run block by block, and whether from a GGUF file too, which is then one of another class.
+RUN = {"kimi-k2.5": True, "kimi-vl": True, "dots3-note": False}
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_what_is_run_block_by_block(name: str, tmp_path: Path) -> None:
+    import torch
+    from test_forward import streamed_logits
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = newest.write(name, folder)
+    tokens = np.random.default_rng(5).integers(3, 300, (2, 48)).astype(np.int32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(tokens).long()).logits.numpy()
+    for path in (folder, *([ours(folder, tmp_path / "ours.gguf", "f32").path] if RUN[name] else [])):
+        found = streamed_logits(path, tokens)
+        assert ((found - expected) ** 2).mean() / (expected**2).mean() < 1e-10
+
+
+@pytest.mark.parametrize("name", [name for name in newest.NEWEST if not RUN.get(name)])
+def test_what_needs_the_class_is_refused(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    newest.write(name, folder)
+    file = ours(folder, tmp_path / "ours.gguf", "f32").path
+    for path in (*([folder] if name not in RUN else []), file):
+        with pytest.raises(Unsupported), opened_model(request(path)) as model:
+            build_skeleton(model)
+    with pytest.raises(Unsupported, match="no Hugging Face class"):
+        prepare(ToHfJob(file, tmp_path / "back", sync=False))
+
+
+def test_one_of_128_tokens_of_deepseek_v4(tmp_path: Path) -> None:
+    """Its heavy compressors have made a token only after so many; sequences of 48 never see one."""
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = newest.write("deepseek-v4", folder)
+    ids = np.random.default_rng(6).integers(3, 300, 250).tolist()
+    assert error(ours(folder, tmp_path / "ours.gguf", "f32").path, model, ids, 256) < 1e-9
+
+
+def test_attention_of_deepseek_v4_in_fp8(tmp_path: Path) -> None:
+    """The converter stores such weights as Q8_0; so does the recipe of this name."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    newest.write("deepseek-v4", folder)
+    newest.pack_experts(folder)
+    path, seeded = folder / "model.safetensors", torch.Generator().manual_seed(3)
+    weights = load_file(path)
+    chosen = [
+        name for name in weights if name.rpartition(".attn.")[2] in {f"{each}.weight" for each in ("wq_b", "wo_b")}
+    ]
+    for name in chosen:
+        rows, columns = weights[name].shape
+        scales = torch.randint(118, 122, (-(-rows // 128), -(-columns // 128)), generator=seeded, dtype=torch.uint8)
+        weights[name] = (weights[name] * 64).to(torch.float8_e4m3fn)
+        weights[name.removesuffix("weight") + "scale"] = scales.view(torch.float8_e8m0fnu)
+    save_file(weights, path, {"format": "pt"})
+    run(request(folder, "q8_0", outfile=tmp_path / "ours.gguf"))
+    a = tensors(open_gguf(tmp_path / "ours.gguf"))
+    b = tensors(theirs("deepseek-v4", folder, tmp_path / "theirs.gguf"))
+    made = [name for name in b if b[name][1] == "Q8_0"]
+    assert len(made) == len(chosen) == 10
+    assert [name for name in made if a[name] != b[name]] == []
+
+
+def test_a_table_that_names_no_expert_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    newest.write("deepseek-v4", folder)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["layers.1.ffn.gate.tid2eid"][7, 1] = 8
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(Malformed, match="it chooses from 0 to 7, and holds 0 to 8") as raised:
+        ours(folder, tmp_path / "ours.gguf", "f32")
+    assert "layers.1.ffn.gate.tid2eid" in str(raised.value)
+    assert not (tmp_path / "ours.gguf").exists()
+
+
+@pytest.mark.parametrize("name", newest.NEWEST)
+def test_the_cache_is_as_large_as_that_of_llama_cpp(name: str, tmp_path: Path) -> None:
+    newest.write(name, tmp_path / "Tiny-Fixture")
+    file = ours(tmp_path / "Tiny-Fixture", tmp_path / "m.gguf", "f32")
+    theirs = allocated(file.path, SIZES)
+    mine = [cache_bytes(file.metadata, context, cache_type("f16")) / 2**20 for context in CONTEXTS]
+    assert theirs == pytest.approx(mine, abs=0.04)  # the size of each part is printed with two decimals
+
+
+@pytest.mark.parametrize("name", [name for name, line in newest.NEWEST.items() if not line.packed])
+def test_what_stays_in_float32_is_that_of_the_converter(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    newest.write(name, folder, dtype="bfloat16")
+    a = tensors(ours(folder, tmp_path / "ours.gguf", "bf16"))
+    b = tensors(theirs(name, folder, tmp_path / "theirs.gguf", "bf16"))
+    assert a.keys() == b.keys()
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if not alike(each, a[each], b[each], 1e-2)]
