@@ -74,7 +74,7 @@ class UnitRows(Op):
 
 
 @dataclass(frozen=True)
-class NearestTernary(Op):
+class RoundedToTernary(Op):
     """-1, 0 or 1 times the mean size of the numbers of a matrix, whichever is nearest. It cannot be undone.
 
     The mean, of at least 1e-5, comes from double precision, and is used in float32. Source: BitNet b1.58 (arXiv

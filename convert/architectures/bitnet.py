@@ -22,12 +22,12 @@ from ggufsmith.convert.architectures.groups import (
 )
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.ops import Op
-from ggufsmith.convert.scale import NearestTernary
+from ggufsmith.convert.scale import RoundedToTernary
 
 
 def ternary(dims: Dims) -> Op:
     """The op of matrices inside blocks."""
-    return NearestTernary()
+    return RoundedToTernary()
 
 
 def silu(config: Config, dims: Dims) -> str | None:

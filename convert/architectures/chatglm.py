@@ -21,8 +21,6 @@ from ggufsmith.convert.architectures.groups import (
 )
 from ggufsmith.convert.config import Config
 
-WHOLE = "llama.cpp attends and rotates in the same way at any length; longer contexts than {} were computed otherwise"
-
 
 def qwen_unlike(config: Config, dims: Dims) -> str | None:
     """A sentence if heads are not the embedding divided among them, as llama.cpp's graph has it."""
@@ -66,8 +64,8 @@ QWEN = Architecture(
     rope=Rope(scaling=()),
     require={"no_bias": (True,), "rotary_pct": (1.0,), "scale_attn_weights": (True,)},
     warn={
-        "use_dynamic_ntk": ((False,), WHOLE.format("seq_length")),
-        "use_logn_attn": ((False,), WHOLE.format("seq_length")),
+        "use_dynamic_ntk": ((False,), "beyond seq_length, llama.cpp does not change the base of the rotary embedding"),
+        "use_logn_attn": ((False,), "beyond seq_length, llama.cpp does not scale queries by their position"),
     },
     drop=INVERSE_FREQUENCIES,
     check=qwen_unlike,

@@ -221,7 +221,7 @@ def test_an_unknown_class_names_the_nearest() -> None:
         plan_of({**config_of("llama"), "architectures": ["LlamaForCausalLN"]})
 
 
-@pytest.mark.parametrize("name", ["MapleForCausalLM", "Rwkv6ForCausalLM", "PocketTTSModel"])
+@pytest.mark.parametrize("name", ["MapleForCausalLM", "PlamoForCausalLM", "Plamo2ForCausalLM"])
 def test_a_class_that_llama_cpp_knows_is_refused_by_name(name: str) -> None:
     with pytest.raises(Unsupported, match=f"{name} is known to llama.cpp, but ggufsmith does not convert it yet"):
         plan_of({**config_of("llama"), "architectures": [name]})

@@ -12,7 +12,7 @@ from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.architecture import Dims
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.plan import make_plan
-from ggufsmith.convert.scale import NearestTernary
+from ggufsmith.convert.scale import RoundedToTernary
 
 BLOCK = {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 3}}
 REFUSED = {
@@ -87,8 +87,10 @@ def test_sizes_of_one_block_alone() -> None:
 
 def test_weights_become_ternary_under_the_mean_of_the_whole_matrix() -> None:
     values = np.array([[0.5, -1.5], [0.1, 1.9]], np.float32)
-    whole = NearestTernary().rows(lambda k, start, stop: values[start:stop], ((2, 2),), 0, 2)
+    whole = RoundedToTernary().rows(lambda k, start, stop: values[start:stop], ((2, 2),), 0, 2)
     assert whole.tolist() == [[0, -1], [0, 1]]  # the mean is 1, and one half rounds to zero
-    assert np.array_equal(NearestTernary().rows(lambda k, start, stop: values[start:stop], ((2, 2),), 1, 2), whole[1:])
-    zeros = NearestTernary().rows(lambda k, start, stop: np.zeros((2, 2), np.float32), ((2, 2),), 0, 2)
+    assert np.array_equal(
+        RoundedToTernary().rows(lambda k, start, stop: values[start:stop], ((2, 2),), 1, 2), whole[1:]
+    )
+    zeros = RoundedToTernary().rows(lambda k, start, stop: np.zeros((2, 2), np.float32), ((2, 2),), 0, 2)
     assert not zeros.any()
