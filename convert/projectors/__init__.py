@@ -8,6 +8,7 @@ from ggufsmith.convert.projectors.glm import GLMS
 from ggufsmith.convert.projectors.hunyuan import HUNYUAN_VL
 from ggufsmith.convert.projectors.internvl import INTERN
 from ggufsmith.convert.projectors.janus import JANUS
+from ggufsmith.convert.projectors.kimi import KIMIS
 from ggufsmith.convert.projectors.llama4 import LLAMA4
 from ggufsmith.convert.projectors.minicpm import MINICPM_V
 from ggufsmith.convert.projectors.paddle import PADDLE_OCR
@@ -30,6 +31,7 @@ PROJECTORS = (
     JANUS,
     MINICPM_V,
     LLAMA4,
+    *KIMIS,
     *WHISPERS,
 )
 PROJECTOR_OF_CLASS: Mapping[str, Projector] = {name: record for record in PROJECTORS for name in record.classes}
