@@ -9,6 +9,7 @@ from typing import Any
 import mtmd
 import numpy as np
 import pytest
+import quantizer
 import tokenizer_oracles as oracles
 from llama_models import logits
 from test_convert import PRE, ours, tensors
@@ -25,6 +26,7 @@ from ggufsmith.convert.plan import make_plan
 from ggufsmith.evaluate.skeleton import build_skeleton
 from ggufsmith.evaluate.variants import opened_model
 from ggufsmith.kvcache import cache_bytes, cache_type
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from requesting import request, run
 
 pytestmark = pytest.mark.conformance
@@ -103,6 +105,25 @@ def test_logits_of_transformers(name: str, published: bool, tmp_path: Path) -> N
     found = error(ours(folder, tmp_path / "ours.gguf", "f32").path, model, IDS)
     print(f"{name}: {found:.2e}")
     assert found < line.nmse
+
+
+# Those that cannot be made four times as wide: llama.cpp wants all heads to be as wide as the embedding.
+NARROW = ("ling-2", "sarvam")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, line in newest.NEWEST.items() if not line.packed and name not in NARROW]
+)
+def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, tmp_path: Path) -> None:
+    folder, line = tmp_path / "Tiny-Fixture", newest.NEWEST[name].model
+    folder.mkdir()
+    newest.write(name, folder, dtype="bfloat16", wide=True)
+    run(request(folder, "q4_K_M", outfile=tmp_path / "ours.gguf"))
+    middle = theirs(name, folder, tmp_path / "middle.gguf", "f32" if line.folded else "bf16")
+    quantizer.quantize(middle.path, tmp_path / "theirs.gguf", quantizer.Settings(FILE_TYPES["Q4_K_M"].number or 0))
+    a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(tmp_path / "theirs.gguf"))
+    assert a.keys() == b.keys()
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if not same(each, a[each], b[each])]
 
 
 # Those that are run block by block, and whether from a GGUF file too, which is then one of another class.
