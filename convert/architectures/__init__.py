@@ -48,9 +48,9 @@ MODULES: Mapping[str, str] = {
     """,
     "newer_moe": "Cohere2MoeForCausalLM HunYuanMoEV1ForCausalLM HYV3ForCausalLM AfmoeForCausalLM",
     "latent": """
-        DeepseekV2ForCausalLM DeepseekV3ForCausalLM KimiK25ForConditionalGeneration
-        KimiVLForConditionalGeneration Glm4MoeLiteForCausalLM Mistral4ForCausalLM MistralLarge3ForCausalLM
-        YoutuForCausalLM
+        DeepseekV2ForCausalLM DeepseekV3ForCausalLM Kimi_K25ForConditionalGeneration
+        KimiK25ForConditionalGeneration KimiVLForConditionalGeneration Glm4MoeLiteForCausalLM
+        Mistral4ForCausalLM MistralLarge3ForCausalLM YoutuForCausalLM
     """,
     "mimo": "MiMoV2FlashForCausalLM",
     "laguna": "LagunaForCausalLM",

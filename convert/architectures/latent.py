@@ -181,11 +181,24 @@ DEEPSEEK3 = replace(
     models="DeepSeek-V3, DeepSeek-R1, Kimi-K2 (text), Moonlight",
     defaults={"max_position_embeddings": 4096, "first_k_dense_replace": 3, "norm_topk_prob": True},
 )
+
+
+def of_projector(config: Config, dims: Dims) -> str | None:
+    """Nothing that llama.cpp's graph does otherwise; these keys are the projector's."""
+    config.first("projection_hidden_size", "projection_layer_norm_eps")
+    return None
+
+
 KIMI = replace(
     DEEPSEEK3,
-    classes=("KimiK25ForConditionalGeneration", "KimiVLForConditionalGeneration"),
+    classes=(
+        *("Kimi_K25ForConditionalGeneration", "KimiK25ForConditionalGeneration"),  # as transformers 5 calls it, too
+        "KimiVLForConditionalGeneration",
+    ),
     models="Kimi-K2.5, Kimi-VL (text)",
+    spellings={r"^model\.blocks\.": "model.layers."},  # as transformers 5.24 saves it
     drop={**DEEPSEEK3.drop, **VISION_TOWER, "mm_projector.": VISION_TOWER["vision_tower."]},
+    check=of_projector,
 )
 GLM4_MOE_LITE = replace(
     DEEPSEEK3,

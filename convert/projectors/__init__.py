@@ -12,6 +12,7 @@ MODULES: Mapping[str, str] = {
     "qwen": """
         Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen3VLForConditionalGeneration
         Qwen3VLMoeForConditionalGeneration Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration
+        Qwen4ExpForConditionalGeneration
     """,
     "glm": "Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration GlmOcrForConditionalGeneration",
     "siglip": """
@@ -41,6 +42,7 @@ MODULES: Mapping[str, str] = {
     "step": "Step3p7ForConditionalGeneration StepVLForConditionalGeneration",
     "granite_vision": "Granite4VisionForConditionalGeneration",
     "qwen_omni": "Qwen2_5OmniForConditionalGeneration Qwen2_5OmniModel",
+    "kimi": "KimiVLForConditionalGeneration Kimi_K25ForConditionalGeneration KimiK25ForConditionalGeneration",
 }
 
 PROJECTORS: ByClass[Projector] = ByClass(__name__, MODULES)

@@ -6,8 +6,10 @@ What llama.cpp computes is compared with transformers where both compute the sam
 from pathlib import Path
 from typing import Any
 
+import mtmd
 import numpy as np
 import pytest
+import quantizer
 import tokenizer_oracles as oracles
 from llama_models import logits
 from test_convert import PRE, ours, tensors
@@ -24,6 +26,7 @@ from ggufsmith.convert.plan import make_plan
 from ggufsmith.evaluate.skeleton import build_skeleton
 from ggufsmith.evaluate.variants import opened_model
 from ggufsmith.kvcache import cache_bytes, cache_type
+from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
 from requesting import request, run
 
 pytestmark = pytest.mark.conformance
@@ -102,6 +105,25 @@ def test_logits_of_transformers(name: str, published: bool, tmp_path: Path) -> N
     found = error(ours(folder, tmp_path / "ours.gguf", "f32").path, model, IDS)
     print(f"{name}: {found:.2e}")
     assert found < line.nmse
+
+
+# Those that cannot be made four times as wide: llama.cpp wants all heads to be as wide as the embedding.
+NARROW = ("ling-2", "sarvam")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, line in newest.NEWEST.items() if not line.packed and name not in NARROW]
+)
+def test_quantized_in_one_step_as_by_the_converter_and_the_quantizer(name: str, tmp_path: Path) -> None:
+    folder, line = tmp_path / "Tiny-Fixture", newest.NEWEST[name].model
+    folder.mkdir()
+    newest.write(name, folder, dtype="bfloat16", wide=True)
+    run(request(folder, "q4_K_M", outfile=tmp_path / "ours.gguf"))
+    middle = theirs(name, folder, tmp_path / "middle.gguf", "f32" if line.folded else "bf16")
+    quantizer.quantize(middle.path, tmp_path / "theirs.gguf", quantizer.Settings(FILE_TYPES["Q4_K_M"].number or 0))
+    a, b = tensors(open_gguf(tmp_path / "ours.gguf")), tensors(open_gguf(tmp_path / "theirs.gguf"))
+    assert a.keys() == b.keys()
+    assert not [(each, a[each][:2], b[each][:2]) for each in a if not same(each, a[each], b[each])]
 
 
 # Those that are run block by block, and whether from a GGUF file too, which is then one of another class.
@@ -208,3 +230,69 @@ def test_what_stays_in_float32_is_that_of_the_converter(name: str, tmp_path: Pat
     b = tensors(theirs(name, folder, tmp_path / "theirs.gguf", "bf16"))
     assert a.keys() == b.keys()
     assert not [(each, a[each][:2], b[each][:2]) for each in a if not alike(each, a[each], b[each], 1e-2)]
+
+
+SEEING = ("kimi-k2.5", "kimi-vl", "qwen4-exp-vl")
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_projector_is_that_of_the_converter(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    newest.write(name, folder)
+    for type in ("f16", "bf16", "f32", "q8_0"):
+        run(request(folder, outtype="f32", mmproj=True, mmproj_outtype=type, outdir=tmp_path))
+        mine = open_gguf(tmp_path / f"mmproj-Tiny-Fixture-{type.upper()}.gguf")
+        path = reference.convert(folder, tmp_path / f"{type}.gguf", "--mmproj", "--outtype", type, raw=True)
+        theirs = open_gguf(path)
+        assert tensors(mine) == tensors(theirs), type
+        assert mine.metadata == theirs.metadata, type
+
+
+def test_what_qwen4_exp_sees_becomes_the_embeddings_of_transformers(tmp_path: Path) -> None:
+    from test_projectors import QWEN, by_transformers
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = newest.write("qwen4-exp-vl", folder)
+    run(request(folder, outtype="f32", mmproj=True, mmproj_outtype="f32", outdir=tmp_path))
+    image = np.random.default_rng(3).integers(0, 256, (112, 224, 3), dtype=np.uint8)
+    expected = by_transformers(model, QWEN, newest.SIGLIP_PIXELS, image)
+    files = (tmp_path / f"{each}Tiny-Fixture-F32.gguf" for each in ("", "mmproj-"))
+    found = mtmd.embeddings(*files, image, max_tokens=QWEN.max_tokens)
+    assert ((found - expected) ** 2).sum() / (expected**2).sum() < 1e-5
+
+
+def test_both_spellings_of_kimi_give_one_projector(tmp_path: Path) -> None:
+    files = []
+    for published in (False, True):
+        folder = tmp_path / str(published) / "Tiny-Fixture"
+        folder.mkdir(parents=True)
+        newest.write("kimi-k2.5", folder, published=published)
+        run(request(folder, outtype="f32", mmproj=True, mmproj_outtype="f16", outdir=folder.parent))
+        files.append((folder.parent / "mmproj-Tiny-Fixture-F16.gguf").read_bytes())
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("size", [(112, 112), (56, 112), (168, 140)])
+def test_what_kimi_sees_becomes_the_embeddings_of_transformers(size: tuple[int, int], tmp_path: Path) -> None:
+    """Of images that need no scaling; positions are stretched over the larger ones, and drawn together for others."""
+    import torch
+
+    folder = tmp_path / "Tiny-Fixture"
+    folder.mkdir()
+    model = newest.write("kimi-k2.5", folder)
+    run(request(folder, outtype="f32", mmproj=True, mmproj_outtype="f32", outdir=tmp_path))
+    image = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)
+    patch, (height, width) = 14, (each // 14 for each in size)
+    colours = (image.astype(np.float32) / 255 - 0.5) / 0.5
+    patches = colours.reshape(height, patch, width, patch, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, patch, patch)
+    grid = torch.tensor([[1, height, width]])
+    with torch.no_grad():
+        expected = model.model.get_image_features(torch.from_numpy(patches.copy()), grid).pooler_output[0].numpy()
+    files = (tmp_path / f"{each}Tiny-Fixture-F32.gguf" for each in ("", "mmproj-"))
+    found = mtmd.embeddings(*files, image)
+    assert found.shape == expected.shape
+    deviation = ((found - expected) ** 2).sum() / (expected**2).sum()
+    print(f"{size}: {deviation:.2e}")
+    assert deviation < 1e-5

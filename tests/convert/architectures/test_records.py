@@ -63,6 +63,7 @@ OTHER_NAMES = {
     "UMT5Model",
     "Ernie4_5_ForCausalLM",
     "BloomModel",
+    "KimiK25ForConditionalGeneration",
     "Dots3NoteForConditionalGeneration",
     "Dots3NoteTextForCausalLM",
     "BailingMoeV3ForCausalLM",
