@@ -54,7 +54,7 @@ def find_target(record: Architecture, folder: Path, given: Path | None) -> Targe
             "this model guesses tokens for a larger one, and its file needs the configuration and the vocabulary of "
             "that one",
             where=folder,
-            fix="Name the folder of the larger model with --target.",
+            fix="Convert it with --target, which names the folder of the larger model.",
         )
     if (folder / MASK).is_file():
         raise Unsupported("a draft with an embedding of its own for the mask is not supported", where=folder / MASK)

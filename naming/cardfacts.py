@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 from gguf.constants import GGUFType, Keys
 
+from ggufsmith.container.drafts import NAMES as DRAFTS
+from ggufsmith.container.drafts import drafting_kind
 from ggufsmith.container.encoders import is_encoder, ranks
 from ggufsmith.container.errors import Usage
 from ggufsmith.container.formats import BY_NAME
@@ -27,7 +29,7 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 IMATRIX = "quantize.imatrix."
 SENSED = {frozenset(("images",)): "image-text-to-text", frozenset(("sound",)): "audio-text-to-text"}
 TASKS = ("text-generation", "feature-extraction", "sentence-similarity", "fill-mask", "text-ranking")
-Kind = Literal["chat", "completion", "embedding", "reranking", "adapter", "vocabulary"]
+Kind = Literal["chat", "completion", "embedding", "reranking", "draft", "adapter", "vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ class Publisher:
 class CardFacts:
     """What the card of a folder says.
 
-    kind:   what the files are: chat, completion (no chat template), embedding, adapter, or vocabulary.
+    kind:   what the files are: chat, completion (no chat template), embedding, draft, adapter, or vocabulary.
+    drafts: how a draft does it, as llama-server's option --spec-type calls it.
     title:  of the page. name: of the model, as its header has it.
     front:  the front matter, as data.
     prompt: the name of the prompt format and its text; None if it is not known. template: the chat template's source.
@@ -126,6 +129,7 @@ class CardFacts:
     template: str | None
     files: Sequence[CardFile]
     version: str
+    drafts: str = ""
 
     @property
     def imatrix(self) -> tuple[str | None, int | None] | None:
@@ -172,6 +176,7 @@ def facts_of(metadata: Metadata, files: Sequence[CardFile], publisher: Publisher
         template=template,
         files=sorted(files, key=lambda file: file.size),
         version=version,
+        drafts=drafting_kind(metadata) if kind == "draft" else "",
     )
 
 
@@ -181,6 +186,8 @@ def kind_of(metadata: Metadata, files: Sequence[CardFile]) -> Kind:
         return "adapter"
     if files and all(file.bits == 0 for file in files) and metadata:
         return "vocabulary"
+    if _said(metadata, General.ARCHITECTURE) in DRAFTS:
+        return "draft"
     pooling = metadata.get(Keys.LLM.POOLING_TYPE.format(arch=_said(metadata, General.ARCHITECTURE) or ""))
     if is_encoder(metadata) or (pooling is not None and pooling.data):
         return "reranking" if ranks(metadata) else "embedding"

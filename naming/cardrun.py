@@ -50,6 +50,10 @@ def _model(facts: CardFacts) -> Iterator[tuple[str, str, str]]:
     file, repo = facts.best, facts.repo
     tag = f":{file.encoding}" if file.encoding else ""
     named = f"-hf {repo}{tag}" if repo else f"-m {quoted(file.names[0])}"
+    if facts.kind == "draft":
+        place = f"-hfd {repo}{tag}" if repo else f"-md {quoted(file.names[0])}"
+        yield "llama.cpp", "sh", f"llama-server -m MODEL.gguf {place} --spec-type {facts.drafts}"
+        return
     if facts.kind in SERVED:
         yield "llama.cpp", "sh", f"llama-server {named} {SERVED[facts.kind]}"
     elif facts.kind == "completion":

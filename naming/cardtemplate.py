@@ -21,7 +21,7 @@ FIELDS: Mapping[str, str] = {
     "front_matter": "the YAML block with its fences; a card begins with it",
     "title": "of the page",
     "name": "the model's name in the header",
-    "kind": "chat, completion, embedding, reranking, adapter or vocabulary",
+    "kind": "chat, completion, embedding, reranking, draft, adapter or vocabulary",
     "base_model": "the original model, org/name",
     "repo": "where the files will be published, org/name-GGUF",
     "author": "who quantized them",

@@ -149,6 +149,8 @@ def _running(facts: CardFacts) -> Iterator[str]:
     if facts.kind == "adapter":
         base = f"[{facts.base_model}](https://huggingface.co/{facts.base_model})" if facts.base_model else "its base"
         yield f"The adapter runs on a GGUF file of {base}, which is called base.gguf here."
+    if facts.kind == "draft":
+        yield "The files guess tokens for a larger model, which is called MODEL.gguf here."
     for each in examples:
         yield f"With {each.title}:"
         yield fenced(each.code, each.language)

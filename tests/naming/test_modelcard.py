@@ -162,6 +162,12 @@ def test_the_task_of_other_models_is_text_generation() -> None:
     assert "pipeline_tag: text-generation\n" in card({"general.tags": strings(["feature-extraction"])})
 
 
+def test_a_draft_runs_beside_a_larger_model() -> None:
+    text = card({"general.architecture": string("eagle3"), "tokenizer.chat_template": string("{{ x }}")})
+    assert "llama-server -m MODEL.gguf -md Tiny-Q4_K_M.gguf --spec-type draft-eagle3" in text
+    assert "called MODEL.gguf here" in text and "llama-cli" not in text and "Ollama" not in text
+
+
 def test_a_vocabulary_is_not_run() -> None:
     text = card(files=[CardFile(("Tiny-vocab.gguf",), 10_000, 0.0, "F16")])
     assert "How to run" not in text and "Ollama" not in text and "pipeline_tag" not in text
