@@ -91,7 +91,10 @@ class Beside:
 
 
 def _check_modelfiles(outputs: Sequence["OutputFile"], overwrite: bool) -> None:
-    """Unsupported for outputs in several files, which Ollama does not take; OutputConflict (see `write_modelfile`)."""
+    """Unsupported for outputs in several files, and for drafts, which Ollama does not take; OutputConflict (see
+    `write_modelfile`).
+    """
+    from ggufsmith.container.drafts import is_draft
     from ggufsmith.container.errors import Unsupported
     from ggufsmith.modelfile import check_modelfile, modelfile_path
 
@@ -106,6 +109,10 @@ def _check_modelfiles(outputs: Sequence["OutputFile"], overwrite: bool) -> None:
         if len(output.paths) > 1:
             fix = "Leave out --modelfile, or do not split the output."
             raise Unsupported("Ollama takes no model in several files", where=output.path, fix=fix)
+        whole = output.shards.whole
+        if is_draft(whole.metadata, {spec.name for spec in whole.tensors}):
+            what = "this model guesses tokens for a larger one, beside which Ollama does not run it"
+            raise Unsupported(what, where=output.path, fix="Leave out --modelfile.")
         check_modelfile(modelfile_path(output.path), overwrite=overwrite)
 
 

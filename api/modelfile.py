@@ -14,6 +14,7 @@ from typing import Any
 
 from gguf.constants import GGUFType, Keys
 
+from ggufsmith.container.drafts import is_draft
 from ggufsmith.container.encoders import is_encoder
 from ggufsmith.container.errors import OutputConflict, Unsupported, Usage
 from ggufsmith.container.replace import replace_text
@@ -124,6 +125,9 @@ def _check(file: Path, model: GgufSet, base: Path | None, *, adapter: bool) -> N
         raise Unsupported("Ollama takes no model in several files", where=file, fix=fix)
     if not model.tensors:
         raise Usage("this file holds only a vocabulary, which cannot be run", where=file, fix="Name a model.")
+    if is_draft(model.metadata, model.tensors):
+        what = "this model guesses tokens for a larger one, beside which Ollama does not run it"
+        raise Usage(what, where=file, fix="Name the larger model.")
     if base is not None and not adapter:
         raise Usage("--base is about adapters, but this is a model", where=file, fix="Leave out --base.")
 

@@ -77,6 +77,10 @@ CASES = {
     "a Modelfile of an adapter": Case(
         "ggufsmith modelfile chat.gguf -o -", "ggufsmith modelfile chat.gguf --base m.gguf -o -"
     ),
+    "a Modelfile of a draft": Case(
+        "gguf-convert draft --target deep -r q8_0 --outdir new --modelfile",
+        "gguf-convert draft --target deep -r q8_0 --outdir new",
+    ),
     "a base for a model": Case("ggufsmith modelfile m.gguf --base m.gguf -o -", "ggufsmith modelfile m.gguf -o -"),
     "a Modelfile by hand": Case(
         "ggufsmith modelfile cards/m.gguf", "ggufsmith modelfile cards/m.gguf --output x.Modelfile"
