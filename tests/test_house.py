@@ -138,6 +138,18 @@ def test_public_classes_have_names_of_their_own() -> None:
     assert not twice, f"one name, several classes; name each after what it is: {twice}"
 
 
+def test_helpers_of_tests_have_names_of_their_own() -> None:
+    """They are imported by name alone, whatever folder they are in; scripts are not imported."""
+    places = defaultdict(list)
+    for folder in ("fixtures", "tests"):
+        for path in (ROOT / folder).rglob("*.py"):
+            script = path.parent.name in ("bench", "clients", "device", "arm")
+            if not script and path.stem not in ("conftest", "__init__"):
+                places[path.stem].append(str(path.relative_to(ROOT)))
+    twice = {name: where for name, where in places.items() if len(where) > 1}
+    assert not twice, f"one name, several modules: {twice}"
+
+
 def test_files_are_small() -> None:
     for module in product.modules():
         lines = (ROOT / module.path).read_text(encoding="utf-8").count("\n")
