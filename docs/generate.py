@@ -34,6 +34,7 @@ from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, OUTPUT, SETTINGS, TABLES, described, json_schema
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import table
+from ggufsmith.convert.hf.further import CLASSES
 from ggufsmith.convert.lora.peft import OTHER_MEANINGS, REWRITES_BASE
 from ggufsmith.convert.plan import find_architecture
 from ggufsmith.convert.projectors import PROJECTORS
@@ -172,6 +173,13 @@ def projectors() -> list[str]:
     return rows
 
 
+def no_way_back() -> list[str]:
+    """The architectures that are converted and not turned back into a folder."""
+    back = {each.record.name for each in CLASSES}
+    records = [each for record in ARCHITECTURES.records() for each in (record, *record.variants.values())]
+    return [textwrap.fill(", ".join(sorted({record.name for record in records} - back)) + ".", 124)]
+
+
 def harness() -> list[str]:
     """One row per tiny model that is compared with llama.cpp and transformers."""
     rows = [
@@ -304,6 +312,7 @@ SECTIONS: Mapping[str, Callable[[], list[str]]] = {
         old_files,
         models,
         projectors,
+        no_way_back,
         harness,
         less_compared,
         tables,
