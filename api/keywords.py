@@ -159,6 +159,7 @@ class VerifyKeywords(TypedDict, total=False):
 
     lora: "StrPath | Sequence[StrPath | tuple[StrPath, float]]"
     base: StrPath | None
+    target: StrPath | None
     revision: str | None
     token: str | None
     threads: int | None

@@ -79,8 +79,8 @@ def push(task: PushTask, display: Display, repository: "Repository | None" = Non
     found = gguf_files(task.files)
     if task.card is not None and not task.card.is_file():
         raise Usage("there is no such model card", where=task.card, fix="Name a file, or leave out --card.")
-    repository = repository or repository_of(task)
     models, matrices = _sorted(found)
+    repository = repository or repository_of(task)
     listing = repository.check()
     card = _card(task, models, listing, repository)
     files = [*_placed(models, task.hashes), *_single([*matrices, *task.extra]), *card]

@@ -9,7 +9,7 @@ from ggufsmith.cli.options import AsJson, with_records
 from ggufsmith.pipeline.request import SourceOptions
 
 
-@with_records("model", "file", only="revision token")
+@with_records("model", "file", only="target revision token")
 def recipes(
     model: Annotated[
         str | None,

@@ -10,7 +10,7 @@ from ggufsmith.cli.options import AsJson, Quiet, with_records
 from ggufsmith.pipeline.request import SourceOptions, WriteOptions
 
 
-@with_records("model", "adapter", "file", only="lora base revision token threads")
+@with_records("model", "adapter", "file", only="lora base target revision token threads")
 def verify(
     model: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The model, or any one of its shards.")],
     source: Annotated[

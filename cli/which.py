@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ggufsmith.fitting import Fitting, RecipeFit
 
 
-@with_records("model", "file", only="revision token")
+@with_records("model", "file", only="target revision token")
 def which(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model in any form that gguf-convert accepts.")],
     memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="The memory that there is, such as 12GiB.")],

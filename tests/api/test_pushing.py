@@ -17,7 +17,7 @@ from ggufsmith.cli.card import card
 from ggufsmith.cli.convert import convert as convert_command
 from ggufsmith.cli.push import push as command
 from ggufsmith.cli.split import split
-from ggufsmith.container.errors import Failure, OutputConflict, Usage
+from ggufsmith.container.errors import Failure, Malformed, OutputConflict, Usage
 from ggufsmith.naming.modelcard import MARK
 from ggufsmith.progress import Display
 from ggufsmith.pushing import PushTask, push, repository_of
@@ -185,6 +185,14 @@ def test_damaged_files_are_found_before_anything_is_sent(hub: hub_server.Hub, fo
     with pytest.raises(Failure):
         pushed(hub, path)
     assert not any(each.method in ("POST", "PUT") for each in hub.requests)
+
+
+@pytest.mark.usefixtures("hub")
+def test_damaged_files_are_found_before_a_token_is_asked_for(folder: Path) -> None:
+    path = folder / "Tiny-Q4_0.gguf"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(Malformed, match=r"truncated|end"):
+        push(PushTask([path], REPO), Display())
 
 
 def test_the_command(hub: hub_server.Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

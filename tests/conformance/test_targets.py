@@ -24,8 +24,12 @@ import targeted
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.evaluate.variants import opened_model
+from ggufsmith.fitting import fitting_of
 from ggufsmith.pipeline.passes import Pass
+from ggufsmith.pipeline.request import SourceOptions
+from ggufsmith.progress import Display
 from ggufsmith.quantize.recipes.filetypes import FILE_TYPES
+from ggufsmith.verifying import verified
 from requesting import open_pass, request, run
 
 pytestmark = pytest.mark.conformance
@@ -79,6 +83,15 @@ def test_tensors_and_keys(name: str, tmp_path: Path) -> None:
     generic = targeted.TARGETS[line.target].generic
     ids = {key for key in mine.metadata.keys() | other.metadata.keys() if generic and "tokenizer." in key}
     assert not oracles.unlike(mine.path, mine.metadata, other.metadata, ids | line.differs.keys())
+
+
+@pytest.mark.parametrize("name", ["eagle3", "dflash"])
+def test_it_is_what_its_source_gives(name: str, tmp_path: Path) -> None:
+    draft, target, *_ = folders(name, tmp_path)
+    file = made(draft, target, tmp_path / "draft.gguf")
+    found = verified(file, str(draft), SourceOptions(target=target), Display())
+    assert not found["problems"] and found["source"]
+    assert fitting_of(str(draft), "1GiB", SourceOptions(target=target), Display()).recipes
 
 
 @pytest.mark.parametrize("name", ["eagle3", "eagle3-speculator", "dflash2", "dspark"])
