@@ -64,7 +64,7 @@ def _row(fit: "RecipeFit") -> tuple[str, ...]:
     from ggufsmith.cli import render
 
     notes = ["the best that fits"] if fit.best else ["fits"] if fit.fits else []
-    notes += ["larger than the quantized source"] if fit.pointless else []
+    notes += ["no smaller than the quantized source"] if fit.pointless else []
     notes += ["needs --imatrix"] if fit.needs_importance else []
     loss = "" if fit.divergence is None else f"{fit.divergence:.3g}"
     size = render.size

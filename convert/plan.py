@@ -19,7 +19,7 @@ from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert import mtp
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, IGNORED
-from ggufsmith.convert.architectures.later import LATER
+from ggufsmith.convert.architectures.later import LATER, WHY
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.gguf_names import Tensor, base_name, source_names
@@ -111,6 +111,8 @@ def find_architecture(config: Config) -> Architecture:
     if later is None:
         what = f"architecture {classes[0]} is not supported, as llama.cpp has no runtime for it"
         what += f"; the nearest known one is {near}" if near else ""
+    elif why := WHY.get(later):
+        what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it: {why}"
     else:
         what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it yet"
         what += f"; the nearest one that it converts is {near}" if near else ""

@@ -84,11 +84,14 @@ class CardFile:
         return f"{said}{100 * self.unfit:.0f} % of its weights do not fit {self.encoding} and have larger types"
 
 
+REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
 @dataclass(frozen=True)
 class Publisher:
     """What no header knows: where the files will lie, what they were made from, and by whom.
 
-    Usage: a base model that is a path, not a name.
+    Usage: a base model that is a path, not a name; a repository that no hub could have.
     """
 
     repo: str | None = None
@@ -100,6 +103,11 @@ class Publisher:
             raise Usage(
                 f"the base model {self.base_model!r} is not a model on the hub",
                 fix="Write it as org/name, or leave it out.",
+            )
+        if self.repo is not None and not REPOSITORY.fullmatch(self.repo):
+            raise Usage(
+                f"{self.repo!r:.100} cannot be the name of a repository",
+                fix="Write it as org/name, of letters, digits, dots, hyphens and underscores, or leave it out.",
             )
 
 

@@ -1,6 +1,7 @@
 """Plans: every architecture, every spelling of the same checkpoint, and everything that must stop a conversion."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import checkpoints
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import u32
+from ggufsmith.convert.architectures.later import LATER, WHY
 from ggufsmith.convert.config import Config
 from ggufsmith.convert.plan import Plan, make_plan
 from ggufsmith.convert.stored import StoredTensor
@@ -221,9 +223,16 @@ def test_an_unknown_class_names_the_nearest() -> None:
         plan_of({**config_of("llama"), "architectures": ["LlamaForCausalLN"]})
 
 
-@pytest.mark.parametrize("name", ["MapleForCausalLM", "PlamoForCausalLM", "Plamo2ForCausalLM"])
+@pytest.mark.parametrize("name", ["MapleForCausalLM", "PlamoForCausalLM", "Rwkv6ForCausalLM"])
 def test_a_class_that_llama_cpp_knows_is_refused_by_name(name: str) -> None:
     with pytest.raises(Unsupported, match=f"{name} is known to llama.cpp, but ggufsmith does not convert it yet"):
+        plan_of({**config_of("llama"), "architectures": [name]})
+
+
+@pytest.mark.parametrize("name", WHY)
+def test_a_class_that_cannot_be_converted_says_why(name: str) -> None:
+    assert name in LATER
+    with pytest.raises(Unsupported, match=re.escape(f"does not convert it: {WHY[name]}")):
         plan_of({**config_of("llama"), "architectures": [name]})
 
 

@@ -99,3 +99,9 @@ def test_what_is_no_template(tmp_path: Path, facts: CardFacts, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(Unsupported, match=r"ggufsmith\[card\]"):
         rendered(tmp_path, "x", facts)
+
+
+@pytest.mark.parametrize("repo", ["a b", "a", "a/b/c", "a/b\n---\nx: 1", "", "ä/b", "-/b"])
+def test_a_repository_that_no_hub_could_have(repo: str) -> None:
+    with pytest.raises(Usage, match="cannot be the name of a repository"):
+        Publisher(repo)
