@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import filterfalse, islice
 from pathlib import Path
 
 from gguf.constants import MODEL_TENSOR
@@ -136,8 +136,7 @@ def make_plan(
     """
     record = find_architecture(config)
     check_counts(config)  # by the names that its author knows
-    config = config.renamed(record.aliases).with_defaults(record.defaults)
-    check_counts(config)
+    check_counts(config := config.renamed(record.aliases).with_defaults(record.defaults))
     config = config.replaced(record.derived(config)) if record.derived else config
     problems: list[str] = []
     listed = record.sizes.get("blocks")
@@ -393,7 +392,7 @@ def _output(
         op, expected = Chain(Turn(), op), (*expected[:-2], expected[-1], expected[-2])
     if pieces[0].expert is not None:
         there = {piece.expert for piece in pieces}
-        missing = list(islice((expert for expert in range(expected[0]) if expert not in there), 8))
+        missing = list(islice(filterfalse(there.__contains__, range(expected[0])), 8))
         if missing or len(pieces) != expected[0]:
             problems.append(f"{slot.name}: {len(pieces)} experts for {expected[0]}, missing {missing}")
             return None
@@ -472,7 +471,7 @@ def _metadata(record: Architecture, config: Config, dims: Dims, problems: list[s
     """The keys of the record, from dimensions, config or default."""
     metadata: Metadata = {}
     for key in record.keys:
-        named, asked = key.name.format(arch=record.name), key.names[0] if key.names else key.name.format(arch="")[1:]
+        asked = key.names[0] if key.names else key.name.format(arch="")[1:]
         if key.computed:
             value = key.computed(config, dims)
         else:
@@ -485,7 +484,7 @@ def _metadata(record: Architecture, config: Config, dims: Dims, problems: list[s
                 problems.append(f"config.json: {asked} must be a number of at least 0, not {value!r:.40}")
                 continue
         if value is not None:
-            metadata[named] = made(key.make, value, config, asked)
+            metadata[key.name.format(arch=record.name)] = made(key.make, value, config, asked)
     return metadata
 
 
