@@ -55,7 +55,11 @@ def parse_pieces(raw: bytes, where: Path) -> SentencePieces:
     if not np.isfinite(scores).all():
         raise Malformed("a score is not finite", where=where)
     # The library does not tell user-defined pieces, which it never splits, from ordinary ones.
-    types = [TokenType.USER_DEFINED if kind == USER_DEFINED else TokenType.NORMAL for kind in piece_types(raw)]
+    try:
+        stored = piece_types(raw)
+    except ValueError as error:
+        raise Malformed(f"this is not a SentencePiece model: {error}", where=where, fix="Download it again.") from None
+    types = [TokenType.USER_DEFINED if kind == USER_DEFINED else TokenType.NORMAL for kind in stored]
     if len(types) != len(ids):
         raise Malformed(f"{len(types)} pieces are stored, but the library finds {len(ids)}", where=where)
     kinds = (
