@@ -19,6 +19,7 @@ from ggufsmith.container.errors import Malformed
 from ggufsmith.container.positional import unreadable
 
 MAX_BYTES = 256 * 2**20  # the largest tokenizer.json known (Gemma 3) has 33 MiB
+LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
 # How transformers 5 writes numbers that JSON does not have, such as the upper limit of a time step.
 FLOAT, SPECIAL_FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 

@@ -102,14 +102,21 @@ def booleans(values: Iterable[bool]) -> Value:
     return array(np.array(list(values), np.bool_))
 
 
+def _integers(values: Iterable[int], dtype: type[np.integer[Any]]) -> Value:
+    listed, limits = list(values), np.iinfo(dtype)
+    if wrong := [each for each in listed if not limits.min <= each <= limits.max]:  # older NumPy wraps them around
+        raise OverflowError(f"{wrong[0]} does not fit into {limits.dtype}")
+    return array(np.array(listed, dtype))
+
+
 def u32s(values: Iterable[int]) -> Value:
-    """An array of unsigned 32-bit integers."""
-    return array(np.array(list(values), np.uint32))
+    """An array of unsigned 32-bit integers. OverflowError if one does not fit."""
+    return _integers(values, np.uint32)
 
 
 def i32s(values: Iterable[int]) -> Value:
-    """An array of signed 32-bit integers."""
-    return array(np.array(list(values), np.int32))
+    """An array of signed 32-bit integers. OverflowError if one does not fit."""
+    return _integers(values, np.int32)
 
 
 def f32s(values: Iterable[float]) -> Value:

@@ -1,11 +1,16 @@
 """config.json and its neighbours, with an account of which keys were used."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.container.values import FLOAT32_MAX
+from ggufsmith.container.values import FLOAT32_MAX, Value
+
+MAX_BLOCKS = 4096
+# Keys that count blocks, by which lists and loops are as long: n_layer, num_hidden_layers, num_nextn_predict_layers.
+COUNTS = re.compile(r"(\w+_)?n(um)?_(\w+_)?(layer|block)s?|first_k_dense_replace")
 
 # Where models that do more than text keep the config of the language model.
 TEXT = ("text_config", "llm_config", "language_config")
@@ -57,6 +62,10 @@ class Config(Mapping[str, Any]):
         self.used.update(names)
         return next((self._values[name] for name in names if name in self._values), None)
 
+    def peek(self, name: str) -> Any:
+        """The value of a key, None if there is none. It does not count as used."""
+        return self._values.get(name)
+
     def integer(self, *names: str, default: int | None = None) -> int | None:
         """A whole number, or a list of one for all layers; Malformed names the key if it holds anything else."""
         value = self.first(*names)
@@ -100,6 +109,11 @@ class Config(Mapping[str, Any]):
             raise Malformed(f"{name} has {len(value)} items for {count} layers", where=self.path)
         return value[:count]
 
+    def numbers_of(self, name: str, count: int | None = None) -> list[float]:
+        """A list of numbers that float32 can hold, as `items_of` has it."""
+        items = self.items_of(name, object, count)
+        return [as_number(item, f"{name}[{place}]", self.path) for place, item in enumerate(items)]
+
     def renamed(self, aliases: Mapping[str, str]) -> "Config":
         """The same config, with keys under the names that most models have for them; those that are there win.
 
@@ -140,3 +154,35 @@ def as_number(value: object, name: str, path: Path) -> float:
     if not -FLOAT32_MAX <= value <= FLOAT32_MAX:
         raise Malformed(f"{name} must be a number that float32 can hold, not {value!r:.40}", where=path)
     return float(value)
+
+
+def as_share(value: object, name: str, path: Path) -> float:
+    """A part of a whole, such as of a head's dimensions. Malformed names the key if it is not a number of 0 to 1."""
+    share = as_number(value, name, path)
+    if not 0 <= share <= 1:
+        raise Malformed(f"{name} must be 0 to 1, not {value!r}", where=path)
+    return share
+
+
+def check_counts(config: Config) -> None:
+    """Malformed if a key counts more blocks than any model has, so that no list is made of them."""
+    for key in filter(COUNTS.fullmatch, config):
+        value = config.peek(key)
+        for count in value if isinstance(value, list) else (value,):
+            if isinstance(count, int) and count > MAX_BLOCKS:
+                raise Malformed(f"{key} must be at most {MAX_BLOCKS}, not {count}", where=config.path)
+
+
+def made(make: Callable[[Any], Value], value: Any, config: Config, name: str) -> Value:
+    """The typed value. Malformed if a number of it does not fit: the keys of config.json that hold it, or else `name`.
+
+    name: of the key that it is made for.
+    """
+    try:
+        return make(value)
+    except OverflowError:
+        listed = value if isinstance(value, list | tuple) else [value]
+        wrong = max((each for each in listed if isinstance(each, int)), key=abs, default=0)
+        holding = [key for key, held in config.items() if held == wrong or (isinstance(held, list) and wrong in held)]
+        what = f"{' and '.join(holding) or name} is {wrong}, which does not fit into the 32 bits that GGUF has for it"
+        raise Malformed(what, where=config.path) from None

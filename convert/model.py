@@ -41,7 +41,15 @@ from ggufsmith.convert.projectors.plan import (
 from ggufsmith.convert.redundant import check_left_out
 from ggufsmith.convert.rerank import ranks, with_prompt, with_scores
 from ggufsmith.convert.stored import Checkpoint, LocalFiles, Opener
-from ggufsmith.convert.targets import check_tokens, find_target, with_heads, with_mask, with_target
+from ggufsmith.convert.targets import (
+    check_fit,
+    check_named,
+    check_tokens,
+    find_target,
+    with_heads,
+    with_mask,
+    with_target,
+)
 from ggufsmith.naming.filename import SIDECARS, FileName, output_name
 from ggufsmith.naming.identity import Parameters, model_folder_name
 from ggufsmith.naming.metadata import BASE_MODELS, general_metadata, read_overrides
@@ -111,6 +119,7 @@ def open_folder(request: Request, open_files: Opener = LocalFiles) -> FolderMode
 
 def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
     source = request.source
+    check_named(source.target)
     refuse_unfit(request, "model")
     if source.mtp not in (None, *mtp.CHOICES):
         raise Usage(
@@ -145,6 +154,7 @@ def _model(request: Request, folder: Path, open_files: Opener) -> FolderModel:
             drop_mtp=source.mtp == "drop",
             taken=taken,
         )
+    check_fit(plan, config, target)
     judged = check_left_out(checkpoint, plan, changed)
     read = {**read_numbers(checkpoint, plan.numbers), **read_lists(checkpoint, plan.lists)}
     read = {key.format(arch=plan.architecture.name): value for key, value in read.items()}

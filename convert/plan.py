@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import filterfalse, islice
 from pathlib import Path
 
 from gguf.constants import MODEL_TENSOR
@@ -19,15 +20,15 @@ from ggufsmith.container.values import FLOAT32_MAX, Metadata
 from ggufsmith.convert import mtp
 from ggufsmith.convert.architecture import Architecture, Dims, Need, TensorRule
 from ggufsmith.convert.architectures import ARCHITECTURES, IGNORED
-from ggufsmith.convert.architectures.later import LATER, WHY
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.architectures.later import refusal
+from ggufsmith.convert.config import MAX_BLOCKS, Config, check_counts, made
 from ggufsmith.convert.dequantize.detect import COMPANIONS
 from ggufsmith.convert.gguf_names import Tensor, base_name, source_names
 from ggufsmith.convert.names import plain_name
 from ggufsmith.convert.numbers import Numbers, lists_aside, set_aside
 from ggufsmith.convert.ops import Constant, Copy, Op, Shape, Stack, Zeros
 from ggufsmith.convert.reorder import Chain, Turn
-from ggufsmith.convert.rope import partial_rotary_factor, rope_metadata
+from ggufsmith.convert.rope import MAX_HEAD_DIM, partial_rotary_factor, rope_metadata
 from ggufsmith.convert.slots import Slot, SlotSource, stays_f32
 from ggufsmith.convert.stacks import counted_through
 from ggufsmith.convert.stored import StoredTensor
@@ -37,7 +38,6 @@ INTEGERS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("I32", "I64")
 WIDE = "I64"  # of numbers of tokens, which llama.cpp reads as they are
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
-MAX_BLOCKS, MAX_HEAD_DIM = 4096, 65536
 MAX_PROBLEMS = 40
 
 
@@ -106,18 +106,8 @@ def find_architecture(config: Config) -> Architecture:
             record = ARCHITECTURES[name]
             inside = record.variant(config)
             return record.variants.get(inside, record) if isinstance(inside, str) else record
-    near = next(iter(nearest(classes[0], ARCHITECTURES)), None)
-    later = next((name for name in classes if name in LATER), None)
-    if later is None:
-        what = f"architecture {classes[0]} is not supported, as llama.cpp has no runtime for it"
-        what += f"; the nearest known one is {near}" if near else ""
-    elif why := WHY.get(later):
-        what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it: {why}"
-    else:
-        what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it yet"
-        what += f"; the nearest one that it converts is {near}" if near else ""
     supported = ", ".join(record.classes[0] for record in ARCHITECTURES.records())
-    raise Unsupported(what, where=config.path, fix=f"Supported: {supported}.")
+    raise Unsupported(refusal(classes, ARCHITECTURES), where=config.path, fix=f"Supported: {supported}.")
 
 
 def make_plan(
@@ -137,7 +127,8 @@ def make_plan(
     Unsupported or Malformed lists everything that stands in the way of a faithful conversion.
     """
     record = find_architecture(config)
-    config = config.renamed(record.aliases).with_defaults(record.defaults)
+    check_counts(config)  # by the names that its author knows
+    check_counts(config := config.renamed(record.aliases).with_defaults(record.defaults))
     config = config.replaced(record.derived(config)) if record.derived else config
     problems: list[str] = []
     listed = record.sizes.get("blocks")
@@ -392,9 +383,10 @@ def _output(
     if pieces[0].either and pieces[0].source.shape not in (own, ()) and len(expected) > 1:
         op, expected = Chain(Turn(), op), (*expected[:-2], expected[-1], expected[-2])
     if pieces[0].expert is not None:
-        missing = sorted(set(range(expected[0])) - {piece.expert for piece in pieces if piece.expert is not None})
+        there = {piece.expert for piece in pieces}
+        missing = list(islice(filterfalse(there.__contains__, range(expected[0])), 8))
         if missing or len(pieces) != expected[0]:
-            problems.append(f"{slot.name}: {len(pieces)} experts for {expected[0]}, missing {missing[:8]}")
+            problems.append(f"{slot.name}: {len(pieces)} experts for {expected[0]}, missing {missing}")
             return None
         op, expected = Stack(), expected[1:]
     elif len(pieces) > 1:
@@ -471,19 +463,20 @@ def _metadata(record: Architecture, config: Config, dims: Dims, problems: list[s
     """The keys of the record, from dimensions, config or default."""
     metadata: Metadata = {}
     for key in record.keys:
+        asked = key.names[0] if key.names else key.name.format(arch="")[1:]
         if key.computed:
             value = key.computed(config, dims)
-            if value is not None:
-                metadata[key.name.format(arch=record.name)] = key.make(value)
-            continue
-        value = key.of(dims) if key.of else config.first(*key.names)
-        value = key.default if value is None else value
-        if value is Need.REQUIRED:
-            problems.append(f"config.json: {key.names[0]} is missing")
-        elif value is not None and not _is_size(value):
-            problems.append(f"config.json: {key.names[0]} must be a number of at least 0, not {value!r:.40}")
-        elif value is not None:
-            metadata[key.name.format(arch=record.name)] = key.make(value)
+        else:
+            value = key.of(dims) if key.of else config.first(*key.names)
+            value = key.default if value is None else value
+            if value is Need.REQUIRED:
+                problems.append(f"config.json: {asked} is missing")
+                continue
+            if value is not None and not _is_size(value):
+                problems.append(f"config.json: {asked} must be a number of at least 0, not {value!r:.40}")
+                continue
+        if value is not None:
+            metadata[key.name.format(arch=record.name)] = made(key.make, value, config, asked)
     return metadata
 
 

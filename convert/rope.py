@@ -17,7 +17,7 @@ from gguf.constants import MODEL_TENSOR, Keys, RopeScalingType
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.values import FLOAT32_MAX, Metadata, f32, string, u32
 from ggufsmith.convert.architecture import Dims, Rope
-from ggufsmith.convert.config import Config, as_number
+from ggufsmith.convert.config import Config, as_number, as_share
 
 # Optional YaRN parameters, under every name they go by.
 YARN = (
@@ -33,6 +33,8 @@ UNREAD = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_facto
 
 # Tokens that Hunyuan's models have been trained for, whose configs say less: conversion/hunyuan.py of llama.cpp.
 ALPHA_CONTEXT = 262144
+
+MAX_HEAD_DIM = 65536
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,15 @@ def read_rope(config: Config, rope: Rope) -> Rotary:
 
 def partial_rotary_factor(config: Config, rope: Rope) -> float:
     """The part of every head that rotates, wherever the config says so."""
-    found = config.first("partial_rotary_factor", "rotary_pct", "rope_pct")
-    for name in ("rope_parameters", "rope_scaling"):
-        fields = config.mapping(name)
+    names = ("partial_rotary_factor", "rotary_pct", "rope_pct")
+    name = next((name for name in names if name in config), names[0])
+    found = config.first(*names)
+    for outer in ("rope_parameters", "rope_scaling"):
+        fields = config.mapping(outer)
         for each in (fields, fields.get("full_attention")):
             if found is None and isinstance(each, Mapping):
                 found = each.get("partial_rotary_factor")
-    return rope.partial if found is None else as_number(found, "partial_rotary_factor", config.path)
+    return rope.partial if found is None else as_share(found, name, config.path)
 
 
 def _kind(fields: Mapping[str, Any]) -> str:
@@ -240,6 +244,8 @@ def proportional_factors(head_dim: int, partial: float) -> tuple[float, ...]:
 
     Source: llama.cpp, conversion/gemma.py (Gemma4Model.generate_extra_tensors).
     """
+    if head_dim > MAX_HEAD_DIM:
+        raise Malformed(f"the head size of blocks without a window is {head_dim}, over the limit of {MAX_HEAD_DIM}")
     rotary = min(max(int(head_dim * partial / 2), 0), head_dim // 2)
     return (1.0,) * rotary + (1e30,) * (head_dim // 2 - rotary)
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.container.untrusted import Json, parse_json
+from ggufsmith.container.untrusted import LFS_POINTER, Json, parse_json
 from ggufsmith.convert.stored import StoredTensor
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-LFS_POINTER = b"version https://git-lfs"
 
 
 def read_header(path: Path) -> Iterator[StoredTensor]:

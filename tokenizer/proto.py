@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from gguf.constants import TokenType
 
 BPE = 2  # TrainerSpec.ModelType
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+VARINT, FIXED64, BYTES, GROUP, END_GROUP, FIXED32 = range(6)  # wire types
+MAX_GROUPS = 100  # inside each other, as the library of protocol buffers has it
 NORMAL, USER_DEFINED = 1, 4  # SentencePiece.Type
 
 
@@ -55,22 +56,31 @@ def charsmap(raw: bytes) -> bytes:
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message by number: numbers of variable length as such, all else as bytes."""
-    at = 0
+    """The fields of a message by number: numbers of variable length as such, all else as bytes; groups are skipped."""
+    at, groups = 0, list[int]()
     while at < len(raw):
         tag, at = _read_varint(raw, at)
         field, wire = tag >> 3, tag & 7
         if wire == VARINT:
             value, at = _read_varint(raw, at)
-            yield field, value
+            if not groups:
+                yield field, value
+            continue
+        if wire == GROUP and len(groups) < MAX_GROUPS:
+            groups.append(field)
+            continue
+        if wire == END_GROUP and groups and groups.pop() == field:
             continue
         size = {FIXED64: 8, FIXED32: 4}.get(wire, 0)
         if wire == BYTES:
             size, at = _read_varint(raw, at)
         if (not size and wire != BYTES) or size > len(raw) - at:
             raise ValueError(f"not a protocol buffer at byte {at}")
-        yield field, raw[at : at + size]
+        if not groups:
+            yield field, raw[at : at + size]
         at += size
+    if groups:
+        raise ValueError(f"not a protocol buffer: group {groups[-1]} does not end")
 
 
 def _read_varint(raw: bytes, at: int) -> tuple[int, int]:

@@ -18,13 +18,14 @@ THUDM/glm-4-9b-chat; tokenization_kimi.py of moonshotai/Kimi-K2-Instruct; tokeni
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.container.untrusted import Json, child, shown
+from ggufsmith.container.untrusted import LFS_POINTER, Json, child, shown
 from ggufsmith.tokenizer.files import TokenizerFiles, optional_bytes
 from ggufsmith.tokenizer.pretokenizers import KIMI, LLAMA3, QWEN2, pre_tokenizer_of
 from ggufsmith.tokenizer.source import MAX_TOKENS
@@ -33,6 +34,8 @@ from ggufsmith.tokenizer.tekken import CHARACTERS
 
 LONGEST = 1024  # bytes of a token; known lists have 128
 END = "<|endoftext|>"
+DIGITS = re.compile("[0-9]{1,9}")
+AGAIN = "Download it again."
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class RankList:
     pattern: finds the words. nfc: whether texts are normalized first.
     special: tokens behind the ranks. reserved: how many of those get a name from tokenizer_config.json, or else from
              their ids.
+    stated:  ids that generation_config.json and config.json may state for a role, counted from the first behind the
+             ranks; not asked where tokenizer_config.json lists special tokens.
     repeats: tokens may occur again, and ranks count those that occur first.
     roles:   what tokenizer_config.json says where it is silent.
     """
@@ -53,6 +58,7 @@ class RankList:
     nfc: bool
     special: tuple[str, ...]
     roles: Mapping[str, str]
+    stated: Mapping[str, tuple[int, ...]]
     reserved: int = 0
     repeats: bool = False
 
@@ -62,7 +68,13 @@ QWEN_SPECIAL = (END, "<|im_start|>", "<|im_end|>", *EXTRA)
 HUNYUAN_SPECIAL = (END, "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>", *EXTRA)
 KINDS = (
     RankList(
-        "qwen.tiktoken", (), QWEN2, True, QWEN_SPECIAL, dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
+        "qwen.tiktoken",
+        (),
+        QWEN2,
+        True,
+        QWEN_SPECIAL,
+        dict.fromkeys(("bos_token", "eos_token", "unk_token"), END),
+        {"bos": (0,), "eos": (0, 2), "pad": (0, 3)},
     ),
     RankList(
         "tokenizer.model",
@@ -71,6 +83,7 @@ KINDS = (
         False,
         (),
         dict.fromkeys(("eos_token", "pad_token", "unk_token"), END),
+        {"eos": (0,), "pad": (0,)},
     ),
     RankList(
         "tiktoken.model",
@@ -79,6 +92,7 @@ KINDS = (
         False,
         (),
         {"bos_token": "[BOS]", "eos_token": "[EOS]"},
+        {"bos": (0,), "eos": (1, 2)},
         reserved=256,
     ),
     RankList(
@@ -88,6 +102,7 @@ KINDS = (
         True,
         HUNYUAN_SPECIAL,
         {"bos_token": "<|startoftext|>", "eos_token": END, "pad_token": "<|pad|>"},
+        {"eos": (0, 3), "pad": (0, 4)},
         repeats=True,
     ),
 )
@@ -100,18 +115,43 @@ def from_ranks(files: TokenizerFiles) -> TokenizerFiles | None:
         if kind.classes and files.tokenizer_config.get("tokenizer_class") not in kind.classes:
             continue
         raw = optional_bytes(home, kind.name)
-        if raw is not None and (not kind.classes or is_tiktoken(raw)):
+        pieces = files.tokenizer_config.get("tokenizer_class") == "ChatGLMTokenizer"  # which have this name as well
+        if raw is not None and (not pieces or is_tiktoken(raw)):
             where, config = home / kind.name, dict(files.tokenizer_config)
             ranks = read_ranks(raw, where, repeats=kind.repeats)
             special = kind.special
+            listed = child(config, "added_tokens_decoder", dict, where=files.path("tokenizer_config.json")) or {}
+            _check_place(kind, files, len(ranks), () if special else listed)
             if kind.reserved:  # all of them are special, whatever the list says of some
-                listed = child(config, "added_tokens_decoder", dict, where=files.path("tokenizer_config.json")) or {}
                 behind = range(len(ranks), len(ranks) + kind.reserved)
                 special = tuple(_reserved(listed.get(str(token)), token) for token in behind)
                 config["added_tokens_decoder"] = {}
             whole = _tokenizer(kind, ranks, special, where)
             return replace(files, tokenizer=whole, tokenizer_config={**kind.roles, **config}, named=kind.name)
     return None
+
+
+def _check_place(kind: RankList, files: TokenizerFiles, first: int, listed: Iterable[str]) -> None:
+    """Whether the special tokens have the ids that other files say. A list that lost lines would give them others.
+
+    first: the id of the first of them. listed: the ids in tokenizer_config.json, of which the lowest is that.
+    """
+    where, ids = files.home(kind.name) / kind.name, [int(token) for token in listed if DIGITS.fullmatch(token)]
+    if ids and min(ids) != first:
+        raise Malformed(
+            f"the special tokens begin with {min(ids)} in tokenizer_config.json, but the list has {first} tokens",
+            where=where,
+            fix=AGAIN,
+        )
+    for name, source in (("generation_config.json", files.generation), ("config.json", files.config)):
+        for role, places in {} if ids else kind.stated.items():
+            key = f"{role}_token_id"
+            stated = source.get(key)
+            tokens = [each for each in (stated if isinstance(stated, list) else [stated]) if isinstance(each, int)]
+            if tokens and min(tokens) >= 0 and not any(token - first in places for token in tokens):
+                what = f"{key} is {stated!r:.40} in {name}, but after the {first} tokens of the list it is "
+                what += " or ".join(str(first + place) for place in places)
+                raise Malformed(what, where=where, fix=AGAIN)
 
 
 def _reserved(entry: Any, token: int) -> str:
@@ -141,9 +181,14 @@ def _tokenizer(kind: RankList, ranks: Mapping[bytes, int], special: tuple[str, .
 def read_ranks(raw: bytes, where: Path, *, repeats: bool = False) -> dict[bytes, int]:
     """Token -> rank, in the order of ranks. repeats: see RankList.
 
-    Malformed: a line that is none, a token or rank that occurs twice, a byte that is not a token.
+    Malformed: a line that is none, a token or rank that occurs twice or is missing, a byte that is not a token.
     """
+    if raw.startswith(LFS_POINTER):
+        raise Malformed("this is a Git LFS pointer, not the vocabulary", where=where, fix="Run `git lfs pull`.")
+    if not raw.strip():
+        raise Malformed("the file is empty", where=where, fix=AGAIN)
     ranks: dict[bytes, int] = {}
+    before = 0
     for number, line in enumerate(raw.splitlines(), 1):
         if not line:
             continue
@@ -151,17 +196,25 @@ def read_ranks(raw: bytes, where: Path, *, repeats: bool = False) -> dict[bytes,
         try:
             token = base64.b64decode(coded, validate=True)
         except (binascii.Error, ValueError):
-            raise Malformed(f"line {number} does not begin with a token in base64", where=where) from None
+            what = f"line {number} does not begin with a token in base64"
+            raise Malformed(what, where=where, fix=AGAIN) from None
         if not rank.isdigit() or len(rank) > 9 or int(rank) >= MAX_TOKENS:
             raise Malformed(f"line {number} does not end with a rank of 0 to {MAX_TOKENS - 1}", where=where)
         if not 0 < len(token) <= LONGEST:
             raise Malformed(f"the token in line {number} has {len(token)} bytes, not 1 to {LONGEST}", where=where)
+        if repeats and not (before <= int(rank) if ranks else int(rank) == 0):
+            what = f"line {number} has the rank {int(rank)}, but ranks begin with 0 and rise from line to line"
+            raise Malformed(what, where=where, fix=AGAIN)
+        before = int(rank)
         if repeats:
             ranks.setdefault(token, len(ranks))
         elif ranks.setdefault(token, int(rank)) != int(rank):
             raise Malformed(f"line {number} holds the same token as an earlier one", where=where)
     if len(set(ranks.values())) < len(ranks):
         raise Malformed("two tokens have the same rank", where=where)
+    lost = next((rank for rank, stated in enumerate(sorted(ranks.values())) if rank != stated), None)
+    if lost is not None:
+        raise Malformed(f"no token has the rank {lost}, but others have higher ones", where=where, fix=AGAIN)
     if missing := [byte for byte in range(256) if bytes((byte,)) not in ranks]:
         raise Malformed(f"the byte 0x{missing[0]:02X} is not a token", where=where)
     return dict(sorted(ranks.items(), key=lambda item: item[1]))

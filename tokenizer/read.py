@@ -299,8 +299,9 @@ def _from_pairs(files: TokenizerFiles) -> tuple[Json, pretokenizers.Stages]:
     lines = optional_text(files.home("merges.txt"), "merges.txt")
     if vocab is None or lines is None:
         raise Unsupported(
-            "there is no vocabulary: no tokenizer.model, no tokenizer.json, no tekken.json, and no vocab.json with "
-            "merges.txt",
+            "there is no vocabulary: no tokenizer.json, tokenizer.model, spiece.model, sentencepiece.bpe.model, "
+            "tekken.json, vocab.txt, vocab.json with merges.txt, or rank list that is known (qwen.tiktoken, "
+            "tiktoken.model, hy.tiktoken)",
             where=files.folder,
             fix="Copy the tokenizer files of the base model into the folder. Of the rank lists of tiktoken, those of "
             "Qwen (1), GLM-4 9B, Kimi and Hunyuan are read; transformers can turn others into a tokenizer.json.",

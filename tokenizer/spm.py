@@ -9,7 +9,7 @@ import numpy as np
 from gguf.constants import TokenType
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.container.untrusted import Json, shown
+from ggufsmith.container.untrusted import LFS_POINTER, Json, shown
 from ggufsmith.tokenizer.added import DECODER, JSON, SPACE, AddedToken, AddedTokens, listing
 from ggufsmith.tokenizer.proto import USER_DEFINED, piece_types
 from ggufsmith.tokenizer.table import TokenTable
@@ -50,12 +50,16 @@ def parse_pieces(raw: bytes, where: Path) -> SentencePieces:
         ids = list(range(model.vocab_size()))
         tokens, scores = model.id_to_piece(ids), model.get_score(ids)
     except (RuntimeError, OSError, ValueError) as error:
-        fix = "Download it again. A clone without Git LFS contains only a pointer to the file."
+        fix = "Run `git lfs pull`." if raw.startswith(LFS_POINTER) else "Download it again."
         raise Malformed(f"this is not a SentencePiece model: {error}", where=where, fix=fix) from None
     if not np.isfinite(scores).all():
         raise Malformed("a score is not finite", where=where)
     # The library does not tell user-defined pieces, which it never splits, from ordinary ones.
-    types = [TokenType.USER_DEFINED if kind == USER_DEFINED else TokenType.NORMAL for kind in piece_types(raw)]
+    try:
+        stored = piece_types(raw)
+    except ValueError as error:
+        raise Malformed(f"this is not a SentencePiece model: {error}", where=where, fix="Download it again.") from None
+    types = [TokenType.USER_DEFINED if kind == USER_DEFINED else TokenType.NORMAL for kind in stored]
     if len(types) != len(ids):
         raise Malformed(f"{len(types)} pieces are stored, but the library finds {len(ids)}", where=where)
     kinds = (

@@ -41,7 +41,7 @@ from ggufsmith.convert.architectures.moe import (
     shared,
     whole,
 )
-from ggufsmith.convert.config import Config
+from ggufsmith.convert.config import Config, as_share
 from ggufsmith.convert.gguf_names import NewArch, NewKeys, NewTensor, Tensor
 from ggufsmith.convert.ops import Indices, Op
 
@@ -104,7 +104,7 @@ def published(config: Config) -> Mapping[str, Any]:
         found |= {"rope_theta": near.get("rope_theta"), "compress_rope_theta": far.get("rope_theta")}
         found |= {"rope_scaling": scaling, "rope_parameters": None}
     if config.first("qk_rope_head_dim") is None:
-        part = config.number("partial_rotary_factor", default=0.125) or 0.0
+        part = as_share(config.get("partial_rotary_factor", 0.125), "partial_rotary_factor", config.path)
         found["qk_rope_head_dim"] = int(part * whole(config, "head_dim"))
     return found
 

@@ -99,8 +99,8 @@ def rescaled(rank: str) -> Callable[[Config], float]:
     """By how much what a norm gives is multiplied, so that its factors are."""
 
     def factor(config: Config) -> float:
-        each = whole(config, rank)
-        return math.sqrt(whole(config, "hidden_size") / each) if config.first("apply_mla_qkv_lora_rescale") else 1.0
+        each, rescales = whole(config, rank), config.first("apply_mla_qkv_lora_rescale")
+        return math.sqrt(whole(config, "hidden_size") / each) if rescales and each else 1.0
 
     return factor
 

@@ -33,9 +33,7 @@ PERIOD = 5
 def sparsity(config: Config, blocks: int) -> list[float]:
     """Which part of a feed-forward is left out, for every block."""
     first = SPARSE if blocks > SPARSE else 0
-    return config.items_of("activation_sparsity_pattern", float, blocks) or [SPARSITY] * first + [0.0] * (
-        blocks - first
-    )
+    return config.numbers_of("activation_sparsity_pattern", blocks) or [SPARSITY] * first + [0.0] * (blocks - first)
 
 
 def deviations(config: Config, dims: Dims) -> list[float]:

@@ -38,7 +38,7 @@ from ggufsmith.convert.architectures.moe import (
     only_first_dense,
     whole,
 )
-from ggufsmith.convert.config import Config, as_number
+from ggufsmith.convert.config import Config, as_share
 from ggufsmith.convert.gguf_names import NewArch
 
 PER_ELEMENT = ("per-element", "per_element")
@@ -100,7 +100,7 @@ def local_rotary(config: Config, dims: Dims) -> int | None:
     local = rope_fields(config).get("sliding_attention")
     if not isinstance(local, dict):
         return None
-    return int(as_number(local.get("partial_rotary_factor", 1.0), "partial_rotary_factor", config.path) * dims.head_dim)
+    return int(as_share(local.get("partial_rotary_factor", 1.0), "partial_rotary_factor", config.path) * dims.head_dim)
 
 
 def problem(config: Config, dims: Dims) -> str | None:

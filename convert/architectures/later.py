@@ -3,7 +3,9 @@
 `tests/conformance/test_zoo.py` compares the list with the converter's own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+from ggufsmith.container.text import nearest
 
 LATER = frozenset(
     """
@@ -37,3 +39,16 @@ WHY: Mapping[str, str] = {
     "Gemma4DSparkModel": DRAFT,
     "DeepseekV4DSparkModel": DRAFT,
 }
+
+
+def refusal(classes: Sequence[str], known: Collection[str]) -> str:
+    """What to say of a model of these classes, of which none is known."""
+    near = next(iter(nearest(classes[0], known)), None)
+    later = next((name for name in classes if name in LATER), None)
+    if later is None:
+        what = f"architecture {classes[0]} is not supported, as llama.cpp has no runtime for it"
+        return what + (f"; the nearest known one is {near}" if near else "")
+    if why := WHY.get(later):
+        return f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it: {why}"
+    what = f"architecture {later} is known to llama.cpp, but ggufsmith does not convert it yet"
+    return what + (f"; the nearest one that it converts is {near}" if near else "")

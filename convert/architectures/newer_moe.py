@@ -59,7 +59,8 @@ from ggufsmith.convert.gguf_names import NewArch
 
 def cohere_windows(config: Config, dims: Dims) -> list[bool]:
     """Which blocks have a sliding window. The period begins anew behind the dense blocks."""
-    blocks, dense = whole(config, "num_hidden_layers"), lead(config)
+    blocks = whole(config, "num_hidden_layers")
+    dense = min(lead(config), blocks)
     ahead, behind = whole(config, "prefix_dense_sliding_window_pattern", 1), whole(config, "sliding_window_pattern", 4)
     usual = [(k + 1) % max(ahead, 1) != 0 for k in range(dense)]
     usual += [(k + 1) % max(behind, 1) != 0 for k in range(blocks - dense)]

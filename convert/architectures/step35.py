@@ -117,7 +117,7 @@ def each(config: Config, name: str, blocks: int) -> list[float] | None:
     if not isinstance(found, list):
         number = config.number(name)
         return None if number is None else [number] * blocks
-    return [float(number) for number in config.items_of(name, int | float, blocks)]  # type: ignore[arg-type]
+    return config.numbers_of(name, blocks) or None
 
 
 def window_heads(config: Config) -> int:

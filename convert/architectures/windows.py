@@ -45,7 +45,7 @@ def thetas(config: Config, dims: Dims) -> list[float]:
     """The base of the rotary embedding of every block, 0 where there is none."""
     found = config.first("layer_rope_theta")
     if isinstance(found, list):
-        return [float(theta) for theta in config.items_of("layer_rope_theta", int | float, dims.blocks)]  # type: ignore[arg-type]
+        return config.numbers_of("layer_rope_theta", dims.blocks)
     return [float(each) for each in config.items_of("no_rope_layers", int, dims.blocks)]
 
 

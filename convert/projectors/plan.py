@@ -16,8 +16,8 @@ from ggufsmith.container.text import nearest
 from ggufsmith.container.untrusted import read_object
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.architectures.later import LATER
-from ggufsmith.convert.config import Config
-from ggufsmith.convert.plan import MAX_BLOCKS, MAX_PROBLEMS, SOURCE_FORMATS, TensorPlan
+from ggufsmith.convert.config import MAX_BLOCKS, Config, made
+from ggufsmith.convert.plan import MAX_PROBLEMS, SOURCE_FORMATS, TensorPlan
 from ggufsmith.convert.projectors import PROJECTORS
 from ggufsmith.convert.projectors.record import EncoderRecord, Projector, ProjectorFacts, ProjectorRule
 from ggufsmith.convert.stored import StoredTensor
@@ -199,7 +199,7 @@ def _plan_encoder(work: _Work, config: Config, processor: Config, token: Callabl
     for each in encoder.keys:
         with _collecting(problems, encoder.section):
             if (value := each.value(facts)) is not None:
-                work.metadata[each.name] = each.make(value)
+                work.metadata[each.name] = made(each.make, value, section, each.name)
     used: set[str] = set()
     for rule in encoder.tensors:
         with _collecting(problems, encoder.section):

@@ -14,6 +14,7 @@ LINES = """
 convert absent/x/y
 convert absent.gguf
 convert MODEL --lora absent
+convert MODEL --target absent
 convert absent-adapter/x/y --base absent
 convert MODEL --metadata absent.json
 convert MODEL -r absent.toml

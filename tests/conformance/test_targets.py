@@ -4,6 +4,7 @@ What llama.cpp computes with both files is compared with a class of transformers
 its method as it is published, in torch.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -277,6 +278,54 @@ def guessed(line: targeted.Targeted, draft: Path, hidden: Any, head: Any, anchor
 def planned(draft: Path, **options: Any) -> Pass:
     with open_pass(request(draft, **options)) as found:
         return found
+
+
+def test_a_larger_model_that_the_draft_was_not_trained_for(tmp_path: Path) -> None:
+    draft, target, *_ = folders("dflash", tmp_path)
+    written = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    planned(draft, target=target)
+    for changes, said in (
+        ({"num_hidden_layers": 9}, "num_target_layers 8, but num_hidden_layers of the larger model is 9"),
+        ({"architectures": ["BertModel"]}, "not a model that writes with attention"),
+        ({"architectures": ["T5EncoderModel"]}, "not a model that writes with attention"),
+        ({"architectures": ["MambaForCausalLM"]}, "not a model that writes with attention"),
+    ):
+        (target / "config.json").write_text(json.dumps({**written, **changes}), encoding="utf-8")
+        with pytest.raises(Usage, match=said):
+            planned(draft, target=target)
+
+
+def test_the_vocabulary_and_the_hidden_states_fit_the_draft(tmp_path: Path) -> None:
+    draft, target, *_ = folders("eagle3-speculator", tmp_path)
+    for key, value, said in (
+        ("vocab_size", 1 << 16, "tokens, but the larger model has 65536"),
+        ("hidden_size", 256, "target_hidden_size 128, but hidden_size of the larger model is 256"),
+    ):
+        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        other = tmp_path / key
+        shutil.copytree(target, other)
+        (other / "config.json").write_text(json.dumps({**config, key: value}), encoding="utf-8")
+        with pytest.raises(Usage, match=said):
+            planned(draft, target=other)
+
+
+def test_t2d_says_what_d2t_says(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    draft, target, *_ = folders("eagle3", tmp_path)
+    weights = load_file(draft / "model.safetensors")
+    weights["t2d"] = np.roll(weights["t2d"], 1)
+    save_file(weights, draft / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Malformed, match="t2d names other tokens"):
+        planned(draft, target=target)
+
+
+def test_what_is_not_the_folder_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file.gguf").write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    for name in ("nope", "", os.devnull, "file.gguf", "Qwen/Qwen3-8B"):
+        with pytest.raises(Usage, match=r"no such folder|not the folder of a model"):
+            planned(tmp_path, target=Path(name))
 
 
 def test_a_larger_model_that_is_missing_or_wrong(tmp_path: Path) -> None:

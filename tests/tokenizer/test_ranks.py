@@ -107,6 +107,64 @@ def test_a_damaged_list(line: bytes, said: str) -> None:
         read_ranks(ALL + line, Path("qwen.tiktoken"))
 
 
+def test_ranks_are_those_from_0_on() -> None:
+    lines = (ALL + b"YWE= 256\nYWI= 257\n").splitlines(keepends=True)
+    lost, shifted = lines[:256] + lines[257:], [b"%s %d\n" % (line.split()[0], k) for k, line in enumerate(lines, 1)]
+    for damaged, said in ((lost, "no token has the rank 256"), (shifted, "no token has the rank 0")):
+        with pytest.raises(Malformed, match=said):
+            read_ranks(b"".join(damaged), Path("qwen.tiktoken"))
+
+
+def test_ranks_that_are_counted_rise_from_line_to_line() -> None:
+    lines = (ALL + b"YWE= 256\nYWE= 256\nYWI= 259\n").splitlines(keepends=True)
+    assert list(read_ranks(b"".join(lines), Path("hy.tiktoken"), repeats=True).values()) == list(range(258))
+    for damaged in (lines[::-1], lines[1:], [*lines[:99], lines[100], lines[99], *lines[101:]]):
+        with pytest.raises(Malformed, match="ranks begin with 0 and rise from line to line"):
+            read_ranks(b"".join(damaged), Path("hy.tiktoken"), repeats=True)
+
+
+LISTS = {"qwen.tiktoken": lists.qwen_ranks, "tokenizer.model": lists.glm_ranks, "tiktoken.model": lists.kimi_ranks}
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3, 9])
+@pytest.mark.parametrize("name", [*LISTS, "hy.tiktoken", "silent"])
+def test_special_tokens_have_the_ids_that_other_files_say(name: str, lost: int, tmp_path: Path) -> None:
+    size, files = LISTS.get(name, lists.hunyuan_ranks if name == "hy.tiktoken" else lists.kimi_ranks)()
+    config: dict[str, object] = {}
+    if name == "silent":  # about the names of its special tokens
+        name, config = "tiktoken.model", {"bos_token_id": size - 256, "eos_token_id": [size - 254]}
+        files["tokenizer_config.json"] = b'{"tokenizer_class": "TikTokenTokenizer"}'
+    if name == "hy.tiktoken":
+        config = {"bos_token_id": 1, "eos_token_id": size - 207, "pad_token_id": size - 206}
+    folder = written(files, tmp_path)
+    read_vocabulary(folder, config=config, size=None, architecture="")
+    lines = files[name].splitlines(keepends=True)
+    (folder / name).write_bytes(b"".join(lines[:-lost]))
+    with pytest.raises(
+        Malformed, match=rf"the list has {len(lines) - lost} tokens|_token_id is .* after the "
+    ) as raised:
+        read_vocabulary(folder, config=config, size=None, architecture="")
+    assert name in str(raised.value.where)
+
+
+WRONG_FILES = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n": "Run `git lfs pull`",
+    b"": "the file is empty",
+    b"\xef\xbb\xbf" + ALL: "line 1 does not begin with a token in base64",
+    b"<!doctype html><html>\n": "line 1 does not begin with a token in base64",
+    b"Y!Q= 0\n" + ALL: "line 1 does not begin with a token in base64",
+}
+
+
+@pytest.mark.parametrize(("content", "said"), WRONG_FILES.items(), ids=["lfs", "empty", "bom", "html", "line"])
+@pytest.mark.parametrize("name", [*LISTS, "hy.tiktoken"])
+def test_another_file_in_place_of_a_list(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    _, files = LISTS.get(name, lists.hunyuan_ranks)()
+    with pytest.raises(Malformed, match=said) as raised:
+        read(written({**files, name: content}, tmp_path))
+    assert name in str(raised.value.where)
+
+
 def test_a_list_without_a_byte() -> None:
     with pytest.raises(Malformed, match="the byte 0xFF is not a token"):
         read_ranks(ALL.rsplit(b"\n", 2)[0], Path("qwen.tiktoken"))
