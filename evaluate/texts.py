@@ -55,6 +55,11 @@ def read_texts(paths: Sequence[Path]) -> list[TextDocument]:
     return documents
 
 
+def text_files(paths: Sequence[Path]) -> list[Path]:
+    """The files that `read_texts` reads. Raises as it does for folders and files that are not there."""
+    return [file for path in paths for file, _ in _files(path)]
+
+
 def shipped(which: Literal["calibration", "test"]) -> list[TextDocument]:
     """The texts that ship with the package. evaluate/text/SOURCES.md says what they are, and where they come from.
 
