@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from ggufsmith.container.errors import Failure, Usage
-from ggufsmith.convert.batch.jobfile import JobFile, JobModel
+from ggufsmith.convert.batch.job import JobFile, JobModel
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
 from ggufsmith.convert.hub.upload import Repository, Uploaded

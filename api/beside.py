@@ -26,17 +26,30 @@ class Beside:
     hashes: bool
     display: Display
 
+    def records(self, outputs: Sequence["OutputFile"]) -> list[Path]:
+        """Where the provenance records will be."""
+        if not self.options.provenance:
+            return []
+        from ggufsmith.container.provenance import record_path
+
+        return [record_path(output.path) for output in outputs]
+
+    def paths(self, outputs: Sequence["OutputFile"]) -> list[Path]:
+        """Where all will be that is written beside the outputs."""
+        found = self.records(outputs)
+        if self.options.modelfile:
+            from ggufsmith.modelfile import modelfile_path
+
+            found += [modelfile_path(output.path) for output in _with_projector(outputs)[0]]
+        return [*found, *([_card_path(outputs)] if self.options.card else [])]
+
     def check(self, outputs: Sequence["OutputFile"]) -> None:
         """OutputConflict, before the work, for what could not be written after it."""
         from ggufsmith.container.errors import OutputConflict, Usage
 
         if self.options.card_template is not None and not self.options.card:
             raise Usage("--card-template is about the model card, but --card was not given", fix="Add --card.")
-        paths = []
-        if self.options.provenance:
-            from ggufsmith.container.provenance import record_path
-
-            paths = [record_path(output.path) for output in outputs]
+        paths = self.records(outputs)
         if self.options.modelfile:
             _check_modelfiles(outputs, self.overwrite)
         if self.options.card:

@@ -97,11 +97,13 @@ def _of_model(task: ImatrixTask, format: "ImatrixFormat", display: Display) -> M
     from ggufsmith.calibrate.auto import imatrix_path, unquantized
     from ggufsmith.calibrate.make import make_imatrix
     from ggufsmith.calibrated import running
+    from ggufsmith.container.apart import check_apart
     from ggufsmith.container.replace import check_new
     from ggufsmith.convert.open import file_of, open_pass
     from ggufsmith.evaluate.needed import need_libraries
     from ggufsmith.located import HubRequest, located
     from ggufsmith.pipeline.request import Request
+    from ggufsmith.reads import files_read
 
     source, write = task.source, task.write
     file = file_of(task.model) if task.model is not None else None
@@ -113,6 +115,7 @@ def _of_model(task: ImatrixTask, format: "ImatrixFormat", display: Display) -> M
         with opener(request) as planned:
             path = write.outfile or imatrix_path(planned, here, format)
             inputs = tuple(planned.inputs.values())
+        check_apart(path, [*inputs, *files_read(request, task.reading.text), *task.inputs])
         check_new(path, overwrite=write.overwrite)
         made = make_imatrix(
             request,

@@ -20,6 +20,7 @@ from ggufsmith.container.errors import OutputConflict, Unsupported, Usage
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import GgufSet, open_gguf_set
 from ggufsmith.container.text import shell_command
+from ggufsmith.container.untrusted import begins
 from ggufsmith.container.values import Metadata
 from ggufsmith.evaluate.chat import BOS, EOS, PLAIN, ChatFormat, recognised
 from ggufsmith.quantize.model_check import kind_of, other_kind
@@ -109,7 +110,7 @@ def write_modelfile(path: Path, found: Modelfile, *, overwrite: bool = True) -> 
 
 def check_modelfile(path: Path, *, overwrite: bool = True) -> None:
     """See `write_modelfile`."""
-    if path.exists() and not (overwrite and path.read_text(encoding="utf-8", errors="replace").startswith(MARK)):
+    if path.exists() and not (overwrite and begins(path).startswith(MARK)):
         raise OutputConflict(
             "a Modelfile already exists"
             if not overwrite

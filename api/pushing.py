@@ -167,6 +167,7 @@ def _card(
     A card in the repository that ggufsmith did not write is never replaced by one that it writes; its own is renewed.
     """
     from ggufsmith.container.provenance import file_sha256
+    from ggufsmith.container.untrusted import begins
     from ggufsmith.convert.hub.upload import UploadFile
     from ggufsmith.naming.cardfacts import Publisher
     from ggufsmith.naming.filecard import card_of
@@ -177,7 +178,7 @@ def _card(
         given = _beside(models[0][0].parent)
     if given is not None:
         old = repository.read(listing, CARD) if listing is not None and CARD in listing.files else None
-        ours = MARK in given.read_text(encoding="utf-8", errors="replace")
+        ours = MARK in begins(given)
         if old is not None and MARK not in old and ours and task.card is None:
             return []
         return [UploadFile(CARD, given, renews=old is not None and MARK in old)]
@@ -189,10 +190,11 @@ def _card(
 
 def _beside(folder: Path) -> Path | None:
     """The card in the files' folder. In the folder of a checkpoint, a README.md is that of the original model."""
+    from ggufsmith.container.untrusted import begins
     from ggufsmith.naming.modelcard import MARK
 
     path = folder / CARD
     if not path.is_file():
         return None
-    ours = MARK in path.read_text(encoding="utf-8", errors="replace")
+    ours = MARK in begins(path)
     return path if ours or not (folder / "config.json").is_file() else None

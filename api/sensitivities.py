@@ -57,6 +57,7 @@ def made_sensitivity(task: SensitivityTask, display: Display) -> MadeSensitivity
     from ggufsmith.calibrate.ready import readied
     from ggufsmith.calibrate.run import effort_of
     from ggufsmith.calibrated import running
+    from ggufsmith.container.apart import check_apart
     from ggufsmith.container.errors import Usage
     from ggufsmith.container.replace import check_new, check_place
     from ggufsmith.container.text import choice
@@ -67,6 +68,7 @@ def made_sensitivity(task: SensitivityTask, display: Display) -> MadeSensitivity
     from ggufsmith.pipeline.request import MakeOptions, Request
     from ggufsmith.quantize.resolve import EFFORTS
     from ggufsmith.quantize.sensitivity import write_sensitivity
+    from ggufsmith.reads import files_read
 
     if task.effort not in EFFORTS:
         raise Usage(f"unknown effort {task.effort!r}", where="--effort", fix=choice(EFFORTS))
@@ -82,6 +84,8 @@ def made_sensitivity(task: SensitivityTask, display: Display) -> MadeSensitivity
             beside = imatrix_path(planned, here)
             name = replace(parse(beside.name), encoding=NAME).format().removesuffix(".gguf")
             path = write.outfile or beside.with_name(f"{name}.json")
+            inputs = tuple(planned.inputs.values())
+        check_apart(path, [*inputs, *files_read(request, task.reading.text)])
         check_new(path, overwrite=write.overwrite)
         with readied(request, opener, task.reading) as ready:
             effort = effort_of(MakeOptions(effort=task.effort))

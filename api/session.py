@@ -11,6 +11,7 @@ from ggufsmith.beside import Beside
 from ggufsmith.calibrated import with_calibration
 from ggufsmith.progress import Display
 from ggufsmith.pushing import Pushing
+from ggufsmith.reads import files_read
 from ggufsmith.report import RunReport, output_report, run_report
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def run_request(
     hashes: bool = False,
 ) -> RunOutcome:
     """Do what a request asks for. open_pass: plans it. hashes: report those of all files and tensors."""
+    check_named(request)
     pushing = Pushing.of(publish, request.source.token)
     keeps = request.make.keep_imatrix  # which is done with, when the request is ready
     with with_calibration(request, open_pass, display, dry_run=dry_run) as (ready, opener):
@@ -62,6 +64,7 @@ def _run(
     keeps: bool,
 ) -> RunOutcome:
     """As `run_request`, of a request that leaves no importance matrix to be made. keeps: it was kept."""
+    from ggufsmith.container.apart import check_all_apart, check_distinct
     from ggufsmith.container.replace import replace_text
     from ggufsmith.container.writer import noting_complete
     from ggufsmith.quantize.measured import with_budgets
@@ -75,6 +78,10 @@ def _run(
     with planned:
         planned.check_apart()
         recipes = _recipe_files(request, planned, [each.text for each in solved], dry_run=dry_run)
+        saved = [path for path, _ in recipes]
+        read = [*files_read(request), *([publish.card_template] if publish.card_template else [])]
+        check_all_apart([*_files(planned), *saved, *beside.records(planned.outputs)], read)
+        check_distinct([*_files(planned), *saved, *beside.paths(planned.outputs)])
         if dry_run:
             entries = [output_report(planned, output, tensors=True) for output in planned.outputs]
             outcome = RunOutcome(planned, run_report(planned, entries))
@@ -83,7 +90,7 @@ def _run(
             pushing.check([output.paths for output in planned.outputs])
             outcome = _work(planned, solved_request, beside, display)
             kept = _kept(planned, request) if keeps else []
-            files = [path for output in planned.outputs for path in output.paths]
+            files = _files(planned)
             with noting_complete(files):
                 lines = pushing.push(files, kept, display)
             named = [("imatrix", str(path)) for path in kept]
@@ -92,6 +99,24 @@ def _run(
         for path, text in recipes:
             replace_text(path, text)
     return replace(outcome, recipes=[path for path, _ in recipes])
+
+
+def check_named(request: "Request") -> None:
+    """OutputConflict, before anything is planned or run, if a file that the options name for writing is one that they
+    name for reading, or if two of those are one.
+    """
+    from ggufsmith.container.apart import check_all_apart
+
+    write = request.write
+    split = write.split_max_size or write.split_max_tensors or write.keep_split  # what is written is called otherwise
+    recipe = request.make.save_recipe  # with another ending it is refused for that
+    named = [None if split else write.outfile, recipe if recipe and recipe.suffix == ".toml" else None]
+    check_all_apart(named, files_read(request))
+
+
+def _files(planned: "Pass") -> list[Path]:
+    """All files of all outputs."""
+    return [path for output in planned.outputs for path in output.paths]
 
 
 def _kept(planned: "Pass", request: "Request") -> list[Path]:

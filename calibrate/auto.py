@@ -13,6 +13,7 @@ from threading import Lock
 
 import numpy as np
 
+from ggufsmith.container.apart import check_all_apart
 from ggufsmith.container.disk import make_folder
 from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.layout import TensorSpec
@@ -76,6 +77,9 @@ class AutoImatrix:
         plain = unquantized(request)
         with open_pass(plain) as planned:
             path = keep or imatrix_path(planned, request.write)
+            if request.make.keep_imatrix:
+                others = (request.write.outfile, request.make.save_recipe)
+                check_all_apart([path, *others], planned.inputs.values())
         key = fingerprint(plain.path.absolute(), plain.source)
         with self._lock:
             if key not in self._made:

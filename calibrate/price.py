@@ -19,7 +19,7 @@ from ggufsmith.calibrate.refine import BLOCK, Effort, refine
 from ggufsmith.calibrate.run import MEASURED, effort_of, reading_of
 from ggufsmith.container.errors import Failure
 from ggufsmith.container.formats import BY_NAME
-from ggufsmith.convert.batch.jobfile import JobModel
+from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.passes import JobPass
 from ggufsmith.evaluate.head import head_among
 from ggufsmith.evaluate.needed import find_device

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ggufsmith.batch_push import PushingWatcher
     from ggufsmith.calibrate.price import ModelRuns
     from ggufsmith.convert.batch.extras import Measures
-    from ggufsmith.convert.batch.jobfile import JobFile
+    from ggufsmith.convert.batch.job import JobFile
     from ggufsmith.convert.batch.passes import JobPass
     from ggufsmith.convert.batch.price import Work
     from ggufsmith.convert.batch.report import Outcome
@@ -107,6 +107,7 @@ def batch(
         nonlocal code
         from ggufsmith.container.errors import Malformed, Usage
         from ggufsmith.container.units import parse_size
+        from ggufsmith.convert.batch.apart import check_reports
         from ggufsmith.convert.batch.jobfile import read_job
         from ggufsmith.convert.batch.report import problem_annotations
         from ggufsmith.convert.batch.run import BatchOptions
@@ -131,6 +132,7 @@ def batch(
         except Malformed as error:
             _annotate(problem_annotations(error.also, Path.cwd()), as_json)
             raise
+        check_reports(read, (report, junit))
         with _imatrices(read, write.threads) as imatrices:
             options = replace(options, imatrices=imatrices, measures=_measures(read), calibrated=_calibrated(read))
             code = _price(read, options, as_json) if dry_run else _run(read, options, report, junit, as_json, quiet)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ggufsmith.report import SCHEMA, FileReport, OutputReport
 
 if TYPE_CHECKING:
-    from ggufsmith.convert.batch.jobfile import JobModel
+    from ggufsmith.convert.batch.job import JobModel
     from ggufsmith.convert.batch.report import Outcome
     from ggufsmith.convert.batch.run import Draft
     from ggufsmith.convert.batch.state import FinishedOutput

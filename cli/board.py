@@ -7,7 +7,7 @@ from pathlib import Path
 from ggufsmith.cli import render
 from ggufsmith.cli.progress import Logged, Task, bars, live
 from ggufsmith.container.summary import shown
-from ggufsmith.convert.batch.jobfile import JobModel
+from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
 

@@ -39,14 +39,17 @@ def card(
 
     def work() -> None:
         from ggufsmith.cli import render
+        from ggufsmith.container.apart import check_apart
         from ggufsmith.container.provenance import file_sha256
         from ggufsmith.container.replace import check_place
         from ggufsmith.naming.cardfacts import Publisher
-        from ggufsmith.naming.filecard import card_of, write_card
+        from ggufsmith.naming.filecard import card_of, check_card, write_card
 
         path = output or files[0].parent / "README.md"
         if output != Path("-"):
             check_place(path)
+            check_card(path, fix="Choose another file with --output.")
+            check_apart(path, [*files, *([card_template] if card_template else [])])
         publisher = Publisher(repo, base_model, author)
         text = card_of(files, publisher, digest=None if no_hashes else file_sha256, template=card_template)
         if output == Path("-"):

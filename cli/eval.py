@@ -1,6 +1,7 @@
 """`ggufsmith eval`: what files, or recipes, have lost against the model that they were made from."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,11 +76,14 @@ def evaluate(
 
     def work() -> None:
         from ggufsmith.cli import render
+        from ggufsmith.container.apart import check_all_apart
         from ggufsmith.container.replace import check_place, replace_bytes, replace_text
+        from ggufsmith.convert.inputs import files_of
         from ggufsmith.evaluate.evaluation import EvalTask, check_task
         from ggufsmith.evaluate.judged import csv_of
         from ggufsmith.evaluate.plot import check_plot, picture
         from ggufsmith.evaluating import evaluated
+        from ggufsmith.reads import files_read
         from ggufsmith.report import as_dict
 
         task = EvalTask(
@@ -96,6 +100,7 @@ def evaluate(
             check_place(path)
         if card:
             _check_card(task)
+        check_all_apart((csv, plot), [*files_read(task.request, reading.text), *chain(*map(files_of, task.files))])
         found = evaluated(task, against, render.display(quiet or as_json))
         if csv is not None:
             replace_text(csv, csv_of(found.files))

@@ -22,9 +22,24 @@ class Terminated(BaseException):
 
 
 def start(app: Callable[[], object]) -> None:
-    """Run a program: with output that any encoding can take, from its help on."""
+    """Run a program: with output that any encoding can take, or one error if nothing takes it, from its help on."""
     show_anything()
-    app()
+    try:
+        try:
+            app()
+        finally:
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()  # now, and not when Python ends
+    except BrokenPipeError:  # who read the output has left
+        drop_output()
+        sys.exit(1)
+    except OSError as error:
+        from ggufsmith.cli import render
+        from ggufsmith.container.errors import Failure
+
+        render.failure(Failure(error.strerror or str(error), where=error.filename), machine=False)
+        drop_output()
+        sys.exit(Failure.code)
 
 
 def show_anything() -> None:

@@ -37,6 +37,7 @@ def inspect(
     def work() -> None:
         from ggufsmith.cli import render
         from ggufsmith.cli.inspect_page import page
+        from ggufsmith.container.apart import check_all_apart
         from ggufsmith.container.errors import Usage
         from ggufsmith.container.replace import check_place, replace_text
         from ggufsmith.container.shards import open_gguf_set
@@ -52,6 +53,7 @@ def inspect(
         check_place(html)
         with ExitStack() as opened:
             models = [opened.enter_context(open_gguf_set(file)) for file in files]
+            check_all_apart([html], [path for model in models for path in model.paths])
             report = difference(*models) if len(models) == 2 else summary(*models)
             whole = [summary(model) for model in models] if html else []
         if no_tensors:

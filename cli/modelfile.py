@@ -37,6 +37,7 @@ def modelfile(
 
     def work() -> None:
         from ggufsmith.cli import render
+        from ggufsmith.container.apart import check_apart
         from ggufsmith.container.replace import check_place
         from ggufsmith.container.text import shell_command
         from ggufsmith.modelfile import check_modelfile, modelfile_of, modelfile_path, summary_of, write_modelfile
@@ -45,6 +46,7 @@ def modelfile(
         place = file if str(output) == "-" else path
         if place is path:
             check_place(path)
+            check_apart(path, [each for each in (file, base, projector) if each])
             check_modelfile(path)
         found = modelfile_of(file, base=base, context=context, beside=place, projector=projector)
         if str(output) == "-":

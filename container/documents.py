@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.container.positional import unreadable
+from ggufsmith.container.untrusted import read_text, with_newlines
 
 MAX_SIZE = 4 << 20  # bytes; a recipe with a rule for each of 10 000 tensors is below 1 MiB
 MAX_DEPTH = 32  # of lists in lists; YAML's C loader recurses, and a deep enough document would end the process
@@ -52,15 +52,7 @@ def read_document(path: Path) -> Document:
     """Read a file, YAML if its name says so, else TOML. Malformed, with the line, if it is not a table of that
     kind; Failure if it cannot be read.
     """
-    try:
-        if path.stat().st_size > MAX_SIZE:
-            raise Malformed(f"the file is larger than the limit of {MAX_SIZE} bytes", where=path)
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise Malformed("the file is not UTF-8", where=path) from None
-    except OSError as error:
-        raise unreadable(path, error) from error
-    return parse_document(text, path)
+    return parse_document(with_newlines(read_text(path, limit=MAX_SIZE)), path)
 
 
 def parse_document(text: str, path: Path) -> Document:

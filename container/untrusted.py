@@ -9,17 +9,19 @@ Source: RFC 8259 (JSON) leaves open what a key that occurs twice means; huggingf
 
 import gc
 import json
+import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ggufsmith.container.errors import Malformed
-from ggufsmith.container.positional import unreadable
+from ggufsmith.container.errors import Malformed, Usage
+from ggufsmith.container.positional import regular_file, unreadable
 
 MAX_BYTES = 256 * 2**20  # the largest tokenizer.json known (Gemma 3) has 33 MiB
 LFS_POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a large file
+HEAD = 4 * 2**20  # bytes in which a text of ours says whose it is
 # How transformers 5 writes numbers that JSON does not have, such as the upper limit of a time step.
 FLOAT, SPECIAL_FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 
@@ -51,24 +53,48 @@ def read_bytes(path: Path, *, inside: Path | None = None, limit: int = MAX_BYTES
     """The bytes of a file.
 
     inside: the folder that it must not leave by links; None for files that the user named.
-    Malformed: a link out of that folder, more than `limit` bytes. Failure: it cannot be read.
+    Malformed: a link out of that folder, more than `limit` bytes. Failure: it cannot be read, or is a pipe or device,
+    which may have no end.
     """
     if inside is not None:
         contained(inside, path)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-            size = path.stat().st_size
-    except OSError as error:
-        raise unreadable(path, error) from error
+    raw, size = _start(path, limit + 1)
     if len(raw) > limit:
         raise Malformed(f"{max(size, len(raw))} bytes, more than the {limit} read at most", where=path)
     return raw
 
 
+def begins(path: Path, limit: int = HEAD) -> str:
+    """The beginning of the text at a place where a file will be written; empty if nothing is there.
+
+    Usage for anything but a regular file, which would be read without end. Failure: it cannot be read.
+    """
+    if not path.exists():
+        return ""
+    if not path.is_file():
+        raise Usage("the output exists and is not a regular file", where=path, fix="Choose another output.")
+    return _start(path, limit)[0].decode("utf-8", "replace")
+
+
+def _start(path: Path, size: int) -> tuple[bytes, int]:
+    """The first bytes of a regular file, and how many it has."""
+    try:
+        with regular_file(path) as (fd, total):
+            file = os.fdopen(fd, "rb")
+        with file:
+            return file.read(size), total
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 def read_text(path: Path, *, inside: Path | None = None, limit: int = MAX_BYTES) -> str:
     """The text of a file in UTF-8, without a byte order mark, line ends as they are. Malformed: see `read_bytes`."""
     return _decoded(read_bytes(path, inside=inside, limit=limit), path)
+
+
+def with_newlines(text: str) -> str:
+    """The same with every line end as Python's text files give it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def load_json(path: Path, *, inside: Path | None = None, limit: int = MAX_BYTES) -> Any:

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from types import TracebackType
 
 import numpy as np
 
+from ggufsmith.container.apart import check_apart
 from ggufsmith.container.checksum import checksum, intact
 from ggufsmith.container.disk import (
     LOCKS,
@@ -59,14 +60,6 @@ def gguf_tensors(path: Path) -> list[TensorInfo]:
     """The tensors of a GGUF file."""
     with open_gguf(path) as file:
         return list(file.tensors.values())
-
-
-def check_apart(output: Path, inputs: Iterable[Path]) -> None:
-    """OutputConflict if the output is one of the inputs, under any name."""
-    for file in inputs:
-        if os.path.exists(output) and os.path.exists(file) and os.path.samefile(file, output):
-            what = f"the output is the input {file}"
-            raise OutputConflict(what, where=os.path.realpath(output), fix="Choose another output.")
 
 
 @contextmanager

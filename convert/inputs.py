@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ggufsmith.container.shards import SHARD, SUFFIX
+
 # Everything but the weights that is read while converting, in any spelling of a checkpoint.
 COMPANIONS = """
     config.json generation_config.json params.json README.md adapter_config.json
@@ -20,6 +22,9 @@ COMPANIONS = """
     *.safetensors.index*.json pytorch_model*.bin.index*.json
 """.split()
 
+# The weights of a checkpoint, of any program. Models that are GGUF files are nobody's input in such a folder.
+WEIGHTS = "*.safetensors *.bin *.pt *.pth *.ckpt *.h5 *.msgpack".split()
+
 
 def is_companion(name: str) -> bool:
     """Whether a file of this name, relative to the model's folder, with slashes, is one of COMPANIONS."""
@@ -31,6 +36,21 @@ def companions(folder: Path) -> Iterator[tuple[str, Path]]:
     found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
     named = ((path.relative_to(folder).as_posix(), path) for path in found)
     yield from sorted(pair for pair in named if is_companion(pair[0]))
+
+
+def files_of(path: Path) -> Iterator[Path]:
+    """What no run may replace that is told to read `path`: the file, with the other shards of its set; of a folder,
+    its `companions` and all weights, those that are not read included.
+    """
+    if path.is_dir():
+        yield from (file for _, file in companions(path))
+        yield from (file for pattern in WEIGHTS for file in sorted(path.glob(pattern)))
+        return
+    yield path
+    stem = path.name.removesuffix(SUFFIX)
+    if SHARD.search(stem):
+        whole = SHARD.sub("", stem)
+        yield from (file for file in path.parent.glob(f"*{SUFFIX}") if SHARD.sub("", file.stem) == whole)
 
 
 def input_files(

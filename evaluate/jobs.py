@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ggufsmith.convert.batch.jobfile import JobModel
+from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.located import located
 from ggufsmith.evaluate.card import command_of, with_table
 from ggufsmith.evaluate.evaluation import EvalTask, evaluate

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from ggufsmith.container.errors import Malformed, Unsupported, Usage
+from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
 from ggufsmith.container.positional import unreadable
 from ggufsmith.container.untrusted import parse_json, read_bytes, shown
 
@@ -53,6 +53,11 @@ def read_texts(paths: Sequence[Path]) -> list[TextDocument]:
         for file, domain in _files(path):
             documents += _read(file, domain)
     return documents
+
+
+def text_files(paths: Sequence[Path]) -> list[Path]:
+    """The files that `read_texts` reads. Raises as it does for folders and files that are not there."""
+    return [file for path in paths for file, _ in _files(path)]
 
 
 def shipped(which: Literal["calibration", "test"]) -> list[TextDocument]:
@@ -128,6 +133,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
         raise Unsupported(
             "reading .parquet files needs pyarrow, which is not installed", where=file, fix="pip install pyarrow"
         ) from None
+    if not file.is_file():
+        raise Failure("the path is not a regular file", where=file, fix="Pass a file.")
     try:
         with ParquetFile(file) as table:
             columns = [name for name in ("text", "messages") if name in table.schema_arrow.names]

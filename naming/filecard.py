@@ -7,10 +7,11 @@ from pathlib import Path
 
 from gguf.constants import Keys
 
-from ggufsmith.container.errors import Failure, OutputConflict
+from ggufsmith.container.errors import OutputConflict
 from ggufsmith.container.release import own_version
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import GgufSet, open_gguf_set
+from ggufsmith.container.untrusted import begins
 from ggufsmith.container.values import Metadata
 from ggufsmith.naming.cardfacts import CardFacts, CardFile, Publisher, facts_of, imatrix_of, quantized_by, unfit_share
 from ggufsmith.naming.modelcard import MARK, card_text
@@ -84,12 +85,9 @@ def senses_of(metadata: Metadata) -> tuple[str, ...]:
 
 
 def check_card(path: Path, fix: str) -> None:
-    """OutputConflict for a file at the card's place that is not a card of ours. Failure if it cannot be read."""
-    try:
-        ours = not path.exists() or MARK in path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
-    if not ours:
+    """OutputConflict for a file at the card's place that is not a card of ours. See `begins` for what cannot
+    be read."""
+    if path.exists() and MARK not in begins(path):
         raise OutputConflict("a README.md that ggufsmith did not write already exists", where=path, fix=fix)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.container.apart import check_apart
 from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.fingerprint import fingerprint
 from ggufsmith.container.formats import Format
 from ggufsmith.container.shards import SetWriter, ShardPlan
 from ggufsmith.container.text import some
-from ggufsmith.container.writer import check_apart
 from ggufsmith.pipeline.encoder import Encoder
 from ggufsmith.pipeline.findings import Finding
 from ggufsmith.pipeline.parallel import available_cores

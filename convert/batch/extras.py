@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ggufsmith.container.replace import replace_text
-from ggufsmith.convert.batch.jobfile import JobModel
+from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.state import FinishedOutput
 from ggufsmith.naming.cardfacts import Publisher
 from ggufsmith.naming.cardtemplate import check_template

@@ -21,9 +21,8 @@ A model's own settings come before those of its set, those of a set before what 
 """
 
 import os
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -35,6 +34,8 @@ from ggufsmith.container.ggml import is_ggml
 from ggufsmith.container.output_names import DEVICE, NOT_IN_NAMES
 from ggufsmith.container.shards import SUFFIX
 from ggufsmith.container.units import parse_size
+from ggufsmith.convert.batch.apart import conflicts, files_taken
+from ggufsmith.convert.batch.job import JobFile, JobModel, WantedOutput
 from ggufsmith.convert.batch.schema import ENCODING, MODELS, OUTPUT, SETTINGS, TABLES, meant
 from ggufsmith.convert.batch.settings import Result, Said, Tables, unknown
 from ggufsmith.convert.batch.together import BUDGETS, misfits
@@ -48,7 +49,7 @@ from ggufsmith.pipeline.request import AUTO, MakeOptions, Request, SourceOptions
 from ggufsmith.quantize.budget import Budget, budget_of
 from ggufsmith.quantize.old_llama import old_name
 from ggufsmith.quantize.overrides import parse_override
-from ggufsmith.quantize.recipes.assign import Recipe, TypeOptions
+from ggufsmith.quantize.recipes.assign import TypeOptions
 from ggufsmith.quantize.recipes.files import recipe_of
 from ggufsmith.quantize.recipes.options import check_options, layers_of, override_of
 from ggufsmith.quantize.resolve import PROJECTOR_TYPES, check_projector_type
@@ -57,84 +58,6 @@ MAKING = ("recipes", "outtypes", "target_size", "target_bpw", "match")  # the ke
 CONFIGS = ("config.json", "params.json", "adapter_config.json")  # of a model, of Meta's own release, of an adapter
 OUTTYPES = ("f32", "f16", "bf16")
 Record = TypeVar("Record", SourceOptions, MakeOptions, WriteOptions)
-
-
-@dataclass(frozen=True)
-class WantedOutput:
-    """One output. label: as the job file has it; recipe: None for an unquantized output.
-
-    path:   the name that the model would have in one file. lora: instead, if it is an adapter, which of a model on a
-            hub shows when it is opened.
-    budget: to choose the recipe by, when the model is opened.
-    projector: the type of the matrices, if it is the file of the encoders.
-    """
-
-    label: str
-    recipe: Recipe | None
-    path: Path
-    lora: Path
-    budget: Budget | None = None
-    projector: str | None = None
-
-
-@dataclass(frozen=True)
-class JobModel:
-    """One model of a job.
-
-    place:    FILE:LINE.
-    folder:   where its files go; it lies in the output folder.
-    settings: key -> value, of every key of SETTINGS.
-    request:  the same as a request, but for what is made, which `wanted` says. Its path is on the disk; that of a model
-              on a hub is not before it is opened (see `located`).
-    """
-
-    name: str
-    place: str
-    folder: Path
-    wanted: tuple[WantedOutput, ...]
-    settings: Mapping[str, Any]
-    request: Request
-    hub: HubModel | None = None
-
-    @property
-    def source(self) -> Path:
-        """The model's folder or file."""
-        return self.request.path
-
-    @property
-    def is_checkpoint(self) -> bool:
-        """Whether it is a folder, or a model on a hub, and not a file."""
-        return self.hub is not None or self.source.is_dir()
-
-    @property
-    def key(self) -> Path:
-        """What tells it from the other models of the job."""
-        return self.folder / self.name
-
-    @property
-    def kept_imatrix(self) -> Path | None:
-        """Where the importance matrix that is made on the way stays, if it does."""
-        return self.folder / f"{self.name}-imatrix.gguf" if self.request.make.keep_imatrix else None
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the model is run: to learn of its activations, or to measure what outputs have lost."""
-        make = self.request.make
-        return bool(make.calibrate or make.imatrix == AUTO or self.settings["quality"])
-
-    def beside(self, key: str) -> Path | None:
-        """The file that the setting `key` names, in the model's folder."""
-        name = self.settings[key]
-        return self.folder / name if name else None
-
-
-@dataclass(frozen=True)
-class JobFile:
-    """A valid job. models: those of this runner."""
-
-    path: Path
-    output: Path
-    models: tuple[JobModel, ...]
 
 
 def read_job(path: Path, environment: Mapping[str, str], shard: tuple[int, int] = (1, 1)) -> JobFile:
@@ -186,8 +109,10 @@ class _Reader(Tables):
             else:  # its files may be on another machine, which reports what is wrong with it
                 del self.problems[known:]
                 others += [model] if model else []
-        self.check_conflicts([*mine, *others])
-        return JobFile(self.document.path, output, tuple(mine))
+        every, path = [*mine, *others], self.document.path
+        for problem in conflicts(path, every):
+            self.wrong(*problem)
+        return JobFile(path, output, tuple(mine), tuple(files_taken(path, every)))
 
     # ---- models ----
 
@@ -407,39 +332,6 @@ class _Reader(Tables):
                 self.wrong(said.place, f"{folder} is not the folder of an adapter")
             yield folder, factor
 
-    # ---- models together ----
-
-    def check_conflicts(self, models: Sequence[JobModel]) -> None:
-        """No file is written twice, and none that is read is written."""
-        read = (path for model in models for path in _read_by(model) if path)
-        inputs = {_same(path): path for path in read}
-        writers: dict[str, str] = {}
-        for model in models:
-            beside = (model.beside("card"), model.beside("checksums"), model.kept_imatrix)
-            extra = [path for path in beside if path]
-            maybe = [each.lora for each in model.wanted if model.hub and each.lora != each.path]
-            for path in [*(each.path for each in model.wanted), *maybe, *extra, state_path(model)]:
-                key = _same(path)
-                if key in inputs:
-                    self.wrong(model.place, f"would write over the input {path}")
-                if key not in writers:
-                    writers[key] = model.place
-                elif path == state_path(model):
-                    fix = "Give one of them another `name`."
-                    self.wrong(
-                        model.place, f"{writers[key]} is also called {model.name!r} and is in the same folder", fix
-                    )
-                else:
-                    other = "twice" if writers[key] == model.place else f"as does {writers[key]}"
-                    self.wrong(model.place, f"writes {path}, {other}")
-
-
-def _read_by(model: JobModel) -> tuple[Path | None, ...]:
-    """The files that a model is made from, besides those of folders."""
-    make = model.request.make
-    given = (path for path in (make.imatrix, make.sensitivity, *make.calibrate) if path != AUTO)
-    return model.source, *given, model.request.source.metadata
-
 
 def _named(value: Any, name: str) -> Any:
     """A text, or each of several, with the name of the model where it is asked for."""
@@ -456,11 +348,6 @@ def _plain(value: Any) -> Any:
 def named_as_adapter(wanted: Sequence[WantedOutput]) -> tuple[WantedOutput, ...]:
     """What an adapter becomes is called so in its file's name."""
     return tuple(replace(each, path=each.lora) for each in wanted)
-
-
-def state_path(model: JobModel) -> Path:
-    """Where it is recorded which outputs of a model are finished."""
-    return model.folder / f".{model.name}.batch.json"
 
 
 def _kind_of(source: Path) -> Input:
@@ -487,8 +374,3 @@ def _is_component(text: str) -> bool:
     """Whether it can be a name inside a folder, on every system: job files travel."""
     plain = bool(text) and text not in (".", "..") and "/" not in text and "\\" not in text
     return plain and not DEVICE.fullmatch(text) and not NOT_IN_NAMES.search(text) and text == text.rstrip(" .")
-
-
-def _same(path: Path) -> str:
-    """Equal for paths that may be one file, also where cases, and composed and decomposed accents, are the same."""
-    return unicodedata.normalize("NFC", os.path.normcase(os.path.realpath(path)).casefold())

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import partial
 
 from ggufsmith.container.errors import Unsupported
-from ggufsmith.convert.batch.jobfile import JobModel, named_as_adapter
+from ggufsmith.convert.batch.job import JobModel
+from ggufsmith.convert.batch.jobfile import named_as_adapter
 from ggufsmith.convert.lora.peft import lists_adapter
 from ggufsmith.convert.open import open_pass
 from ggufsmith.pipeline.passes import Pass

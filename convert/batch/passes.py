@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ggufsmith.container.layout import rows_of
-from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput
+from ggufsmith.convert.batch.job import JobModel, WantedOutput
 from ggufsmith.convert.dequantize import store
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.hub.ahead import BLOCK, KEPT

@@ -8,7 +8,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from ggufsmith.container.errors import Failure
-from ggufsmith.convert.batch.jobfile import JobModel
+from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.state import FinishedOutput
 
 # done: made now; finished: was there already; interrupted, not begun: the job ended before it.

@@ -17,7 +17,7 @@ from ggufsmith.container.disk import check_space, remove_leftover
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, Unsupported
 from ggufsmith.container.provenance import file_sha256
 from ggufsmith.convert.batch.extras import Measures, check_extras, write_extras
-from ggufsmith.convert.batch.jobfile import JobFile, JobModel, WantedOutput
+from ggufsmith.convert.batch.job import JobFile, JobModel, WantedOutput
 from ggufsmith.convert.batch.located import located, pinned
 from ggufsmith.convert.batch.passes import PROCESS, JobPass, fixed, memory, plan_model
 from ggufsmith.convert.batch.report import Outcome

@@ -20,7 +20,7 @@ from ggufsmith.container.release import own_version
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import SHARD, SUFFIX
 from ggufsmith.container.untrusted import read_object
-from ggufsmith.convert.batch.jobfile import JobModel, WantedOutput, state_path
+from ggufsmith.convert.batch.job import JobModel, WantedOutput
 from ggufsmith.convert.batch.schema import SETTINGS
 from ggufsmith.convert.inputs import companions
 from ggufsmith.convert.model import adapters_of
@@ -79,7 +79,7 @@ def finished(model: JobModel, plans: Mapping[str, str], *, verify: bool = False)
 
     plans: see `fingerprints`. verify: hash every file again.
     """
-    record, written = _read(state_path(model))
+    record, written = _read(model.state_path)
     by_label = {made.label: made for made in record.outputs}
     kept, in_time = [], True
     for wanted in model.wanted:
@@ -97,7 +97,7 @@ def finished(model: JobModel, plans: Mapping[str, str], *, verify: bool = False)
 def write_record(model: JobModel, record: Record) -> None:
     """Put the record beside the outputs, at once or not at all."""
     content = {"made_by": f"ggufsmith {own_version()}", **asdict(record)}
-    replace_text(state_path(model), json.dumps(content, ensure_ascii=False, indent=1) + "\n", alone=True)
+    replace_text(model.state_path, json.dumps(content, ensure_ascii=False, indent=1) + "\n", alone=True)
 
 
 def _read(path: Path) -> tuple[Record, int]:

@@ -12,11 +12,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufsmith.container.apart import check_apart
 from ggufsmith.container.errors import Failure, OutputConflict
 from ggufsmith.container.layout import TensorSpec, lay_out
 from ggufsmith.container.replace import replace_bytes
 from ggufsmith.container.values import Metadata, string, strings, u32
-from ggufsmith.container.writer import Writer, check_apart
+from ggufsmith.container.writer import Writer
 from ggufsmith.quantize.imatrix.read import CHUNK_SIZE, CHUNKS, COUNTS, DATASETS, F32, SUMS, open_imatrix
 from ggufsmith.quantize.imatrix.record import CHUNK, Entry, Imatrix
 

@@ -61,6 +61,18 @@ def recipe_of(text: str, folder: Path | None = None, depth: int = 0) -> Recipe:
     raise unknown(text, [*FILE_TYPES, *shipped()])
 
 
+def recipe_files(text: str, folder: Path | None = None) -> list[Path]:
+    """The files behind the recipe called `text`: its own, and those of the recipes that it extends. Raises as
+    `recipe_of` does for those that cannot be read.
+    """
+    found: list[Path] = []
+    while text.lower().endswith(SUFFIXES) and len(found) <= MAX_DEPTH:
+        found.append((folder or Path()) / text)
+        folder = found[-1].parent
+        text = str(read_document(found[-1]).data.get("extends", ""))
+    return found
+
+
 def recipe_name(text: str) -> str | None:
     """The name of the recipe called `text` as help writes it, or the path of a recipe file; None if it is neither."""
     file_type = file_type_of(text)

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from ggufsmith.container.errors import Failure, Malformed, Usage
+from ggufsmith.container.errors import Failure, Usage
 from ggufsmith.container.formats import format_of
-from ggufsmith.container.positional import unreadable
+from ggufsmith.container.untrusted import read_text
 from ggufsmith.quantize.recipes.assign import Override, Recipe, TypeOptions
 
 MAX_SIZE = 4 << 20  # bytes of a file of types
@@ -27,14 +27,7 @@ def override_of(text: str, origin: str | None = None) -> Override:
 
 def overrides_of_file(path: Path) -> list[Override]:
     """As many REGEX=TYPE as the file holds, separated by spaces or lines."""
-    try:
-        if path.stat().st_size > MAX_SIZE:
-            raise Malformed(f"the file is larger than the limit of {MAX_SIZE} bytes", where=path)
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise Malformed("the file is not UTF-8", where=path) from None
-    except OSError as error:
-        raise unreadable(path, error) from error
+    lines = read_text(path, limit=MAX_SIZE).splitlines()
     found = [
         override_of(text, f"{path}:{number}: {text}") for number, line in enumerate(lines, 1) for text in line.split()
     ]

@@ -44,6 +44,16 @@ def test_a_full_output_is_one_error(model: Path, tmp_path: Path, option: str, un
     assert said.count("error: ") == 1 and "Traceback" not in said and "space" in said
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["convert", "--help"], ["--version"], []])
+def test_help_that_cannot_be_written_is_one_error(arguments: list[str], unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        code, said = run("0", *arguments, stdout=full.fileno(), PYTHONUNBUFFERED=unbuffered)
+    assert code == 1
+    assert said.count("error: ") == 1 and "Traceback" not in said and "space" in said
+
+
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--json"]])
 def test_a_name_that_the_output_cannot_show(model: Path, arguments: list[str]) -> None:
     code, said = run("0", "convert", model, *arguments, "--dry-run", PYTHONUTF8="0", PYTHONIOENCODING="ascii")

@@ -6,7 +6,8 @@ import jobs
 import pytest
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.convert.batch.jobfile import JobModel, read_job
+from ggufsmith.convert.batch.job import JobModel
+from ggufsmith.convert.batch.jobfile import read_job
 from ggufsmith.convert.batch.passes import memory, plan_model
 from ggufsmith.convert.batch.state import fingerprints
 from ggufsmith.pipeline.request import AUTO

@@ -8,7 +8,8 @@ import pytest
 
 import seeing
 from ggufsmith.container.errors import Malformed, Unsupported
-from ggufsmith.convert.batch.jobfile import JobModel, read_job
+from ggufsmith.convert.batch.job import JobModel
+from ggufsmith.convert.batch.jobfile import read_job
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request
 

@@ -21,7 +21,8 @@ from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.convert.batch import passes
 from ggufsmith.convert.batch import run as batch
-from ggufsmith.convert.batch.jobfile import JobModel, read_job
+from ggufsmith.convert.batch.job import JobModel
+from ggufsmith.convert.batch.jobfile import read_job
 from ggufsmith.convert.batch.report import Outcome
 from ggufsmith.convert.batch.run import Draft, Watcher
 from ggufsmith.convert.open import open_pass

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ggufsmith.cli import board, render
 from ggufsmith.container.errors import Malformed
-from ggufsmith.convert.batch.jobfile import JobModel
+from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.report import Outcome
 
 

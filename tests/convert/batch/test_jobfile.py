@@ -17,7 +17,8 @@ import adapters
 import checkpoints
 from ggufsmith.cli.app import convert_app, quant_app
 from ggufsmith.container.errors import Failure, Malformed
-from ggufsmith.convert.batch.jobfile import JobFile, JobModel, read_job
+from ggufsmith.convert.batch.job import JobFile, JobModel
+from ggufsmith.convert.batch.jobfile import read_job
 from ggufsmith.convert.batch.schema import KEYLESS, MODELS, SETTINGS, json_schema
 from ggufsmith.pipeline.option import declared
 from ggufsmith.pipeline.request import RECORDS

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggufsmith.container.errors import Failure, Malformed
-from ggufsmith.convert.batch.jobfile import JobModel
+from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.report import Outcome, Status, annotations, as_junit, exit_code, verdict
 from ggufsmith.convert.batch.state import FinishedFile, FinishedOutput
 from ggufsmith.pipeline.request import Request
