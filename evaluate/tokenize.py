@@ -61,6 +61,10 @@ _OWN: Mapping[str, tuple[str, ...]] = {
     "tekken": (_CASED % ("", "", r"\p{N}"),),
     "tiny_aya": (rf"\p{{N}}{{1,3}}(?=(?:\p{{N}}{{3}})*(?!\p{{N}}))|{pretokenizers.GPT4O}",),
     "falcon3": (pretokenizers.LLAMA3,),
+    "kimi-k2": (  # neither marks nor changes of case
+        rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^\p{{Han}}]]+{_ENDING}"
+        rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{pretokenizers.SPACES}",
+    ),
     "roberta-bpe": (_GPT2,),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }

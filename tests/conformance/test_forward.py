@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 import adapters
 import checkpoints
 import drafts
+import encoder_twins
 import encoders
 import layout_twins
 import mistral
@@ -155,6 +156,7 @@ def test_every_architecture_is_here() -> None:
     classes = {line.model_class for line in (*lines, *encoders.BOTH.values())}
     classes |= {kind.model_class for kind in checkpoints.KINDS.values()}
     classes |= {draft.model.model_class for draft in drafts.DRAFTS.values()}
+    classes |= {twin.model_class for twin in encoder_twins.TWINS.values()}
     classes |= {line.model_class for line in newest.NEWEST.values()}
     classes |= {line.model_class for line in targeted.LINES.values()}
     classes |= set(mistral.CLASSES) | {twin.model_class for twin in layout_twins.TWINS.values()}
