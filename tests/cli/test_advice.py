@@ -225,7 +225,11 @@ WEIGHED = "tests/conformance/test_imatrix.py::test_llama_quantize_and_we_make_th
 TABLE = "tests/conformance/test_sensitivity.py::test_the_command_writes_a_table_for_the_option"
 JUDGED = "tests/conformance/test_perplexity.py::test_a_recipe_is_judged_as_the_file_that_it_writes"
 # The beginnings of texts whose advice is followed by a test elsewhere.
+TARGETS = "tests/conformance/test_targets.py::"
 ELSEWHERE = {
+    "Name the model that the draft was trained for": TARGETS + "test_a_larger_model_that_the_draft_was_not_trained_for",
+    "Name the model that it was trained for": TARGETS + "test_the_vocabulary_and_the_hidden_states_fit_the_draft",
+    "Name the folder of the larger model, on this": TARGETS + "test_what_is_not_the_folder_of_a_model",
     "transformers adds the model's adapter where": (
         "tests/convert/lora/test_lora_export.py::test_an_adapter_alone_becomes_a_gguf_adapter"
     ),
