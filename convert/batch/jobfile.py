@@ -31,7 +31,7 @@ from ggufsmith.container.documents import read_document
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.formats import format_of
 from ggufsmith.container.ggml import is_ggml
-from ggufsmith.container.output_names import DEVICE, NOT_IN_NAMES
+from ggufsmith.container.output_names import ADDED, DEVICE, LONGEST, NOT_IN_NAMES
 from ggufsmith.container.shards import SUFFIX
 from ggufsmith.container.units import parse_size
 from ggufsmith.convert.batch.apart import conflicts, files_taken
@@ -373,4 +373,7 @@ def _is_inside(root: Path, text: str) -> bool:
 def _is_component(text: str) -> bool:
     """Whether it can be a name inside a folder, on every system: job files travel."""
     plain = bool(text) and text not in (".", "..") and "/" not in text and "\\" not in text
-    return plain and not DEVICE.fullmatch(text) and not NOT_IN_NAMES.search(text) and text == text.rstrip(" .")
+    short = len(text.encode("utf-8", "surrogatepass")) <= LONGEST - ADDED
+    return (
+        plain and short and not DEVICE.fullmatch(text) and not NOT_IN_NAMES.search(text) and text == text.rstrip(" .")
+    )

@@ -215,6 +215,8 @@ card = "a/b.md"
         (['source = "Tiny-A"\nlora = "Tiny B:much"'], "is not a number"),
         (['source = "Tiny-A"\nfolder = "a\\u0000b"'], "zero character"),
         (['source = "Tiny-A"\nname = ".."'], "cannot be part of a file name"),
+        (['source = "Tiny-A"\nname = "CON"'], "cannot be part of a file name"),
+        ([f'source = "Tiny-A"\nname = "{"m" * 300}"'], "cannot be part of a file name"),
         (['source = "jobs.toml"'], "does not end in .gguf"),
         (['source = "."'], "no config.json"),
         (['source = "~nobody-here/Tiny-A"'], "no such folder or file"),
