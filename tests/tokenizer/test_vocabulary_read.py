@@ -255,7 +255,7 @@ def test_vocab_json_needs_a_class_that_says_how_text_is_split(tmp_path: Path) ->
 
 
 def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match=r"no tokenizer\.model, no tokenizer\.json"):
+    with pytest.raises(Unsupported, match=r"there is no vocabulary: no tokenizer\.json, tokenizer\.model"):
         read(tmp_path)
 
 
