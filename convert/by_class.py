@@ -9,7 +9,8 @@ class OfClasses(Protocol):
     """What is found by the class that config.json names under `architectures`."""
 
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def classes(self) -> tuple[str, ...]:
+        """The names that config.json may have."""
 
 
 R = TypeVar("R", bound=OfClasses)
