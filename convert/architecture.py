@@ -127,7 +127,6 @@ class TensorRule:
     joined:   makes the output from several sources, each a piece of its own shape (see `Fused.piece`).
     exact:    it is stored in float32 whatever the output type.
     typed:    it has the output type, where llama.cpp's converter keeps such tensors of other architectures in float32.
-    integers: it holds 64-bit integers, in the checkpoint and in every file.
     """
 
     tensor: Tensor
@@ -145,7 +144,6 @@ class TensorRule:
     joined: Callable[[Dims], Op] | None = None
     exact: bool = False
     typed: bool = False
-    integers: bool = False
     when: Callable[[Dims], bool] = lambda dims: True
 
     @property

@@ -33,9 +33,9 @@ class Op:
         return False
 
     @property
-    def integers(self) -> bool:
-        """Whether the sources are whole numbers, and the output is I32."""
-        return False
+    def integers(self) -> str:
+        """The type of the output if the sources are whole numbers: I32, or I64 of sources that are that; else empty."""
+        return ""
 
     @property
     def whole_rows(self) -> bool:
@@ -109,8 +109,8 @@ class Indices(Op):
     below: int
 
     @property
-    def integers(self) -> bool:
-        return True
+    def integers(self) -> str:
+        return "I32"
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         found = read(0, start, stop)
@@ -298,6 +298,10 @@ class PlaceAdded(Op):
     """Integers, each with its own place added: distances from the places become numbers of tokens, or back (undo)."""
 
     undo: bool = False
+
+    @property
+    def integers(self) -> str:
+        return "I64"
 
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         places = np.arange(start, stop, dtype=np.int64)[:, None]

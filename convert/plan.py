@@ -34,8 +34,8 @@ from ggufsmith.convert.stacks import counted_through
 from ggufsmith.convert.stored import StoredTensor
 
 SOURCE_FORMATS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("F32", "F16", "BF16")}
-INTEGERS: Mapping[str, Format] = {name: BY_NAME[name] for name in ("I32", "I64")}
-WIDE = "I64"  # of numbers of tokens, which llama.cpp reads as they are
+# The type of an op's whole numbers -> those that its sources may have.
+INTEGERS: Mapping[str, tuple[str, ...]] = {"I32": ("I32", "I64"), "I64": ("I64",)}
 EXPERT = re.compile(r"\.experts\.([0-9]{1,9})\.")
 NUMBER = re.compile("[0-9]{1,9}")  # of a layer; names come from anywhere
 MAX_PROBLEMS = 40
@@ -59,7 +59,7 @@ class TensorPlan:
     def stored_as(self, format: Format) -> Format:
         """Its type in a file whose matrices have this type; rows that are no whole number of blocks are F16."""
         if self.op.integers:
-            return BY_NAME["I32"]
+            return BY_NAME[self.op.integers]
         if self.keep_f32:
             return BY_NAME["F32"]
         found = BY_NAME[dict(self.instead).get(format.name, format.name)]
@@ -395,13 +395,13 @@ def _output(
     if slot.part == "bias" and slot.part != rule.part and pieces[0].shape is None:
         expected = expected[:-1] or expected
         op = Copy() if op.computes else op
-    before, known = len(problems), (WIDE,) if rule.integers else tuple(INTEGERS if op.integers else SOURCE_FORMATS)
+    before, known = len(problems), INTEGERS.get(op.integers, tuple(SOURCE_FORMATS))
     for piece in pieces:
         source = piece.source
         if source.shape != expected:
             problems.append(f"{source.name}: shape {list(source.shape)}, but the config says {list(expected)}")
         if source.dtype not in known:
-            what = "weights" if known == tuple(SOURCE_FORMATS) else "numbers"
+            what = "numbers" if op.integers else "weights"
             problems.append(f"{source.name}: {source.dtype} {what} are not supported ({', '.join(known)} are)")
         elif source.dtype != pieces[0].source.dtype:
             problems.append(f"{source.name}: {source.dtype}, while {names[0]} is {pieces[0].source.dtype}")
@@ -413,8 +413,6 @@ def _output(
         problems.append(f"{names[0]}: {error}")
         return None
     sources = tuple(piece.source for piece in pieces)
-    if rule.integers:
-        return TensorPlan(slot.name, shape, op, sources, False, tuple((name, WIDE) for name in SOURCE_FORMATS))
     return TensorPlan(
         slot.name, shape, op, sources, len(shape) <= 1 or rule.exact or (stays_f32(slot) and not rule.typed)
     )

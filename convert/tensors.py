@@ -17,13 +17,12 @@ from ggufsmith.container.layout import rows_of
 from ggufsmith.convert.dequantize.scheme import DequantizedTensor
 from ggufsmith.convert.dequantize.store import Store
 from ggufsmith.convert.ops import Array
-from ggufsmith.convert.plan import INTEGERS, SOURCE_FORMATS, TensorPlan
+from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.convert.stored import Checkpoint, StoredTensor
 from ggufsmith.pipeline.stream import Scratch
 from ggufsmith.quantize.rows import encode
 
-F32, I32 = BY_NAME["F32"], BY_NAME["I32"]
-STORED: Mapping[str, Format] = {**SOURCE_FORMATS, **INTEGERS}
+F32 = BY_NAME["F32"]
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,13 @@ class ConvertedTensor:
     @property
     def stored(self) -> Format:
         """What the sources hold."""
-        return STORED[self.output.sources[0].dtype] if self.output.sources else F32
+        return BY_NAME[self.output.sources[0].dtype] if self.output.sources else F32
 
     @property
     def held(self) -> Format:
         """The format of its rows: blocks that its sources equal, F32 where an op computes, or what is stored."""
         if self.output.op.integers:
-            return I32
+            return BY_NAME[self.output.op.integers]
         return self.exact or (F32 if self.output.op.computes else self.stored)
 
     @property

@@ -88,7 +88,7 @@ def as_wide(dims: Dims) -> bool:
     return dims.size("target") == dims.embd
 
 
-TOKENS = TensorRule(NewTensor.D2T, "draft_vocab", lambda dims: PlaceAdded(), part="", integers=True)
+TOKENS = TensorRule(NewTensor.D2T, "draft_vocab", lambda dims: PlaceAdded(), part="")
 EAGLE3 = Architecture(
     NewArch.EAGLE3,
     ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Eagle3DraftModel", "Eagle3Speculator"),
