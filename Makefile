@@ -10,6 +10,10 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist lo
 TORCH := torch==2.13.0
 # With libmtmd. pip keeps what it compiled, whatever it was compiled with, and may have one without.
 LLAMA := llama-cpp-python==0.3.36
+# GCC 12 compiles the setting up of AMX wrongly, and what it makes of llama.cpp is ended by the system (SIGILL).
+NO_AMX := $(shell $${CC:-cc} -mno-amx-int8 -E -x c /dev/null >/dev/null 2>&1 && echo -mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+LLAMA_FLAGS := CFLAGS='$(NO_AMX)' CXXFLAGS='$(NO_AMX)'
+LLAMA_WORKS := import llama_cpp.mtmd_cpp; assert b"AMX_INT8 = 1" not in llama_cpp.llama_print_system_info()
 # Libraries that write or read quantized checkpoints, for single modules of them; some ask for another torch.
 ORACLES := auto-gptq==0.7.1 autoawq==0.2.9 gptqmodel==7.7.0 hqq==0.2.8.post1 accelerate==1.15.0 termcolor==3.3.0 \
            logbar==0.4.15 pypcre==0.6.4 device-smi==0.5.7 threadpoolctl==3.8.0
@@ -46,8 +50,8 @@ test: setup
 
 $(VENV)/.conformance: $(VENV)/.setup
 	$(PIP) install '$(TORCH)'
-	$(PIP) install --editable '.[dev,torch,eval,plot,conformance,quantizers,modelscope]'
-	$(BIN)/python -c 'import llama_cpp.mtmd_cpp' 2>/dev/null || $(PIP) install --no-deps --no-cache-dir --force-reinstall '$(LLAMA)'
+	$(LLAMA_FLAGS) $(PIP) install --editable '.[dev,torch,eval,plot,conformance,quantizers,modelscope]'
+	$(BIN)/python -c '$(LLAMA_WORKS)' 2>/dev/null || $(LLAMA_FLAGS) $(PIP) install --no-deps --no-cache-dir --force-reinstall '$(LLAMA)'
 	rm -rf build/oracles
 	$(PIP) install --no-deps --no-build-isolation --target build/oracles $(ORACLES)
 	touch $@

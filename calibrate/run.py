@@ -39,8 +39,7 @@ from ggufsmith.quantize.resolve import resolved
 from ggufsmith.quantize.sensitivity import write_sensitivity
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from ggufsmith.evaluate.hidden import HiddenStates
 
 MEASURED = 10  # windows of the test text
 
@@ -172,7 +171,7 @@ def conductor(planned: Pass, ready: Readied, encoder: CalibratedEncoder, *, thre
             make(names)
             shelf.clear()
 
-        def entering(block: int, variant: int, states: "NDArray[np.float32]") -> None:
+        def entering(block: int, variant: int, states: "HiddenStates") -> None:
             if block:
                 finish(blocks[block - 1])
 

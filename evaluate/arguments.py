@@ -8,13 +8,26 @@ that are no tensors stay as they are: into some, blocks write what later blocks 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ggufsmith.container.errors import Unsupported
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # the positional and the named arguments of one block
+
+
+@dataclass(frozen=True)
+class Handed:
+    """Stands among the arguments of a block for what the block before it gives besides the hidden states.
+
+    GLM-5 hands on which tokens its indexer chose. place: among what that block gives.
+    """
+
+    place: int
 
 
 class ArgumentStore:
@@ -61,6 +74,28 @@ def argument_store(memory: int) -> Iterator[ArgumentStore]:
 def on_device(value: Any, device: torch.device) -> Any:
     """The same arguments, with every tensor on this device."""
     return _mapped(value, lambda tensor: tensor.to(device))
+
+
+def handed_on(call: Call, given: Sequence[Any]) -> Call:
+    """The arguments of a block, with what the block before it has given in the places where they say so.
+
+    Only choices may be handed on, through which no gradient goes: Unsupported for numbers.
+    """
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, Handed):
+            return checked(given[value.place])
+        if type(value) in (list, tuple):
+            return type(value)(map(fill, value))
+        return {key: fill(each) for key, each in value.items()} if type(value) is dict else value
+
+    def checked(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            raise Unsupported("blocks of this model hand on numbers besides the hidden states, which is not run yet")
+        return value
+
+    args, kwargs = call
+    return fill(args), fill(kwargs)
 
 
 def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -26,13 +26,16 @@ from ggufsmith.container.parallel import parallel_for
 from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.evaluate import forward
 from ggufsmith.evaluate.arguments import argument_store, on_device
-from ggufsmith.evaluate.forward import MEMORY, Batch, States, loaded, room, torch_threads, weights_in
+from ggufsmith.evaluate.ends import Table, embeddings, ending, outside, start, tables
+from ggufsmith.evaluate.forward import MEMORY, Passage, ids_of, torch_threads, weights_in
 from ggufsmith.evaluate.head import EMBEDDING
+from ggufsmith.evaluate.hidden import HiddenStates, States, room
+from ggufsmith.evaluate.loading import installed, loaded
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.observe import Product, Products, Tap
 from ggufsmith.evaluate.scores import HeadPiece, making_logits, read_head
 from ggufsmith.evaluate.skeleton import Skeleton, parameters_of
-from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pick_rows, read_tensors
+from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, read_tensors
 from ggufsmith.pipeline.parallel import available_cores
 
 PIECE = 4096  # rows of the vocabulary at once
@@ -112,22 +115,27 @@ def run_backward(
     forward.check_tokens(skeleton, tokens)
     with torch.no_grad(), torch_threads(1), ExitStack() as stack:
         load_kernels([variant])
-        blocks, shape = skeleton.blocks, (*tokens.shape, skeleton.plan.dims.embd)
-        kept = stack.enter_context(room((len(blocks) + 1, *shape), memory))
-        slope = stack.enter_context(room(shape, memory))
+        blocks, kept = skeleton.blocks, list[States]()  # what goes into every block, and what the last one gives
+
+        def reserve(count: int) -> States:
+            kept.extend(stack.enter_context(room((len(blocks) + 1, count), memory)))
+            return kept[0]
+
         store = stack.enter_context(argument_store(memory))
-        batches = forward.embed(skeleton, variant, tokens, kept[0], store, where, threads)
+        passage = forward.begin(skeleton, variant, tokens, reserve, store, where, threads)
         for block, module in enumerate(blocks):
-            kept[block + 1] = kept[block]
+            kept[block + 1][:] = kept[block]
+            passage = passage.over(kept[block + 1])
             outputs = skeleton.outputs(block)
             rows = read_tensors(variant, [each.name for each in outputs], threads)
             parameters = parameters_of(skeleton.inside(block), rows)
             del rows
             with loaded(module, skeleton.prefix(block), parameters, where):
-                forward.through(module, block, batches, kept[block + 1], where, threads)
+                forward.through(module, block, passage, where, threads)
             del parameters
             progress(weights_in(outputs))
-        head = _from_predictions(skeleton, variant, kept[-1], slope, where, threads, progress)
+        slope = HiddenStates(stack.enter_context(room(kept[0].shape, memory)), passage.states.shapes)
+        head = _from_predictions(skeleton, passage, tokens, slope, where, threads, progress)
         for block in reversed(range(len(blocks))):
             outputs = skeleton.outputs(block)
             rows = read_tensors(variant, [each.name for each in outputs], threads)
@@ -135,12 +143,13 @@ def run_backward(
             with loaded(blocks[block], skeleton.prefix(block), parameters, where) as weights:
                 places = {each.name: output_rows(each) for each in outputs if len(each.shape) > 1}
                 follow = partial(Following, weights, skeleton.taps(block), places)
-                _back_through(blocks[block], block, batches, kept[block], slope, where, threads, follow, observe)
+                passage = passage.over(kept[block])
+                _back_through(blocks[block], block, passage, slope, where, threads, follow, observe)
             del parameters, weights
             finished(Finished(outputs, rows))
             del rows
             progress(2 * weights_in(outputs))
-        return head, _of_embedding(variant, tokens, kept[0], slope, threads)
+        return head, _of_embedding(skeleton, passage, tokens, slope, where, threads)
 
 
 def backward_work(skeleton: Skeleton) -> int:
@@ -224,9 +233,8 @@ def _own(gradients: torch.Tensor, places: Places, expert: int | None) -> torch.T
 def _back_through(
     module: Any,
     block: int,
-    batches: Sequence[Batch],
-    states: States,
-    slope: States,
+    passage: Passage,
+    slope: HiddenStates,
     device: torch.device,
     threads: int,
     follow: Callable[[], Following],
@@ -234,23 +242,22 @@ def _back_through(
 ) -> None:
     """All windows back through one block: `slope`, the gradients of what it gives, become those of what it is given."""
     at_once = min(threads, AT_ONCE) if device.type == "cpu" else 1
-    for first in range(0, len(batches), at_once):
-        group = batches[first : first + at_once]
+    for first in range(0, len(passage.batches), at_once):
+        group = range(first, min(first + at_once, len(passage.batches)))
         told: list[Sequence[Told]] = [() for _ in group]
 
-        def run(place: int, group: Sequence[Batch] = group, told: list[Sequence[Told]] = told) -> None:
-            batch = group[place]
-            args, kwargs = on_device(batch.arguments[block], device)
-            given = torch.from_numpy(states[batch.windows]).to(device).requires_grad_()
+        def run(number: int, first: int = first, told: list[Sequence[Told]] = told) -> None:
+            args, kwargs = on_device(passage.batches[number].calls[block], device)
+            given = torch.from_numpy(passage.states[number]).to(device).requires_grad_()
             with torch.enable_grad(), follow() as following:
                 made = module(given.clone(), *args, **kwargs)
             made = made[0] if isinstance(made, tuple) else made
-            after = torch.tensor(slope[batch.windows], device=device)  # a copy: what is told may share its memory
+            after = torch.tensor(slope[number], device=device)  # a copy: what is told may share its memory
             (found,) = torch.autograd.grad(made, given, after)
-            slope[batch.windows] = found.cpu().numpy()
-            told[place] = following.told()
+            slope[number][...] = found.cpu().numpy()
+            told[number - first] = following.told()
 
-        parallel_for(lambda stop, run=run: run, range(len(group)), len(group))  # type: ignore[misc]
+        parallel_for(lambda stop, run=run: run, group, len(group))  # type: ignore[misc]
         observe(told)
 
 
@@ -259,9 +266,9 @@ def _back_through(
 
 def _from_predictions(
     skeleton: Skeleton,
-    variant: ModelVariant,
-    states: States,
-    slope: States,
+    passage: Passage,
+    tokens: NDArray[np.int32],
+    slope: HiddenStates,
     device: torch.device,
     threads: int,
     progress: Callable[[int], None],
@@ -271,20 +278,19 @@ def _from_predictions(
     The vocabulary is gone through twice, in pieces: for the normalizers and the labels, which are the largest of
     logit + Gumbel noise; then for the gradients.
     """
-    windows, context, width = states.shape
-    final = states.copy()
-    forward.normalize(skeleton, variant, final, device, threads)
+    (windows, context), width = tokens.shape, skeleton.plan.dims.embd
+    final, toward = (np.zeros((windows, context, width), np.float32) for _ in range(2))
+    forward.end(skeleton, passage, tokens, final, device, threads)
     vocabulary = skeleton.vocabulary
     normalizers = torch.full((windows, context), -torch.inf, dtype=_wide(device), device=device)
     best = torch.full((windows, context), -torch.inf, device=device)
     labels = torch.zeros((windows, context), dtype=torch.int64, device=device)
     weights, by_window = np.zeros((windows, context)), np.zeros((windows, vocabulary))
-    slope[:] = 0
 
     def in_pieces(work: Callable[[HeadPiece, int, int], None]) -> None:
         for first in range(0, vocabulary, PIECE):
             last = min(first + PIECE, vocabulary)
-            head = read_head(variant, first, last, threads, device)
+            head = read_head(passage.variant, first, last, threads, device)
             at_once = threads if device.type == "cpu" else 1
             parallel_for(
                 lambda stop, head=head, first=first: partial(work, head, first),  # type: ignore[misc]
@@ -313,8 +319,8 @@ def _from_predictions(
         inside = ((wanted >= 0) & (wanted < chance.shape[1])).to(chance.dtype)
         pull = chance.clone()
         pull.scatter_add_(1, wanted.clamp(0, chance.shape[1] - 1)[:, None], -inside[:, None])
-        (toward,) = torch.autograd.grad(found, given, pull, retain_graph=True)
-        slope[window] += toward.cpu().numpy()
+        (back,) = torch.autograd.grad(found, given, pull, retain_graph=True)
+        toward[window] += back.cpu().numpy()
         (own,) = torch.autograd.grad(found, product, (chance * (1 - chance)).clamp_(min=0).sqrt_())
         squares = own[0].square().to(normalizers.dtype)
         weights[window] += squares.sum(dim=1).cpu().numpy()
@@ -323,7 +329,7 @@ def _from_predictions(
     with making_logits(skeleton) as logits:
         in_pieces(draw)
         in_pieces(differentiate)
-    _through_norm(skeleton, variant, states, slope, device, threads)
+    _before_end(skeleton, passage, tokens, toward, slope, device, threads)
     outputs = by_window.sum(axis=0) / (windows * context)
     return HeadFisher(final.reshape(-1, width), weights.reshape(-1), outputs, labels.cpu().numpy().reshape(-1))
 
@@ -332,31 +338,53 @@ def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # which that device does not have
 
 
-def _through_norm(
-    skeleton: Skeleton, variant: ModelVariant, states: States, slope: States, device: torch.device, threads: int
+def _before_end(
+    skeleton: Skeleton,
+    passage: Passage,
+    tokens: NDArray[np.int32],
+    toward: States,
+    slope: HiddenStates,
+    device: torch.device,
+    threads: int,
 ) -> None:
-    """The gradients after the last norm, in `slope`, become those before it."""
-    with forward.loaded_norm(skeleton, variant, device, threads) as module:
-        for window, after in zip(states, slope, strict=True):
-            given = torch.from_numpy(window.copy()).to(device).requires_grad_()
+    """The gradients of what the head is given, `toward`, become in `slope` those of what the last block gives."""
+    with ending(skeleton, passage.variant, device, threads) as go_on:
+        for number, batch in enumerate(passage.batches):
+            given = torch.tensor(passage.states[number], device=device).requires_grad_()
             with torch.enable_grad():
-                made = module(given)
-            (found,) = torch.autograd.grad(made, given, torch.from_numpy(after).to(device))
-            after[...] = found.cpu().numpy()
+                made = go_on(ids_of(tokens[batch.windows], device), batch.extras, given)
+            (found,) = torch.autograd.grad(made, given, torch.from_numpy(toward[batch.windows]).to(device))
+            slope[number][...] = found.cpu().numpy()
 
 
 def _of_embedding(
-    variant: ModelVariant, tokens: NDArray[np.int32], states: States, slope: States, threads: int
+    skeleton: Skeleton,
+    passage: Passage,
+    tokens: NDArray[np.int32],
+    slope: HiddenStates,
+    device: torch.device,
+    threads: int,
 ) -> EmbeddingFisher:
-    """From the gradients of what goes into the first block: rows of the embedding, perhaps times a factor."""
-    occurring, ids = np.unique(tokens, return_inverse=True)
-    rows = pick_rows(variant, EMBEDDING, occurring.astype(np.int64), threads)
-    squares = np.square(rows, dtype=np.float64).sum(axis=1)[ids].sum()
-    factor = np.square(states, dtype=np.float64).sum() / squares if squares else 1.0
+    """From the gradients of what goes into the first block. Every token is given a row of its own."""
+    variant = passage.variant
+    known = tables(skeleton, variant, tokens, threads)
+    name = next(source for source, tensor in embeddings(skeleton).items() if tensor == EMBEDDING)
+    rows, places = known[name]
+    # From the second row on: the first is that of padding, to which torch gives no gradient.
+    own = Table(rows, lambda ids: torch.arange(1, 1 + ids.numel(), device=ids.device).reshape(ids.shape))
+    squares = np.zeros(rows.shape[1])
+    with outside(skeleton, variant, {**known, name: own}, device, threads):
+        for number, batch in enumerate(passage.batches):
+            ids = ids_of(tokens[batch.windows], device)
+            taken = {name: rows[np.concatenate([[0], places(ids).reshape(-1).cpu().numpy()])]}
+            with installed(skeleton.model, taken, device), torch.enable_grad():
+                weight = skeleton.model.get_parameter(name).requires_grad_()
+                states = start(skeleton, ids, (batch.extras,)).states
+                (found,) = torch.autograd.grad(states, weight, torch.from_numpy(slope[number]).to(device))
+            squares += found[1:].double().square().sum(dim=0).cpu().numpy()
     counts = np.zeros(variant.tensors[EMBEDDING].shape[0], np.int64)
     np.add.at(counts, tokens.reshape(-1), 1)
-    means = np.square(slope, dtype=np.float64).reshape(-1, slope.shape[-1]).mean(axis=0)
-    return EmbeddingFisher(factor * means, counts)
+    return EmbeddingFisher(squares / tokens.size, counts)
 
 
 def output_rows(output: TensorPlan) -> Places:

@@ -8,49 +8,70 @@ On the CPU each window is computed by one thread, so that nothing depends on the
 with several of them does, in the last bit.
 
 What a block is given besides the hidden states (position embeddings, masks, windows, one kind for each kind of layer)
-is what transformers itself gives it: the model's own forward runs once with blocks that only record their arguments.
+is what transformers itself gives it, and what comes before and after the blocks is its own forward (`evaluate.ends`).
 """
 
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Malformed, NoSpace, Unsupported, Usage
+from ggufsmith.container.errors import Malformed, Usage
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.convert.plan import TensorPlan
-from ggufsmith.evaluate.arguments import ArgumentStore, Call, argument_store, on_device
+from ggufsmith.evaluate.arguments import ArgumentStore, Call, argument_store, handed_on, on_device
+from ggufsmith.evaluate.ends import KINDS, ending, outside, start, tables
 from ggufsmith.evaluate.head import head_among
+from ggufsmith.evaluate.hidden import HiddenStates, States, room
+from ggufsmith.evaluate.loading import loaded
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.observe import Observer, Watching
-from ggufsmith.evaluate.scores import replaced, score
-from ggufsmith.evaluate.skeleton import BY_TOKEN, Skeleton, check_variants, parameters_of
+from ggufsmith.evaluate.scores import score
+from ggufsmith.evaluate.skeleton import Skeleton, check_variants, parameters_of
 from ggufsmith.evaluate.token_scores import TokenScores
-from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, pick_rows, read_tensors
+from ggufsmith.evaluate.variants import ModelVariant, Weights, load_kernels, read_tensors
 from ggufsmith.pipeline.parallel import available_cores
 
 MEMORY = 1 << 30  # bytes of hidden states in memory; more are in a mapped file
 ACTIVATIONS = 1 << 22  # numbers in the widest activation of a batch of windows, which caches hold better than more
 
-States = NDArray[np.float32]  # (windows, context, width)
-Entering = Callable[[int, int, States], None]
+Entering = Callable[[int, int, HiddenStates], None]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows that go through a block at once. arguments: what every block is given besides the hidden states."""
+    """Windows that go through a block at once.
+
+    calls: what every block is given besides the hidden states. extras: see `ends.Start`.
+    """
 
     windows: slice
-    arguments: tuple[Call, ...]
+    calls: list[Call]
+    extras: int | None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """All windows on their way through the blocks of one variant."""
+
+    variant: ModelVariant
+    states: HiddenStates
+    batches: Sequence[Batch]
+
+    def over(self, numbers: States) -> "Passage":
+        """The same windows with other hidden states."""
+        return replace(self, states=self.states.like(numbers))
+
+    def forget(self, block: int) -> None:
+        """Drop what a block was given besides the hidden states, of which the block before it may have made much."""
+        for batch in self.batches:
+            batch.calls[block] = ((), {})
 
 
 def run_model(
@@ -86,18 +107,24 @@ def run_model(
     threads = threads or available_cores()
     with torch.inference_mode(), torch_threads(1), ExitStack() as stack:
         load_kernels(variants)
-        shape = (*tokens.shape, skeleton.plan.dims.embd)
-        states = [stack.enter_context(room(shape, memory // len(variants))) for _ in variants]
-        stores = [stack.enter_context(argument_store(memory // len(variants))) for _ in variants]
-        batches = [
-            embed(skeleton, variant, tokens, hidden, store, where, threads)
-            for variant, hidden, store in zip(variants, states, stores, strict=True)
+        share = memory // len(variants)
+        passages = [
+            begin(
+                skeleton,
+                variant,
+                tokens,
+                lambda count: stack.enter_context(room((count,), share)),
+                stack.enter_context(argument_store(share)),
+                where,
+                threads,
+            )
+            for variant in variants
         ]
         for block, module in enumerate(skeleton.blocks):
             shelf: Mapping[str, Weights] = {}
-            for k, (variant, hidden) in enumerate(zip(variants, states, strict=True)):
+            for k, (variant, passage) in enumerate(zip(variants, passages, strict=True)):
                 if entering is not None:
-                    entering(block, k, hidden)
+                    entering(block, k, passage.states)
                 outputs = skeleton.outputs(block)
                 names = [each.name for each in outputs]
                 rows = read_tensors(variant, names, threads, shelf if variant.tensors is variants[0].tensors else {})
@@ -109,18 +136,21 @@ def run_model(
                     watched = observe is not None and k == 0
                     taps, latent = skeleton.taps(block), skeleton.latent(block)
                     watching = partial(Watching, parameters=weights, taps=taps, latent=latent) if watched else blind
-                    through(module, block, batches[k], hidden, where, threads, watching, observe or ignored)
+                    through(module, block, passage, where, threads, watching, observe or ignored)
+                    passage.forget(block)
                 del parameters, weights
                 progress(weights_in(outputs))
-        for k, (variant, hidden) in enumerate(zip(variants, states, strict=True)):
+        finals = []
+        for k, passage in enumerate(passages):
             if entering is not None:
-                entering(len(skeleton.blocks), k, hidden)
-            normalize(skeleton, variant, hidden, where, threads, observe if k == 0 else None)
+                entering(len(skeleton.blocks), k, passage.states)
+            finals.append(passage.states.after((*tokens.shape, skeleton.plan.dims.embd)))
+            end(skeleton, passage, tokens, finals[-1], where, threads, observe if observe and k == 0 else ignored)
         if scored is None:
             return None
         positions = range(tokens.shape[1] - 1)[scored]
         following = tokens[:, positions.start + 1 : positions.stop + 1].astype(np.int64)
-        taken = [hidden[:, positions.start : positions.stop] for hidden in states]
+        taken = [final[:, positions.start : positions.stop] for final in finals]
         with torch_threads(threads):
             return score(skeleton, variants, taken, following, device=where, threads=threads, advance=progress)
 
@@ -153,57 +183,35 @@ def weights_in(outputs: Sequence[TensorPlan]) -> int:
     return sum(math.prod(each.shape) for each in outputs)
 
 
-def embed(
+def begin(
     skeleton: Skeleton,
     variant: ModelVariant,
     tokens: NDArray[np.int32],
-    hidden: States,
+    reserve: Callable[[int], States],
     store: ArgumentStore,
     device: torch.device,
     threads: int,
-) -> list[Batch]:
-    """Fill `hidden` with what goes into the first block, and record what every block is given.
-
-    Of embeddings, only the rows of the tokens that occur are read; the model's own forward does the rest.
-    """
-    occurring, ids = np.unique(tokens, return_inverse=True)
-    numbers = torch.from_numpy(ids.reshape(tokens.shape).astype(np.int64))
-    picked = {each.source.name: each.outputs[0].name for each in skeleton.before if each.outputs[0].name in BY_TOKEN}
-    whole = [each for each in skeleton.before if each.source.name not in picked]
-    rows = read_tensors(variant, [output.name for each in whole for output in each.outputs], threads)
-    parameters = parameters_of(whole, rows)
-    for source, name in picked.items():
-        parameters[source] = pick_rows(variant, name, occurring.astype(np.int64), threads)
-    size, batches = windows_at_once(skeleton, tokens.shape[1], device), list[Batch]()
-    with installed(skeleton.model, parameters, device), replaced(skeleton.norm, lambda states: states):
-        for first in range(0, len(tokens), size):
-            windows = slice(first, min(first + size, len(tokens)))
-            calls = recorded(skeleton, numbers[windows].to(device))
-            hidden[windows] = calls[0][0][0].cpu().numpy()
-            arguments = store.keep(windows.stop - windows.start, [(args[1:], kwargs) for args, kwargs in calls])
-            batches.append(Batch(windows, arguments))
-    return batches
+) -> Passage:
+    """All windows up to the first block. reserve: gives room for so many numbers, those of all hidden states."""
+    size = windows_at_once(skeleton, tokens.shape[1], device)
+    slices = [slice(first, min(first + size, len(tokens))) for first in range(0, len(tokens), size)]
+    batches, shapes, room = list[Batch](), list[tuple[int, ...]](), None
+    with outside(skeleton, variant, tables(skeleton, variant, tokens, threads), device, threads):
+        for windows in slices:
+            kinds = (batches[0].extras,) if batches else KINDS
+            states, calls, extras = start(skeleton, ids_of(tokens[windows], device), kinds)
+            count = windows.stop - windows.start
+            room = reserve(states.numel() // count * len(tokens)) if room is None else room
+            shapes.append(tuple(states.shape))
+            HiddenStates(room, shapes)[len(batches)][...] = states.cpu().numpy()
+            batches.append(Batch(windows, list(store.keep(count, calls)), extras))
+    assert room is not None
+    return Passage(variant, HiddenStates(room, shapes), batches)
 
 
-def recorded(skeleton: Skeleton, numbers: torch.Tensor) -> list[Call]:
-    """The arguments of every block, from the model's own forward, in which blocks only record.
-
-    Unsupported: a model whose blocks hand over more to each other than hidden states.
-    """
-    marker, why = object(), ""
-    for more in ((), (marker,)):  # blocks that give back a pair, of which the model takes the first part
-        try:
-            with recording(skeleton.blocks, more) as calls:
-                skeleton.decoder(input_ids=numbers, use_cache=False)
-        except Exception as error:
-            why = why or f"{type(error).__name__}: {str(error)[:300]}"
-            continue
-        if not any(each is marker for args, kwargs in calls for each in (*args, *kwargs.values())):
-            return calls
-    raise Unsupported(
-        f"transformers' {type(skeleton.model).__name__} cannot be run block by block yet: {why}",
-        fix="Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity.",
-    )
+def ids_of(tokens: NDArray[np.int32], device: torch.device) -> torch.Tensor:
+    """Tokens as models take them."""
+    return torch.from_numpy(tokens.astype(np.int64)).to(device)
 
 
 def blind(observe: Observer) -> AbstractContextManager[Any]:
@@ -218,8 +226,7 @@ def ignored(tensor: str, inputs: torch.Tensor, expert: int | None) -> None:
 def through(
     module: Any,
     block: int,
-    batches: Sequence[Batch],
-    hidden: States,
+    passage: Passage,
     device: torch.device,
     threads: int,
     watching: Callable[[Observer], AbstractContextManager[Any]] = blind,
@@ -231,16 +238,20 @@ def through(
     order of the windows, when the batches that run side by side are through.
     """
     at_once = threads if device.type == "cpu" else 1
-    for first in range(0, len(batches), at_once):
-        group = batches[first : first + at_once]
+    for first in range(0, len(passage.batches), at_once):
+        group = range(first, min(first + at_once, len(passage.batches)))
         seen: list[list[tuple[str, torch.Tensor, int | None]]] = [[] for _ in group]
 
-        def run(batch: Batch, told: list[Any]) -> None:
-            args, kwargs = on_device(batch.arguments[block], device)
+        def run(number: int, told: list[Any]) -> None:
+            batch, states = passage.batches[number], passage.states[number]
+            args, kwargs = on_device(batch.calls[block], device)
             with torch.no_grad(), watching(lambda *inputs: told.append(inputs)):
                 # A copy: what is told of inputs may be the hidden states themselves, which are about to be overwritten.
-                made = module(torch.tensor(hidden[batch.windows], device=device), *args, **kwargs)
-            hidden[batch.windows] = (made[0] if isinstance(made, tuple) else made).cpu().numpy()
+                made = module(torch.tensor(states, device=device), *args, **kwargs)
+            made, *more = made if isinstance(made, tuple) else (made,)
+            states[...] = made.cpu().numpy()
+            if more and block + 1 < len(batch.calls):
+                batch.calls[block + 1] = handed_on(batch.calls[block + 1], on_device(more, torch.device("cpu")))
 
         parallel_for(lambda stop: lambda task: run(*task), zip(group, seen, strict=True), len(group))
         with torch_threads(threads):
@@ -249,31 +260,26 @@ def through(
                     observe(*told.pop(0))
 
 
-def normalize(
+def end(
     skeleton: Skeleton,
-    variant: ModelVariant,
-    hidden: States,
+    passage: Passage,
+    tokens: NDArray[np.int32],
+    final: States,
     device: torch.device,
     threads: int,
-    observe: Observer | None = None,
+    observe: Observer = ignored,
 ) -> None:
-    """The final norm, in place. observe: told of what the head is given."""
-    with loaded_norm(skeleton, variant, device, threads) as module:
-        for window in hidden:
-            made = module(torch.from_numpy(window).to(device))
-            if observe is not None:
-                observe(head_among(variant.tensors), made, None)
-            window[...] = made.cpu().numpy()
+    """What the head is given goes into `final`, (windows, context, width); `HiddenStates.after` has room for it.
 
-
-@contextmanager
-def loaded_norm(skeleton: Skeleton, variant: ModelVariant, device: torch.device, threads: int) -> Iterator[Any]:
-    """Within, the module of the final norm, which is yielded, has its weights."""
-    rows = read_tensors(variant, [output.name for each in skeleton.last for output in each.outputs], threads)
-    parameters = parameters_of(skeleton.last, rows)
-    name = skeleton.last[0].source.name.rpartition(".")[0] + "." if skeleton.last else ""
-    with loaded(skeleton.norm, name, parameters, device):
-        yield skeleton.norm
+    observe: told of it.
+    """
+    head = head_among(passage.variant.tensors)
+    with ending(skeleton, passage.variant, device, threads) as go_on:
+        for batch, states in zip(passage.batches, passage.states, strict=True):
+            made = go_on(ids_of(tokens[batch.windows], device), batch.extras, torch.tensor(states, device=device))
+            for window in made:
+                observe(head, window, None)
+            final[batch.windows] = made.cpu().numpy()
 
 
 def windows_at_once(skeleton: Skeleton, context: int, device: torch.device) -> int:
@@ -288,64 +294,6 @@ def windows_at_once(skeleton: Skeleton, context: int, device: torch.device) -> i
 
 
 @contextmanager
-def loaded(
-    module: Any, prefix: str, parameters: Mapping[str, Weights], device: torch.device
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Within, the module has these weights, all that it needs. prefix: what the names have that its own do not.
-
-    See `installed`.
-    """
-    own = {name.removeprefix(prefix): value for name, value in parameters.items()}
-    if own.keys() != module.state_dict(keep_vars=True).keys():
-        raise KeyError(f"{sorted(own.keys() ^ module.state_dict(keep_vars=True).keys())} of {type(module).__name__}")
-    with installed(module, own, device) as weights:
-        module.to(device)
-        yield weights
-
-
-@contextmanager
-def installed(
-    module: Any, parameters: Mapping[str, Weights], device: torch.device
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Within, the module has these weights, which share memory with the arrays on the CPU; they are yielded by name."""
-    empty: dict[str, Any] = module.state_dict(keep_vars=True)
-    weights = {name: torch.from_numpy(value).to(device) for name, value in parameters.items()}
-    wrapped = {
-        name: torch.nn.Parameter(value, requires_grad=False) if isinstance(empty[name], torch.nn.Parameter) else value
-        for name, value in weights.items()
-    }
-    _install(module, wrapped)
-    for name in wrapped:
-        module.get_submodule(name.rpartition(".")[0]).to(device)  # its buffers
-    try:
-        yield weights
-    finally:
-        _install(module, {name: empty[name] for name in wrapped})
-
-
-def _install(module: Any, parameters: Mapping[str, Any]) -> None:
-    for name, value in parameters.items():
-        owner, _, own = name.rpartition(".")
-        setattr(module.get_submodule(owner), own, value)
-
-
-@contextmanager
-def recording(blocks: Sequence[Any], more: tuple[Any, ...] = ()) -> Iterator[list[Call]]:
-    """Within, blocks give back the hidden states as they are, in a tuple with `more`; yields the calls.
-
-    Those of the first block: some models take the first part of what a block gives back, which is a tuple there.
-    """
-    calls: list[Call] = []
-
-    def record(*args: Any, **kwargs: Any) -> Any:
-        calls.append((args, kwargs))
-        return (calls[0][0][0], *more) if more else calls[0][0][0]
-
-    with replaced(*blocks, record):
-        yield calls
-
-
-@contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Within, torch computes on so many threads."""
     before = torch.get_num_threads()
@@ -354,21 +302,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def room(shape: tuple[int, ...], memory: int) -> Iterator[States]:
-    """Memory for hidden states; a mapped temporary file if they have more bytes than `memory`. NoSpace without room."""
-    size = 4 * math.prod(shape)
-    if size <= memory:
-        yield np.empty(shape, np.float32)
-        return
-    free = shutil.disk_usage(tempfile.gettempdir()).free
-    if size > free:  # a mapped file that cannot grow ends the process
-        raise NoSpace(
-            f"the hidden states of the text need {size} bytes, but only {free} are free",
-            where=tempfile.gettempdir(),
-            fix="Run the model on fewer windows, or set TMPDIR to a folder on another disk.",
-        )
-    with tempfile.TemporaryDirectory(prefix="ggufsmith-", ignore_cleanup_errors=True) as folder:
-        yield np.memmap(Path(folder) / "hidden", np.float32, "w+", shape=shape)

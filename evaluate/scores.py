@@ -8,7 +8,7 @@ online softmax is in Milakov and Gimelshein, "Online normalizer calculation for 
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ggufsmith.evaluate.head import head_among
+from ggufsmith.evaluate.loading import replaced
 from ggufsmith.evaluate.skeleton import HEAD_BIAS, Skeleton
 from ggufsmith.evaluate.token_scores import TokenScores
 from ggufsmith.evaluate.variants import ModelVariant, read_rows
@@ -130,10 +131,11 @@ class LastStates:
 
 
 class HeadPiece(NamedTuple):
-    """Rows of a head: (piece, width), and their biases, (piece,), if it has any."""
+    """Rows of a head: (piece, width), and their biases, (piece,), if it has any. first: the number of the first row."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    first: int
 
 
 def read_head(variant: ModelVariant, first: int, last: int, threads: int, device: torch.device) -> HeadPiece:
@@ -142,7 +144,8 @@ def read_head(variant: ModelVariant, first: int, last: int, threads: int, device
     def read(name: str) -> torch.Tensor:
         return torch.from_numpy(read_rows(variant, name, first, last, threads)).to(device)
 
-    return HeadPiece(read(head_among(variant.tensors)), read(HEAD_BIAS)[:, 0] if HEAD_BIAS in variant.tensors else None)
+    bias = read(HEAD_BIAS)[:, 0] if HEAD_BIAS in variant.tensors else None
+    return HeadPiece(read(head_among(variant.tensors)), bias, first)
 
 
 @contextmanager
@@ -160,12 +163,14 @@ def making_logits(
         return LastStates(here.hidden)
 
     def product(states: torch.Tensor) -> torch.Tensor:
-        here.product = torch.nn.functional.linear(states, *here.head)
+        here.product = torch.nn.functional.linear(states, here.head.weight, here.head.bias)
         return here.product
 
     def make(hidden: torch.Tensor, head: HeadPiece) -> tuple[torch.Tensor, torch.Tensor]:
         here.hidden, here.head = hidden[None], head
         logits = skeleton.model(inputs_embeds=here.hidden, use_cache=False).logits[0]
+        never = [each - head.first for each in skeleton.never if 0 <= each - head.first < logits.shape[1]]
+        logits[:, never] = torch.finfo(logits.dtype).min
         return logits, here.product
 
     with replaced(skeleton.base, states), replaced(skeleton.model.get_output_embeddings(), product):
@@ -176,14 +181,3 @@ def logits_of(skeleton: Skeleton, hidden: torch.Tensor, head: HeadPiece) -> torc
     """Logits once (see `making_logits`)."""
     with making_logits(skeleton) as make:
         return make(hidden, head)[0]
-
-
-@contextmanager
-def replaced(*modules_and_forward: Any) -> Iterator[None]:
-    """Within, the modules do this instead of their own forward. The last argument is the function."""
-    *modules, forward = modules_and_forward
-    with ExitStack() as stack:
-        for module in modules:
-            module.forward = forward
-            stack.callback(delattr, module, "forward")
-        yield

@@ -6,7 +6,7 @@ skeleton's parameters go through `make_plan`, as if they were to be converted, a
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.typed import TypedKeys
+from ggufsmith.container.untrusted import shown
+from ggufsmith.container.values import Metadata
 from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.config import Config, text_part
 from ggufsmith.convert.hf.config import check_keys
@@ -32,7 +34,6 @@ from ggufsmith.evaluate.observe import Latent, Tap
 from ggufsmith.evaluate.variants import ModelVariant, SourceModel, Weights
 
 HEAD_BIAS = "output.bias"
-NORMS = ("output_norm", "token_embd_norm")  # the last one of a model: LFM2 calls it by the second, BLOOM has both
 BY_TOKEN = frozenset((EMBEDDING, "per_layer_token_embd.weight"))  # a row for every token
 POSITIONS = "position_embd.weight"
 TOKENS = "tokenizer.ggml.tokens"
@@ -52,22 +53,23 @@ class Skeleton:
 
     model:    transformers' model, in eval mode; its buffers are there. It may see pictures too, which is not run.
     base:     the part of it before the head. decoder: the part of that which runs the blocks, mostly all of it.
-    blocks:   the decoder's. norm: between the last block and the head.
+    blocks:   the decoder's.
     plan:     how GGUF tensors would be made from its parameters, but for the head.
     inverses: how its parameters are made from GGUF tensors.
     implementation: of the attention, as transformers calls it.
     numbers:  how those of its blocks' parameters are made that GGUF has among its keys.
+    never:    tokens that it never predicts: Chameleon's for pictures.
     """
 
     model: Any
     base: Any
     decoder: Any
     blocks: Sequence[Any]
-    norm: Any
     plan: Plan
     inverses: tuple[Inverse, ...]
     implementation: str
     numbers: tuple[Inverse, ...] = ()
+    never: tuple[int, ...] = ()
 
     @property
     def vocabulary(self) -> int:
@@ -80,16 +82,9 @@ class Skeleton:
         return next((each.shape[0] for each in self.plan.outputs if each.name == POSITIONS), None)
 
     @property
-    def before(self) -> list[Inverse]:
-        """The parameters that are needed before the first block: embeddings, and what some models do with them."""
-        last = self.last
-        return [each for each in self.inverses if not _in_block(each) and each not in last and not _is_head(each)]
-
-    @property
-    def last(self) -> list[Inverse]:
-        """The parameters of the last norm."""
-        named = {each.name for each in _last_norm(self.plan)}
-        return [each for each in self.inverses if each.outputs[0].name in named]
+    def outside(self) -> list[Inverse]:
+        """The parameters that are in no block and not the head: embeddings, norms, and what else stands at the ends."""
+        return [each for each in self.inverses if not _in_block(each) and not _is_head(each)]
 
     def inside(self, block: int) -> list[Inverse]:
         """The parameters of a block."""
@@ -135,8 +130,6 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     transformers.logging.set_verbosity_error()
     source = _unfolded(source)
     model = _model(source)
-    if getattr(model.config, "vocabulary_map", None):
-        raise _not_here(source, model, "its head takes tokens out of what it predicts")
     blocks = _blocks(model)
     if blocks is None:
         raise _not_here(source, model, "its blocks were not found")
@@ -158,15 +151,14 @@ def build_skeleton(source: SourceModel) -> Skeleton:
         found = tuple(inverses(plan.outputs))
     except Failure as error:
         raise _not_here(source, model, "its parameters are not those of the checkpoint", error) from error
+    _check_reading(source, model, config, plan, parameters)
     appended = Keys.LLM.NEXTN_PREDICT_LAYERS.format(arch=plan.architecture.name)
     if source.where.is_file() and not TypedKeys(source.source.metadata, source.where).number(appended):
         check_keys(plan.metadata, source.source.metadata, source.where)
-    norm = _norm(model, decoder, plan)
-    if norm is None:
-        raise _not_here(source, model, "its last norm was not found")
     stated = constants(plan.numbers, source.source.metadata, source.where)
     numbers = tuple(Inverse(parameter, (), op) for parameter, op in stated)
-    return Skeleton(model, base, decoder, blocks, norm, plan, found, model.config._attn_implementation, numbers)
+    implementation = model.config._attn_implementation
+    return Skeleton(model, base, decoder, blocks, plan, found, implementation, numbers, _never(model))
 
 
 def _unfolded(source: SourceModel) -> SourceModel:
@@ -182,33 +174,52 @@ def _blocks(model: Any) -> Any:
     return next((each for each in lists if len(each) == count), None)
 
 
+def _check_reading(
+    source: SourceModel, model: Any, config: Config, plan: Plan, parameters: Mapping[str, StoredTensor]
+) -> None:
+    """Unsupported if transformers reads the config otherwise than conversion does: another model would be run."""
+    read = model.config.get_text_config().to_dict()
+    ours = {key: value for key, value in read.items() if key not in ("architectures", "model_type", "vocab_size")}
+    try:
+        theirs = make_plan(Config({**config, **ours}, source.where), parameters).metadata
+    except Failure as error:
+        raise _not_here(source, model, "it reads config.json otherwise than llama.cpp does", error) from error
+    keys = [key for key in plan.metadata.keys() | theirs.keys() if plan.metadata.get(key) != theirs.get(key)]
+    if keys:
+        also = [f"{key}: {_said(theirs, key)}, and not {_said(plan.metadata, key)}" for key in sorted(keys)]
+        raise _not_here(source, model, "it reads config.json otherwise than llama.cpp does", also=also[:MAX_LISTED])
+
+
+def _never(model: Any) -> tuple[int, ...]:
+    """The tokens that the model's forward takes out of what it predicts, which it does not do any more from here on."""
+    found: list[int] = []
+    for module in model.modules():
+        if mapping := getattr(module, "vocabulary_mapping", None):
+            found, mapping.image_tokens = [*mapping.image_tokens], []  # it would look for them in every piece of a head
+    return tuple(found)
+
+
 def _in_block(inverse: Inverse) -> bool:
     return inverse.outputs[0].name.startswith("blk.")
-
-
-def _last_norm(plan: Plan) -> list[TensorPlan]:
-    """Its weight and bias, as far as it has them."""
-    found = ([each for each in plan.outputs if each.name.rpartition(".")[0] == name] for name in NORMS)
-    return next(filter(None, found), [])
 
 
 def _is_head(inverse: Inverse) -> bool:
     return inverse.outputs[0].name in (HEAD, HEAD_BIAS)
 
 
-def _not_here(source: SourceModel, model: Any, why: str, error: Failure | None = None) -> Unsupported:
+def _said(metadata: Metadata, key: str) -> str:
+    return shown(str(metadata[key].data)) if key in metadata else "nothing"
+
+
+def _not_here(
+    source: SourceModel, model: Any, why: str, error: Failure | None = None, also: Sequence[str] = ()
+) -> Unsupported:
     return Unsupported(
         f"transformers' {type(model).__name__} cannot be run here yet: {why}",
         where=source.where,
-        also=error.also if error else (),
+        also=error.also if error else also,
         fix="Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity.",
     )
-
-
-def _norm(model: Any, decoder: Any, plan: Plan) -> Any:
-    """The module of the last norm; some have no parameters."""
-    named = [each.sources[0].name for each in _last_norm(plan)]
-    return model.get_submodule(named[0].rpartition(".")[0]) if named else getattr(decoder, "norm", None)
 
 
 def _rows(source: SourceModel) -> int:
@@ -251,7 +262,7 @@ def _model(source: SourceModel) -> Any:
         _compute_buffers(model, source.where)
     except Failure:
         raise
-    except Exception as error:  # Gemma 3n: what its text model needs for them, the class around it does not have
+    except Exception as error:
         raise _not_here(source, model, f"{type(error).__name__}: {str(error)[:300]}") from error
     return model.eval().requires_grad_(False)
 
@@ -285,22 +296,32 @@ def _compute_buffers(model: Any, where: Path) -> None:
     """Buffers are no weights: transformers computes them from the config, by what it calls initializing a module."""
     if not hasattr(model.config, "initializer_range"):  # which a class around a text model may look for in its own
         model.config.initializer_range = 0.02
-    holders = [module for module in model.modules() if dict(module.named_buffers(recurse=False))]
-    for module in holders:
+    owners = list(_owners(model, model))
+    holders = [(owner, module) for owner, module in owners if dict(module.named_buffers(recurse=False))]
+    for owner, module in holders:
         for name, value in module.named_buffers(recurse=False):
             fill = float("nan") if value.is_floating_point() else 0
             setattr(module, name, torch.full(tuple(value.shape), fill, dtype=value.dtype))
-        model._init_weights(module)
-    if any(map(_unset, holders)):  # those of Falcon-H1 are computed by the module around all blocks
-        for module in model.modules():
-            model._init_weights(module)
-    for module in filter(_unset, holders):
-        raise Unsupported(
-            f"transformers {transformers.__version__} does not compute {', '.join(_unset(module))} of "
-            f"{type(module).__name__}",
-            where=where,
-            fix="Install another release of transformers, at least 5.0.",
-        )
+        owner._init_weights(module)
+    if any(_unset(module) for _, module in holders):  # those of Falcon-H1 are computed by the module around all blocks
+        for owner, module in owners:
+            owner._init_weights(module)
+    for _, module in holders:
+        if unset := _unset(module):
+            raise Unsupported(
+                f"transformers {transformers.__version__} does not compute {', '.join(unset)} of "
+                f"{type(module).__name__}",
+                where=where,
+                fix="Install another release of transformers, at least 5.0.",
+            )
+
+
+def _owners(module: Any, owner: Any) -> Iterator[tuple[Any, Any]]:
+    """Every module with the model or part of a model that it is in: those know how to initialize it."""
+    owner = module if isinstance(module, transformers.PreTrainedModel) else owner
+    yield owner, module
+    for child in module.children():
+        yield from _owners(child, owner)
 
 
 def _unset(module: Any) -> list[str]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import checkpoints
 import zoo
 from ggufsmith.container.errors import Malformed, NoSpace
-from ggufsmith.evaluate import backward, forward
+from ggufsmith.evaluate import backward, hidden
 from ggufsmith.evaluate.backward import EmbeddingFisher, Finished, HeadFisher, Told, run_backward
 from ggufsmith.evaluate.skeleton import build_skeleton
 from ggufsmith.evaluate.variants import opened_model
@@ -200,7 +200,7 @@ def test_nothing_depends_on_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_hidden_states_that_no_disk_holds() -> None:
     with (
         pytest.raises(NoSpace, match="the hidden states of the text need"),
-        forward.room((1 << 20, 1 << 20, 1 << 12), 0),
+        hidden.room((1 << 20, 1 << 20, 1 << 12), 0),
     ):
         pass
 
@@ -242,7 +242,12 @@ NOT_TOLD = {
     "indexer.proj.weight",
     "indexer.q_proj.weight",
 }
-NOT_RUN = {"chameleon", "gemma3n", "glm-dsa", "hrm-text", "hy-v4"}  # see test_forward
+# The last blocks of Gemma 3n take keys and values of earlier ones; norms of Chameleon are one for each head.
+NOT_TOLD_IN = {
+    "gemma3n": {"attn_k.weight", "attn_v.weight"},
+    "chameleon": {f"attn_{each}_norm.{kind}" for each in "qk" for kind in ("weight", "bias")},
+}
+NOT_RUN = {"hrm-text"}  # see test_forward
 
 
 @pytest.mark.parametrize("name", [name for name in zoo.ZOO if name not in NOT_RUN])
@@ -265,7 +270,7 @@ def test_every_architecture_runs_backward(name: str, tmp_path: Path) -> None:
         )
         matrices = [each for k in range(len(skeleton.blocks)) for each in skeleton.outputs(k) if len(each.shape) > 1]
     missing = {each.name.split(".", 2)[2] for each in matrices if told.get(each.name) != each.shape[-2:]}
-    assert missing <= NOT_TOLD
+    assert missing <= NOT_TOLD | NOT_TOLD_IN.get(name, set())
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])
