@@ -19,7 +19,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.typed import TypedKeys
-from ggufsmith.container.untrusted import shown
 from ggufsmith.container.values import Metadata
 from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.config import Config, text_part
@@ -42,6 +41,10 @@ TOKENS = "tokenizer.ggml.tokens"
 NOT_PASSED = frozenset(
     """architectures attn_implementation auto_map compression_config dtype model_type pad_token_id quantization
     quantization_config text_config torch_dtype transformers_version vision_config _attn_implementation""".split()
+)
+FLAT_ROPE = tuple(
+    """rope_theta rope_scaling partial_rotary_factor rotary_pct rope_pct rotary_emb_base rope_local_base_freq
+    swa_rope_theta""".split()
 )
 BLOCK = re.compile(r"blk\.(\d+)\.")
 MAX_LISTED = 12
@@ -180,13 +183,15 @@ def _check_reading(
     """Unsupported if transformers reads the config otherwise than conversion does: another model would be run."""
     read = model.config.get_text_config().to_dict()
     ours = {key: value for key, value in read.items() if key not in ("architectures", "model_type", "vocab_size")}
+    if read.get("rope_parameters"):  # which are what counts: older names may stand beside them, unread
+        ours |= dict.fromkeys(FLAT_ROPE)
     try:
         theirs = make_plan(Config({**config, **ours}, source.where), parameters).metadata
     except Failure as error:
         raise _not_here(source, model, "it reads config.json otherwise than llama.cpp does", error) from error
     keys = [key for key in plan.metadata.keys() | theirs.keys() if plan.metadata.get(key) != theirs.get(key)]
     if keys:
-        also = [f"{key}: {_said(theirs, key)}, and not {_said(plan.metadata, key)}" for key in sorted(keys)]
+        also = [f"{key} would be {_said(theirs, key)} instead of {_said(plan.metadata, key)}" for key in sorted(keys)]
         raise _not_here(source, model, "it reads config.json otherwise than llama.cpp does", also=also[:MAX_LISTED])
 
 
@@ -208,7 +213,7 @@ def _is_head(inverse: Inverse) -> bool:
 
 
 def _said(metadata: Metadata, key: str) -> str:
-    return shown(str(metadata[key].data)) if key in metadata else "nothing"
+    return str(metadata[key].data)[:80] if key in metadata else "absent"
 
 
 def _not_here(

@@ -5,7 +5,7 @@ loading kernels is not counted. Speed is that of the shape of SmolLM2-135M: the 
 summed, as an importance matrix needs it; the source and four files, scored. Peak memory is that of Llama-3-8B at full
 width and vocabulary, cut to 2 and 4 blocks, scored.
 
-usage: forward.py [--pairs N] [--windows N]
+usage: forward.py [--pairs N] [--windows N] [--only speed|memory]
 """
 
 import argparse
@@ -97,31 +97,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--only", choices=["speed", "memory"], help="one of the two tables")
     parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
         what, folder, windows, *files = asked.measure
         run(what, Path(folder), int(windows), [Path(file) for file in files])
         return
+    if asked.only != "memory":
+        speed(asked.windows, asked.pairs)
+        print()
+    if asked.only != "speed":
+        memory(asked.windows)
+
+
+def speed(windows: int, count: int) -> None:
+    """The first table."""
     small = checkpoint("SmolLM2-135M", SMOLLM2)
     files = [BENCH / f"SmolLM2-135M-{recipe}.gguf" for recipe in RECIPES]
     for recipe, file in zip(RECIPES, files, strict=True):
         if not file.exists():
             subprocess.run([*CONVERT, str(small), "--recipe", recipe, "-o", str(file), "--quiet"], check=True)
-    print(f"| {asked.windows} × {CONTEXT} tokens | seconds | transformers, seconds | ratio | goal |")
+    print(f"| {windows} × {CONTEXT} tokens | seconds | transformers, seconds | ratio | goal |")
     print("|---|---|---|---|---|")
     for what, inputs in (("importance", []), ("four files", files)):
         ours, theirs, ratio = pairs(
-            lambda what=what, inputs=inputs: measure(what, small, asked.windows, *inputs)[0],
-            lambda: measure("plain", small, asked.windows)[0],
-            asked.pairs,
+            lambda what=what, inputs=inputs: measure(what, small, windows, *inputs)[0],
+            lambda: measure("plain", small, windows)[0],
+            count,
         )
         print(f"| SmolLM2-135M: {what} | {ours:.1f} | {theirs:.1f} | {1 / ratio:.2f} | ≤ {GOALS[what]} |")
-    print(f"\n| {asked.windows} × {CONTEXT} tokens | seconds | peak memory, MB | goal |")
+
+
+def memory(windows: int) -> None:
+    """The second one."""
+    print(f"| {windows} × {CONTEXT} tokens | seconds | peak memory, MB | goal |")
     print("|---|---|---|---|")
     for blocks in (2, 4):
         folder = checkpoint(f"Llama-3-8B-{blocks}", {**LLAMA_8B, "num_hidden_layers": blocks})
-        seconds, peak = measure("scores", folder, asked.windows)
+        seconds, peak = measure("scores", folder, windows)
         print(f"| Llama-3-8B, {blocks} blocks, scored | {seconds:.0f} | {peak:.0f} | < {GOAL_PEAK} |")
 
 

@@ -1,5 +1,6 @@
 """The model run one block at a time, against transformers' own forward of the whole model: logits, inputs, scores."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -107,7 +108,7 @@ NOT_RUN = {
     ("hrm-text", False): "cannot be run here yet",
     ("mimo2", True): UNLIKE,
 }
-# Those that cannot be run from a GGUF file: there is no class for the text model alone, or GGUF does not say which of the
+# Those that cannot be run from a GGUF file: there is no class for the text model alone, or the file does not say which
 # tokens are pictures.
 FOLDER_ONLY = {"minimax-m3": UNLIKE, "chameleon": "cannot make a ChameleonForConditionalGeneration"}
 
@@ -140,6 +141,18 @@ def test_every_line_of_the_zoo_and_its_gguf_file(name: str, published: bool, tmp
             streamed_logits(tmp_path / "model.gguf", tokens)
         return
     assert error(streamed_logits(tmp_path / "model.gguf", tokens), expected) < 1e-10
+
+
+def test_a_config_that_transformers_reads_otherwise(tmp_path: Path) -> None:
+    """MiMo's published names of what transformers calls rope_parameters: it would turn a third of every head."""
+    zoo.write("mimo2", tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"rope_parameters": None, "partial_rotary_factor": 0.5, "rope_theta": 5e6, "swa_rope_theta": 1e4}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(Unsupported, match=r"reads config\.json otherwise") as raised:
+        streamed_logits(tmp_path, np.ones((1, 8), np.int32))
+    assert "mimo2.rope.dimension_count would be 10 instead of 16" in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["internvl-chat", "internvl-chat-qwen3"])
