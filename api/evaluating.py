@@ -21,8 +21,8 @@ def evaluated(
 
     from ggufsmith.calibrated import with_calibration
     from ggufsmith.convert.open import file_of, open_pass
+    from ggufsmith.evaluate.engine import check_llama_cpp
     from ggufsmith.evaluate.evaluation import evaluate
-    from ggufsmith.evaluate.llamacpp import check_llama_cpp
     from ggufsmith.evaluate.needed import need_libraries
     from ggufsmith.located import HubRequest, located
 

@@ -13,8 +13,8 @@ from gguf.constants import GGUFType, Keys
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.shards import open_gguf_set
 from ggufsmith.convert.open import open_pass
+from ggufsmith.evaluate.engine import check_llama_cpp, run_apart
 from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged
-from ggufsmith.evaluate.llamacpp import check_llama_cpp, run_files
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.quality import compare, qualities
 from ggufsmith.evaluate.texts import TextDocument, read_texts, shipped
@@ -93,7 +93,7 @@ def evaluate(task: EvalTask, *, opener: Opener = open_pass, progress: Progress =
             with progress("evaluating in llama.cpp", len(files) * len(windows.tokens)) as advance:
                 paths = [each.paths[0] for each in files]
                 threads = available_cores()
-                scores, speeds = run_files(source, paths, windows.tokens, cpu=cpu, threads=threads, advance=advance)
+                scores, speeds = run_apart(source, paths, windows.tokens, cpu=cpu, threads=threads, advance=advance)
     base, own = scores[0], scores[1:]
     rows = judged(candidates, [qualities(each, base, windows.domains) for each in own], speeds)
     pairs = [compare((candidates[a].name, candidates[b].name), own[a], own[b]) for a, b in places]

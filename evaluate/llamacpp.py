@@ -26,17 +26,6 @@ REPEATS = 3  # of each measurement, after one that is not counted
 ENOUGH = 20.0  # seconds after which a measurement is not repeated
 
 
-def check_llama_cpp() -> None:
-    """Unsupported where llama-cpp-python is not installed."""
-    try:
-        import llama_cpp  # noqa: F401
-    except ImportError as error:
-        raise Unsupported(
-            "llama-cpp-python, which runs files in llama.cpp, is not installed",
-            fix="pip install llama-cpp-python, or leave out --engine llama.cpp.",
-        ) from error
-
-
 def run_files(
     source: Path,
     files: Sequence[Path],

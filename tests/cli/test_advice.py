@@ -266,6 +266,7 @@ ELSEWHERE = {
     "Add --recipe, or leave out --imatrix.": JUDGED,
     "Write the files first, or leave out --engine": JUDGED,
     "pip install llama-cpp-python, or leave out": JUDGED,
+    "Leave out --engine llama.cpp to measure the": "tests/evaluate/test_engine.py::test_a_process_that_is_ended",
     "{choice(there)} Leaving --device out": JUDGED,
     "Measure this model with `ggufsmith eval`": "tests/cli/test_which.py::test_what_was_measured_decides",
     "Leave out --modelfile, or pass the projector": "tests/cli/test_modelfile.py::test_a_model_that_sees",
@@ -297,6 +298,7 @@ OTHERS = (
     "Convert it with gguf-py's gguf-convert-endian",
     "Install a release of transformers that has it",
     "pip install pyarrow",
+    "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install",
     "The weights may be damaged: check the model with `ggufsmith verify`.",
     "Leave out --calibrate, and report it.",  # of what should be impossible
     "this checkpoint has {found}, which --mmproj",  # no error
