@@ -188,7 +188,7 @@ class Following(TorchFunctionMode):  # type: ignore[misc]  # torch has no types 
         return made
 
     def _note(self, number: int, gradient: torch.Tensor) -> None:
-        self._gradients[number] = gradient
+        self._gradients[number] = gradient.transpose(-1, -2) if self._calls[number].turned else gradient
 
     def told(self) -> list[Told]:
         """What was noted, in the order of the calls."""

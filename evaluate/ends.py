@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Unsupported
 from ggufsmith.evaluate.arguments import Call, Handed
 from ggufsmith.evaluate.loading import installed, replaced
-from ggufsmith.evaluate.skeleton import BY_TOKEN, Skeleton, parameters_of
+from ggufsmith.evaluate.skeleton import BY_TOKEN, LLAMA_TOOLS, Skeleton, parameters_of
 from ggufsmith.evaluate.variants import ModelVariant, Weights, pick_rows, read_tensors
 
 KINDS = (1, 2, None)  # how many values blocks give besides the hidden states; None if they give no tuple
-FIX = "Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity."
 
 
 class Start(NamedTuple):
@@ -101,7 +100,9 @@ def start(skeleton: Skeleton, tokens: torch.Tensor, kinds: Sequence[int | None] 
             return _recorded(skeleton, tokens, extras)
         except Exception as error:
             why = f"{type(error).__name__}: {str(error)[:300]}"
-    raise Unsupported(f"transformers' {type(skeleton.model).__name__} cannot be run block by block yet: {why}", fix=FIX)
+    raise Unsupported(
+        f"transformers' {type(skeleton.model).__name__} cannot be run block by block yet: {why}", fix=LLAMA_TOOLS
+    )
 
 
 def _recorded(skeleton: Skeleton, tokens: torch.Tensor, extras: int | None) -> Start:
@@ -156,7 +157,9 @@ def ending(
             found: torch.Tensor = skeleton.decoder(input_ids=tokens, use_cache=False)[0]
         if found.isnan().any() and not states.isnan().any():
             name = type(skeleton.model).__name__
-            raise Unsupported(f"transformers' {name} takes its embeddings to its head, which is not run yet", fix=FIX)
+            raise Unsupported(
+                f"transformers' {name} takes its embeddings to its head, which is not run yet", fix=LLAMA_TOOLS
+            )
         return found
 
     with outside(skeleton, variant, nothing, device, threads):

@@ -1,7 +1,8 @@
 """What every linear of a model is given: its inputs, under the name of the GGUF tensor that holds its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ PRODUCTS = {
     torch.bmm: (0, 1),
     torch.addmm: (1, 2),
 }
+# Those in which the weights may also stand first, before inputs that are turned: Mamba's time steps.
+TURNED = frozenset((torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__))
 
 
 class Observer(Protocol):
@@ -66,13 +69,15 @@ class Product(NamedTuple):
     """A product with a parameter. weight: the parameter, or the part of it that stands in the product.
 
     expert: which matrix of a stack that is; None for a single matrix, and for a whole stack, whose number is the first
-    axis of inputs and outputs.
+    axis of inputs and outputs. turned: the weights stood first; `inputs` are as usual, (..., n_in), but what was made
+    is (..., n_out, tokens).
     """
 
     name: str
     inputs: torch.Tensor
     weight: torch.Tensor
     expert: int | None
+    turned: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -97,17 +102,24 @@ class Products:
         if func not in PRODUCTS:
             return None
         first, second = PRODUCTS[func]
+        inputs = args[first]
         weight = args[second] if len(args) > second else kwargs.get("weight", kwargs.get("mat2"))
-        known = self._known.get(weight.untyped_storage().data_ptr()) if isinstance(weight, torch.Tensor) else None
+        known, turned = self._parameter(weight), False
+        if known is None and func in TURNED and inputs.ndim == 2:
+            known, turned = self._parameter(inputs), True
+            inputs, weight = weight.transpose(-1, -2), inputs
         if known is None:
             return None
         name, stack, numbers = known
         if weight.ndim == 3:
-            return Product(name, args[first], weight, None)
+            return Product(name, inputs, weight, None)
         # Of a stack, or of experts one below the other, the place within it says which.
         stack = stack or (numbers > weight.numel() and "experts" in name.split("."))
         expert = int(weight.storage_offset()) // weight.numel() if stack else expert_in(name)
-        return Product(name, args[first], weight, expert)
+        return Product(name, inputs, weight, expert, turned)
+
+    def _parameter(self, weight: Any) -> tuple[str, bool, int] | None:
+        return self._known.get(weight.untyped_storage().data_ptr()) if isinstance(weight, torch.Tensor) else None
 
 
 class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types here
@@ -129,6 +141,7 @@ class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types h
         self._products = Products(parameters)
         self._latent = latent
         self._compressed: torch.Tensor | None = None
+        self._values: int | None = None  # where what is made of it lies
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what goes into products, and let everything through as it is."""
@@ -138,11 +151,15 @@ class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types h
         if product is not None:
             self._product(product, made)
         elif func is scaled_dot_product_attention and self._compressed is not None:
-            self._attention(args, kwargs)
+            query, key, _, *more = args
+            attend = partial(scaled_dot_product_attention, query, key)
+            self._attention(key.shape[2], lambda latent: attend(latent, *more, **kwargs))
+        elif func in TURNED and self._compressed is not None and _memory(args[1]) == self._values:
+            self._attention(args[1].shape[2], lambda latent: func(args[0], latent))
         return made
 
     def _product(self, product: Product, made: torch.Tensor) -> None:
-        name, inputs, _, expert = product
+        name, inputs, expert = product.name, product.inputs, product.expert
         taps = self._taps[name]
         if product.stacked:
             for number, rows in enumerate(inputs):
@@ -154,20 +171,20 @@ class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types h
             for head in range(self._latent.heads):
                 self._observe(self._latent.keys, heads[:, head, : self._latent.size], head)
         elif self._latent and name == self._latent.latent:
-            self._compressed = inputs
+            self._compressed, self._values = inputs, _memory(made)
 
     def _tell(self, taps: tuple[Tap, ...], inputs: torch.Tensor, expert: int | None) -> None:
         for tensor, columns in taps:
             self._observe(tensor, inputs if columns is None else inputs[:, columns], expert)
 
-    def _attention(self, args: Any, kwargs: Any) -> None:
+    def _attention(self, tokens: int, attend: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """What heads find in the latent, with the weights that they give to the values."""
         assert self._latent is not None and self._compressed is not None
-        query, key, *_ = args
-        latent = self._compressed.reshape(len(query), 1, key.shape[2], -1).expand(-1, query.shape[1], -1, -1)
-        found = scaled_dot_product_attention(query, key, latent, *args[3:], **kwargs)
-        for head in range(self._latent.heads):
-            self._observe(self._latent.values, found[:, head].reshape(-1, found.shape[-1]), head)
+        heads, width = self._latent.heads, self._compressed.shape[-1]
+        latent = self._compressed.reshape(-1, 1, tokens, width).expand(-1, heads, -1, -1)
+        found = attend(latent)
+        for head in range(heads):
+            self._observe(self._latent.values, found[:, head].reshape(-1, width), head)
         self._compressed = None
 
 
@@ -176,3 +193,7 @@ def expert_in(name: str) -> int | None:
     pieces = name.split(".")
     number = pieces[pieces.index("experts") + 1] if "experts" in pieces[:-1] else ""
     return int(number) if number.isdecimal() else None
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())

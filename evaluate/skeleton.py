@@ -48,6 +48,7 @@ FLAT_ROPE = tuple(
 )
 BLOCK = re.compile(r"blk\.(\d+)\.")
 MAX_LISTED = 12
+LLAMA_TOOLS = "Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity."
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _not_here(
         f"transformers' {type(model).__name__} cannot be run here yet: {why}",
         where=source.where,
         also=error.also if error else also,
-        fix="Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity.",
+        fix=LLAMA_TOOLS,
     )
 
 
@@ -368,6 +369,13 @@ def check_variants(skeleton: Skeleton, source: ModelVariant, variants: Sequence[
         if problems:
             where = variant.paths[0] if variant.paths else variant.label
             more = [f"and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+            if variant is source:
+                raise Unsupported(
+                    f"transformers' {type(skeleton.model).__name__} has other tensors than this model",
+                    where=where,
+                    also=[*problems[:MAX_LISTED], *more],
+                    fix=LLAMA_TOOLS,
+                )
             raise Malformed(
                 f"this is not the same model as {source.label}",
                 where=where,

@@ -230,11 +230,10 @@ NOT_TOLD = {
     "ffn_up_exps.bias",
     "ffn_down_exps.bias",
     "attn_k_b.weight",
-    # of state spaces: numbers for each channel, head or group, and a matrix that stands before its inputs
+    # of state spaces: numbers for each channel, head or group
     "ssm_a",
     "ssm_d",
     "ssm_norm.weight",
-    "ssm_dt.weight",
     # of indexers, which choose tokens: no gradient goes through a choice
     "indexer.attn_k.weight",
     "indexer.attn_q_b.weight",

@@ -155,6 +155,14 @@ def test_a_config_that_transformers_reads_otherwise(tmp_path: Path) -> None:
     assert "mimo2.rope.dimension_count would be 10 instead of 16" in str(raised.value)
 
 
+def test_a_file_that_is_not_what_its_class_makes(tmp_path: Path) -> None:
+    """ChatGLM has the architecture of GLM-4, and biases that transformers' class for that has not."""
+    layout_twins.write("chatglm", tmp_path)
+    run(request(tmp_path, outtype="f32", outfile=tmp_path / "model.gguf"))
+    with pytest.raises(Unsupported, match="has other tensors than this model"):
+        streamed_logits(tmp_path / "model.gguf", np.ones((1, 8), np.int32))
+
+
 @pytest.mark.parametrize("name", ["internvl-chat", "internvl-chat-qwen3"])
 def test_a_text_model_inside_a_class_that_transformers_lacks(name: str, tmp_path: Path) -> None:
     model = layout_twins.write(name, tmp_path)

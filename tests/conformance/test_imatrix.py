@@ -107,6 +107,10 @@ WRITTEN_OTHERWISE = {
     "nemotron_h_moe": 1e-3,  # state spaces, and experts in a latent
     "apertus": 1e-3,  # an activation whose parameters are keys
     "minicpm3": 1e-3,  # a latent that stays one matrix
+    "mamba": 1e-3,  # a matrix that stands before its inputs, which are turned
+    "falcon-mamba": 1e-3,
+    "jamba": 1e-3,
+    "glm-dsa": 1e-3,  # choices of tokens that one block hands the next
     "granitemoe-swa": 1e-3,  # packed experts, and sinks
     "falcon-h1": 1e-3,  # scales that are folded into the weights
     "muse-glimmer": 1e-3,  # queries that are scaled behind a norm without weights
@@ -140,6 +144,19 @@ def test_of_what_is_written_otherwise_in_transformers(name: str, tmp_path: Path)
     convert(request(folder, outtype="f32", outfile=model))
     options = reading(tmp_path, chunks=4)
     check(ours(folder, options), theirs(model, options, "--process-output"), WRITTEN_OTHERWISE[name])
+
+
+def test_the_names_where_llama_cpp_computes_otherwise(tmp_path: Path) -> None:
+    """It rotates Hunyuan 4 otherwise; attention to the latent is written out there, without a kernel that does it."""
+    folder = tmp_path / "Tiny-2M-v1.0"
+    folder.mkdir()
+    zoo.write("hy-v4", folder)
+    model = tmp_path / "Tiny-F32.gguf"
+    convert(request(folder, outtype="f32", outfile=model))
+    options = reading(tmp_path, chunks=2)
+    found, wanted = ours(folder, options), theirs(model, options, "--process-output")
+    assert found.entries.keys() == wanted.entries.keys()
+    assert any("attn_v_b" in name for name in found.entries)
 
 
 def test_a_trained_model(tmp_path: Path) -> None:
