@@ -107,6 +107,7 @@ FORMATS = (
 BY_ID = {f.id: f for f in FORMATS}
 BY_NAME = {f.name: f for f in FORMATS}
 FLOATS = ("F32", "F16", "BF16")  # the plain formats that weights are read from
+INTEGERS = ("I8", "I16", "I32", "I64")
 if len(BY_ID) != len(FORMATS) or len(BY_NAME) != len(FORMATS):
     raise RuntimeError("container/formats.py: two formats share an id or a name")
 

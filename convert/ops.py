@@ -112,6 +112,9 @@ class Indices(Op):
     def integers(self) -> str:
         return "I32"
 
+    def inverse(self, source: int = 0) -> Op:
+        return Copy()
+
     def rows(self, read: Read, sources: tuple[Shape, ...], start: int, stop: int) -> Array:
         found = read(0, start, stop)
         if found.size and not 0 <= found.min() <= found.max() < self.below:

@@ -141,7 +141,9 @@ def run_backward(
             rows = read_tensors(variant, [each.name for each in outputs], threads)
             parameters = parameters_of(skeleton.inside(block), rows)
             with loaded(blocks[block], skeleton.prefix(block), parameters, where) as weights:
-                places = {each.name: output_rows(each) for each in outputs if len(each.shape) > 1}
+                places = {
+                    each.name: output_rows(each) for each in outputs if len(each.shape) > 1 and not each.op.integers
+                }
                 follow = partial(Following, weights, skeleton.taps(block), places)
                 passage = passage.over(kept[block])
                 _back_through(blocks[block], block, passage, slope, where, threads, follow, observe)
@@ -210,6 +212,10 @@ def _matrices(product: Product, gradients: torch.Tensor) -> Iterator[tuple[torch
     """(inputs, gradients, expert) of every matrix that stands in a product; of experts, the tokens that chose them."""
     if not product.stacked:
         yield _flat(product.inputs), _flat(gradients), product.expert
+        return
+    if product.grouped:
+        for inputs, own in zip(product.inputs, torch.block_diag(*gradients).split(gradients.shape[1]), strict=True):
+            yield inputs, own, None  # nothing for the rows of the other groups
         return
     for number, (inputs, own) in enumerate(zip(product.inputs, gradients, strict=True)):
         chosen = inputs.any(dim=-1)

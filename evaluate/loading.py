@@ -31,7 +31,7 @@ def installed(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Within, the module has these weights, which share memory with the arrays on the CPU; they are yielded by name."""
     empty: dict[str, Any] = module.state_dict(keep_vars=True)
-    weights = {name: torch.from_numpy(value).to(device) for name, value in parameters.items()}
+    weights = {name: torch.from_numpy(value).to(device, _dtype(empty[name])) for name, value in parameters.items()}
     wrapped = {
         name: torch.nn.Parameter(value, requires_grad=False) if isinstance(empty[name], torch.nn.Parameter) else value
         for name, value in weights.items()
@@ -43,6 +43,11 @@ def installed(
         yield weights
     finally:
         _install(module, {name: empty[name] for name in wrapped})
+
+
+def _dtype(place: torch.Tensor) -> torch.dtype:
+    """Whole numbers, as in DeepSeek-V4's table of experts, stay what they are; all else is float32."""
+    return torch.float32 if place.is_floating_point() else place.dtype
 
 
 def _move_buffers(module: Any, device: torch.device) -> None:

@@ -70,7 +70,8 @@ class Product(NamedTuple):
 
     expert: which matrix of a stack that is; None for a single matrix, and for a whole stack, whose number is the first
     axis of inputs and outputs. turned: the weights stood first; `inputs` are as usual, (..., n_in), but what was made
-    is (..., n_out, tokens).
+    is (..., n_out, tokens). grouped: the weight is one matrix, whose rows are cut into groups with inputs of their own
+    (DeepSeek-V4's first matrix behind attention); the first axis of inputs and outputs counts the groups.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Product(NamedTuple):
     weight: torch.Tensor
     expert: int | None
     turned: bool = False
+    grouped: bool = False
 
     @property
     def stacked(self) -> bool:
@@ -111,10 +113,10 @@ class Products:
         if known is None:
             return None
         name, stack, numbers = known
-        if weight.ndim == 3:
-            return Product(name, inputs, weight, None)
-        # Of a stack, or of experts one below the other, the place within it says which.
         stack = stack or (numbers > weight.numel() and "experts" in name.split("."))
+        if weight.ndim == 3:
+            return Product(name, inputs, weight, None, grouped=not stack)
+        # Of a stack, or of experts one below the other, the place within it says which.
         expert = int(weight.storage_offset()) // weight.numel() if stack else expert_in(name)
         return Product(name, inputs, weight, expert, turned)
 
@@ -161,7 +163,10 @@ class Watching(TorchFunctionMode):  # type: ignore[misc]  # torch has no types h
     def _product(self, product: Product, made: torch.Tensor) -> None:
         name, inputs, expert = product.name, product.inputs, product.expert
         taps = self._taps[name]
-        if product.stacked:
+        if product.grouped:
+            for rows in inputs:
+                self._tell(taps, rows, None)
+        elif product.stacked:
             for number, rows in enumerate(inputs):
                 self._tell(taps, rows[rows.any(dim=-1)], number)
         else:

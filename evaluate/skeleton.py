@@ -5,21 +5,25 @@ has for the architecture's record. Which parameter is which GGUF tensor is not w
 skeleton's parameters go through `make_plan`, as if they were to be converted, and the ops are used backwards.
 """
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from gguf.constants import Keys
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ggufsmith.container.errors import Failure, Malformed, Unsupported
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.typed import TypedKeys
-from ggufsmith.container.values import Metadata
+from ggufsmith.container.values import Metadata, Value
 from ggufsmith.convert.architectures import ARCHITECTURES
 from ggufsmith.convert.config import Config, text_part
 from ggufsmith.convert.hf.config import check_keys
@@ -48,6 +52,7 @@ FLAT_ROPE = tuple(
 )
 BLOCK = re.compile(r"blk\.(\d+)\.")
 MAX_LISTED = 12
+UNLIKE = "its parameters are not those of the checkpoint"
 LLAMA_TOOLS = "Convert the model, and measure it with llama.cpp's own tools: llama-imatrix, llama-perplexity."
 
 
@@ -144,17 +149,19 @@ def build_skeleton(source: SourceModel) -> Skeleton:
         raise _not_here(source, model, "its head was not found")
     # A head with a bias is never the embedding: only then it has to be there.
     left_out = head.weight if getattr(head, "bias", None) is None else None
-    parameters = {
-        name: StoredTensor(name, tuple(value.shape), "F32", Path(), 0, 4 * value.numel())
+    shapes = {
+        name: ("I64" if value.dtype is torch.int64 else "F32", tuple(value.shape))
         for name, value in model.state_dict(keep_vars=True).items()
         if value is not left_out
     }
     config = Config({**source.config, "vocab_size": _rows(source)}, source.where)
+    names, plan, parameters = _planned(source, model, config, shapes)
+    own = {told: name for name, told in names.items()}
+    plan = replace(plan, outputs=tuple(replace(each, sources=_renamed(each.sources, own)) for each in plan.outputs))
     try:
-        plan = make_plan(config, parameters)
         found = tuple(inverses(plan.outputs))
     except Failure as error:
-        raise _not_here(source, model, "its parameters are not those of the checkpoint", error) from error
+        raise _not_here(source, model, UNLIKE, error) from error
     _check_reading(source, model, config, plan, parameters)
     appended = Keys.LLM.NEXTN_PREDICT_LAYERS.format(arch=plan.architecture.name)
     if source.where.is_file() and not TypedKeys(source.source.metadata, source.where).number(appended):
@@ -163,6 +170,42 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     numbers = tuple(Inverse(parameter, (), op) for parameter, op in stated)
     implementation = model.config._attn_implementation
     return Skeleton(model, base, decoder, blocks, plan, found, implementation, numbers, _never(model))
+
+
+def _planned(
+    source: SourceModel, model: Any, config: Config, shapes: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> tuple[dict[str, str], Plan, dict[str, StoredTensor]]:
+    """How parameters of these types and shapes would be converted, and the names that they have for that.
+
+    They are the model's own names, or if these are not known, those under which transformers saves them.
+    """
+    for names in ({name: name for name in shapes}, _published(model, shapes)):
+        parameters = {
+            names[name]: StoredTensor(names[name], shape, dtype, Path(), 0, int(dtype[1:]) // 8 * math.prod(shape))
+            for name, (dtype, shape) in shapes.items()
+        }
+        try:
+            return names, make_plan(config, parameters), parameters
+        except Failure as error:
+            failure = error
+    raise _not_here(source, model, UNLIKE, failure) from failure
+
+
+def _published(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Own names of parameters -> those in a checkpoint, by transformers' own renaming; packed experts stay packed."""
+    kind = model.config.get_text_config().model_type
+    known = get_checkpoint_conversion_mapping(kind) or []
+    back = [each.reverse_transform() for each in reversed(known) if type(each) is WeightRenaming]
+    found = {}
+    for name in names:
+        found[name] = name
+        for each in back:
+            found[name] = each.rename_source_key(found[name])[0]
+    return found
+
+
+def _renamed(sources: Sequence[StoredTensor], names: Mapping[str, str]) -> tuple[StoredTensor, ...]:
+    return tuple(replace(each, name=names.get(each.name, each.name)) for each in sources)
 
 
 def _unfolded(source: SourceModel) -> SourceModel:
@@ -190,7 +233,7 @@ def _check_reading(
         theirs = make_plan(Config({**config, **ours}, source.where), parameters).metadata
     except Failure as error:
         raise _not_here(source, model, "it reads config.json otherwise than llama.cpp does", error) from error
-    keys = [key for key in plan.metadata.keys() | theirs.keys() if plan.metadata.get(key) != theirs.get(key)]
+    keys = [key for key in plan.metadata.keys() | theirs.keys() if not _alike(plan.metadata.get(key), theirs.get(key))]
     if keys:
         also = [f"{key} would be {_said(theirs, key)} instead of {_said(plan.metadata, key)}" for key in sorted(keys)]
         raise _not_here(source, model, "it reads config.json otherwise than llama.cpp does", also=also[:MAX_LISTED])
@@ -211,6 +254,16 @@ def _in_block(inverse: Inverse) -> bool:
 
 def _is_head(inverse: Inverse) -> bool:
     return inverse.outputs[0].name in (HEAD, HEAD_BIAS)
+
+
+def _alike(ours: Value | None, theirs: Value | None) -> bool:
+    """Whether two values are equal. A list of ours may go on, for the blocks of multi-token prediction."""
+    if ours is None or theirs is None:
+        return ours is theirs
+    one, other = (each.data if isinstance(each.data, np.ndarray) else None for each in (ours, theirs))
+    if one is None or other is None:
+        return ours == theirs
+    return np.array_equal(one[: len(other)], other)
 
 
 def _said(metadata: Metadata, key: str) -> str:

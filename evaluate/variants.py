@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.drafts import is_draft
 from ggufsmith.container.encoders import is_encoder
 from ggufsmith.container.errors import Unsupported
-from ggufsmith.container.formats import BY_NAME, FLOATS, Format
+from ggufsmith.container.formats import BY_NAME, FLOATS, INTEGERS, Format
 from ggufsmith.container.layout import rows_of
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.container.shards import GgufSet
@@ -276,7 +276,9 @@ def _read(
     held, place = tensor.held, RowRange(tensor.name, tensor.origin, first, rows_of(tensor.shape)[0])
     if base is None:
         rows = np.ascontiguousarray(tensor.rows(first, last, scratch))
-        if held.plain:
+        if held.name in INTEGERS:
+            out[...] = rows
+        elif held.plain:
             GGML.encode(F32, rows, out.view(np.uint8), source=held, importance=None, place=place)
         else:
             GGML.decode(held, rows, out, place=place)
