@@ -111,15 +111,16 @@ def _recorded(skeleton: Skeleton, tokens: torch.Tensor, extras: int | None) -> S
 
     def record(*args: Any, **kwargs: Any) -> Any:
         states = calls[0][0][0] if calls else args[0]
-        same = args[0] is states or torch.equal(args[0], states)
-        assert same, "something is done to the hidden states between blocks"
+        if args[0] is not states and not torch.equal(args[0], states):
+            raise ValueError("something is done to the hidden states between blocks")
         calls.append((args, kwargs))
         given.append(tuple(object() for _ in range(extras or 0)))
         return states if extras is None else (states, *given[-1])
 
     with replaced(*skeleton.blocks, record):
         skeleton.decoder(input_ids=tokens, use_cache=False)
-    assert len(calls) == len(skeleton.blocks), "blocks are not called one by one"
+    if len(calls) != len(skeleton.blocks):
+        raise ValueError(f"{len(calls)} calls of {len(skeleton.blocks)} blocks")
     known = [(), *given]
     handed = [_handed((args[1:], kwargs), before) for (args, kwargs), before in zip(calls, known, strict=False)]
     return Start(calls[0][0][0], handed, extras)
@@ -131,8 +132,7 @@ def _handed(call: Any, before: tuple[object, ...]) -> Any:
         return type(call)(_handed(each, before) for each in call)
     if type(call) is dict:
         return {key: _handed(each, before) for key, each in call.items()}
-    assert type(call) is not object or call in before, "a block is handed what was given long before it"
-    return Handed(before.index(call)) if type(call) is object else call
+    return Handed(before.index(call)) if type(call) is object else call  # ValueError for what was given long before
 
 
 @contextmanager
