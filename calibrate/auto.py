@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
@@ -101,8 +101,8 @@ class AutoImatrix:
         with open_pass(unquantized(request)) as planned:
             whole = planned.outputs[0].shards.whole
             last = head_among([spec.name for spec in whole.tensors]) if head else None
-            matrices = [spec for spec in whole.tensors if is_weighted(spec, planned.info.architecture, last)]
-            imatrix = Imatrix({spec.name: _ones(spec) for spec in matrices}, self.texts, self.chunks, self.context)
+            entries = ones(whole.tensors, planned.info.architecture, last)
+            imatrix = Imatrix(entries, self.texts, self.chunks, self.context)
             name = imatrix_path(planned, request.write).name
         return _with(request, self._written(imatrix, name))
 
@@ -138,6 +138,11 @@ def imatrix_path(planned: Pass, write: WriteOptions, format: ImatrixFormat = "gg
 def is_weighted(spec: TensorSpec, architecture: str, head: str | None = None) -> bool:
     """Whether an importance matrix steers this tensor: a matrix of a block, or `head`, that may be quantized."""
     return (spec.name.startswith("blk.") or spec.name == head) and kept(spec.name, spec.shape, architecture) is None
+
+
+def ones(tensors: Iterable[TensorSpec], architecture: str, head: str | None = None) -> dict[str, Entry]:
+    """What stands for the entries of a model's matrices, with their names and sizes (see `is_weighted`)."""
+    return {each.name: _ones(each) for each in tensors if is_weighted(each, architecture, head)}
 
 
 def _ones(spec: TensorSpec) -> Entry:

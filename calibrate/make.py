@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ggufsmith.calibrate.collect import Collector
+from ggufsmith.calibrate.collect import OUTPUT, Collector
 from ggufsmith.calibrate.ready import readied
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request, TextOptions
@@ -15,10 +15,14 @@ SHIPPED = TextOptions()
 
 @dataclass(frozen=True)
 class Calibration:
-    """An importance matrix, and how it came about. device: where the model ran. notes: for the report."""
+    """An importance matrix, and how it came about.
+
+    device, dtype: where the model ran, and in which numbers. notes: for the report.
+    """
 
     imatrix: Imatrix
     device: str
+    dtype: str
     notes: tuple[str, ...]
 
 
@@ -54,7 +58,10 @@ def make_imatrix(
                 progress=advance,
             )
         imatrix = collector.imatrix(ready.windows.names, len(ready.windows.tokens), reading.context)
-        return Calibration(imatrix, ready.device, ready.notes)
+        notes = [*ready.notes]
+        if process_output and OUTPUT not in imatrix.entries:
+            notes.append(f"the model has no {OUTPUT} of its own, so that nothing was summed for it")
+        return Calibration(imatrix, ready.device, ready.dtype, tuple(notes))
 
 
 def shipped_imatrix(

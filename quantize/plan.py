@@ -127,7 +127,8 @@ def plan_file(
         raise Usage(
             f"{len(plan.requantized)} tensors are already quantized ({', '.join(formats)})",
             where=plan.requantized[0].tensor.name,
-            fix="Quantize from the F16, BF16 or F32 model, or accept the added error with --allow-requantize.",
+            fix="Quantize from the F16, BF16 or F32 model, or accept the added error with the option "
+            "--allow-requantize of gguf-quant and gguf-convert.",
         )
     if strict and plan.fallbacks:
         raise Usage(
@@ -234,7 +235,8 @@ def _check_importance(
         raise Usage(
             f"the importance matrix has no entries for {len(needy)} tensors that need one",
             also=_listed(needy),
-            fix="Compute it over more text, or give these tensors another type with --tensor-type.",
+            fix="Compute it over more text, or give these tensors another type with the option --tensor-type of "
+            "gguf-quant and gguf-convert.",
         )
 
 

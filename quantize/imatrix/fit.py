@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.container.text import some
+from ggufsmith.container.text import counted, some
 from ggufsmith.quantize.imatrix.record import Imatrix
 from ggufsmith.quantize.recipes.assign import Stored
 from ggufsmith.quantize.recipes.rules import block_of, kept, role_of
@@ -40,7 +40,8 @@ class Coverage:
         if self.missing:
             yield f"no importance for {some(self.missing)}"
         for name, count in self.partial.items():
-            yield f"{name}: {count} experts were never used, so their weights count equally"
+            unused = counted(count, "expert was", "experts were")
+            yield f"{name}: {unused} never used, and all weights there count equally"
         yield from self.ignored
 
 

@@ -12,10 +12,13 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import small_models as models
+import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import adapters
@@ -56,9 +59,6 @@ CASES = {
     ),
     "a card beside an output": Case(
         "gguf-quant m.gguf -r q8_0 --outdir cards --card", "gguf-quant m.gguf -r q8_0 --outdir new --card"
-    ),
-    "a name that is too long": Case(
-        "gguf-quant m.gguf -r q8_0 --outfile " + "m" * 250, "gguf-quant m.gguf -r q8_0 --outfile x.gguf"
     ),
     "a template without a card": Case(
         "gguf-quant m.gguf -r q8_0 --card-template t.j2 --outdir new",
@@ -158,12 +158,21 @@ CASES = {
     "every entry left out": Case(
         "gguf-quant m.gguf -r q4_0 --imatrix i.gguf --exclude-weights blk", "gguf-quant m.gguf -r q4_0"
     ),
-    "an entry without counts": Case("gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf"),
+    "an entry without counts": Case(
+        "gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf",
+        "gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf --exclude-weights blk.0.attn_q.weight",
+    ),
+    "sums without counts": Case(
+        "gguf-quant small.gguf -r q4_0 --imatrix lonely.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
+    ),
     "a model as an importance matrix": Case(
-        "gguf-quant m.gguf -r q4_0 --imatrix m.gguf", "gguf-quant m.gguf -r q4_0 --imatrix i.gguf"
+        "gguf-quant m.gguf -r q4_0 --imatrix m.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
     ),
     "a text as an importance matrix": Case(
-        "gguf-quant m.gguf -r q4_0 --imatrix old.toml", "gguf-quant m.gguf -r q4_0 --imatrix i.gguf"
+        "gguf-quant m.gguf -r q4_0 --imatrix old.toml", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
+    ),
+    "a model to add": Case(
+        "ggufsmith imatrix --in m.gguf -o new.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
     ),
     "an importance matrix as a model": Case("gguf-quant i.gguf -r q4_0", "gguf-quant m.gguf -r q4_0 --imatrix i.gguf"),
     "a GGUF adapter as a model": Case("gguf-quant chat.gguf -r q8_0", "gguf-convert model --lora chat"),
@@ -217,6 +226,22 @@ CASES = {
     "nothing to make an importance matrix of": Case(
         "ggufsmith imatrix -o new.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
     ),
+    "options about running without a model": Case(
+        "ggufsmith imatrix --in i.gguf --text t.j2 -o new.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
+    ),
+    "a format of nothing": Case(
+        "ggufsmith imatrix --in i.gguf --show-statistics --format dat",
+        "ggufsmith imatrix --in i.gguf --show-statistics --format dat -o new.dat",
+        work=True,
+    ),
+    "entries that cannot be added": Case(
+        "ggufsmith imatrix --in uncounted.gguf -o new.gguf",
+        "gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf --exclude-weights blk.0.attn_q.weight",
+    ),
+    "an unknown pre-tokenizer of what is to be run": Case("ggufsmith imatrix odd", "gguf-convert odd --pre llama-bpe"),
+    "rows that do not fit, to be judged": Case(
+        "ggufsmith eval --against narrow.gguf -r q1_0", "gguf-quant narrow.gguf -r q1_0 --tensor-type '.*=q4_0'"
+    ),
     "an unknown pre-tokenizer": Case("gguf-convert odd", "gguf-convert odd --pre llama-bpe"),
 }
 ROOT = Path(__file__).parents[2]
@@ -259,7 +284,7 @@ ELSEWHERE = {
     "Make one of this model with `ggufsmith sensitivity`": TABLE,
     "Add --calibrate.": "tests/conformance/test_calibrated.py::test_llama_cpp_runs_the_file",
     "Pass files or folders with --text.": "tests/evaluate/test_windows.py::test_other_contradictions",
-    ", or pass --context": "tests/evaluate/test_windows.py::test_texts_that_are_too_short_are_named_with_their_tokens",
+    ", or --context {": "tests/evaluate/test_windows.py::test_texts_that_are_too_short_are_named_with_their_tokens",
     "Pass --chunks {": "tests/evaluate/test_windows.py::test_the_first_chunks_in_fair_shares",
     "Leave out --card, ": JUDGED,
     "Name GGUF files, or recipes with --recipe": JUDGED,
@@ -290,7 +315,7 @@ ELSEWHERE = {
         "tests/cli/test_projectors_unmeasured.py::test_a_text_measures_no_projector"
     ),
     "pip install 'ggufsmith[": "tests/cli/test_advice.py::test_what_is_to_be_installed_exists",
-    "Choose entries with --include-weights": "tests/convert/test_resume_settings.py::test_an_option_of_quant",
+    "Use a part of it, with the option": "tests/convert/test_resume_settings.py::test_an_option_of_quant",
 }
 # Those that no test can follow: the command is another program's, and asks a server or a person; or it is no command.
 OTHERS = (
@@ -397,6 +422,7 @@ def write_small_models(home: Path) -> None:
     first = next(iter(means))
     models.write_imatrix(home / "uncounted.gguf", means, {first: [0.0]})
     models.write_imatrix(home / "part.gguf", {first: means[first]})
+    models.write_gguf(home / "lonely.gguf", {}, {f"{first}.in_sum2": models.plain(means[first])})
     models.write_model(home / "narrow.gguf")
     with open_gguf(home / "m.gguf") as gguf:
         shapes = {
@@ -431,6 +457,15 @@ def tried(line: str) -> tuple[int, str]:
     return done.exit_code, done.stderr
 
 
+def options_of(line: str) -> set[str]:
+    """All that the command of this line has."""
+    program, *words = shlex.split(line)
+    command: Any = get_command(APPS[program])
+    if isinstance(command, typer.core.TyperGroup):
+        command = command.commands[words[0]]
+    return {name for each in command.params for name in each.opts}
+
+
 def run(folder: Path, line: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -455,6 +490,9 @@ def test_the_advice_works(name: str, home: Path) -> None:
     code, said = failure(name, home)
     assert code, "this works as it is"
     then = advised(case, said)
+    programs = [word for word in APPS if word in said.splitlines()[-1]]
+    strange = set(OPTION.findall(said.splitlines()[-1])) - options_of(case.typed)
+    assert programs or not strange, f"an option of another command, which is not named: {strange}"
     named = set(OPTION.findall(said)) | {word for word in APPS if word in said}
     changed = set(shlex.split(case.typed)) ^ set(shlex.split(then))
     spelled = {"-r": "--recipe", "-o": "--outfile"}
