@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ggufsmith.calibrate.collect import OUTPUT, Collector
+from ggufsmith.calibrate.finite import NotFinite, explained
 from ggufsmith.calibrate.ready import readied
+from ggufsmith.container.text import some
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request, TextOptions
 from ggufsmith.quantize.imatrix.record import Imatrix
@@ -47,20 +49,26 @@ def make_imatrix(
         source = ready.model.variants[:1]
         shapes = {name: tensor.shape for name, tensor in ready.model.source.tensors.items()}
         collector = Collector(shapes, process_output=process_output)
-        with progress(work(ready.skeleton, source, scored=False)) as advance:
-            run_model(
-                ready.skeleton,
-                source,
-                ready.windows.tokens,
-                device=ready.device,
-                observe=collector,
-                threads=threads,
-                progress=advance,
-            )
-        imatrix = collector.imatrix(ready.windows.names, len(ready.windows.tokens), reading.context)
+        try:
+            with progress(work(ready.skeleton, source, scored=False)) as advance:
+                run_model(
+                    ready.skeleton,
+                    source,
+                    ready.windows.tokens,
+                    device=ready.device,
+                    observe=collector,
+                    entering=lambda block, variant, states: collector.check(),
+                    threads=threads,
+                    progress=advance,
+                )
+            imatrix = collector.imatrix(ready.windows.names, len(ready.windows.tokens), reading.context)
+        except NotFinite as error:
+            raise explained(error, ready.skeleton, source[0], threads) from error
         notes = [*ready.notes]
         if process_output and OUTPUT not in imatrix.entries:
             notes.append(f"the model has no {OUTPUT} of its own, so that nothing was summed for it")
+        if zero := [name for name, entry in imatrix.entries.items() if not entry.sums.any()]:
+            notes.append(f"all inputs were 0, or too large for the norm before them: {some(zero)}")
         return Calibration(imatrix, ready.device, ready.dtype, tuple(notes))
 
 

@@ -238,16 +238,13 @@ CASES = {
         "ggufsmith imatrix --in uncounted.gguf -o new.gguf",
         "gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf --exclude-weights blk.0.attn_q.weight",
     ),
-    "an unknown pre-tokenizer of what is to be run": Case("ggufsmith imatrix odd", "gguf-convert odd --pre llama-bpe"),
-    "rows that do not fit, to be judged": Case(
-        "ggufsmith eval --against narrow.gguf -r q1_0", "gguf-quant narrow.gguf -r q1_0 --tensor-type '.*=q4_0'"
-    ),
     "an unknown pre-tokenizer": Case("gguf-convert odd", "gguf-convert odd --pre llama-bpe"),
 }
 ROOT = Path(__file__).parents[2]
 HUB = "tests/convert/hub/test_download.py::"
 WEIGHED = "tests/conformance/test_imatrix.py::test_llama_quantize_and_we_make_the_same_of_it"
 TABLE = "tests/conformance/test_sensitivity.py::test_the_command_writes_a_table_for_the_option"
+RUN = "tests/conformance/test_imatrix_run.py::"
 JUDGED = "tests/conformance/test_perplexity.py::test_a_recipe_is_judged_as_the_file_that_it_writes"
 # The beginnings of texts whose advice is followed by a test elsewhere.
 TARGETS = "tests/conformance/test_targets.py::"
@@ -283,6 +280,8 @@ ELSEWHERE = {
     "`ggufsmith sensitivity MODEL` makes one.": TABLE,
     "Make one of this model with `ggufsmith sensitivity`": TABLE,
     "Add --calibrate.": "tests/conformance/test_calibrated.py::test_llama_cpp_runs_the_file",
+    "Every weight is finite, but some": RUN + "test_where_numbers_stop_being_finite",
+    "Find the block in which they begin": RUN + "test_where_numbers_stop_being_finite",
     "Pass files or folders with --text.": "tests/evaluate/test_windows.py::test_other_contradictions",
     ", or --context {": "tests/evaluate/test_windows.py::test_texts_that_are_too_short_are_named_with_their_tokens",
     "Pass --chunks {": "tests/evaluate/test_windows.py::test_the_first_chunks_in_fair_shares",
@@ -322,7 +321,6 @@ OTHERS = (
     "Convert it with gguf-py's gguf-convert-endian",
     "Install a release of transformers that has it",
     "pip install pyarrow",
-    "The weights may be damaged: check the model with `ggufsmith verify`.",
     "Leave out --calibrate, and report it.",  # of what should be impossible
     "this checkpoint has {found}, which --mmproj",  # no error
     "the multi-token prediction head, as --mtp drop asks",  # a reason
