@@ -9,6 +9,7 @@ import small_models as models
 from commands import run
 
 import checkpoints
+from ggufsmith.calibrate.price import ModelRuns, run_seconds
 from ggufsmith.cli.convert import convert
 from ggufsmith.cli.eval import evaluate
 from ggufsmith.cli.imatrix import imatrix
@@ -73,6 +74,12 @@ def test_reports_say_where_and_in_which_numbers_the_model_ran(
     assert (report["device"], report["dtype"]) == ("cpu", "float32")
     plain = run(command, model, *SHORT, "-o", tmp_path / name)  # type: ignore[arg-type]
     assert "in float32 on cpu" in plain.output
+
+
+def test_small_blocks_are_estimated_to_take_longer_for_the_same_work() -> None:
+    """Beside the products of matrices there is much else."""
+    narrow, wide = (run_seconds(ModelRuns(10**12, {}, "cpu", width), 1) for width in (64, 1024))
+    assert narrow > 2 * wide > 0
 
 
 def test_advice_for_other_programs_names_them(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

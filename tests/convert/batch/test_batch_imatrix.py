@@ -1,6 +1,7 @@
 """Jobs that leave the importance matrix to us. The model is not run here: a stand-in gives known importance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jobs
@@ -10,6 +11,7 @@ import pytest
 from ggufsmith.calibrate.auto import AutoImatrix, is_weighted
 from ggufsmith.container.errors import Malformed
 from ggufsmith.container.provenance import file_sha256
+from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.jobfile import read_job
 from ggufsmith.convert.batch.run import BatchOptions, Watcher, plan_job
 from ggufsmith.convert.open import open_pass
@@ -24,6 +26,8 @@ HEAD = 'output = "out"\n[defaults]\nimatrix = "auto"\n'
 
 
 def importance(plain: Request, opener: Callable[[Request], Pass], progress: Progress) -> Imatrix:
+    with progress(8) as advance:
+        advance(8)
     rng = np.random.default_rng(3)
     with opener(plain) as planned:
         specs = [each for each in planned.outputs[0].shards.whole.tensors if is_weighted(each, "llama")]
@@ -52,6 +56,23 @@ def test_every_model_gets_its_own_and_keeps_it_if_it_should(home: Path) -> None:
     assert not list((home / "out/B").glob("*imatrix*"))
     with AutoImatrix(importance, ("a text",)) as imatrices:
         assert {each.status for each in jobs.run(path, imatrices=imatrices)} == {"finished"}
+
+
+def test_the_sums_have_it_and_who_watches_sees_the_run(home: Path) -> None:
+    told: list[tuple[str, str, int]] = []
+
+    class Watching(Watcher):
+        @contextmanager
+        def step(self, model: JobModel, what: str, weights: int) -> Iterator[Callable[[int], None]]:
+            yield lambda done: told.append((model.name, what, done))
+
+    entry = 'source = "A"\nrecipes = "q4_0"\nkeep_imatrix = true\nchecksums = "SHA256SUMS"'
+    with AutoImatrix(importance, ("a text",)) as imatrices:
+        jobs.run(jobs.write(home / "jobs.toml", HEAD, [entry]), Watching(), imatrices=imatrices)
+    assert told == [("A", "running the model", 8)]
+    lines = (home / "out/A/SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    names = ["A-Q4_0.gguf", "A-imatrix.gguf"]
+    assert lines == [f"{file_sha256(home / 'out/A' / name)}  {name}" for name in names]
 
 
 def test_a_dry_run_makes_none(home: Path) -> None:
