@@ -34,14 +34,14 @@ ENCODING = "imatrix"  # what stands for it in a file's name
 class AutoImatrix:
     """Makes each importance matrix once, in a temporary folder; for use in a `with`, whose end removes them.
 
-    make:  the importance matrix of the model of a request for nothing quantized, with what opens that, and what shows
-           how far it is. Called by one thread at a time.
+    make:  the importance matrix of the model of a request for nothing quantized, with what opens that, what shows how
+           far it is, and of how many windows at most. Called by one thread at a time.
     texts: the names of the texts that it is made of. chunks, context: windows of them, and the tokens of each.
     """
 
     def __init__(
         self,
-        make: Callable[[Request, Opener, Progress], Imatrix],
+        make: Callable[[Request, Opener, Progress, int | None], Imatrix],
         texts: tuple[str, ...],
         chunks: int = 1,
         context: int = CHUNK,
@@ -80,10 +80,12 @@ class AutoImatrix:
             if request.make.keep_imatrix:
                 others = (request.write.outfile, request.make.save_recipe)
                 check_all_apart([path, *others], planned.inputs.values())
-        key = fingerprint(plain.path.absolute(), plain.source)
+        key = fingerprint(plain.path.absolute(), plain.source, request.make.imatrix_chunks)
         with self._lock:
             if key not in self._made:
-                self._made[key] = self._written(self.make(plain, open_pass, progress), path.name)
+                self._made[key] = self._written(
+                    self.make(plain, open_pass, progress, request.make.imatrix_chunks), path.name
+                )
         if request.make.keep_imatrix:
             make_folder(path.parent)
             write_imatrix(
@@ -151,4 +153,4 @@ def _ones(spec: TensorSpec) -> Entry:
 
 
 def _with(request: Request, path: Path) -> Request:
-    return replace(request, make=replace(request.make, imatrix=path, keep_imatrix=False))
+    return replace(request, make=replace(request.make, imatrix=path, keep_imatrix=False, imatrix_chunks=None))

@@ -1,7 +1,7 @@
 """Makes an importance matrix: runs the windows of a text through a model, and sums."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggufsmith.calibrate.collect import OUTPUT, Collector
 from ggufsmith.calibrate.finite import NotFinite, explained
@@ -76,9 +76,14 @@ def shipped_imatrix(
     request: Request,
     open_pass: Callable[[Request], Pass],
     progress: Progress,
+    chunks: int | None = None,
     *,
     threads: int | None,
     reading: TextOptions = SHIPPED,
 ) -> Imatrix:
-    """The importance matrix alone; by default that of the text that ships with the package."""
+    """The importance matrix alone; by default that of the text that ships with the package.
+
+    chunks: of how many windows at most, if `reading` is not to say it.
+    """
+    reading = replace(reading, chunks=chunks or reading.chunks)
     return make_imatrix(request, open_pass, reading, threads=threads, progress=progress).imatrix

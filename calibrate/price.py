@@ -2,7 +2,7 @@
 
 Counted are the products of matrices while the models run, and the weights that are searched for under a Hessian. A
 short measurement on this machine says how long they take; on the CPU, of a block as wide as the model's with all that
-it computes beside, which in small models is the larger part. Texts are not tokenized for it, so that this is an estimate.
+it computes beside, which in small models is the larger part. Texts are not tokenized for it: this is an estimate.
 """
 
 import math
@@ -63,7 +63,7 @@ def runs_of(model: JobModel, planned: JobPass) -> ModelRuns:
     tokens = _tokens(documents_of(reading_of(make)), make.calibrate_chunks)
     products, refined, effort = 0.0, Counter[tuple[str, Effort]](), effort_of(make)
     if make.imatrix == AUTO:
-        products += tokens * block
+        products += _tokens(shipped("calibration"), make.imatrix_chunks) * block
     if make.calibrate:
         chosen = any(each.budget or (each.recipe and each.recipe.addition) for each in planned.wanted)
         weighs = chosen and make.sensitivity is None

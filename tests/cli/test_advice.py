@@ -37,7 +37,7 @@ ADVICE = re.compile(
 )
 # Texts with such words that are no advice: help, examples, keys, documents, parts of other messages.
 OTHER = re.compile(
-    r"cli/(help|hints|options|batch|batch_report)\.py|api/report\.py|pipeline/request|convert/batch/schema|/modelcard|/cardrun"
+    r"cli/(help|hints|options|batch|batch_report)\.py|api/report\.py|pipeline/(request|publish)\.py|convert/batch/schema|/modelcard|/cardrun"
 )
 
 
@@ -222,6 +222,9 @@ CASES = {
     ),
     "a folder to quantize": Case("gguf-quant model -r q8_0", "gguf-convert model -r q8_0"),
     "a pre-tokenizer of another kind": Case("gguf-convert model --pre qwen2", "gguf-convert model"),
+    "windows of nothing": Case(
+        "gguf-quant m.gguf -r q4_0 --imatrix-chunks 9", "gguf-quant m.gguf -r q4_0 --imatrix auto --imatrix-chunks 9"
+    ),
     "nothing to keep": Case("gguf-quant m.gguf -r q4_0 --keep-imatrix", "gguf-quant m.gguf -r q4_0"),
     "nothing to make an importance matrix of": Case(
         "ggufsmith imatrix -o new.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True

@@ -25,14 +25,16 @@ from requesting import request, run
 HEAD = 'output = "out"\n[defaults]\nimatrix = "auto"\n'
 
 
-def importance(plain: Request, opener: Callable[[Request], Pass], progress: Progress) -> Imatrix:
+def importance(
+    plain: Request, opener: Callable[[Request], Pass], progress: Progress, chunks: int | None = None
+) -> Imatrix:
     with progress(8) as advance:
         advance(8)
     rng = np.random.default_rng(3)
     with opener(plain) as planned:
         specs = [each for each in planned.outputs[0].shards.whole.tensors if is_weighted(each, "llama")]
     sums = {each.name: rng.uniform(1, 9, (1, each.shape[-1])).astype(np.float32) for each in specs}
-    return Imatrix({name: Entry(each, np.array([2])) for name, each in sums.items()}, ("a text",), 1, 512)
+    return Imatrix({name: Entry(each, np.array([2])) for name, each in sums.items()}, ("a text",), chunks or 1, 512)
 
 
 @pytest.fixture
@@ -75,8 +77,21 @@ def test_the_sums_have_it_and_who_watches_sees_the_run(home: Path) -> None:
     assert lines == [f"{file_sha256(home / 'out/A' / name)}  {name}" for name in names]
 
 
+def test_of_as_many_windows_as_are_asked_for(home: Path) -> None:
+    entry = 'source = "A"\nrecipes = "q4_0"\nkeep_imatrix = true\nimatrix_chunks = {}'
+    for chunks in (3, 5):
+        path = jobs.write(home / "jobs.toml", HEAD, [entry.format(chunks)])
+        with AutoImatrix(importance, ("a text",)) as imatrices:
+            assert [each.status for each in jobs.run(path, imatrices=imatrices)] == ["done"], "another file"
+        assert open_imatrix(home / "out/A/A-imatrix.gguf").chunks == chunks
+    path = jobs.write(home / "jobs.toml", 'output = "out"\n', ['source = "A"\nrecipes = "q4_0"\nimatrix_chunks = 3'])
+    with pytest.raises(Malformed) as caught:
+        read_job(path, {})
+    assert 'imatrix_chunks is about what imatrix = "auto" makes' in str(caught.value)
+
+
 def test_a_dry_run_makes_none(home: Path) -> None:
-    def never(plain: Request, opener: Callable[[Request], Pass], progress: Progress) -> Imatrix:
+    def never(plain: Request, opener: Callable[[Request], Pass], progress: Progress, chunks: int | None) -> Imatrix:
         raise AssertionError("the model is run")
 
     path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"\nrecipes = ["iq2_xs", "q4_0"]\ntarget_bpw = 5.5'])
@@ -90,6 +105,7 @@ def test_a_dry_run_makes_none(home: Path) -> None:
     [
         ('source = "A"\nrecipes = "q4_0"\nimatrix = ""\nkeep_imatrix = true', "keep_imatrix keeps what imatrix"),
         ('source = "A"\nrecipes = "q4_0"\nimatrix = "absent"', "no such file"),
+        ('source = "A"\nrecipes = "q4_0"\nimatrix_chunks = 0', "imatrix_chunks"),
         ('source = "A"\nrecipes = "q4_0"\nkeep_imatrix = true\nfile = "{model}-imatrix.gguf"', "twice"),
     ],
 )
