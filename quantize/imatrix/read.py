@@ -14,10 +14,10 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.layout import MAGIC
-from ggufsmith.container.positional import read_at, regular_file
+from ggufsmith.container.positional import read_at, regular_file, unreadable
 from ggufsmith.container.reader import Gguf, open_gguf
 from ggufsmith.container.text import counted, some
 from ggufsmith.container.values import Metadata
@@ -166,7 +166,7 @@ def _read(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
     try:
         return read_at(fd, buffer, offset)
     except OSError as error:
-        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
+        raise unreadable(path, error) from error
 
 
 @dataclass(frozen=True)

@@ -109,4 +109,5 @@ def _check_legacy(imatrix: Imatrix, path: Path) -> None:
         np.allclose(entry.weights, wanted[name], rtol=1e-6, atol=0) for name, entry in found.entries.items()
     )
     if not same or found.chunks != imatrix.chunks:
-        raise Failure("the written file does not verify: it differs from what was to be written", where=path)
+        what = "the written file does not verify: it differs from what was to be written"
+        raise Failure(what, where=path, fix="Write it again, or to another disk.")

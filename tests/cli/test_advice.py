@@ -4,6 +4,7 @@
 `ELSEWHERE` names the test that follows it; so an error with new advice comes with a line here.
 """
 
+import ast
 import json
 import re
 import shlex
@@ -27,6 +28,7 @@ import eagle3
 import messages
 import seeing
 from ggufsmith.cli.app import app, convert_app, quant_app
+from ggufsmith.container.errors import Failure
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.quantize.sensitivity import Sensitivity, TensorSensitivity, write_sensitivity
 
@@ -518,6 +520,25 @@ def test_all_advice_is_followed(home: Path) -> None:
         if not met and not message.text.startswith((*ELSEWHERE, *OTHERS)):
             missing.append(f"{path}:{message.line}: {message.text}")
     assert not missing, "\n".join(missing)
+
+
+# Of texts and importance matrices, which people make themselves.
+WITH_NEXT_STEPS = (
+    *(f"quantize/imatrix/{name}.py" for name in ("fit", "read", "record", "write")),
+    *(f"evaluate/{name}.py" for name in ("texts", "windows", "needed")),
+    *(f"calibrate/{name}.py" for name in ("auto", "finite", "fisher", "make", "run")),
+    *(f"container/{name}.py" for name in ("apart", "positional", "replace")),
+    "api/imatrices.py",
+    "api/sensitivities.py",
+)
+
+
+@pytest.mark.parametrize("path", WITH_NEXT_STEPS)
+def test_every_error_about_texts_and_importance_has_a_next_step(path: str) -> None:
+    classes = {each.__name__ for each in (Failure, *Failure.__subclasses__())}
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in classes:
+            assert any(each.arg == "fix" for each in node.keywords), f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_the_tests_elsewhere_exist() -> None:
