@@ -75,9 +75,11 @@ def match(
             if entry.unused:
                 partial[tensor.name] = len(entry.unused)
         elif role_of(tensor.name) == "token_embd":
-            ignored.append(f"{tensor.name}: {entry.sums.size} values for rows of {tensor.shape[-1]} are not used")
+            ignored.append(
+                f"{tensor.name}: {counted(entry.sums.size, 'value')} for rows of {tensor.shape[-1]} are not used"
+            )
         else:
-            wrong.append(f"{tensor.name}: {entry.sums.size} values, but the tensor needs {wanted}")
+            wrong.append(f"{tensor.name}: {counted(entry.sums.size, 'value')}, but the tensor needs {wanted}")
     strangers = [name for name in imatrix.entries if name not in names]
     wrong += [f"{name}: the model has {blocks} layers" for name in strangers if (block_of(name) or 0) >= blocks]
     if wrong or not covered:

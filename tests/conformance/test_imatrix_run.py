@@ -82,6 +82,11 @@ def test_small_blocks_are_estimated_to_take_longer_for_the_same_work() -> None:
     assert narrow > 2 * wide > 0
 
 
+def test_one_of_a_kind_is_said_as_one(model: Path, tmp_path: Path) -> None:
+    done = run(imatrix, model, "--chunks", 1, "--device", "cpu", "-o", tmp_path / "i.gguf")
+    assert "1 chunk of 512 tokens" in done.output, done.output
+
+
 def test_advice_for_other_programs_names_them(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What eval and imatrix have no option for, gguf-quant and gguf-convert have."""
     monkeypatch.chdir(tmp_path)
