@@ -87,8 +87,8 @@ class FilePlan:
         if requantized := self.requantized:
             froms = sorted({each.tensor.format.name for each in requantized})
             yield (
-                f"{counted(len(requantized), 'tensor is', 'tensors are')} quantized a second time, from {', '.join(froms)}, so the errors add "
-                f"up; it is better to quantize the 16-bit model"
+                f"{counted(len(requantized), 'tensor is', 'tensors are')} quantized a second time, from "
+                f"{', '.join(froms)}, so the errors add up; it is better to quantize the 16-bit model"
             )
 
 
@@ -133,7 +133,7 @@ def plan_file(
         )
     if strict and plan.fallbacks:
         raise Usage(
-            f"{counted(len(plan.fallbacks), 'tensor')} cannot have the type that {recipe.name} gives, and --strict is set",
+            f"{counted(len(plan.fallbacks), 'tensor')} cannot have the type of {recipe.name}, and --strict is set",
             also=_listed([f"{each.tensor.name}: {each.reason}" for each in plan.fallbacks]),
             fix="Give them a type that fits with --tensor-type, or leave out --strict.",
         )
