@@ -10,9 +10,11 @@ See docs/api.md. Only the names in `__all__` are meant for other programs.
 
 from typing import TYPE_CHECKING
 
-# First the packages whose names are calls too: importing one later would put it in the place of the call.
+# First the packages whose names are calls too: importing one later would put it in the place of the call. And what ends
+# programs that are interrupted while they import the rest.
 import ggufsmith.convert
 import ggufsmith.evaluate
+import ggufsmith.interrupts
 import ggufsmith.quantize  # noqa: F401
 from ggufsmith.calls import convert, evaluate, imatrix, inspect, quantize, sensitivity, verify
 from ggufsmith.container.errors import Failure, Malformed, NoSpace, OutputConflict, Unsupported, Usage

@@ -1,7 +1,8 @@
 """The publishing of a job: a model is uploaded as soon as it is finished, while the next ones are being made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -53,6 +54,10 @@ class PushingWatcher(Watcher):
     def advanced(self, model: JobModel, weights: int) -> None:
         """See Watcher."""
         self.watch.advanced(model, weights)
+
+    def step(self, model: JobModel, what: str, weights: int) -> AbstractContextManager[Callable[[int], None]]:
+        """See Watcher."""
+        return self.watch.step(model, what, weights)
 
     def loaded(self, seconds: float) -> None:
         """See Watcher."""

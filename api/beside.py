@@ -10,7 +10,7 @@ from ggufsmith.progress import Display
 if TYPE_CHECKING:
     from ggufsmith.pipeline.outputs import OutputFile
     from ggufsmith.pipeline.passes import Pass
-    from ggufsmith.pipeline.request import PublishOptions
+    from ggufsmith.pipeline.publish import PublishOptions
     from ggufsmith.report import FileReport, OutputReport
 
 

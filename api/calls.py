@@ -23,14 +23,8 @@ from ggufsmith.keywords import (
     path_of,
     records_of,
 )
-from ggufsmith.pipeline.request import (
-    MakeOptions,
-    PublishOptions,
-    Request,
-    SourceOptions,
-    TextOptions,
-    WriteOptions,
-)
+from ggufsmith.pipeline.publish import PublishOptions
+from ggufsmith.pipeline.request import MakeOptions, Request, SourceOptions, TextOptions, WriteOptions
 from ggufsmith.progress import Callback, CallbackDisplay, Display
 
 if TYPE_CHECKING:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggufsmith.pipeline.option import given
 from ggufsmith.pipeline.request import SourceOptions, TextOptions, WriteOptions
 from ggufsmith.progress import Display
 
 if TYPE_CHECKING:
     from ggufsmith.convert.hub.names import Located
+    from ggufsmith.pipeline.passes import Pass
     from ggufsmith.quantize.imatrix.record import Imatrix
     from ggufsmith.quantize.imatrix.write import ImatrixFormat
 
@@ -20,12 +22,15 @@ class MadeImatrix:
     """An importance matrix and its file.
 
     path: where it is; None if it was not written. inputs: what it was made from. notes: for the report.
+    device, dtype: what the model ran on, and in which numbers it computed; None if none was run.
     """
 
     imatrix: "Imatrix"
     path: Path | None
     inputs: Sequence[Path] = ()
     notes: tuple[str, ...] = ()
+    device: str | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,15 @@ class ImatrixTask:
 def made_imatrix(task: ImatrixTask, display: Display) -> MadeImatrix:
     """Make, or merge, and write. What it is merged with is read before the model is run.
 
-    Usage if there is nothing to do, or no place for what was merged; OutputConflict if the output exists and may not be
-    replaced. Raises what is wrong with the model.
+    Usage if there is nothing to do, no place for what was merged, or an option that would do nothing; OutputConflict if
+    the output exists and may not be replaced; Malformed for parts of another model; NoSpace for a disk without room.
+    Raises what is wrong with the model.
     """
     from dataclasses import replace
 
     from ggufsmith.container.errors import Usage
     from ggufsmith.quantize.imatrix.read import open_imatrix
-    from ggufsmith.quantize.imatrix.record import merged
+    from ggufsmith.quantize.imatrix.record import assumed, merged
     from ggufsmith.quantize.imatrix.write import write_imatrix
 
     format = _format(task.format, task.write.outfile)
@@ -67,16 +73,39 @@ def made_imatrix(task: ImatrixTask, display: Display) -> MadeImatrix:
         raise Usage("no model was given", fix="Pass a model, or, with --in, importance matrices to merge.")
     parts = [open_imatrix(path) for path in task.inputs]
     if alone:
+        _check_needed(task, parts)
         made = MadeImatrix(merged(parts, task.reading.context), task.write.outfile, task.inputs)
     else:
-        made = _of_model(task, format, display)
-        both = merged([*parts, made.imatrix], task.reading.context)
+        made = _of_model(task, parts, format, display)
+        parts.append(made.imatrix)
+        both = merged(parts, task.reading.context)
         made = replace(made, imatrix=both, inputs=(*task.inputs, *made.inputs))
+    made = replace(made, notes=(*made.notes, *assumed(parts, task.reading.context)))
     if made.path is not None:
         write_imatrix(made.imatrix, made.path, format, overwrite=task.write.overwrite, inputs=made.inputs)
     elif task.write_needed:
         raise Usage("the merged importance matrix has no name yet", fix="Add -o FILE.")
     return made
+
+
+def _check_needed(task: ImatrixTask, parts: "Sequence[Imatrix]") -> None:
+    """Usage for options that do nothing where no model is run, and where nothing is written."""
+    from ggufsmith.container.errors import Usage
+    from ggufsmith.container.text import listed
+    from ggufsmith.quantize.imatrix.record import says_no_length
+
+    running = [*given(task.source), *given(task.reading), *given(WriteOptions(threads=task.write.threads))]
+    if "--context" in running and says_no_length(parts):  # it says then how long the chunks are
+        running.remove("--context")
+    running += ["--process-output"] * task.process_output
+    if running:
+        raise Usage(
+            f"without MODEL, importance matrices are only merged, and {listed(running)} would do nothing",
+            fix="Put MODEL in front of the options: ggufsmith imatrix MODEL --in FILE. To merge only, leave them out.",
+        )
+    writing = given(WriteOptions(overwrite=task.write.overwrite)) + ["--format"] * (task.format is not None)
+    if task.write.outfile is None and writing and not task.write_needed:
+        raise Usage(f"{listed(writing)} would do nothing, because nothing is written", fix="Add -o FILE.")
 
 
 def _format(wanted: str | None, output: Path | None) -> "ImatrixFormat":
@@ -90,19 +119,21 @@ def _format(wanted: str | None, output: Path | None) -> "ImatrixFormat":
     return found[0]
 
 
-def _of_model(task: ImatrixTask, format: "ImatrixFormat", display: Display) -> MadeImatrix:
-    """Run the model. Where the output may go is looked at before."""
+def _of_model(task: ImatrixTask, parts: "Sequence[Imatrix]", format: "ImatrixFormat", display: Display) -> MadeImatrix:
+    """Run the model. Where the output may go, and what it will be merged with, is looked at before."""
     from functools import partial
 
     from ggufsmith.calibrate.auto import imatrix_path, unquantized
     from ggufsmith.calibrate.make import make_imatrix
     from ggufsmith.calibrated import running
     from ggufsmith.container.apart import check_apart
+    from ggufsmith.container.disk import check_space
     from ggufsmith.container.replace import check_new
     from ggufsmith.convert.open import file_of, open_pass
     from ggufsmith.evaluate.needed import need_libraries
     from ggufsmith.located import HubRequest, located
     from ggufsmith.pipeline.request import Request
+    from ggufsmith.quantize.imatrix.write import size_of
     from ggufsmith.reads import files_read
 
     source, write = task.source, task.write
@@ -115,8 +146,10 @@ def _of_model(task: ImatrixTask, format: "ImatrixFormat", display: Display) -> M
         with opener(request) as planned:
             path = write.outfile or imatrix_path(planned, here, format)
             inputs = tuple(planned.inputs.values())
+            expected = _expected(planned, parts)
         check_apart(path, [*inputs, *files_read(request, task.reading.text), *task.inputs])
         check_new(path, overwrite=write.overwrite)
+        check_space(path.absolute(), size_of(expected, format))
         made = make_imatrix(
             request,
             opener,
@@ -125,4 +158,19 @@ def _of_model(task: ImatrixTask, format: "ImatrixFormat", display: Display) -> M
             threads=write.threads,
             progress=running(display),
         )
-    return MadeImatrix(made.imatrix, path, inputs, (f"the model ran in float32 on {made.device}", *made.notes))
+    return MadeImatrix(made.imatrix, path, inputs, made.notes, made.device, made.dtype)
+
+
+def _expected(planned: "Pass", parts: "Sequence[Imatrix]") -> "Imatrix":
+    """What will be made of a model and these parts, with other numbers. Malformed for a part of another model."""
+    from ggufsmith.calibrate.auto import ones
+    from ggufsmith.quantize.imatrix.fit import match
+    from ggufsmith.quantize.imatrix.record import Imatrix, merged
+    from ggufsmith.quantize.recipes.assign import Stored, facts_of
+
+    facts, tensors = facts_of(planned.info.metadata), planned.outputs[0].shards.whole.tensors
+    stored = [Stored(each.name, each.shape, each.format) for each in tensors]
+    for part in parts:
+        match(part, stored, facts.blocks, facts.architecture)
+    model = Imatrix(ones(tensors, facts.architecture))
+    return merged([model, *parts])

@@ -54,6 +54,7 @@ class MakingKeywords(TypedDict, total=False):
     recipes: "StrPath | Recipe | Sequence[StrPath | Recipe]"
     imatrix: StrPath | None
     keep_imatrix: bool
+    imatrix_chunks: int | None
     calibrate: bool | Paths
     calibrate_chunks: int | None
     effort: str | None

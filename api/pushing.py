@@ -12,7 +12,7 @@ from ggufsmith.progress import Display
 if TYPE_CHECKING:
     from ggufsmith.convert.hub.listing import Listing
     from ggufsmith.convert.hub.upload import Repository, Uploaded, UploadFile
-    from ggufsmith.pipeline.request import PublishOptions
+    from ggufsmith.pipeline.publish import PublishOptions
 
 CARD = "README.md"
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ggufsmith.located import HubRequest, located
 from ggufsmith.pipeline.option import CHECKPOINT
-from ggufsmith.pipeline.request import MakeOptions, PublishOptions, Request, SourceOptions, WriteOptions
+from ggufsmith.pipeline.publish import PublishOptions
+from ggufsmith.pipeline.request import MakeOptions, Request, SourceOptions, WriteOptions
 from ggufsmith.progress import Display
 
 if TYPE_CHECKING:

@@ -19,12 +19,14 @@ NAME = "sensitivity"
 class MadeSensitivity:
     """A table of losses and its file.
 
-    path: where it is. table: what each type would cost each tensor. device: where the model ran.
+    path: where it is. table: what each type would cost each tensor. device, dtype: where the model ran, and in
+    which numbers it computed.
     """
 
     path: Path
     table: "Sensitivity"
     device: str
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,6 @@ def made_sensitivity(task: SensitivityTask, display: Display) -> MadeSensitivity
         with readied(request, opener, task.reading) as ready:
             effort = effort_of(MakeOptions(effort=task.effort))
             table = measure_sensitivity(ready, effort, threads=write.threads, progress=running(display))
-            device = ready.device
+            device, dtype = ready.device, ready.dtype
     write_sensitivity(table, path)
-    return MadeSensitivity(path, table, device)
+    return MadeSensitivity(path, table, device, dtype)

@@ -17,7 +17,8 @@ from ggufsmith.report import RunReport, output_report, run_report
 if TYPE_CHECKING:
     from ggufsmith.pipeline.outputs import Written
     from ggufsmith.pipeline.passes import Pass
-    from ggufsmith.pipeline.request import PublishOptions, Request
+    from ggufsmith.pipeline.publish import PublishOptions
+    from ggufsmith.pipeline.request import Request
 
 
 @dataclass(frozen=True)

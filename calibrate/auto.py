@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count
@@ -34,14 +34,14 @@ ENCODING = "imatrix"  # what stands for it in a file's name
 class AutoImatrix:
     """Makes each importance matrix once, in a temporary folder; for use in a `with`, whose end removes them.
 
-    make:  the importance matrix of the model of a request for nothing quantized, with what opens that, and what shows
-           how far it is. Called by one thread at a time.
+    make:  the importance matrix of the model of a request for nothing quantized, with what opens that, what shows how
+           far it is, and of how many windows at most. Called by one thread at a time.
     texts: the names of the texts that it is made of. chunks, context: windows of them, and the tokens of each.
     """
 
     def __init__(
         self,
-        make: Callable[[Request, Opener, Progress], Imatrix],
+        make: Callable[[Request, Opener, Progress, int | None], Imatrix],
         texts: tuple[str, ...],
         chunks: int = 1,
         context: int = CHUNK,
@@ -80,10 +80,12 @@ class AutoImatrix:
             if request.make.keep_imatrix:
                 others = (request.write.outfile, request.make.save_recipe)
                 check_all_apart([path, *others], planned.inputs.values())
-        key = fingerprint(plain.path.absolute(), plain.source)
+        key = fingerprint(plain.path.absolute(), plain.source, request.make.imatrix_chunks)
         with self._lock:
             if key not in self._made:
-                self._made[key] = self._written(self.make(plain, open_pass, progress), path.name)
+                self._made[key] = self._written(
+                    self.make(plain, open_pass, progress, request.make.imatrix_chunks), path.name
+                )
         if request.make.keep_imatrix:
             make_folder(path.parent)
             write_imatrix(
@@ -101,8 +103,8 @@ class AutoImatrix:
         with open_pass(unquantized(request)) as planned:
             whole = planned.outputs[0].shards.whole
             last = head_among([spec.name for spec in whole.tensors]) if head else None
-            matrices = [spec for spec in whole.tensors if is_weighted(spec, planned.info.architecture, last)]
-            imatrix = Imatrix({spec.name: _ones(spec) for spec in matrices}, self.texts, self.chunks, self.context)
+            entries = ones(whole.tensors, planned.info.architecture, last)
+            imatrix = Imatrix(entries, self.texts, self.chunks, self.context)
             name = imatrix_path(planned, request.write).name
         return _with(request, self._written(imatrix, name))
 
@@ -140,10 +142,15 @@ def is_weighted(spec: TensorSpec, architecture: str, head: str | None = None) ->
     return (spec.name.startswith("blk.") or spec.name == head) and kept(spec.name, spec.shape, architecture) is None
 
 
+def ones(tensors: Iterable[TensorSpec], architecture: str, head: str | None = None) -> dict[str, Entry]:
+    """What stands for the entries of a model's matrices, with their names and sizes (see `is_weighted`)."""
+    return {each.name: _ones(each) for each in tensors if is_weighted(each, architecture, head)}
+
+
 def _ones(spec: TensorSpec) -> Entry:
     many = math.prod(spec.shape[:-2])
     return Entry(np.ones((many, spec.shape[-1]), np.float32), np.ones(many, np.int64))
 
 
 def _with(request: Request, path: Path) -> Request:
-    return replace(request, make=replace(request.make, imatrix=path, keep_imatrix=False))
+    return replace(request, make=replace(request.make, imatrix=path, keep_imatrix=False, imatrix_chunks=None))

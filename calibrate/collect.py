@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Malformed
-from ggufsmith.container.text import some
+from ggufsmith.calibrate.finite import NotFinite
 from ggufsmith.quantize.imatrix.record import Entry, Imatrix
 
 if TYPE_CHECKING:
@@ -69,16 +68,18 @@ class Collector:
             self._last = inputs, squares(inputs)  # as long as it is kept, nothing else is in its memory
         return self._last[1]
 
-    def imatrix(self, datasets: Sequence[str], chunks: int, chunk_size: int) -> Imatrix:
-        """What was summed. Malformed if the model computed numbers that are not finite."""
-        self._last = None
-        entries = {name: self._entry(name) for name in sorted(self._sums)}
-        wrong = [name for name, entry in entries.items() if not np.isfinite(entry.sums).all()]
+    def check(self) -> None:
+        """NotFinite if the model has computed numbers that are not finite, or whose squares are not, in float32."""
+        with np.errstate(over="ignore"):
+            wrong = [name for name, sums in self._sums.items() if not np.isfinite(sums.astype(np.float32)).all()]
         if wrong:
-            raise Malformed(
-                f"the inputs of {some(wrong)} are NaN, infinite or too large",
-                fix="The weights may be damaged: check the model with `ggufsmith verify`.",
-            )
+            raise NotFinite(wrong)
+
+    def imatrix(self, datasets: Sequence[str], chunks: int, chunk_size: int) -> Imatrix:
+        """What was summed. NotFinite: see `check`."""
+        self._last = None
+        self.check()
+        entries = {name: self._entry(name) for name in sorted(self._sums)}
         return Imatrix(entries, tuple(datasets), chunks, chunk_size)
 
 

@@ -95,5 +95,5 @@ def check_finite(tensor: str, *values: NDArray[np.floating]) -> None:
     if not all(np.isfinite(each).all() for each in values):
         raise Malformed(
             f"the inputs or gradients of {tensor} are NaN, infinite or too large",
-            fix="The weights may be damaged: check the model with `ggufsmith verify`.",
+            fix="Find the block in which they begin: ggufsmith imatrix MODEL",
         )

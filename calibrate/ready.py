@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Readied:
-    """A model that is open, and what it is to be run on. device: where."""
+    """A model that is open, and what it is to be run on. device: where. dtype: the numbers that it computes in."""
 
     model: "SourceModel"
     skeleton: "Skeleton"
     windows: Windows
     device: str
+    dtype: str = "float32"
 
     @property
     def notes(self) -> tuple[str, ...]:

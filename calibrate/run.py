@@ -71,8 +71,8 @@ def calibrated(
     with (
         readied(unquantized(request), open_pass, reading) as ready,
         AutoImatrix(
-            lambda plain, opener, told: shipped_imatrix(
-                plain, opener, told, threads=request.write.threads, reading=reading
+            lambda plain, opener, told, chunks: shipped_imatrix(
+                plain, opener, told, chunks, threads=request.write.threads, reading=reading
             ),
             ready.windows.names,
             len(ready.windows.tokens),

@@ -1,6 +1,6 @@
 """What is shown while a batch runs: a live table in a terminal, plain lines in a log."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,6 +53,13 @@ class Lines(Watcher):
         """Says every now and then how far a model is."""
         self.tasks[model.key].advance(weights)
 
+    @contextmanager
+    def step(self, model: JobModel, what: str, weights: int) -> Iterator[Callable[[int], None]]:
+        """Says that it is run, and every now and then how far that is."""
+        title = shown(f"{model.name}: {what}")
+        render.line(title, render.err)
+        yield Logged(Task(title, weights, render.weights_per_second), render.err, EVERY).advance
+
     def loaded(self, seconds: float) -> None:
         """Says why a first run takes longer."""
         render.kernels(seconds)
@@ -70,10 +77,11 @@ class Board(Watcher):
     def __init__(self) -> None:
         self.whole = Task("all models", 0, render.weights_per_second)
         self.tasks: dict[Path, Task] = {}
+        self.runs: dict[Path, Task] = {}
 
     def rows(self) -> list[Task]:
         """What is on the screen, from top to bottom."""
-        return [self.whole, *self.tasks.values()]
+        return [self.whole, *(self.runs.get(key, task) for key, task in self.tasks.items())]
 
     def planned(self, draft: Draft) -> None:
         """The bar of the job grows."""
@@ -88,6 +96,15 @@ class Board(Watcher):
         """Moves two bars."""
         self.tasks[model.key].advance(weights)
         self.whole.advance(weights)
+
+    @contextmanager
+    def step(self, model: JobModel, what: str, weights: int) -> Iterator[Callable[[int], None]]:
+        """For as long, its bar shows that."""
+        task = self.runs[model.key] = Task(shown(f"{model.name}: {what}"), weights, render.weights_per_second)
+        try:
+            yield task.advance
+        finally:
+            self.runs.pop(model.key, None)
 
     def ended(self, outcome: Outcome) -> None:
         """Replaces a bar by lines that stay."""

@@ -6,12 +6,14 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
 import typer
+
+from ggufsmith.interrupts import leave
 
 # What our texts and rich's contain beyond ASCII, for encodings without it.
 PLAIN = {"…": "...", "→": "->", "×": "x", "•": "*"}
@@ -82,6 +84,24 @@ def _interrupt_behind(error: BaseException | None) -> BaseException | None:
     return error
 
 
+@contextmanager
+def _signals() -> Iterator[None]:
+    """While a command works, signals are exceptions, so that it cleans up. Before and after, they end the process."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        signal.signal(signal.SIGTERM, terminate)
+        if before[signal.SIGINT] is leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def guarded(command: Callable[[], None], machine: bool) -> None:
     """Run a command; turn errors and signals into one message and an exit code.
 
@@ -91,15 +111,12 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
     from ggufsmith.cli import render
     from ggufsmith.container.errors import Failure
 
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # nothing here needs BLAS, whose idle threads would spin
-    signal.signal(signal.SIGTERM, terminate)
     try:
-        command()
-        if sys.stdout is not None and not sys.stdout.closed:
-            sys.stdout.flush()  # a full disk is an error of the command, not of Python's end
+        with _signals():
+            command()
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()  # a full disk is an error of the command, not of Python's end
     except (Exception, KeyboardInterrupt, Terminated) as error:
         if stopped := _interrupt_behind(error):
             clean = "no partial files were left" if error is stopped else f"cleaning up failed: {error!r}"

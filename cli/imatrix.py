@@ -109,6 +109,8 @@ def _as_dict(made: "MadeImatrix", tensors: "Sequence[TensorStatistics] | None", 
         "chunks": imatrix.chunks,
         "chunk_size": imatrix.chunk_size,
         "entries": len(imatrix.entries),
+        "device": made.device,
+        "dtype": made.dtype,
         "unused_experts": {name: list(entry.unused) for name, entry in imatrix.entries.items() if entry.unused},
         "notes": list(made.notes),
         "seconds": seconds,
@@ -155,20 +157,22 @@ def _row(each: "TensorStatistics") -> tuple[str, ...]:
 
 def _summary(made: "MadeImatrix", seconds: float) -> Iterator[tuple[str, str]]:
     from ggufsmith.cli import render
+    from ggufsmith.container.text import counted
 
     imatrix = made.imatrix
     if made.path:
         yield "output", f"{made.path}  {render.size(made.path.stat().st_size)}"
     if imatrix.datasets:
         yield "text", ", ".join(imatrix.datasets)
-    tokens = imatrix.chunks * imatrix.chunk_size
-    yield "tokens", f"{tokens} ({imatrix.chunks} chunks of {imatrix.chunk_size})"
-    yield "tensors", f"importance for {len(imatrix.entries)} tensors"
+    chunks = counted(imatrix.chunks, "chunk") if imatrix.chunks else "less than one chunk"
+    yield "length", f"{chunks} of {imatrix.chunk_size} tokens"
+    yield "tensors", f"importance for {counted(len(imatrix.entries), 'tensor')}"
     yield from (("experts", line) for line in _coverage(imatrix))
     for note in made.notes:
         yield "note", note
     if made.path:
-        yield "done", f"verified, in {seconds:.1f} s"
+        run = f", run in {made.dtype} on {made.device}" if made.device else ""
+        yield "done", f"verified, in {seconds:.1f} s{run}"
 
 
 def _coverage(imatrix: "Imatrix") -> Iterator[str]:
@@ -187,5 +191,6 @@ def _coverage(imatrix: "Imatrix") -> Iterator[str]:
         yield f"every expert saw tokens, at least {counted(fewest, 'token')}"
         return
     for (block, which), many in sorted(unused.items(), key=lambda item: -len(item[0][1])):
-        yield f"{block}: {len(which)} of {many} experts saw no token: {some(list(map(str, which)))}"
+        experts = counted(many, "expert")
+        yield f"{block}: {len(which)} of {experts} saw no token: {some(list(map(str, which)))}"
     yield "all columns of an expert that saw no token count equally; more text reaches more experts"

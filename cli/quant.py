@@ -7,7 +7,8 @@ import typer
 
 from ggufsmith.cli.guard import guarded
 from ggufsmith.cli.options import AsJson, DryRun, Quiet, Version, with_records
-from ggufsmith.pipeline.request import MakeOptions, PublishOptions, SourceOptions, WriteOptions
+from ggufsmith.pipeline.publish import PublishOptions
+from ggufsmith.pipeline.request import MakeOptions, SourceOptions, WriteOptions
 
 
 @with_records("file")

@@ -58,19 +58,19 @@ def sensitivity(
 
 def _report(made: "MadeSensitivity", seconds: float, *, machine: bool, quiet: bool) -> None:
     from ggufsmith.cli import render
+    from ggufsmith.container.text import counted
 
     table = made.table
     if machine:
         found = {"output": str(made.path), "tensors": len(table.tensors), "tokens": table.tokens}
-        render.as_json({**found, "device": made.device, "seconds": seconds})
+        render.as_json({**found, "device": made.device, "dtype": made.dtype, "seconds": seconds})
     elif not quiet:
         render.lines(
             iter(
                 [
                     ("output", f"{made.path}  {render.size(made.path.stat().st_size)}"),
-                    ("tensors", f"losses of {len(table.tensors)} tensors, on {table.tokens} tokens"),
-                    ("note", f"the model ran in float32 on {made.device}"),
-                    ("done", f"in {seconds:.1f} s"),
+                    ("tensors", f"losses of {counted(len(table.tensors), 'tensor')}, on {table.tokens} tokens"),
+                    ("done", f"in {seconds:.1f} s, run in {made.dtype} on {made.device}"),
                 ]
             )
         )

@@ -22,7 +22,7 @@ def check_name(path: Path) -> None:
     """Usage, before the work, if an output cannot have this name."""
     problem = _problem(path)
     if problem is not None:
-        raise Usage(problem, where=path, fix="Choose another name with --outfile.")
+        raise Usage(problem, where=path, fix="Choose another name for the output.")
 
 
 def _problem(path: Path) -> str | None:

@@ -92,8 +92,8 @@ def unreadable(path: Path, error: OSError, what: str = "the file cannot be read"
     if os.path.isdir(path):
         return Failure("this is a folder", where=path, fix="Pass a file.")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return Usage("there is no such file", where=path)
-    return Failure(f"{what}: {error.strerror or error}", where=path)
+        return Usage("there is no such file", where=path, fix="Check the path.")
+    return Failure(f"{what}: {error.strerror or error}", where=path, fix="Check that you may read it, and its disk.")
 
 
 @contextmanager

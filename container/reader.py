@@ -41,6 +41,7 @@ from ggufsmith.container.values import DTYPES, Metadata, Value
 
 MAX_HEADER = 2**28  # bytes; headers with 262 144 tokens and their merges are below 32 MiB
 MAX_STRINGS = 2**24  # in one file: a Python string costs 50 bytes where the file spends 8
+AGAIN = "Copy, download or make the file again."
 MAX_KEYS, MAX_TENSORS = 2**16, 2**20  # models with unstacked experts have about 100 000 tensors
 MIN_PAIR, MIN_RECORD = 8 + 1 + 4 + 1, 8 + 1 + 4 + 8 + 4 + 8  # the shortest key-value pair and tensor record, bytes
 CHUNK = 2**20  # the first read; later ones double what is held
@@ -136,7 +137,7 @@ class _Header:
         self.strings_left = MAX_STRINGS
 
     def refuse(self, what: str, where: str | None = None) -> Malformed:
-        return Malformed(what, where=f"{self.path}: {where}" if where else self.path)
+        return Malformed(what, where=f"{self.path}: {where}" if where else self.path, fix=AGAIN)
 
     def need(self, count: int, what: str) -> None:
         """Hold `count` bytes from the position on."""

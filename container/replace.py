@@ -51,7 +51,8 @@ def replace_bytes(
     except OSError as error:
         if error.errno in FULL:
             raise NoSpace(f"cannot write: {error.strerror}", where=path, fix="Free some space.") from error
-        raise Failure(f"cannot write: {error.strerror}", where=path) from error
+        fix = "Check that you may write there, or choose another place."
+        raise Failure(f"cannot write: {error.strerror}", where=path, fix=fix) from error
 
 
 def _replace(path: Path, data: bytes, alone: bool, check: Callable[[Path], None]) -> None:

@@ -32,6 +32,12 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def listed(names: Sequence[str]) -> str:
+    """All of them, as a sentence has them: a, b and c."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def choice(names: Iterable[str]) -> str:
     """The sentence that says what can be chosen, which is sometimes only one."""
     known = list(names)

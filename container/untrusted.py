@@ -25,6 +25,8 @@ HEAD = 4 * 2**20  # bytes in which a text of ours says whose it is
 # How transformers 5 writes numbers that JSON does not have, such as the upper limit of a time step.
 FLOAT, SPECIAL_FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 
+AGAIN = "If it was downloaded, download it again."
+
 Json = dict[str, Any]
 
 
@@ -60,7 +62,8 @@ def read_bytes(path: Path, *, inside: Path | None = None, limit: int = MAX_BYTES
         contained(inside, path)
     raw, size = _start(path, limit + 1)
     if len(raw) > limit:
-        raise Malformed(f"{max(size, len(raw))} bytes, more than the {limit} read at most", where=path)
+        what = f"{max(size, len(raw))} bytes, more than the {limit} read at most"
+        raise Malformed(what, where=path, fix="Pass another file, or a part of it.")
     return raw
 
 
@@ -119,17 +122,17 @@ def parse_json(raw: bytes, where: object) -> Any:
         with _uncollected():
             return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
-        raise Malformed("JSON nested too deeply", where=where) from None
+        raise Malformed("JSON nested too deeply", where=where, fix=AGAIN) from None
     except ValueError as error:  # of JSONDecodeError, of `_unique`, and of numbers with too many digits
         what = f"this is not valid JSON: {error}"
-        raise Malformed(what, where=where, fix="If it was downloaded, download it again.") from None
+        raise Malformed(what, where=where, fix=AGAIN) from None
 
 
 def _decoded(raw: bytes, where: object) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Malformed(f"not UTF-8 at byte {error.start}", where=where) from None
+        raise Malformed(f"not UTF-8 at byte {error.start}", where=where, fix="Save it as UTF-8.") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> Any:

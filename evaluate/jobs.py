@@ -1,8 +1,7 @@
 """What a job asks to be measured: see `convert.batch.extras.Measures`."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ggufsmith.convert.batch.job import JobModel
@@ -12,6 +11,7 @@ from ggufsmith.evaluate.evaluation import EvalTask, evaluate
 from ggufsmith.evaluate.variants import opened_by
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request, TextOptions
+from ggufsmith.quantize.measured import Progress
 
 
 class JobMeasures:
@@ -27,16 +27,17 @@ class JobMeasures:
         with opened_by(open_pass, Request(request.path, request.source)) as model:
             build_skeleton(model)
 
-    def with_table(self, card: str, model: JobModel, files: Sequence[Path], check: Callable[[], None]) -> str:
+    def with_table(
+        self, card: str, model: JobModel, files: Sequence[Path], check: Callable[[], None], progress: Progress
+    ) -> str:
         """The card with the table of these outputs, measured on the test text that ships."""
-
-        @contextmanager
-        def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-            yield lambda done: check()
-
         source = f"{model.hub.hub}://{model.hub.id}" if model.hub else model.source.name
         reading = TextOptions()
         with self._turn, located(model, plan=False, told=lambda size: check()) as (there, opener):
             request = Request(there.request.path, there.request.source)
-            found = evaluate(EvalTask(request, tuple(files), reading), opener=opener, progress=progress)
+            found = evaluate(
+                EvalTask(request, tuple(files), reading),
+                opener=opener,
+                progress=lambda what, total: progress(total),
+            )
         return with_table(card, found, command_of([file.name for file in files], source, reading))

@@ -91,7 +91,8 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
     inside = sorted((file.relative_to(path), file) for file in found)
     wanted = [(short, file) for short, file in inside if not any(part.startswith(".") for part in short.parts)]
     if not wanted:
-        raise Malformed(f"there are no texts in this folder ({', '.join(SUFFIXES)})", where=path)
+        what = f"there are no texts in this folder ({', '.join(SUFFIXES)})"
+        raise Malformed(what, where=path, fix="Name another folder, or the files, which may have any suffix.")
     for short, file in wanted:
         yield file, short.parts[0] if len(short.parts) > 1 else path.resolve().name
 
@@ -150,7 +151,8 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
     except (ArrowException, OSError, ValueError) as error:  # pyarrow reports damaged bytes by all of them
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(file, error) from error
-        raise Malformed(f"the file is not Parquet, or is damaged: {shown(str(error))}", where=file) from None
+        what = f"the file is not Parquet, or is damaged: {shown(str(error))}"
+        raise Malformed(what, where=file, fix="Copy, download or make the file again.") from None
 
 
 def _document(row: Any, where: str, domain: str, name: str) -> TextDocument:
@@ -187,6 +189,8 @@ def _text(value: Any, key: str, where: str) -> str:
     except UnicodeEncodeError as error:
         lone = f"U+{ord(value[error.start]):04X}"
         raise Malformed(
-            f'"{key}" has {lone}, half of a surrogate pair, which is not a character', where=where
+            f'"{key}" has {lone}, half of a surrogate pair, which is not a character',
+            where=where,
+            fix="Write the whole character, or leave the row out.",
         ) from None
     return value

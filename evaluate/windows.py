@@ -59,7 +59,8 @@ def make_windows(
     Usage: a stream with fewer tokens than one window, fewer chunks than domains, a context below 2.
     """
     if context < 2:
-        raise Usage(f"a window needs at least 2 tokens, not {context}", where="--context")
+        what = f"a window needs at least 2 tokens, not {context}"
+        raise Usage(what, where="--context", fix="Choose a larger number.")
     streams: dict[str, list[NDArray[np.int32]]] = {}
     for document in documents:
         ids = tokenize.chat(document.messages) if document.messages else tokenize(document.text)
@@ -92,7 +93,7 @@ def _check_lengths(documents: Sequence[TextDocument], counts: dict[str, int], co
         for domain, count in short.items()
     ]
     least = min(short.values())
-    smaller = f", or pass --context {least} or less" if least >= 2 else ""
+    smaller = f", or --context {least} or less to eval or imatrix" if least >= 2 else ""
     raise Usage(named[0], where="--text", fix=f"Pass more text{smaller}.", also=named[1:])
 
 

@@ -79,6 +79,11 @@ def declared(record: type) -> Iterator[Declared]:
             yield Declared(each.name, str(each.type), each.default, each.metadata["option"])
 
 
+def given(record: Any) -> list[str]:
+    """The flags of what is set in a record, other than to its default."""
+    return [each.flag for each in declared(type(record)) if getattr(record, each.name) != each.default]
+
+
 def unfit(kinds: Collection[Input], *records: Any) -> list[str]:
     """The flags of what is set in these records and has no meaning for a source of any of these kinds."""
     return [

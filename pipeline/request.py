@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.pipeline.option import CHECKPOINT, MODEL, WEIGHTS, option
+from ggufsmith.pipeline.publish import PublishOptions
 
 AUTO = Path("auto")  # instead of a file: make the importance matrix on the way
 NO_RUN = "a job does not run the model"
@@ -180,6 +181,17 @@ class MakeOptions:
         "Types",
         inputs=WEIGHTS,
         keyed='Keep the importance matrix of `imatrix = "auto"` beside the outputs, as MODEL-imatrix.gguf.',
+    )
+    imatrix_chunks: int | None = option(
+        None,
+        "Make it, for --imatrix auto, of so many windows of 512 tokens at most (default: all that the text has). Fewer "
+        "take less time.",
+        "Types",
+        metavar="NUMBER",
+        inputs=WEIGHTS,
+        decides=True,
+        keyed='Make the importance matrix of `imatrix = "auto"` of so many windows of 512 tokens at most (default: all '
+        "that the text has). Fewer take less time.",
     )
     calibrate: tuple[Path, ...] = option(
         (),
@@ -395,69 +407,6 @@ class WriteOptions:
         "Continue from the finished part of an interrupted run, and keep it if this run is interrupted.",
         "Work",
         keyless="a job always resumes",
-    )
-
-
-@dataclass(frozen=True)
-class PublishOptions:
-    """What is left beside the outputs."""
-
-    sha256: bool = option(
-        False,
-        "Report the SHA-256 of every file; with --json, of every tensor too.",
-        "Output",
-        keyless="`checksums` writes the sums, and reports have them",
-    )
-    provenance: bool = option(
-        False,
-        "Write FILE.provenance.json, which says with hashes what each output was made from.",
-        "Output",
-        keyless="the record beside the outputs says what they were made from",
-    )
-    card: bool = option(
-        False,
-        "Write a model card, README.md, beside the outputs.",
-        "Output",
-        keyless="the key `card` names the file",
-    )
-    push: str | None = option(
-        None,
-        "Publish the outputs on the Hugging Face hub when they are verified, in one commit, with their card.",
-        "Publishing",
-        metavar="ORG/NAME",
-        keyless="it has a key of its own, `push`",
-    )
-    create: bool = option(
-        False,
-        "With --push: make the repository, if it does not exist.",
-        "Publishing",
-        keyless="it has a key of its own, `create`",
-    )
-    private: bool = option(
-        False,
-        "With --push: make it as a private one, if it does not exist.",
-        "Publishing",
-        keyless="it has a key of its own, `private`",
-    )
-    replace: bool = option(
-        False,
-        "With --push: add new versions of files that are there with other content.",
-        "Publishing",
-        keyless="it has a key of its own, `replace`",
-    )
-    modelfile: bool = option(
-        False,
-        "Write FILE.Modelfile beside each output, with which Ollama runs it (see `ggufsmith modelfile`).",
-        "Output",
-        inputs=WEIGHTS,
-        keyless="`ggufsmith modelfile` writes it for any file",
-    )
-    card_template: Path | None = option(
-        None,
-        "A Jinja2 template of the model card, instead of the usual card.",
-        "Output",
-        metavar="FILE",
-        keyless="it has a key of its own, `card_template`, relative to the job file",
     )
 
 

@@ -100,7 +100,7 @@ def _refuse(report: Report, target: Format, place: RowRange) -> None:
             report.overflow,
             Unsupported,
             f"weights are too large for {target.name}",
-            "Choose bf16 or f32 for it (--outtype bf16; to-hf has --dtype bfloat16).",
+            "Choose bf16 or f32 for it: --outtype bf16 for gguf-convert and gguf-quant, --dtype bfloat16 for to-hf.",
         ),
     ):
         if finding.first is not None:

@@ -19,6 +19,7 @@ from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.container.ggml import ALIGNMENT, GgmlFile, open_ggml
 from ggufsmith.container.reader import Gguf, TensorInfo
 from ggufsmith.container.shards import SHARD, SUFFIX, GgufSet
+from ggufsmith.container.text import counted
 from ggufsmith.container.values import Metadata, Value, array, f32, string, strings, u32
 from ggufsmith.naming.filename import FileName, parse
 from ggufsmith.quantize.opened import OpenedModel
@@ -94,7 +95,7 @@ def _renamed(file: GgmlFile) -> dict[str, TensorInfo]:
     extra = [name for name in found if name not in wanted]
     if missing or extra:
         raise Malformed(
-            f"{len(missing)} tensors are missing, {len(extra)} do not belong to a Llama model",
+            f"{counted(len(missing), 'tensor is', 'tensors are')} missing, {len(extra)} are not of a Llama model",
             where=file.path,
             also=[*missing[:10], *extra[:10]],
             fix="The file is incomplete, or one of several parts. Parts must be joined first, with a llama.cpp of "

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ggufsmith.container.errors import Unsupported, Usage
 from ggufsmith.container.formats import FLOATS
 from ggufsmith.container.layout import DEFAULT_ALIGNMENT, Layout, TensorSpec, lay_out
+from ggufsmith.container.text import counted
 from ggufsmith.container.values import Metadata, u32
 from ggufsmith.quantize.imatrix.fit import Coverage
 from ggufsmith.quantize.recipes.assign import BUDGET, Assignment, Recipe, Stored, TypeOptions, assign
@@ -86,8 +87,8 @@ class FilePlan:
         if requantized := self.requantized:
             froms = sorted({each.tensor.format.name for each in requantized})
             yield (
-                f"{len(requantized)} tensors are quantized a second time, from {', '.join(froms)}, so the errors add "
-                f"up; it is better to quantize the 16-bit model"
+                f"{counted(len(requantized), 'tensor is', 'tensors are')} quantized a second time, from "
+                f"{', '.join(froms)}, so the errors add up; it is better to quantize the 16-bit model"
             )
 
 
@@ -125,13 +126,14 @@ def plan_file(
     if plan.requantized and not allow_requantize:
         formats = sorted({each.tensor.format.name for each in plan.requantized})
         raise Usage(
-            f"{len(plan.requantized)} tensors are already quantized ({', '.join(formats)})",
+            f"{counted(len(plan.requantized), 'tensor is', 'tensors are')} already quantized ({', '.join(formats)})",
             where=plan.requantized[0].tensor.name,
-            fix="Quantize from the F16, BF16 or F32 model, or accept the added error with --allow-requantize.",
+            fix="Quantize from the F16, BF16 or F32 model, or accept the added error with the option "
+            "--allow-requantize of gguf-quant and gguf-convert.",
         )
     if strict and plan.fallbacks:
         raise Usage(
-            f"{len(plan.fallbacks)} tensors cannot have the type that {recipe.name} gives them, and --strict is set",
+            f"{counted(len(plan.fallbacks), 'tensor')} cannot have the type of {recipe.name}, and --strict is set",
             also=_listed([f"{each.tensor.name}: {each.reason}" for each in plan.fallbacks]),
             fix="Give them a type that fits with --tensor-type, or leave out --strict.",
         )
@@ -197,7 +199,7 @@ def _check_effect(recipe: Recipe, assignments: Sequence[Assignment], facts: Fact
     if None not in reasons:
         raise Unsupported(
             f"none of this file's tensors can have the type {base.name}",
-            also=[f"{count} tensors: {reason}" for reason, count in reasons.most_common()],
+            also=[f"{counted(count, 'tensor')}: {reason}" for reason, count in reasons.most_common()],
             fix="Pass a model.",
         )
 
@@ -225,16 +227,17 @@ def _check_importance(
     ]
     if needy and importance is None:
         raise Usage(
-            f"{recipe.file_type.shown} needs an importance matrix for {len(needy)} tensors: with so few bits they "
-            f"would be unusable without one",
+            f"{recipe.file_type.shown} needs an importance matrix for {counted(len(needy), 'tensor')}: so few bits "
+            f"would be of no use without one",
             also=_listed(needy),
             fix="Pass one with --imatrix FILE, or have one made with --imatrix auto.",
         )
     if needy:
         raise Usage(
-            f"the importance matrix has no entries for {len(needy)} tensors that need one",
+            f"the importance matrix has no entry for {counted(len(needy), 'tensor')} that cannot do without",
             also=_listed(needy),
-            fix="Compute it over more text, or give these tensors another type with --tensor-type.",
+            fix="Compute it over more text, or give what lacks one another type with the option --tensor-type of "
+            "gguf-quant and gguf-convert.",
         )
 
 

@@ -116,6 +116,11 @@ def making_of(make: MakeOptions) -> Making:
             "--keep-imatrix keeps what --imatrix auto makes, but that was not given",
             fix="Add --imatrix auto, or leave out --keep-imatrix.",
         )
+    if make.imatrix_chunks is not None and make.imatrix != AUTO:
+        raise Usage(
+            "--imatrix-chunks is about what --imatrix auto makes, but that was not given",
+            fix="Add --imatrix auto, or leave out --imatrix-chunks.",
+        )
     signed(make)
     if not (recipes or budgets) and (
         make.imatrix or make.quantized_by or make.calibrate or make.strict or types != TypeOptions()

@@ -313,8 +313,8 @@ def match(stages: Stages, ignore_merges: bool, vocabulary: Container[str], where
     raise Unsupported(
         f"llama.cpp has no pre-tokenizer that splits text like this one: {found}",
         where=f"{where}: pre_tokenizer",
-        fix=f"The nearest is {near.name} ({' → '.join(near.stages[0])}). If it splits your text the same way, pass "
-        f"--pre {near.name} (or --pre NAME for another).",
+        fix=f"The nearest is {near.name} ({' → '.join(near.stages[0])}). If it splits your text the same way, convert "
+        f"the folder with gguf-convert --pre {near.name} (or --pre NAME for another), and go on with that file.",
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from ggufsmith.container.provenance import file_sha256
 from ggufsmith.container.replace import replace_text
 from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.state import FinishedOutput
@@ -12,6 +13,7 @@ from ggufsmith.naming.cardtemplate import check_template
 from ggufsmith.naming.filecard import card_of, check_card
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request
+from ggufsmith.quantize.measured import Progress, silently
 
 
 class Measures(Protocol):
@@ -20,8 +22,12 @@ class Measures(Protocol):
     def check(self, request: Request, open_pass: Callable[[Request], Pass]) -> None:
         """Raises if the model cannot be run."""
 
-    def with_table(self, card: str, model: JobModel, files: Sequence[Path], check: Callable[[], None]) -> str:
-        """The card with the table of these outputs of a model. check: called now and then."""
+    def with_table(
+        self, card: str, model: JobModel, files: Sequence[Path], check: Callable[[], None], progress: Progress
+    ) -> str:
+        """The card with the table of these outputs of a model. check: called now and then. progress: shows how far it
+        is.
+        """
 
 
 def check_extras(model: JobModel) -> None:
@@ -34,12 +40,22 @@ def check_extras(model: JobModel) -> None:
 
 
 def write_extras(
-    model: JobModel, outputs: Sequence[FinishedOutput], measures: Measures | None, check: Callable[[], None]
+    model: JobModel,
+    outputs: Sequence[FinishedOutput],
+    measures: Measures | None,
+    check: Callable[[], None],
+    progress: Progress = silently,
 ) -> None:
-    """Write the sums and the card that the job asks for, of these outputs. check: called now and then."""
+    """Write the sums and the card that the job asks for, of these outputs.
+
+    The sums have the importance matrix that is kept beside them too. check: called now and then. progress: shows how
+    far a measurement of the quality is.
+    """
     if path := model.beside("checksums"):  # the format of sha256sum --check
-        sums = "".join(f"{file.sha256}  {file.name}\n" for made in outputs for file in made.files)
-        replace_text(path, sums, alone=True)
+        sums = {file.name: file.sha256 for made in outputs for file in made.files}
+        if (kept := model.kept_imatrix) and kept.is_file():
+            sums[kept.name] = file_sha256(kept, lambda size: check())
+        replace_text(path, "".join(f"{digest}  {name}\n" for name, digest in sums.items()), alone=True)
     if path := model.beside("card"):
         digests = {file.name: file.sha256 for made in outputs for file in made.files}
         files = [model.folder / made.files[0].name for made in outputs]
@@ -47,7 +63,7 @@ def write_extras(
         if model.settings["quality"] and measures:
             projectors = {each.label for each in model.wanted if each.projector}
             models = [file for file, made in zip(files, outputs, strict=True) if made.label not in projectors]
-            card = measures.with_table(card, model, models, check)
+            card = measures.with_table(card, model, models, check, progress)
         replace_text(path, card, alone=True)
 
 

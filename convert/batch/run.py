@@ -7,7 +7,7 @@ model lacks is made in one pass over its weights; one that fails does not stop t
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
@@ -104,6 +104,10 @@ class Watcher:
 
     def advanced(self, model: JobModel, weights: int) -> None:
         """So many more weights of it are done."""
+
+    def step(self, model: JobModel, what: str, weights: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A model is run, for what is said: it yields what is told of weights that the text went through."""
+        return nullcontext(lambda weights: None)
 
     def loaded(self, seconds: float) -> None:
         """Compiling or loading kernels took this long."""
@@ -422,7 +426,7 @@ class _Runner:
         self.check()
         with (
             located(model, plan=False, told=lambda size: self.check()) as (found, finder),
-            readied(found, finder, self.options, True, lambda weights: self.stoppable()) as (there, opener),
+            readied(found, finder, self.options, True, self.runs(model, "running the model")) as (there, opener),
         ):
             planned = plan_model(there, draft.wanted, opener)
             with planned.made as made:
@@ -437,14 +441,24 @@ class _Runner:
         outputs = tuple(known[wanted.label] for wanted in model.wanted)
         self.published.append(draft)
         write_record(model, Record(outputs))  # to hash them can take long, and is no reason to make them again
-        finished_outputs = _finish(model, outputs, self.options.measures, self.check)
+        runs = self.runs(model, "measuring the quality")
+        finished_outputs = _finish(model, outputs, self.options.measures, self.check, runs)
         self.published.remove(draft)
         return finished_outputs, notes
 
-    @contextmanager
-    def stoppable(self) -> Iterator[Callable[[int], None]]:
-        """A `Progress` that only looks whether the job ends."""
-        yield lambda weights: self.check()
+    def runs(self, model: JobModel, what: str) -> Progress:
+        """Shows a run of the model, and looks whether the job ends."""
+
+        @contextmanager
+        def progress(weights: int) -> Iterator[Callable[[int], None]]:
+            def advance(done: int) -> None:
+                self.check()
+                tell(done)
+
+            with self.watch.step(model, what, weights) as tell:
+                yield advance
+
+        return progress
 
     def check(self) -> None:
         if self.stop.is_set():
@@ -456,14 +470,18 @@ def _finish(
     outputs: Sequence[FinishedOutput],
     measures: Measures | None,
     check: Callable[[], None] = lambda: None,
+    progress: Progress = silently,
 ) -> tuple[FinishedOutput, ...]:
-    """Hash what has no hash yet, write what stands beside the outputs, the record last. check: called now and then."""
+    """Hash what has no hash yet, write what stands beside the outputs, the record last.
+
+    check: called now and then. progress: shows how far a measurement of the quality is.
+    """
 
     def hashed(file: FinishedFile) -> FinishedFile:
         return replace(file, sha256=file.sha256 or file_sha256(model.folder / file.name, lambda size: check()))
 
     done = tuple(replace(made, files=tuple(map(hashed, made.files))) for made in outputs)
-    write_extras(model, done, measures, check)
+    write_extras(model, done, measures, check, progress)
     write_record(model, Record(done, extras_fingerprint(model)))
     return done
 

@@ -23,6 +23,7 @@ NEEDS: Mapping[str, tuple[str, str]] = {
     "private": ("push", "is about publishing, but there is no push"),
     "replace": ("push", "is about publishing, but there is no push"),
 }
+ABOUT_AUTO = {"keep_imatrix": "keeps what", "imatrix_chunks": "is about what"}
 REPOSITORIES = ("push", "repo", "base_model")  # keys that name one on the hub
 # What does not go with `calibrate`, and why.
 NOT_CALIBRATED = {
@@ -53,5 +54,7 @@ def misfits(said: Mapping[str, Said], place: str) -> Iterator[tuple[Any, ...]]:
                 yield said[key].place, f"{key} cannot be combined with calibrate, {why}"
         if not any(said[key].value for key in QUANTIZING):
             yield calibrate.place, f"calibrate is about quantizing: set at least one of {', '.join(QUANTIZING)}"
-    if said["keep_imatrix"].value and said["imatrix"].value != str(AUTO):
-        yield said["keep_imatrix"].place, f'keep_imatrix keeps what imatrix = "{AUTO}" makes'
+    if said["imatrix"].value != str(AUTO):
+        for key, what in ABOUT_AUTO.items():
+            if said[key].value and (key == "keep_imatrix" or said["imatrix"].place == place):
+                yield said[key].place, f'{key} {what} imatrix = "{AUTO}" makes'

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.container.text import some
+from ggufsmith.container.text import counted, some
 from ggufsmith.quantize.imatrix.record import Imatrix
 from ggufsmith.quantize.recipes.assign import Stored
 from ggufsmith.quantize.recipes.rules import block_of, kept, role_of
@@ -40,7 +40,8 @@ class Coverage:
         if self.missing:
             yield f"no importance for {some(self.missing)}"
         for name, count in self.partial.items():
-            yield f"{name}: {count} experts were never used, so their weights count equally"
+            unused = counted(count, "expert was", "experts were")
+            yield f"{name}: {unused} never used, and all weights there count equally"
         yield from self.ignored
 
 
@@ -74,9 +75,11 @@ def match(
             if entry.unused:
                 partial[tensor.name] = len(entry.unused)
         elif role_of(tensor.name) == "token_embd":
-            ignored.append(f"{tensor.name}: {entry.sums.size} values for rows of {tensor.shape[-1]} are not used")
+            ignored.append(
+                f"{tensor.name}: {counted(entry.sums.size, 'value')} for rows of {tensor.shape[-1]} are not used"
+            )
         else:
-            wrong.append(f"{tensor.name}: {entry.sums.size} values, but the tensor needs {wanted}")
+            wrong.append(f"{tensor.name}: {counted(entry.sums.size, 'value')}, but the tensor needs {wanted}")
     strangers = [name for name in imatrix.entries if name not in names]
     wrong += [f"{name}: the model has {blocks} layers" for name in strangers if (block_of(name) or 0) >= blocks]
     if wrong or not covered:

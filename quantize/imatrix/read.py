@@ -14,18 +14,19 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.layout import MAGIC
-from ggufsmith.container.positional import read_at, regular_file
+from ggufsmith.container.positional import read_at, regular_file, unreadable
 from ggufsmith.container.reader import Gguf, open_gguf
-from ggufsmith.container.text import some
+from ggufsmith.container.text import counted, some
 from ggufsmith.container.values import Metadata
 from ggufsmith.quantize.imatrix.record import Entry, Imatrix
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
-MAKERS = "Give --imatrix a file that llama-imatrix or `ggufsmith imatrix` wrote."
+MAKERS = "Name a file that llama-imatrix or `ggufsmith imatrix` wrote."
+AGAIN = "Make the importance matrix again, over more text: ggufsmith imatrix MODEL"
 F32 = BY_NAME["F32"]
 MAX_BYTES = 2**32  # of values that are read; models of 384 experts in 60 layers have 1.5 GiB
 MAX_ENTRIES = 2**20  # as many as a model may have tensors
@@ -78,31 +79,56 @@ def _imatrix(path: Path, fd: int, size: int, include: Sequence[str], exclude: Se
         raise Unsupported(
             f"{needed} bytes of values exceed the limit of {MAX_BYTES}",
             where=path,
-            fix="Choose entries with --include-weights or --exclude-weights.",
+            fix="Use a part of it, with the option --include-weights of gguf-quant and gguf-convert.",
         )
-    entries = {name: _entry(path, name, *place.read(path, fd)) for name, place in sorted(chosen.items())}
+    entries, faults = {}, {}
+    for name, place in sorted(chosen.items()):
+        sums, counts = place.read(path, fd)
+        if fault := _fault(sums, counts):
+            faults[name] = fault
+        else:
+            entries[name] = _entry(sums, counts)
+    if faults:
+        raise _refused(path, faults, some_left=bool(entries))
     # Text files are named with their folder, on whatever system the matrix was made.
     datasets = tuple(PureWindowsPath(name).name for name in found.datasets)
     return Imatrix(entries, datasets, found.chunks, found.chunk_size, path)
 
 
-def _entry(path: Path, name: str, sums: NDArray[np.float32], counts: NDArray[np.float32]) -> Entry:
-    """What was read, checked. counts: one per matrix, or one for all; whole numbers in float32, rounded here."""
-    where = f"{path}: {name}"
+def _fault(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> str | None:
+    """What is wrong with an entry that was read."""
     if not np.isfinite(sums).all():
-        raise Malformed(f"{np.count_nonzero(~np.isfinite(sums))} values are NaN or infinite", where=where)
+        return "values that are NaN or infinite"
     if sums.min() < 0:
-        raise Malformed(f"{np.count_nonzero(sums < 0)} values are negative, but sums of squares cannot be", where=where)
+        return "values that are negative, but sums of squares cannot be"
     if not np.isfinite(counts).all() or counts.min() < 0:
-        raise Malformed("a count is negative, NaN or infinite", where=where)
-    whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.int64)
-    if not whole.any():
-        raise Malformed(
-            "this entry has no counts: its matrix was never used",
-            where=where,
-            fix=f"Compute it over more text, or leave it out with --exclude-weights {name}.",
-        )
-    return Entry(sums.reshape(whole.size, -1), whole)
+        return "a count that is negative, NaN or infinite"
+    return None if _whole(counts).any() else "no counts: the matrix was never used"
+
+
+def _refused(path: Path, faults: Mapping[str, str], *, some_left: bool) -> Malformed:
+    """All that is wrong with the entries. faults: by their names. some_left: whether there are others.
+
+    The commands that quantize can leave entries out, and the words for that can be copied; others cannot.
+    """
+    kinds = {fault: [name for name, each in faults.items() if each == fault] for fault in faults.values()}
+    without = " ".join(f"--exclude-weights {name}" for name in faults)
+    return Malformed(
+        f"{counted(len(faults), 'entry', 'entries')} of this importance matrix cannot be used",
+        where=path,
+        also=[f"{fault}: {', '.join(names)}" for fault, names in kinds.items()],
+        fix=f"{AGAIN}; or give gguf-quant or gguf-convert the options {without}" if some_left else AGAIN,
+    )
+
+
+def _whole(counts: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Counts are whole numbers, stored in float32."""
+    return np.floor(counts.astype(np.float64) + 0.5).astype(np.int64)
+
+
+def _entry(sums: NDArray[np.float32], counts: NDArray[np.float32]) -> Entry:
+    """What was read, without a fault. counts: one per matrix, or one for all."""
+    return Entry(sums.reshape(len(counts), -1), _whole(counts))
 
 
 @dataclass(frozen=True)
@@ -131,7 +157,7 @@ def _floats(path: Path, fd: int, offset: int, count: int) -> NDArray[np.float32]
     values = np.empty(count, "<f4")
     got = _read(path, fd, values.view(np.uint8).data, offset)
     if got < values.nbytes:
-        raise Malformed(f"the file ends at byte {offset + got}: it was cut while it was read", where=path)
+        raise Malformed(f"the file ends at byte {offset + got}: it was cut while it was read", where=path, fix=MAKERS)
     return values.astype(np.float32, copy=False)
 
 
@@ -140,7 +166,7 @@ def _read(path: Path, fd: int, buffer: memoryview, offset: int) -> int:
     try:
         return read_at(fd, buffer, offset)
     except OSError as error:
-        raise Failure(f"the file cannot be read: {error.strerror}", where=path) from error
+        raise unreadable(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -166,12 +192,12 @@ def _gguf_index(path: Path, fd: int, size: int) -> Index:
         lonely = [name for name in gguf.tensors if name.endswith(COUNTS) and name.removesuffix(COUNTS) not in known]
         lonely += [name for name in stems if name + COUNTS not in gguf.tensors]
         if lonely:
-            raise Malformed(f"sums without counts, or counts without sums: {some(lonely)}", where=path)
+            raise Malformed(f"sums without counts, or counts without sums: {some(lonely)}", where=path, fix=AGAIN)
         index = {}
         for name in stems:
             sums, counts = _extent(gguf, name + SUMS), _extent(gguf, name + COUNTS)
             if sums[1] % counts[1]:
-                raise Malformed(f"{sums[1]} sums for {counts[1]} counts", where=f"{path}: {name}")
+                raise Malformed(f"{sums[1]} sums for {counts[1]} counts", where=f"{path}: {name}", fix=AGAIN)
             index[name] = EntryPlace(sums, counts)
         datasets = gguf.metadata.get(DATASETS)
         names = datasets.data if datasets and isinstance(datasets.data, tuple) else ()
@@ -186,7 +212,7 @@ def _number(metadata: Metadata, key: str) -> int:
 def _extent(gguf: Gguf, name: str) -> tuple[int, int]:
     tensor = gguf.tensors[name]
     if tensor.format is not F32:
-        raise Malformed(f"the tensor is {tensor.format.name}, not F32", where=f"{gguf.path}: {name}")
+        raise Malformed(f"the tensor is {tensor.format.name}, not F32", where=f"{gguf.path}: {name}", fix=AGAIN)
     return tensor.offset, tensor.nbytes // 4
 
 
@@ -241,4 +267,6 @@ def _legacy_index(path: Path, fd: int, size: int) -> Index:
         return Index(index)
     chunks = number("the chunk count")
     datasets = (text("the data set's name"),) if at < size else ()
+    if at < size:
+        raise refuse(f"{size - at} bytes follow the data set's name")
     return Index(index, tuple(filter(None, datasets)), max(chunks, 0))

@@ -5,7 +5,7 @@ mean: sums over counts. An expert that no token ever reached has no mean, and ge
 count equally (llama.cpp, tools/quantize). llama.cpp: tools/imatrix/imatrix.cpp, common/imatrix-loader.cpp.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
+from ggufsmith.container.text import listed
 from ggufsmith.container.values import Metadata, string, u32
 
 CHUNK = 512  # tokens; llama-imatrix's default
@@ -82,6 +83,24 @@ class Imatrix:
         return {**keys, **self.method}
 
 
+def says_no_length(parts: Sequence[Imatrix]) -> bool:
+    """Whether the parts leave it open how many tokens a chunk of what is merged of them has."""
+    return len({part.chunk_size for part in parts if part.chunk_size}) != 1
+
+
+def assumed(parts: Sequence[Imatrix], chunk_size: int = CHUNK) -> Iterator[str]:
+    """What `merged` takes for granted of the chunks of these parts; sentences for the report."""
+    sizes = sorted({part.chunk_size for part in parts if part.chunk_size})
+    size = chunk_size if says_no_length(parts) else sizes[0]
+    if len(sizes) > 1:
+        yield (
+            f"chunks of {listed(list(map(str, sizes)))} tokens were added: sums and counts are exact, the number of "
+            f"chunks is that of {size} tokens each"
+        )
+    if unsaid := [part.path.name for part in parts if not part.chunk_size and part.path]:
+        yield f"{', '.join(unsaid)}: the file does not say how many tokens a chunk has; {size} were assumed"
+
+
 def merged(parts: Sequence[Imatrix], chunk_size: int = CHUNK) -> Imatrix:
     """All of these as if their texts had been run one after the other, as `llama-imatrix --in-file` does.
 
@@ -90,8 +109,7 @@ def merged(parts: Sequence[Imatrix], chunk_size: int = CHUNK) -> Imatrix:
 
     Malformed for parts that belong to different models.
     """
-    said = {part.chunk_size for part in parts if part.chunk_size}
-    size = said.pop() if len(said) == 1 else chunk_size
+    size = chunk_size if says_no_length(parts) else next(part.chunk_size for part in parts if part.chunk_size)
     entries: dict[str, Entry] = {}
     for part in parts:
         scale = 1 if part.chunk_size else size
@@ -110,7 +128,10 @@ def _sum(name: str, one: Entry, other: Entry, path: Path | None) -> Entry:
         raise Malformed(
             "these importance matrices belong to different models",
             where=path,
-            also=[f"{name}: {other.sums.size} sums here, {one.sums.size} in those before"],
+            also=[
+                f"{name}: {other.sums.size} sums and {len(other.counts)} counts here, {one.sums.size} and "
+                f"{len(one.counts)} elsewhere"
+            ],
             fix="Merge only importance matrices of one model.",
         )
     sums = one.sums.reshape(-1) + other.sums.reshape(-1)

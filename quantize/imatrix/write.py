@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.apart import check_apart
 from ggufsmith.container.errors import Failure, OutputConflict
-from ggufsmith.container.layout import TensorSpec, lay_out
+from ggufsmith.container.layout import Layout, TensorSpec, lay_out
 from ggufsmith.container.replace import replace_bytes
 from ggufsmith.container.values import Metadata, string, strings, u32
 from ggufsmith.container.writer import Writer
@@ -61,11 +61,20 @@ def metadata_of(imatrix: Imatrix) -> Metadata:
     }
 
 
+def size_of(imatrix: Imatrix, format: ImatrixFormat) -> int:
+    """Bytes of the file."""
+    return _layout(imatrix).size if format == "gguf" else len(legacy_bytes(imatrix))
+
+
+def _layout(imatrix: Imatrix) -> Layout:
+    specs = [TensorSpec(name, values.shape, F32) for name, values in _tensors(imatrix)]
+    return lay_out(metadata_of(imatrix), specs)
+
+
 def _write_gguf(imatrix: Imatrix, path: Path, *, overwrite: bool, inputs: Sequence[Path], sync: bool) -> None:
-    arrays = dict(_tensors(imatrix))
-    layout = lay_out(metadata_of(imatrix), [TensorSpec(name, values.shape, F32) for name, values in arrays.items()])
+    layout = _layout(imatrix)
     with Writer(path, layout, overwrite=overwrite, inputs=inputs, sync=sync) as writer:
-        for offset, values in zip(layout.offsets, arrays.values(), strict=True):
+        for offset, (_, values) in zip(layout.offsets, _tensors(imatrix), strict=True):
             writer.write(offset, np.ascontiguousarray(values, "<f4").view(np.uint8))
         writer.commit()
 
@@ -100,4 +109,5 @@ def _check_legacy(imatrix: Imatrix, path: Path) -> None:
         np.allclose(entry.weights, wanted[name], rtol=1e-6, atol=0) for name, entry in found.entries.items()
     )
     if not same or found.chunks != imatrix.chunks:
-        raise Failure("the written file does not verify: it differs from what was to be written", where=path)
+        what = "the written file does not verify: it differs from what was to be written"
+        raise Failure(what, where=path, fix="Write it again, or to another disk.")

@@ -307,7 +307,8 @@ def fit(wanted: Format, tensor: Stored) -> Format:
         raise Unsupported(
             f"rows of {width} are not a multiple of {wanted.weights}, and {wanted.name} has no fallback",
             where=tensor.name,
-            fix="Choose another recipe, or another type for this tensor with --tensor-type.",
+            fix="Choose another recipe, or another type for this tensor with the option --tensor-type of gguf-quant "
+            "and gguf-convert.",
         )
     found = BY_NAME[name] if name else wanted
     return found if width % found.weights == 0 else BY_NAME[LAST_RESORT]

@@ -29,8 +29,11 @@ class Making:
         self.asked = 0
         self.source = models.write_imatrix(folder / "known", models.importance(models.arrays(width=256)))
 
-    def __call__(self, plain: Request, open_pass: Callable[[Request], Pass], progress: Progress) -> Imatrix:
+    def __call__(
+        self, plain: Request, open_pass: Callable[[Request], Pass], progress: Progress, chunks: int | None
+    ) -> Imatrix:
         self.asked += 1
+        self.chunks = chunks
         assert plain == unquantized(plain)
         with progress(1) as advance:
             advance(1)
@@ -57,7 +60,10 @@ def test_what_is_promised_has_the_types_and_the_size_of_what_is_made(model: Path
         with open_file_pass(auto.made(wanted, open_file_pass)) as made:
             assert [(output.shards.whole.tensors, output.size) for output in made.outputs] == plans
         with open_file_pass(auto.made(wanted, open_file_pass)):
-            assert making.asked == 1
+            assert making.asked == 1 and making.chunks is None
+        fewer = request(model, *RECIPES, imatrix=AUTO, imatrix_chunks=3)
+        with open_file_pass(auto.made(fewer, open_file_pass)):
+            assert making.asked == 2 and making.chunks == 3, "another one"
         made_paths = list(auto._folder.rglob("*.gguf"))
     assert made_paths and not any(path.exists() for path in made_paths)
 

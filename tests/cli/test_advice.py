@@ -4,6 +4,7 @@
 `ELSEWHERE` names the test that follows it; so an error with new advice comes with a line here.
 """
 
+import ast
 import json
 import re
 import shlex
@@ -12,10 +13,13 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import small_models as models
+import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import adapters
@@ -24,6 +28,7 @@ import eagle3
 import messages
 import seeing
 from ggufsmith.cli.app import app, convert_app, quant_app
+from ggufsmith.container.errors import Failure
 from ggufsmith.container.reader import open_gguf
 from ggufsmith.quantize.sensitivity import Sensitivity, TensorSensitivity, write_sensitivity
 
@@ -34,7 +39,7 @@ ADVICE = re.compile(
 )
 # Texts with such words that are no advice: help, examples, keys, documents, parts of other messages.
 OTHER = re.compile(
-    r"cli/(help|hints|options|batch|batch_report)\.py|api/report\.py|pipeline/request|convert/batch/schema|/modelcard|/cardrun"
+    r"cli/(help|hints|options|batch|batch_report)\.py|api/report\.py|pipeline/(request|publish)\.py|convert/batch/schema|/modelcard|/cardrun"
 )
 
 
@@ -56,9 +61,6 @@ CASES = {
     ),
     "a card beside an output": Case(
         "gguf-quant m.gguf -r q8_0 --outdir cards --card", "gguf-quant m.gguf -r q8_0 --outdir new --card"
-    ),
-    "a name that is too long": Case(
-        "gguf-quant m.gguf -r q8_0 --outfile " + "m" * 250, "gguf-quant m.gguf -r q8_0 --outfile x.gguf"
     ),
     "a template without a card": Case(
         "gguf-quant m.gguf -r q8_0 --card-template t.j2 --outdir new",
@@ -158,12 +160,21 @@ CASES = {
     "every entry left out": Case(
         "gguf-quant m.gguf -r q4_0 --imatrix i.gguf --exclude-weights blk", "gguf-quant m.gguf -r q4_0"
     ),
-    "an entry without counts": Case("gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf"),
+    "an entry without counts": Case(
+        "gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf",
+        "gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf --exclude-weights blk.0.attn_q.weight",
+    ),
+    "sums without counts": Case(
+        "gguf-quant small.gguf -r q4_0 --imatrix lonely.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
+    ),
     "a model as an importance matrix": Case(
-        "gguf-quant m.gguf -r q4_0 --imatrix m.gguf", "gguf-quant m.gguf -r q4_0 --imatrix i.gguf"
+        "gguf-quant m.gguf -r q4_0 --imatrix m.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
     ),
     "a text as an importance matrix": Case(
-        "gguf-quant m.gguf -r q4_0 --imatrix old.toml", "gguf-quant m.gguf -r q4_0 --imatrix i.gguf"
+        "gguf-quant m.gguf -r q4_0 --imatrix old.toml", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
+    ),
+    "a model to add": Case(
+        "ggufsmith imatrix --in m.gguf -o new.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
     ),
     "an importance matrix as a model": Case("gguf-quant i.gguf -r q4_0", "gguf-quant m.gguf -r q4_0 --imatrix i.gguf"),
     "a GGUF adapter as a model": Case("gguf-quant chat.gguf -r q8_0", "gguf-convert model --lora chat"),
@@ -213,9 +224,24 @@ CASES = {
     ),
     "a folder to quantize": Case("gguf-quant model -r q8_0", "gguf-convert model -r q8_0"),
     "a pre-tokenizer of another kind": Case("gguf-convert model --pre qwen2", "gguf-convert model"),
+    "windows of nothing": Case(
+        "gguf-quant m.gguf -r q4_0 --imatrix-chunks 9", "gguf-quant m.gguf -r q4_0 --imatrix auto --imatrix-chunks 9"
+    ),
     "nothing to keep": Case("gguf-quant m.gguf -r q4_0 --keep-imatrix", "gguf-quant m.gguf -r q4_0"),
     "nothing to make an importance matrix of": Case(
         "ggufsmith imatrix -o new.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
+    ),
+    "options about running without a model": Case(
+        "ggufsmith imatrix --in i.gguf --text t.j2 -o new.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
+    ),
+    "a format of nothing": Case(
+        "ggufsmith imatrix --in i.gguf --show-statistics --format dat",
+        "ggufsmith imatrix --in i.gguf --show-statistics --format dat -o new.dat",
+        work=True,
+    ),
+    "entries that cannot be added": Case(
+        "ggufsmith imatrix --in uncounted.gguf -o new.gguf",
+        "gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf --exclude-weights blk.0.attn_q.weight",
     ),
     "an unknown pre-tokenizer": Case("gguf-convert odd", "gguf-convert odd --pre llama-bpe"),
 }
@@ -223,6 +249,7 @@ ROOT = Path(__file__).parents[2]
 HUB = "tests/convert/hub/test_download.py::"
 WEIGHED = "tests/conformance/test_imatrix.py::test_llama_quantize_and_we_make_the_same_of_it"
 TABLE = "tests/conformance/test_sensitivity.py::test_the_command_writes_a_table_for_the_option"
+RUN = "tests/conformance/test_imatrix_run.py::"
 JUDGED = "tests/conformance/test_perplexity.py::test_a_recipe_is_judged_as_the_file_that_it_writes"
 # The beginnings of texts whose advice is followed by a test elsewhere.
 TARGETS = "tests/conformance/test_targets.py::"
@@ -258,8 +285,10 @@ ELSEWHERE = {
     "`ggufsmith sensitivity MODEL` makes one.": TABLE,
     "Make one of this model with `ggufsmith sensitivity`": TABLE,
     "Add --calibrate.": "tests/conformance/test_calibrated.py::test_llama_cpp_runs_the_file",
+    "Every weight is finite, but some": RUN + "test_where_numbers_stop_being_finite",
+    "Find the block in which they begin": RUN + "test_where_numbers_stop_being_finite",
     "Pass files or folders with --text.": "tests/evaluate/test_windows.py::test_other_contradictions",
-    ", or pass --context": "tests/evaluate/test_windows.py::test_texts_that_are_too_short_are_named_with_their_tokens",
+    ", or --context {": "tests/evaluate/test_windows.py::test_texts_that_are_too_short_are_named_with_their_tokens",
     "Pass --chunks {": "tests/evaluate/test_windows.py::test_the_first_chunks_in_fair_shares",
     "Leave out --card, ": JUDGED,
     "Name GGUF files, or recipes with --recipe": JUDGED,
@@ -291,7 +320,7 @@ ELSEWHERE = {
         "tests/cli/test_projectors_unmeasured.py::test_a_text_measures_no_projector"
     ),
     "pip install 'ggufsmith[": "tests/cli/test_advice.py::test_what_is_to_be_installed_exists",
-    "Choose entries with --include-weights": "tests/convert/test_resume_settings.py::test_an_option_of_quant",
+    "Use a part of it, with the option": "tests/convert/test_resume_settings.py::test_an_option_of_quant",
 }
 # Those that no test can follow: the command is another program's, and asks a server or a person; or it is no command.
 OTHERS = (
@@ -299,7 +328,6 @@ OTHERS = (
     "Install a release of transformers that has it",
     "pip install pyarrow",
     "CMAKE_ARGS=-DGGML_NATIVE=OFF pip install",
-    "The weights may be damaged: check the model with `ggufsmith verify`.",
     "Leave out --calibrate, and report it.",  # of what should be impossible
     "this checkpoint has {found}, which --mmproj",  # no error
     "the multi-token prediction head, as --mtp drop asks",  # a reason
@@ -399,6 +427,7 @@ def write_small_models(home: Path) -> None:
     first = next(iter(means))
     models.write_imatrix(home / "uncounted.gguf", means, {first: [0.0]})
     models.write_imatrix(home / "part.gguf", {first: means[first]})
+    models.write_gguf(home / "lonely.gguf", {}, {f"{first}.in_sum2": models.plain(means[first])})
     models.write_model(home / "narrow.gguf")
     with open_gguf(home / "m.gguf") as gguf:
         shapes = {
@@ -433,6 +462,15 @@ def tried(line: str) -> tuple[int, str]:
     return done.exit_code, done.stderr
 
 
+def options_of(line: str) -> set[str]:
+    """All that the command of this line has."""
+    program, *words = shlex.split(line)
+    command: Any = get_command(APPS[program])
+    if isinstance(command, typer.core.TyperGroup):
+        command = command.commands[words[0]]
+    return {name for each in command.params for name in each.opts}
+
+
 def run(folder: Path, line: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -457,6 +495,9 @@ def test_the_advice_works(name: str, home: Path) -> None:
     code, said = failure(name, home)
     assert code, "this works as it is"
     then = advised(case, said)
+    programs = [word for word in APPS if word in said.splitlines()[-1]]
+    strange = set(OPTION.findall(said.splitlines()[-1])) - options_of(case.typed)
+    assert programs or not strange, f"an option of another command, which is not named: {strange}"
     named = set(OPTION.findall(said)) | {word for word in APPS if word in said}
     changed = set(shlex.split(case.typed)) ^ set(shlex.split(then))
     spelled = {"-r": "--recipe", "-o": "--outfile"}
@@ -481,6 +522,25 @@ def test_all_advice_is_followed(home: Path) -> None:
         if not met and not message.text.startswith((*ELSEWHERE, *OTHERS)):
             missing.append(f"{path}:{message.line}: {message.text}")
     assert not missing, "\n".join(missing)
+
+
+# Of texts and importance matrices, which people make themselves.
+WITH_NEXT_STEPS = (
+    *(f"quantize/imatrix/{name}.py" for name in ("fit", "read", "record", "write")),
+    *(f"evaluate/{name}.py" for name in ("texts", "windows", "needed")),
+    *(f"calibrate/{name}.py" for name in ("auto", "finite", "fisher", "make", "run")),
+    *(f"container/{name}.py" for name in ("apart", "positional", "replace")),
+    "api/imatrices.py",
+    "api/sensitivities.py",
+)
+
+
+@pytest.mark.parametrize("path", WITH_NEXT_STEPS)
+def test_every_error_about_texts_and_importance_has_a_next_step(path: str) -> None:
+    classes = {each.__name__ for each in (Failure, *Failure.__subclasses__())}
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in classes:
+            assert any(each.arg == "fix" for each in node.keywords), f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_the_tests_elsewhere_exist() -> None:

@@ -84,7 +84,7 @@ def test_texts_that_are_too_short_are_named_with_their_tokens() -> None:
     assert str(caught.value).splitlines() == [
         "--text: the text of 'a' has 8 tokens, but one window has 9",
         "  - the text of 'd' has 3 tokens, but one window has 9",
-        "Pass more text, or pass --context 3 or less.",
+        "Pass more text, or --context 3 or less to eval or imatrix.",
     ]
     with pytest.raises(Usage, match="the text has 8 tokens, but one window has 9"):
         make_windows([A], Letters(), context=9, chunks=None, by_domain=False)

@@ -142,7 +142,7 @@ def tensors() -> dict[str, tuple[int, ...]]:
 
 Change = Callable[[dict[str, tuple[int, ...]]], object]
 WRONG: dict[str, tuple[Change, tuple[int, ...], type[Failure], str]] = {
-    "one tensor too few": (lambda t: t.pop("norm"), SIZES, Malformed, "1 tensors are missing"),
+    "one tensor too few": (lambda t: t.pop("norm"), SIZES, Malformed, "1 tensor is missing"),
     "a block too many": (
         lambda t: t.update({"layers.1.ffn_norm": (32,)}),
         SIZES,

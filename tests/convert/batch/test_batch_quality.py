@@ -1,6 +1,7 @@
 """Jobs that put what their outputs have lost into the card. The model is not run here: a stand-in gives the table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import jobs
@@ -10,8 +11,10 @@ import seeing
 from ggufsmith.container.errors import Malformed, Unsupported
 from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.jobfile import read_job
+from ggufsmith.convert.batch.run import Watcher
 from ggufsmith.pipeline.passes import Pass
 from ggufsmith.pipeline.request import Request
+from ggufsmith.quantize.measured import Progress
 
 HEAD = 'output = "out"\n[defaults]\nrecipes = ["q4_K_M", "q8_0"]\ncard = "README.md"\nquality = true\n'
 
@@ -27,8 +30,12 @@ class Table:
         if request.path.name == self.refused:
             raise Unsupported("cannot be run", where=request.path)
 
-    def with_table(self, card: str, model: JobModel, files: Sequence[Path], check: Callable[[], None]) -> str:
+    def with_table(
+        self, card: str, model: JobModel, files: Sequence[Path], check: Callable[[], None], progress: Progress
+    ) -> str:
         check()
+        with progress(10) as advance:
+            advance(10)
         assert all(file.stat().st_size > 1000 for file in files)
         self.asked.append(model.name)
         return f"{card}\nmeasured: {', '.join(file.name for file in files)}\n"
@@ -49,6 +56,20 @@ def test_the_card_has_the_table_and_is_made_once(home: Path) -> None:
     (home / "out/A/README.md").unlink()
     assert [each.status for each in jobs.run(path, measures=table)] == ["finished", "finished"]
     assert table.asked == ["A", "A"]
+
+
+def test_who_watches_sees_the_model_run(home: Path) -> None:
+    """And nobody takes the pass for standing still."""
+    told: list[tuple[str, str, int]] = []
+
+    class Watching(Watcher):
+        @contextmanager
+        def step(self, model: JobModel, what: str, weights: int) -> Iterator[Callable[[int], None]]:
+            yield lambda done: told.append((model.name, what, done))
+
+    path = jobs.write(home / "jobs.toml", HEAD, ['source = "A"'])
+    jobs.run(path, Watching(), measures=Table())
+    assert told == [("A", "measuring the quality", 10)]
 
 
 def test_to_ask_later_measures_what_is_there(home: Path) -> None:
