@@ -85,7 +85,7 @@ def _figure(rows: Sequence[Judged], title: str) -> Any:
         color = f"C{number}"
         sizes = [row.bytes / unit for row in of_group]
         losses = [height(row) for row in of_group]
-        errors = [min(row.whole.divergence_error, 0.99 * loss) for row, loss in zip(of_group, losses, strict=True)]
+        errors = [min(row.whole.divergence_error or 0, 0.99 * loss) for row, loss in zip(of_group, losses, strict=True)]
         axes.errorbar(sizes, losses, yerr=errors, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.6)
         axes.plot(sizes, losses, "o", color=color, markersize=4, label=group)
         for row, x, y in zip(of_group, sizes, losses, strict=True):

@@ -11,7 +11,7 @@ from ggufsmith.container.errors import OutputConflict
 from ggufsmith.container.release import own_version
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import GgufSet, open_gguf_set
-from ggufsmith.container.untrusted import begins
+from ggufsmith.container.untrusted import begins, read_text
 from ggufsmith.container.values import Metadata
 from ggufsmith.naming.cardfacts import CardFacts, CardFile, Publisher, facts_of, imatrix_of, quantized_by, unfit_share
 from ggufsmith.naming.modelcard import MARK, card_text
@@ -91,7 +91,12 @@ def check_card(path: Path, fix: str) -> None:
         raise OutputConflict("a README.md that ggufsmith did not write already exists", where=path, fix=fix)
 
 
-def write_card(path: Path, text: str) -> None:
-    """Write the card (see `replace_text`). OutputConflict for a file that this program did not write."""
-    check_card(path, fix="Choose another file with --output.")
+def card_text_at(path: Path) -> str:
+    """The card that is there, its line ends as they are; empty if there is none. Raises what `read_text` raises."""
+    return read_text(path) if path.exists() else ""
+
+
+def write_card(path: Path, text: str, *, fix: str) -> None:
+    """Write the card (see `replace_text`). OutputConflict, with `fix`, for a file that this program did not write."""
+    check_card(path, fix=fix)
     replace_text(path, text)

@@ -224,6 +224,7 @@ HUB = "tests/convert/hub/test_download.py::"
 WEIGHED = "tests/conformance/test_imatrix.py::test_llama_quantize_and_we_make_the_same_of_it"
 TABLE = "tests/conformance/test_sensitivity.py::test_the_command_writes_a_table_for_the_option"
 JUDGED = "tests/conformance/test_perplexity.py::test_a_recipe_is_judged_as_the_file_that_it_writes"
+EVAL = "tests/cli/test_eval_command.py::"
 # The beginnings of texts whose advice is followed by a test elsewhere.
 TARGETS = "tests/conformance/test_targets.py::"
 ELSEWHERE = {
@@ -262,6 +263,11 @@ ELSEWHERE = {
     ", or pass --context": "tests/evaluate/test_windows.py::test_texts_that_are_too_short_are_named_with_their_tokens",
     "Pass --chunks {": "tests/evaluate/test_windows.py::test_the_first_chunks_in_fair_shares",
     "Leave out --card, ": JUDGED,
+    "Name another file with --csv.": EVAL + "test_no_output_is_another_or_what_somebody_else_wrote",
+    "Choose another name, or leave out --no-overwrite": EVAL + "test_no_output_is_another_or_what_somebody_else_wrote",
+    "Leave out --json, or name a file with --csv.": EVAL + "test_numbers_that_nobody_would_see_are_not_measured",
+    "Name a file for the numbers with --csv": EVAL + "test_numbers_that_nobody_would_see_are_not_measured",
+    "{keep}, or leave out --quiet.": EVAL + "test_numbers_that_nobody_would_see_are_not_measured",
     "Name GGUF files, or recipes with --recipe": JUDGED,
     "Add --recipe, or leave out --imatrix.": JUDGED,
     "Write the files first, or leave out --engine": JUDGED,
