@@ -13,6 +13,7 @@ from ggufsmith.container.errors import OutputConflict
 from ggufsmith.container.text import size
 from ggufsmith.container.untrusted import begins
 from ggufsmith.evaluate.quality import Comparison, Quality, pareto
+from ggufsmith.naming.quoting import code
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 TOO_LARGE = "over 1e308"  # a perplexity that no number holds
@@ -192,7 +193,7 @@ def markdown(rows: Sequence[Judged], *, source: Quality | None = None) -> str:
 
 def cell(row: Judged) -> str:
     """The label of a row in Markdown; bold for one that is Pareto-optimal. It cannot end the table."""
-    name = f"`{row.label.replace('|', '&#124;').replace('`', '')}`"
+    name = code(row.label, cell=True)
     return f"**{name}**" if row.pareto else name
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from ggufsmith.container.provenance import sum_line
 from ggufsmith.container.replace import replace_text
 from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.state import FinishedOutput
@@ -38,7 +39,7 @@ def write_extras(
 ) -> None:
     """Write the sums and the card that the job asks for, of these outputs. check: called now and then."""
     if path := model.beside("checksums"):  # the format of sha256sum --check
-        sums = "".join(f"{file.sha256}  {file.name}\n" for made in outputs for file in made.files)
+        sums = "".join(f"{sum_line(file.sha256, file.name)}\n" for made in outputs for file in made.files)
         replace_text(path, sums, alone=True)
     if path := model.beside("card"):
         digests = {file.name: file.sha256 for made in outputs for file in made.files}

@@ -71,5 +71,5 @@ def test_csv_has_a_line_for_every_file_and_domain_in_full() -> None:
 def test_the_table_of_a_card_cannot_be_ended_by_a_name() -> None:
     lines = markdown(files(("a`|b.gguf", 10, 0.1), ("c.gguf", 20, 0.01))).splitlines()
     assert len(lines) == 4
-    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {lines[0].count("|")}
     assert "Prompt tokens/s" in markdown(files(("a.gguf", 10, 0.1), speed=TokenSpeed(1, 2)))
