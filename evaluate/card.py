@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ggufsmith.container.text import counted
+from ggufsmith.container.text import counted, told_apart
 from ggufsmith.evaluate.judged import Evaluation, markdown
 from ggufsmith.naming.modelcard import with_measurements
 from ggufsmith.naming.quoting import code, file_word, word
@@ -29,7 +29,7 @@ def command_of(files: Sequence[str], source: str, reading: TextOptions, engine: 
     files, source: names without folders, or the name of a model on a hub.
     """
     words = ["ggufsmith", "eval", *map(file_word, files), "--against", word(source)]
-    words += [each for path in reading.text for each in ("--text", file_word(path.name))]
+    words += [each for name in told_apart(reading.text) for each in ("--text", file_word(name))]
     words += ["--context", str(reading.context)] if reading.context != TextOptions().context else []
     words += ["--chunks", str(reading.chunks)] if reading.chunks else []
     words += ["--engine", engine] if engine != "torch" else []

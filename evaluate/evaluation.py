@@ -16,8 +16,9 @@ from gguf.constants import GGUFType, Keys
 from ggufsmith.container.apart import one_of
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.shards import open_gguf_set
+from ggufsmith.container.text import told_apart
 from ggufsmith.convert.open import open_pass
-from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged, labels_of, told_apart
+from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged, labels_of
 from ggufsmith.evaluate.llamacpp import check_llama_cpp, run_files
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.quality import compare, qualities
@@ -263,7 +264,8 @@ def _windows(model: SourceModel, documents: Sequence[TextDocument], reading: Tex
     metadata = model.source.metadata
     name = metadata.get(Keys.General.NAME)
     tokenize = tokenizer_of(vocabulary_of(metadata, model.where), str(name.data) if name else "")
-    return make_windows(documents, tokenize, context=reading.context, chunks=reading.chunks)
+    longest = model.source.context_length
+    return make_windows(documents, tokenize, context=reading.context, chunks=reading.chunks, longest=longest)
 
 
 def _check_vocabulary(source: ModelVariant, variant: ModelVariant) -> None:

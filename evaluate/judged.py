@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -98,21 +97,6 @@ def labels_of(names: Sequence[str]) -> list[str]:
         if all(bases) and len(set(labels)) == len(labels):
             return labels
     return list(names)
-
-
-def told_apart(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, and before it as many of its folders as equal ones need to differ; / between them."""
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
-
-    def tail(own: tuple[str, ...], length: int) -> str:
-        return Path(*own[-length:]).as_posix()
-
-    def told(own: tuple[str, ...]) -> str:
-        others = [each for each in parts if each != own and each[-1:] == own[-1:]]
-        alone = (n for n in range(1, len(own)) if all(tail(each, n) != tail(own, n) for each in others))
-        return tail(own, next(alone, len(own)))
-
-    return [told(own) for own in parts]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Windows:
 
     tokens:  int32, (windows, context).
     domains: of each window.
-    names:   what the texts were: file names without folders, each once.
+    names:   what the texts were: file names, with folders only where they tell two apart, each once.
     digest:  SHA-256 in hexadecimal of the ids, row by row, as little-endian int32.
     notes:   sentences for the report.
     """
@@ -48,6 +48,7 @@ def make_windows(
     context: int,
     chunks: int | None,
     by_domain: bool = True,
+    longest: int | None = None,
 ) -> Windows:
     """Tokenize the documents and cut them.
 
@@ -56,6 +57,7 @@ def make_windows(
                they have as many.
     by_domain: every domain is a stream of tokens of its own, so that each window belongs to one; otherwise all
                documents are one stream, in their order, as for an importance matrix.
+    longest:   tokens of the longest text that the model was made for; longer windows get a note.
     Usage: a stream with fewer tokens than one window, fewer chunks than domains, a context below 2.
     """
     if context < 2:
@@ -70,12 +72,15 @@ def make_windows(
     rows = [_cut(parts, context, shares[domain], tokenize.bos) for domain, parts in streams.items()]
     tokens = np.concatenate(rows)
     chats = any(document.messages for document in documents)
+    notes = tokenize.chat_notes if chats else ()
+    if longest is not None and context > longest:
+        notes = (*notes, f"windows of {context} tokens are longer than the {longest} that the model was made for")
     return Windows(
         tokens=tokens,
         domains=tuple(domain for domain, share in shares.items() for _ in range(share)),
         names=tuple(dict.fromkeys(document.name for document in documents)),
         digest=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
-        notes=tokenize.chat_notes if chats else (),
+        notes=notes,
     )
 
 

@@ -217,6 +217,7 @@ CASES = {
     "nothing to make an importance matrix of": Case(
         "ggufsmith imatrix -o new.gguf", "ggufsmith imatrix --in i.gguf -o new.gguf", work=True
     ),
+    "a revision of a folder": Case("gguf-convert model --revision main", "gguf-convert model"),
     "an unknown pre-tokenizer": Case("gguf-convert odd", "gguf-convert odd --pre llama-bpe"),
 }
 ROOT = Path(__file__).parents[2]

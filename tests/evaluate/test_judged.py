@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggufsmith.evaluate.judged import Candidate, Judged, TokenSpeed, csv_of, judged, labels_of, markdown, told_apart
+from ggufsmith.container.text import told_apart
+from ggufsmith.evaluate.judged import Candidate, Judged, TokenSpeed, csv_of, judged, labels_of, markdown
 from ggufsmith.evaluate.quality import Quality, qualities
 from ggufsmith.evaluate.token_scores import TokenScores
 

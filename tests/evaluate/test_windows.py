@@ -34,6 +34,12 @@ def rows(*texts: str) -> list[list[int]]:
     return [[0 if c == "_" else ord(c) for c in text] for text in texts]
 
 
+def test_windows_longer_than_the_model_was_made_for_get_a_note() -> None:
+    found = make_windows([B], Letters(), context=4, chunks=None, longest=3)
+    assert found.notes == ("windows of 4 tokens are longer than the 3 that the model was made for",)
+    assert make_windows([B], Letters(), context=4, chunks=None, longest=4).notes == ()
+
+
 def test_a_text_is_cut_and_the_rest_dropped() -> None:
     found = make_windows([B], Letters(), context=4, chunks=None)
     assert found.tokens.tolist() == rows("ABCD", "EFGH") and found.tokens.dtype == np.int32
