@@ -155,6 +155,7 @@ def _row(each: "TensorStatistics") -> tuple[str, ...]:
 
 def _summary(made: "MadeImatrix", seconds: float) -> Iterator[tuple[str, str]]:
     from ggufsmith.cli import render
+    from ggufsmith.container.text import counted
 
     imatrix = made.imatrix
     if made.path:
@@ -162,8 +163,8 @@ def _summary(made: "MadeImatrix", seconds: float) -> Iterator[tuple[str, str]]:
     if imatrix.datasets:
         yield "text", ", ".join(imatrix.datasets)
     tokens = imatrix.chunks * imatrix.chunk_size
-    yield "tokens", f"{tokens} ({imatrix.chunks} chunks of {imatrix.chunk_size})"
-    yield "tensors", f"importance for {len(imatrix.entries)} tensors"
+    yield "tokens", f"{tokens} ({counted(imatrix.chunks, 'chunk')} of {imatrix.chunk_size})"
+    yield "tensors", f"importance for {counted(len(imatrix.entries), 'tensor')}"
     yield from (("experts", line) for line in _coverage(imatrix))
     for note in made.notes:
         yield "note", note

@@ -58,6 +58,7 @@ def sensitivity(
 
 def _report(made: "MadeSensitivity", seconds: float, *, machine: bool, quiet: bool) -> None:
     from ggufsmith.cli import render
+    from ggufsmith.container.text import counted
 
     table = made.table
     if machine:
@@ -68,7 +69,7 @@ def _report(made: "MadeSensitivity", seconds: float, *, machine: bool, quiet: bo
             iter(
                 [
                     ("output", f"{made.path}  {render.size(made.path.stat().st_size)}"),
-                    ("tensors", f"losses of {len(table.tensors)} tensors, on {table.tokens} tokens"),
+                    ("tensors", f"losses of {counted(len(table.tensors), 'tensor')}, on {table.tokens} tokens"),
                     ("note", f"the model ran in float32 on {made.device}"),
                     ("done", f"in {seconds:.1f} s"),
                 ]

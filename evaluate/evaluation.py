@@ -16,7 +16,7 @@ from gguf.constants import GGUFType, Keys
 from ggufsmith.container.apart import one_of
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.shards import open_gguf_set
-from ggufsmith.container.text import told_apart
+from ggufsmith.container.text import counted, told_apart
 from ggufsmith.convert.open import open_pass
 from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged, labels_of
 from ggufsmith.evaluate.llamacpp import check_llama_cpp, run_files
@@ -162,7 +162,7 @@ def check_task(task: EvalTask) -> None:
         raise Usage(f"there is no engine {task.engine!r}", where="--engine", fix=f"Choose one of {', '.join(ENGINES)}.")
     if task.reading.context < 4:
         raise Usage(
-            f"a window of {task.reading.context} tokens has too few to score",
+            f"a window of {counted(task.reading.context, 'token')} has too few to score",
             where="--context",
             fix="Choose 4 or more.",
         )

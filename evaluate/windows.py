@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Usage
+from ggufsmith.container.text import counted
 from ggufsmith.container.untrusted import shown
 from ggufsmith.evaluate.texts import TextDocument
 from ggufsmith.evaluate.tokenize import Tokenize
@@ -29,7 +30,7 @@ class Windows:
 
     tokens:  int32, (windows, context).
     domains: of each window.
-    names:   what the texts were: file names, with folders only where they tell two apart, each once.
+    names:   what the texts were: file names, each once; with folders only where they tell two domains apart.
     digest:  SHA-256 in hexadecimal of the ids, row by row, as little-endian int32.
     notes:   sentences for the report.
     """
@@ -61,7 +62,7 @@ def make_windows(
     Usage: a stream with fewer tokens than one window, fewer chunks than domains, a context below 2.
     """
     if context < 2:
-        raise Usage(f"a window needs at least 2 tokens, not {context}", where="--context")
+        raise Usage(f"a window needs at least 2 tokens, not {context}", where="--context", fix="Choose 2 or more.")
     streams: dict[str, list[NDArray[np.int32]]] = {}
     for document in documents:
         ids = tokenize.chat(document.messages) if document.messages else tokenize(document.text)
@@ -71,6 +72,7 @@ def make_windows(
     shares = _shares({domain: count // context for domain, count in counts.items()}, chunks)
     rows = [_cut(parts, context, shares[domain], tokenize.bos) for domain, parts in streams.items()]
     tokens = np.concatenate(rows)
+    names = [document.name for document in documents]
     chats = any(document.messages for document in documents)
     notes = tokenize.chat_notes if chats else ()
     if longest is not None and context > longest:
@@ -78,7 +80,7 @@ def make_windows(
     return Windows(
         tokens=tokens,
         domains=tuple(domain for domain, share in shares.items() for _ in range(share)),
-        names=tuple(dict.fromkeys(document.name for document in documents)),
+        names=tuple(dict.fromkeys(names if by_domain else (name.rpartition("/")[2] for name in names))),
         digest=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
         notes=notes,
     )
@@ -92,7 +94,7 @@ def _check_lengths(documents: Sequence[TextDocument], counts: dict[str, int], co
     if not short:
         return
     named = [
-        f"{'the text' if domain == ALL else f'the text of {shown(domain)}'} has {count} tokens, but one window has "
+        f"the text{'' if domain == ALL else f' of {shown(domain)}'} has {counted(count, 'token')}, but one window has "
         f"{context}"
         for domain, count in short.items()
     ]

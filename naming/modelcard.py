@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import yaml
 
 from ggufsmith.container.provenance import sum_line
+from ggufsmith.container.text import counted
 from ggufsmith.container.values import Metadata
 from ggufsmith.naming.cardfacts import CardFacts, CardFile, Publisher, facts_of
 from ggufsmith.naming.cardrun import LM_STUDIO, download_command, examples_of
@@ -133,7 +134,7 @@ def _importance(facts: CardFacts) -> Iterator[str]:
         return
     text, chunks = facts.imatrix
     of = f" of {code(text)}" if text else ""
-    many = f", {chunks} chunks" if chunks else ""
+    many = f", {counted(chunks, 'chunk')}" if chunks else ""
     without = [file.encoding or file.names[0] for file in facts.files if not file.imatrix]
     but = f", but {', '.join(map(inline, without))}," if without else ""
     yield f"All files{but} were made with an importance matrix{of}{many}."

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Malformed
-from ggufsmith.container.text import some
+from ggufsmith.container.text import counted, some
 from ggufsmith.quantize.imatrix.record import Imatrix
 from ggufsmith.quantize.recipes.assign import Stored
 from ggufsmith.quantize.recipes.rules import block_of, kept, role_of
@@ -36,11 +36,12 @@ class Coverage:
     def notes(self) -> Iterator[str]:
         """Sentences for the report."""
         total = len(self.covered) + len(self.missing)
-        yield f"importance for {len(self.covered)} of {total} matrices"
+        yield f"importance for {len(self.covered)} of {counted(total, 'matrix', 'matrices')}"
         if self.missing:
             yield f"no importance for {some(self.missing)}"
         for name, count in self.partial.items():
-            yield f"{name}: {count} experts were never used, so their weights count equally"
+            never = "1 expert was never used, so its" if count == 1 else f"{count} experts were never used, so their"
+            yield f"{name}: {never} weights count equally"
         yield from self.ignored
 
 

@@ -19,7 +19,7 @@ from ggufsmith.container.formats import BY_NAME
 from ggufsmith.container.layout import MAGIC
 from ggufsmith.container.positional import read_at, regular_file
 from ggufsmith.container.reader import Gguf, open_gguf
-from ggufsmith.container.text import some
+from ggufsmith.container.text import counted, some
 from ggufsmith.container.values import Metadata
 from ggufsmith.quantize.imatrix.record import Entry, Imatrix
 
@@ -90,9 +90,11 @@ def _entry(path: Path, name: str, sums: NDArray[np.float32], counts: NDArray[np.
     """What was read, checked. counts: one per matrix, or one for all; whole numbers in float32, rounded here."""
     where = f"{path}: {name}"
     if not np.isfinite(sums).all():
-        raise Malformed(f"{np.count_nonzero(~np.isfinite(sums))} values are NaN or infinite", where=where)
+        wrong = counted(int(np.count_nonzero(~np.isfinite(sums))), "value is", "values are")
+        raise Malformed(f"{wrong} NaN or infinite", where=where)
     if sums.min() < 0:
-        raise Malformed(f"{np.count_nonzero(sums < 0)} values are negative, but sums of squares cannot be", where=where)
+        wrong = counted(int(np.count_nonzero(sums < 0)), "value is", "values are")
+        raise Malformed(f"{wrong} negative, but sums of squares cannot be", where=where)
     if not np.isfinite(counts).all() or counts.min() < 0:
         raise Malformed("a count is negative, NaN or infinite", where=where)
     whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.int64)

@@ -1,6 +1,7 @@
 """What `ggufsmith eval` refuses is said in words that are true of it, and of the other commands that share them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,10 @@ from commands import run
 
 import checkpoints
 from ggufsmith.cli.eval import evaluate
+from ggufsmith.cli.imatrix import _summary
 from ggufsmith.evaluate import needed
+from ggufsmith.imatrices import MadeImatrix
+from ggufsmith.quantize.imatrix.read import open_imatrix
 
 
 @pytest.fixture
@@ -61,6 +65,13 @@ def test_what_is_no_name_on_a_hub_is_not_advised(home: Path) -> None:
     assert "Leave out --revision." in words and "hf://" not in words
     (home / "org" / "name").mkdir(parents=True)
     assert "or write hf://org/name" in said(2, "g.gguf", "--against", "org/name", "--revision", "main")
+
+
+def test_one_is_not_many(home: Path) -> None:
+    assert "a window of 1 token has" in said(2, "g.gguf", "--against", "g.gguf", "--context", "1")
+    models.write_imatrix(home / "i.gguf", models.importance(models.arrays()))
+    lines = dict(_summary(MadeImatrix(replace(open_imatrix(home / "i.gguf"), chunks=1, chunk_size=512), None, ()), 1.0))
+    assert lines["tokens"] == "512 (1 chunk of 512)"
 
 
 def test_a_text_that_is_no_file_is_a_wrong_option(home: Path) -> None:
