@@ -37,6 +37,7 @@ from ggufsmith.tokenizer.restore import vocabulary_of
 Engine = Literal["torch", "llama.cpp"]
 ENGINES: tuple[Engine, ...] = ("torch", "llama.cpp")
 SCHEMA = 1
+SHORTEST = 4  # tokens of a window, of whose second half one is scored
 # What lies beside models in a folder, by general.type.
 BESIDE = {GGUFType.MMPROJ: "a projector", GGUFType.IMATRIX: "an importance matrix"}
 RECIPES = "recipes"  # the group of what has no file yet
@@ -160,11 +161,11 @@ def check_task(task: EvalTask) -> None:
         )
     if task.engine not in ENGINES:
         raise Usage(f"there is no engine {task.engine!r}", where="--engine", fix=f"Choose one of {', '.join(ENGINES)}.")
-    if task.reading.context < 4:
+    if task.reading.context < SHORTEST:
         raise Usage(
             f"a window of {counted(task.reading.context, 'token')} has too few to score",
             where="--context",
-            fix="Choose 4 or more.",
+            fix=f"Choose {SHORTEST} or more.",
         )
     if task.request.make.imatrix and not recipes:
         raise Usage("an importance matrix has a meaning for recipes only", fix="Add --recipe, or leave out --imatrix.")
@@ -264,8 +265,14 @@ def _windows(model: SourceModel, documents: Sequence[TextDocument], reading: Tex
     metadata = model.source.metadata
     name = metadata.get(Keys.General.NAME)
     tokenize = tokenizer_of(vocabulary_of(metadata, model.where), str(name.data) if name else "")
-    longest = model.source.context_length
-    return make_windows(documents, tokenize, context=reading.context, chunks=reading.chunks, longest=longest)
+    return make_windows(
+        documents,
+        tokenize,
+        context=reading.context,
+        chunks=reading.chunks,
+        longest=model.source.context_length,
+        shortest=SHORTEST,
+    )
 
 
 def _check_vocabulary(source: ModelVariant, variant: ModelVariant) -> None:

@@ -50,25 +50,28 @@ def make_windows(
     chunks: int | None,
     by_domain: bool = True,
     longest: int | None = None,
+    shortest: int = 2,
 ) -> Windows:
     """Tokenize the documents and cut them.
 
-    context:   tokens of a window, at least 2.
+    context:   tokens of a window, at least `shortest`.
     chunks:    how many windows at most, of all; None means all there are. Domains get equal shares of them, as far as
                they have as many.
     by_domain: every domain is a stream of tokens of its own, so that each window belongs to one; otherwise all
                documents are one stream, in their order, as for an importance matrix.
     longest:   tokens of the longest text that the model was made for; longer windows get a note.
-    Usage: a stream with fewer tokens than one window, fewer chunks than domains, a context below 2.
+    shortest:  tokens that a window needs for its purpose.
+    Usage: a stream with fewer tokens than one window, fewer chunks than domains, a context below `shortest`.
     """
-    if context < 2:
-        raise Usage(f"a window needs at least 2 tokens, not {context}", where="--context", fix="Choose 2 or more.")
+    if context < shortest:
+        what = f"a window needs at least {shortest} tokens, not {context}"
+        raise Usage(what, where="--context", fix=f"Choose {shortest} or more.")
     streams: dict[str, list[NDArray[np.int32]]] = {}
     for document in documents:
         ids = tokenize.chat(document.messages) if document.messages else tokenize(document.text)
         streams.setdefault(document.domain if by_domain else ALL, []).append(ids)
     counts = {domain: sum(map(len, parts)) for domain, parts in streams.items()}
-    _check_lengths(documents, counts, context)
+    _check_lengths(documents, counts, context, shortest)
     shares = _shares({domain: count // context for domain, count in counts.items()}, chunks)
     rows = [_cut(parts, context, shares[domain], tokenize.bos) for domain, parts in streams.items()]
     tokens = np.concatenate(rows)
@@ -86,7 +89,7 @@ def make_windows(
     )
 
 
-def _check_lengths(documents: Sequence[TextDocument], counts: dict[str, int], context: int) -> None:
+def _check_lengths(documents: Sequence[TextDocument], counts: dict[str, int], context: int, shortest: int) -> None:
     """Usage for each stream that is shorter than a window."""
     if not documents:
         raise Usage("there is no text", fix="Pass files or folders with --text.")
@@ -99,7 +102,7 @@ def _check_lengths(documents: Sequence[TextDocument], counts: dict[str, int], co
         for domain, count in short.items()
     ]
     least = min(short.values())
-    smaller = f", or pass --context {least} or less" if least >= 2 else ""
+    smaller = f", or pass --context {least} or less" if least >= shortest else ""
     raise Usage(named[0], where="--text", fix=f"Pass more text{smaller}.", also=named[1:])
 
 

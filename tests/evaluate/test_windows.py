@@ -104,6 +104,8 @@ def test_texts_that_are_too_short_are_named_with_their_tokens() -> None:
         make_windows([A], Letters(), context=9, chunks=None, by_domain=False)
     with pytest.raises(Usage, match=r"Pass more text\.$"):
         make_windows([TextDocument("d", "x")], Letters(), context=9, chunks=None)
+    with pytest.raises(Usage, match=r"Pass more text\.$"):  # shorter windows would be too short to score
+        make_windows([TextDocument("d", "xyz")], Letters(), context=9, chunks=None, shortest=4)
 
 
 def test_other_contradictions() -> None:
