@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ggufsmith.report import FileReport, OutputReport
 
 
+NO_CARD = "Choose another folder with --outdir, or leave out --card."
+
+
 @dataclass(frozen=True)
 class Beside:
     """Leaves what `PublishOptions` asks for beside the outputs.
@@ -60,7 +63,7 @@ class Beside:
                 from ggufsmith.naming.cardtemplate import check_template
 
                 check_template(self.options.card_template)
-            check_card(paths[-1], fix="Choose another folder with --outdir, or leave out --card.")
+            check_card(paths[-1], fix=NO_CARD)
         for path in paths:
             if not self.overwrite and path.exists():
                 raise OutputConflict(
@@ -194,7 +197,7 @@ def _card(outputs: Sequence["OutputFile"], digests: Mapping[str, str], template:
         digest=lambda file: digests[file.name],
         template=template,
     )
-    write_card(path, text)
+    write_card(path, text, fix=NO_CARD)
     return path
 
 

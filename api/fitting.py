@@ -193,11 +193,12 @@ def read_losses(path: Path) -> dict[str, MeasuredLoss]:
     found: dict[str, MeasuredLoss] = {}
     try:
         for row in csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()):
-            words = row["name"].removesuffix(".gguf").split("-")
-            known = next((name for word in (row["name"], *reversed(words)) if (name := recipe_name(word))), None)
+            base = row["name"].rpartition("/")[2]  # of files of equal name, the folders are there
+            words = base.removesuffix(".gguf").split("-")
+            known = next((name for word in (base, *reversed(words)) if (name := recipe_name(word))), None)
             value, size = float(row["divergence"]), int(row["bytes"])
-            file = row["name"].endswith(".gguf")
-            name = replace(parse(row["name"]), encoding=None, shard=None).format() if file else ""
+            file = base.endswith(".gguf")
+            name = replace(parse(base), encoding=None, shard=None).format() if file else ""
             if known and math.isfinite(value):  # the first row of a file is that over all domains
                 loss = MeasuredLoss(row["name"], name.removesuffix(".gguf"), size, value)
                 found.setdefault(known.upper(), loss)

@@ -63,10 +63,12 @@ def made_imatrix(task: ImatrixTask, display: Display) -> MadeImatrix:
     from dataclasses import replace
 
     from ggufsmith.container.errors import Usage
+    from ggufsmith.container.replace import check_place
     from ggufsmith.quantize.imatrix.read import open_imatrix
     from ggufsmith.quantize.imatrix.record import assumed, merged
     from ggufsmith.quantize.imatrix.write import write_imatrix
 
+    check_place(task.write.outfile)
     format = _format(task.format, task.write.outfile)
     alone = task.model is None and task.place is None
     if alone and not task.inputs:

@@ -5,6 +5,7 @@ every type that could be chosen, by the very quantizer that would write the file
 Fisher information of the outputs. Then the block is forgotten.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from ggufsmith.calibrate.gram import Inputs
 from ggufsmith.calibrate.head import inputs_of
 from ggufsmith.calibrate.ready import Readied
 from ggufsmith.calibrate.refine import Effort
+from ggufsmith.container.errors import Malformed
 from ggufsmith.container.formats import BY_NAME, Format
 from ggufsmith.container.layout import TensorSpec, rows_of
 from ggufsmith.container.parallel import parallel_for
@@ -72,7 +74,8 @@ class Measuring:
     ) -> None:
         """Add the losses of these tensors with every type that they could get.
 
-        importance: (width,) or (matrices, width); a tensor without it is quantized without.
+        importance: (width,) or (matrices, width); a tensor without it is quantized without. Malformed: a loss that is
+        not finite.
         """
         tasks = [
             (name, sample, format)
@@ -89,6 +92,12 @@ class Measuring:
             found[name, format.name, sample.place.first] = loss_of(sample, format, encoder, importance.get(name))
 
         parallel_for(lambda stop: work, tasks, self.threads)
+        if wrong := [key for key, loss in sorted(found.items()) if not math.isfinite(loss)]:
+            name, type, _ = wrong[0]
+            raise Malformed(
+                f"what {type} would cost {name} is NaN, infinite or too large",
+                fix="The weights may be damaged: check the model with `ggufsmith verify`.",
+            )
         for (name, type, _), loss in sorted(found.items()):
             known = self.losses.setdefault(name, {})
             known[type] = known.get(type, 0.0) + loss

@@ -53,7 +53,14 @@ def readied(request: Request, open_pass: Callable[[Request], Pass], reading: Tex
         metadata = model.source.metadata
         name = metadata.get(Keys.General.NAME)
         tokenize = tokenizer_of(vocabulary_of(metadata, request.path), str(name.data) if name else "")
-        windows = make_windows(documents, tokenize, context=reading.context, chunks=reading.chunks, by_domain=False)
+        windows = make_windows(
+            documents,
+            tokenize,
+            context=reading.context,
+            chunks=reading.chunks,
+            by_domain=False,
+            longest=model.source.context_length,
+        )
         yield Readied(model, build_skeleton(model), windows, device)
 
 

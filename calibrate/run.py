@@ -227,9 +227,10 @@ def divergences(source: Request, open_pass: Opener, outputs: Sequence[OutputFile
     found = evaluate(EvalTask(source, files, reading), opener=open_pass)
     for row in found.files:
         whole = row.whole
+        error = "" if whole.divergence_error is None else f" ± {whole.divergence_error:.1g}"
         yield (
-            f"{row.name}: measured KL divergence {whole.divergence:.3g} ± {whole.divergence_error:.1g}, on "
-            f"{found.scored_tokens} tokens of the test text that ships with ggufsmith"
+            f"{row.name}: measured KL divergence {whole.divergence:.3g}{error}, on {found.scored_tokens} tokens of the "
+            "test text that ships with ggufsmith"
         )
 
 

@@ -106,6 +106,7 @@ def batch(
     def work() -> None:
         nonlocal code
         from ggufsmith.container.errors import Malformed, Usage
+        from ggufsmith.container.output_names import check_name
         from ggufsmith.container.units import parse_size
         from ggufsmith.convert.batch.apart import check_reports
         from ggufsmith.convert.batch.jobfile import read_job
@@ -127,6 +128,8 @@ def batch(
                 raise Usage(f"the report's folder does not exist: {path.parent}")
             if path and path.is_dir():
                 raise Usage(f"the report cannot be written: {path} is a folder")
+            if path:
+                check_name(path, fix="Choose another name for the report.")
         try:
             read = read_job(job, os.environ, _shard_of(shard))
         except Malformed as error:

@@ -45,17 +45,17 @@ def card(
         from ggufsmith.naming.cardfacts import Publisher
         from ggufsmith.naming.filecard import card_of, check_card, write_card
 
-        path = output or files[0].parent / "README.md"
+        path, fix = output or files[0].parent / "README.md", "Choose another file with --output."
         if output != Path("-"):
             check_place(path)
-            check_card(path, fix="Choose another file with --output.")
+            check_card(path, fix=fix)
             check_apart(path, [*files, *([card_template] if card_template else [])])
         publisher = Publisher(repo, base_model, author)
         text = card_of(files, publisher, digest=None if no_hashes else file_sha256, template=card_template)
         if output == Path("-"):
             render.document(text)
             return
-        write_card(path, text)
+        write_card(path, text, fix=fix)
         render.lines(iter([("card", str(path))]))
 
     guarded(work, False)

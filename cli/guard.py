@@ -9,11 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from ggufsmith.interrupts import leave
+
+if TYPE_CHECKING:
+    from ggufsmith.container.errors import Failure
 
 # What our texts and rich's contain beyond ASCII, for encodings without it.
 PLAIN = {"…": "...", "→": "->", "×": "x", "•": "*"}
@@ -37,11 +40,31 @@ def start(app: Callable[[], object]) -> None:
         sys.exit(1)
     except OSError as error:
         from ggufsmith.cli import render
-        from ggufsmith.container.errors import Failure
 
-        render.failure(Failure(error.strerror or str(error), where=error.filename), machine=False)
+        failure = failure_of(error)
+        render.failure(failure, machine=False)
         drop_output()
-        sys.exit(Failure.code)
+        sys.exit(failure.code)
+
+
+def failure_of(error: OSError) -> "Failure":
+    """The error that people are told; NoSpace for a full disk, also that to which standard output goes."""
+    from ggufsmith.container.errors import Failure, NoSpace
+    from ggufsmith.container.writer import FULL
+
+    if error.errno in FULL:
+        where = error.filename or ("standard output" if _cannot_print() else None)
+        return NoSpace(f"cannot write: {error.strerror}", where=where, fix="Free some space.")
+    return Failure(error.strerror or str(error), where=error.filename)
+
+
+def _cannot_print() -> bool:
+    """Whether standard output still holds what it could not write."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        return True
+    return False
 
 
 def show_anything() -> None:
@@ -128,8 +151,9 @@ def guarded(command: Callable[[], None], machine: bool) -> None:
             render.failure(error, machine)
             code = error.code
         elif isinstance(error, OSError):
-            render.failure(Failure(error.strerror or str(error), where=error.filename), machine)
-            code = Failure.code
+            failure = failure_of(error)
+            render.failure(failure, machine)
+            code = failure.code
         else:  # a bug: never a traceback for the user, unless asked for
             if os.environ.get("GGUFSMITH_DEBUG"):
                 raise

@@ -4,6 +4,7 @@ Names and texts may come from a hostile file: what is printed here cannot steer 
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -109,6 +110,11 @@ def paragraph(text: str, console: Console | None = None, indent: int = 0, style:
     console.print(Text.assemble((first, style), space, others))
 
 
+def blank() -> None:
+    """An empty line."""
+    out.print()
+
+
 def lines(rows: Iterable[tuple[str, str]]) -> None:
     """A summary: labels and values, under one another."""
     pairs = list(rows)
@@ -120,8 +126,8 @@ def lines(rows: Iterable[tuple[str, str]]) -> None:
 def table(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), title: str = "") -> None:
     """Cells under one another: in a terminal as a table of its width, elsewhere each row in one line.
 
-    heads: of the columns; one that ends in a blank marks a column of numbers. Columns and tables
-           without content are left out.
+    heads: of the columns; one that ends in a blank marks a column of numbers, and a line end in one is for terminals.
+           Columns and tables without content are left out.
     """
     shown = [[printable(cell) for cell in row] for row in rows]
     if not shown:
@@ -157,7 +163,7 @@ def _table(rows: list[list[str]], heads: Sequence[str], title: str) -> None:
 
 
 def _columns(rows: list[list[str]], heads: Sequence[str], title: str) -> None:
-    shown = [[head.strip() for head in heads], *rows] if any(heads) else rows
+    shown = [[" ".join(head.split()) for head in heads], *rows] if any(heads) else rows
     widths = [max(cell_len(row[k]) for row in shown) for k in range(len(heads))]
     lines = ["", title] if title else []
     for row in shown:
@@ -170,8 +176,12 @@ def _columns(rows: list[list[str]], heads: Sequence[str], title: str) -> None:
 
 
 def as_json(report: Mapping[str, Any]) -> None:
-    """One JSON object on standard output, UTF-8 whatever the platform's default; nothing if that was closed."""
-    _utf8(SPECIAL.sub(_escaped, json.dumps(report, ensure_ascii=False, indent=2) + "\n"))
+    """One JSON object on standard output, UTF-8 whatever the platform's default; nothing if that was closed.
+
+    JSON has no NaN and no infinity: they become null.
+    """
+    text = json.dumps(_finite(report), ensure_ascii=False, indent=2, allow_nan=False)
+    _utf8(SPECIAL.sub(_escaped, text + "\n"))
 
 
 def document(text: str) -> None:
@@ -188,6 +198,14 @@ def _utf8(text: str) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -77,12 +77,15 @@ def merge(
     Merging what `split` made gives back the file that was split, byte for byte.
     """
     from ggufsmith.container.copy import plan_merge
+    from ggufsmith.container.output_names import check_name
     from ggufsmith.container.shards import open_gguf_set
     from ggufsmith.pipeline.parallel import available_cores
 
     def work() -> None:
         with open_gguf_set(model) as source:
             options = {"sync": write.sync, "overwrite": write.overwrite, "threads": available_cores()}
+            if output is not None:
+                check_name(output, fix="Choose another name for the file.")
             _copy(
                 source,
                 plan_merge(source),

@@ -33,7 +33,7 @@ def new_folder(path: Path, size: int) -> Iterator[Path]:
             where=path,
             fix="Choose another folder with --outdir.",
         )
-    check_name(path)
+    check_name(path, fix="Choose another folder with --outdir.")
     make_folder(path.parent)
     _remove_leftovers(path)
     check_space(path, size)

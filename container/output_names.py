@@ -18,15 +18,17 @@ ADDED = len("..0123456789ab.partial")  # what a run calls a file until it is fin
 LONGEST_PATH = 259  # characters on Windows, unless long paths are enabled there
 
 
-def check_name(path: Path) -> None:
+def check_name(path: Path, fix: str = "Choose another name with --outfile.") -> None:
     """Usage, before the work, if an output cannot have this name."""
     problem = _problem(path)
     if problem is not None:
-        raise Usage(problem, where=path, fix="Choose another name for the output.")
+        raise Usage(problem, where=path, fix=fix)
 
 
 def _problem(path: Path) -> str | None:
     name = path.name
+    if str(path) == "-":
+        return "standard output, for which - often stands, cannot take this"
     if disk.WINDOWS:
         if DEVICE.fullmatch(name):
             return "Windows keeps this name for a device"

@@ -100,7 +100,7 @@ def unreadable(path: Path, error: OSError, what: str = "the file cannot be read"
 def regular_file(path: Path) -> Iterator[tuple[int, int]]:
     """(descriptor, bytes) of a regular file, open for reading; closed again only if the block fails.
 
-    Failure if it cannot be opened, or is a folder, a pipe or a device.
+    Failure if it cannot be opened. Usage if it is a folder, a pipe or a device.
     """
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -110,7 +110,7 @@ def regular_file(path: Path) -> Iterator[tuple[int, int]]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise Failure(f"the path is {kind}", where=path, fix="Pass a file.")
+            raise Usage(f"the path is {kind}", where=path, fix="Pass a file.")
         yield fd, status.st_size
     except BaseException:
         os.close(fd)

@@ -33,6 +33,12 @@ def file_sha256(path: Path, advance: Advance = lambda size: None) -> str:
     return digest.hexdigest()
 
 
+def sum_line(digest: str, name: str) -> str:
+    """A line as sha256sum writes it, and reads it with --check: what would end it is escaped, after a backslash."""
+    told = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
+    return f"{'' if told == name else chr(92)}{digest}  {told}"
+
+
 def described(path: Path, advance: Advance = lambda size: None, *, name: str | None = None) -> dict[str, Any]:
     """The entry of a file in a record. name: what the record calls it; None takes its own.
 

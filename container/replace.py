@@ -18,7 +18,7 @@ def check_place(path: Path | None) -> None:
         raise Usage("there is a folder of this name", where=path, fix="Choose another name for the file.")
     if path is not None:
         check_folder(path.absolute().parent)
-        check_name(path)
+        check_name(path, fix="Choose another name for the file.")
 
 
 def check_new(path: Path, *, overwrite: bool) -> None:

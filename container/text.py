@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 # Unit and digits behind the point; a number has at most three before it, but for the last unit.
 BYTES = (("B", 0), ("kB", 1), ("MB", 1), ("GB", 2), ("TB", 2))
@@ -56,6 +57,21 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 3, cutoff: floa
     """`Did you mean X or Y?` for the names that `nearest` finds; empty if it finds none."""
     near = nearest(name, known, most=most, cutoff=cutoff)
     return f"Did you mean {' or '.join(near)}?" if near else ""
+
+
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, and before it as many of its folders as equal ones need to differ; / between them."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+
+    def tail(own: tuple[str, ...], length: int) -> str:
+        return Path(*own[-length:]).as_posix()
+
+    def told(own: tuple[str, ...]) -> str:
+        others = [each for each in parts if each != own and each[-1:] == own[-1:]]
+        alone = (n for n in range(1, len(own)) if all(tail(each, n) != tail(own, n) for each in others))
+        return tail(own, next(alone, len(own)))
+
+    return [told(own) for own in parts]
 
 
 def _scaled(number: float, units: Sequence[tuple[str, int]]) -> str:

@@ -1,10 +1,12 @@
 """Opens whatever a request names: a model folder, an adapter, a GGUF file, or a Llama file from before GGUF."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ggufsmith.container.errors import Usage
+from ggufsmith.container.layout import MAGIC
 from ggufsmith.container.shards import SHARD, SUFFIX
 from ggufsmith.container.text import shell_command
 from ggufsmith.convert.checkpoint_pass import open_checkpoint_pass
@@ -39,6 +41,15 @@ def open_pass(request: Request, open_files: Opener = LocalFiles, notes: Sequence
     return replace(planned, inputs={**planned.inputs, **input_files((), {"tokenizer": folder}, {})})
 
 
+def _is_gguf(file: Path) -> bool:
+    """Whether a file begins as GGUF files do; what cannot be read does not."""
+    with suppress(OSError):
+        if file.is_file():
+            with file.open("rb") as opened:
+                return opened.read(len(MAGIC)) == MAGIC
+    return False
+
+
 def file_of(model: str) -> Path | None:
     """The file, if a model is one: named itself, or the only model in a folder that is no checkpoint or adapter.
 
@@ -58,11 +69,12 @@ def file_of(model: str) -> Path | None:
     if not path.is_dir() or any((path / name).is_file() for name in FOLDERS):
         return None
     files = sorted(path.glob(f"*{SUFFIX}"))
+    files = [file for file in files if _is_gguf(file)] or files  # empty and unfinished ones are no models
     models = {SHARD.sub("", file.name.removesuffix(SUFFIX)): file for file in reversed(files)}
     if len(models) > 1:
         raise Usage(
             f"{len(models)} models are in this folder: {', '.join(sorted(models))}",
             where=path,
-            fix="Name the file to convert.",
+            fix="Name the file of one of them.",
         )
     return next(iter(models.values()), None)

@@ -13,9 +13,11 @@ def score_logits(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]:
     """Of every position: negative log-likelihood, divergence from the source, same top token, probability.
 
-    source, logits: (positions, vocabulary). following: the token after each position. See `TokenScores`.
+    source, logits: (positions, vocabulary). following: the token after each position. See `TokenScores`. Logits that
+    are not finite give scores that are not, without a warning.
     """
-    parts = list(_scored(source, logits, following))
+    with np.errstate(invalid="ignore", over="ignore"):
+        parts = list(_scored(source, logits, following))
     nll, divergence, same, probability = (np.concatenate(each) for each in zip(*parts, strict=True))
     return nll, divergence, same, probability
 

@@ -1,20 +1,25 @@
 """Runs a model and what was made of it over the same windows, and judges what was made by what it changed."""
 
+import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from gguf.constants import GGUFType, Keys
 
+from ggufsmith.container.apart import one_of
 from ggufsmith.container.errors import Failure, Malformed, Usage
 from ggufsmith.container.shards import open_gguf_set
+from ggufsmith.container.text import counted, told_apart
 from ggufsmith.convert.open import open_pass
 from ggufsmith.evaluate.engine import check_llama_cpp, run_apart
-from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged
+from ggufsmith.evaluate.judged import Candidate, Evaluation, TokenSpeed, judged, labels_of
 from ggufsmith.evaluate.needed import find_device
 from ggufsmith.evaluate.quality import compare, qualities
 from ggufsmith.evaluate.texts import TextDocument, read_texts, shipped
@@ -32,6 +37,7 @@ from ggufsmith.tokenizer.restore import vocabulary_of
 Engine = Literal["torch", "llama.cpp"]
 ENGINES: tuple[Engine, ...] = ("torch", "llama.cpp")
 SCHEMA = 1
+SHORTEST = 4  # tokens of a window, of whose second half one is scored
 # What lies beside models in a folder, by general.type.
 BESIDE = {GGUFType.MMPROJ: "a projector", GGUFType.IMATRIX: "an importance matrix"}
 RECIPES = "recipes"  # the group of what has no file yet
@@ -67,18 +73,20 @@ def evaluate(task: EvalTask, *, opener: Opener = open_pass, progress: Progress =
 
     Usage for nothing to judge, a text shorter than a window, an unknown device, a comparison of what is not judged;
     Unsupported where the engine is not installed or cannot run the model; Malformed for a file of another model.
+
+    When all have run: Malformed for a source, files or recipes with whose weights NaN or infinity is computed.
     """
     started = time.perf_counter()
     check_task(task)
-    task, left_out = _models_only(task)
+    task, left_out = _models_once(task)
     documents = documents_of(task.reading)
     with ExitStack() as stack:
         model = stack.enter_context(opened_by(opener, task.request))
         files = [stack.enter_context(opened_file(path)) for path in task.files]
         variants = [*files, *model.variants[1:]]
-        candidates = [_candidate(each) for each in variants]
+        candidates = _candidates(variants, task.files)
         device = find_device(task.reading.device) if task.engine == "torch" else None
-        places = [tuple(find_place(candidates, task.files, name) for name in pair) for pair in task.pairs]
+        places = [_places(candidates, task.files, pair) for pair in task.pairs]
         windows = _windows(model, documents, task.reading)
         notes = [*left_out, *model.notes, *windows.notes]
         speeds: Sequence[TokenSpeed | None] = [None] * len(variants)
@@ -94,6 +102,7 @@ def evaluate(task: EvalTask, *, opener: Opener = open_pass, progress: Progress =
                 paths = [each.paths[0] for each in files]
                 threads = available_cores()
                 scores, speeds = run_apart(source, paths, windows.tokens, cpu=cpu, threads=threads, advance=advance)
+    _check_finite([model.source, *variants], scores)
     base, own = scores[0], scores[1:]
     rows = judged(candidates, [qualities(each, base, windows.domains) for each in own], speeds)
     pairs = [compare((candidates[a].name, candidates[b].name), own[a], own[b]) for a, b in places]
@@ -116,17 +125,31 @@ def evaluate(task: EvalTask, *, opener: Opener = open_pass, progress: Progress =
     )
 
 
-def _models_only(task: EvalTask) -> tuple[EvalTask, list[str]]:
-    """Without what lies beside models in a folder, and sentences on it. Usage if nothing is left."""
-    kinds = {}
+def _models_once(task: EvalTask) -> tuple[EvalTask, list[str]]:
+    """Every model once, without what lies beside models in a folder, and sentences on it. Usage if nothing is left.
+
+    Several shards of a model are one, and so are a file and its links.
+    """
+    kept: dict[Path, Path] = {}  # the first file of each model, and what named it first
+    named, beside = Counter[Path](), []
     for path in task.files:
+        first, kind = path, None
         with suppress(Failure), open_gguf_set(path) as file:  # what cannot be opened is reported with the others
-            kinds[path] = BESIDE.get(kind_of(file.metadata, ()) or "")
-    left_out = [f"{path.name} is {kinds[path]}, so it is left out" for path in task.files if kinds.get(path)]
-    kept = replace(task, files=tuple(path for path in task.files if not kinds.get(path)))
-    if left_out and not kept.files and not kept.request.make.recipes:
-        raise Usage("none of the files is a language model", also=left_out, fix="Name GGUF files of the model.")
-    return kept, left_out
+            first, kind = file.paths[0], BESIDE.get(kind_of(file.metadata, ()) or "")
+        if kind:
+            beside.append(f"{path.name} is {kind}, so it is left out")
+            continue
+        first = one_of(first, kept) or first
+        kept.setdefault(first, path)
+        named[first] += 1
+    if beside and not kept and not task.request.make.recipes:
+        raise Usage("none of the files is a language model", also=beside, fix="Name GGUF files of the model.")
+    again = [
+        f"{first.name} was named {count} times, by its shards or by other names, and is judged once"
+        for first, count in named.items()
+        if count > 1
+    ]
+    return replace(task, files=tuple(kept.values())), [*beside, *again]
 
 
 def check_task(task: EvalTask) -> None:
@@ -138,11 +161,11 @@ def check_task(task: EvalTask) -> None:
         )
     if task.engine not in ENGINES:
         raise Usage(f"there is no engine {task.engine!r}", where="--engine", fix=f"Choose one of {', '.join(ENGINES)}.")
-    if task.reading.context < 4:
+    if task.reading.context < SHORTEST:
         raise Usage(
-            f"a window of {task.reading.context} tokens has too few to score",
+            f"a window of {counted(task.reading.context, 'token')} has too few to score",
             where="--context",
-            fix="Choose 4 or more.",
+            fix=f"Choose {SHORTEST} or more.",
         )
     if task.request.make.imatrix and not recipes:
         raise Usage("an importance matrix has a meaning for recipes only", fix="Add --recipe, or leave out --imatrix.")
@@ -161,33 +184,95 @@ def documents_of(reading: TextOptions) -> list[TextDocument]:
 
 
 def find_place(candidates: Sequence[Candidate], files: Sequence[Path], wanted: str) -> int:
-    """Which candidate a name means: the name of a file or recipe, a label, or a path. Usage for none or several."""
-    names = [{each.name, each.name.removesuffix(".gguf")} for each in candidates]
-    for number, path in enumerate(files):
-        names[number] |= {str(path), str(path.resolve())}
-    exact = [k for k, known in enumerate(names) if wanted in known or str(Path(wanted)) in known]
-    found = exact or [k for k, each in enumerate(candidates) if wanted.lower() in each.name.lower()]
+    """Which candidate a name means: a path, the name or label of a file or recipe, or a part of its name.
+
+    Usage for none or several.
+    """
+    paths = [{str(path), os.path.abspath(path), os.path.realpath(path)} for path in files]
+    names = [each.name for each in candidates]
+    bare = [name.removesuffix(".gguf") for name in names]
+    last = [name.rpartition("/")[2] for name in names]
+    ways = (
+        [k for k, known in enumerate(paths) if known & {wanted, str(Path(wanted)), os.path.realpath(wanted)}],
+        *([k for k, name in enumerate(each) if name == wanted] for each in (names, labels_of(names), bare, last)),
+        [k for k, name in enumerate(names) if wanted.lower() in name.lower()],
+    )
+    found = next((each for each in ways if each), [])
     if len(found) == 1:
         return found[0]
     what = "is not one of those that are judged" if not found else f"fits {len(found)} of those that are judged"
-    names_there = ", ".join(each.name for each in candidates)
-    fix = f"Choose two of {names_there}." if len(candidates) > 1 else "Name a second file or recipe to compare with."
+    fix = f"Choose two of {', '.join(names)}." if len(names) > 1 else "Name a second file or recipe to compare with."
     raise Usage(f"{wanted!r} {what}", where="--compare", fix=fix)
 
 
-def _candidate(variant: ModelVariant) -> Candidate:
-    group = variant.paths[0].resolve().parent.name if variant.paths else RECIPES
+def _places(candidates: Sequence[Candidate], files: Sequence[Path], pair: tuple[str, str]) -> tuple[int, int]:
+    first, second = (find_place(candidates, files, name) for name in pair)
+    if first == second:
+        what = f"{pair[0]!r} and {pair[1]!r} are both {candidates[first].name}"
+        raise Usage(what, where="--compare", fix="Name two different files or recipes.")
+    return first, second
+
+
+def _candidates(variants: Sequence[ModelVariant], files: Sequence[Path]) -> list[Candidate]:
+    """files: those of the first variants; the others are recipes."""
+    folders = [path.resolve().parent for path in files]
+    called = dict(zip(folders, told_apart(folders), strict=True))
+    names = [*told_apart(files), *(each.label for each in variants[len(files) :])]
+    groups = [*(called[folder] for folder in folders), *[RECIPES] * (len(variants) - len(files))]
+    return [
+        Candidate(name, f"{group}{_method(each)}", each.size, each.bits_per_weight)
+        for each, name, group in zip(variants, names, groups, strict=True)
+    ]
+
+
+def _method(variant: ModelVariant) -> str:
     method = variant.metadata.get(METHOD[0])
-    if method is not None and method.data == CALIBRATED:
-        group += ", calibrated"
-    return Candidate(variant.label, group, variant.size, variant.bits_per_weight)
+    return ", calibrated" if method is not None and method.data == CALIBRATED else ""
+
+
+def _check_finite(variants: Sequence[ModelVariant], scores: Sequence[TokenScores]) -> None:
+    """Malformed where what a model computes is no number. variants: the source first, of which all divergences are."""
+    wrong = [
+        (variant, int(count), found.nll.size)
+        for variant, found in zip(variants, scores, strict=True)
+        if (count := np.count_nonzero(~(np.isfinite(found.nll) & np.isfinite(found.divergence))))
+    ]
+    if not wrong:
+        return
+    source, recipes = wrong[0][0] is variants[0], any(not each.paths for each, *_ in wrong)
+    if source:
+        fix = "Nothing can be compared with this source: measure against the model that it was made from."
+    else:
+        fix = "Leave it out to measure the others" + ("." if recipes else ", and make it again from its source.")
+    first, *others = [
+        (
+            each.paths[0] if each.paths else f"the {'source' if each is variants[0] else 'recipe'} {each.label}",
+            count,
+            of,
+        )
+        for each, count, of in (wrong[:1] if source else wrong)
+    ]
+    what = f"{'the source' if source else 'the model'} computes NaN or infinity at {{}} of {{}} scored tokens"
+    raise Malformed(
+        what.format(*first[1:]),
+        where=first[0],
+        fix=fix,
+        also=[f"{where}: {what.format(*numbers)}" for where, *numbers in others],
+    )
 
 
 def _windows(model: SourceModel, documents: Sequence[TextDocument], reading: TextOptions) -> Windows:
     metadata = model.source.metadata
     name = metadata.get(Keys.General.NAME)
     tokenize = tokenizer_of(vocabulary_of(metadata, model.where), str(name.data) if name else "")
-    return make_windows(documents, tokenize, context=reading.context, chunks=reading.chunks)
+    return make_windows(
+        documents,
+        tokenize,
+        context=reading.context,
+        chunks=reading.chunks,
+        longest=model.source.context_length,
+        shortest=SHORTEST,
+    )
 
 
 def _check_vocabulary(source: ModelVariant, variant: ModelVariant) -> None:

@@ -6,11 +6,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
+from pathlib import Path
 
+from ggufsmith.container.errors import OutputConflict
 from ggufsmith.container.text import size
+from ggufsmith.container.untrusted import begins
 from ggufsmith.evaluate.quality import Comparison, Quality, pareto
+from ggufsmith.naming.quoting import code
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+TOO_LARGE = "over 1e308"  # a perplexity that no number holds
+FIRST = ("name", "group", "bytes", "bits_per_weight", "pareto")  # columns of the CSV
+# What tables call the numbers of a file; docs/quality.md says what they are.
+HEADS = ("perplexity", "KL divergence", "99.9 %", "same top token", "RMS Δp")
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,9 @@ class TokenSpeed:
 class Judged:
     """One file, or one recipe that was judged without a file.
 
-    name: of the file, or of the recipe. label: what distinguishes it, for pictures. group: the folder of the file, and
-    whether it is calibrated; files of one group are one series. bytes: of all its shards; for a recipe, what they would
+    name: of the file, with as much of its folder as tells it from others, or of the recipe. label: what distinguishes
+    it, for tables and pictures. group: the folder of the file, and whether it is calibrated; files of one group are one
+    series. bytes: of all its shards; for a recipe, what they would
     be. pareto: no other one is both smaller and closer to the source. quality: over all domains first, then of each, if
     there are several.
     """
@@ -74,12 +83,20 @@ def judged(
 
 
 def labels_of(names: Sequence[str]) -> list[str]:
-    """What distinguishes names of files: without what all begin with, up to a separator, and without .gguf."""
-    stems = [SHARD.sub("", name.removesuffix(".gguf")) for name in names]
+    """What distinguishes names of files: without what all begin with, up to a separator, and without .gguf.
+
+    A folder stays: names have one only where it tells them apart.
+    """
+    pairs = [name.rpartition("/") for name in names]
+    stems = [SHARD.sub("", base.removesuffix(".gguf")) for *_, base in pairs]
     words = [re.split(r"([-.])", stem) for stem in stems]
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
     short = ["".join(each[shared if len(names) > 1 else 0 :]).lstrip("-.") for each in words]
-    return short if all(short) and len(set(short)) == len(short) else stems
+    for bases in (short, stems):
+        labels = [f"{folder}{slash}{base}" for (folder, slash, _), base in zip(pairs, bases, strict=True)]
+        if all(bases) and len(set(labels)) == len(labels):
+            return labels
+    return list(names)
 
 
 @dataclass(frozen=True)
@@ -107,15 +124,25 @@ class Evaluation:
     seconds: float
 
 
+def check_csv(path: Path) -> None:
+    """OutputConflict, before the work, for a file at the table's place that is no such table. Failure: it cannot be
+    read."""
+    there = begins(path).removeprefix("\ufeff") if path.is_file() else ""
+    if there and not there.startswith(",".join(FIRST)):
+        raise OutputConflict(
+            "a file that is no table of ggufsmith eval already exists",
+            where=path,
+            fix="Name another file with --csv.",
+        )
+
+
 def csv_of(rows: Sequence[Judged]) -> str:
     """One line for every file and domain, with a header; all numbers in full."""
     names = [each.name for each in fields(Quality)]
     speeds = [each.name for each in fields(TokenSpeed)] if any(row.speed for row in rows) else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["name", "group", "bytes", "bits_per_weight", "pareto", *names, *(f"{each}_speed" for each in speeds)]
-    )
+    writer.writerow([*FIRST, *names, *(f"{each}_speed" for each in speeds)])
     for row in rows:
         for quality in row.quality:
             writer.writerow(
@@ -135,7 +162,7 @@ def csv_of(rows: Sequence[Judged]) -> str:
 def markdown(rows: Sequence[Judged], *, source: Quality | None = None) -> str:
     """The table for a model card or a document. source: shown last, if given."""
     timed = any(row.speed for row in rows)
-    heads = ["File", "Size", "Bits", "Perplexity", "KL divergence", "99.9 %", "Same top token", "RMS Δp"]
+    heads = ["File", "Size", "Bits", *(f"{head[0].upper()}{head[1:]}" for head in HEADS)]
     heads += ["Prompt tokens/s", "Tokens/s"] if timed else []
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     lines += [
@@ -144,24 +171,30 @@ def markdown(rows: Sequence[Judged], *, source: Quality | None = None) -> str:
     ]
     if source is not None:
         blank = [""] * (len(heads) - 4)
-        lines.append(["source", "", "", f"{source.perplexity:.4g} ± {source.perplexity_error:.2g}", *blank])
+        lines.append(["source", "", "", _with_error(source.perplexity, source.perplexity_error), *blank])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cell(row: Judged) -> str:
     """The label of a row in Markdown; bold for one that is Pareto-optimal. It cannot end the table."""
-    name = f"`{row.label.replace('|', '&#124;').replace('`', '')}`"
+    name = code(row.label, cell=True)
     return f"**{name}**" if row.pareto else name
 
 
 def _cells(quality: Quality) -> Iterable[str]:
     return (
-        f"{quality.perplexity:.4g} ± {quality.perplexity_error:.2g}",
-        f"{quality.divergence:.4g} ± {quality.divergence_error:.2g}",
+        _with_error(quality.perplexity, quality.perplexity_error),
+        _with_error(quality.divergence, quality.divergence_error),
         f"{quality.divergence_999:.3g}",
         f"{100 * quality.same_top:.1f} %",
         f"{100 * quality.change:.2f} %",
     )
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return TOO_LARGE
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def _speeds(row: Judged, timed: bool) -> list[str]:

@@ -44,7 +44,7 @@ def find_device(wanted: str | None = None) -> str:
         return there[0]
     kind, colon, number = wanted.partition(":")
     if kind not in DEVICES or (colon and not number.isdecimal()):
-        raise Usage(f"unknown device {wanted!r}", fix=choice(DEVICES))
+        raise Usage(f"unknown device {wanted!r}", fix=choice(there))
     if int(number or 0) >= counts[kind]:
         raise Usage(
             f"there is no device {wanted} here, or this build of torch cannot use it",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufsmith.container.errors import Unsupported, Usage
+from ggufsmith.container.text import printable
 from ggufsmith.evaluate.judged import Judged
 
 KINDS = (".svg", ".png", ".html")
@@ -57,7 +58,7 @@ def page(rows: Sequence[Judged], title: str) -> str:
     """A page that needs no other file."""
     drawn = picture(rows, title=title, suffix=".svg").decode()
     drawn = drawn[drawn.index("<svg") :]
-    name = html.escape(title)
+    name = html.escape(printable(title))
     style = "body{margin:2rem;font-family:sans-serif}svg{max-width:100%;height:auto}"
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{name}</title>\n'
@@ -85,11 +86,11 @@ def _figure(rows: Sequence[Judged], title: str) -> Any:
         color = f"C{number}"
         sizes = [row.bytes / unit for row in of_group]
         losses = [height(row) for row in of_group]
-        errors = [min(row.whole.divergence_error, 0.99 * loss) for row, loss in zip(of_group, losses, strict=True)]
+        errors = [min(row.whole.divergence_error or 0, 0.99 * loss) for row, loss in zip(of_group, losses, strict=True)]
         axes.errorbar(sizes, losses, yerr=errors, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.6)
-        axes.plot(sizes, losses, "o", color=color, markersize=4, label=group)
+        axes.plot(sizes, losses, "o", color=color, markersize=4, label=printable(group))
         for row, x, y in zip(of_group, sizes, losses, strict=True):
-            label = row.label if row.whole.divergence > NONE else f"{row.label} (no loss)"
+            label = printable(row.label) + ("" if row.whole.divergence > NONE else " (no loss)")
             axes.annotate(label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=color)
     front = sorted((row.bytes / unit, height(row)) for row in rows if row.pareto)
     axes.plot(*zip(*front, strict=True), color="0.7", linewidth=0.8, zorder=0)
@@ -99,7 +100,7 @@ def _figure(rows: Sequence[Judged], title: str) -> Any:
     for axis in (axes.xaxis, axes.yaxis):  # matplotlib writes its own powers as formulas
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(title, fontsize=10)
+    axes.set_title(printable(title), fontsize=10)
     axes.grid(True, which="major", linewidth=0.3)
     if len(groups) > 1:
         axes.legend(frameon=False)

@@ -3,8 +3,11 @@
 All definitions are those of `kl_divergence` in llama.cpp's tools/perplexity/perplexity.cpp: standard errors are those
 of means over tokens, quantiles are interpolated. Errors of tokens in one text are not independent, so two files are
 compared by their differences in whole windows (`compare`), which are resampled.
+
+What cannot be known from so little text, or is no number, is None, and null in JSON.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +17,10 @@ from numpy.typing import NDArray
 from ggufsmith.evaluate.token_scores import TokenScores
 
 ALL = "all"  # the name of the row over all domains
+FEWEST_TOKENS = 11  # whose mean has an error, as in `mean_and_uncertainty`
+# Windows whose differences have an interval. Of fewer, all lie on one side by chance alone in more than one case of
+# twenty, and no resampling of them shows the other side.
+FEWEST_WINDOWS = 6
 RESAMPLES = 10_000
 LEVEL = 0.95
 SEED = 20260
@@ -21,39 +28,40 @@ SEED = 20260
 
 @dataclass(frozen=True)
 class Quality:
-    """One model over the scored tokens of one domain, or of all of them. Each `_error` is a standard error.
+    """One model over the scored tokens of one domain, or of all of them. Each `_error` is a standard error, or null for
+    fewer than 11 tokens, which do not say it.
 
-    perplexity: exp of the mean negative log-likelihood. log_ratio: ln of the perplexity over the source's. divergence:
-    mean Kullback-Leibler divergence from the source per token, in nats, then its quantiles. same_top: the share of
-    tokens of which both think the same one the most probable. change: root mean square of the change in the probability
-    of the token that follows.
+    perplexity: exp of the mean negative log-likelihood; null if that is too large for a number. log_ratio: ln of the
+    perplexity over the source's. divergence: mean Kullback-Leibler divergence from the source per token, in nats, then
+    its quantiles. same_top: the share of tokens of which both think the same one the most probable. change: root mean
+    square of the change in the probability of the token that follows.
     """
 
     domain: str
     tokens: int
-    perplexity: float
-    perplexity_error: float
+    perplexity: float | None
+    perplexity_error: float | None
     log_ratio: float
-    log_ratio_error: float
+    log_ratio_error: float | None
     divergence: float
-    divergence_error: float
+    divergence_error: float | None
     divergence_median: float
     divergence_99: float
     divergence_999: float
     divergence_max: float
     same_top: float
-    same_top_error: float
+    same_top_error: float | None
     change: float
-    change_error: float
+    change_error: float | None
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, and the interval that holds it with a confidence of 95 %."""
+    """An estimate, and the interval that holds it with a confidence of 95 %; null for fewer than 6 windows."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ class Comparison:
 
     divergence: difference of the mean divergences, second − first. divergence_ratio: second / first.
     log_ratio: ln of the perplexity of the second over that of the first. Intervals are those of a bootstrap over
-    windows. better: the file that is closer to the source, or null where the interval of the difference holds zero.
+    windows. better: the file that is closer to the source, or null where the interval of the difference holds zero or
+    is not known.
     """
 
     first: str
@@ -95,7 +104,7 @@ def quality(scores: TokenScores, source: TokenScores, domain: str = ALL) -> Qual
     divergence = _flat(scores.divergence)
     change = _flat(scores.probability) - _flat(source.probability)
     log_perplexity, error = _mean(nll)
-    perplexity = float(np.exp(log_perplexity))
+    perplexity = _exp(log_perplexity)
     ratio, ratio_error = _mean(nll - base)
     mean, mean_error = _mean(divergence)
     square, square_error = _mean(change**2)
@@ -106,7 +115,7 @@ def quality(scores: TokenScores, source: TokenScores, domain: str = ALL) -> Qual
         domain,
         nll.size,
         perplexity,
-        perplexity * error,
+        _finite(perplexity * error) if perplexity is not None and error is not None else None,
         ratio,
         ratio_error,
         mean,
@@ -118,7 +127,7 @@ def quality(scores: TokenScores, source: TokenScores, domain: str = ALL) -> Qual
         same,
         same_error,
         root,
-        0.5 * square_error / root if root else 0.0,
+        0.5 * square_error / root if root and square_error is not None else square_error,
     )
 
 
@@ -142,14 +151,18 @@ def compare(names: tuple[str, str], first: TokenScores, second: TokenScores) -> 
     generator = np.random.default_rng(SEED)
     drawn = generator.multinomial(windows, np.full(windows, 1 / windows), RESAMPLES) / windows  # (resamples, windows)
     found = np.vstack([means.mean(axis=1), drawn @ means.T])  # the estimate, then the resamples
-    difference = _interval(found[:, 1] - found[:, 0])
+    difference = _interval(found[:, 1] - found[:, 0], windows)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = _interval(np.where(found[:, 0] > 0, found[:, 1] / found[:, 0], 1.0))
-    better = names[0] if difference.low > 0 else names[1] if difference.high < 0 else None
-    return Comparison(*names, windows, difference, ratio, _interval(found[:, 3] - found[:, 2]), better)
+        ratio = _interval(np.where(found[:, 0] > 0, found[:, 1] / found[:, 0], 1.0), windows)
+    better = None
+    if difference.low is not None and difference.high is not None:
+        better = names[0] if difference.low > 0 else names[1] if difference.high < 0 else None
+    return Comparison(*names, windows, difference, ratio, _interval(found[:, 3] - found[:, 2], windows), better)
 
 
-def _interval(found: NDArray[np.float64]) -> Interval:
+def _interval(found: NDArray[np.float64], windows: int) -> Interval:
+    if windows < FEWEST_WINDOWS:
+        return Interval(float(found[0]), None, None)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(found[1:], (tail, 1 - tail))
     return Interval(float(found[0]), float(low), float(high))
@@ -169,8 +182,17 @@ def _per_window(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(values.astype(np.float64).mean(axis=1), np.float64)
 
 
-def _mean(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean and standard error, as `mean_and_uncertainty` gives them: none for fewer than eleven values."""
+def _mean(values: NDArray[np.float64]) -> tuple[float, float | None]:
+    """Mean and standard error, as `mean_and_uncertainty` gives them; it says 0 where there are too few values."""
     mean = float(values.mean())
     variance = float(np.mean((values - mean) ** 2))
-    return mean, float(np.sqrt(variance / (values.size - 1))) if values.size > 10 else 0.0
+    return mean, float(np.sqrt(variance / (values.size - 1))) if values.size >= FEWEST_TOKENS else None
+
+
+def _exp(logarithm: float) -> float | None:
+    with np.errstate(over="ignore"):
+        return _finite(float(np.exp(logarithm)))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

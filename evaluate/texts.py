@@ -1,6 +1,7 @@
 """Texts to calibrate with and to measure on: files and folders of users, and those that ship with the package."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -8,8 +9,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from ggufsmith.container.errors import Failure, Malformed, Unsupported, Usage
+from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.container.positional import unreadable
+from ggufsmith.container.text import told_apart
 from ggufsmith.container.untrusted import parse_json, read_bytes, shown
 
 ROLES = ("system", "user", "assistant")
@@ -26,7 +28,7 @@ class TextDocument:
     domain:   what it is an example of; results are reported for each domain.
     text:     the text, if it is one.
     messages: the chat, if it is one: of each message its "role" (one of ROLES) and its "content".
-    name:     the name of the file, without folders.
+    name:     the name of the file, with as much of its folder as tells it from others that were named.
     """
 
     domain: str
@@ -44,20 +46,22 @@ def read_texts(paths: Sequence[Path]) -> list[TextDocument]:
     subfolders too, but nothing whose name begins with a dot.
 
     The domain of a file is its name without the suffix; of a file in a given folder it is the folder's name, or that of
-    the subfolder of it in which the file is. Malformed, with file and line, for what is not such a text, an empty file
-    or folder, bytes that are not UTF-8; Unsupported for a .parquet file without pyarrow; Failure if a file cannot be
-    read.
+    the subfolder of it in which the file is. Of equal names that were given, folders or suffixes tell the domains
+    apart.
+
+    Usage for what is not there, and for a file that would be read twice. Malformed, with file and line, for what is not
+    such a text, an empty file or folder, bytes that are not UTF-8; Unsupported for a .parquet file without pyarrow;
+    Failure if a file cannot be read.
     """
     documents = []
-    for path in paths:
-        for file, domain in _files(path):
-            documents += _read(file, domain)
+    for file, domain, name in _all_files(paths):
+        documents += _read(file, domain, name)
     return documents
 
 
 def text_files(paths: Sequence[Path]) -> list[Path]:
     """The files that `read_texts` reads. Raises as it does for folders and files that are not there."""
-    return [file for path in paths for file, _ in _files(path)]
+    return [file for file, *_ in _all_files(paths)]
 
 
 def shipped(which: Literal["calibration", "test"]) -> list[TextDocument]:
@@ -80,12 +84,30 @@ def shipped(which: Literal["calibration", "test"]) -> list[TextDocument]:
     return [document for turn in zip_longest(*domains.values()) for document in turn if document is not None]
 
 
+def _all_files(paths: Sequence[Path]) -> list[tuple[Path, str, str]]:
+    """The files to read, their domains and names. Usage for one that would be read twice."""
+    told = told_apart(paths)
+    short = [name if path.is_dir() else name.removesuffix(path.suffix) for path, name in zip(paths, told, strict=True)]
+    domains = [stem if short.count(stem) == 1 else name for stem, name in zip(short, told, strict=True)]
+    found: list[tuple[Path, str, str]] = []
+    known: set[str] = set()
+    for path, domain, name in zip(paths, domains, told, strict=True):
+        for file, part in _files(path):
+            if (real := os.path.realpath(file)) in known:
+                raise Usage(
+                    "this text would be read twice", where=file, fix="Name every text once, and no folder of it."
+                )
+            known.add(real)
+            found.append((file, part or domain, file.name if path.is_dir() else name))
+    return found
+
+
 def _files(path: Path) -> Iterator[tuple[Path, str]]:
-    """The files to read and their domains."""
+    """The files to read, and the subfolder of a folder in which each is; empty for what is in none."""
     if not path.is_dir():
         if not path.exists():
             raise Usage("there is no such file or folder", where=path, fix="Pass a text file, or a folder of them.")
-        yield path, path.stem
+        yield path, ""
         return
     found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
     inside = sorted((file.relative_to(path), file) for file in found)
@@ -94,15 +116,15 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
         what = f"there are no texts in this folder ({', '.join(SUFFIXES)})"
         raise Malformed(what, where=path, fix="Name another folder, or the files, which may have any suffix.")
     for short, file in wanted:
-        yield file, short.parts[0] if len(short.parts) > 1 else path.resolve().name
+        yield file, short.parts[0] if len(short.parts) > 1 else ""
 
 
-def _read(file: Path, domain: str) -> list[TextDocument]:
+def _read(file: Path, domain: str, name: str) -> list[TextDocument]:
     reader = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}.get(file.suffix.lower())
     if reader is None:
-        documents = [TextDocument(domain, _content(file).removesuffix("\n"), name=file.name)]
+        documents = [TextDocument(domain, _content(file).removesuffix("\n"), name=name)]
     else:
-        documents = [_document(row, where, domain, file.name) for where, row in reader(file)]
+        documents = [_document(row, where, domain, name) for where, row in reader(file)]
     documents = [each for each in documents if each.messages or each.text]
     if not documents:
         raise Malformed("the file holds no text", where=file, fix="Leave it out.")
@@ -135,7 +157,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
             "reading .parquet files needs pyarrow, which is not installed", where=file, fix="pip install pyarrow"
         ) from None
     if not file.is_file():
-        raise Failure("the path is not a regular file", where=file, fix="Pass a file.")
+        raise Usage("the path is not a regular file", where=file, fix="Pass a file.")
     try:
         with ParquetFile(file) as table:
             columns = [name for name in ("text", "messages") if name in table.schema_arrow.names]

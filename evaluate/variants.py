@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gguf.constants import Keys
 from numpy.typing import NDArray
 
 from ggufsmith.container.drafts import is_draft
@@ -68,6 +69,14 @@ class ModelVariant:
     bits_per_weight: float
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     paths: tuple[Path, ...] = ()
+
+    @property
+    def context_length(self) -> int | None:
+        """The tokens of the longest text that the model was made for; None if the keys do not say it."""
+        architecture = self.metadata.get(Keys.General.ARCHITECTURE)
+        name = architecture.data if architecture is not None else ""
+        length = self.metadata.get(Keys.LLM.CONTEXT_LENGTH.format(arch=name))
+        return length.data if length is not None and isinstance(length.data, int) and length.data > 0 else None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Usage
+from ggufsmith.container.text import counted
 from ggufsmith.container.untrusted import shown
 from ggufsmith.evaluate.texts import TextDocument
 from ggufsmith.evaluate.tokenize import Tokenize
@@ -29,7 +30,7 @@ class Windows:
 
     tokens:  int32, (windows, context).
     domains: of each window.
-    names:   what the texts were: file names without folders, each once.
+    names:   what the texts were: file names, each once; with folders only where they tell two domains apart.
     digest:  SHA-256 in hexadecimal of the ids, row by row, as little-endian int32.
     notes:   sentences for the report.
     """
@@ -48,39 +49,47 @@ def make_windows(
     context: int,
     chunks: int | None,
     by_domain: bool = True,
+    longest: int | None = None,
+    shortest: int = 2,
 ) -> Windows:
     """Tokenize the documents and cut them.
 
-    context:   tokens of a window, at least 2.
+    context:   tokens of a window, at least `shortest`.
     chunks:    how many windows at most, of all; None means all there are. Domains get equal shares of them, as far as
                they have as many.
     by_domain: every domain is a stream of tokens of its own, so that each window belongs to one; otherwise all
                documents are one stream, in their order, as for an importance matrix.
-    Usage: a stream with fewer tokens than one window, fewer chunks than domains, a context below 2.
+    longest:   tokens of the longest text that the model was made for; longer windows get a note.
+    shortest:  tokens that a window needs for its purpose.
+    Usage: a stream with fewer tokens than one window, fewer chunks than domains, a context below `shortest`.
     """
-    if context < 2:
-        what = f"a window needs at least 2 tokens, not {context}"
-        raise Usage(what, where="--context", fix="Choose a larger number.")
+    if context < shortest:
+        what = f"a window needs at least {shortest} tokens, not {context}"
+        raise Usage(what, where="--context", fix=f"Choose {shortest} or more.")
     streams: dict[str, list[NDArray[np.int32]]] = {}
     for document in documents:
         ids = tokenize.chat(document.messages) if document.messages else tokenize(document.text)
         streams.setdefault(document.domain if by_domain else ALL, []).append(ids)
     counts = {domain: sum(map(len, parts)) for domain, parts in streams.items()}
-    _check_lengths(documents, counts, context)
+    _check_lengths(documents, counts, context, shortest)
     shares = _shares({domain: count // context for domain, count in counts.items()}, chunks)
     rows = [_cut(parts, context, shares[domain], tokenize.bos) for domain, parts in streams.items()]
     tokens = np.concatenate(rows)
+    names = [document.name for document in documents]
     chats = any(document.messages for document in documents)
+    notes = tokenize.chat_notes if chats else ()
+    if longest is not None and context > longest:
+        notes = (*notes, f"windows of {context} tokens are longer than the {longest} that the model was made for")
     return Windows(
         tokens=tokens,
         domains=tuple(domain for domain, share in shares.items() for _ in range(share)),
-        names=tuple(dict.fromkeys(document.name for document in documents)),
+        names=tuple(dict.fromkeys(names if by_domain else (name.rpartition("/")[2] for name in names))),
         digest=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
-        notes=tokenize.chat_notes if chats else (),
+        notes=notes,
     )
 
 
-def _check_lengths(documents: Sequence[TextDocument], counts: dict[str, int], context: int) -> None:
+def _check_lengths(documents: Sequence[TextDocument], counts: dict[str, int], context: int, shortest: int) -> None:
     """Usage for each stream that is shorter than a window."""
     if not documents:
         raise Usage("there is no text", fix="Pass files or folders with --text.")
@@ -88,12 +97,12 @@ def _check_lengths(documents: Sequence[TextDocument], counts: dict[str, int], co
     if not short:
         return
     named = [
-        f"{'the text' if domain == ALL else f'the text of {shown(domain)}'} has {count} tokens, but one window has "
+        f"the text{'' if domain == ALL else f' of {shown(domain)}'} has {counted(count, 'token')}, but one window has "
         f"{context}"
         for domain, count in short.items()
     ]
     least = min(short.values())
-    smaller = f", or --context {least} or less to eval or imatrix" if least >= 2 else ""
+    smaller = f", or --context {least} or less to eval or imatrix" if least >= shortest else ""
     raise Usage(named[0], where="--text", fix=f"Pass more text{smaller}.", also=named[1:])
 
 

@@ -60,7 +60,7 @@ class CardFile:
     @property
     def place(self) -> str:
         """Where its first file lies in a repository: shards have a folder of their own, as publishers do it."""
-        return f"{self.folder}/{self.names[0]}" if self.folder else self.names[0]
+        return f"{self.folder}/{self.names[0].rpartition('/')[2]}" if self.folder else self.names[0]
 
     @property
     def folder(self) -> str:

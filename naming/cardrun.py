@@ -4,11 +4,11 @@ Every one of them is run in a test. Sources: llama.cpp's common/arg.cpp, Ollama'
 of llama-cpp-python and of `hf download`.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ggufsmith.naming.cardfacts import CardFacts
+from ggufsmith.naming.quoting import file_word, word
 
 # How llama-mtmd-cli is given what a projector is for, and what it may be asked.
 SENSES = {
@@ -35,7 +35,7 @@ def download_command(facts: CardFacts) -> str | None:
     file = facts.best
     if not facts.repo:
         return None
-    what = f"--include {quoted(f'{file.folder}/*')}" if file.folder else quoted(file.names[0])
+    what = f"--include {word(f'{file.folder}/*')}" if file.folder else word(file.names[0])
     return f"hf download {facts.repo} {what} --local-dir ."
 
 
@@ -49,9 +49,9 @@ def examples_of(facts: CardFacts) -> Iterator[RunExample]:
 def _model(facts: CardFacts) -> Iterator[tuple[str, str, str]]:
     file, repo = facts.best, facts.repo
     tag = f":{file.encoding}" if file.encoding else ""
-    named = f"-hf {repo}{tag}" if repo else f"-m {quoted(file.names[0])}"
+    named = f"-hf {repo}{tag}" if repo else f"-m {file_word(file.names[0])}"
     if facts.kind == "draft":
-        place = f"-hfd {repo}{tag}" if repo else f"-md {quoted(file.names[0])}"
+        place = f"-hfd {repo}{tag}" if repo else f"-md {file_word(file.names[0])}"
         yield "llama.cpp", "sh", f"llama-server -m MODEL.gguf {place} --spec-type {facts.drafts}"
         return
     if facts.kind in SERVED:
@@ -73,9 +73,9 @@ def _seeing(facts: CardFacts, named: str) -> tuple[str, str, str]:
     """How the model gets images or sound. llama.cpp finds the projector in a repository by itself."""
     assert facts.projector is not None
     senses = facts.projector.senses
-    named = named if facts.repo else f"{named} --mmproj {quoted(facts.projector.names[0])}"
+    named = named if facts.repo else f"{named} --mmproj {file_word(facts.projector.names[0])}"
     lines = [
-        f"llama-mtmd-cli {named} --{flag} {name} -p {quoted(prompt)}"
+        f"llama-mtmd-cli {named} --{flag} {name} -p {word(prompt)}"
         for flag, name, prompt in (SENSES[sense] for sense in senses)
     ]
     lines.append(f"llama-server {named}  # its web page and API take files")
@@ -90,14 +90,14 @@ def _ollama(facts: CardFacts, tag: str) -> str:
     name, before = file.names[0], ""
     if file.folder:
         place = file.place if facts.repo else name
-        name, before = "model.gguf", f"ggufsmith merge {quoted(place)} model.gguf\n"
+        name, before = "model.gguf", f"ggufsmith merge {file_word(place)} model.gguf\n"
         before = f"{download_command(facts)}\n{before}" if facts.repo else before
     more = [f"FROM ./{facts.projector.names[0]}"] if facts.projector else []
     return f"{before}{_created(f'FROM ./{name}', *more)}"
 
 
 def _created(*lines: str) -> str:
-    text = " ".join(map(quoted, lines))
+    text = " ".join(map(word, lines))
     return f"printf '%s\\n' {text} > Modelfile\nollama create my-model -f Modelfile\nollama run my-model"
 
 
@@ -124,7 +124,7 @@ def _python(facts: CardFacts) -> str:
 def _adapter(facts: CardFacts) -> Iterator[tuple[str, str, str]]:
     """An adapter runs on a GGUF file of its base model, which is called base.gguf here."""
     name = facts.best.names[0]
-    yield "llama.cpp", "sh", f"llama-cli -m base.gguf --lora {quoted(name)}"
+    yield "llama.cpp", "sh", f"llama-cli -m base.gguf --lora {file_word(name)}"
     yield "Ollama", "sh", _created("FROM ./base.gguf", f"ADAPTER ./{name}")
     yield (
         "llama-cpp-python",
@@ -132,8 +132,3 @@ def _adapter(facts: CardFacts) -> Iterator[tuple[str, str, str]]:
         f"from llama_cpp import Llama\n\nllm = Llama(model_path='base.gguf', lora_path={name!r})\n"
         'print(llm("Once upon a time", max_tokens=64)["choices"][0]["text"])',
     )
-
-
-def quoted(text: str) -> str:
-    """One word for a POSIX shell."""
-    return text if re.fullmatch(r"[\w./-]+", text, re.ASCII) else "'" + text.replace("'", "'\\''") + "'"

@@ -12,7 +12,8 @@ from typing import Any
 from ggufsmith.container.errors import Malformed, Unsupported, Usage
 from ggufsmith.naming.cardfacts import CardFacts, CardFile
 from ggufsmith.naming.cardrun import download_command, examples_of
-from ggufsmith.naming.modelcard import MARK, card_text, fenced, front_matter_text, inline
+from ggufsmith.naming.modelcard import MARK, card_text, front_matter_text
+from ggufsmith.naming.quoting import fenced, inline
 
 MAX_TEMPLATE = 2**20  # bytes
 MAX_CARD = 2**22  # characters

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from gguf.constants import Keys
 
+from ggufsmith.container.apart import one_of
 from ggufsmith.container.errors import OutputConflict
 from ggufsmith.container.release import own_version
 from ggufsmith.container.replace import replace_text
 from ggufsmith.container.shards import GgufSet, open_gguf_set
-from ggufsmith.container.untrusted import begins
+from ggufsmith.container.text import told_apart
+from ggufsmith.container.untrusted import begins, read_text
 from ggufsmith.container.values import Metadata
 from ggufsmith.naming.cardfacts import CardFacts, CardFile, Publisher, facts_of, imatrix_of, quantized_by, unfit_share
 from ggufsmith.naming.modelcard import MARK, card_text
@@ -27,7 +29,9 @@ def card_of(
     digest: Callable[[Path], str] | None,
     template: Path | None = None,
 ) -> str:
-    """The card of these files, read from their headers. Several shards of one set count once.
+    """The card of these files, read from their headers. Shards of one set, and a file and its links, count once.
+
+    Of files with equal names in different folders, all but the first are named with their folders.
 
     digest: gives the SHA-256 of a file; None leaves the hashes out. template: see `cardtemplate.render_card`.
     """
@@ -44,6 +48,7 @@ def card_facts(
 ) -> CardFacts:
     """What there is to say of these files (see `card_of`)."""
     found: dict[str, CardFile] = {}
+    firsts: list[Path] = []
     metadata, seeing = None, False
     for path in files:
         with open_gguf_set(path) as model:
@@ -52,9 +57,11 @@ def card_facts(
             senses = senses_of(model.metadata)
             if metadata is None or (seeing and not senses):  # what the card says of a model is not in a projector
                 metadata, seeing = model.metadata, bool(senses)
-            names = tuple(each.name for each in model.paths)
-            if names[0] in found:
+            if one_of(model.paths[0], firsts):
                 continue
+            firsts.append(model.paths[0])
+            folder, slash, _ = told_apart(firsts)[-1].rpartition("/")  # of a name that another folder has as well
+            names = tuple(f"{folder}{slash}{each.name}" for each in model.paths)
             found[names[0]] = _card_file(model, names, tuple(map(digest, model.paths)) if digest else ())
     return facts_of(metadata or {}, list(found.values()), publisher, version=own_version())
 
@@ -91,7 +98,12 @@ def check_card(path: Path, fix: str) -> None:
         raise OutputConflict("a README.md that ggufsmith did not write already exists", where=path, fix=fix)
 
 
-def write_card(path: Path, text: str) -> None:
-    """Write the card (see `replace_text`). OutputConflict for a file that this program did not write."""
-    check_card(path, fix="Choose another file with --output.")
+def card_text_at(path: Path) -> str:
+    """The card that is there, its line ends as they are; empty if there is none. Raises what `read_text` raises."""
+    return read_text(path) if path.exists() else ""
+
+
+def write_card(path: Path, text: str, *, fix: str) -> None:
+    """Write the card (see `replace_text`). OutputConflict, with `fix`, for a file that this program did not write."""
+    check_card(path, fix=fix)
     replace_text(path, text)

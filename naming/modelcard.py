@@ -9,14 +9,26 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
+from ggufsmith.container.provenance import sum_line
 from ggufsmith.container.text import counted
 from ggufsmith.container.values import Metadata
 from ggufsmith.naming.cardfacts import CardFacts, CardFile, Publisher, facts_of
 from ggufsmith.naming.cardrun import LM_STUDIO, download_command, examples_of
+from ggufsmith.naming.quoting import code, fenced, inline
 
 MARK = "<!-- written by ggufsmith card -->"
 MEASURED = ("<!-- measured by ggufsmith eval -->", "<!-- end of what was measured -->")
+MEASURED_HEADING = "## Quality"
 RUNNING = "## How to run"
+# What was measured before: between both marks; from its heading to the second; from the first to the next heading.
+EARLIER = [
+    re.compile(pattern.format(*map(re.escape, MEASURED), re.escape(MEASURED_HEADING)), re.DOTALL)
+    for pattern in (
+        r"{0}.*?{1}",
+        r"(?m:^){2}\n(?:(?!\n#).)*?{1}",
+        r"{0}(?:\s*{2}\n)?(?:(?!\n#).)*?(?=\n\n#|\n*\Z)",
+    )
+]
 MAX_TEMPLATE = 4000  # characters of a template that is shown as it is
 
 
@@ -46,13 +58,15 @@ def card_text(facts: CardFacts) -> str:
 def with_measurements(card: str, table: str, says: str, command: str) -> str:
     """The card with a table of what was measured of its files: in the place of an earlier one, or before "How to run".
 
-    table: in Markdown. says: the sentences below it. command: the one that made it.
+    table: in Markdown. says: the sentences below it. command: the one that made it. Line ends stay as they are. Where
+    one of the marks was lost, the earlier section ends at the next heading, or begins at its own.
     """
+    if "\r\n" in card:
+        return with_measurements(card.replace("\r\n", "\n"), table, says, command).replace("\n", "\r\n")
     begin, end = MEASURED
-    section = "\n\n".join([begin, "## Quality", table, says, fenced(command, "sh"), end])
-    before, found, rest = card.partition(begin)
-    if found and end in rest:
-        return before + section + rest.partition(end)[2]
+    section = "\n\n".join([begin, MEASURED_HEADING, table, says, fenced(command, "sh"), end])
+    if earlier := next(filter(None, (each.search(card) for each in EARLIER)), None):
+        return card[: earlier.start()] + section + card[earlier.end() :]
     before, found, rest = card.partition(f"\n{RUNNING}\n")
     return f"{before}\n{section}\n{found}{rest}" if found else f"{card.rstrip()}\n\n{section}\n"
 
@@ -104,7 +118,7 @@ def _prompt(facts: CardFacts) -> Iterator[str]:
 def _table(facts: CardFacts) -> str:
     rows = ["| File | Type | Bits per weight | Size | Use |", "|---|---|---|---|---|"]
     for file in facts.files:
-        name, url = _cell(file.names[0]), facts.url(file)
+        name, url = code(file.names[0], cell=True), facts.url(file)
         shown = f"[{name}]({url})" if url else name
         shown += f" and {len(file.names) - 1} more" if len(file.names) > 1 else ""
         use = "" if facts.kind in ("adapter", "vocabulary") else file.use
@@ -119,7 +133,7 @@ def _importance(facts: CardFacts) -> Iterator[str]:
     if facts.imatrix is None:
         return
     text, chunks = facts.imatrix
-    of = f" of `{text.replace('`', '')}`" if text else ""
+    of = f" of {code(text)}" if text else ""
     many = f", {counted(chunks, 'chunk')}" if chunks else ""
     without = [file.encoding or file.names[0] for file in facts.files if not file.imatrix]
     but = f", but {', '.join(map(inline, without))}," if without else ""
@@ -127,7 +141,7 @@ def _importance(facts: CardFacts) -> Iterator[str]:
 
 
 def _hashes(files: Sequence[CardFile]) -> Iterator[str]:
-    listed = [f"{digest}  {name}" for file in files for name, digest in zip(file.names, file.hashes, strict=False)]
+    listed = [sum_line(digest, name) for file in files for name, digest in zip(file.names, file.hashes, strict=False)]
     if listed:
         yield "### SHA-256"
         yield fenced("\n".join(listed))
@@ -157,22 +171,3 @@ def _running(facts: CardFacts) -> Iterator[str]:
         yield fenced(each.code, each.language)
     if facts.repo and facts.kind == "chat":
         yield f"With [LM Studio]({LM_STUDIO}): search for `{facts.repo}`."
-
-
-# ---- quoting ----
-
-
-def inline(text: str) -> str:
-    """Text in a paragraph: one line, its Markdown and HTML switched off."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
-
-
-def _cell(text: str) -> str:
-    """A file name in a table."""
-    return f"`{text.replace('|', '&#124;').replace('`', '')}`"
-
-
-def fenced(text: str, language: str = "") -> str:
-    """A code block, its fence longer than any in the text."""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{text.rstrip(chr(10))}\n{fence}"

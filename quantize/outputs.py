@@ -60,7 +60,9 @@ def check_names(outputs: Sequence[OutputFile]) -> None:
     paths = [output.path for output in outputs]
     twice = [path for path in paths if paths.count(path) > 1]
     if twice:
-        raise Usage(f"two of the recipes or types would write {twice[0]}", fix="Pass each of them only once.")
+        raise Usage(
+            f"two of the recipes or types would make the same file, {twice[0].name}", fix="Pass each of them only once."
+        )
 
 
 def fit_importance(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ggufsmith.container.provenance import file_sha256
+from ggufsmith.container.provenance import file_sha256, sum_line
 from ggufsmith.container.replace import replace_text
 from ggufsmith.convert.batch.job import JobModel
 from ggufsmith.convert.batch.state import FinishedOutput
@@ -55,7 +55,8 @@ def write_extras(
         sums = {file.name: file.sha256 for made in outputs for file in made.files}
         if (kept := model.kept_imatrix) and kept.is_file():
             sums[kept.name] = file_sha256(kept, lambda size: check())
-        replace_text(path, "".join(f"{digest}  {name}\n" for name, digest in sums.items()), alone=True)
+        lines = (f"{sum_line(digest, name)}\n" for name, digest in sums.items())
+        replace_text(path, "".join(lines), alone=True)
     if path := model.beside("card"):
         digests = {file.name: file.sha256 for made in outputs for file in made.files}
         files = [model.folder / made.files[0].name for made in outputs]

@@ -68,9 +68,8 @@ def hub_model(text: str, revision: str | None = None) -> HubModel | None:
         return HubModel(scheme, rest, revision)
     if Path(text).exists():
         if revision is not None:
-            raise Usage(
-                "--revision applies only to models on a hub", where=text, fix=f"Write hf://{text} if that was meant."
-            )
+            meant = f", or write hf://{text} if that was meant" if ID.fullmatch(text) else ""
+            raise Usage("--revision applies only to models on a hub", where=text, fix=f"Leave out --revision{meant}.")
         return None
     if ID.fullmatch(text):
         return HubModel(HUGGING_FACE, text, revision)

@@ -36,12 +36,12 @@ class Coverage:
     def notes(self) -> Iterator[str]:
         """Sentences for the report."""
         total = len(self.covered) + len(self.missing)
-        yield f"importance for {len(self.covered)} of {total} matrices"
+        yield f"importance for {len(self.covered)} of {counted(total, 'matrix', 'matrices')}"
         if self.missing:
             yield f"no importance for {some(self.missing)}"
         for name, count in self.partial.items():
-            unused = counted(count, "expert was", "experts were")
-            yield f"{name}: {unused} never used, and all weights there count equally"
+            never = "1 expert was never used, so its" if count == 1 else f"{count} experts were never used, so their"
+            yield f"{name}: {never} weights count equally"
         yield from self.ignored
 
 

@@ -75,5 +75,5 @@ def file_type_of(name: str) -> FileType | None:
 
 def unknown(name: str, known: Iterable[str]) -> Usage:
     """The error for a recipe that does not exist, with the nearest names."""
-    fix = f"{did_you_mean(name, map(shown, known), cutoff=0.5)} `ggufsmith recipes` prints them all."
+    fix = f"{did_you_mean(name, map(shown, known))} `ggufsmith recipes` prints them all."
     return Usage(f"there is no recipe {name!r}", fix=fix.lstrip())

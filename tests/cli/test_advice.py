@@ -243,6 +243,7 @@ CASES = {
         "ggufsmith imatrix --in uncounted.gguf -o new.gguf",
         "gguf-quant small.gguf -r q4_0 --imatrix uncounted.gguf --exclude-weights blk.0.attn_q.weight",
     ),
+    "a revision of a folder": Case("gguf-convert model --revision main", "gguf-convert model"),
     "an unknown pre-tokenizer": Case("gguf-convert odd", "gguf-convert odd --pre llama-bpe"),
 }
 ROOT = Path(__file__).parents[2]
@@ -251,6 +252,7 @@ WEIGHED = "tests/conformance/test_imatrix.py::test_llama_quantize_and_we_make_th
 TABLE = "tests/conformance/test_sensitivity.py::test_the_command_writes_a_table_for_the_option"
 RUN = "tests/conformance/test_imatrix_run.py::"
 JUDGED = "tests/conformance/test_perplexity.py::test_a_recipe_is_judged_as_the_file_that_it_writes"
+EVAL = "tests/cli/test_eval_command.py::"
 # The beginnings of texts whose advice is followed by a test elsewhere.
 TARGETS = "tests/conformance/test_targets.py::"
 ELSEWHERE = {
@@ -291,6 +293,11 @@ ELSEWHERE = {
     ", or --context {": "tests/evaluate/test_windows.py::test_texts_that_are_too_short_are_named_with_their_tokens",
     "Pass --chunks {": "tests/evaluate/test_windows.py::test_the_first_chunks_in_fair_shares",
     "Leave out --card, ": JUDGED,
+    "Name another file with --csv.": EVAL + "test_no_output_is_another_or_what_somebody_else_wrote",
+    "Choose another name, or leave out --no-overwrite": EVAL + "test_no_output_is_another_or_what_somebody_else_wrote",
+    "Leave out --json, or name a file with --csv.": EVAL + "test_numbers_that_nobody_would_see_are_not_measured",
+    "Name a file for the numbers with --csv": EVAL + "test_numbers_that_nobody_would_see_are_not_measured",
+    "{keep}, or leave out --quiet.": EVAL + "test_numbers_that_nobody_would_see_are_not_measured",
     "Name GGUF files, or recipes with --recipe": JUDGED,
     "Add --recipe, or leave out --imatrix.": JUDGED,
     "Write the files first, or leave out --engine": JUDGED,

@@ -50,6 +50,18 @@ def test_a_card_is_written_again_but_nothing_else_is_replaced(model: Path) -> No
     assert "# My own words" not in run(card, model, "-o", "-").output
 
 
+def test_files_of_equal_name_are_all_there(model: Path) -> None:
+    other = model.parent / "other" / model.name
+    other.parent.mkdir()
+    other.write_bytes(model.read_bytes() + bytes(32))
+    (model.parent / "link.gguf").symlink_to(model)
+    done = run(card, model, other, model.parent / "link.gguf")
+    assert done.exit_code == 0, done.output
+    text = (model.parent / "README.md").read_text(encoding="utf-8")
+    assert f"`{model.name}`" in text and f"`other/{model.name}`" in text
+    assert text.count("| F16 |") == 2 and "link.gguf" not in text
+
+
 def test_errors(model: Path, tmp_path: Path) -> None:
     assert run(card, tmp_path / "absent.gguf").exit_code == 2
     assert run(card, model, "-o", tmp_path / "absent" / "README.md").exit_code == 2

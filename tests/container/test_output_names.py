@@ -44,14 +44,14 @@ def test_the_longest_name(tmp_path: Path) -> None:
     name = "m" * (255 - ADDED - 5) + ".gguf"
     with Writer(tmp_path / name, LAYOUT):
         assert [len(file.name) for file in tmp_path.iterdir()] == [255]
-    for refuse in (
-        lambda path: Writer(path, LAYOUT).__enter__(),
-        lambda path: check_new(path, overwrite=True),
-        lambda path: new_folder(path, 0).__enter__(),
+    for refuse, fix in (
+        (lambda path: Writer(path, LAYOUT).__enter__(), "--outfile"),
+        (lambda path: check_new(path, overwrite=True), "another name for the file"),
+        (lambda path: new_folder(path, 0).__enter__(), "--outdir"),
     ):
         with pytest.raises(Usage, match=f"longer than {255 - ADDED} bytes") as caught:
             refuse(tmp_path / f"m{name}")
-        assert "another name" in str(caught.value.fix)
+        assert fix in str(caught.value.fix)
     assert list(tmp_path.iterdir()) == []
 
 

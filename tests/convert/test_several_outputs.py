@@ -89,7 +89,7 @@ def test_the_weights_are_read_once(model: Path, tmp_path: Path) -> None:
     [{"outtypes": ("f16", "F16")}, {"outtypes": ("bf16", "auto")}, {"outtypes": ("f16",), "recipes": ("f16",)}],
 )
 def test_two_of_one_name(model: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(Usage, match=r"would write .*Tiny-B?F16\.gguf"):
+    with pytest.raises(Usage, match=r"would make the same file, .*Tiny-B?F16\.gguf"):
         plan(request(model, **options))
 
 

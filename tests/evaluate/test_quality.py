@@ -92,11 +92,36 @@ def test_a_comparison_is_paired_and_seeded() -> None:
     found = compare(("a", "b"), first, closer)
     assert found == compare(("a", "b"), first, closer)
     assert found.better == "b"
-    assert found.divergence.low < found.divergence.value < found.divergence.high < 0
+    low, high = found.divergence.low, found.divergence.high
+    assert low is not None and high is not None and low < found.divergence.value < high < 0
     assert found.divergence_ratio.value == pytest.approx(0.9, abs=0.01)
     assert found.log_ratio.value == pytest.approx(-0.01, abs=1e-5)
     assert compare(("b", "a"), closer, first).better == "b"
     assert compare(("a", "c"), first, scores(4, windows=40)).better is None
+
+
+@pytest.mark.parametrize("windows", [1, 5])
+def test_few_windows_have_no_interval_and_no_winner(windows: int) -> None:
+    first = scores(3, windows=windows)
+    closer = TokenScores(first.nll, first.divergence * 0.5, first.same_top, first.probability)
+    found = compare(("a", "b"), first, closer)
+    assert found.better is None and found.divergence_ratio.value == pytest.approx(0.5)
+    for interval in (found.divergence, found.divergence_ratio, found.log_ratio):
+        assert (interval.low, interval.high) == (None, None)
+    assert compare(("a", "b"), scores(3, windows=6), scores(3, windows=6)).divergence.low == 0
+
+
+@pytest.mark.parametrize(("positions", "known"), [(10, False), (11, True)])
+def test_few_tokens_do_not_say_their_error(positions: int, known: bool) -> None:
+    found = quality(scores(1, 1, positions), scores(2, 1, positions))
+    errors = [value for name, value in vars(found).items() if name.endswith("_error")]
+    assert len(errors) == 5 and all((each is not None) == known for each in errors)
+
+
+def test_a_perplexity_that_no_number_holds_is_none() -> None:
+    found = quality(scores(1, shift=1000.0), scores(2))
+    assert found.perplexity is None and found.perplexity_error is None
+    assert found.log_ratio > 900
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
@@ -107,6 +132,7 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         blank = np.ones((30, 8), np.float32)
         first, second = (TokenScores(blank, each, blank > 0, blank) for each in both)
         found = compare(("a", "b"), first, second).divergence
+        assert found.low is not None and found.high is not None
         inside += found.low <= 0 <= found.high
     assert 180 <= inside <= 197
 

@@ -1,6 +1,7 @@
 """Texts of users, read or refused with file and line, and those that ship with the package."""
 
 import json
+import os
 import re
 import sys
 from itertools import pairwise
@@ -151,3 +152,37 @@ def test_parquet(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"n": [1]}), path)
     with pytest.raises(Malformed, match="the columns are 'n'"):
         read_texts([path])
+
+
+def test_texts_of_equal_name_are_several_domains(tmp_path: Path) -> None:
+    for name in ("a/t.txt", "b/t.txt", "b/u.txt", "b/u.md", "c/t/x.txt", "d/t/y.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    found = read_texts([tmp_path / name for name in ("a/t.txt", "b/t.txt", "b/u.txt", "b/u.md", "c/t", "d/t")])
+    assert [(each.domain, each.name) for each in found] == [
+        ("a/t", "a/t.txt"),
+        ("b/t", "b/t.txt"),
+        ("u.txt", "u.txt"),
+        ("u.md", "u.md"),
+        ("c/t", "x.txt"),
+        ("d/t", "y.txt"),
+    ]
+
+
+def test_a_text_counts_once(tmp_path: Path) -> None:
+    text = tmp_path / "t.txt"
+    text.write_text("words", encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to(text)
+    for paths in ([text, text], [text, tmp_path / "link.txt"]):
+        with pytest.raises(Usage, match="read twice"):
+            read_texts(paths)
+    (tmp_path / "link.txt").unlink()
+    with pytest.raises(Usage, match="read twice"):
+        read_texts([tmp_path, text])
+    assert len(read_texts([text])) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no /dev/null")
+def test_a_device_is_a_wrong_name() -> None:
+    with pytest.raises(Usage, match="not a regular file"):
+        read_texts([Path("/dev/null")])

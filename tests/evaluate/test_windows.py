@@ -34,6 +34,20 @@ def rows(*texts: str) -> list[list[int]]:
     return [[0 if c == "_" else ord(c) for c in text] for text in texts]
 
 
+def test_one_token_is_one_and_an_importance_matrix_names_no_folders() -> None:
+    with pytest.raises(Usage, match="the text of 'a' has 1 token, but one window has 4"):
+        make_windows([TextDocument("a", "x", name="a.txt")], Letters(), context=4, chunks=None)
+    both = [TextDocument(name, "abcdefgh", name=f"{name}.txt") for name in ("a/t", "b/t")]
+    assert make_windows(both, Letters(), context=4, chunks=None).names == ("a/t.txt", "b/t.txt")
+    assert make_windows(both, Letters(), context=4, chunks=None, by_domain=False).names == ("t.txt",)
+
+
+def test_windows_longer_than_the_model_was_made_for_get_a_note() -> None:
+    found = make_windows([B], Letters(), context=4, chunks=None, longest=3)
+    assert found.notes == ("windows of 4 tokens are longer than the 3 that the model was made for",)
+    assert make_windows([B], Letters(), context=4, chunks=None, longest=4).notes == ()
+
+
 def test_a_text_is_cut_and_the_rest_dropped() -> None:
     found = make_windows([B], Letters(), context=4, chunks=None)
     assert found.tokens.tolist() == rows("ABCD", "EFGH") and found.tokens.dtype == np.int32
@@ -90,6 +104,8 @@ def test_texts_that_are_too_short_are_named_with_their_tokens() -> None:
         make_windows([A], Letters(), context=9, chunks=None, by_domain=False)
     with pytest.raises(Usage, match=r"Pass more text\.$"):
         make_windows([TextDocument("d", "x")], Letters(), context=9, chunks=None)
+    with pytest.raises(Usage, match=r"Pass more text\.$"):  # shorter windows would be too short to score
+        make_windows([TextDocument("d", "xyz")], Letters(), context=9, chunks=None, shortest=4)
 
 
 def test_other_contradictions() -> None:

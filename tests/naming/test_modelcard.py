@@ -265,7 +265,7 @@ def test_a_header_stays_in_its_place(tmp_path: Path) -> None:
     page = text.partition("\n---\n\n")[2]
     outside = [block for index, block in enumerate(page.split("```")) if index % 2 == 0]
     assert all("<script>" not in block and "rm -rf" not in block.replace("\\`\\`\\`sh rm -rf", "") for block in outside)
-    assert "`a b'$(touch x)&#124;.gguf`" in text
+    assert r"``a b'$(touch x)\|`.gguf``" in text
     assert "llama-cli -m 'a b'\\''$(touch x)|`.gguf'" in text
 
 
