@@ -64,7 +64,7 @@ $(REFERENCE): tests/conformance/fetch.py $(VENV)/.setup
 # llama.cpp's own tools, compiled from the same distribution: minutes, once.
 TOOLS := build/reference/build/.complete
 $(TOOLS): $(REFERENCE) tests/conformance/build_tools.py | $(VENV)/.conformance
-	$(BIN)/python tests/conformance/build_tools.py
+	$(LLAMA_FLAGS) $(BIN)/python tests/conformance/build_tools.py
 
 reference: $(REFERENCE)
 

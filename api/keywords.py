@@ -152,6 +152,7 @@ class EvaluateKeywords(ReadingKeywords, total=False):
 
     recipes: "StrPath | Recipe | Sequence[StrPath | Recipe]"
     imatrix: StrPath | None
+    imatrix_chunks: int | None
     stream: bool
 
 

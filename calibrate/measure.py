@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.calibrate.auto import is_weighted
 from ggufsmith.calibrate.encoder import CalibratedEncoder
+from ggufsmith.calibrate.finite import FIX
 from ggufsmith.calibrate.gram import Inputs
 from ggufsmith.calibrate.head import inputs_of
 from ggufsmith.calibrate.ready import Readied
@@ -96,7 +97,7 @@ class Measuring:
             name, type, _ = wrong[0]
             raise Malformed(
                 f"what {type} would cost {name} is NaN, infinite or too large",
-                fix="The weights may be damaged: check the model with `ggufsmith verify`.",
+                fix=FIX,
             )
         for (name, type, _), loss in sorted(found.items()):
             known = self.losses.setdefault(name, {})

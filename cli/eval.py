@@ -25,7 +25,9 @@ NO_CARD = "Leave out --card, and take the numbers from --csv."
 NO_CARD_OF_RECIPES = "Leave out --card, or name files only."
 
 
-@with_records("model", "file", only="text context chunks device recipes imatrix lora revision token stream")
+@with_records(
+    "model", "file", only="text context chunks device recipes imatrix imatrix_chunks lora revision token stream"
+)
 def evaluate(
     *,
     files: Annotated[

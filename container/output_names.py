@@ -18,7 +18,7 @@ ADDED = len("..0123456789ab.partial")  # what a run calls a file until it is fin
 LONGEST_PATH = 259  # characters on Windows, unless long paths are enabled there
 
 
-def check_name(path: Path, fix: str = "Choose another name with --outfile.") -> None:
+def check_name(path: Path, fix: str = "Choose another name for the output.") -> None:
     """Usage, before the work, if an output cannot have this name."""
     problem = _problem(path)
     if problem is not None:

@@ -167,7 +167,7 @@ def check_tokens(skeleton: Skeleton, tokens: NDArray[np.int32]) -> None:
     if skeleton.positions is not None and tokens.shape[1] > skeleton.positions:
         raise Usage(
             f"windows of {tokens.shape[1]} tokens are longer than the {skeleton.positions} positions of the model",
-            fix=f"Make them shorter: --context {skeleton.positions}",
+            fix=f"Make them shorter, with --context {skeleton.positions} of eval and imatrix.",
         )
 
 

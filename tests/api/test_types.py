@@ -33,7 +33,7 @@ def sizes(folder: Path, tensors: Mapping[str, Any]) -> list[int]:
     return [output.bytes for each in (report, more, again) for output in each.outputs]
 
 
-def figures(file: Path, source: str) -> list[float]:
+def figures(file: Path, source: str) -> list[float | None]:
     found = ggufsmith.evaluate(file, against=source, recipes=["q4_0"], chunks=2)
     made = ggufsmith.imatrix(source, text="text.txt", outfile="imatrix.gguf")
     table = ggufsmith.sensitivity(source, chunks=2)

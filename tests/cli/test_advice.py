@@ -275,7 +275,7 @@ ELSEWHERE = {
     "Convert the model again without them: gguf-convert --mtp": (
         "tests/conformance/test_hf_folders.py::test_every_line_of_the_zoo_comes_back"
     ),
-    "Make them shorter: --context": (
+    "Make them shorter, with --context": (
         "tests/conformance/test_forward.py::test_windows_longer_than_the_positions_of_the_model"
     ),
     "Log in, or pass --token.": HUB + "test_a_gated_model_needs_a_token_that_only_the_hub_sees",

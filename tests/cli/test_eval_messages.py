@@ -71,7 +71,7 @@ def test_one_is_not_many(home: Path) -> None:
     assert "a window of 1 token has" in said(2, "g.gguf", "--against", "g.gguf", "--context", "1")
     models.write_imatrix(home / "i.gguf", models.importance(models.arrays()))
     lines = dict(_summary(MadeImatrix(replace(open_imatrix(home / "i.gguf"), chunks=1, chunk_size=512), None, ()), 1.0))
-    assert lines["tokens"] == "512 (1 chunk of 512)"
+    assert lines["length"] == "1 chunk of 512 tokens"
 
 
 def test_a_text_that_is_no_file_is_a_wrong_option(home: Path) -> None:

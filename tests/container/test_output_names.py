@@ -45,7 +45,7 @@ def test_the_longest_name(tmp_path: Path) -> None:
     with Writer(tmp_path / name, LAYOUT):
         assert [len(file.name) for file in tmp_path.iterdir()] == [255]
     for refuse, fix in (
-        (lambda path: Writer(path, LAYOUT).__enter__(), "--outfile"),
+        (lambda path: Writer(path, LAYOUT).__enter__(), "for the output"),
         (lambda path: check_new(path, overwrite=True), "another name for the file"),
         (lambda path: new_folder(path, 0).__enter__(), "--outdir"),
     ):
