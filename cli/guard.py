@@ -122,7 +122,8 @@ def _signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # else it is not Python's, and cannot be put back
+                signal.signal(number, handler)
 
 
 def guarded(command: Callable[[], None], machine: bool) -> None:
