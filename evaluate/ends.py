@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported
 from ggufsmith.evaluate.arguments import Call, Handed
-from ggufsmith.evaluate.loading import installed, replaced
+from ggufsmith.evaluate.loading import installed, move_buffers, replaced
 from ggufsmith.evaluate.skeleton import BY_TOKEN, LLAMA_TOOLS, Skeleton, parameters_of
 from ggufsmith.evaluate.variants import ModelVariant, Weights, pick_rows, read_tensors
 
@@ -78,6 +78,10 @@ def outside(
     whole = [each for each in skeleton.outside if each.source.name not in embedded]
     rows = read_tensors(variant, [output.name for each in whole for output in each.outputs], threads)
     parameters = parameters_of(whole, rows) | {name: table.rows for name, table in embedded.items()}
+    inside = {module for block in skeleton.blocks for module in block.modules()}
+    for module in skeleton.model.modules():
+        if module not in inside:
+            move_buffers(module, device)
     with installed(skeleton.model, parameters, device) as weights, ExitStack() as hooks:
         for name, table in embedded.items():
             module = skeleton.model.get_submodule(name.rpartition(".")[0])

@@ -38,7 +38,7 @@ def installed(
     }
     _install(module, wrapped)
     for name in wrapped:
-        _move_buffers(module.get_submodule(name.rpartition(".")[0]), device)
+        move_buffers(module.get_submodule(name.rpartition(".")[0]), device)
     try:
         yield weights
     finally:
@@ -50,7 +50,8 @@ def _dtype(place: torch.Tensor) -> torch.dtype:
     return torch.float32 if place.is_floating_point() else place.dtype
 
 
-def _move_buffers(module: Any, device: torch.device) -> None:
+def move_buffers(module: Any, device: torch.device) -> None:
+    """The module's own, not those of the modules in it."""
     for name, value in module.named_buffers(recurse=False):
         setattr(module, name, value.to(device))
 
