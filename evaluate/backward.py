@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
+from ggufsmith.container.errors import Unsupported
 from ggufsmith.container.parallel import parallel_for
 from ggufsmith.convert.plan import TensorPlan
 from ggufsmith.evaluate import forward
@@ -113,6 +114,11 @@ def run_backward(
     """
     where, threads = torch.device(find_device(device)), threads or available_cores()
     forward.check_tokens(skeleton, tokens)
+    if skeleton.whole:  # whose forward keeps no gradients of the first rounds
+        raise Unsupported(
+            f"transformers' {type(skeleton.model).__name__} uses blocks several times, and is not run backward",
+            fix="Choose types by --recipe, or by --tensor-type.",
+        )
     with torch.no_grad(), torch_threads(1), ExitStack() as stack:
         load_kernels([variant])
         blocks, kept = skeleton.blocks, list[States]()  # what goes into every block, and what the last one gives

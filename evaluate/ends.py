@@ -122,7 +122,9 @@ def _recorded(skeleton: Skeleton, tokens: torch.Tensor, extras: int | None) -> S
         return states if extras is None else (states, *given[-1])
 
     with replaced(*skeleton.blocks, record):
-        skeleton.decoder(input_ids=tokens, use_cache=False)
+        found = skeleton.decoder(input_ids=tokens, use_cache=False)[0]
+    if not isinstance(found, torch.Tensor):
+        raise ValueError("what blocks give is taken for the hidden states")
     if len(calls) != len(skeleton.blocks):
         raise ValueError(f"{len(calls)} calls of {len(skeleton.blocks)} blocks")
     known = [(), *given]

@@ -34,6 +34,7 @@ from ggufsmith.convert.plan import Plan, TensorPlan, find_architecture, make_pla
 from ggufsmith.convert.stored import StoredTensor
 from ggufsmith.evaluate.head import EMBEDDING, HEAD
 from ggufsmith.evaluate.observe import Latent, Tap
+from ggufsmith.evaluate.rounds import Around, Rounds
 from ggufsmith.evaluate.variants import ModelVariant, SourceModel, Weights
 
 HEAD_BIAS = "output.bias"
@@ -68,6 +69,7 @@ class Skeleton:
     implementation: of the attention, as transformers calls it.
     numbers:  how those of its blocks' parameters are made that GGUF has among its keys.
     never:    tokens that it never predicts: Chameleon's for pictures.
+    whole:    all between embedding and head is one block (see `rounds`).
     """
 
     model: Any
@@ -79,6 +81,7 @@ class Skeleton:
     implementation: str
     numbers: tuple[Inverse, ...] = ()
     never: tuple[int, ...] = ()
+    whole: bool = False
 
     @property
     def vocabulary(self) -> int:
@@ -93,18 +96,24 @@ class Skeleton:
     @property
     def outside(self) -> list[Inverse]:
         """The parameters that are in no block and not the head: embeddings, norms, and what else stands at the ends."""
-        return [each for each in self.inverses if not _in_block(each) and not _is_head(each)]
+        return [each for each in self.inverses if self.place(each.outputs[0].name) is None and not _is_head(each)]
+
+    def place(self, tensor: str) -> int | None:
+        """The number of the block that a GGUF tensor is in; None for one that is in none."""
+        if self.whole:
+            return None if tensor in (*BY_TOKEN, HEAD, HEAD_BIAS) else 0
+        found = BLOCK.match(tensor)
+        return int(found[1]) if found else None
 
     def inside(self, block: int) -> list[Inverse]:
         """The parameters of a block."""
-        start = f"blk.{block}."
-        own = [each for each in self.inverses if each.outputs[0].name.startswith(start)]
+        own = [each for each in self.inverses if self.place(each.outputs[0].name) == block]
         prefix = self.prefix(block)
         return [*own, *(each for each in self.numbers if each.source.name.startswith(prefix))]
 
     def outputs(self, block: int) -> list[TensorPlan]:
         """The GGUF tensors of a block."""
-        return [each for each in self.plan.outputs if each.name.startswith(f"blk.{block}.")]
+        return [each for each in self.plan.outputs if self.place(each.name) == block]
 
     def taps(self, block: int) -> dict[str, tuple[Tap, ...]]:
         """The parameters of a block, by the names they have in it, and the GGUF tensors that are made of each."""
@@ -131,7 +140,8 @@ class Skeleton:
 
     def prefix(self, block: int) -> str:
         """What the names of a block's parameters begin with."""
-        return next(f"{name}." for name, module in self.model.named_modules() if module is self.blocks[block])
+        wanted = self.model.get_decoder() if self.whole else self.blocks[block]
+        return next(f"{name}." for name, module in self.model.named_modules() if module is wanted)
 
 
 def build_skeleton(source: SourceModel) -> Skeleton:
@@ -140,10 +150,14 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     source = _unfolded(source)
     model = _model(source)
     blocks = _blocks(model)
-    if blocks is None:
-        raise _not_here(source, model, "its blocks were not found")
-    place = next(name for name, module in model.named_modules() if module is blocks)
-    base, decoder = (model.get_submodule(name) for name in (place.partition(".")[0], place.rpartition(".")[0]))
+    whole = blocks is None
+    if whole:
+        base = model.get_decoder()
+        blocks = [Rounds(base)]
+        decoder = Around(base, blocks[0])
+    else:
+        place = next(name for name, module in model.named_modules() if module is blocks)
+        base, decoder = (model.get_submodule(name) for name in (place.partition(".")[0], place.rpartition(".")[0]))
     head = model.get_output_embeddings()
     if head is None:
         raise _not_here(source, model, "its head was not found")
@@ -169,7 +183,7 @@ def build_skeleton(source: SourceModel) -> Skeleton:
     stated = constants(plan.numbers, source.source.metadata, source.where)
     numbers = tuple(Inverse(parameter, (), op) for parameter, op in stated)
     implementation = model.config._attn_implementation
-    return Skeleton(model, base, decoder, blocks, plan, found, implementation, numbers, _never(model))
+    return Skeleton(model, base, decoder, blocks, plan, found, implementation, numbers, _never(model), whole)
 
 
 def _planned(
@@ -246,10 +260,6 @@ def _never(model: Any) -> tuple[int, ...]:
         if mapping := getattr(module, "vocabulary_mapping", None):
             found, mapping.image_tokens = [*mapping.image_tokens], []  # it would look for them in every piece of a head
     return tuple(found)
-
-
-def _in_block(inverse: Inverse) -> bool:
-    return inverse.outputs[0].name.startswith("blk.")
 
 
 def _is_head(inverse: Inverse) -> bool:

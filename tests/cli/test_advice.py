@@ -286,6 +286,7 @@ ELSEWHERE = {
     "Make one for this model: ggufsmith imatrix": WEIGHED,
     "`ggufsmith sensitivity MODEL` makes one.": TABLE,
     "Make one of this model with `ggufsmith sensitivity`": TABLE,
+    "Choose types by --recipe": "tests/conformance/test_backward.py::test_blocks_that_are_used_several_times",
     "Add --calibrate.": "tests/conformance/test_calibrated.py::test_llama_cpp_runs_the_file",
     "Every weight is finite, but some": RUN + "test_where_numbers_stop_being_finite",
     "Find the block in which they begin": RUN + "test_where_numbers_stop_being_finite",

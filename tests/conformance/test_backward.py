@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import checkpoints
 import zoo
-from ggufsmith.container.errors import Malformed, NoSpace
+from ggufsmith.container.errors import Malformed, NoSpace, Unsupported
 from ggufsmith.evaluate import backward, hidden
 from ggufsmith.evaluate.backward import EmbeddingFisher, Finished, HeadFisher, Told, run_backward
 from ggufsmith.evaluate.skeleton import build_skeleton
@@ -246,10 +246,19 @@ NOT_TOLD_IN = {
     "gemma3n": {"attn_k.weight", "attn_v.weight"},
     "chameleon": {f"attn_{each}_norm.{kind}" for each in "qk" for kind in ("weight", "bias")},
 }
-NOT_RUN = {"hrm-text"}  # see test_forward
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.ZOO if name not in NOT_RUN])
+USED_AGAIN = "hrm-text"  # its blocks are used several times, and the first times without gradients
+
+
+def test_blocks_that_are_used_several_times(tmp_path: Path) -> None:
+    zoo.write(USED_AGAIN, tmp_path)
+    with opened_model(request(tmp_path)) as model, pytest.raises(Unsupported, match="uses blocks several times"):
+        run_backward(build_skeleton(model), model.source, tokens_for(300), observe=print, finished=print, device="cpu")
+    convert(request(tmp_path, outfile=tmp_path / "model.gguf", recipes=("q4_0",), tensor_types=("attn_q=q8_0",)))
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.ZOO if name != USED_AGAIN])
 def test_every_architecture_runs_backward(name: str, tmp_path: Path) -> None:
     """Every matrix is told of its inputs and gradients, in its own shape."""
     folder = tmp_path / "Tiny-Fixture"

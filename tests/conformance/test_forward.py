@@ -102,12 +102,9 @@ LINES = [(name, False) for name in zoo.ZOO] + [(name, True) for name, line in zo
 
 
 UNLIKE = "cannot be run here yet: its parameters are not those of the checkpoint"
-# Lines, and whether as they are published, that cannot be run here, and what is said: the blocks of HRM-Text are run
-# several times; of MiMo's published config, transformers reads no dense block but the first.
-NOT_RUN = {
-    ("hrm-text", False): "cannot be run here yet",
-    ("mimo2", True): UNLIKE,
-}
+# Lines, and whether as they are published, that cannot be run here, and what is said: of MiMo's published config,
+# transformers reads no dense block but the first.
+NOT_RUN = {("mimo2", True): UNLIKE}
 # Those that cannot be run from a GGUF file: there is no class for the text model alone, or the file does not say which
 # tokens are pictures.
 FOLDER_ONLY = {"minimax-m3": UNLIKE, "chameleon": "cannot make a ChameleonForConditionalGeneration"}

@@ -7,6 +7,7 @@ defaults, keys and values in F16 and flash attention, some sums differ by up to 
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -110,6 +111,7 @@ WRITTEN_OTHERWISE = {
     "mamba": 1e-3,  # a matrix that stands before its inputs, which are turned
     "falcon-mamba": 1e-3,
     "jamba": 1e-3,
+    "hrm-text": 1e-3,  # blocks that are used several times
     "glm-dsa": 1e-3,  # choices of tokens that one block hands the next
     "granitemoe-swa": 1e-3,  # packed experts, and sinks
     "falcon-h1": 1e-3,  # scales that are folded into the weights
@@ -135,6 +137,9 @@ WRITTEN_OTHERWISE = {
 }
 
 
+USED_AGAIN = {"hrm-text"}
+
+
 @pytest.mark.parametrize("name", WRITTEN_OTHERWISE)
 def test_of_what_is_written_otherwise_in_transformers(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "Tiny-2M-v1.0"
@@ -143,20 +148,27 @@ def test_of_what_is_written_otherwise_in_transformers(name: str, tmp_path: Path)
     model = tmp_path / "Tiny-F32.gguf"
     convert(request(folder, outtype="f32", outfile=model))
     options = reading(tmp_path, chunks=4)
-    check(ours(folder, options), theirs(model, options, "--process-output"), WRITTEN_OTHERWISE[name])
+    wanted = theirs(model, options, "--process-output")
+    if name in USED_AGAIN:  # llama-imatrix counts the pieces by the first matrix, however often they pass it
+        wanted = replace(wanted, chunks=4)
+    check(ours(folder, options), wanted, WRITTEN_OTHERWISE[name])
 
 
-def test_the_names_where_llama_cpp_computes_otherwise(tmp_path: Path) -> None:
-    """It rotates Hunyuan 4 otherwise; attention to the latent is written out there, without a kernel that does it."""
+@pytest.mark.parametrize("name", ["hy-v4", "gemma3n"])
+def test_the_names_where_llama_cpp_computes_otherwise(name: str, tmp_path: Path) -> None:
+    """It rotates Hunyuan 4 otherwise, and has another deviation in Gemma 3n (docs/architectures.md)."""
     folder = tmp_path / "Tiny-2M-v1.0"
     folder.mkdir()
-    zoo.write("hy-v4", folder)
+    zoo.write(name, folder)
     model = tmp_path / "Tiny-F32.gguf"
     convert(request(folder, outtype="f32", outfile=model))
     options = reading(tmp_path, chunks=2)
-    found, wanted = ours(folder, options), theirs(model, options, "--process-output")
-    assert found.entries.keys() == wanted.entries.keys()
-    assert any("attn_v_b" in name for name in found.entries)
+    found, wanted = ours(folder, options).entries, theirs(model, options, "--process-output").entries
+    assert found.keys() == wanted.keys()
+    if name == "hy-v4":  # attention to the latent is written out there, without a kernel that does it
+        assert any("attn_v_b" in each for each in found)
+    else:
+        assert all(np.array_equal(found[each].counts, wanted[each].counts) for each in found)
 
 
 def test_a_trained_model(tmp_path: Path) -> None:
