@@ -170,7 +170,8 @@ def making_logits(
         here.hidden, here.head = hidden[None], head
         logits = skeleton.model(inputs_embeds=here.hidden, use_cache=False).logits[0]
         never = [each - head.first for each in skeleton.never if 0 <= each - head.first < logits.shape[1]]
-        logits[:, never] = torch.finfo(logits.dtype).min
+        if never:
+            logits = logits.index_fill(1, torch.tensor(never, device=logits.device), torch.finfo(logits.dtype).min)
         return logits, here.product
 
     with replaced(skeleton.base, states), replaced(skeleton.model.get_output_embeddings(), product):
