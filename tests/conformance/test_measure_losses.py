@@ -10,6 +10,8 @@ from ggufsmith.pipeline.encoder import RowRange
 from ggufsmith.quantize.encoder import GGML
 from ggufsmith.quantize.recipes.assign import Stored
 
+pytestmark = pytest.mark.conformance
+
 NAME = "blk.0.ffn_up.weight"
 
 
