@@ -73,7 +73,7 @@ def argument_store(memory: int) -> Iterator[ArgumentStore]:
 
 def on_device(value: Any, device: torch.device) -> Any:
     """The same arguments, with every tensor on this device."""
-    return _mapped(value, lambda tensor: tensor.to(device))
+    return mapped(value, lambda each: each.to(device) if isinstance(each, torch.Tensor) else each)
 
 
 def handed_on(call: Call, given: Sequence[Any]) -> Call:
@@ -83,29 +83,24 @@ def handed_on(call: Call, given: Sequence[Any]) -> Call:
     """
 
     def fill(value: Any) -> Any:
-        if isinstance(value, Handed):
-            return checked(given[value.place])
-        if type(value) in (list, tuple):
-            return type(value)(map(fill, value))
-        return {key: fill(each) for key, each in value.items()} if type(value) is dict else value
-
-    def checked(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
+        if not isinstance(value, Handed):
+            return value
+        found = given[value.place]
+        if isinstance(found, torch.Tensor) and found.is_floating_point():
             raise Unsupported("blocks of this model hand on numbers besides the hidden states, which is not run yet")
-        return value
+        return found
 
     args, kwargs = call
-    return fill(args), fill(kwargs)
+    return mapped(args, fill), mapped(kwargs, fill)
 
 
-def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return change(value)
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same arguments, with what `change` makes of each that is no list, tuple or dictionary."""
     if type(value) in (list, tuple):
-        return type(value)(_mapped(each, change) for each in value)
+        return type(value)(mapped(each, change) for each in value)
     if type(value) is dict:
-        return {key: _mapped(each, change) for key, each in value.items()}
-    return value
+        return {key: mapped(each, change) for key, each in value.items()}
+    return change(value)
 
 
 def _matched(value: Any, usual: Any, own: Callable[[torch.Tensor], torch.Tensor]) -> Any:

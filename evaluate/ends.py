@@ -7,6 +7,7 @@ norm, and before it the merging of streams where a model has several. Nothing of
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ggufsmith.container.errors import Unsupported
-from ggufsmith.evaluate.arguments import Call, Handed
+from ggufsmith.evaluate.arguments import Call, Handed, mapped
 from ggufsmith.evaluate.loading import installed, move_buffers, replaced
 from ggufsmith.evaluate.skeleton import BY_TOKEN, LLAMA_TOOLS, Skeleton, parameters_of
 from ggufsmith.evaluate.variants import ModelVariant, Weights, pick_rows, read_tensors
@@ -128,17 +129,16 @@ def _recorded(skeleton: Skeleton, tokens: torch.Tensor, extras: int | None) -> S
     if len(calls) != len(skeleton.blocks):
         raise ValueError(f"{len(calls)} calls of {len(skeleton.blocks)} blocks")
     known = [(), *given]
-    handed = [_handed((args[1:], kwargs), before) for (args, kwargs), before in zip(calls, known, strict=False)]
+    handed = [
+        mapped((args[1:], kwargs), partial(_handed, before))
+        for (args, kwargs), before in zip(calls, known, strict=False)
+    ]
     return Start(calls[0][0][0], handed, extras)
 
 
-def _handed(call: Any, before: tuple[object, ...]) -> Any:
-    """The same arguments, with `Handed` in place of what the block before has given."""
-    if type(call) in (list, tuple):
-        return type(call)(_handed(each, before) for each in call)
-    if type(call) is dict:
-        return {key: _handed(each, before) for key, each in call.items()}
-    return Handed(before.index(call)) if type(call) is object else call  # ValueError for what was given long before
+def _handed(before: tuple[object, ...], value: Any) -> Any:
+    """`Handed` in place of what the block before has given; ValueError for what an earlier one has."""
+    return Handed(before.index(value)) if type(value) is object else value
 
 
 @contextmanager
